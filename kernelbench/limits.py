@@ -1,0 +1,41 @@
+"""What a machine's measured ceilings make of a cost: the floor time, and what bounds it."""
+
+from collections.abc import Mapping
+
+PLAUSIBLE = 1.05  # a measured rate may pass its ceiling by this much before it is refused
+
+
+def floors_ns(read: int, write: int, flops: int, ceilings: Mapping[str, float]) -> dict[str, float]:
+    """The time in ns that each resource needs at the machine's own measured limit.
+
+    read, write: bytes; flops: FMA = 2. ceilings: `read_gbps`, `write_gbps`, `copy_gbps` (decimal
+    GB/s = bytes/ns, at this footprint, copy counting bytes read and written) and `tflops` (of the
+    precision mix). A ceiling that was not measured bounds nothing.
+    """
+    memory = [
+        amount / ceilings[name]
+        for name, amount in (
+            ("read_gbps", read),
+            ("write_gbps", write),
+            ("copy_gbps", read + write),
+        )
+        if ceilings.get(name)
+    ]
+    found = {"memory": max(memory)} if memory else {}
+    if ceilings.get("tflops"):
+        found["compute"] = flops / (ceilings["tflops"] * 1e3)
+    return found
+
+
+def fastest_plausible_ns(read: int, flops: int, ceilings: Mapping[str, float]) -> float:
+    """A correct call that takes less than this did not do its work.
+
+    Reads alone are held against the best read rate at any footprint: dirty lines that stay in L2
+    make writes look free.
+    """
+    times = [0.0]
+    if ceilings.get("peak_read_gbps"):
+        times.append(read / ceilings["peak_read_gbps"])
+    if ceilings.get("tflops"):
+        times.append(flops / (ceilings["tflops"] * 1e3))
+    return max(times) / PLAUSIBLE

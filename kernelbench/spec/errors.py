@@ -1,0 +1,22 @@
+"""Errors that a user can mend: each says where, what was got, what is known, and the remedy."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KernelbenchError(Exception):
+    """Something the user can mend. Printed as its message alone; exit code 2."""
+
+
+class UsageError(KernelbenchError):
+    """Bad input: a suite, an option or an argument."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'N'? Known: M, N` for a word that is not known."""
+    names = list(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    if not near:  # a name of one letter never scores when only its case is wrong
+        near = [name for name in names if name.lower() == word.lower()]
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{hint} Known: {', '.join(names) or 'none'}"

@@ -1,0 +1,169 @@
+"""A family: one operator, how to draw its inputs, what is right, what it must cost, who does it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, Protocol, TypeVar
+
+from kernelbench.spec.case import Case
+
+Tensor = Any  # torch.Tensor; this room knows the standard library alone
+Tensors = Mapping[str, Tensor]
+Call = Callable[[Tensors], Tensor | tuple[Tensor, ...]]
+C = TypeVar("C", bound=Case)
+
+
+class Role(StrEnum):
+    """What a provider is in the comparison."""
+
+    baseline = "baseline"  # unfused PyTorch, as people write it, on the best backend
+    torch_fused = "torch_fused"  # the best that PyTorch itself offers
+    triton_fused = "triton_fused"  # ours
+    ablation = "ablation"  # same function, isolates one cause
+    peer = "peer"  # a third-party package
+
+    @property
+    def ours(self) -> bool:
+        """Whether a provider of this role can be the headline, and so never a yardstick of it."""
+        return self in (Role.triton_fused, Role.ablation)
+
+
+class Accuracy(StrEnum):
+    """`exact`: the function up to rounding. `approximate`: a stated looser class."""
+
+    exact = "exact"
+    approximate = "approximate"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The work that the algorithm must do: each input read once, each output written once."""
+
+    flops: int
+    read: int  # bytes
+    write: int  # bytes
+
+    @property
+    def bytes(self) -> int:
+        return self.read + self.write
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One row of a provider's byte model: HBM bytes of one tensor, read and written."""
+
+    tensor: str
+    read: int = 0
+    write: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a provider may ask about the machine."""
+
+    kind: str  # "cuda" or "cpu"
+    name: str
+    capability: tuple[int, int] | None = None
+    total_bytes: int = 0
+    l2_bytes: int = 0
+    sms: int = 0
+    no_triton: str = ""  # why Triton cannot run here; empty when it can
+
+    @property
+    def arch(self) -> str:
+        """`sm_90`, or `cpu`."""
+        return f"sm_{self.capability[0]}{self.capability[1]}" if self.capability else self.kind
+
+
+class Draw(Protocol):
+    """Draws one input tensor after another, reproducibly, on the right device."""
+
+    @property
+    def device(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __call__(self, *shape: int, dtype: Any = None) -> Tensor:
+        """A tensor drawn from the case's distribution, in the case's dtype unless told."""
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Whole numbers in [low, high), int64."""
+
+
+def as_they_are(case: Any, inputs: Tensors) -> Tensors:
+    """The default `prepare`: the family's own layout."""
+    return inputs
+
+
+def always(case: Any, device: Device) -> None:
+    """The default `unsupported`: every case, everywhere."""
+
+
+@dataclass(frozen=True)
+class Provider(Generic[C]):
+    """One implementation of a family.
+
+    build: untimed (compile, choose); what it returns is timed. It is handed the config that
+        was chosen, None for a provider without `configs`, and returns a function from the named
+        inputs to the family's outputs in their order.
+    prepare: untimed, layout only. What a caller would pay on each call (quantisation, say)
+        belongs in the call, unless `prepacked` says otherwise, which tables show.
+    configs: every config that a tuner may pick; the first is the table's choice.
+    traffic: HBM bytes that this implementation moves, tensor by tensor.
+    mutates: inputs that the call overwrites; they are restored, untimed, before every call.
+    requires: modules that must be importable.
+    unsupported: the reason why a case cannot run on a device, or None.
+    precision: which rate its matmul flops run at, by share: {"int8": 0.5, "fp8": 0.5}.
+    """
+
+    name: str
+    role: Role
+    build: Callable[[C, Any], Call]
+    accuracy: Accuracy = Accuracy.exact
+    prepare: Callable[[C, Tensors], Tensors] = as_they_are
+    configs: Callable[[C, Device], Sequence[Any]] | None = None
+    traffic: Callable[[C], tuple[Traffic, ...]] | None = None
+    mutates: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    unsupported: Callable[[C, Device], str | None] = always
+    precision: Mapping[str, float] = field(default_factory=dict)
+    prepacked: bool = False
+
+
+Piece = tuple[str, Any, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[C]):
+    """One operator.
+
+    inputs: the named input tensors of a case, and for each output `o` that takes part in the
+        backward its upstream gradient `grad_o`.
+    outputs: names of what a call returns, in order.
+    grads: names of the inputs that have a gradient; theirs are called `dx` for input `x`.
+    oracle: yields (name, index, fp64 tensor): the right values of `output[index]`, in pieces so
+        that a large case fits in memory. Together the pieces cover what the mode produces; an
+        expensive oracle may yield a sample of rows. It yields gradients only when they are asked
+        for (`case.mode` is not fwd). Pieces of outputs that are not asked for are ignored.
+    cost: the work the algorithm must do in the case's mode.
+    checks: small cases that every provider must pass everywhere.
+    """
+
+    name: str
+    title: str
+    case: type[C]
+    inputs: Callable[[C, Draw], Tensors]
+    outputs: Callable[[C], tuple[str, ...]]
+    oracle: Callable[[C, Tensors], Iterable[Piece]]
+    cost: Callable[[C], Cost]
+    providers: tuple[Provider[C], ...]
+    checks: tuple[C, ...]
+    grads: Callable[[C], tuple[str, ...]] = lambda case: ()
+
+    def provider(self, name: str) -> Provider[C]:
+        return next(p for p in self.providers if p.name == name)
+
+    @property
+    def baseline(self) -> Provider[C]:
+        return next(p for p in self.providers if p.role is Role.baseline)

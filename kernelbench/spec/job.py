@@ -1,0 +1,53 @@
+"""A job: the unit that is isolated, timed out, retried and resumed; and how it is measured."""
+
+from dataclasses import dataclass, field
+
+from kernelbench.spec.case import Case
+from kernelbench.spec.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """When to stop sampling, and which clocks to read besides the gated events.
+
+    Sampling of a provider ends with at least `min_samples` and a 95 % interval of the median
+    within ± `interval_pct` %, or when more samples no longer narrow it, or at `max_samples`, or
+    after `max_seconds` of wall time per provider.
+    """
+
+    min_samples: int = 10
+    max_samples: int = 512
+    interval_pct: float = 0.5
+    max_seconds: float = 2.0
+    block: int = 10  # samples of one provider between two of another
+    interleave: bool = True
+    timers: tuple[str, ...] = ("kernel", "host", "graph")  # besides the gated events
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_samples <= self.max_samples <= 512:
+            raise UsageError("measure: 2 <= min_samples <= max_samples <= 512 must hold")
+        if not 1 <= self.block <= self.max_samples:
+            raise UsageError("measure: 1 <= block <= max_samples must hold")
+        if self.interval_pct <= 0 or self.max_seconds <= 0:
+            raise UsageError("measure: interval_pct and max_seconds must be above 0")
+        unknown = set(self.timers) - {"kernel", "host", "graph"}
+        if unknown:
+            raise UsageError(
+                f"measure: no timer {sorted(unknown)[0]!r}. Known: kernel, host, graph"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One case of one family, and the providers that are measured together, interleaved."""
+
+    family: str
+    case: Case
+    providers: tuple[str, ...]
+    label: str = ""
+    measure: Measure = field(default_factory=Measure)
+    gpus: int = 1
+
+    @property
+    def id(self) -> str:
+        return f"{self.family}/{self.case.id}"

@@ -1,0 +1,171 @@
+"""A record: the facts of one (job, provider). What is derived from them is in `metrics`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from kernelbench.spec.case import AxisValue
+from kernelbench.spec.errors import KernelbenchError
+from kernelbench.spec.family import Accuracy, Role, Traffic
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """How the measurement of one provider ended."""
+
+    ok = "ok"
+    skipped = "skipped"  # with the reason: an answer, not a failure
+    incorrect = "incorrect"  # outside its error budget, or an input changed: never timed
+    failed = "failed"  # raised
+    crashed = "crashed"  # took its process down
+    timeout = "timeout"
+    oom = "oom"
+    implausible = "implausible"  # faster than the machine's own measured limit
+
+    @property
+    def bad(self) -> bool:
+        """Whether it makes the run exit with 1."""
+        return self not in (Status.ok, Status.skipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputError:
+    """How far one output is from the fp64 oracle.
+
+    rel: ‖out − ref‖ / ‖ref‖ (absolute ‖out‖ / sqrt(n) where the oracle is all zero);
+    worst: max |out − ref| / rms(ref) (absolute likewise).
+    """
+
+    name: str
+    rel: float
+    worst: float
+    rel_budget: float
+    worst_budget: float
+    baseline_rel: float | None = None
+    baseline_worst: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """False for NaN, too."""
+        return self.rel <= self.rel_budget and self.worst <= self.worst_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Raw samples in ns, nothing removed. Blocks of the same index ran in the same round.
+
+    timer: `gated` (CUDA events behind a gate that was proven to hold), `ungated` (it was not:
+        no speedup), or `host` (a machine without a GPU: no speeds at all).
+    again_ns: the baseline's second run in every round, from which the noise floor follows.
+    overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `metrics`.
+    kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
+        L2 warm. Why one is missing stands in `missing`.
+    """
+
+    timer: str
+    blocks_ns: tuple[tuple[int, ...], ...]
+    again_ns: tuple[tuple[int, ...], ...] = ()
+    overhead_ns: int = 0
+    kernel_ns: tuple[int, ...] = ()
+    host_ns: tuple[int, ...] = ()
+    graph_ns: tuple[int, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    stop: str = ""  # "interval", "plateau", "samples" or "time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The facts of one (job, provider): one line of records.jsonl."""
+
+    schema: int = SCHEMA
+    run_id: str
+    utc: str
+    family: str
+    provider: str
+    case: str
+    status: Status
+    role: Role
+    accuracy: Accuracy
+    mode: str
+    dtype: str
+    axes: Mapping[str, AxisValue]
+    label: str = ""
+    reason: str = ""
+    flags: tuple[str, ...] = ()
+    source: str = ""  # hash of the package source that the family reaches
+    group: str = ""  # one interleaved measurement: speedups are formed inside it alone
+    seed: int = 0
+    gpu: str = ""
+    config: Mapping[str, Any] | None = None
+    config_origin: str = ""  # "table" or "tuned"
+    compile_s: float | None = None
+    flops: int | None = None
+    read_bytes: int | None = None  # compulsory
+    write_bytes: int | None = None
+    traffic: tuple[Traffic, ...] | None = None
+    prepacked: bool = False
+    errors: tuple[OutputError, ...] = ()
+    timing: Timing | None = None
+    peak_bytes: int | None = None  # over the live inputs
+    ceilings: Mapping[str, float] | None = None  # at this footprint: read_gbps, copy_gbps, tflops
+    telemetry: Mapping[str, Any] | None = None  # sm_mhz, power_w, temp_c
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a resumed run asks for; with `source`, its identity."""
+        return (self.family, self.case, self.provider)
+
+    def to_json(self) -> str:
+        """One line. Values that are empty are left out."""
+        facts = {k: v for k, v in asdict(self).items() if not _empty(v)}
+        return json.dumps(facts, separators=(",", ":"), allow_nan=True)
+
+    @staticmethod
+    def from_json(line: str) -> "RunRecord":
+        """The inverse of `to_json`. Raises KernelbenchError saying what is wrong with the line."""
+        try:
+            facts = json.loads(line)
+        except ValueError as error:
+            raise KernelbenchError(f"not JSON ({error})") from None
+        if not isinstance(facts, dict) or "schema" not in facts:
+            raise KernelbenchError("not a record: no 'schema'")
+        if facts["schema"] != SCHEMA:
+            raise KernelbenchError(f"schema {facts['schema']}, this version reads schema {SCHEMA}")
+        try:
+            return _record(facts)
+        except (TypeError, ValueError, KeyError) as error:
+            raise KernelbenchError(f"not a record of schema {SCHEMA}: {error}") from None
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, (str, tuple, dict)) and not value)
+
+
+def _tuples(blocks: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(block) for block in blocks)
+
+
+def _record(facts: dict[str, Any]) -> RunRecord:
+    typed = dict(facts)
+    typed["status"] = Status(facts["status"])
+    typed["role"] = Role(facts["role"])
+    typed["accuracy"] = Accuracy(facts["accuracy"])
+    typed["flags"] = tuple(facts.get("flags", ()))
+    typed["errors"] = tuple(OutputError(**e) for e in facts.get("errors", ()))
+    if "traffic" in facts:
+        typed["traffic"] = tuple(Traffic(**t) for t in facts["traffic"])
+    if "timing" in facts:
+        timing = dict(facts["timing"])
+        for name in ("blocks_ns", "again_ns"):
+            timing[name] = _tuples(timing.get(name, []))
+        for name in ("kernel_ns", "host_ns", "graph_ns"):
+            timing[name] = tuple(timing.get(name, ()))
+        typed["timing"] = Timing(**timing)
+    known = {f.name for f in fields(RunRecord)}
+    unknown = set(typed) - known
+    if unknown:
+        raise KeyError(f"unknown field {sorted(unknown)[0]!r}")
+    return RunRecord(**typed)
