@@ -4,28 +4,34 @@ from kernelbench.spec.case import Axis, Case, Distribution, DType, Mode, axis
 from kernelbench.spec.errors import KernelbenchError, UsageError, suggest
 from kernelbench.spec.family import (
     Accuracy,
+    Call,
     Cost,
     Device,
     Draw,
     Family,
     Provider,
     Role,
+    Tensors,
     Traffic,
 )
 from kernelbench.spec.job import Job, Measure
 from kernelbench.spec.record import (
     SCHEMA,
+    Context,
     OutputError,
     RunRecord,
     Status,
     Timing,
+    record_of,
 )
 
 __all__ = [
     "SCHEMA",
     "Accuracy",
     "Axis",
+    "Call",
     "Case",
+    "Context",
     "Cost",
     "DType",
     "Device",
@@ -41,9 +47,11 @@ __all__ = [
     "Role",
     "RunRecord",
     "Status",
+    "Tensors",
     "Timing",
     "Traffic",
     "UsageError",
     "axis",
+    "record_of",
     "suggest",
 ]

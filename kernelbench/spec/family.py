@@ -96,6 +96,11 @@ def as_they_are(case: Any, inputs: Tensors) -> Tensors:
     return inputs
 
 
+def nothing(case: Any) -> tuple[str, ...]:
+    """The default `mutates` and `grads`."""
+    return ()
+
+
 def always(case: Any, device: Device) -> None:
     """The default `unsupported`: every case, everywhere."""
 
@@ -114,6 +119,7 @@ class Provider(Generic[C]):
     mutates: inputs that the call overwrites; they are restored, untimed, before every call.
     requires: modules that must be importable.
     unsupported: the reason why a case cannot run on a device, or None.
+    max_error: for an approximate provider, the relative error that it promises.
     precision: which rate its matmul flops run at, by share: {"int8": 0.5, "fp8": 0.5}.
     """
 
@@ -124,9 +130,10 @@ class Provider(Generic[C]):
     prepare: Callable[[C, Tensors], Tensors] = as_they_are
     configs: Callable[[C, Device], Sequence[Any]] | None = None
     traffic: Callable[[C], tuple[Traffic, ...]] | None = None
-    mutates: tuple[str, ...] = ()
+    mutates: Callable[[C], tuple[str, ...]] = nothing
     requires: tuple[str, ...] = ()
     unsupported: Callable[[C, Device], str | None] = always
+    max_error: float | None = None
     precision: Mapping[str, float] = field(default_factory=dict)
     prepacked: bool = False
 
@@ -159,7 +166,7 @@ class Family(Generic[C]):
     cost: Callable[[C], Cost]
     providers: tuple[Provider[C], ...]
     checks: tuple[C, ...]
-    grads: Callable[[C], tuple[str, ...]] = lambda case: ()
+    grads: Callable[[C], tuple[str, ...]] = nothing
 
     def provider(self, name: str) -> Provider[C]:
         return next(p for p in self.providers if p.name == name)

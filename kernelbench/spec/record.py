@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from kernelbench.spec.case import AxisValue
 from kernelbench.spec.errors import KernelbenchError
-from kernelbench.spec.family import Accuracy, Role, Traffic
+from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
+from kernelbench.spec.job import Job
 
 SCHEMA = 1
 
@@ -138,6 +140,41 @@ class RunRecord:
             return _record(facts)
         except (TypeError, ValueError, KeyError) as error:
             raise KernelbenchError(f"not a record of schema {SCHEMA}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all records of a job in one run have in common."""
+
+    run_id: str
+    gpu: str
+    seed: int
+    source: str
+
+
+def record_of(
+    job: Job, provider: Provider[Any], status: Status, context: Context, **facts: Any
+) -> RunRecord:
+    """A record of one (job, provider), now."""
+    return RunRecord(
+        run_id=context.run_id,
+        utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        family=job.family,
+        provider=provider.name,
+        case=job.case.id,
+        status=status,
+        role=provider.role,
+        accuracy=provider.accuracy,
+        mode=job.case.mode.value,
+        dtype=job.case.dtype.value,
+        axes=job.case.as_axes(),
+        label=job.label,
+        source=context.source,
+        seed=context.seed,
+        gpu=context.gpu,
+        prepacked=provider.prepacked,
+        **facts,
+    )
 
 
 def _empty(value: Any) -> bool:

@@ -1,0 +1,371 @@
+"""RMSNorm: y = x·rsqrt(mean(x²) + eps)·w over the last dimension, bound by HBM bandwidth.
+
+Shapes: M rows, N columns. Castings (where a low-precision value is rounded) follow Liger-Kernel's
+names: `fp32` as F.rms_norm, `llama` as Hugging Face's LlamaRMSNorm, `gemma` with weight 1 + w,
+`none` with every operation in the input dtype. With `residual`, r' = x + r is returned, too, and
+the norm is that of r'. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kernelbench.families._torch import compiled, eager_traffic, no_compiler
+from kernelbench.spec import (
+    Call,
+    Case,
+    Cost,
+    Device,
+    Draw,
+    DType,
+    Family,
+    Mode,
+    Provider,
+    Role,
+    Tensors,
+    Traffic,
+    axis,
+)
+
+ORACLE_ELEMENTS = 1 << 26  # of one chunk: 512 MiB a tensor in fp64
+
+
+class Casting(StrEnum):
+    """Where values are rounded to the input dtype."""
+
+    fp32 = "fp32"
+    llama = "llama"
+    gemma = "gemma"
+    none = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNormCase(Case):
+    """M rows of N."""
+
+    M: int = axis("rows (tokens)")
+    N: int = axis("columns (hidden size)")
+    eps: float = axis("added to the mean square", 1e-6)
+    casting: Casting = axis("where values are rounded", Casting.fp32)
+    residual: bool = axis("add a residual first, and return the sum, too", False)
+
+    def __post_init__(self) -> None:
+        if self.M < 1 or self.N < 1:
+            raise ValueError(f"M and N must be at least 1, got M={self.M}, N={self.N}")
+
+
+def inputs(case: RMSNormCase, draw: Draw) -> Tensors:
+    found = {"x": draw(case.M, case.N), "weight": draw(case.N)}
+    if case.residual:
+        found["residual"] = draw(case.M, case.N)
+    if case.mode is not Mode.fwd:
+        for name in outputs(case):
+            found[f"grad_{name}"] = draw(case.M, case.N)
+    return found
+
+
+def outputs(case: RMSNormCase) -> tuple[str, ...]:
+    return ("y", "r") if case.residual else ("y",)
+
+
+def grads(case: RMSNormCase) -> tuple[str, ...]:
+    return ("x", "weight", "residual") if case.residual else ("x", "weight")
+
+
+def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """In fp64, a chunk of rows at a time.
+
+    With h = x (+ r), rs = rsqrt(mean(h²) + eps), m = dy·w:
+    dh = rs·m − rs³·h·mean(m·h) (+ dr'), dw = Σ_rows dy·h·rs.
+    """
+    w = a["weight"].double() + (1 if case.casting is Casting.gemma else 0)
+    dw = torch.zeros_like(w)
+    step = max(1, ORACLE_ELEMENTS // case.N)
+    for start in range(0, case.M, step):
+        rows = slice(start, start + step)
+        h = a["x"][rows].double()
+        if case.residual:
+            h = h + a["residual"][rows].double()
+            yield "r", rows, h
+        rs = torch.rsqrt(h.square().mean(-1, keepdim=True) + case.eps)
+        yield "y", rows, h * rs * w
+        if case.mode is Mode.fwd:
+            continue
+        dy = a["grad_y"][rows].double()
+        m = dy * w
+        dh = rs * m - rs**3 * h * (m * h).mean(-1, keepdim=True)
+        if case.residual:
+            dh = dh + a["grad_r"][rows].double()
+            yield "dresidual", rows, dh
+        yield "dx", rows, dh
+        dw += (dy * h * rs).sum(0)
+    if case.mode is not Mode.fwd:
+        yield "dweight", ..., dw
+
+
+def _size(case: RMSNormCase) -> int:
+    return case.M * case.N * case.dtype.bytes
+
+
+def cost(case: RMSNormCase) -> Cost:
+    """fwd: x (and r) in, y (and r') out. bwd: h and the upstream gradients in, dx and dw out."""
+    size, w, more = _size(case), case.N * case.dtype.bytes, int(case.residual)
+    elements = case.M * case.N
+    forward = Cost((4 + more) * elements, size * (1 + more) + w, size * (1 + more))
+    backward = Cost((10 + more) * elements, size * (2 + more) + w, size + w)
+    if case.mode is Mode.fwd:
+        return forward
+    if case.mode is Mode.bwd:
+        return backward
+    return Cost(
+        forward.flops + backward.flops,
+        forward.read + size * (1 + more),  # h is at hand when both run at once
+        forward.write + backward.write,
+    )
+
+
+def _eager(casting: Casting, residual: bool, eps: float) -> Callable[..., Any]:
+    """RMSNorm as people write it in PyTorch."""
+
+    def norm(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if casting is Casting.none:
+            return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * weight
+        wide = h.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        if casting is Casting.llama:
+            return weight * wide.to(h.dtype)
+        if casting is Casting.gemma:
+            return (wide * (1.0 + weight.float())).to(h.dtype)
+        return (wide * weight.float()).to(h.dtype)
+
+    def add_norm(
+        x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        h = x + r
+        return norm(h, weight), h
+
+    return add_norm if residual else norm
+
+
+def _spread(case: RMSNormCase, function: Callable[..., Any]) -> Call:
+    if case.residual:
+        return lambda a: function(a["x"], a["weight"], a["residual"])
+    return lambda a: function(a["x"], a["weight"])
+
+
+def eager(case: RMSNormCase, config: Any) -> Call:
+    return _spread(case, _eager(case.casting, case.residual, case.eps))
+
+
+def compile_eager(case: RMSNormCase, config: Any) -> Call:
+    return _spread(case, compiled(_eager(case.casting, case.residual, case.eps)))
+
+
+def torch_fused(case: RMSNormCase, config: Any) -> Call:
+    """F.rms_norm, which rounds once; after an add when there is a residual."""
+    shape, eps = (case.N,), case.eps
+
+    def add_norm(
+        x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        h = x + r
+        return F.rms_norm(h, shape, weight, eps), h
+
+    if case.residual:
+        return _spread(case, add_norm)
+    return lambda a: F.rms_norm(a["x"], shape, a["weight"], eps)
+
+
+def rounds_once(case: RMSNormCase, device: Device) -> str | None:
+    """F.rms_norm answers `fp32`, and `llama` with one rounding less."""
+    if case.casting in (Casting.fp32, Casting.llama):
+        return None
+    return f"F.rms_norm has no casting={case.casting}"
+
+
+def triton_fused(case: RMSNormCase, config: Any) -> Call:
+    from kernelbench.kernels.rms_norm import rms_norm
+
+    eps, casting = case.eps, case.casting.value
+    if case.residual:
+        return lambda a: rms_norm(
+            a["x"], a["weight"], eps, residual=a["residual"], casting=casting, config=config
+        )
+    return lambda a: rms_norm(a["x"], a["weight"], eps, casting=casting, config=config)
+
+
+def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
+    from kernelbench.kernels.rms_norm import configs
+
+    return configs(case.M, case.N, arch=device.arch, mode=case.mode.value)
+
+
+LIGER = {
+    Casting.fp32: ("gemma", 0.0),  # gemma rounds once; its 1 + w is the offset
+    Casting.llama: ("llama", 0.0),
+    Casting.gemma: ("gemma", 1.0),
+    Casting.none: ("none", 0.0),
+}
+
+
+def liger(case: RMSNormCase, config: Any) -> Call:
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    mode, offset = LIGER[case.casting]
+    if case.residual:
+        return lambda a: LigerFusedAddRMSNormFunction.apply(
+            a["x"], a["residual"], a["weight"], case.eps, offset, mode, False
+        )
+    return lambda a: LigerRMSNormFunction.apply(a["x"], a["weight"], case.eps, offset, mode, False)
+
+
+def gpu_only(case: RMSNormCase, device: Device) -> str | None:
+    return None if device.kind == "cuda" else "a GPU package; there is no GPU here"
+
+
+def quack(case: RMSNormCase, config: Any) -> Call:
+    from quack import rmsnorm
+
+    offset = 1.0 if case.casting is Casting.gemma else 0.0
+    if case.residual:
+        return lambda a: rmsnorm(
+            a["x"],
+            a["weight"],
+            residual=a["residual"],
+            eps=case.eps,
+            prenorm=True,
+            weight_offset=offset,
+        )
+    return lambda a: rmsnorm(a["x"], a["weight"], eps=case.eps, weight_offset=offset)
+
+
+def quack_serves(case: RMSNormCase, device: Device) -> str | None:
+    if case.casting is Casting.none:
+        return "QuACK computes in fp32; it has no casting=none"
+    if device.capability is not None and device.capability < (9, 0):
+        return f"QuACK needs sm_90 or newer, this GPU is {device.arch}"
+    return gpu_only(case, device)
+
+
+@cache
+def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
+    return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
+
+
+def fused_traffic(
+    case: RMSNormCase, *, bwd_passes: int = 1, add_apart: bool = False
+) -> tuple[Traffic, ...]:
+    """One pass over each tensor forward; `bwd_passes` over h and dy backward (2: dw apart).
+
+    add_apart: the residual is added by a kernel of its own, and its sum read again.
+    """
+    size, w = _size(case), case.N * case.dtype.bytes
+    rstd = 4 * case.M
+    rows: list[Traffic] = []
+    if case.mode is not Mode.bwd:
+        rows += [Traffic("x", read=size), Traffic("weight", read=w), Traffic("y", write=size)]
+        if case.residual:
+            again = size if add_apart else 0
+            rows += [Traffic("residual", read=size), Traffic("r", read=again, write=size)]
+        if case.mode is Mode.full:
+            rows.append(Traffic("rstd", write=rstd))
+    if case.mode is not Mode.fwd:
+        rows += [
+            Traffic("h", read=bwd_passes * size),
+            Traffic("grad_y", read=bwd_passes * size),
+            Traffic("rstd", read=bwd_passes * rstd),
+            Traffic("weight", read=w),
+            Traffic("dx", write=size),
+            Traffic("dweight", write=w),
+        ]
+        if case.residual:
+            rows.append(Traffic("grad_r", read=size))
+    return tuple(rows)
+
+
+def two_pass_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
+    """dw in a kernel of its own: h and dy are read again."""
+    return fused_traffic(case, bwd_passes=2)
+
+
+def f_rms_norm_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
+    """F.rms_norm knows no residual: the add is a kernel of its own, and so is dw."""
+    return fused_traffic(case, bwd_passes=2, add_apart=True)
+
+
+def _check(M: int, N: int, **axes: Any) -> list[RMSNormCase]:
+    return [
+        RMSNormCase(M=M, N=N, mode=mode, dtype=dtype, **axes)
+        for mode in Mode
+        for dtype in (DType.fp32, DType.fp16, DType.bf16)
+    ]
+
+
+CHECKS = (
+    *_check(5, 64),
+    *_check(3, 257, residual=True),
+    *_check(4, 96, casting=Casting.llama),
+    *_check(4, 96, casting=Casting.gemma, residual=True),
+    *_check(2, 33, casting=Casting.none),
+    RMSNormCase(M=1, N=1, dtype=DType.fp32, mode=Mode.full),
+    RMSNormCase(M=37, N=1000, dtype=DType.fp16, mode=Mode.full, eps=1e-5),
+)
+
+FAMILY = Family(
+    name="rms_norm",
+    title="RMSNorm, optionally with a fused residual add",
+    case=RMSNormCase,
+    inputs=inputs,
+    outputs=outputs,
+    grads=grads,
+    oracle=oracle,
+    cost=cost,
+    checks=CHECKS,
+    providers=(
+        Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager),
+        Provider(
+            "torch_fused",
+            Role.torch_fused,
+            torch_fused,
+            traffic=f_rms_norm_traffic,
+            unsupported=rounds_once,
+        ),
+        Provider(
+            "compile",
+            Role.torch_fused,
+            compile_eager,
+            traffic=two_pass_traffic,
+            unsupported=no_compiler,
+        ),
+        Provider(
+            "triton_fused",
+            Role.triton_fused,
+            triton_fused,
+            traffic=fused_traffic,
+            configs=triton_configs,
+            requires=("triton",),
+        ),
+        Provider(
+            "liger",
+            Role.peer,
+            liger,
+            traffic=fused_traffic,
+            requires=("triton", "liger_kernel"),
+            unsupported=gpu_only,
+        ),
+        Provider(
+            "quack",
+            Role.peer,
+            quack,
+            traffic=fused_traffic,
+            requires=("quack",),
+            unsupported=quack_serves,
+        ),
+    ),
+)

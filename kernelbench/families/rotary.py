@@ -1,0 +1,363 @@
+"""Rotary position embedding of q and k: each pair (x1, x2) turned by its position's angle.
+
+x1' = x1·cos − x2·sin, x2' = x2·cos + x1·sin; the pairs are the two halves of a head (as in
+GPT-NeoX and Llama) or neighbours (`interleaved`, as in RoFormer). Bound by HBM bandwidth.
+Shapes: B batch, S sequence, Hq and Hk heads, D head size; q (B,S,Hq,D), k (B,S,Hk,D), cos and
+sin (S,D/2) or (B,S,D/2). Reference: Su et al., RoFormer, 2021.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import torch
+
+from kernelbench.families._torch import compiled, eager_traffic, no_compiler
+from kernelbench.spec import (
+    Call,
+    Case,
+    Cost,
+    Device,
+    Draw,
+    DType,
+    Family,
+    Mode,
+    Provider,
+    Role,
+    Tensors,
+    Traffic,
+    axis,
+)
+
+BASE = 10000.0
+
+
+class Layout(StrEnum):
+    """In which order q and k lie in memory; their shape is (B,S,H,D) either way."""
+
+    bshd = "bshd"
+    bhsd = "bhsd"
+
+
+class Tables(StrEnum):
+    """Whether all sequences share their positions: cos and sin (S,D/2), or (B,S,D/2)."""
+
+    s = "s"
+    bs = "bs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryCase(Case):
+    """q (B,S,Hq,D) and k (B,S,Hk,D), turned together."""
+
+    B: int = axis("batch")
+    S: int = axis("sequence length")
+    Hq: int = axis("query heads")
+    Hk: int = axis("key heads")
+    D: int = axis("head size, even")
+    layout: Layout = axis("storage order of q and k", Layout.bshd)
+    interleaved: bool = axis("pairs are neighbours, not halves", False)
+    inplace: bool = axis("overwrite q and k (mode fwd)", False)
+    tables: Tables = axis("cos and sin per position, or per sequence and position", Tables.s)
+
+    def __post_init__(self) -> None:
+        if min(self.B, self.S, self.Hq, self.Hk, self.D) < 1:
+            raise ValueError("B, S, Hq, Hk and D must be at least 1")
+        if self.D % 2:
+            raise ValueError(f"D must be even, got D={self.D}")
+
+
+def inputs(case: RotaryCase, draw: Draw) -> Tensors:
+    found = {"q": _stored(case, draw, case.Hq), "k": _stored(case, draw, case.Hk)}
+    start = draw.integers(0, 4096, case.B, 1) if case.tables is Tables.bs else 0
+    positions = torch.arange(case.S, device=draw.device) + start
+    rates = BASE ** (-torch.arange(0, case.D, 2, device=draw.device, dtype=torch.float64) / case.D)
+    angles = positions[..., None] * rates
+    found["cos"], found["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
+    if case.mode is not Mode.fwd:
+        found["grad_q_out"] = _stored(case, draw, case.Hq)
+        found["grad_k_out"] = _stored(case, draw, case.Hk)
+    return found
+
+
+def _stored(case: RotaryCase, draw: Draw, heads: int) -> Any:
+    if case.layout is Layout.bshd:
+        return draw(case.B, case.S, heads, case.D)
+    return draw(case.B, heads, case.S, case.D).transpose(1, 2)
+
+
+def outputs(case: RotaryCase) -> tuple[str, ...]:
+    return ("q_out", "k_out")
+
+
+def grads(case: RotaryCase) -> tuple[str, ...]:
+    return ("q", "k")
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Turn every pair of x (B,S,H,D) by the angle of its position; cos, sin (…,S,D/2)."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    if interleaved:
+        x1, x2 = x[..., 0::2], x[..., 1::2]
+        return torch.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).flatten(-2)
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
+
+
+def oracle(case: RotaryCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """In fp64, a sequence at a time; the gradient is the inverse rotation of what comes down."""
+    for b in range(case.B):
+        cos, sin = (a[name][b] if a[name].ndim == 3 else a[name] for name in ("cos", "sin"))
+        cos, sin = cos.double(), sin.double()
+        for name in ("q", "k"):
+            yield f"{name}_out", b, turn(a[name][b].double(), cos, sin, case.interleaved)
+            if case.mode is not Mode.fwd:
+                upstream = a[f"grad_{name}_out"][b].double()
+                yield f"d{name}", b, turn(upstream, cos, -sin, case.interleaved)
+
+
+def _size(case: RotaryCase) -> int:
+    return case.B * case.S * (case.Hq + case.Hk) * case.D * case.dtype.bytes
+
+
+def _table_size(case: RotaryCase) -> int:
+    batch = case.B if case.tables is Tables.bs else 1
+    return batch * case.S * case.D * case.dtype.bytes  # cos and sin of D/2 each
+
+
+def cost(case: RotaryCase) -> Cost:
+    """Both tensors in and out once, and the tables; a pair takes 4 multiplications and 2 adds."""
+    size, table = _size(case), _table_size(case)
+    flops = 3 * size // case.dtype.bytes
+    once = Cost(flops, size + table, size)
+    if case.mode is not Mode.full:
+        return once
+    return Cost(2 * flops, 2 * size + table, 2 * size)
+
+
+def _eager(case: RotaryCase) -> Callable[..., Any]:
+    interleaved = case.interleaved
+
+    def both(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved)
+
+    def both_in_place(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return q.copy_(turn(q, cos, sin, interleaved)), k.copy_(turn(k, cos, sin, interleaved))
+
+    return both_in_place if case.inplace else both
+
+
+def _spread(function: Callable[..., Any]) -> Call:
+    return lambda a: function(a["q"], a["k"], a["cos"], a["sin"])
+
+
+def eager(case: RotaryCase, config: Any) -> Call:
+    return _spread(_eager(case))
+
+
+def torch_fused(case: RotaryCase, config: Any) -> Call:
+    """torch.compile of the eager form: one kernel for each of q and k, or one for both."""
+    return _spread(compiled(_eager(case)))
+
+
+def triton_fused(case: RotaryCase, config: Any) -> Call:
+    from kernelbench.kernels.rotary import apply_rotary
+
+    interleaved, inplace = case.interleaved, case.inplace
+    return lambda a: apply_rotary(
+        a["q"],
+        a["k"],
+        a["cos"],
+        a["sin"],
+        interleaved=interleaved,
+        inplace=inplace,
+        config=config,
+    )
+
+
+def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
+    from kernelbench.kernels.rotary import configs
+
+    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch)
+
+
+def liger(case: RotaryCase, config: Any) -> Call:
+    """LigerRopeFunction takes (B,H,S,D) views and works in place where their storage allows."""
+    from liger_kernel.ops.rope import LigerRopeFunction
+
+    def both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k = a["q"].transpose(1, 2), a["k"].transpose(1, 2)
+        q, k = LigerRopeFunction.apply(q, k, a["cos"], a["sin"], None, 1, case.D)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    return both
+
+
+def liger_overwrites(case: RotaryCase) -> tuple[str, ...]:
+    return ("q", "k", "grad_q_out", "grad_k_out")
+
+
+def quack(case: RotaryCase, config: Any) -> Call:
+    """QuACK turns one tensor a launch: two launches."""
+    from quack.rotary import apply_rotary_emb
+
+    def both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        q = apply_rotary_emb(a["q"], a["cos"], a["sin"], case.interleaved, case.inplace)
+        k = apply_rotary_emb(a["k"], a["cos"], a["sin"], case.interleaved, case.inplace)
+        return q, k
+
+    return both
+
+
+def overwrites(case: RotaryCase) -> tuple[str, ...]:
+    return ("q", "k") if case.inplace else ()
+
+
+def forward_in_place(case: RotaryCase, device: Device) -> str | None:
+    """In place, there is a forward to time; its backward is the one out of place."""
+    if case.inplace and case.mode is not Mode.fwd:
+        return "inplace is timed in mode fwd: a gradient is not overwritten"
+    return None
+
+
+def compile_serves(case: RotaryCase, device: Device) -> str | None:
+    return forward_in_place(case, device) or no_compiler(case, device)
+
+
+def gpu_only(device: Device) -> str | None:
+    return None if device.kind == "cuda" else "a GPU package; there is no GPU here"
+
+
+def liger_serves(case: RotaryCase, device: Device) -> str | None:
+    if case.interleaved:
+        return "Liger turns halves, not neighbours"
+    if case.inplace and case.layout is Layout.bhsd:
+        return "Liger copies (B,H,S,D) storage; it is not in place there"
+    return forward_in_place(case, device) or gpu_only(device)
+
+
+def quack_serves(case: RotaryCase, device: Device) -> str | None:
+    if case.D % 8:
+        return f"QuACK needs D divisible by 8, got {case.D}"
+    if case.tables is Tables.bs:
+        return "QuACK takes cos and sin of (S,D/2) alone"
+    if device.capability is not None and device.capability < (9, 0):
+        return f"QuACK needs sm_90 or newer, this GPU is {device.arch}"
+    return forward_in_place(case, device) or gpu_only(device)
+
+
+@cache
+def _traffic_of_eager(case: RotaryCase) -> tuple[Traffic, ...]:
+    return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
+
+
+def fused_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
+    """Every tensor once in and once out, forward and backward alike."""
+    unit = case.B * case.S * case.D * case.dtype.bytes
+    table = _table_size(case)
+    rows: list[Traffic] = []
+    if case.mode is not Mode.bwd:
+        rows += [
+            Traffic("q", read=case.Hq * unit, write=case.Hq * unit),
+            Traffic("k", read=case.Hk * unit, write=case.Hk * unit),
+            Traffic("cos, sin", read=table),
+        ]
+    if case.mode is not Mode.fwd:
+        rows += [
+            Traffic("dq", read=case.Hq * unit, write=case.Hq * unit),
+            Traffic("dk", read=case.Hk * unit, write=case.Hk * unit),
+            Traffic("cos, sin (backward)", read=table),
+        ]
+    return tuple(rows)
+
+
+def liger_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
+    """As fused, and a copy of q and k (and of their gradients) from (B,H,S,D) storage."""
+    rows = fused_traffic(case)
+    if case.layout is Layout.bshd:
+        return rows
+    copies = 2 if case.mode is Mode.full else 1
+    size = copies * _size(case)
+    return (*rows, Traffic("copy to (B,S,H,D)", read=size, write=size))
+
+
+def _check(B: int, S: int, Hq: int, Hk: int, D: int, **axes: Any) -> list[RotaryCase]:
+    return [
+        RotaryCase(B=B, S=S, Hq=Hq, Hk=Hk, D=D, mode=mode, dtype=dtype, **axes)
+        for mode in Mode
+        for dtype in (DType.fp32, DType.fp16, DType.bf16)
+    ]
+
+
+CHECKS = (
+    *_check(2, 9, 4, 2, 64),
+    *_check(1, 5, 3, 1, 48, layout=Layout.bhsd, interleaved=True),
+    *_check(2, 7, 2, 2, 16, tables=Tables.bs, layout=Layout.bhsd),
+    RotaryCase(B=2, S=5, Hq=4, Hk=1, D=32, dtype=DType.fp32, inplace=True),
+    RotaryCase(B=1, S=3, Hq=2, Hk=2, D=6, dtype=DType.fp16, inplace=True, interleaved=True),
+    RotaryCase(B=1, S=1, Hq=1, Hk=1, D=2, dtype=DType.fp32, mode=Mode.full),
+)
+
+FAMILY = Family(
+    name="rotary",
+    title="Rotary position embedding of q and k",
+    case=RotaryCase,
+    inputs=inputs,
+    outputs=outputs,
+    grads=grads,
+    oracle=oracle,
+    cost=cost,
+    checks=CHECKS,
+    providers=(
+        Provider(
+            "eager",
+            Role.baseline,
+            eager,
+            traffic=_traffic_of_eager,
+            mutates=overwrites,
+            unsupported=forward_in_place,
+        ),
+        Provider(
+            "torch_fused",
+            Role.torch_fused,
+            torch_fused,
+            traffic=fused_traffic,
+            mutates=overwrites,
+            unsupported=compile_serves,
+        ),
+        Provider(
+            "triton_fused",
+            Role.triton_fused,
+            triton_fused,
+            traffic=fused_traffic,
+            configs=triton_configs,
+            mutates=overwrites,
+            requires=("triton",),
+            unsupported=forward_in_place,
+        ),
+        Provider(
+            "liger",
+            Role.peer,
+            liger,
+            traffic=liger_traffic,
+            mutates=liger_overwrites,
+            requires=("triton", "liger_kernel"),
+            unsupported=liger_serves,
+        ),
+        Provider(
+            "quack",
+            Role.peer,
+            quack,
+            traffic=fused_traffic,
+            mutates=overwrites,
+            requires=("quack",),
+            unsupported=quack_serves,
+        ),
+    ),
+)

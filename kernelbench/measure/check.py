@@ -1,0 +1,215 @@
+"""Right before fast: a provider's outputs against an fp64 oracle, within a budget.
+
+The call that is judged finds NaN in memory it did not write, finds its inputs filled in only in
+the order of its own stream, and has its outputs copied at once, before anything else is waited
+for. So half-written outputs, work left on another stream, answers kept from an earlier call and
+changed inputs all show as errors.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kernelbench.measure.workload import CaseInputs, Workload
+from kernelbench.spec import DType, Family, OutputError, Provider
+
+# Relative error that any implementation may have, and that none may pass, whatever the baseline.
+FLOOR = {DType.bf16: 2e-3, DType.fp16: 2.5e-4, DType.tf32: 2e-4, DType.fp32: 1e-6}
+CEILING = {DType.bf16: 1e-2, DType.fp16: 2e-3, DType.tf32: 2e-3, DType.fp32: 2e-5}
+TIMES_BASELINE = 3.0
+KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed anew for each provider
+GATE_CYCLES = 4_000_000  # about 2 ms of a held stream while a checked call is submitted
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output is from the oracle: relative Frobenius, worst element over rms."""
+
+    rel: float
+    worst: float
+    peak: float  # max |ref| / rms(ref): what rounding the largest element amounts to
+
+
+@dataclass
+class _Sums:
+    error2: float = 0.0
+    ref2: float = 0.0
+    out2: float = 0.0
+    worst: float = 0.0
+    peak: float = 0.0
+    count: int = 0
+    nan: bool = False
+
+    def add(self, out: torch.Tensor, ref: torch.Tensor) -> None:
+        if out.shape != ref.shape:
+            raise ValueError(f"shape {tuple(out.shape)}, the oracle has {tuple(ref.shape)}")
+        if ref.numel() == 0:
+            return
+        wide = out.to(torch.float64)
+        error = wide - ref
+        sums = torch.stack([error.square().sum(), ref.square().sum(), wide.square().sum()])
+        most = torch.stack([error.abs().max(), ref.abs().max()])
+        e2, r2, o2 = sums.tolist()
+        worst, peak = most.tolist()
+        self.nan = self.nan or math.isnan(e2)
+        self.error2, self.ref2, self.out2 = self.error2 + e2, self.ref2 + r2, self.out2 + o2
+        self.worst, self.peak = max(self.worst, worst), max(self.peak, peak)
+        self.count += ref.numel()
+
+    def deviation(self) -> Deviation:
+        if self.nan:
+            return Deviation(math.nan, math.nan, 1.0)
+        if self.count == 0:
+            return Deviation(0.0, 0.0, 1.0)
+        if self.ref2 == 0:
+            return Deviation(math.sqrt(self.out2 / self.count), self.worst, 1.0)
+        rms = math.sqrt(self.ref2 / self.count)
+        return Deviation(math.sqrt(self.error2 / self.ref2), self.worst / rms, self.peak / rms)
+
+
+@dataclass
+class Oracle:
+    """The right answers of a case for the inputs that it holds now; kept if they are small."""
+
+    family: Family[Any]
+    case: Any
+    inputs: CaseInputs
+    _pieces: list[tuple[str, Any, torch.Tensor]] | None = field(default=None, init=False)
+
+    def pieces(self) -> Iterable[tuple[str, Any, torch.Tensor]]:
+        if self._pieces is not None:
+            yield from self._pieces
+            return
+        kept: list[tuple[str, Any, torch.Tensor]] | None = []
+        total = 0
+        for piece in self.family.oracle(self.case, self.inputs.pristine):
+            if piece[2].dtype is not torch.float64:
+                raise TypeError(f"the oracle of {self.family.name} yields {piece[2].dtype}")
+            total += piece[2].numel() * 8
+            kept = [*kept, piece] if kept is not None and total <= KEEP_ORACLE_BYTES else None
+            yield piece
+        self._pieces = kept
+
+    def forget(self) -> None:
+        """The inputs were drawn anew."""
+        self._pieces = None
+
+
+def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str, Deviation]:
+    """Of every produced output. A NaN anywhere in an output counts, sampled by the oracle or not.
+
+    Raises ValueError for a shape that is not the oracle's, or an output the oracle does not cover.
+    """
+    sums = {name: _Sums() for name in produced}
+    for name, index, ref in oracle.pieces():
+        if name in sums:
+            sums[name].add(produced[name][index], ref)
+    found = {}
+    for name, tensor in produced.items():
+        if sums[name].count == 0 and tensor.numel() > 0:
+            raise ValueError(f"the oracle of {oracle.family.name} says nothing about {name!r}")
+        sums[name].nan = sums[name].nan or bool(torch.isnan(tensor).any())
+        found[name] = sums[name].deviation()
+    return found
+
+
+def judge(
+    found: Mapping[str, Deviation],
+    baseline: Mapping[str, Deviation] | None,
+    dtype: DType,
+    provider: Provider[Any],
+) -> tuple[OutputError, ...]:
+    """Errors beside their budgets.
+
+    An exact provider may err by 3 × the baseline's own error, at least FLOOR and at most CEILING
+    of the dtype. The worst element is held to the same figures times max |ref| / rms(ref), since
+    rounding the largest element errs by that much. Without a baseline the ceiling holds. An
+    approximate provider is held to the error that it promises.
+    """
+    errors = []
+    for name, deviation in found.items():
+        base = baseline.get(name) if baseline else None
+        if provider.max_error is not None:
+            rel_budget, worst_budget = provider.max_error, math.inf
+        else:
+            rel_budget = _budget(base.rel if base else math.inf, dtype, 1.0)
+            worst_budget = _budget(base.worst if base else math.inf, dtype, deviation.peak)
+        errors.append(
+            OutputError(
+                name=name,
+                rel=deviation.rel,
+                worst=deviation.worst,
+                rel_budget=rel_budget,
+                worst_budget=worst_budget,
+                baseline_rel=base.rel if base else None,
+                baseline_worst=base.worst if base else None,
+            )
+        )
+    return tuple(errors)
+
+
+def _budget(baseline: float, dtype: DType, scale: float) -> float:
+    allowed = math.inf if math.isnan(baseline) else TIMES_BASELINE * baseline
+    return min(max(allowed, FLOOR[dtype] * scale), CEILING[dtype] * scale)
+
+
+def produce(workload: Workload) -> dict[str, torch.Tensor]:
+    """One hardened call: the outputs as they stood when the call's own stream reached its end.
+
+    Raises ValueError when the call returns another number of outputs than the family names.
+    """
+    cuda = next(iter(workload.args.values())).is_cuda
+    workload.ready()
+    _poison_outputs(workload)
+    with workload.grad_mode():
+        workload.poison()
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(GATE_CYCLES)
+        workload.refill()
+        produced = workload.call()
+        kept = [tensor.detach().clone() for tensor in produced]
+    if cuda:
+        torch.cuda.synchronize()
+    if len(kept) != len(workload.names):
+        raise ValueError(f"returns {len(kept)} outputs, expected {', '.join(workload.names)}")
+    return dict(zip(workload.names, kept, strict=True))
+
+
+def _poison_outputs(workload: Workload) -> None:
+    """Call once and leave NaN where its outputs lay, then in free blocks of the same sizes."""
+    with workload.grad_mode():
+        first = workload.call()
+    inputs = {t.untyped_storage().data_ptr() for t in workload.args.values()}
+    sizes = [(t.shape, t.dtype, t.device) for t in first]
+    with torch.no_grad():
+        for tensor in first:
+            if tensor.untyped_storage().data_ptr() not in inputs and tensor.is_floating_point():
+                tensor.data.fill_(float("nan"))
+    del first
+    nan = float("nan")
+    held = [
+        torch.full(shape, nan, dtype=dtype, device=device)
+        for shape, dtype, device in sizes
+        for _ in range(2)
+        if dtype.is_floating_point
+    ]
+    del held
+    workload.ready()
+
+
+def verdict(errors: Sequence[OutputError], changed: Sequence[str]) -> str:
+    """Why a provider is incorrect; empty when it is right."""
+    reasons = [f"changed its input {name}" for name in changed]
+    for error in errors:
+        if math.isnan(error.rel):
+            reasons.append(f"NaN in {error.name}")
+        elif not error.ok:
+            reasons.append(
+                f"{error.name}: error {error.rel:.2g} (worst element {error.worst:.2g} of rms), "
+                f"budget {error.rel_budget:.2g} ({error.worst_budget:.2g})"
+            )
+    return "; ".join(reasons)

@@ -1,0 +1,127 @@
+"""What this machine is: the device a provider may ask about, and the versions a run states."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernelbench.spec import Device, DType, UsageError
+
+TORCH_DTYPES = {
+    DType.fp32: torch.float32,
+    DType.tf32: torch.float32,
+    DType.fp16: torch.float16,
+    DType.bf16: torch.bfloat16,
+}
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "pandas",
+    "nvtx",
+    "liger-kernel",
+    "quack-kernels",
+    "nvidia-cutlass-dsl",
+)
+
+
+def use(kind: str) -> str:
+    """Settle on `cuda` or `cpu` for `auto|cuda|cpu`, and make the CPU able to run Triton.
+
+    Must run before anything of ours with a Triton kernel is imported: the interpreter is chosen
+    when `@triton.jit` is applied. Raises UsageError when a GPU is asked for and none is there.
+    """
+    found = torch.cuda.is_available()
+    if kind == "cuda" and not found:
+        raise UsageError(f"no CUDA device: {why_no_cuda()}. `kernelbench doctor` says more")
+    if kind == "cuda" or (kind == "auto" and found):
+        return "cuda"
+    os.environ["TRITON_INTERPRET"] = "1"
+    return "cpu"
+
+
+def why_no_cuda() -> str:
+    """What was looked for, in a few words."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if torch.cuda.device_count() == 0:
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no device or driver"
+    return "torch.cuda.is_available() is false"
+
+
+@cache
+def device(kind: str) -> Device:
+    """The device of this process."""
+    if kind == "cpu":
+        return Device(kind="cpu", name=_cpu_name(), no_triton=_no_triton(None))
+    p = torch.cuda.get_device_properties(0)
+    capability = (p.major, p.minor)
+    return Device(
+        kind="cuda",
+        name=p.name,
+        capability=capability,
+        total_bytes=p.total_memory,
+        l2_bytes=p.L2_cache_size,
+        sms=p.multi_processor_count,
+        no_triton=_no_triton(capability),
+    )
+
+
+def _no_triton(capability: tuple[int, int] | None) -> str:
+    if importlib.util.find_spec("triton") is None:
+        why = "pip install triton" if sys.platform == "linux" else f"none for {sys.platform}"
+        return f"Triton is not installed ({why})"
+    if torch.version.hip is not None:
+        return "Triton kernels are written for NVIDIA GPUs; this torch is built for ROCm"
+    if capability is not None and capability < (8, 0):
+        return f"Triton kernels need sm_80 or newer, this GPU is sm_{capability[0]}{capability[1]}"
+    if capability is None and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on a CPU, Triton needs its interpreter (TRITON_INTERPRET=1)"
+    return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that a result may depend on, if installed."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+        if torch.backends.cudnn.is_available():
+            found["cudnn"] = str(torch.backends.cudnn.version())
+    return found
+
+
+def describe(kind: str) -> dict[str, Any]:
+    """Device and versions, for a manifest."""
+    dev = device(kind)
+    return {
+        "kind": dev.kind,
+        "name": dev.name,
+        "arch": dev.arch,
+        "total_bytes": dev.total_bytes,
+        "l2_bytes": dev.l2_bytes,
+        "sms": dev.sms,
+        "no_triton": dev.no_triton,
+        "versions": versions(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,115 @@
+"""When to measure whom, and when to stop: batches of the job's providers, interleaved.
+
+Round 1 runs A B C A', round 2 A' C B A, and so on, so that drift of clocks and temperature hits
+all alike. A' is the baseline once more: what the two disagree by is the job's noise floor.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kernelbench.spec import Measure
+from kernelbench.statistics import converged, plateau
+
+MIN_ROUNDS = 8  # what a bootstrap over rounds needs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one provider in ns, back to back; held: whether the gate provably held."""
+
+    samples_ns: tuple[int, ...]
+    held: bool = True
+
+
+class Part(Protocol):
+    """What a sampler needs of a workload: its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Clock(Protocol):
+    """Takes n samples of one workload. The GPU's, the host's, or a script in a test."""
+
+    def batch(self, part: Any, n: int) -> Batch: ...
+
+
+@dataclass
+class Sampled:
+    """Everything that was read of one part."""
+
+    name: str
+    blocks_ns: list[tuple[int, ...]] = field(default_factory=list)
+    held: bool = True
+    seconds: float = 0.0
+    stop: str = ""
+
+    @property
+    def samples(self) -> list[int]:
+        return [ns for block in self.blocks_ns for ns in block]
+
+    def take(self, batch: Batch, seconds: float) -> None:
+        self.blocks_ns.append(batch.samples_ns)
+        self.held = self.held and batch.held
+        self.seconds += seconds
+
+    def reason_to_stop(self, settings: Measure, min_rounds: int) -> str:
+        """`interval`, `plateau`, `samples` or `time`; empty to go on."""
+        samples = self.samples
+        if len(samples) >= settings.max_samples:
+            return "samples"
+        if self.seconds >= settings.max_seconds and len(samples) >= settings.min_samples:
+            return "time"
+        if len(samples) < settings.min_samples or len(self.blocks_ns) < min_rounds:
+            return ""
+        if converged(samples, settings.interval_pct):
+            return "interval"
+        return "plateau" if plateau(samples) else ""
+
+    def size(self, settings: Measure) -> int:
+        """Samples of the next block: `block`, less where the time or the count would run over."""
+        left = settings.max_samples - len(self.samples)
+        block = settings.block
+        if self.blocks_ns:
+            each = self.seconds / len(self.samples)
+            block = int(settings.max_seconds / MIN_ROUNDS / each) if each > 0 else block
+        return max(1, min(settings.block, block, left))
+
+
+def sample(
+    parts: Sequence[Part],
+    clock: Clock,
+    settings: Measure,
+    *,
+    stays: Sequence[int] = (),
+    tell: Callable[[str], None] = lambda name: None,
+    after_round: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = time.perf_counter,
+) -> list[Sampled]:
+    """Sample every part until there is evidence to stop; one Sampled a part, in their order.
+
+    stays: indices of parts (the baseline and its second run) that go on as long as any other
+    does, so that every block has its counterpart of the same round.
+    """
+    taken = [Sampled(part.name) for part in parts]
+    groups = [list(range(len(parts)))] if settings.interleave else [[i] for i in range(len(parts))]
+    for group in groups:
+        running, forward = set(group), True
+        while running:
+            awake = [i for i in group if i in running or (i in stays and running - set(stays))]
+            for i in awake if forward else reversed(awake):
+                if len(taken[i].samples) >= settings.max_samples:
+                    continue
+                tell(parts[i].name)
+                start = now()
+                batch = clock.batch(parts[i], taken[i].size(settings))
+                taken[i].take(batch, now() - start)
+            after_round()
+            forward = not forward
+            for i in sorted(running):
+                taken[i].stop = taken[i].reason_to_stop(settings, MIN_ROUNDS)
+                if taken[i].stop:
+                    running.discard(i)
+    return taken

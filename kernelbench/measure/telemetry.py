@@ -1,0 +1,86 @@
+"""NVML: clocks, power, temperature, throttle reasons and other processes, around a job."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+# Clock event reasons that mean the GPU ran slower than it could (nvml.h).
+THROTTLE = {
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+}
+
+
+@dataclass
+class Telemetry:
+    """Snapshots of one job. Every field degrades to absent; `missing` says why."""
+
+    uuid: str | None
+    missing: str = ""
+    _nvml: Any = None
+    _handle: Any = None
+    _samples: list[dict[str, float]] = field(default_factory=list)
+    _reasons: int = 0
+    _others: set[int] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, uuid: str | None) -> "Telemetry":
+        """Of the GPU with this UUID (`GPU-…`). None, or no NVML, gives one that knows nothing."""
+        if uuid is None:
+            return cls(None, missing="no GPU")
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except ImportError:
+            return cls(uuid, missing="nvidia-ml-py is not installed")
+        except pynvml.NVMLError as error:
+            return cls(uuid, missing=f"NVML: {error}")
+        return cls(uuid, _nvml=pynvml, _handle=handle)
+
+    def reset(self) -> None:
+        """Begin a job."""
+        self._samples.clear()
+        self._others.clear()
+        self._reasons = 0
+
+    def sample(self) -> None:
+        """Take one snapshot; well under a millisecond, never inside a gate."""
+        if self._nvml is None:
+            return
+        nvml, handle = self._nvml, self._handle
+        reading: dict[str, float] = {}
+        for name, read in (
+            ("sm_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            ("power_w", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+            ("temp_c", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        ):
+            value = self._try(read)
+            if value is not None:
+                reading[name] = float(value)
+        self._samples.append(reading)
+        self._reasons |= self._try(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
+        running = self._try(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+        self._others |= {p.pid for p in running if p.pid != os.getpid()}
+
+    def _try(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except self._nvml.NVMLError:
+            return None
+
+    def facts(self) -> dict[str, float]:
+        """Medians over the job's snapshots: sm_mhz, power_w, temp_c, where they could be read."""
+        names = {name for reading in self._samples for name in reading}
+        return {n: median(s[n] for s in self._samples if n in s) for n in sorted(names)}
+
+    def flags(self) -> tuple[str, ...]:
+        """`throttled:<reason>` and `shared`: what makes this job's times doubtful."""
+        throttled = [f"throttled:{name}" for bit, name in THROTTLE.items() if self._reasons & bit]
+        return (*throttled, "shared") if self._others else tuple(throttled)

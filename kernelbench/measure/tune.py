@@ -1,0 +1,77 @@
+"""Which config a provider runs with: the table's choice, or one that was searched and kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from kernelbench.measure.environment import versions
+from kernelbench.spec import Context, Device, Job, Provider
+
+
+def cache_dir() -> Path:
+    """Where searched configs are kept: the user's cache folder, `…/kernelbench/tuned`."""
+    return platformdirs.user_cache_path("kernelbench", appauthor=False) / "tuned"
+
+
+def cached_files() -> list[Path]:
+    return sorted(cache_dir().glob("*.json")) if cache_dir().is_dir() else []
+
+
+def identity(device: Device, context: Context, job: Job, provider: Provider[Any]) -> dict[str, str]:
+    """What a searched config depends on: GPU, versions, source, family, case and provider."""
+    return {
+        "gpu": device.name,
+        "torch": versions().get("torch", ""),
+        "triton": versions().get("triton", ""),
+        "source": context.source,
+        "family": job.family,
+        "case": job.case.id,
+        "provider": provider.name,
+    }
+
+
+def _file(facts: Mapping[str, str]) -> Path:
+    name = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_dir() / f"{name}.json"
+
+
+def choose(configs: Sequence[Any], facts: Mapping[str, str]) -> tuple[Any, str]:
+    """The config kept from a search, if it is still one that may be picked; else the table's."""
+    try:
+        kept = json.loads(_file(facts).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return configs[0], "table"
+    for config in configs:
+        if asdict(config) == kept.get("config"):
+            return config, "tuned"
+    return configs[0], "table"
+
+
+def settle(
+    configs: Sequence[Any], times: Sequence[float | None], facts: Mapping[str, str]
+) -> tuple[Any, str]:
+    """Keep the fastest of the configs that were right; the table's choice when none was."""
+    right = [(ns, i) for i, ns in enumerate(times) if ns is not None]
+    if not right:
+        return configs[0], "table"
+    ns, best = min(right)
+    file = _file(facts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".tmp")
+    kept = {"config": asdict(configs[best]), "median_ns": ns, **facts}
+    partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    partial.replace(file)
+    return configs[best], "tuned"
+
+
+def clear() -> int:
+    """Forget every searched config; how many there were."""
+    files = cached_files()
+    for file in files:
+        file.unlink()
+    return len(files)
