@@ -3,6 +3,9 @@
 Requests and events are JSON, one a line, over two pipes whose file descriptors are the
 arguments; what libraries print goes to the log that the parent made of stdout and stderr. When
 the parent is gone, so is the worker.
+
+Events: `hello` (the machine), `ceilings` (its limits), then per job `at` (who is at work, on
+what), `records` and `done`; `refused` and `lost` are the last that is heard of a worker.
 """
 
 import contextlib
@@ -40,7 +43,7 @@ class Pipe:
 
 
 def encode(job: Job, context: Context, **options: Any) -> dict[str, Any]:
-    """A request to measure a job."""
+    """A request to measure a job. options: the other fields of `measure.job.Request`."""
     return {
         "job": {
             "family": job.family,
@@ -50,14 +53,14 @@ def encode(job: Job, context: Context, **options: Any) -> dict[str, Any]:
             "measure": asdict(job.measure),
         },
         "context": asdict(context),
-        **options,
+        "options": options,
     }
 
 
 def _decode(request: dict[str, Any], families: dict[str, Any]) -> Any:
     from kernelbench.measure.job import Request
 
-    facts = request["job"]
+    facts, options = request["job"], request["options"]
     measure = {**facts["measure"], "timers": tuple(facts["measure"]["timers"])}
     job = Job(
         family=facts["family"],
@@ -66,30 +69,28 @@ def _decode(request: dict[str, Any], families: dict[str, Any]) -> Any:
         label=facts["label"],
         measure=Measure(**measure),
     )
-    context = Context(**request["context"])
-    return Request(job, context, timing=request["timing"], tune=request["tune"])
+    without = tuple(options.pop("without"))
+    return Request(job, Context(**request["context"]), without=without, **options)
 
 
-def _session(start: dict[str, Any], kind: str) -> Any:
-    """The clock and ceilings of this machine; ceilings are measured once a run."""
-    from kernelbench.measure import ceilings, environment
+def _session(kind: str, ceilings: dict[str, Any] | None, timing: bool) -> Any:
+    """The clock and limits of this machine; the limits are measured once a run."""
+    from kernelbench.measure import environment
+    from kernelbench.measure.ceilings import Ceilings, gpu_uuid, measure
     from kernelbench.measure.job import Session
     from kernelbench.measure.telemetry import Telemetry
     from kernelbench.measure.timer import CudaClock, HostClock
 
     device = environment.device(kind)
     if kind == "cpu":
-        return Session(device, HostClock(), ceilings.Ceilings(), Telemetry.open(None))
-    import torch
-
-    telemetry = Telemetry.open(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        return Session(device, HostClock(), Ceilings(), Telemetry.open(None))
     clock = CudaClock(device)
-    if start["ceilings"]:
-        known = ceilings.Ceilings.from_json(start["ceilings"])
+    if ceilings is not None:
+        known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead_ns
     else:
-        known = ceilings.measure(clock, device) if start["timing"] else ceilings.Ceilings()
-    return Session(device, clock, known, telemetry)
+        known = measure(clock, device) if timing else Ceilings()
+    return Session(device, clock, known, Telemetry.open(gpu_uuid()))
 
 
 def _work(pipe: Pipe) -> int:
@@ -100,18 +101,18 @@ def _work(pipe: Pipe) -> int:
     start = pipe.receive()
     kind = environment.use(start["device"])
     known = families.load(tuple(start["plugins"]))
-    session = _session(start, kind)
-    pipe.send("ready", machine=environment.describe(kind), ceilings=session.ceilings.as_json())
+    pipe.send("hello", machine=environment.describe(kind))
+    session = _session(kind, pipe.receive()["ceilings"], start["timing"])
+    pipe.send("ceilings", ceilings=session.ceilings.as_json())
     while True:
         request = _decode(pipe.receive(), known)
-        run = JobRun(
-            known[request.job.family],
-            request,
-            session,
-            lambda provider, phase: pipe.send("at", provider=provider, phase=phase),
-        )
+        family = known[request.job.family]
+
+        def tell(provider: str, phase: str) -> None:
+            pipe.send("at", provider=provider, phase=phase)
+
         try:
-            for records in run.run():
+            for records in JobRun(family, request, session, tell).run():
                 pipe.send("records", records=[record.to_json() for record in records])
         except DeviceLostError as lost:
             pipe.send("lost", provider=lost.provider, reason=str(lost))

@@ -186,3 +186,8 @@ def set_precision(dtype: DType) -> None:
     tf32 = dtype is DType.tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+def gpu_uuid() -> str:
+    """NVML's name of the GPU in use."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"

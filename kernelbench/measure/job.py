@@ -60,6 +60,7 @@ class Request:
     context: Context
     timing: bool = True
     tune: bool = False
+    without: tuple[str, ...] = ()  # providers that took a worker down with this job
 
 
 class DeviceLostError(Exception):
@@ -172,7 +173,8 @@ class JobRun:
     def _baseline_first(self, able: list[Provider[Any]]) -> list[Provider[Any]]:
         baseline = self.family.baseline
         self._baseline: dict[str, check.Deviation] | None = None
-        if why_not(baseline, self.case, self.session.device) is not None:
+        lost = baseline.name in self.request.without
+        if lost or why_not(baseline, self.case, self.session.device) is not None:
             return able
         return [baseline, *(p for p in able if p is not baseline)]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kernelbench.spec import Measure
-from kernelbench.statistics import converged, plateau
+from kernelbench.statistics import converged, median_interval, plateau
 
 MIN_ROUNDS = 8  # what a bootstrap over rounds needs
 
@@ -45,6 +45,7 @@ class Sampled:
     held: bool = True
     seconds: float = 0.0
     stop: str = ""
+    widths: list[float] = field(default_factory=list)  # of the interval, after each block
 
     @property
     def samples(self) -> list[int]:
@@ -54,6 +55,7 @@ class Sampled:
         self.blocks_ns.append(batch.samples_ns)
         self.held = self.held and batch.held
         self.seconds += seconds
+        self.widths.append(median_interval(self.samples).relative)
 
     def reason_to_stop(self, settings: Measure, min_rounds: int) -> str:
         """`interval`, `plateau`, `samples` or `time`; empty to go on."""
@@ -66,7 +68,7 @@ class Sampled:
             return ""
         if converged(samples, settings.interval_pct):
             return "interval"
-        return "plateau" if plateau(samples) else ""
+        return "plateau" if plateau(self.widths) else ""
 
     def size(self, settings: Measure) -> int:
         """Samples of the next block: `block`, less where the time or the count would run over."""

@@ -67,7 +67,12 @@ class Telemetry:
         self._samples.append(reading)
         self._reasons |= self._try(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
         running = self._try(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-        self._others |= {p.pid for p in running if p.pid != os.getpid()}
+        pids = sorted(p.pid for p in running)
+        if os.getpid() in pids:
+            pids.remove(os.getpid())
+        else:  # in a container, NVML may know this process by another number
+            pids = pids[1:]
+        self._others |= set(pids)
 
     def _try(self, read: Callable[[], Any]) -> Any:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
+from functools import cache
 from itertools import product
 from typing import Any, Self, get_type_hints
 
@@ -81,6 +82,7 @@ class Case:
     inputs: Distribution = axis("how input values are drawn", Distribution.normal)
 
     @classmethod
+    @cache
     def axes(cls) -> tuple[Axis, ...]:
         """The family's own axes in the order of declaration, then inputs, dtype and mode."""
         hints = get_type_hints(cls)

@@ -1,0 +1,264 @@
+"""The command line: one function a verb, no logic, imports inside the verbs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kernelbench import __version__
+from kernelbench.spec.errors import KernelbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kernelbench.plan import Asked
+
+
+class _Group(TyperGroup):
+    """A message and exit code 2 for what the user can mend; 130 for an interrupt."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KernelbenchError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Is this fused GPU kernel right, how much faster is it, and why?",
+)
+cache_app = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache", help="Show or clear the configs that `--tune` found.")
+
+Words = list[str] | None
+Suites = Annotated[
+    Words, typer.Argument(metavar="[SUITE]...", help="YAML files, or names of shipped suites.")
+]
+FamilyOption = Annotated[Words, typer.Option("--family", "-f", help="Only these families.")]
+ProviderOption = Annotated[Words, typer.Option("--provider", "-p", help="Only these providers.")]
+SkipOption = Annotated[Words, typer.Option("--skip", help="Not these providers.")]
+CaseOption = Annotated[Words, typer.Option("--case", help="Only cases of these ids.")]
+FilterOption = Annotated[str, typer.Option("--filter", help="Only FAMILY/CASE that match a regex.")]
+ModeOption = Annotated[Words, typer.Option("--mode", help="Only fwd, bwd or full.")]
+DTypeOption = Annotated[Words, typer.Option("--dtype", help="Only fp32, tf32, fp16 or bf16.")]
+SetOption = Annotated[
+    Words, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: measure.max_seconds=1.")
+]
+PluginOption = Annotated[Words, typer.Option("--plugin", help="A Python file that adds a family.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the inputs.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds without progress that end a provider.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the summary.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every phase.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"kernelbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Is this fused GPU kernel right, how much faster is it, and why?"""
+
+
+def _asked(device: str, **given: Any) -> "Asked":
+    from kernelbench.plan import Asked
+    from kernelbench.spec import UsageError, suggest
+
+    kinds = ("auto", "cpu", "cuda")
+    if device not in kinds:
+        raise UsageError(f"--device: no device {device!r}{suggest(device, kinds)}")
+    return Asked(device=device, **given)
+
+
+def _narrow(
+    family: Words, provider: Words, skip: Words, case: Words, filter: str, mode: Words, dtype: Words
+) -> dict[str, Any]:
+    lists = {"family": family, "provider": provider, "skip": skip, "case": case}
+    lists |= {"mode": mode, "dtype": dtype}
+    return {**{name: given or [] for name, given in lists.items()}, "filter": filter}
+
+
+def _console(*, err: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=err)
+
+
+@app.command()
+def run(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    skip: SkipOption = None,
+    case: CaseOption = None,
+    filter: FilterOption = "",
+    mode: ModeOption = None,
+    dtype: DTypeOption = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("results"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN_DIR", help="Go on with a run.")
+    ] = None,
+    timeout: TimeoutOption = 300.0,
+    budget: Annotated[str, typer.Option("--budget", help="Time for all of it: 90s, 10m.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples, no other clocks.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Search kernel configs, keep them.")] = False,
+    no_interleave: Annotated[
+        bool, typer.Option("--no-interleave", help="One provider after the other.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Also more than 10,000 jobs.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure suites: every provider is proven right, then timed with the others of its case.
+
+    Exit code: 0 all well, 1 a provider is incorrect or failed, 2 bad input, 130 interrupted.
+    """
+    from kernelbench import verbs
+    from kernelbench.plan import seconds
+    from kernelbench.run import Options
+
+    asked = _asked(
+        device,
+        overrides=tuple(set_ or ()),
+        plugins=tuple(plugin or ()),
+        narrow=_narrow(family, provider, skip, case, filter, mode, dtype),
+        quick=quick,
+        interleave=not no_interleave,
+        seed=seed,
+    )
+    options = Options(
+        timeout=timeout,
+        budget=seconds(budget) if budget else None,
+        tune=tune,
+        fail_fast=fail_fast,
+    )
+    plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
+    verbs.refuse_many(plans, yes)
+    if dry_run:
+        verbs.show_jobs(plans, _console(), as_json)
+        return
+    view = verbs.view(_console(err=True), quiet=quiet or as_json, verbose=verbose)
+    raise typer.Exit(verbs.measure(plans, options, out, view, _console(), quiet, as_json))
+
+
+@app.command()
+def check(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    skip: SkipOption = None,
+    case: CaseOption = None,
+    filter: FilterOption = "",
+    mode: ModeOption = None,
+    dtype: DTypeOption = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    timeout: TimeoutOption = 300.0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Correctness only, of suites or of every family's own small cases; nothing is stored."""
+    from kernelbench import verbs
+    from kernelbench.run import Options
+
+    asked = _asked(
+        device,
+        overrides=tuple(set_ or ()),
+        plugins=tuple(plugin or ()),
+        narrow=_narrow(family, provider, skip, case, filter, mode, dtype),
+        seed=seed,
+    )
+    options = Options(timeout=timeout, timing=False)
+    view = verbs.view(_console(err=True), quiet=quiet or as_json, verbose=False)
+    raise typer.Exit(verbs.check(suites or [], asked, options, view, _console(), as_json))
+
+
+@app.command("list")
+def list_(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Families with their providers and axes; or the jobs of suites."""
+    from kernelbench import verbs
+
+    narrow = _narrow(family, None, None, None, "", None, None)
+    asked = _asked("auto", plugins=tuple(plugin or ()), narrow=narrow)
+    if suites:
+        verbs.show_jobs(verbs.begun(suites, asked), _console(), as_json)
+    else:
+        verbs.show_families(asked, _console(), as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of them.")
+    ],
+    family: FamilyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tables of what was measured. Needs no GPU and no torch."""
+    from kernelbench.report import verb
+
+    raise typer.Exit(verb.report(folders, family or [], _console(), _console(err=True), as_json))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can do, and how to get what is missing."""
+    from kernelbench.doctor import examine, show
+
+    findings = examine()
+    show(findings, _console(), as_json)
+    raise typer.Exit(2 if any(finding.ok is False for finding in findings) else 0)
+
+
+@cache_app.callback()
+def cache(ctx: typer.Context) -> None:
+    """Show where the configs that `--tune` found are kept, and how many there are."""
+    if ctx.invoked_subcommand is None:
+        from kernelbench.measure.tune import cache_dir, cached_files
+
+        typer.echo(f"{len(cached_files())} tuned configs in {cache_dir()}")
+
+
+@cache_app.command()
+def clear() -> None:
+    """Forget every tuned config."""
+    from kernelbench.measure.tune import clear as forget
+
+    typer.echo(f"{forget()} tuned configs forgotten")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,158 @@
+"""What this machine can do, and how to get what is missing."""
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import kernelbench
+
+PEERS = {"liger_kernel": "liger-kernel", "quack": "quack-kernels"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for. ok: None when it is optional and absent."""
+
+    what: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that a run may need, looked at without touching a GPU's memory."""
+    return [
+        Finding("python", True, f"{platform.python_version()} on {platform.system()}"),
+        *_foreign(),
+        *_torch(),
+        *_nvml(),
+        *_tools(),
+        *_peers(),
+    ]
+
+
+def foreign_packages(path: list[str]) -> list[Path]:
+    """Other packages of the import name `kernelbench` on the path, whichever comes first."""
+    ours = Path(kernelbench.__file__).resolve().parent
+    found = [
+        folder
+        for entry in path
+        if (folder := Path(entry or ".") / "kernelbench").is_dir()
+        and folder.resolve() != ours
+        and any(folder.glob("*.py"))
+    ]
+    return list(dict.fromkeys(folder.resolve() for folder in found))
+
+
+def _foreign() -> Iterator[Finding]:
+    said = f"version {kernelbench.__version__}"
+    others = foreign_packages(sys.path)
+    if not others:
+        yield Finding("kernelbench", True, said)
+        return
+    yield Finding(
+        "kernelbench",
+        False,
+        f"{said}, and another package of that name in {', '.join(map(str, others))}",
+        "ScalingIntelligence/KernelBench uses the same import name; keep one of the two in an "
+        "environment",
+    )
+
+
+def _torch() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        yield Finding(
+            "torch", False, "not installed", "pip install torch (reading results needs none)"
+        )
+        return
+    import torch
+
+    from kernelbench.measure import environment
+    from kernelbench.spec import UsageError
+
+    yield Finding("torch", True, torch.__version__)
+    try:
+        kind = environment.use("auto")
+    except UsageError as error:
+        yield Finding("GPU", False, str(error))
+        return
+    machine: dict[str, Any] = environment.describe(kind)
+    if kind == "cuda":
+        memory = machine["total_bytes"] / 2**30
+        yield Finding("GPU", True, f"{machine['name']}, {machine['arch']}, {memory:.0f} GiB")
+    else:
+        yield Finding(
+            "GPU",
+            None,
+            environment.why_no_cuda(),
+            "without one, suites run small shapes for correctness: kernelbench run smoke",
+        )
+    version = machine["versions"].get("triton")
+    if machine["no_triton"]:
+        yield Finding("triton", False, machine["no_triton"])
+    else:
+        how = "on the GPU" if kind == "cuda" else "in its interpreter, on the CPU"
+        yield Finding("triton", True, f"{version}, {how}")
+
+
+def _nvml() -> Iterator[Finding]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        yield Finding("NVML", None, str(error), "clocks and throttling are recorded with a driver")
+        return
+    yield Finding("NVML", True, f"driver {driver}")
+
+
+def _tools() -> Iterator[Finding]:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    yield Finding(
+        "C++ compiler",
+        True if compiler else None,
+        compiler or "not on the PATH",
+        "" if compiler else "torch.compile needs one on a CPU: install g++",
+    )
+    for tool, package in (("nsys", "Nsight Systems"), ("ncu", "Nsight Compute")):
+        path = shutil.which(tool)
+        yield Finding(
+            tool,
+            True if path else None,
+            path or "not on the PATH",
+            "" if path else f"{package} comes with the CUDA toolkit",
+        )
+
+
+def _peers() -> Iterator[Finding]:
+    for module, package in PEERS.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(package, None, "not installed", "pip install 'kernelbench[peers]'")
+        else:
+            yield Finding(package, True, importlib.metadata.version(package))
+
+
+def show(findings: Sequence[Finding], console: Console, as_json: bool) -> None:
+    """A line a finding: what, whether it is well, what was found, and the remedy."""
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        mark = {True: "ok", False: "MISSING", None: "-"}[finding.ok]
+        remedy = f"\n{finding.remedy}" if finding.remedy else ""
+        table.add_row(mark, finding.what, Text(f"{finding.found}{remedy}"))
+    console.print(table)

@@ -1,0 +1,145 @@
+"""The worker process as its parent sees it: start it, ask it, and notice how it ends."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernelbench.spec import KernelbenchError
+
+ROOT = Path(__file__).parent.parent
+
+
+class WorkerEndedError(Exception):
+    """The worker is no more. `reason` says how it ended, `silent` whether it had to be killed."""
+
+    def __init__(self, reason: str, *, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.silent = silent
+
+
+@dataclass
+class Worker:
+    """One worker process and the two pipes to it. log: where its stdout and stderr go."""
+
+    log: Path
+    _process: subprocess.Popen[bytes] = field(init=False)
+    _requests: Any = field(init=False)
+    _events: "queue.Queue[dict[str, Any] | None]" = field(default_factory=queue.Queue, init=False)
+
+    def __post_init__(self) -> None:
+        request_read, request_write = os.pipe()
+        event_read, event_write = os.pipe()
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kernelbench.worker", str(request_read), str(event_write)],
+                pass_fds=(request_read, event_write),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            )
+        os.close(request_read)
+        os.close(event_write)
+        self._requests = os.fdopen(request_write, "w", buffering=1, encoding="utf-8")
+        threading.Thread(target=self._listen, args=(event_read,), daemon=True).start()
+
+    def _listen(self, event_read: int) -> None:
+        with os.fdopen(event_read, encoding="utf-8", errors="replace") as events:
+            for line in events:
+                if line.endswith("\n"):  # a line cut short by a crash is no event
+                    self._events.put(json.loads(line))
+        self._events.put(None)
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        try:
+            self._requests.write(json.dumps(request) + "\n")
+        except BrokenPipeError:
+            raise WorkerEndedError(self._ending()) from None
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The next event. Raises WorkerEndedError when there is none within `timeout` seconds."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            self.kill()
+            raise WorkerEndedError(f"nothing happened for {timeout:g} s", silent=True) from None
+        if event is None:
+            raise WorkerEndedError(self._ending())
+        return event
+
+    def events(self, timeout: float, last: str) -> Iterator[dict[str, Any]]:
+        """Events up to and with the one called `last`."""
+        while True:
+            event = self.receive(timeout)
+            yield event
+            if event["event"] == last:
+                return
+
+    def kill(self) -> None:
+        """End the worker and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+
+    def _ending(self) -> str:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "closed its pipe and hung"
+        if code >= 0:
+            return f"exited with code {code}"
+        name = signal.Signals(-code).name
+        hint = " (the kernel kills so when memory runs out)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of what it printed."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def start(
+    log: Path, device: str, plugins: tuple[str, ...], *, timing: bool, timeout: float
+) -> tuple[Worker, dict[str, Any]]:
+    """A worker that has said what machine it is on. Raises KernelbenchError if it cannot."""
+    worker = Worker(log)
+    request = {"device": device, "plugins": plugins, "timing": timing}
+    try:
+        worker.send(request)
+        hello = worker.receive(timeout)
+    except WorkerEndedError as ended:
+        raise KernelbenchError(f"the worker did not start: {ended}\n{worker.tail()}") from None
+    if hello["event"] == "refused":
+        worker.kill()
+        raise KernelbenchError(hello["reason"])
+    return worker, hello["machine"]
+
+
+def limits(worker: Worker, known: Mapping[str, Any] | None, timeout: float) -> dict[str, Any]:
+    """The machine's ceilings: those of this run, else measured now (some seconds on a GPU)."""
+    try:
+        worker.send({"ceilings": known})
+        event = worker.receive(timeout)
+    except WorkerEndedError as ended:
+        raise KernelbenchError(
+            f"measuring this machine's limits failed: {ended}\n{worker.tail()}"
+        ) from None
+    found: dict[str, Any] = event["ceilings"]
+    return found

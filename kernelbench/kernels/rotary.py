@@ -1,0 +1,435 @@
+"""Rotary position embedding of q and k in one launch, forward and backward.
+
+Shapes: B batch, S tokens, H heads (Hq of q, Hk of k), D head size, C = D/2 angles of a token.
+Tensors are read and written where they lie, by their strides: (B,S,H,D) views of (B,H,S,D)
+storage or of a packed qkv cost no copy. Bandwidth bounds it: each element is read and written
+once for 3 flops; a token's cosines and sines are read once for a tile of heads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernelbench.kernels.launch import (
+    Launch,
+    check_device,
+    check_powers_of_2,
+    on_device,
+    power_of_2,
+)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@triton.jit
+def _rotate_tile(
+    x_ptr,
+    out_ptr,
+    cos_SC,
+    sin_SC,
+    token_S,
+    head_H,
+    x_stride_S,
+    x_stride_H,
+    out_stride_S,
+    out_stride_H,
+    S,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    token_SHD = token_S.to(tl.int64)[:, None, None]
+    head_SHD = head_H.to(tl.int64)[None, :, None]
+    x_ptr += token_SHD * x_stride_S + head_SHD * x_stride_H
+    out_ptr += token_SHD * out_stride_S + head_SHD * out_stride_H
+    mask_SHD = (token_S < S)[:, None, None] & (head_H < H)[None, :, None]
+    cos_SHC = cos_SC[:, None, :]
+    sin_SHC = sin_SC[:, None, :]
+    if INTERLEAVED:
+        d_SHD = tl.arange(0, 2 * BLOCK_C)[None, None, :]
+        mask_SHD &= d_SHD < 2 * C
+        x_SHD = tl.load(x_ptr + d_SHD, mask=mask_SHD, other=0.0).to(tl.float32)
+        x1_SHC, x2_SHC = tl.split(tl.reshape(x_SHD, [BLOCK_S, BLOCK_H, BLOCK_C, 2]))
+        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
+        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
+        out_SHD = tl.reshape(tl.join(out1_SHC, out2_SHC), [BLOCK_S, BLOCK_H, 2 * BLOCK_C])
+        tl.store(out_ptr + d_SHD, out_SHD.to(dtype), mask=mask_SHD)
+    else:
+        c_SHC = tl.arange(0, BLOCK_C)[None, None, :]
+        mask_SHC = mask_SHD & (c_SHC < C)
+        x1_SHC = tl.load(x_ptr + c_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
+        x2_SHC = tl.load(x_ptr + (C + c_SHC), mask=mask_SHC, other=0.0).to(tl.float32)
+        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
+        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
+        tl.store(out_ptr + c_SHC, out1_SHC.to(dtype), mask=mask_SHC)
+        tl.store(out_ptr + (C + c_SHC), out2_SHC.to(dtype), mask=mask_SHC)
+
+
+@triton.jit
+def _rotate(
+    q_ptr,
+    k_ptr,
+    q_out_ptr,
+    k_out_ptr,
+    cos_ptr,
+    sin_ptr,
+    q_stride_B,
+    q_stride_S,
+    q_stride_H,
+    k_stride_B,
+    k_stride_S,
+    k_stride_H,
+    q_out_stride_B,
+    q_out_stride_S,
+    q_out_stride_H,
+    k_out_stride_B,
+    k_out_stride_S,
+    k_out_stride_H,
+    cos_stride_B,
+    cos_stride_S,
+    sin_stride_B,
+    sin_stride_S,
+    S,
+    HQ: tl.constexpr,
+    HK: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    """BLOCK_S tokens of BLOCK_H heads a program: head tiles of q, then of k, token tiles, batch."""
+    Q_TILES: tl.constexpr = (HQ + BLOCK_H - 1) // BLOCK_H
+    TILES: tl.constexpr = Q_TILES + (HK + BLOCK_H - 1) // BLOCK_H
+    head_tile = tl.program_id(0) % TILES
+    token_tiles = tl.cdiv(S, BLOCK_S)
+    token_tile = (tl.program_id(0) // TILES) % token_tiles
+    b = (tl.program_id(0) // TILES // token_tiles).to(tl.int64)
+
+    token_S = token_tile * BLOCK_S + tl.arange(0, BLOCK_S)
+    c_C = tl.arange(0, BLOCK_C)
+    mask_SC = (token_S < S)[:, None] & (c_C < C)[None, :]
+    token_SC = token_S.to(tl.int64)[:, None]
+    cos_SC = tl.load(
+        cos_ptr + b * cos_stride_B + token_SC * cos_stride_S + c_C[None, :], mask=mask_SC, other=0.0
+    ).to(tl.float32)
+    sin_SC = tl.load(
+        sin_ptr + b * sin_stride_B + token_SC * sin_stride_S + c_C[None, :], mask=mask_SC, other=0.0
+    ).to(tl.float32)
+    if INVERSE:
+        sin_SC = -sin_SC
+
+    if head_tile < Q_TILES:
+        _rotate_tile(
+            q_ptr + b * q_stride_B,
+            q_out_ptr + b * q_out_stride_B,
+            cos_SC,
+            sin_SC,
+            token_S,
+            head_tile * BLOCK_H + tl.arange(0, BLOCK_H),
+            q_stride_S,
+            q_stride_H,
+            q_out_stride_S,
+            q_out_stride_H,
+            S,
+            HQ,
+            C,
+            BLOCK_S,
+            BLOCK_H,
+            BLOCK_C,
+            INTERLEAVED,
+        )
+    else:
+        _rotate_tile(
+            k_ptr + b * k_stride_B,
+            k_out_ptr + b * k_out_stride_B,
+            cos_SC,
+            sin_SC,
+            token_S,
+            (head_tile - Q_TILES) * BLOCK_H + tl.arange(0, BLOCK_H),
+            k_stride_S,
+            k_stride_H,
+            k_out_stride_S,
+            k_out_stride_H,
+            S,
+            HK,
+            C,
+            BLOCK_S,
+            BLOCK_H,
+            BLOCK_C,
+            INTERLEAVED,
+        )
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """A program's tile, `block_s` tokens of `block_h` heads, and its warps; all powers of two."""
+
+    block_s: int
+    block_h: int
+    warps: int
+
+    def __post_init__(self) -> None:
+        check_powers_of_2(self, "block_s", "block_h", "warps")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A row of the table: the config for heads of at most `D` elements."""
+
+    D: int
+    config: RotaryConfig
+
+
+# 16 elements a thread of either half: four 16-byte loads under way at 2 bytes an element.
+_TABLE = (
+    _Choice(64, RotaryConfig(8, 8, 4)),
+    _Choice(128, RotaryConfig(4, 8, 4)),
+    _Choice(256, RotaryConfig(4, 4, 4)),
+    _Choice(512, RotaryConfig(2, 4, 4)),
+)
+_TILE = 16384  # elements of one half in a tile, at most: 64 a thread of 8 warps
+
+
+def configs(S: int, heads: int, D: int, *, arch: str) -> tuple[RotaryConfig, ...]:
+    """The table's choice for S tokens of heads of D elements, then others that a tuner may pick.
+
+    heads: of q, which has at least as many as k. arch: `sm_90` and the like, or `cpu`; the tiles
+    use no shared memory to speak of, so that one table serves every architecture so far.
+    All configs are valid for every dtype and layout.
+    """
+    chosen = _choose(S, heads, D)
+    return tuple(dict.fromkeys((chosen, *_variants(chosen, S, heads, D))))[:12]
+
+
+@lru_cache(maxsize=4096)
+def _choose(S: int, heads: int, D: int) -> RotaryConfig:
+    config = next((c.config for c in _TABLE if c.D >= D), RotaryConfig(1, 1, 4))
+    return replace(
+        config,
+        block_s=min(config.block_s, power_of_2(S)),
+        block_h=min(config.block_h, power_of_2(heads)),
+    )
+
+
+def _variants(config: RotaryConfig, S: int, heads: int, D: int) -> Iterator[RotaryConfig]:
+    for warps in (config.warps, 2 * config.warps):
+        for s in (config.block_s, 2 * config.block_s, config.block_s // 2):
+            for h in (config.block_h, config.block_h // 2):
+                fits = 1 <= s <= power_of_2(S) and h >= 1
+                if fits and s * h * power_of_2(D // 2) <= 1024 * warps:
+                    yield RotaryConfig(s, h, warps)
+
+
+def rotary_launch(
+    q: Tensor,
+    k: Tensor,
+    q_out: Tensor,
+    k_out: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool,
+    inverse: bool,
+    config: RotaryConfig,
+) -> Launch:
+    """The launch that rotates q into q_out and k into k_out, by -angle when `inverse`.
+
+    Shapes and strides as `apply_rotary` takes them; out may be the same tensor as in. Either of q
+    and k may have no heads.
+    """
+    B, S, HQ, D = q.shape
+    HK = k.shape[2]
+    tiles = triton.cdiv(HQ, config.block_h) + triton.cdiv(HK, config.block_h)
+    args: dict[str, Any] = {
+        "q_ptr": q,
+        "k_ptr": k,
+        "q_out_ptr": q_out,
+        "k_out_ptr": k_out,
+        "cos_ptr": cos,
+        "sin_ptr": sin,
+        "cos_stride_B": _batch_stride(cos),
+        "cos_stride_S": cos.stride(-2),
+        "sin_stride_B": _batch_stride(sin),
+        "sin_stride_S": sin.stride(-2),
+        "S": S,
+    }
+    for name, x in (("q", q), ("k", k), ("q_out", q_out), ("k_out", k_out)):
+        stride_B, stride_S, stride_H, _ = x.stride()
+        args[f"{name}_stride_B"] = stride_B
+        args[f"{name}_stride_S"] = stride_S
+        args[f"{name}_stride_H"] = stride_H
+    constexprs = {
+        "HQ": HQ,
+        "HK": HK,
+        "C": D // 2,
+        "BLOCK_S": config.block_s,
+        "BLOCK_H": config.block_h,
+        "BLOCK_C": power_of_2(D // 2),
+        "INTERLEAVED": interleaved,
+        "INVERSE": inverse,
+    }
+    grid = (B * triton.cdiv(S, config.block_s) * tiles,)
+    return Launch(_rotate, grid, args, constexprs, {"num_warps": config.warps, "num_stages": 1})
+
+
+def _batch_stride(table: Tensor) -> int:
+    return table.stride(0) if table.dim() == 3 and table.shape[0] > 1 else 0
+
+
+def _rotate_into(
+    xs: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    inverse: bool,
+    config: RotaryConfig,
+) -> None:
+    """Rotate q and k, or one of them: then the other has no heads."""
+    q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
+    q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
+    launch = rotary_launch(
+        q, k, q_out, k_out, cos, sin, interleaved=interleaved, inverse=inverse, config=config
+    )
+    with on_device(q.device):
+        launch.run()
+
+
+class _Rotary(torch.autograd.Function):
+    """Of q and k, or of q alone when k is None; returns a tuple of as many.
+
+    Autograd wants the view that a function overwrites as its first argument and only output.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, cos, sin, interleaved, inplace, config):
+        ctx.set_materialize_grads(False)
+        ctx.interleaved, ctx.config = interleaved, config
+        ctx.save_for_backward(cos, sin)
+        xs = (q,) if k is None else (q, k)
+        outs = xs if inplace else tuple(torch.empty_like(x) for x in xs)
+        _rotate_into(xs, outs, cos, sin, interleaved, False, config)
+        if inplace:
+            ctx.mark_dirty(*xs)
+        return outs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        cos, sin = ctx.saved_tensors
+        arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
+        outs = [torch.empty_like(g) for g in arrived]
+        if arrived:
+            _rotate_into(arrived, outs, cos, sin, ctx.interleaved, True, ctx.config)
+        rotated = iter(outs)
+        dq, dk = (None if g is None else next(rotated) for g in (*grads, None)[:2])
+        return dq, dk, None, None, None, None, None
+
+
+def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}"
+    if q.dtype not in DTYPES or k.dtype != q.dtype:
+        raise TypeError(
+            f"apply_rotary takes q and k of one dtype, float32, float16 or bfloat16, got "
+            f"{q.dtype} and {k.dtype}: convert them with .to()"
+        )
+    if q.dim() != 4 or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"apply_rotary takes q (B,S,Hq,D) and k (B,S,Hk,D), got {shapes}")
+    B, S, _, D = q.shape
+    if D % 2 or D == 0:
+        raise ValueError(f"apply_rotary rotates pairs, so that D must be even, got {shapes}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dtype not in (torch.float32, q.dtype):
+            raise TypeError(
+                f"apply_rotary takes {name} of float32 or q's {q.dtype}, got {table.dtype}: "
+                "convert it with .to()"
+            )
+        if table.shape not in ((S, D // 2), (B, S, D // 2), (1, S, D // 2)):
+            raise ValueError(
+                f"apply_rotary takes {name} of shape (S, D/2) or (B, S, D/2), here {(S, D // 2)} "
+                f"or {(B, S, D // 2)}, got {tuple(table.shape)}: one column for each pair"
+            )
+        if table.requires_grad:
+            raise ValueError(f"{name} requires grad but gets none from apply_rotary: detach it")
+    for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise ValueError(
+                f"apply_rotary takes {name} with its last axis contiguous, got strides "
+                f"{x.stride()}: call .contiguous() on it"
+            )
+
+
+def _check_writable(q: Tensor, k: Tensor, differentiable: bool) -> None:
+    for name, x in (("q", q), ("k", k)):
+        if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
+            raise ValueError(f"{name} is expanded, so that it cannot be rotated in place: clone it")
+        if differentiable and x.is_leaf and x.requires_grad:
+            raise ValueError(
+                f"{name} is a leaf that requires grad, so that it cannot be rotated in place: "
+                "pass inplace=False"
+            )
+
+
+def apply_rotary(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool = False,
+    inplace: bool = False,
+    config: RotaryConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rotate pairs of elements of each head by its token's angles: x1' = x1·cos - x2·sin,
+    x2' = x2·cos + x1·sin, in fp32 with one rounding at the end.
+
+    q: (B,S,Hq,D), k: (B,S,Hk,D), of one dtype, float32, float16 or bfloat16; D even. Any strides
+        whose last is 1; those of q and k need not agree, and outputs keep those of their input.
+    cos, sin: (S,D/2), or (B,S,D/2) for angles of each sequence, of float32 or q's dtype. They get
+        no gradient.
+    interleaved: pairs are (x[2i], x[2i+1]); otherwise (x[i], x[i+D/2]), as in GPT-NeoX and Llama.
+    inplace: overwrite q and k, which may be views of one packed qkv, and return them. It takes
+        one launch for each when views are differentiated: autograd has no other way.
+    config: how to cut up the work; None for the choice of the table, see `configs`.
+
+    The gradient is the inverse rotation of the upstream one, never in place, and is not
+    differentiable itself.
+
+    Raises TypeError for other dtypes; ValueError for shapes that do not fit, a last axis that is
+    not contiguous, cos or sin that require grad, or expanded memory or a leaf that requires grad
+    to be overwritten; RuntimeError for tensors that are not on one device where Triton runs.
+
+    Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
+    (arXiv:2104.09864).
+    """
+    check_device(q=q, k=k, cos=cos, sin=sin)
+    _check(q, k, cos, sin)
+    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if inplace:
+        _check_writable(q, k, differentiable)
+    if config is None:
+        config = _choose(q.shape[1], q.shape[2], q.shape[3])
+    if differentiable:
+        options = cos, sin, interleaved, inplace, config
+        if inplace and (q._is_view() or k._is_view()):
+            return _Rotary.apply(q, None, *options)[0], _Rotary.apply(k, None, *options)[0]
+        q_out, k_out = _Rotary.apply(q, k, *options)
+        return q_out, k_out
+    outs = (q, k) if inplace else (torch.empty_like(q), torch.empty_like(k))
+    _rotate_into((q, k), outs, cos, sin, interleaved, False, config)
+    if inplace and not (q.is_inference() or k.is_inference()):
+        torch.autograd.graph.increment_version(outs)
+    return outs

@@ -1,0 +1,143 @@
+"""What is going on, while it goes on: a live view on a terminal, plain lines elsewhere."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from kernelbench.metrics import median_ns
+from kernelbench.spec import Job, RunRecord, Status
+
+LATEST = 12
+
+
+def result(record: RunRecord) -> str:
+    """One record in a few words: its time, or what became of it."""
+    if record.status is not Status.ok:
+        reason = record.reason.splitlines()[0] if record.reason else ""
+        return f"{record.status}: {reason}" if reason else record.status.value
+    ns = median_ns(record)
+    timer = record.timing.timer if record.timing else ""
+    if ns is None or timer == "host":
+        return "ok"
+    return f"{ns / 1e3:.2f} µs" + (" (ungated)" if timer == "ungated" else "")
+
+
+class Silent:
+    """Says nothing but notes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was begun."""
+
+    def machine(self, machine: Mapping[str, Any]) -> None:
+        """The machine the worker runs on."""
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def job(self, job: Job, number: int, total: int) -> None:
+        """A job begins."""
+
+    def at(self, provider: str, phase: str) -> None:
+        """A provider is at work on something."""
+
+    def recorded(self, records: Sequence[RunRecord]) -> None:
+        """Records are on the disk."""
+
+
+class Plain(Silent):
+    """One line a job and a provider, for logs. verbose: a line a phase, too."""
+
+    def __init__(self, console: Console, *, verbose: bool = False) -> None:
+        super().__init__(console)
+        self._verbose = verbose
+        self._last = ("", "")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def machine(self, machine: Mapping[str, Any]) -> None:
+        versions = machine["versions"]
+        parts = [machine["name"], machine["arch"], f"torch {versions.get('torch', '?')}"]
+        if "triton" in versions:
+            parts.append(f"triton {versions['triton']}")
+        if machine["kind"] == "cpu":
+            parts.append("no GPU: a smoke run, which says nothing about speed")
+        self._line(", ".join(dict.fromkeys(parts)))
+
+    def job(self, job: Job, number: int, total: int) -> None:
+        label = f"  {job.label}" if job.label else ""
+        self._line(f"[{number}/{total}] {job.id}{label}")
+
+    def at(self, provider: str, phase: str) -> None:
+        if self._verbose and (provider, phase) != self._last:
+            self._last = (provider, phase)
+            self._line(f"    … {provider or 'job'}: {phase}")
+
+    def recorded(self, records: Sequence[RunRecord]) -> None:
+        for record in records:
+            self._line(f"    {record.provider:<14} {result(record)}")
+
+
+class LiveView(Plain):
+    """A bar with the time that is left, who is at work, and the latest results."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("jobs", total=None)
+        self._rows: deque[tuple[str, str, str]] = deque(maxlen=LATEST)
+        self._job, self._phase = "", ""
+        self._live = Live(self._view(), console=console, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> "LiveView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def _view(self) -> Group:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in self._rows:
+            table.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in row))
+        now = Text(f"{self._job}  {self._phase}", overflow="ellipsis", no_wrap=True)
+        return Group(table, now, self._bar)
+
+    def job(self, job: Job, number: int, total: int) -> None:
+        self._job = job.id
+        self._bar.update(self._task, completed=number - 1, total=total)
+        self._live.update(self._view())
+
+    def at(self, provider: str, phase: str) -> None:
+        self._phase = f"{provider}: {phase}" if provider else phase
+        self._live.update(self._view())
+
+    def recorded(self, records: Sequence[RunRecord]) -> None:
+        self._rows.extend((r.case, r.provider, result(r)) for r in records)
+        self._live.update(self._view())

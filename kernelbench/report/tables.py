@@ -1,0 +1,292 @@
+"""A run as text that reads well at 100 columns: one table a family, mode and dtype."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kernelbench.metrics import within_noise
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WIDTH = 100
+SMOKE = "smoke: a CPU run checks correctness; it says nothing about GPU speed"
+KINDS = (
+    "measured: time, speedups (×), error. modelled: HBM, saved. % of ceiling: time at this "
+    "machine's measured limits over measured time. ~: no difference beyond noise. ≈: approximate."
+)
+Row = Mapping[str, Any]
+
+_GAP = 2
+_LEAST_PROVIDER = 12
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cell: Callable[[Row], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def _provider(row: Row) -> str:
+    return f"{row['provider']} ≈" if row["accuracy"] == "approximate" else str(row["provider"])
+
+
+def _time(row: Row) -> str:
+    """The median in the unit that suits it, ± the longer arm of its interval in %."""
+    if math.isnan(row["median_us"]):
+        return ""
+    ns = row["median_us"] * 1e3
+    unit, scale = next(
+        ((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)) if ns >= s), ("ns", 1.0)
+    )
+    arm = max(row["hi_us"] - row["median_us"], row["median_us"] - row["lo_us"]) * 1e3
+    share = f" ±{_percent(arm / ns * 100)}" if ns else ""
+    return f"{_figures(ns / scale, 4)} {unit}{share}"
+
+
+def _figures(value: float, significant: int = 3) -> str:
+    """A number with so many figures, never with an exponent: 1234, 123.4, 12.34, 1.234, 0.01."""
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "inf"
+    whole = len(f"{abs(value):.0f}")
+    return f"{value:.{max(significant - whole, 0)}f}"
+
+
+def _percent(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.2g}%" if abs(value) < 9.95 else f"{value:.0f}%"
+
+
+def _speedup_best(row: Row) -> str:
+    return "~" if within_noise(row, "speedup_best") else _figures(row["speedup_best"])
+
+
+def _speedup(row: Row) -> str:
+    mid = "~" if within_noise(row) else _figures(row["speedup"])
+    if math.isnan(row["speedup_lo"]):
+        return mid
+    return f"{mid} [{_figures(row['speedup_lo'])}, {_figures(row['speedup_hi'])}]"
+
+
+def _error(row: Row) -> str:
+    """The error of the output that is nearest its budget, and how much of the budget it is."""
+    if math.isnan(row["error_rel"]):
+        return ""
+    used = row["error_rel"] / row["error_budget"] * 100 if row["error_budget"] else math.inf
+    return f"{_scientific(row['error_rel'])} {_percent(used):>4}"
+
+
+def _scientific(value: float) -> str:
+    """1.6e-3; 0 and what is no number as they are."""
+    if not value or not math.isfinite(value):
+        return "" if math.isnan(value) else f"{value:.0f}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits}e{int(power)}"
+
+
+_PROVIDER = _Column("provider\n", _provider, "left")
+_SPEED = (
+    _PROVIDER,
+    _Column("time\nmedian ±95%", _time),
+    _Column("× best\nother", _speedup_best),
+    _Column("× baseline\n[95% interval]", _speedup),
+    _Column("% of\nceiling", lambda row: _percent(row["sol_pct"])),
+    _Column(
+        "HBM MiB\nmodelled", lambda row: _figures(row["model_read_mib"] + row["model_write_mib"])
+    ),
+    _Column("saved\nmodelled", lambda row: _percent(row["hbm_saved_pct"])),
+    _Column("error and\n% of budget", _error),
+)
+_CHECKS = (
+    _PROVIDER,
+    _Column("verdict\n", lambda row: "correct", "left"),
+    _Column("relative error\nmeasured", lambda row: _scientific(row["error_rel"])),
+    _Column("budget\n", lambda row: _scientific(row["error_budget"])),
+    _Column("worst element\nmeasured", lambda row: _scientific(row["error_max"])),
+)
+
+
+def run_tables(frame: "DataFrame", width: int = WIDTH) -> list[Table]:
+    """One table a GPU, family, mode and dtype of a `metrics.frame`, cases one below another.
+
+    width: columns to stay within; what does not fit folds provider names, never numbers.
+    """
+    rows = _rows(frame)
+    parts: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(str(row[name]) for name in ("family", "mode", "dtype", "gpu"))
+        parts.setdefault(key, []).append(row)
+    several = len({row["run_id"] for row in rows}) > 1
+    return [_table(key, part, width, several) for key, part in parts.items()]
+
+
+def _rows(frame: "DataFrame") -> list[Row]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _smoke(rows: Sequence[Row]) -> bool:
+    timers = {row["timer"] for row in rows}
+    return "host" in timers and "gated" not in timers
+
+
+def _table(key: tuple[str, ...], rows: Sequence[Row], width: int, several_runs: bool) -> Table:
+    smoke = _smoke(rows)
+    good = [row for row in rows if row["status"] == "ok"]
+    columns = [
+        column
+        for column in (_CHECKS if smoke else _SPEED)
+        if column is _PROVIDER or any(column.cell(row) for row in good)
+    ]
+    widths = _widths(columns, rows, good, width)
+    table = Table(
+        title=" · ".join(part for part in (*key, "smoke" if smoke else "") if part),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=0,
+    )
+    table.add_column(overflow="fold")
+    if good:
+        head = _grid(columns, widths)
+        head.add_row(*(column.head for column in columns))
+        table.add_row(head)
+        table.add_row("─" * (sum(widths) + _GAP * (len(widths) - 1)))
+    cases: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        run = row["run_id"] if several_runs else ""
+        cases.setdefault((row["label"], row["case"], run), []).append(row)
+    for number, (case, part) in enumerate(cases.items()):
+        if number:
+            table.add_row()
+        table.add_row(Text("  ".join(word for word in case if word), style="cyan"))
+        _add_case(table, part, columns, widths)
+    return table
+
+
+def _widths(
+    columns: Sequence[_Column], rows: Sequence[Row], good: Sequence[Row], width: int
+) -> list[int]:
+    """Of each column; the first, of providers, takes what it needs of what the others leave."""
+    first = max(cell_len(_provider(row)) for row in rows)
+    others = [
+        max(cell_len(text) for text in (*column.head.split("\n"), *map(column.cell, good)))
+        for column in columns[1:]
+    ]
+    left = width - sum(others) - _GAP * len(others)
+    return [min(max(first, len("provider")), max(left, _LEAST_PROVIDER)), *others]
+
+
+def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        grid.add_column(width=width, justify=column.justify, overflow="fold")
+    return grid
+
+
+def _fold(name: str, width: int) -> str:
+    """A long name over several lines, broken after `_`, `-` and spaces."""
+    lines = [""]
+    for piece in re.findall(r"[^_\s-]*[_\s-]?", name):
+        if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
+def _add_case(
+    table: Table, rows: Sequence[Row], columns: Sequence[_Column], widths: Sequence[int]
+) -> None:
+    """What could be measured, then what could not and why, then what makes it doubtful."""
+    grid = _grid(columns, widths)
+    for row in rows:
+        if row["status"] == "ok":
+            style = "bold" if row["role"] == "triton_fused" else ""
+            cells = [_fold(_provider(row), widths[0]), *(c.cell(row) for c in columns[1:])]
+            grid.add_row(*map(Text, cells), style=style)
+    if grid.row_count:
+        table.add_row(grid)
+    answers = Table.grid(padding=(0, _GAP, 0, 0))
+    answers.add_column(width=widths[0], overflow="fold")
+    answers.add_column(overflow="fold")
+    for row in rows:
+        name = Text(_fold(_provider(row), widths[0]))
+        if row["status"] != "ok":
+            answers.add_row(name, Text(_answer(row), style="yellow"))
+        doubts = [flag for flag in str(row["flags"]).split(";") if flag]
+        if row["timer"] == "ungated":
+            doubts.append("no speedup: the queue ran dry while it was timed")
+        if doubts:
+            answers.add_row(name, Text(f"! {', '.join(doubts)}", style="yellow"))
+    if answers.row_count:
+        table.add_row(answers)
+
+
+def _answer(row: Row) -> str:
+    lines = str(row["reason"]).strip().splitlines() or [""]
+    reason = lines[0] if len(lines[0]) <= _LONGEST_REASON else f"{lines[0][:_LONGEST_REASON]}…"
+    return f"{row['status']}: {reason}" if reason else str(row["status"])
+
+
+def summary(frame: "DataFrame") -> Text:
+    """Counts by status, and for each of our kernels the geometric mean of `speedup_best`."""
+    rows = _rows(frame)
+    statuses = Counter(str(row["status"]) for row in rows)
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+    plural = "s" if len(rows) != 1 else ""
+    lines = [f"{len(rows)} record{plural}: {counts}" if rows else "no records"]
+    if _smoke(rows):
+        lines.append(SMOKE)
+    ours: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
+            key = tuple(str(row[name]) for name in ("gpu", "family", "mode", "provider"))
+            ours.setdefault(key, []).append(row)
+    lines += [_headline(key, part) for key, part in ours.items()]
+    return Text("\n".join(lines))
+
+
+def _headline(key: tuple[str, ...], rows: Sequence[Row]) -> str:
+    _, family, mode, provider = key
+    mean = math.exp(sum(math.log(row["speedup_best"]) for row in rows) / len(rows))
+    equal = sum(within_noise(row, "speedup_best") for row in rows)
+    doubtful = sum(bool(row["flags"]) for row in rows)
+    notes = [
+        f"geometric mean of {len(rows)} case{'s' * (len(rows) != 1)}, measured",
+        f"{equal} within noise" if equal else "",
+        f"{doubtful} flagged" if doubtful else "",
+    ]
+    return (
+        f"{family} {mode}: {provider} {_figures(mean)} × the best other "
+        f"({', '.join(note for note in notes if note)})"
+    )
+
+
+def render(frame: "DataFrame", console: Console) -> None:
+    """Print the tables of a frame and their summary; at least 100 columns wide, so that a pipe
+    or a narrow terminal cuts no number."""
+    narrow = console.width
+    console.width = max(narrow, WIDTH)
+    try:
+        for table in run_tables(frame, console.width):
+            console.print(table)
+            console.print()
+        if (frame["timer"] == "gated").any():
+            console.print(KINDS, highlight=False)
+            console.print()
+        console.print(summary(frame), highlight=False)
+    finally:
+        console.width = narrow

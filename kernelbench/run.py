@@ -1,0 +1,285 @@
+"""The loop: jobs → worker → records, on the disk before the next job begins."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from kernelbench import metrics
+from kernelbench.executor import Worker, WorkerEndedError, limits, start
+from kernelbench.source import source_hash
+from kernelbench.spec import (
+    Context,
+    Family,
+    Job,
+    KernelbenchError,
+    RunRecord,
+    Status,
+    UsageError,
+    record_of,
+)
+from kernelbench.store import Store
+from kernelbench.worker import encode
+
+START_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run; every field is an option of `kernelbench run`."""
+
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+    seed: int = 0
+    timing: bool = True
+    tune: bool = False
+    timeout: float = 300.0  # seconds without a sign of progress
+    budget: float | None = None  # seconds for the whole run
+    fail_fast: bool = False
+
+
+class Watcher(Protocol):
+    """Whoever shows what is going on."""
+
+    def machine(self, machine: Mapping[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def job(self, job: Job, number: int, total: int) -> None: ...
+    def at(self, provider: str, phase: str) -> None: ...
+    def recorded(self, records: Sequence[RunRecord]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    records: list[RunRecord] = field(default_factory=list)  # of this session
+    interrupted: bool = False
+    left: int = 0  # jobs that were not begun: the budget ran out, or fail-fast
+
+    @property
+    def bad(self) -> bool:
+        return any(record.status.bad for record in self.records)
+
+
+class Runner:
+    """Measures jobs one after another in a worker that is replaced when it falls."""
+
+    def __init__(
+        self,
+        families: Mapping[str, Family[Any]],
+        options: Options,
+        watcher: Watcher,
+        folder: Path,
+    ) -> None:
+        self._families, self._options, self._watcher = families, options, watcher
+        self._log = _log_in(folder)
+        self._ceilings: dict[str, Any] | None = None
+        try:
+            self._worker, self.machine = self._start()
+        except (KernelbenchError, KeyboardInterrupt):
+            self._log.unlink()
+            raise
+
+    def _start(self) -> tuple[Worker, dict[str, Any]]:
+        return start(
+            self._log,
+            self._options.device,
+            self._options.plugins,
+            timing=self._options.timing,
+            timeout=START_TIMEOUT,
+        )
+
+    def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The machine's limits: `known` ones of the same run, or measured now."""
+        self._ceilings = limits(self._worker, known, START_TIMEOUT)
+        return self._ceilings
+
+    def close(self) -> None:
+        """End the worker; a log that found no run folder goes, too."""
+        self._worker.kill()
+        if self._log.name.startswith("."):
+            self._log.unlink()
+
+    def move_log(self, log: Path) -> None:
+        """The run folder is there: keep what the worker prints in it."""
+        self._log = self._worker.log = self._log.replace(log)
+
+    def measure(self, job: Job, context: Context) -> Iterator[list[RunRecord]]:
+        """Records of every provider of a job, whatever becomes of the worker meanwhile."""
+        family = self._families[job.family]
+        left, without = list(job.providers), list[str]()
+        while left:
+            at = ("", "")
+            try:
+                for event in self._ask(replace(job, providers=tuple(left)), context, without):
+                    match event["event"]:
+                        case "at":
+                            at = (event["provider"], event["phase"])
+                            self._watcher.at(*at)
+                        case "records":
+                            records = [RunRecord.from_json(line) for line in event["records"]]
+                            done = {record.provider for record in records}
+                            left = [name for name in left if name not in done]
+                            yield records
+                        case "lost":
+                            at = (event["provider"], at[1])
+                            raise WorkerEndedError(event["reason"])
+                return
+            except WorkerEndedError as ended:
+                status = Status.timeout if ended.silent else Status.crashed
+                reason = f"{at[1] or 'start'}: {ended}"
+            culprits = [name for name in left if at[0] in ("", name)]
+            without.append(at[0])
+            left = [name for name in left if name not in culprits]
+            yield [
+                record_of(job, family.provider(name), status, context, reason=reason)
+                for name in culprits
+            ]
+            self._restart()
+
+    def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[dict[str, Any]]:
+        options = {"timing": self._options.timing, "tune": self._options.tune}
+        self._worker.send(encode(job, context, without=without, **options))
+        yield from self._worker.events(self._options.timeout, "done")
+
+    def _restart(self) -> None:
+        self._worker.kill()
+        self._worker, _ = self._start()
+        limits(self._worker, self._ceilings, START_TIMEOUT)
+
+
+def _log_in(folder: Path) -> Path:
+    """A file for what a worker prints, until its run has a folder of its own.
+
+    Raises KernelbenchError for a folder that cannot be written: before anything is measured.
+    """
+    log = folder / f".worker-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        raise KernelbenchError(f"{folder}: cannot be written ({error.strerror})") from None
+    return log
+
+
+def remaining(
+    jobs: Sequence[Job], recorded: Sequence[RunRecord], sources: Mapping[str, str]
+) -> tuple[list[Job], list[str]]:
+    """What is left to measure, and the families whose code changed since it was measured.
+
+    A job that lost some of its providers' records to a kill is measured again whole, as far as
+    it was timed: a speedup is formed inside one measurement.
+    """
+    known = {record.key: record for record in recorded}
+    left, changed = [], dict[str, None]()
+    for job in jobs:
+        found = {name: known.get((job.family, job.case.id, name)) for name in job.providers}
+        for name, record in found.items():
+            if record is not None and record.source != sources[job.family]:
+                changed[job.family] = None
+                found[name] = None
+        missing = [name for name, record in found.items() if record is None]
+        if missing:
+            again = [n for n, r in found.items() if r is not None and r.status is Status.ok]
+            providers = tuple(n for n in job.providers if n in missing or n in again)
+            left.append(replace(job, providers=providers))
+    return left, list(changed)
+
+
+def run(
+    jobs: Sequence[Job],
+    families: Mapping[str, Family[Any]],
+    options: Options,
+    watcher: Watcher,
+    store_for: Callable[[dict[str, Any]], Store],
+    folder: Path,
+) -> tuple[Outcome, Store]:
+    """Measure what is left of `jobs` into the store that `store_for` gives for this machine.
+
+    folder: the one that run folders stand in.
+
+    Every record is on the disk before the next job begins; an interrupt or a full disk loses
+    none. Raises KernelbenchError when nothing can be measured at all.
+    """
+    outcome = Outcome()
+    with closing(Runner(families, options, watcher, folder)) as runner:
+        store = store_for(runner.machine)
+        runner.move_log(store.path / "worker.log")
+        watcher.machine(runner.machine)
+        sources = {name: source_hash(families[name]) for name in {job.family for job in jobs}}
+        metrics.to_csv(store.records(), store.csv_path)
+        left, changed = remaining(jobs, store.records(), sources)
+        for name in changed:
+            watcher.note(f"{name}: its code changed since it was measured; measured anew")
+        outcome.left = len(left)
+        try:
+            if left:
+                known = store.manifest.get("ceilings")
+                store.update_manifest(ceilings=runner.ceilings(known))
+            _loop(left, runner, store, options, watcher, sources, outcome)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    metrics.to_csv(store.records(), store.csv_path)
+    return outcome, store
+
+
+def _loop(
+    jobs: Sequence[Job],
+    runner: Runner,
+    store: Store,
+    options: Options,
+    watcher: Watcher,
+    sources: Mapping[str, str],
+    outcome: Outcome,
+) -> None:
+    deadline = time.monotonic() + options.budget if options.budget else None
+    for number, job in enumerate(jobs):
+        outcome.left = len(jobs) - number
+        if deadline is not None:
+            share = (deadline - time.monotonic()) / sum(len(j.providers) for j in jobs[number:])
+            if share <= 0 or (options.fail_fast and outcome.bad):
+                return
+            job = _within(job, share)
+        elif options.fail_fast and outcome.bad:
+            return
+        watcher.job(job, number + 1, len(jobs))
+        context = Context(
+            run_id=store.run_id,
+            gpu=runner.machine["name"],
+            seed=options.seed,
+            source=sources[job.family],
+        )
+        for records in runner.measure(job, context):
+            store.append(records)
+            metrics.append_csv(records, store.csv_path)
+            outcome.records.extend(records)
+            watcher.recorded(records)
+    outcome.left = 0
+
+
+def _within(job: Job, seconds: float) -> Job:
+    """The job with at most half of its share of the budget for sampling; the rest is set-up."""
+    most = min(job.measure.max_seconds, max(seconds / 2, 0.01))
+    return replace(job, measure=replace(job.measure, max_seconds=most))
+
+
+def check_device(suite_device: str, device: str) -> str:
+    """The device to ask for: the option's, else the suite's. They must not contradict.
+
+    Raises UsageError for a `cuda` suite that is to run on a CPU.
+    """
+    if suite_device == "cuda" and device == "cpu":
+        raise UsageError(
+            "this suite is made for a GPU (device: cuda); for a CPU: configs/smoke.yaml"
+        )
+    return suite_device if device == "auto" else device
+
+
+def explain_no_gpu(error: KernelbenchError, suite: str) -> KernelbenchError:
+    """Say which suite needs the GPU that was not found, and which one does not."""
+    if "no CUDA device" not in str(error):
+        return error
+    return UsageError(f"{suite}: {error}. Without a GPU: kernelbench run configs/smoke.yaml")

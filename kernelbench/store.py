@@ -1,0 +1,355 @@
+"""The run directory: records as they are measured, safe against a kill at any moment.
+
+`records.jsonl` is the truth, one JSON line a record, appended and synced before `append`
+returns. `manifest.json` says what was run where. Everything else can be made again from them.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
+
+RECORDS = "records.jsonl"
+MANIFEST = "manifest.json"
+PROFILES = "profiles"
+RESULTS_CSV = "results.csv"
+MIN_FREE_BYTES = 50 * 2**20
+
+
+class Store:
+    """One run directory, open for writing; nobody else can open it so until it is closed."""
+
+    def __init__(self, path: Path, fd: int, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self._fd = fd
+        self._torn_at: int | None = None  # where a failed append begins that could not be undone
+        self._manifest = manifest
+
+    @property
+    def run_id(self) -> str:
+        return str(self._manifest["run_id"])
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        return self._manifest
+
+    @property
+    def csv_path(self) -> Path:
+        return self.path / RESULTS_CSV
+
+    @property
+    def profiles(self) -> Path:
+        return self.path / PROFILES
+
+    def update_manifest(self, **facts: Any) -> None:
+        """Add or replace facts of the manifest, in one step.
+
+        Raises KernelbenchError when it cannot be written; the old one stays.
+        """
+        changed = {**self._manifest, **facts}
+        _write_manifest(self.path, changed)
+        self._manifest = changed
+
+    def append(self, records: Sequence[RunRecord]) -> None:
+        """Store the records of one job; when this returns they are on the disk.
+
+        Raises KernelbenchError when the disk is full or fails. Then none of these records is
+        kept, and everything stored before is.
+        """
+        lines = "".join(f"{record.to_json()}\n" for record in records).encode()
+        before = os.fstat(self._fd).st_size if self._torn_at is None else self._torn_at
+        try:
+            if self._torn_at is not None:
+                self._undo(before)
+            written = os.write(self._fd, lines)
+            if written != len(lines):
+                raise OSError(f"only {written} of {len(lines)} bytes fit")
+            os.fsync(self._fd)
+        except OSError as error:
+            self._torn_at = before
+            with suppress(OSError):  # what cannot be cut off now is cut off later
+                self._undo(before)
+            raise KernelbenchError(
+                f"{self.path / RECORDS}: cannot be written ({error.strerror or error}). The "
+                f"{before} bytes stored before are safe; the last {len(records)} records are "
+                f"not kept. Free some space, then: kernelbench run --resume {self.path}"
+            ) from None
+
+    def _undo(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+        self._torn_at = None
+
+    def records(self) -> list[RunRecord]:
+        """The current records, as `read` gives them."""
+        return read(self.path)
+
+    def done(self) -> set[tuple[str, str, str, str]]:
+        """(family, case, provider, source) of every current record, whatever its status.
+
+        A kill may have left some providers of a job without the others; speedups are formed
+        inside one measurement, so measure the whole job again when any is missing.
+        """
+        return {(*record.key, record.source) for record in self.records()}
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def create(root: Path, suite: str, gpu: str, manifest: Mapping[str, Any]) -> Store:
+    """Make `root/<utc>-<suite>-<gpu>/` and open it.
+
+    The manifest gains schema, run_id, utc, suite and gpu. Raises KernelbenchError, before
+    anything is measured, when the folder cannot be made or written, or has under 50 MiB free.
+    """
+    now = datetime.now(UTC)
+    name = f"{now:%Y%m%dT%H%M%SZ}-{slug(suite)}-{slug(gpu)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _probe(root)
+        path = _make(root, name)
+        (path / PROFILES).mkdir()
+        _sync_folder(root)
+    except OSError as error:
+        raise _unwritable(root, error) from None
+    facts = {
+        "schema": SCHEMA,
+        "run_id": path.name,
+        "utc": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        "suite": suite,
+        "gpu": gpu,
+        **manifest,
+    }
+    fd = _locked(path)
+    try:
+        _write_manifest(path, facts)
+    except KernelbenchError:
+        os.close(fd)
+        raise
+    return Store(path, fd, facts)
+
+
+def slug(text: str) -> str:
+    """A part of a folder's name: `NVIDIA A100-SXM4-80GB` → `a100-sxm4-80gb`."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words.removeprefix("nvidia-") or "unnamed"
+
+
+def _probe(root: Path) -> None:
+    """Find out now what would otherwise stop the run after its first measurement."""
+    free = shutil.disk_usage(root).free
+    if free < MIN_FREE_BYTES:
+        raise KernelbenchError(
+            f"{root}: {free / 2**20:.0f} MiB free, a run needs {MIN_FREE_BYTES // 2**20} MiB. "
+            "Free some space, or write to another folder"
+        )
+    probe = root / f".probe-{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _make(root: Path, name: str) -> Path:
+    """A folder of this name, or of the next number that nobody took."""
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _unwritable(path: Path, error: OSError) -> KernelbenchError:
+    return KernelbenchError(
+        f"{path}: cannot be written ({error.strerror or error}). Write to another folder, or mend "
+        "its permissions"
+    )
+
+
+def _write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
+    part = path / f"{MANIFEST}.part"
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=2, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path / MANIFEST)
+        _sync_folder(path)
+    except OSError as error:
+        raise _unwritable(path / MANIFEST, error) from None
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names of new files last."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    """records.jsonl, open to append, and held against every other process."""
+    try:
+        fd = os.open(path / RECORDS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(path / RECORDS, error) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise KernelbenchError(
+            f"{path}: another process is writing this run. Wait for it, or end it"
+        ) from None
+    except OSError as error:
+        os.close(fd)
+        raise KernelbenchError(
+            f"{path}: this file system cannot lock a file ({error.strerror}), so a second process "
+            "could write the same run. Write to another folder"
+        ) from None
+    return fd
+
+
+def open_run(path: Path) -> Store:
+    """Open a run to go on with it; a torn last line is moved to `records.jsonl.torn`.
+
+    Raises KernelbenchError for a folder that is no run, or of another schema, or in use.
+    """
+    manifest = read_manifest(path)
+    if manifest.get("schema") != SCHEMA or "run_id" not in manifest:
+        raise KernelbenchError(
+            f"{path / MANIFEST}: schema {manifest.get('schema')}, this version writes schema "
+            f"{SCHEMA}. Start a new run"
+        )
+    fd = _locked(path)
+    try:
+        _mend(path, fd)
+    except OSError as error:
+        os.close(fd)
+        raise _unwritable(path, error) from None
+    return Store(path, fd, manifest)
+
+
+def _mend(path: Path, fd: int) -> None:
+    """Cut off what follows the last whole line, once it is safe elsewhere."""
+    content = (path / RECORDS).read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return
+    with (path / f"{RECORDS}.torn").open("ab") as file:
+        file.write(content[whole:] + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.ftruncate(fd, whole)
+    os.fsync(fd)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What was run where. Raises KernelbenchError for a folder that is no run."""
+    try:
+        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KernelbenchError(f"{path}: not a run folder (no {MANIFEST})") from None
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise KernelbenchError(f"{path / MANIFEST}: not JSON ({error})") from None
+    if not isinstance(facts, dict):
+        raise KernelbenchError(f"{path / MANIFEST}: not a manifest")
+    return facts
+
+
+def read(path: Path) -> list[RunRecord]:
+    """The current records of a run: of each (family, case, provider) the newest.
+
+    They stand in the order in which their keys first came. A torn last line and lines that are
+    damaged are left out; `read_with_problems` names those.
+    """
+    return read_with_problems(path)[0]
+
+
+def read_with_problems(path: Path) -> tuple[list[RunRecord], list[str]]:
+    """`read`, and a message for every whole line that is no record of this schema.
+
+    Raises KernelbenchError for a folder that holds no run.
+    """
+    problems: list[str] = []
+    current = {record.key: record for record in _scan(path, problems)}
+    return list(current.values()), problems
+
+
+def history(path: Path) -> list[RunRecord]:
+    """Every record of a run in the order of measurement, also those measured again since."""
+    return list(_scan(path, []))
+
+
+def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
+    file = path / RECORDS
+    if not file.exists():
+        read_manifest(path)  # a run that has measured nothing yet, or no run
+        return
+    try:
+        *lines, _torn = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield RunRecord.from_json(line.decode())
+        except (KernelbenchError, UnicodeDecodeError) as error:
+            problems.append(f"{file}:{number}: {error}")
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run folders at and below these, each once, those of one path in the order of names.
+
+    Raises UsageError for a path that does not exist.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        path = given
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        if path.is_file():
+            if path.name not in (RECORDS, MANIFEST, RESULTS_CSV):
+                raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
+            path = path.parent
+        found.update(dict.fromkeys(_runs_below(path)))
+    return list(found)
+
+
+def _runs_below(path: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(path):
+        if RECORDS in files or MANIFEST in files:
+            below.clear()
+            yield Path(folder)
+        below.sort()

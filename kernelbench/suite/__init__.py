@@ -1,0 +1,113 @@
+"""YAML → jobs. Strict: all errors of a file at once, each as `file:line:col: message`.
+
+    name: my-sweep                  # [A-Za-z0-9_.-]+, the only key required besides `families`
+    description: what it is for
+    device: auto                    # auto, cpu, cuda
+    gpu: H200                       # the GPU that its sizes were made for
+    defaults: {dtype: [bf16, fp16]} # axes of every family that has them
+    measure: {max_seconds: 1}       # fields of spec.Measure
+    families:
+      rms_norm:
+        providers: [eager, triton_fused]      # all, if not given
+        modes: [fwd, bwd]                     # axis `mode` of the blocks below
+        cases:
+          - {M: 4096, N: [1024, 2048]}        # a cartesian grid; a scalar is a list of one
+          - label: Small (single frame)
+            zip: true                         # lock-step; lists of equal length, scalars repeat
+            M: [16, 32]
+            N: [384, 768]
+            providers: eager                  # of this block alone
+
+A block's axis comes before the family's `modes`, and that before `defaults`; a zipped block is
+crossed with what it inherits. Providers are measured in the family's order. A case that stands
+twice is one job, with its first label and the providers of both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernelbench.spec import Job, Measure, UsageError
+from kernelbench.suite.choose import find, narrow, shipped
+from kernelbench.suite.expand import expand, measure_of
+from kernelbench.suite.grammar import Families, check, json_schema, shown
+from kernelbench.suite.reader import Node, Problem, Where, read, read_file, read_option, refusal
+
+__all__ = ["Suite", "find", "json_schema", "load", "narrow", "shipped"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one YAML file asks for."""
+
+    name: str
+    description: str
+    device: str  # auto, cpu or cuda
+    gpu: str  # the GPU it was made for, or empty
+    jobs: tuple[Job, ...]
+    text: str  # the YAML as it was read, without overrides
+    path: Path
+
+
+def load(
+    path: str | Path,
+    families: Families,
+    *,
+    overrides: Sequence[str] = (),
+    text: str | None = None,
+) -> Suite:
+    """Read a suite. Raises UsageError with every error of the file, and nothing else.
+
+    overrides: `key=value` with a dotted key (`measure.max_seconds=1`, `families.rms_norm.modes=
+    [fwd]`, `families.rms_norm.cases.0.M=128`) and a YAML value, set before anything is checked.
+    text: the YAML, when it was kept elsewhere; `path` then only names it in errors.
+    """
+    path = Path(path)
+    text = read_file(path) if text is None else text
+    root = _overridden(_root(text, str(path)), overrides)
+    found = check(root, families)
+    bad = [loc for loc, _ in found]
+    problems = [problem for _, problem in found]
+    measure, wrong = Measure(), list[Problem]()
+    if not any(loc[:1] == ("measure",) for loc in bad):
+        measure, wrong = measure_of(root)
+    jobs, more = expand(root, families, measure, bad)
+    problems += wrong + more
+    if problems:
+        raise refusal(problems)
+    data = root.plain()
+    return Suite(
+        name=data["name"],
+        description=data.get("description", ""),
+        device=data.get("device", "auto"),
+        gpu=data.get("gpu", ""),
+        jobs=tuple(jobs),
+        text=text,
+        path=path,
+    )
+
+
+def _root(text: str, source: str) -> Node:
+    root = read(text, source)
+    if root.value is None:
+        raise refusal([Problem(Where(source, 1, 1), "empty; a suite has a name and families")])
+    if not isinstance(root.value, dict):
+        said = f"a suite is a mapping with a name and families, got {shown(root.value)}"
+        raise refusal([Problem(root.where, said)])
+    return root
+
+
+def _overridden(root: Node, overrides: Sequence[str]) -> Node:
+    errors = []
+    for option in overrides:
+        try:
+            path, value = read_option(option)
+            root = root.put(path, value)
+        except ValueError as error:
+            key = option.partition("=")[0].strip()
+            errors.append(f"--set {key}: {error}")
+        except UsageError as error:
+            errors.append(str(error))
+    if errors:
+        raise UsageError("\n".join(errors))
+    return root

@@ -1,0 +1,219 @@
+"""What a reader sees: at 100 columns no number is cut, and none says more than was measured."""
+
+import io
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_metrics import MIB, blocks, error, fused, ours, record, timing
+
+from kernelbench import metrics
+from kernelbench.report import tables
+from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic
+
+LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
+UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))
+FUSED = (Traffic("x", read=64 * MIB), Traffic("y", write=64 * MIB))
+
+
+def job(case: str = "M4096-N4096-bf16-fwd", scale: float = 1, **facts: Any) -> list[RunRecord]:
+    """A baseline, two rivals, two of ours, and two that have no time."""
+    facts = {"case": case, "group": case, "errors": (error("y", 1.7e-3, 6e-3),)} | facts
+    loose = facts | {"errors": (error("y", 1.2e-2, 5e-2),), "accuracy": Accuracy.approximate}
+    return [
+        record(
+            traffic=UNFUSED, timing=timing(128.4 * scale, again_ns=blocks(129 * scale)), **facts
+        ),
+        fused("torch_compile_max_autotune_no_cudagraphs", timing=timing(51 * scale), **facts),
+        fused("f_rms_norm", timing=timing(46.1 * scale), **facts),
+        ours("rms_norm_triton", timing=timing(39.52 * scale), traffic=FUSED, **facts),
+        ours("rms_norm_triton_persistent", timing=timing(46.0 * scale), traffic=FUSED, **facts),
+        ours("rms_norm_int8", timing=timing(20 * scale), prepacked=True, **loose),
+        record("liger", Role.peer, status=Status.skipped, reason="needs liger_kernel", **facts),
+        record(
+            "two_kernels",
+            Role.ablation,
+            **facts | {"status": Status.incorrect, "reason": "y: 4e-2 above 6e-3", "timing": None},
+        ),
+    ]
+
+
+def show(records: list[RunRecord], width: int = 100, **options: Any) -> str:
+    out = io.StringIO()
+    tables.render(metrics.frame(records), Console(file=out, width=width, **options))
+    return out.getvalue()
+
+
+def lines_of(text: str, provider: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines() if line.startswith(f"{provider} ")]
+
+
+def test_a_table_says_what_was_measured() -> None:
+    text = show(job(label="llama"))
+    assert "rms_norm · fwd · bf16 · NVIDIA H200" in text
+    assert "llama  M4096-N4096-bf16-fwd" in text
+    (eager,) = lines_of(text, "eager")
+    assert re.split(r"\s{2,}", eager) == [
+        "eager",
+        "128.4 µs ±0%",
+        "0.36",
+        "1.00",
+        "0.41%",
+        "256",
+        "0%",
+        "1.7e-3",
+        "28%",
+    ]
+    (mine,) = (line for line in lines_of(text, "rms_norm_triton") if "µs" in line)
+    assert re.split(r"\s{2,}", mine)[2:4] == ["1.17", "3.25 [3.25, 3.25]"]
+    assert re.split(r"\s{2,}", mine)[5:7] == ["128", "50%"]
+
+
+def test_every_number_says_its_kind() -> None:
+    text = show(job())
+    assert re.search(r"HBM MiB +saved", text)
+    assert len(re.findall("modelled  modelled", text)) == 1
+    assert "measured: time, speedups (×), error. modelled: HBM, saved." in text
+
+
+def test_a_difference_inside_the_noise_is_no_number() -> None:
+    text = show(job())
+    (line,) = [x for x in text.splitlines() if "46.00 µs" in x]
+    assert re.split(r"\s{2,}", line)[2] == "~"
+    assert "rms_norm_triton_persistent 1.00 × the best other" in text
+    assert "1 within noise" in text
+
+
+def test_what_has_no_time_says_why() -> None:
+    text = show(job())
+    assert lines_of(text, "liger") == ["liger              skipped: needs liger_kernel"]
+    assert lines_of(text, "two_kernels") == ["two_kernels        incorrect: y: 4e-2 above 6e-3"]
+
+
+def test_doubts_are_shown() -> None:
+    records = [replace(r, flags=("shared",)) for r in job()[:4]]
+    records[2] = replace(records[2], timing=timing(46, timer="ungated"), flags=())
+    text = show(records)
+    assert "eager" in text
+    assert lines_of(text, "rms_norm_triton")[-1].endswith("! shared")
+    assert "! no speedup: the queue ran dry" in lines_of(text, "f_rms_norm")[-1]
+    assert "1 flagged" in text
+    assert "! prepacked" in show(job())
+    assert "rms_norm_int8 ≈" in show(job())
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+def test_no_number_is_cut(width: int) -> None:
+    records = [
+        *job(LONG, 1234.5),
+        *job("M1-N1-bf16-fwd", 0.0217),
+        *job("M1048576-N1048576-bf16-fwd", 98765.4321, label="a_long_label_of_a_model"),
+    ]
+    text = show(records, width)
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= max(width, 100)
+    assert LONG in text
+    for row in metrics.frame(records).to_dict("records"):
+        if row["status"] == "ok":
+            for cell in (tables._time(row), tables._speedup(row), tables._error(row)):
+                assert cell in text
+    for piece in ("torch_compile_", "rms_norm_triton"):
+        assert piece in text
+
+
+@pytest.mark.parametrize(
+    ("us", "arm", "expected"),
+    [
+        (0.5, 0.001, "500.0 ns ±0.2%"),
+        (12.345678, 0.1, "12.35 µs ±0.81%"),
+        (1234.5, 200, "1.234 ms ±16%"),
+        (2.5e6, 2.5e6, "2.500 s ±100%"),
+    ],
+)
+def test_times_take_the_unit_that_suits_them(us: float, arm: float, expected: str) -> None:
+    assert tables._time({"median_us": us, "lo_us": us - arm, "hi_us": us}) == expected
+
+
+def test_a_smoke_run_says_nothing_about_speed() -> None:
+    records = [
+        replace(r, timing=timing(10, timer="host") if r.timing else None, gpu="cpu")
+        for r in job(ceilings=None)
+    ]
+    text = show(records)
+    assert tables.SMOKE in text
+    assert "correct" in text
+    assert "1.7e-3" in text
+    assert "6.0e-3" in text
+    for word in ("×", "µs", "ceiling", "speedup", "~", "MiB", "mean"):
+        assert word not in text
+    assert "skipped: needs liger_kernel" in text
+
+
+def test_columns_that_nobody_fills_are_left_out() -> None:
+    bare = [replace(r, traffic=None, ceilings=None) for r in job()]
+    assert "MiB" not in show(bare)
+    assert "% of\n" not in show(bare)
+    assert "MiB" in show(job())
+
+
+def test_tables_are_one_a_family_mode_and_dtype() -> None:
+    records = [*job(), *job(mode="bwd"), *job(dtype="fp32"), *job(family="rotary")]
+    titles = [str(table.title) for table in tables.run_tables(metrics.frame(records))]
+    assert titles == [
+        "rms_norm · fwd · bf16 · NVIDIA H200",
+        "rms_norm · bwd · bf16 · NVIDIA H200",
+        "rms_norm · fwd · fp32 · NVIDIA H200",
+        "rotary · fwd · bf16 · NVIDIA H200",
+    ]
+
+
+def test_two_runs_side_by_side_are_told_apart() -> None:
+    other = [replace(r, run_id="second", group="g2") for r in job()]
+    assert "  second" in show([*job(), *other])
+    assert "  run" not in show(job())
+
+
+def test_the_headline_is_the_geometric_mean_over_the_cases() -> None:
+    records = [*job("a"), *job("b")]
+    records[3] = replace(records[3], timing=timing(46.1 / 2))
+    records[11] = replace(records[11], timing=timing(46.1 / 8))
+    text = str(tables.summary(metrics.frame(records)))
+    assert "16 records: 12 ok, 2 skipped, 2 incorrect" in text
+    assert "rms_norm fwd: rms_norm_triton 4.00 × the best other (geometric mean of 2 cases" in text
+    assert "int8" not in text  # nothing of its accuracy to be held against
+
+
+def test_nothing_and_only_failures_are_answers_too() -> None:
+    assert "no records" in show([])
+    text = show([record(status=Status.oom, timing=None, reason="2 GiB\nmore")])
+    assert "oom: 2 GiB" in text
+    assert "more" not in text
+    assert "1 record: 1 oom" in text
+
+
+def test_markup_in_a_reason_is_text() -> None:
+    text = show([record(status=Status.failed, timing=None, reason="[bold]x[/] in [3, 4]")])
+    assert "failed: [bold]x[/] in [3, 4]" in text
+
+
+def test_plain_where_nobody_can_see_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in show(job())
+    monkeypatch.setenv("NO_COLOR", "1")
+    colours = re.findall(r"\x1b\[[\d;]*3\dm", show(job(), force_terminal=True))
+    assert colours == []
+
+
+def test_figures_never_round_a_number_away() -> None:
+    assert [tables._figures(v) for v in (0.36, 1.234, 12.34, 123.4, 12345.6)] == [
+        "0.36",
+        "1.23",
+        "12.3",
+        "123",
+        "12346",
+    ]
+    assert tables._figures(math.nan) == ""
+    assert tables._scientific(math.inf) == "inf"
+    assert tables._scientific(0.0) == "0"

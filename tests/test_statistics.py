@@ -1,0 +1,146 @@
+"""Known answers on literal samples, and the coverage that the intervals promise."""
+
+import random
+
+import pytest
+
+from kernelbench.statistics import (
+    Interval,
+    converged,
+    median_interval,
+    noise_floor,
+    plateau,
+    ratio_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "rank"),  # ranks from tables of the sign test at 95 %
+    [(6, 1), (8, 1), (9, 2), (10, 2), (12, 3), (20, 6), (25, 8), (50, 18), (100, 40)],
+)
+def test_median_interval_takes_the_binomial_ranks(n: int, rank: int) -> None:
+    samples = [float(i) for i in range(1, n + 1)]
+    random.Random(n).shuffle(samples)
+    assert median_interval(samples) == Interval((n + 1) / 2, rank, n + 1 - rank)
+
+
+@pytest.mark.parametrize("samples", [[7], [7, 9], [3, 9, 4], [5, 1, 2, 4, 3]])
+def test_too_few_samples_for_95_percent_give_their_range(samples: list[int]) -> None:
+    interval = median_interval(samples)
+    assert (interval.lo, interval.hi) == (min(samples), max(samples))
+
+
+def test_no_samples_have_no_median() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        median_interval([])
+
+
+def test_relative_is_the_longer_arm() -> None:
+    assert Interval(100, 99, 104).relative == pytest.approx(0.04)
+    assert Interval(0, 0, 1).relative == float("inf")
+
+
+def test_the_median_interval_covers_the_median_95_times_in_100() -> None:
+    rng = random.Random(0)
+    hits = 0
+    for _ in range(1000):
+        interval = median_interval([rng.expovariate(1) for _ in range(30)])
+        hits += interval.lo <= 0.693147 <= interval.hi
+    assert 930 <= hits <= 985
+
+
+def test_converged_within_the_asked_share_of_the_median() -> None:
+    tight = [1000, 1001, 999, 1000, 1002, 998, 1000, 1001, 999, 1000]
+    assert converged(tight, 0.5)
+    assert not converged(tight, 0.05)
+    assert not converged([1000] * 5, 0.5)  # five samples cannot cover 95 %
+
+
+def test_a_plateau_is_when_more_samples_no_longer_narrow_the_interval() -> None:
+    narrowing = [n**-0.5 for n in range(1, 33)]
+    assert not plateau(narrowing)
+    assert plateau([0.02] * 16)
+    assert not plateau([0.02] * 15)
+    assert plateau([*narrowing[:8], *[narrowing[7]] * 8])
+    assert not plateau([0.02] * 8 + [0.018] * 8)
+
+
+A = [[100, 101, 102], [200, 201, 202], [100, 101, 102]]
+
+
+def test_ratio_of_medians_and_which_way_round() -> None:
+    blocks = [[2 * x for x in block] for block in A]
+    assert ratio_interval(blocks, A).mid == 2
+    assert ratio_interval(A, blocks).mid == 0.5
+
+
+def test_drift_that_hits_both_alike_does_not_widen_a_ratio() -> None:
+    drift = [100, 150, 120, 180, 90, 130, 110, 170, 140, 160, 105, 145, 125]
+    slow = [[3 * x] * 4 for x in drift]
+    fast = [[x] * 4 for x in drift]
+    assert ratio_interval(slow, fast) == Interval(3, 3, 3)
+    shifted = [*fast[1:], fast[0]]
+    assert ratio_interval(slow, shifted).relative > 0.1
+
+
+def test_only_common_rounds_count() -> None:
+    more = [*A, [9000, 9000, 9000, 9000, 9000, 9000, 9000, 9000, 9000, 9000]]
+    assert ratio_interval(more, A) == ratio_interval(A, A)
+    assert ratio_interval([*A, [], [7]], [*A, [900], []]) == ratio_interval(A, A)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    rng = random.Random(2)
+    one, two = ([[rng.gauss(100, 5) for _ in range(10)] for _ in range(20)] for _ in range(2))
+    assert ratio_interval(one, two) == ratio_interval(one, two)
+    assert ratio_interval(one, two) != ratio_interval(one, two, seed=1)
+
+
+def test_one_round_resamples_inside_itself() -> None:
+    rng = random.Random(3)
+    one, two = ([[rng.gauss(100, 5) for _ in range(10)]] for _ in range(2))
+    interval = ratio_interval(one, two)
+    assert interval.lo < interval.mid < interval.hi
+
+
+@pytest.mark.parametrize(
+    ("above", "below"), [([], []), ([[1]], []), ([[0]], [[1]]), ([[1]], [[0]]), ([[]], [[1]])]
+)
+def test_no_ratio_without_times(above: list[list[int]], below: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"round|medians above 0"):
+        ratio_interval(above, below)
+
+
+@pytest.mark.parametrize(("rounds", "drift"), [(1, 0.0), (4, 1.0), (12, 0.0), (20, 1.0)])
+def test_the_ratio_interval_covers_the_true_ratio(rounds: int, drift: float) -> None:
+    rng = random.Random(rounds)
+    hits = 0
+    for _ in range(200):
+        shift = [rng.gauss(0, drift) for _ in range(rounds)]
+        one, two = (
+            [[scale * (100 + s + rng.expovariate(1)) for _ in range(10)] for s in shift]
+            for scale in (2, 1)
+        )
+        interval = ratio_interval(one, two, draws=400)
+        hits += interval.lo <= 2 <= interval.hi
+    assert hits >= 174
+
+
+def test_the_noise_floor_reaches_as_far_as_the_interval_of_the_same_code() -> None:
+    rng = random.Random(4)
+    one, two = ([[rng.gauss(100, 1) for _ in range(10)] for _ in range(20)] for _ in range(2))
+    ratio = ratio_interval(two, one)
+    assert noise_floor(one, two) == max(ratio.hi - 1, 1 - ratio.lo)
+    assert 0 < noise_floor(one, two) < 0.01
+
+
+def test_the_noise_floor_counts_a_second_run_that_differs() -> None:
+    one = [[100] * 5] * 20
+    assert noise_floor(one, [[103] * 5] * 20) == pytest.approx(0.03)
+    assert noise_floor(one, [[97] * 5] * 20) == pytest.approx(0.03)
+
+
+def test_the_noise_floor_is_no_finer_than_a_step_of_the_clock() -> None:
+    blocks = [[3200] * 9 + [3232]] * 20
+    assert noise_floor(blocks, blocks) == pytest.approx(0.01)
+    assert noise_floor([[3200] * 10] * 20, [[3200] * 10] * 20) == 0

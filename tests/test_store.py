@@ -1,0 +1,384 @@
+"""A run directory survives a kill, a full disk, a second writer and a damaged file."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelbench import store
+from kernelbench.spec import (
+    Accuracy,
+    KernelbenchError,
+    OutputError,
+    Role,
+    RunRecord,
+    Status,
+    Timing,
+    Traffic,
+    UsageError,
+)
+
+
+def record(number: int = 0, **facts: Any) -> RunRecord:
+    known: dict[str, Any] = {
+        "run_id": "run",
+        "utc": "2026-07-30T12:00:00Z",
+        "family": "rms_norm",
+        "provider": "eager",
+        "case": f"M{number}",
+        "status": Status.ok,
+        "role": Role.baseline,
+        "accuracy": Accuracy.exact,
+        "mode": "fwd",
+        "dtype": "bf16",
+        "axes": {"M": number},
+        "source": "s1",
+    }
+    return RunRecord(**(known | facts))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> store.Store:
+    return store.create(tmp_path / "results", "smoke", "NVIDIA H200", {"argv": ["run"]})
+
+
+def test_create_names_the_folder_and_writes_the_manifest(run: store.Store) -> None:
+    assert run.path.name.endswith("Z-smoke-h200")
+    facts = json.loads((run.path / "manifest.json").read_text())
+    assert facts == run.manifest
+    assert facts["run_id"] == run.run_id == run.path.name
+    assert (facts["schema"], facts["suite"], facts["gpu"]) == (1, "smoke", "NVIDIA H200")
+    assert facts["argv"] == ["run"]
+    assert run.profiles.is_dir()
+    assert sorted(p.name for p in run.path.parent.iterdir()) == [run.path.name]  # no probe left
+    assert run.records() == store.read(run.path) == []
+
+
+def test_runs_of_one_second_get_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import UTC, datetime
+
+    class Clock:
+        @staticmethod
+        def now(zone: Any) -> datetime:
+            return datetime(2026, 7, 30, 12, 0, 1, tzinfo=UTC)
+
+    monkeypatch.setattr(store, "datetime", Clock)
+    names = [store.create(tmp_path, "a/b c", "cpu", {}).path.name for _ in range(3)]
+    assert names == [f"20260730T120001Z-a-b-c-cpu{end}" for end in ("", "-2", "-3")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"),
+        ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090"),
+        ("cpu", "cpu"),
+        ("../..", "unnamed"),
+    ],
+)
+def test_slug(name: str, expected: str) -> None:
+    assert store.slug(name) == expected
+
+
+def test_create_refuses_a_folder_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelbenchError, match="file: cannot be written"):
+        store.create(tmp_path / "file", "smoke", "cpu", {})
+    with pytest.raises(KernelbenchError, match="cannot be written"):
+        store.create(tmp_path / "file" / "below", "smoke", "cpu", {})
+
+    def read_only(fd: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    with pytest.raises(KernelbenchError, match=r"Read-only file system.*another folder"):
+        store.create(tmp_path / "results", "smoke", "cpu", {})
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_create_refuses_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 49 * 2**20))
+    with pytest.raises(KernelbenchError, match=r"49 MiB free, a run needs 50 MiB\. Free"):
+        store.create(tmp_path, "smoke", "cpu", {})
+
+
+def test_records_come_back_as_they_went(run: store.Store) -> None:
+    records = [record(1), record(2, provider="compile"), record(2, provider="triton")]
+    run.append(records[:1])
+    run.append(records[1:])
+    assert store.read(run.path) == run.records() == store.history(run.path) == records
+
+
+def test_a_record_measured_again_stands_in_its_place(run: store.Store) -> None:
+    run.append([record(1), record(2)])
+    run.append([record(1, source="s2")])
+    assert run.records() == [record(1, source="s2"), record(2)]
+    assert store.history(run.path) == [record(1), record(2), record(1, source="s2")]
+    assert run.done() == {
+        ("rms_norm", "M1", "eager", "s2"),
+        ("rms_norm", "M2", "eager", "s1"),
+    }
+
+
+def test_the_manifest_is_replaced_in_one_step(
+    run: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.update_manifest(ceilings={"read_gbps": 4000.0})
+    facts = store.read_manifest(run.path)
+    assert facts == run.manifest
+    assert (facts["ceilings"], facts["argv"]) == ({"read_gbps": 4000.0}, ["run"])
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KernelbenchError, match="No space left"):
+        run.update_manifest(ceilings={})
+    assert store.read_manifest(run.path) == run.manifest == facts
+
+
+def write_half(fd: int, data: bytes, write: Any = os.write) -> int:
+    return int(write(fd, data[: len(data) // 2]))
+
+
+def write_nothing(fd: int, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("write", [write_half, write_nothing])
+def test_a_full_disk_keeps_what_was_stored_and_nothing_half(
+    run: store.Store, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    run.append([record(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(KernelbenchError, match=r"are safe; the last 2 records.*--resume"):
+            run.append([record(2), record(3)])
+    assert (run.path / "records.jsonl").read_bytes() == f"{record(1).to_json()}\n".encode()
+    run.append([record(4)])
+    assert run.records() == [record(1), record(4)]
+
+
+def test_half_a_line_that_cannot_be_cut_off_at_once_is_cut_off_later(
+    run: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_half)
+        patch.setattr(os, "ftruncate", refused)
+        with pytest.raises(KernelbenchError):
+            run.append([record(1)])
+    run.append([record(2)])
+    assert store.read_with_problems(run.path) == ([record(2)], [])
+
+
+def test_one_writer_at_a_time(run: store.Store) -> None:
+    with pytest.raises(KernelbenchError, match="another process is writing this run"):
+        store.open_run(run.path)
+    run.append([record(1)])
+    run.close()
+    with store.open_run(run.path) as again:
+        assert again.records() == [record(1)]
+        assert again.manifest == run.manifest
+    store.open_run(run.path).close()
+
+
+def test_open_mends_a_torn_line_and_keeps_what_was_torn(run: store.Store) -> None:
+    run.append([record(1)])
+    run.close()
+    file = run.path / "records.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"schema":1,"run')
+    assert store.read_with_problems(run.path) == ([record(1)], [])  # a reader just ignores it
+    with store.open_run(run.path) as again:
+        assert file.read_bytes() == whole
+        assert (run.path / "records.jsonl.torn").read_bytes() == b'{"schema":1,"run\n'
+        again.append([record(2)])
+        assert again.records() == [record(1), record(2)]
+
+
+def test_a_damaged_line_is_reported_and_the_rest_is_read(run: store.Store) -> None:
+    run.append([record(1)])
+    file = run.path / "records.jsonl"
+    other = record(3).to_json().replace('"schema":1', '"schema":99')
+    with file.open("ab") as out:
+        out.write(b'{"half\n\xff\xfe\n' + other.encode() + b"\n" + b'{"schema":1}\n')
+    run.append([record(2)])
+    records, problems = store.read_with_problems(run.path)
+    assert records == store.read(run.path) == [record(1), record(2)]
+    assert [p.split(": ")[0] for p in problems] == [f"{file}:{n}" for n in (2, 3, 4, 5)]
+    assert "schema 99" in problems[2]
+
+
+def test_open_refuses_what_is_not_its_own(tmp_path: Path, run: store.Store) -> None:
+    run.close()
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(KernelbenchError, match="not a run folder"):
+            store.open_run(path)
+        with pytest.raises(KernelbenchError, match="not a run folder"):
+            store.read(path)
+    manifest = run.path / "manifest.json"
+    manifest.write_text('{"schema": 2, "run_id": "x"}')
+    with pytest.raises(KernelbenchError, match="schema 2, this version writes schema 1"):
+        store.open_run(run.path)
+    for text, fault in (("{", "not JSON"), ("[]", "not a manifest")):
+        manifest.write_text(text)
+        with pytest.raises(KernelbenchError, match=fault):
+            store.open_run(run.path)
+
+
+def test_find_runs(tmp_path: Path) -> None:
+    runs = []
+    for name in ("b", "a", "deep/c"):
+        made = store.create(tmp_path / name, "smoke", "cpu", {})
+        (made.profiles / "manifest.json").write_text("not a run of its own")
+        runs.append(made.path)
+    assert store.find_runs([tmp_path]) == [runs[1], runs[0], runs[2]]
+    assert store.find_runs([runs[0], tmp_path]) == [runs[0], runs[1], runs[2]]
+    assert store.find_runs([runs[2] / "records.jsonl"]) == [runs[2]]
+    with pytest.raises(UsageError, match="no such file or folder"):
+        store.find_runs([tmp_path / "none"])
+    (tmp_path / "other.txt").write_text("")
+    with pytest.raises(UsageError, match="name a run folder"):
+        store.find_runs([tmp_path / "other.txt"])
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from kernelbench import store
+sys.path.insert(0, sys.argv[2])
+from test_store import record
+with store.open_run(Path(sys.argv[1])) as run:
+    number = len(run.done())
+    while True:
+        run.append([record(number, reason="x" * 20_000), record(number + 1)])
+        number += 2
+        print(number, flush=True)  # acknowledged
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_nothing_acknowledged_is_lost(
+    run: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.close()
+    rng = random.Random(0)
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", WRITER, str(run.path), str(here)]
+    environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    for _ in range(20):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+            assert child.stdout is not None
+            first = child.stdout.readline()
+            time.sleep(rng.uniform(0, 0.05))
+            child.send_signal(signal.SIGKILL)
+            acknowledged = int((first + child.stdout.read()).split()[-1])
+        records, problems = store.read_with_problems(run.path)
+        numbers = [r.axes["M"] for r in store.history(run.path)]
+        assert problems == []
+        assert len(records) >= acknowledged
+        assert numbers == list(range(len(numbers)))  # none lost, none twice
+
+
+def test_a_kill_in_the_middle_of_a_write_loses_that_line_alone(run: store.Store) -> None:
+    run.append([record(1)])
+    run.close()
+    file = run.path / "records.jsonl"
+    whole = file.read_bytes()
+    more = f"{record(2).to_json()}\n".encode()
+    for cut in range(0, len(more), 7):
+        file.write_bytes(whole + more[:cut])
+        with store.open_run(run.path) as again:
+            again.append([record(3)])
+        assert store.read_with_problems(run.path) == ([record(1), record(3)], [])
+
+
+words = st.text(min_size=1, max_size=12)
+reals = st.floats(allow_nan=False)
+whole = st.integers(0, 2**63)
+samples = st.lists(whole, max_size=4).map(tuple)
+blocks = st.lists(samples, max_size=3).map(tuple)
+maybe = st.none
+timings = st.builds(
+    Timing,
+    timer=st.sampled_from(["gated", "ungated", "host"]),
+    blocks_ns=blocks,
+    again_ns=blocks,
+    overhead_ns=whole,
+    kernel_ns=samples,
+    host_ns=samples,
+    graph_ns=samples,
+    missing=st.dictionaries(words, words, max_size=2),
+    stop=st.text(max_size=5),
+)
+errors = st.builds(
+    OutputError,
+    name=words,
+    rel=reals,
+    worst=reals,
+    rel_budget=reals,
+    worst_budget=reals,
+    baseline_rel=maybe() | reals,
+    baseline_worst=maybe() | reals,
+)
+traffic = st.builds(Traffic, tensor=words, read=whole, write=whole)
+values = whole | reals | st.booleans() | words
+made = st.builds(
+    RunRecord,
+    run_id=words,
+    utc=words,
+    family=words,
+    provider=words,
+    case=words,
+    status=st.sampled_from(Status),
+    role=st.sampled_from(Role),
+    accuracy=st.sampled_from(Accuracy),
+    mode=words,
+    dtype=words,
+    axes=st.dictionaries(words, values, min_size=1, max_size=3),
+    label=st.text(max_size=9),
+    reason=st.text(max_size=40),
+    flags=st.lists(words, max_size=2).map(tuple),
+    source=st.text(max_size=9),
+    group=st.text(max_size=9),
+    seed=whole,
+    gpu=st.text(max_size=9),
+    config=maybe() | st.dictionaries(words, values, min_size=1, max_size=3),
+    compile_s=maybe() | reals,
+    flops=maybe() | whole,
+    read_bytes=maybe() | whole,
+    write_bytes=maybe() | whole,
+    traffic=maybe() | st.lists(traffic, min_size=1, max_size=2).map(tuple),
+    prepacked=st.booleans(),
+    errors=st.lists(errors, max_size=2).map(tuple),
+    timing=maybe() | timings,
+    peak_bytes=maybe() | whole,
+    ceilings=maybe() | st.dictionaries(words, reals, min_size=1, max_size=2),
+    telemetry=maybe() | st.dictionaries(words, reals, min_size=1, max_size=2),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(made)
+def test_a_record_survives_its_line(one: RunRecord) -> None:
+    line = one.to_json()
+    assert "\n" not in line
+    assert RunRecord.from_json(line.encode().decode()) == one
