@@ -48,7 +48,7 @@ def _square(x, dtype: tl.constexpr, CASTING: tl.constexpr):
 
 
 @triton.jit
-def _reciprocal_rms(squares, eps, N: tl.constexpr, dtype: tl.constexpr, CASTING: tl.constexpr):
+def _reciprocal_rms(squares, eps, N, dtype: tl.constexpr, CASTING: tl.constexpr):
     mean = squares / N
     if CASTING == "none":
         mean = _round(mean, dtype)
@@ -89,6 +89,10 @@ def _normalise_rows(
 ):
     """BLOCK_M whole rows a program."""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if x_stride is None:
+        x_stride = N
+    if residual_stride is None:
+        residual_stride = N
     row_M = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column_N = tl.arange(0, BLOCK_N)
     mask_MN = (row_M < M)[:, None] & (column_N < N)[None, :]
@@ -128,13 +132,17 @@ def _normalise_wide_rows(
     x_stride,
     residual_stride,
     eps,
-    N: tl.constexpr,
+    N,
     BLOCK_N: tl.constexpr,
     CASTING: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One row a program, in blocks of columns: squares first, then the result."""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if x_stride is None:
+        x_stride = N
+    if residual_stride is None:
+        residual_stride = N
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     y_ptr += row * N
@@ -178,12 +186,16 @@ def _project_wide_rows(
     projection_ptr,
     dy_stride,
     x_stride,
-    N: tl.constexpr,
+    N,
     BLOCK_N: tl.constexpr,
     OFFSET: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """mean(dy⊙w⊙x)·rstd of one row a program."""
+    if dy_stride is None:
+        dy_stride = N
+    if x_stride is None:
+        x_stride = N
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     dy_ptr += row * dy_stride
@@ -226,6 +238,12 @@ def _differentiate(
 
     Without projections of the rows, the block of columns is all of them.
     """
+    if dy_stride is None:
+        dy_stride = N
+    if x_stride is None:
+        x_stride = N
+    if dsum_stride is None:
+        dsum_stride = N
     column_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if not RELOAD:
         weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=column_N < N, other=0.0).to(
@@ -325,17 +343,14 @@ class _Choice:
 
 
 # Tiles of 16 to 32 elements a thread forward and 16 backward, as many as registers allow without
-# a spill on sm_80 and sm_90; the last row holds for any N.
+# a spill on sm_80 and sm_90 (triton 3.6); the last row holds for any N.
 _TABLE = (
     _Choice(128, 4, RmsNormConfig(32, 128, 4, 1, 16, 128, 4, 2, 4)),
     _Choice(256, 4, RmsNormConfig(16, 256, 4, 1, 8, 256, 4, 2, 4)),
     _Choice(512, 4, RmsNormConfig(8, 512, 4, 1, 4, 512, 4, 2, 4)),
-    _Choice(1024, 2, RmsNormConfig(4, 1024, 4, 1, 2, 1024, 4, 2, 4)),
-    _Choice(1024, 4, RmsNormConfig(4, 1024, 4, 1, 2, 1024, 4, 2, 4, True)),
-    _Choice(2048, 2, RmsNormConfig(4, 2048, 8, 1, 1, 2048, 4, 2, 4)),
-    _Choice(2048, 4, RmsNormConfig(4, 2048, 8, 1, 1, 2048, 4, 2, 4, True)),
-    _Choice(4096, 2, RmsNormConfig(2, 4096, 8, 1, 1, 4096, 8, 2, 2)),
-    _Choice(4096, 4, RmsNormConfig(2, 4096, 8, 1, 1, 4096, 8, 2, 2, True)),
+    _Choice(1024, 4, RmsNormConfig(4, 1024, 4, 1, 2, 1024, 4, 2, 4)),
+    _Choice(2048, 4, RmsNormConfig(4, 2048, 8, 1, 1, 2048, 4, 2, 4)),
+    _Choice(4096, 4, RmsNormConfig(2, 4096, 8, 1, 1, 4096, 8, 2, 2)),
     _Choice(8192, 4, RmsNormConfig(1, 8192, 8, 1, 1, 8192, 16, 2, 1, True)),
     _Choice(16384, 2, RmsNormConfig(1, 16384, 16, 1, 1, 16384, 32, 2, 1, True)),
     _Choice(16384, 4, RmsNormConfig(1, 16384, 16, 1, 2, 2048, 8, 2, 3)),
@@ -411,8 +426,9 @@ def _variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
         yield replace(bwd, rows=fwd.rows, block=fwd.block, warps=fwd.warps, stages=fwd.stages)
 
 
-def _row_stride(rows: Tensor, N: int) -> int:
-    return N if rows.is_contiguous() else rows.stride(0)
+def _row_stride(rows: Tensor | None) -> int | None:
+    """None stands for N, as a constant of which the compiler knows the divisors."""
+    return None if rows is None or rows.is_contiguous() else rows.stride(0)
 
 
 def _as_rows(x: Tensor, N: int) -> Tensor:
@@ -449,17 +465,18 @@ def forward_launch(
         "y_ptr": y,
         "sum_ptr": total,
         "rstd_ptr": rstd_M,
-        "x_stride": _row_stride(x, N),
-        "residual_stride": N if residual is None else _row_stride(residual, N),
+        "x_stride": _row_stride(x),
+        "residual_stride": _row_stride(residual),
         "eps": eps,
     }
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    constexprs = {"N": N, "BLOCK_N": config.block, "CASTING": casting}
+    constexprs = {"BLOCK_N": config.block, "CASTING": casting}
     if config.block < N:
+        args["N"] = N
         constexprs["STAGES"] = config.stages
         return Launch(_normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
-    constexprs["BLOCK_M"] = config.rows
+    constexprs |= {"N": N, "BLOCK_M": config.rows}
     return Launch(_normalise_rows, (triton.cdiv(M, config.rows),), args, constexprs, options)
 
 
@@ -494,18 +511,17 @@ def backward_launches(
         "weight_ptr": weight,
         "rstd_ptr": rstd_M,
         "projection_ptr": projection_M,
-        "dy_stride": _row_stride(dy, N),
-        "x_stride": _row_stride(x, N),
+        "dy_stride": _row_stride(dy),
+        "x_stride": _row_stride(x),
     }
     written = {
         "dsum_ptr": dtotal,
         "dx_ptr": dx,
         "partial_ptr": partial_PN,
-        "dsum_stride": N if dtotal is None else _row_stride(dtotal, N),
+        "dsum_stride": _row_stride(dtotal),
         "M": M,
     }
     constexprs = {
-        "N": N,
         "BLOCK_N": config.bwd_block,
         "OFFSET": 1.0 if casting == "gemma" else 0.0,
         "STAGES": config.bwd_stages,
@@ -513,8 +529,8 @@ def backward_launches(
     options = {"num_warps": config.bwd_warps, "num_stages": config.bwd_stages}
     launches = []
     if wide:
-        launches.append(Launch(_project_wide_rows, (M,), read, constexprs, options))
-    tiled = constexprs | {"BLOCK_M": config.bwd_rows, "RELOAD": config.bwd_reload}
+        launches.append(Launch(_project_wide_rows, (M,), read | {"N": N}, constexprs, options))
+    tiled = constexprs | {"N": N, "BLOCK_M": config.bwd_rows, "RELOAD": config.bwd_reload}
     launches.append(Launch(_differentiate, (blocks, programs), read | written, tiled, options))
     if partial_PN is not None and dweight is not None:
         launches.append(_sum_launch(partial_PN, dweight))

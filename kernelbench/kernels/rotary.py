@@ -200,15 +200,13 @@ _TABLE = (
     _Choice(256, RotaryConfig(4, 4, 4)),
     _Choice(512, RotaryConfig(2, 4, 4)),
 )
-_TILE = 16384  # elements of one half in a tile, at most: 64 a thread of 8 warps
 
 
 def configs(S: int, heads: int, D: int, *, arch: str) -> tuple[RotaryConfig, ...]:
     """The table's choice for S tokens of heads of D elements, then others that a tuner may pick.
 
     heads: of q, which has at least as many as k. arch: `sm_90` and the like, or `cpu`; the tiles
-    use no shared memory to speak of, so that one table serves every architecture so far.
-    All configs are valid for every dtype and layout.
+    use little shared memory, so that one table serves every architecture, dtype and layout.
     """
     chosen = _choose(S, heads, D)
     return tuple(dict.fromkeys((chosen, *_variants(chosen, S, heads, D))))[:12]
@@ -225,11 +223,12 @@ def _choose(S: int, heads: int, D: int) -> RotaryConfig:
 
 
 def _variants(config: RotaryConfig, S: int, heads: int, D: int) -> Iterator[RotaryConfig]:
+    """Tiles of 8 to 32 elements of either half a thread: 16-byte loads, registers to spare."""
     for warps in (config.warps, 2 * config.warps):
         for s in (config.block_s, 2 * config.block_s, config.block_s // 2):
             for h in (config.block_h, config.block_h // 2):
-                fits = 1 <= s <= power_of_2(S) and h >= 1
-                if fits and s * h * power_of_2(D // 2) <= 1024 * warps:
+                a_thread = s * h * power_of_2(D // 2) // (32 * warps)
+                if 8 <= a_thread <= 32 and s <= power_of_2(S):
                     yield RotaryConfig(s, h, warps)
 
 
@@ -340,36 +339,48 @@ class _Rotary(torch.autograd.Function):
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}"
     if q.dtype not in DTYPES or k.dtype != q.dtype:
         raise TypeError(
             f"apply_rotary takes q and k of one dtype, float32, float16 or bfloat16, got "
             f"{q.dtype} and {k.dtype}: convert them with .to()"
         )
-    if q.dim() != 4 or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
-        raise ValueError(f"apply_rotary takes q (B,S,Hq,D) and k (B,S,Hk,D), got {shapes}")
-    B, S, _, D = q.shape
+    q_shape, k_shape = q.shape, k.shape
+    if (
+        len(q_shape) != 4
+        or len(k_shape) != 4
+        or q_shape[:2] != k_shape[:2]
+        or q_shape[3] != k_shape[3]
+    ):
+        raise ValueError(
+            f"apply_rotary takes q (B,S,Hq,D) and k (B,S,Hk,D), got {tuple(q_shape)} and "
+            f"{tuple(k_shape)}"
+        )
+    B, S, _, D = q_shape
     if D % 2 or D == 0:
-        raise ValueError(f"apply_rotary rotates pairs, so that D must be even, got {shapes}")
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.dtype not in (torch.float32, q.dtype):
-            raise TypeError(
-                f"apply_rotary takes {name} of float32 or q's {q.dtype}, got {table.dtype}: "
-                "convert it with .to()"
-            )
-        if table.shape not in ((S, D // 2), (B, S, D // 2), (1, S, D // 2)):
-            raise ValueError(
-                f"apply_rotary takes {name} of shape (S, D/2) or (B, S, D/2), here {(S, D // 2)} "
-                f"or {(B, S, D // 2)}, got {tuple(table.shape)}: one column for each pair"
-            )
-        if table.requires_grad:
-            raise ValueError(f"{name} requires grad but gets none from apply_rotary: detach it")
+        raise ValueError(f"apply_rotary rotates pairs, so that D must be even, got D = {D}")
+    _check_table("cos", cos, q.dtype, B, S, D // 2)
+    _check_table("sin", sin, q.dtype, B, S, D // 2)
     for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise ValueError(
                 f"apply_rotary takes {name} with its last axis contiguous, got strides "
                 f"{x.stride()}: call .contiguous() on it"
             )
+
+
+def _check_table(name: str, table: Tensor, dtype: torch.dtype, B: int, S: int, C: int) -> None:
+    if table.dtype not in (torch.float32, dtype):
+        raise TypeError(
+            f"apply_rotary takes {name} of float32 or q's {dtype}, got {table.dtype}: "
+            "convert it with .to()"
+        )
+    if table.shape not in ((S, C), (B, S, C), (1, S, C)):
+        raise ValueError(
+            f"apply_rotary takes {name} of shape (S, D/2) or (B, S, D/2), here {(S, C)} or "
+            f"{(B, S, C)}, got {tuple(table.shape)}: one column for each pair"
+        )
+    if table.requires_grad:
+        raise ValueError(f"{name} requires grad but gets none from apply_rotary: detach it")
 
 
 def _check_writable(q: Tensor, k: Tensor, differentiable: bool) -> None:
