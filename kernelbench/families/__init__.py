@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,7 @@ def _module(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"--plugin {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for the types of its fields
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError) as error:

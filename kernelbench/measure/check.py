@@ -21,7 +21,7 @@ FLOOR = {DType.bf16: 2e-3, DType.fp16: 2.5e-4, DType.tf32: 2e-4, DType.fp32: 1e-
 CEILING = {DType.bf16: 1e-2, DType.fp16: 2e-3, DType.tf32: 2e-3, DType.fp32: 2e-5}
 TIMES_BASELINE = 3.0
 KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed anew for each provider
-GATE_CYCLES = 4_000_000  # about 2 ms of a held stream while a checked call is submitted
+GATE_CYCLES = (4_000_000, 40_000_000, 200_000_000)  # about 2, 20, 100 ms of a held stream
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Oracle:
     family: Family[Any]
     case: Any
     inputs: CaseInputs
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # the baseline's, once known
     _pieces: list[tuple[str, Any, torch.Tensor]] | None = field(default=None, init=False)
 
     def pieces(self) -> Iterable[tuple[str, Any, torch.Tensor]]:
@@ -99,10 +100,14 @@ class Oracle:
 
 
 def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str, Deviation]:
-    """Of every produced output. A NaN anywhere in an output counts, sampled by the oracle or not.
+    """Of every produced output, which is spent. A NaN anywhere in it counts, sampled or not.
 
     Raises ValueError for a shape that is not the oracle's, or an output the oracle does not cover.
     """
+    for name, tensor in produced.items():
+        if tensor.shape != oracle.shapes.get(name, tensor.shape):
+            right = tuple(oracle.shapes[name])
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the baseline's {right}")
     sums = {name: _Sums() for name in produced}
     for name, index, ref in oracle.pieces():
         if name in sums:
@@ -113,6 +118,8 @@ def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str
             raise ValueError(f"the oracle of {oracle.family.name} says nothing about {name!r}")
         sums[name].nan = sums[name].nan or bool(torch.isnan(tensor).any())
         found[name] = sums[name].deviation()
+        if tensor.is_floating_point():
+            tensor.fill_(math.nan)  # no right answer is left behind in free memory
     return found
 
 
@@ -156,49 +163,81 @@ def _budget(baseline: float, dtype: DType, scale: float) -> float:
     return min(max(allowed, FLOOR[dtype] * scale), CEILING[dtype] * scale)
 
 
-def produce(workload: Workload) -> dict[str, torch.Tensor]:
+def produce(workload: Workload) -> tuple[dict[str, torch.Tensor], list[str]]:
     """One hardened call: the outputs as they stood when the call's own stream reached its end.
 
+    And the names of the inputs that it changed without saying so.
+
+    On a GPU everything is queued behind a gate, so that a copy of the outputs is due the moment
+    the call's stream is through with it; a gate that was too short is tried again, longer.
     Raises ValueError when the call returns another number of outputs than the family names.
     """
     cuda = next(iter(workload.args.values())).is_cuda
-    workload.ready()
-    _poison_outputs(workload)
-    with workload.grad_mode():
-        workload.poison()
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda._sleep(GATE_CYCLES)
-        workload.refill()
-        produced = workload.call()
-        kept = [tensor.detach().clone() for tensor in produced]
-    if cuda:
-        torch.cuda.synchronize()
+    for cycles in GATE_CYCLES if cuda else (0,):
+        workload.ready()
+        _poison_outputs(workload)
+        kept, changed, held = _hardened_call(workload, cycles)
+        if held:
+            break
     if len(kept) != len(workload.names):
         raise ValueError(f"returns {len(kept)} outputs, expected {', '.join(workload.names)}")
-    return dict(zip(workload.names, kept, strict=True))
+    return dict(zip(workload.names, kept, strict=True)), changed
+
+
+def _hardened_call(workload: Workload, cycles: int) -> tuple[list[torch.Tensor], list[str], bool]:
+    """Outputs, copied in stream order; changed inputs; if the gate held until all was queued."""
+    right, opened = workload.right(), None
+    with workload.grad_mode():
+        workload.poison()
+        if cycles:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(cycles)
+            opened = torch.cuda.Event()
+            opened.record()
+        workload.refill(right)
+        outputs = workload.call()
+        kept = [tensor.detach().clone() for tensor in outputs]
+    held = opened is None or not opened.query()
+    if cycles:
+        torch.cuda.synchronize()
+    changed = workload.changed()
+    leave_nan(outputs, workload)
+    return kept, changed, held
 
 
 def _poison_outputs(workload: Workload) -> None:
-    """Call once and leave NaN where its outputs lay, then in free blocks of the same sizes."""
+    """Call once on inputs of NaN, and leave NaN where its outputs lay and in free memory.
+
+    What the call uses, its scratch too, then holds no right answer that the next call, which is
+    handed the same memory, could pass for its own. What lies in an input is filled in again.
+    """
     with workload.grad_mode():
+        workload.poison()
         first = workload.call()
-    inputs = {t.untyped_storage().data_ptr() for t in workload.args.values()}
-    sizes = [(t.shape, t.dtype, t.device) for t in first]
-    with torch.no_grad():
-        for tensor in first:
-            if tensor.untyped_storage().data_ptr() not in inputs and tensor.is_floating_point():
-                tensor.data.fill_(float("nan"))
+    if any(tensor.is_cuda for tensor in first):
+        torch.cuda.synchronize()  # what was left to another stream must not come after the NaN
+    sizes = leave_nan(first, workload)
     del first
-    nan = float("nan")
+    workload.rest()
     held = [
-        torch.full(shape, nan, dtype=dtype, device=device)
+        torch.full(shape, math.nan, dtype=dtype, device=device)
         for shape, dtype, device in sizes
-        for _ in range(2)
-        if dtype.is_floating_point
+        for _ in range(3)
     ]
     del held
     workload.ready()
+
+
+def leave_nan(
+    outputs: Sequence[torch.Tensor], workload: Workload
+) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    """Fill outputs with NaN, but not where they lie in inputs; what they were like."""
+    inputs = {t.untyped_storage().data_ptr() for t in workload.args.values()}
+    floating = [tensor for tensor in outputs if tensor.is_floating_point()]
+    for tensor in floating:
+        if tensor.untyped_storage().data_ptr() not in inputs:
+            tensor.data.fill_(math.nan)
+    return [(tensor.shape, tensor.dtype, tensor.device) for tensor in floating]
 
 
 def verdict(errors: Sequence[OutputError], changed: Sequence[str]) -> str:

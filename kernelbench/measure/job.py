@@ -1,28 +1,34 @@
 """One job, start to end: every provider built, proven right, timed, and proven right again."""
 
+import gc
+import re
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from kernelbench.limits import fastest_plausible_ns
 from kernelbench.measure import check, tune
-from kernelbench.measure.ceilings import Ceilings, set_precision
-from kernelbench.measure.sampling import Batch, Sampled, sample
-from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.timer import CudaClock, Timed
+from kernelbench.measure.beside import read_beside
+from kernelbench.measure.ceilings import set_precision, too_fast
+from kernelbench.measure.sampling import Sampled, sample
+from kernelbench.measure.session import (
+    Candidate,
+    DeviceLostError,
+    Failure,
+    Request,
+    Session,
+    Tell,
+)
 from kernelbench.measure.workload import CaseInputs, Workload, why_not
 from kernelbench.spec import (
-    Context,
-    Device,
+    Distribution,
     Family,
-    Job,
     OutputError,
     Provider,
     RunRecord,
@@ -31,78 +37,10 @@ from kernelbench.spec import (
     record_of,
 )
 
+__all__ = ["DeviceLostError", "JobRun", "Request", "Session"]
 
-class Clock(Protocol):
-    """How a job's providers are timed on this machine."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def overhead_ns(self) -> int: ...
-    def batch(self, part: Timed, n: int) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a worker process knows for all its jobs."""
-
-    device: Device
-    clock: Clock
-    ceilings: Ceilings
-    telemetry: Telemetry
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked about a job."""
-
-    job: Job
-    context: Context
-    timing: bool = True
-    tune: bool = False
-    without: tuple[str, ...] = ()  # providers that took a worker down with this job
-
-
-class DeviceLostError(Exception):
-    """The GPU's context is gone: nothing more can run in this process."""
-
-    def __init__(self, provider: str, reason: str) -> None:
-        super().__init__(reason)
-        self.provider = provider
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a provider has no result."""
-
-    status: Status
-    reason: str
-
-
-@dataclass
-class Candidate:
-    """A provider that was proven right and can be timed, and the facts about it so far."""
-
-    provider: Provider[Any]
-    workload: Workload
-    facts: dict[str, Any]
-    timing: Timing | None = None
-
-    @property
-    def name(self) -> str:
-        return self.provider.name
-
-
-Tell = Callable[[str, str], None]  # provider, phase: what is going on, for whoever watches
-
-
-def _of(spans: Any, name: str) -> tuple[int, ...]:
-    if isinstance(spans, Failure):
-        raise RuntimeError(spans.reason)
-    if name not in spans:
-        raise RuntimeError("CUPTI saw no kernel in the call")
-    found: tuple[int, ...] = spans[name]
-    return found
+TRIAL = 10  # samples of a config between two looks at how long it takes
+TRIAL_NS = 300_000_000
 
 
 class JobRun:
@@ -136,10 +74,7 @@ class JobRun:
         if self.request.timing:
             yield from self._time(candidates)
         elif candidates:
-            yield [
-                record_of(self.job, c.provider, Status.ok, self.context, **c.facts)
-                for c in candidates
-            ]
+            yield [self._answer(c, Status.ok, "", flags=tuple(c.flags)) for c in candidates]
 
     def _prove(
         self, able: list[Provider[Any]], candidates: list[Candidate]
@@ -151,6 +86,7 @@ class JobRun:
         for provider in self._baseline_first(able):
             found = self._attempt(partial(self._prepare, provider), provider.name)
             if provider not in able:
+                del found
                 continue
             if isinstance(found, Candidate):
                 candidates.append(found)
@@ -165,7 +101,7 @@ class JobRun:
 
     def _draw(self) -> CaseInputs:
         torch._dynamo.reset()
-        set_precision(self.case.dtype)
+        gc.collect()
         if self.session.device.kind == "cuda":
             torch.cuda.empty_cache()
         return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
@@ -182,18 +118,17 @@ class JobRun:
         """The one place where a failure becomes a fact."""
         try:
             return step()
+        except DeviceLostError:
+            raise
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            oom = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-                "can't allocate memory" in str(error)
-            )
-            first = next((line for line in str(error).splitlines() if line.strip()), "")
-            reason = f"{type(error).__name__}: {first.strip()}"[:300]
-            del error
-            self._survive(provider or self._now, reason)
-            return Failure(Status.oom if oom else Status.failed, reason)
+            failure = Failure(Status.oom if _is_oom(error) else Status.failed, _first_line(error))
+        # Only here is the traceback gone, and with it what its frames held on the GPU.
+        self._survive(provider or self._now, failure.reason)
+        return failure
 
     def _survive(self, provider: str, reason: str) -> None:
+        gc.collect()
         if self.session.device.kind != "cuda":
             return
         try:
@@ -203,10 +138,10 @@ class JobRun:
             raise DeviceLostError(provider, reason) from None
 
     def _prepare(self, provider: Provider[Any]) -> Candidate | RunRecord:
-        """Build, call for the first time, and prove right."""
+        """Build, call for the first time, and prove right. The search of a config is compiling."""
         self.tell(provider.name, "compile")
-        config, origin = self._config(provider)
         start = time.perf_counter()
+        config, origin = self._config(provider)
         workload = self._workload(provider, config)
         facts: dict[str, Any] = {"compile_s": round(time.perf_counter() - start, 4)}
         if config is not None:
@@ -220,31 +155,39 @@ class JobRun:
             "write_bytes": self.cost.write,
             "traffic": provider.traffic(self.case) if provider.traffic else None,
         }
+        candidate = Candidate(provider, workload, facts)
+        if self._baseline is None and provider is not self.family.baseline:
+            candidate.flags.append("no-baseline-budget")
         if reason:
-            self.inputs.restore()
-            return record_of(
-                self.job, provider, Status.incorrect, self.context, reason=reason, **facts
-            )
+            return self._answer(candidate, Status.incorrect, reason, flags=tuple(candidate.flags))
         facts["peak_bytes"] = self._peak(workload)
-        return Candidate(provider, workload, facts)
+        workload.rest()  # what it keeps for a backward is not in the way of the next proof
+        return candidate
 
     def _workload(self, provider: Provider[Any], config: Any) -> Workload:
         workload = Workload(self.family, self.case, provider, self.inputs, config)
+        set_precision(self.case.dtype)  # what `build` imported may have meddled with it
         workload.ready()
         with workload.grad_mode():
-            workload.call()
+            outputs = workload.call()
         self._synchronize()
+        check.leave_nan(outputs, workload)
         return workload
 
     def _judge(
         self, provider: Provider[Any], workload: Workload
     ) -> tuple[tuple[OutputError, ...], str]:
-        produced = check.produce(workload)
+        """Errors, and why it is incorrect. Only a baseline that is right sets the budget."""
+        produced, changed = check.produce(workload)
         found = check.deviations(self.oracle, produced)
-        if provider is self.family.baseline:
-            self._baseline = found
-        errors = check.judge(found, self._baseline, self.case.dtype, provider)
-        return errors, check.verdict(errors, workload.changed())
+        is_baseline = provider is self.family.baseline
+        yardstick = found if is_baseline else self._baseline
+        errors = check.judge(found, yardstick, self.case.dtype, provider)
+        reason = check.verdict(errors, changed)
+        if is_baseline:
+            self._baseline = None if reason else found
+            self.oracle.shapes = {} if reason else {n: t.shape for n, t in produced.items()}
+        return errors, reason
 
     def _config(self, provider: Provider[Any]) -> tuple[Any, str]:
         if provider.configs is None:
@@ -253,17 +196,23 @@ class JobRun:
         facts = tune.identity(self.session.device, self.context, self.job, provider)
         if not (self.request.tune and self.session.device.kind == "cuda"):
             return tune.choose(configs, facts)
-        times = [self._trial(provider, config, i) for i, config in enumerate(configs)]
+        times: list[float | None] = []
+        for i, config in enumerate(configs):
+            self.tell(provider.name, f"tune {i + 1}/{len(configs)}")
+            ns = self._attempt(partial(self._trial, provider, config), provider.name)
+            times.append(None if isinstance(ns, Failure) else ns)
         return tune.settle(configs, times, facts)
 
-    def _trial(self, provider: Provider[Any], config: Any, i: int) -> float | None:
+    def _trial(self, provider: Provider[Any], config: Any) -> float | None:
         """Median ns of one config, None if its answer is wrong."""
-        self.tell(provider.name, f"tune {i + 1}")
         workload = self._workload(provider, config)
         if self._judge(provider, workload)[1]:
             return None
-        batches = [self.session.clock.batch(workload, 10) for _ in range(3)]
-        return median(ns for b in batches for ns in b.samples_ns)
+        workload.ready()
+        samples: list[int] = []
+        while len(samples) < 3 * TRIAL and sum(samples) < TRIAL_NS:
+            samples += self.session.clock.batch(workload, TRIAL).samples_ns
+        return median(samples)
 
     def _peak(self, workload: Workload) -> int | None:
         if self.session.device.kind != "cuda":
@@ -283,22 +232,27 @@ class JobRun:
 
     def _time(self, candidates: list[Candidate]) -> Iterator[list[RunRecord]]:
         """Sample all together; one that fails meanwhile leaves and the others start again."""
+        self.oracle.forget()
         while candidates:
             self.session.telemetry.reset()
             failure = self._attempt(partial(self._sample, candidates))
             if failure is None:
                 break
-            culprit = next(c for c in candidates if c.name == self._now)
-            candidates = [c for c in candidates if c is not culprit]
-            yield [self._record(culprit.provider, failure, culprit.facts)]
+            culprits = [c for c in candidates if c.name == self._now] or candidates
+            candidates = [c for c in candidates if c not in culprits]
+            for culprit in culprits:
+                culprit.workload.rest()
+            yield [self._record(c.provider, failure, c.facts) for c in culprits]
         if not candidates:
             return
-        self._beside(candidates)
+        timers = self.job.measure.timers
+        read_beside(self.session.clock, candidates, timers, self._attempt, self.tell)
         yield self._finish(candidates)
 
     def _sample(self, candidates: list[Candidate]) -> None:
         clock = self.session.clock
         for candidate in candidates:
+            self.tell(candidate.name, "measure")
             candidate.workload.ready()
         parts = [c.workload for c in candidates]
         baseline = next(
@@ -331,85 +285,63 @@ class JobRun:
             stop=sampled.stop,
         )
 
-    def _beside(self, candidates: list[Candidate]) -> None:
-        """The other clocks, each in its own column; why one is missing is a fact, too."""
-        clock, wanted = self.session.clock, self.job.measure.timers
-        if not isinstance(clock, CudaClock):
-            return
-        for candidate in candidates:
-            workload = candidate.workload
-            self._read(candidate, "host", partial(clock.host_ns, workload))
-            self._read(candidate, "graph", partial(clock.graph_ns, workload))
-        if "kernel" in wanted:
-            self.tell("", "kernel")
-            spans = self._attempt(lambda: clock.kernel_ns([c.workload for c in candidates]))
-            for c in candidates:
-                self._read(c, "kernel", partial(_of, spans, c.name))
-
-    def _read(self, candidate: Candidate, timer: str, take: Callable[[], Any]) -> None:
-        if timer not in self.job.measure.timers or candidate.timing is None:
-            return
-        self.tell(candidate.name, timer)
-        found, timing = self._attempt(take, candidate.name), candidate.timing
-        if isinstance(found, Failure):
-            missing = {**timing.missing, timer: found.reason}
-            candidate.timing = replace(timing, missing=missing)
-        else:
-            candidate.timing = replace(timing, **{f"{timer}_ns": found})
-
     def _finish(self, candidates: list[Candidate]) -> list[RunRecord]:
         """Fresh inputs in the same memory, the check again, plausibility; then the records."""
-        self.inputs.redraw(self.context.seed + 1)
-        self.oracle.forget()
-        group = uuid.uuid4().hex[:12]
-        facts = {"group": group, "telemetry": self.session.telemetry.facts() or None}
-        flags = self.session.telemetry.flags()
-        records = []
         for candidate in candidates:
-            self.tell(candidate.name, "check again")
-            again = self._attempt(
-                partial(self._judge, candidate.provider, candidate.workload), candidate.name
-            )
-            if isinstance(again, Failure):
-                records.append(self._record(candidate.provider, again, candidate.facts))
-                continue
-            if again[1]:
-                self.inputs.restore()
-                status, reason = Status.incorrect, f"on fresh inputs, after timing: {again[1]}"
-                more: dict[str, Any] = {}
-            else:
-                ceilings = self.session.ceilings.at(self.cost, self._precision(candidate.provider))
-                status, reason = self._plausible(candidate, ceilings)
-                more = {**facts, "timing": candidate.timing, "ceilings": ceilings or None}
-            timing = candidate.timing
-            more["flags"] = (*flags, "ungated") if timing and timing.timer == "ungated" else flags
-            records.append(
-                record_of(
-                    self.job,
-                    candidate.provider,
-                    status,
-                    self.context,
-                    reason=reason,
-                    **candidate.facts,
-                    **more,
-                )
-            )
-        return records
+            candidate.workload.rest()
+        drawn = self._attempt(partial(self.inputs.redraw, self.context.seed + 1))
+        if isinstance(drawn, Failure):
+            return [self._record(c.provider, drawn, c.facts) for c in candidates]
+        telemetry = self.session.telemetry
+        common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
+        return [self._conclude(c, common, telemetry.flags()) for c in candidates]
 
-    def _precision(self, provider: Provider[Any]) -> dict[str, float]:
-        return dict(provider.precision) or {self.case.dtype.value: 1.0}
+    def _conclude(
+        self, candidate: Candidate, common: dict[str, Any], doubts: tuple[str, ...]
+    ) -> RunRecord:
+        self.tell(candidate.name, "check again")
+        provider, timing = candidate.provider, candidate.timing
+        again = self._attempt(partial(self._judge, provider, candidate.workload), candidate.name)
+        candidate.workload.rest()
+        if isinstance(again, Failure):
+            return self._record(provider, again, candidate.facts)
+        ungated = ("ungated",) if timing is not None and timing.timer == "ungated" else ()
+        flags = (*candidate.flags, *doubts, *ungated)
+        errors, reason = again
+        if reason:
+            candidate.facts["errors"] = errors
+            reason = f"on fresh inputs, after timing: {reason}"
+        if candidate.wrong or reason:
+            return self._answer(candidate, Status.incorrect, candidate.wrong or reason, flags=flags)
+        limits = self._limits(provider)
+        reason = too_fast(timing, self.cost, limits) if timing else ""
+        return self._answer(
+            candidate,
+            Status.implausible if reason else Status.ok,
+            reason,
+            flags=flags,
+            timing=timing,
+            ceilings=limits or None,
+            **common,
+        )
 
-    def _plausible(self, candidate: Candidate, ceilings: dict[str, float]) -> tuple[Status, str]:
-        timing = candidate.timing
-        if timing is None or timing.timer != "gated":
-            return Status.ok, ""
-        ns = median(ns for block in timing.blocks_ns for ns in block) - timing.overhead_ns
-        least = fastest_plausible_ns(self.cost.read, self.cost.flops, ceilings)
-        if ns >= least:
-            return Status.ok, ""
-        return Status.implausible, (
-            f"{ns / 1e3:.2f} µs, but this machine's own limits allow no less than "
-            f"{least / 1e3:.2f} µs for {self.cost.read} bytes read and {self.cost.flops} flops"
+    def _limits(self, provider: Provider[Any]) -> dict[str, float]:
+        """This machine's limits for the case, as far as they were measured on data like its own."""
+        precision = dict(provider.precision) or {self.case.dtype.value: 1.0}
+        limits = self.session.ceilings.at(self.cost, precision)
+        if self.case.inputs in (Distribution.zeros, Distribution.ones):
+            limits.pop("tflops", None)  # idle bits leave power for a higher clock
+        return limits
+
+    def _answer(self, candidate: Candidate, status: Status, reason: str, **more: Any) -> RunRecord:
+        return record_of(
+            self.job,
+            candidate.provider,
+            status,
+            self.context,
+            reason=reason,
+            **candidate.facts,
+            **more,
         )
 
     def _record(
@@ -418,3 +350,18 @@ class JobRun:
         return record_of(
             self.job, provider, failure.status, self.context, reason=failure.reason, **facts or {}
         )
+
+
+def _is_oom(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(
+        words in str(error)
+        for words in ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # compilers colour what they say
+    first = next((line for line in plain.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first.strip()}"[:300]

@@ -100,7 +100,7 @@ def sample(
     for group in groups:
         running, forward = set(group), True
         while running:
-            awake = [i for i in group if i in running or (i in stays and running - set(stays))]
+            awake = [i for i in group if i in running or i in stays]
             for i in awake if forward else reversed(awake):
                 if len(taken[i].samples) >= settings.max_samples:
                     continue

@@ -7,10 +7,13 @@ event has not fired.
 
 import bisect
 import contextlib
+import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,8 +22,13 @@ from kernelbench.spec import Device
 
 MAX_GATE_NS = 200_000_000
 MARGIN_NS = 100_000
-TRIES = 4
+MAX_FACTOR = 16.0
+BATCH_NS = 500_000_000  # a batch takes about as long at most, unless a single call does
+BESIDE_NS = 500_000_000  # likewise each of the clocks besides the gated events
 WINDOW = "kb.call."
+LAUNCH = re.compile("cu(da)?[A-Z]")  # the runtime's and the driver's calls, by their names
+LATE_NS = 500
+MAX_NS = 1 << 63
 
 
 class Timed(Protocol):
@@ -33,6 +41,19 @@ class Timed(Protocol):
     def grad_mode(self) -> Any: ...
     def ready(self) -> None: ...
     def restore(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Spans:
+    """CUPTI spans of one part's calls in ns.
+
+    late: calls of which a kernel still ran when the stream was at work on what was queued next.
+    held: whether the gate held.
+    """
+
+    ns: tuple[int, ...] = ()
+    late: int = 0
+    held: bool = True
 
 
 class HostClock:
@@ -52,6 +73,20 @@ class HostClock:
         return Batch(tuple(samples))
 
 
+@dataclass
+class _Plan:
+    """What is known of one workload: how to gate it, and how much of it fits in a given time."""
+
+    submit_ns: float  # host time of one ungated iteration
+    whole_ns: float  # of the same until the GPU is done
+    factor: float = 2.0  # gate time over submission time
+    most: int = 512  # calls that a gate can hold; 0 when it cannot even hold one
+
+    def fit(self, ns: float, least: int, most: int) -> int:
+        """How many iterations take about `ns`, within bounds."""
+        return int(max(least, min(most, ns / self.whole_ns)))
+
+
 class CudaClock:
     """Gated CUDA events with a cold L2 before every call.
 
@@ -67,28 +102,28 @@ class CudaClock:
         self._flush = torch.zeros(words, dtype=torch.int32, device="cuda")
         self._sum = torch.zeros((), dtype=torch.int64, device="cuda")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._submit_ns: dict[int, float] = {}  # by workload: host time of one iteration
+        self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
         self._cycles_per_ns = self._calibrate_gate()
 
     def batch(self, part: Timed, n: int) -> Batch:
-        """n samples, fewer if the gate holds only for fewer; `held` is false if not even for 1."""
+        """n samples, fewer if the gate holds only for fewer or if they would take too long.
+
+        A gate that did not hold is doubled up to 8 × its first length, then calls are halved;
+        what a workload needs is remembered. `held` is false if not even one call can be held.
+        """
         with part.grad_mode():
-            each = self._submit_ns.get(id(part)) or self._submission_ns(part)
-            factor = 2.0
-            for attempt in range(TRIES + n.bit_length()):
-                gate_ns = min(factor * n * each + MARGIN_NS, MAX_GATE_NS)
-                batch = self._gated(part, n, int(gate_ns))
+            plan = self._plan(part)
+            while plan.most:
+                calls = min(plan.fit(BATCH_NS, 1, n), plan.most)
+                gate_ns = plan.factor * calls * plan.submit_ns + MARGIN_NS
+                batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
                 if batch.held:
                     return batch
-                if attempt < TRIES and gate_ns < MAX_GATE_NS:
-                    factor *= 2
+                if plan.factor < MAX_FACTOR and gate_ns < MAX_GATE_NS:
+                    plan.factor *= 2
                 else:
-                    n = max(1, n // 2)
-            return batch
-
-    def forget(self) -> None:
-        """The workloads of a job are gone."""
-        self._submit_ns.clear()
+                    plan.most = calls // 2
+            return replace(self._gated(part, plan.fit(BATCH_NS, 1, n), 0), held=False)
 
     def flush(self) -> None:
         """Leave nothing of use in the L2."""
@@ -103,6 +138,7 @@ class CudaClock:
         """CPU time to submit one call, with the GPU idle and nothing queued for long."""
         samples = []
         with part.grad_mode():
+            n = self._plan(part).fit(BESIDE_NS, 5, n)
             call = part.call
             for _ in range(n):
                 part.restore()
@@ -114,10 +150,32 @@ class CudaClock:
         return tuple(samples)
 
     def graph_ns(self, part: Timed, n: int = 20, unroll: int = 10) -> tuple[int, ...]:
-        """Time of a call in a replayed CUDA graph, L2 warm. Raises if it cannot be captured."""
-        stream = torch.cuda.Stream()
+        """Time of a call in a replayed CUDA graph, L2 warm. Raises if it cannot be captured.
+
+        Inputs that the provider overwrites are not restored between the calls of a graph.
+        """
+        with part.grad_mode():
+            plan = self._plan(part)
+        unroll = plan.fit(BESIDE_NS / 5, 1, unroll)
+        n = plan.fit(BESIDE_NS / unroll, 5, n)
+        try:
+            graph = self._capture(part, unroll)
+            graph.replay()
+            torch.cuda.synchronize()
+            pairs = self._pairs(n)
+            self.gate(n * MARGIN_NS)
+            for start, end in pairs:
+                start.record()
+                graph.replay()
+                end.record()
+            torch.cuda.synchronize()
+        finally:
+            part.ready()  # back on the stream that everything else runs on
+        return tuple(int(start.elapsed_time(end) * 1e6 / unroll) for start, end in pairs)
+
+    def _capture(self, part: Timed, unroll: int) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream), part.grad_mode():
             part.ready()  # a backward runs on the stream of its forward
             for _ in range(3):
@@ -126,26 +184,19 @@ class CudaClock:
             with torch.cuda.graph(graph, stream=stream):
                 for _ in range(unroll):
                     part.call()
-        pairs = self._pairs(n)
-        graph.replay()
-        torch.cuda.synchronize()
-        self.gate(n * MARGIN_NS)
-        for start, end in pairs:
-            start.record()
-            graph.replay()
-            end.record()
-        torch.cuda.synchronize()
-        part.ready()
-        return tuple(int(start.elapsed_time(end) * 1e6 / unroll) for start, end in pairs)
+        return graph
 
     def _calibrate_gate(self) -> float:
-        torch.cuda._sleep(1_000_000)  # loads the kernel, wakes the clock
-        (start, end), cycles = self._pairs(1)[0], 20_000_000
-        start.record()
-        torch.cuda._sleep(cycles)
-        end.record()
-        torch.cuda.synchronize()
-        return float(cycles / (start.elapsed_time(end) * 1e6))
+        """Cycles of the spin kernel a ns, at the highest clock seen: a gate is never shorter."""
+        cycles, (start, end) = 10_000_000, self._pairs(1)[0]
+        rates = []
+        for _ in range(5):  # the first loads the kernel and wakes the clock
+            start.record()
+            torch.cuda._sleep(cycles)
+            end.record()
+            torch.cuda.synchronize()
+            rates.append(float(cycles / (start.elapsed_time(end) * 1e6)))
+        return max(rates)
 
     def _pairs(self, n: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
         while len(self._events) < n:
@@ -160,19 +211,22 @@ class CudaClock:
         part.call()
         end.record()
 
-    def _submission_ns(self, part: Timed) -> float:
-        """Host time of one ungated iteration; it also fills the allocator."""
+    def _plan(self, part: Timed) -> _Plan:
+        """Host and GPU time of an ungated iteration; the first ones also fill the allocator."""
+        if part in self._plans:
+            return self._plans[part]
         start, end = self._pairs(1)[0]
         self._iteration(part, start, end)
         torch.cuda.synchronize()
-        times = []
+        submits, wholes = [], []
         for _ in range(3):
             begin = time.perf_counter_ns()
             self._iteration(part, start, end)
-            times.append(time.perf_counter_ns() - begin)
+            submits.append(time.perf_counter_ns() - begin)
             torch.cuda.synchronize()
-        self._submit_ns[id(part)] = max(times)
-        return max(times)
+            wholes.append(time.perf_counter_ns() - begin)
+        self._plans[part] = plan = _Plan(max(submits), min(wholes))
+        return plan
 
     def _gated(self, part: Timed, n: int, gate_ns: int) -> Batch:
         pairs = self._pairs(n)
@@ -183,25 +237,45 @@ class CudaClock:
         torch.cuda.synchronize()
         return Batch(tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs), held)
 
-    def kernel_ns(self, parts: Sequence[Timed], n: int = 10) -> dict[str, tuple[int, ...]]:
-        """CUPTI span (first kernel's start to last kernel's end) of each of n gated calls.
+    def kernel_ns(self, parts: Iterable[Timed], n: int = 10) -> dict[str, Spans]:
+        """CUPTI spans (first kernel's start to last kernel's end) of n gated calls, by part.
 
         Kernels belong to a call if they were launched, by whatever thread, while it ran: a
-        backward is launched by autograd's own thread.
+        backward is launched by autograd's own thread. A part whose calls the gate did not hold
+        has no spans: they would hold launch latency.
         """
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        held = {}
         with _quiet(), torch.profiler.profile(activities=activities) as profile:
             for part in parts:
-                each = self._submit_ns.get(id(part)) or self._submission_ns(part)
                 with part.grad_mode():
-                    self.gate(int(min(4 * n * each + MARGIN_NS, MAX_GATE_NS)))
-                    for i in range(n):
-                        part.restore()
-                        self.flush()
-                        with torch.profiler.record_function(f"{WINDOW}{part.name}.{i}"):
-                            part.call()
-                    torch.cuda.synchronize()
-        return spans(profile.profiler.kineto_results.events())
+                    held[part.name] = self._profiled(part, n)
+        found = spans(profile.profiler.kineto_results.events())
+        return {
+            name: found.get(f"{name}.{attempt}", Spans()) if attempt else Spans(held=False)
+            for name, attempt in held.items()
+        }
+
+    def _profiled(self, part: Timed, n: int) -> int:
+        """Queue n calls in named windows behind a gate; the attempt that it held for, or 0."""
+        plan = self._plan(part)
+        for attempt in range(1, 5):  # launches cost more under CUPTI; each try is held longer
+            calls = max(1, min(plan.fit(BESIDE_NS, 3, n), plan.most) >> (attempt // 2))
+            gate_ns = 2**attempt * 2 * calls * plan.submit_ns + MARGIN_NS
+            self.gate(int(min(gate_ns, MAX_GATE_NS)))
+            start = self._pairs(1)[0][0]
+            start.record()
+            for i in range(calls):
+                part.restore()
+                self.flush()
+                with torch.profiler.record_function(f"{WINDOW}{part.name}.{attempt}.{i}"):
+                    part.call()
+            held = not start.query()
+            self.flush()  # begins only when the last call is done, or it left work elsewhere
+            torch.cuda.synchronize()
+            if held:
+                return attempt
+        return 0
 
 
 @contextlib.contextmanager
@@ -212,40 +286,50 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def spans(events: Sequence[Any]) -> dict[str, tuple[int, ...]]:
-    """GPU spans in ns of the calls in a kineto trace, by provider."""
-    windows: list[tuple[int, int, str]] = []
-    launched: dict[int, int] = {}
-    device_events = []
+def spans(events: Sequence[Any]) -> dict[str, Spans]:
+    """GPU spans of the calls in a kineto trace, by the name of their window without its number."""
+    windows = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
+        for event in events
+        if event.name().startswith(WINDOW) and not _on_gpu(event)
+    )
+    launched = {
+        event.correlation_id(): event.start_ns()
+        for event in events
+        if LAUNCH.match(event.name()) and not _on_gpu(event)
+    }
+    inside: dict[str, tuple[int, int]] = {}  # the span of each window's kernels
+    after: dict[str, int] = {}  # when the first kernel that was queued after a window began
     for event in events:
-        on_gpu = event.device_type() == torch.profiler.DeviceType.CUDA
-        if event.name().startswith(WINDOW):
-            if not on_gpu:
-                start = event.start_ns()
-                windows.append((start, start + event.duration_ns(), event.name()))
-        elif on_gpu:
-            device_events.append(event)
-        elif event.correlation_id():
-            launched[event.correlation_id()] = event.start_ns()
-    windows.sort()
-    found: dict[str, tuple[int, int]] = {}
-    for event in device_events:
+        if not _on_gpu(event) or event.is_user_annotation():
+            continue
         at = launched.get(event.correlation_id())
-        name = _window_at(windows, at) if at is not None else None
-        if name is not None:
-            start, end = event.start_ns(), event.start_ns() + event.duration_ns()
-            low, high = found.get(name, (start, end))
-            found[name] = (min(low, start), max(high, end))
-    by_provider: dict[str, list[int]] = {}
-    for _, _, name in windows:
-        if name in found:
-            provider = name.removeprefix(WINDOW).rpartition(".")[0]
-            by_provider.setdefault(provider, []).append(found[name][1] - found[name][0])
-    return {name: tuple(values) for name, values in by_provider.items()}
+        i = bisect.bisect_right(windows, (at, MAX_NS, "")) - 1 if at is not None else -1
+        if i < 0 or at is None:
+            continue
+        _, closed, name = windows[i]
+        start, end = event.start_ns(), event.start_ns() + event.duration_ns()
+        if at <= closed:
+            low, high = inside.get(name, (start, end))
+            inside[name] = (min(low, start), max(high, end))
+        else:
+            after[name] = min(after.get(name, start), start)
+    return _by_part([name for _, _, name in windows], inside, after)
 
 
-def _window_at(windows: Sequence[tuple[int, int, str]], at: int) -> str | None:
-    i = bisect.bisect_right(windows, (at, 1 << 63, "")) - 1
-    if i >= 0 and windows[i][0] <= at <= windows[i][1]:
-        return windows[i][2]
-    return None
+def _by_part(
+    names: Sequence[str], inside: Mapping[str, tuple[int, int]], after: Mapping[str, int]
+) -> dict[str, Spans]:
+    found: dict[str, Spans] = {}
+    for name in names:
+        part = name.removeprefix(WINDOW).rpartition(".")[0]
+        before = found.get(part, Spans())
+        if name in inside:
+            start, end = inside[name]
+            late = after.get(name, end) < end - LATE_NS
+            found[part] = Spans((*before.ns, end - start), before.late + late)
+    return found
+
+
+def _on_gpu(event: Any) -> bool:
+    return bool(event.device_type() == torch.profiler.DeviceType.CUDA)

@@ -43,11 +43,11 @@ def _file(facts: Mapping[str, str]) -> Path:
 def choose(configs: Sequence[Any], facts: Mapping[str, str]) -> tuple[Any, str]:
     """The config kept from a search, if it is still one that may be picked; else the table's."""
     try:
-        kept = json.loads(_file(facts).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads(_file(facts).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, TypeError, KeyError):  # none, or a file that is not ours
         return configs[0], "table"
     for config in configs:
-        if asdict(config) == kept.get("config"):
+        if json.loads(json.dumps(asdict(config))) == kept:
             return config, "tuned"
     return configs[0], "table"
 

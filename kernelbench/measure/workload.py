@@ -55,15 +55,21 @@ class CaseInputs:
         self.pristine: Tensors = {name: t.clone() for name, t in self.tensors.items()}
 
     def redraw(self, seed: int) -> None:
-        """Put fresh values into the very same memory: a cached answer is then a wrong one."""
-        fresh = self._family.inputs(self._case, Draw(self._case, self._device, seed))
-        for name, tensor in fresh.items():
-            self.pristine[name].copy_(tensor)
-            self.tensors[name].copy_(tensor)
+        """Draw fresh values, which `Workload.ready` puts into the very same memory.
 
-    def restore(self) -> None:
-        for name, tensor in self.tensors.items():
-            tensor.data.copy_(self.pristine[name])
+        A cached answer is then a wrong one.
+        """
+        self.pristine = {}
+        fresh = self._family.inputs(self._case, Draw(self._case, self._device, seed))
+        self.pristine = dict(fresh)
+
+
+def put(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy, also into a tensor that a layout expanded (stride 0): each element is stored once."""
+    for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    target.data.copy_(source)
 
 
 def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
@@ -102,6 +108,12 @@ class Workload:
             name: tensor.detach().requires_grad_(name in self._graded)
             for name, tensor in self._prepare(shared).items()
         }
+        self._leaves = [self.args[name] for name in self._graded]
+        named = [(i, f"grad_{o}") for i, o in enumerate(self._outputs)]
+        named = [(i, name) for i, name in named if self._graded and name in self.args]
+        self._upstream = [self.args[name] for _, name in named]
+        # Which outputs take part in the backward; None for all, so that a timed call does less.
+        self._chosen = None if len(named) == len(self._outputs) else [i for i, _ in named]
         self._saved: Tensors = {}
         self._function = provider.build(case, config)
         self._graph: tuple[torch.Tensor, ...] = ()
@@ -123,19 +135,29 @@ class Workload:
         return torch.set_grad_enabled(self.mode is not Mode.fwd)
 
     def ready(self) -> None:
-        """Untimed: take in the inputs as they are now; for a backward, run its forward."""
-        right = self._right()
-        self._saved = {name: right[name].clone() for name in self.mutates if name in right}
-        self.restore()
+        """Untimed: take in the inputs as they are now; for a backward, run its forward.
+
+        The old graph goes first: a leaf's gradient node that outlived it would keep the stream
+        of its making, on which a CUDA graph of the backward cannot be captured.
+        """
+        self._graph = ()
+        right = self.right()
+        self._saved = {name: right[name] for name in self.mutates if name in right}
+        for name, tensor in right.items():
+            put(self.args[name], tensor)
         if self.mode is Mode.bwd:
             with torch.enable_grad():
                 self._graph = self._forward()
             self.restore()
 
+    def rest(self) -> None:
+        """Hold nothing but the inputs until the next `ready`."""
+        self._graph, self._saved = (), {}
+
     def restore(self) -> None:
         """Undo what the provider says it overwrites. Costs nothing when it overwrites nothing."""
         for name, tensor in self._saved.items():
-            self.args[name].data.copy_(tensor)
+            put(self.args[name], tensor)
 
     def poison(self) -> None:
         """Put NaN in every input, to be made good by `refill` in stream order."""
@@ -143,19 +165,20 @@ class Workload:
             if tensor.is_floating_point():
                 tensor.data.fill_(float("nan"))
 
-    def refill(self) -> None:
-        for name, tensor in self._right().items():
-            self.args[name].data.copy_(tensor)
+    def refill(self, right: Tensors) -> None:
+        """right: what `right` returned before the inputs were poisoned."""
+        for name, tensor in right.items():
+            put(self.args[name], tensor)
 
     def changed(self) -> list[str]:
         """Inputs that the last call changed without saying so."""
         return [
             name
-            for name, tensor in self._right().items()
+            for name, tensor in self.right().items()
             if name not in self.mutates and not torch.equal(self.args[name], tensor)
         ]
 
-    def _right(self) -> Tensors:
+    def right(self) -> Tensors:
         """The arguments as they ought to be: this provider's layout of what was drawn."""
         return dict(self._prepare(self._inputs.pristine))
 
@@ -173,9 +196,5 @@ class Workload:
     def _gradients(
         self, outputs: tuple[torch.Tensor, ...], retain_graph: bool
     ) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(
-            outputs,
-            [self.args[name] for name in self._graded],
-            [self.args[f"grad_{name}"] for name in self._outputs],
-            retain_graph=retain_graph,
-        )
+        chosen = outputs if self._chosen is None else [outputs[i] for i in self._chosen]
+        return torch.autograd.grad(chosen, self._leaves, self._upstream, retain_graph=retain_graph)

@@ -1,0 +1,78 @@
+# Two commands on a fresh machine: `make smoke`, `make test`. `make help` lists the others.
+# Needs Linux and Python 3.11 or newer with venv. Once installed, nothing here goes online.
+
+PYTHON ?= python3
+CONFIG ?= configs/h200.yaml
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DOCS = $(wildcard README.md docs/*.md)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv smoke test test-gpu check docs bench constraints clean
+.DELETE_ON_ERROR:
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo "  PYTHON=python3.12 chooses an interpreter for $(VENV); ARGS=… goes to pytest or the run."
+
+venv: $(STAMP) ## Create .venv with everything in it, as constraints.txt pins it
+
+smoke: $(STAMP) ## Try it: every family, tiny, with or without a GPU; prints its tables
+	$(BIN)/kernelbench run configs/smoke.yaml $(ARGS)
+
+test: $(STAMP) ## Run the tests; on a machine with a GPU, those for it, too
+	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(STAMP) ## Run only the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: $(STAMP) ## Lint, format, types, architecture, and whether the documents are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest tests/test_architecture.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" cog --check --check-fail-msg="run make docs" $(DOCS)
+
+docs: $(STAMP) ## Write the generated parts of the documents anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" cog -r $(DOCS)
+
+bench: $(STAMP) ## Measure a suite on this machine's GPU: make bench CONFIG=configs/h200.yaml
+	$(BIN)/kernelbench run $(CONFIG) $(ARGS)
+
+clean: ## Remove .venv, caches and builds, but no results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+constraints: ## Resolve every dependency anew around the torch and triton pinned now (online)
+	rm -rf build && mkdir build
+	grep -E '^(#|torch==|triton==)' constraints.txt > build/chosen.txt
+	$(MAKE) --no-print-directory venv VENV=build/venv CONSTRAINTS=build/chosen.txt
+	build/venv/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+		| grep -vE '^(#|nvidia-[^m]|cuda-)' | sed 's/+.*//' | LC_ALL=C sort -f > build/found.txt
+	{ grep '^#' build/chosen.txt; cat build/found.txt; } > constraints.txt
+	rm -rf build
+
+# One interpreter new enough, then one install. The stamp is as old as what it was made from, so a
+# second call does nothing at all; setuptools lies in .venv, so that building needs no network
+# (77 is the first that knows the licence field of pyproject.toml).
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "error: no '$(PYTHON)'. Install Python 3.11 or newer, or name one: make PYTHON=…"; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: kernelbench needs Python 3.11 or newer, '$(PYTHON)' is" \
+			"$$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12"; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo "error: '$(PYTHON)' has no venv. On Debian and Ubuntu: apt install python3-venv"; \
+		exit 1; }
+	@echo "Installing into $(VENV); torch is the large one."
+	@$(PIP) --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -q -c $(CONSTRAINTS) 'setuptools>=77'
+	@$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[dev,report]'
+	@touch $@

@@ -1,0 +1,68 @@
+"""The other clocks, each in its own column; why one is missing is a fact, too."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from kernelbench.measure.session import Candidate, Clock, Failure, Tell
+from kernelbench.measure.timer import CudaClock, Spans, Timed
+
+Attempt = Callable[[Callable[[], Any], str], Any]  # a step and whose it is: a Failure if it raises
+LATE = "left work on another stream unfinished when its own stream was done"
+
+
+def read_beside(
+    clock: Clock,
+    candidates: Sequence[Candidate],
+    timers: Sequence[str],
+    attempt: Attempt,
+    tell: Tell,
+) -> None:
+    """Read host, graph and kernel times into every candidate's timing, where they are wanted."""
+    if not isinstance(clock, CudaClock):
+        return
+    for timer, read in (("host", clock.host_ns), ("graph", clock.graph_ns)):
+        for candidate in candidates if timer in timers else ():
+            tell(candidate.name, timer)
+            _keep(candidate, timer, attempt(partial(read, candidate.workload), candidate.name))
+    if "kernel" in timers:
+        parts = _one_after_another(candidates, tell)
+        found = attempt(lambda: clock.kernel_ns(parts), "")
+        for candidate in candidates:
+            _keep_spans(candidate, found)
+
+
+def _one_after_another(candidates: Sequence[Candidate], tell: Tell) -> Iterator[Timed]:
+    for candidate in candidates:
+        tell(candidate.name, "kernel")
+        yield candidate.workload
+
+
+def _keep_spans(candidate: Candidate, found: Mapping[str, Spans] | Failure) -> None:
+    if isinstance(found, Failure):
+        _miss(candidate, "kernel", found.reason)
+        return
+    spans = found.get(candidate.name, Spans())
+    if spans.ns:
+        _keep(candidate, "kernel", spans.ns)
+    elif spans.held:
+        _miss(candidate, "kernel", "CUPTI saw no kernel in the call")
+    else:
+        _miss(candidate, "kernel", "the gate did not hold under CUPTI")
+    if 2 * spans.late > len(spans.ns):
+        candidate.wrong = LATE
+
+
+def _keep(candidate: Candidate, timer: str, found: tuple[int, ...] | Failure) -> None:
+    if isinstance(found, Failure):
+        _miss(candidate, timer, found.reason)
+    elif candidate.timing is not None:
+        facts: dict[str, Any] = {f"{timer}_ns": found}
+        candidate.timing = replace(candidate.timing, **facts)
+
+
+def _miss(candidate: Candidate, timer: str, reason: str) -> None:
+    if candidate.timing is not None:
+        missing = {**candidate.timing.missing, timer: reason}
+        candidate.timing = replace(candidate.timing, missing=missing)

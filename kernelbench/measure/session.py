@@ -1,0 +1,77 @@
+"""What a job's measurement is made of: the session, the request, candidates and failures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.sampling import Batch
+from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import Timed
+from kernelbench.measure.workload import Workload
+from kernelbench.spec import Context, Device, Job, Provider, Status, Timing
+
+Tell = Callable[[str, str], None]  # provider, phase: what is going on, for whoever watches
+
+
+class Clock(Protocol):
+    """How a job's providers are timed on this machine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def overhead_ns(self) -> int: ...
+    def batch(self, part: Timed, n: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a worker process knows for all its jobs."""
+
+    device: Device
+    clock: Clock
+    ceilings: Ceilings
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about a job."""
+
+    job: Job
+    context: Context
+    timing: bool = True
+    tune: bool = False
+    without: tuple[str, ...] = ()  # providers that took a worker down with this job
+
+
+class DeviceLostError(Exception):
+    """The GPU's context is gone: nothing more can run in this process."""
+
+    def __init__(self, provider: str, reason: str) -> None:
+        super().__init__(reason)
+        self.provider = provider
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a provider has no result."""
+
+    status: Status
+    reason: str
+
+
+@dataclass
+class Candidate:
+    """A provider that was proven right and can be timed, and the facts about it so far."""
+
+    provider: Provider[Any]
+    workload: Workload
+    facts: dict[str, Any]
+    timing: Timing | None = None
+    flags: list[str] = field(default_factory=list)
+    wrong: str = ""  # what was found against it meanwhile
+
+    @property
+    def name(self) -> str:
+        return self.provider.name

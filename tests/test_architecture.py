@@ -1,0 +1,171 @@
+"""The house rules of docs/architecture.md, held by reading the source. Nothing here is run."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kernelbench"
+TABLE = f"ROOMS in {Path(__file__).name}"
+
+# Which rooms of the package a room may import from, besides itself.
+SEES_ALL = {"cli", "verbs"}  # the command line and what its verbs do
+ROOMS: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "spec": set(),
+    "limits": set(),
+    "statistics": set(),
+    "dispatch": set(),
+    "source": {"spec"},
+    "store": {"spec"},
+    "suite": {"spec"},
+    "executor": {"spec"},
+    "select": {"spec", "metrics"},
+    "metrics": {"spec", "limits", "statistics"},
+    "report": {"spec", "metrics", "store"},
+    "kernels": set(),
+    "nn": {"kernels", "dispatch"},
+    "parallel": {"kernels"},
+    "integrations": {"nn", "parallel", "kernels", "dispatch"},
+    "families": {"spec", "kernels", "nn", "parallel"},
+    "measure": {"spec", "limits", "statistics"},
+    "profile": {"spec", "families", "kernels", "measure"},
+    "worker": {"spec", "families", "measure", "profile"},
+    "run": {"spec", "suite", "store", "metrics", "source", "executor", "worker"},
+    "plan": {"spec", "suite", "families"},
+    "doctor": {"spec", "suite", "measure", "families"},
+}
+STDLIB_ONLY = ("spec", "limits", "source", "dispatch")
+WITHOUT_TORCH = ("store", "metrics", "report.tables", "suite")  # results are read on a laptop
+SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
+MOST_LINES, MOST_BODY = 400, 40
+BROAD = {"Exception", "BaseException"}
+
+MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+OUTSIDE_KERNELS = [name for name in MODULES if not name.startswith("kernelbench/kernels/")]
+
+
+def room(name: str) -> str:
+    """`kernelbench/suite/reader.py` → `suite`."""
+    return Path(name).relative_to("kernelbench").parts[0].removesuffix(".py")
+
+
+def imported(name: str) -> Iterator[tuple[int, str]]:
+    """Every (line, dotted module) that a file imports, in functions and TYPE_CHECKING, too."""
+    parents = [*Path(name).with_suffix("").parts[:-1]]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            if module == "kernelbench":  # `from kernelbench import store, __version__`
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def rooms_used(name: str) -> Iterator[tuple[int, str]]:
+    for line, module in imported(name):
+        parts = module.split(".")
+        if parts[0] == "kernelbench" and parts[1:] not in ([], ["__version__"]):
+            yield line, parts[1]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_flow_one_way(name: str) -> None:
+    mine = room(name)
+    assert mine in ROOMS or mine in SEES_ALL, f"{name}: a new room; say in {TABLE} what it may use"
+    if mine in SEES_ALL:
+        return
+    for line, other in rooms_used(name):
+        assert other == mine or other in ROOMS[mine], (
+            f"{name}:{line}: {mine} may not import {other}, only {sorted(ROOMS[mine]) or 'nothing'}"
+            f" of this package. Hand it over as an argument, or change {TABLE} and docs/"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in STDLIB_ONLY])
+def test_the_words_need_the_standard_library_alone(name: str) -> None:
+    for line, module in imported(name):
+        top = module.split(".")[0]
+        assert top in {*sys.stdlib_module_names, "kernelbench"}, (
+            f"{name}:{line}: {room(name)} imports {top}; it is read where nothing is installed"
+        )
+
+
+@pytest.mark.parametrize("name", OUTSIDE_KERNELS)
+def test_files_and_functions_fit_a_screen_or_ten(name: str) -> None:
+    lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{name}: {lines} lines, at most {MOST_LINES}: split it by subject"
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) else node.body
+            size = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert size <= MOST_BODY, (
+                f"{name}:{node.lineno}: {node.name} has {size} lines besides its docstring, at "
+                f"most {MOST_BODY}: give a part of it a name"
+            )
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    bad = [n for n in MODULES if {part.strip("_") for part in Path(n[:-3]).parts} & SAY_NOTHING]
+    assert not bad, f"{bad}: name modules after their subject"
+
+
+def _broad(node: ast.ExceptHandler) -> bool:
+    kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+    return any(k is None or (isinstance(k, ast.Name) and k.id in BROAD) for k in kinds)
+
+
+def test_failures_become_records_in_one_place() -> None:
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and _broad(node)
+    ]
+    assert len(found) == 1 and found[0].startswith("kernelbench/measure/job.py:"), (
+        f"broad `except` at {found}: only JobRun._attempt has one; name what you expect elsewhere"
+    )
+
+
+def test_results_are_read_without_torch() -> None:
+    code = (
+        f"import sys, {', '.join(f'kernelbench.{name}' for name in WITHOUT_TORCH)}\n"
+        "print(*{m.partition('.')[0] for m in sys.modules} & {'torch', 'triton', 'nvtx'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    assert not loaded, (
+        f"importing {', '.join(WITHOUT_TORCH)} loads {loaded}: move that import into a function "
+        f"(`{sys.executable} -X importtime -c 'import …'` shows whose it is)"
+    )
+
+
+def test_no_file_names_a_path_of_this_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    here = {str(ROOT), str(Path.home()), sys.prefix} - {"/", "/usr", "/usr/local"}
+    known = "|".join(sorted(map(re.escape, here)))
+    pattern = re.compile(rf"(?<![\w.~-])(?:(?:{known})|/(?:home|Users|root|work)/\w+)(?![\w-])")
+    bad = []
+    for path in (ROOT / name for name in listed.stdout.split("\0") if name):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            bad += [f"{path.relative_to(ROOT)}: {hit}" for hit in set(pattern.findall(text))]
+    assert not bad, f"{bad}: say it relative to the repository, or ask the system for it"

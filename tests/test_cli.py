@@ -1,0 +1,195 @@
+"""The command line as a user meets it: exit codes, messages, what is imported, what is printed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kernelbench import store
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
+VERBS = ("run", "check", "list", "report", "doctor", "cache")
+
+
+def kb(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kernelbench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """A run of one real job."""
+    out = tmp_path_factory.mktemp("out")
+    done = kb("run", "smoke", "--case", "M16-N256-fp32-fwd", "--skip", "compile", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return store.find_runs([out])[0]
+
+
+def test_version_and_help_are_quick_and_need_no_torch():
+    code = "import sys, kernelbench.cli; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = kb("--help")
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert min(times) < 0.4
+    assert kb("--version").stdout.startswith("kernelbench 0.")
+
+
+def test_every_verb_has_help_and_a_line_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    shown = kb("--help").stdout
+    for verb in VERBS:
+        assert f"  {verb} " in shown
+        assert f"`kernelbench {verb}" in readme
+        text = kb(verb, "--help").stdout
+        assert len(text.splitlines()) > 5
+        for line in text.splitlines():  # every option says what it does
+            words = line.split()
+            if words and words[0].startswith("--") and len(words) == 1:
+                pytest.fail(f"{verb} {words[0]} has no help")
+
+
+def test_reading_results_imports_no_torch(smoke):
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from kernelbench.cli import app\n"
+        f"done = CliRunner().invoke(app, ['report', {str(smoke)!r}])\n"
+        "assert done.exit_code == 0, done.output\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_run_prints_tables_to_stdout_and_progress_to_stderr(smoke):
+    report = kb("report", str(smoke))
+    assert "rms_norm · fwd · fp32" in report.stdout
+    assert "smoke: a CPU run checks correctness" in report.stdout or "ceiling" in report.stdout
+    assert "\x1b[" not in report.stdout
+    assert max(map(len, report.stdout.splitlines())) <= 100
+    rows = json.loads(kb("report", str(smoke), "--json").stdout)
+    assert {row["provider"] for row in rows} >= {"eager", "torch_fused", "triton_fused"}
+
+
+def test_a_smoke_run_on_a_cpu_claims_no_speed(smoke):
+    rows = json.loads(kb("report", str(smoke), "--json").stdout)
+    if {row["timer"] for row in rows if row["timer"]} != {"host"}:
+        pytest.skip("there is a GPU: this run was timed")
+    for row in rows:
+        for column in ("speedup", "speedup_best", "gbps", "tflops", "sol_pct"):
+            assert row[column] is None
+
+
+def test_run_as_json(tmp_path):
+    done = kb(
+        "run", "smoke", "--case", "M16-N256-fp32-fwd", "--provider", "eager", "--json",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    facts = json.loads(done.stdout)
+    assert Path(facts["run"]).parent == tmp_path
+    assert [row["provider"] for row in facts["records"]] == ["eager"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "smokey"], "did you mean 'smoke'"),
+        (["run", "smoke", "--provider", "triton"], "did you mean 'triton_fused'"),
+        (["run", "smoke", "--family", "rmsnorm"], "did you mean 'rms_norm'"),
+        (["run", "smoke", "--device", "gpu"], "--device"),
+        (["run", "smoke", "--filter", "("], "regular expression"),
+        (["run", "smoke", "--set", "measure.max_second=1"], "max_seconds"),
+        (["run", "smoke", "--budget", "soon"], "--budget 'soon'"),
+        (["run", "--resume", "/nowhere"], "not a run folder"),
+        (["run", "smoke", "--plugin", "nothing.py"], "no such Python file"),
+        (["run", "smoke", "--out", "/dev/null/x"], "cannot be written"),
+        (["report", "/nowhere"], "no such file or folder"),
+        (["check", "--mode", "backward"], "fwd"),
+        (["list", "--family", "rope"], "rotary"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_exit_code_2(arguments, said, tmp_path):
+    done = kb(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_more_jobs_than_anybody_means_need_yes(tmp_path):
+    suite = tmp_path / "many.yaml"
+    sizes = ", ".join(str(n) for n in range(1, 103))
+    suite.write_text(
+        f"name: many\nfamilies: {{rms_norm: {{cases: [{{M: [{sizes}], N: [{sizes}]}}]}}}}\n"
+    )
+    done = kb("run", str(suite), "--dry-run")
+    assert done.returncode == 2 and "--yes" in done.stderr and "10404 jobs" in done.stderr
+    assert "10404 jobs" in kb("run", str(suite), "--dry-run", "--yes").stdout
+
+
+def test_dry_run_and_list_show_jobs_without_measuring(tmp_path):
+    done = kb(
+        "run", "h200", "--dry-run", "--family", "rotary", "--mode", "bwd", "--out", str(tmp_path)
+    )
+    assert done.returncode == 0
+    assert "rotary/B4-S8192-Hq32-Hk8-D128-bf16-bwd" in done.stdout
+    assert "-fwd" not in done.stdout
+    assert not list(tmp_path.iterdir())
+    jobs = json.loads(kb("list", "h200", "--json").stdout)
+    assert any(job["id"] == "rms_norm/M32768-N4096-bf16-fwd" for job in jobs)
+    known = json.loads(kb("list", "--json").stdout)
+    assert {"rms_norm", "rotary"} <= {family["name"] for family in known}
+
+
+def test_check_exits_with_1_for_a_wrong_provider_and_stores_nothing(tmp_path):
+    done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "plain",
+              "--provider", "wrong")  # fmt: skip
+    assert done.returncode == 1
+    assert "wrong: incorrect: y: error 0.01" in done.stdout
+    done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "again", "--json")
+    (record,) = json.loads(done.stdout)
+    assert (done.returncode, record["status"]) == (0, "ok")
+    assert "timing" not in record
+
+
+def test_doctor_finds_a_foreign_package_of_the_same_name(tmp_path):
+    assert kb("doctor").returncode == 0
+    foreign = tmp_path / "kernelbench"
+    foreign.mkdir()
+    (foreign / "__init__.py").touch()
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    findings = json.loads(kb("doctor", "--json", PYTHONPATH=path).stdout)
+    (ours,) = [finding for finding in findings if finding["what"] == "kernelbench"]
+    assert ours["ok"] is False and str(foreign) in ours["found"]
+    assert "ScalingIntelligence/KernelBench" in ours["remedy"]
+
+
+def test_cache_shows_and_clears(tmp_path):
+    kept = tmp_path / "kernelbench" / "tuned"
+    kept.mkdir(parents=True)
+    (kept / "x.json").write_text("{}")
+    assert kb("cache", XDG_CACHE_HOME=str(tmp_path)).stdout.startswith("1 tuned configs in")
+    assert kb("cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout.startswith("1 tuned configs")
+    assert not list(kept.iterdir())
+
+
+def test_several_suites_make_a_run_each(tmp_path):
+    done = kb(
+        "run", "smoke", "smoke", "--case", "M16-N256-fp32-fwd", "--provider", "eager",
+        "--out", str(tmp_path), "-q",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(store.find_runs([tmp_path])) == 2

@@ -1,0 +1,160 @@
+"""What the documents show is run: the very blocks and commands that stand in them."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelbench import families, suite
+from kernelbench.families import _torch
+from kernelbench.measure import environment
+from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import CudaClock, HostClock
+from kernelbench.spec import Context, Job, Mode, Provider, Status
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/add-a-family.md"
+
+
+def blocks(language: str, page: Path = PAGE) -> list[str]:
+    """The fenced blocks of a page in one language, in order."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two files of the page, as a reader would have it."""
+    found = tmp_path_factory.mktemp("reader")
+    for name, language in (("softmax.py", "python"), ("sweep.yaml", "yaml")):
+        [text] = blocks(language)
+        (found / name).write_text(text, encoding="utf-8")
+    return found
+
+
+@pytest.fixture
+def softmax(folder: Path) -> Any:
+    return families.load((str(folder / "softmax.py"),))["softmax"]
+
+
+def test_a_family_is_one_file_under_sixty_lines(folder: Path) -> None:
+    assert len((folder / "softmax.py").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_its_providers_are_right_on_its_checks(softmax: Any, device: str) -> None:
+    found = environment.device(device)
+    clock = CudaClock(found) if device == "cuda" else HostClock()
+    session = Session(found, clock, Ceilings(), Telemetry.open(None))
+    # `kernelbench check` below compiles, too
+    names = tuple(provider.name for provider in softmax.providers if provider.name != "compile")
+    assert names == ("eager", "torch_fused")
+    for case in softmax.checks:
+        job = Job(family="softmax", case=case, providers=names)
+        context = Context(run_id="test", gpu=found.name, seed=0, source="")
+        run = JobRun(softmax, Request(job, context, timing=False), session, lambda *_: None).run()
+        records = [record for batch in run for record in batch]
+        assert [(r.provider, r.status, r.reason) for r in records] == [
+            (name, Status.ok, "") for name in names
+        ], case.id
+
+
+def test_its_cost_is_less_than_what_eager_moves(softmax: Any) -> None:
+    """By hand: 3 × 257 elements; in mode full x and grad_y in, y and dx out."""
+    for case in softmax.checks:
+        size, cost = 3 * 257 * case.dtype.bytes, softmax.cost(case)
+        reads, writes = {Mode.fwd: (1, 1), Mode.bwd: (2, 1), Mode.full: (2, 2)}[case.mode]
+        assert (cost.read, cost.write) == (reads * size, writes * size)
+        eager = softmax.baseline.build(case, None)
+        unfused = _torch.eager_traffic(case, softmax.inputs, eager, ("y",), ("x",))
+        assert sum(row.read + row.write for row in unfused) > cost.bytes
+
+
+def test_its_sweep_is_a_suite(softmax: Any, folder: Path) -> None:
+    found = suite.load(folder / "sweep.yaml", {"softmax": softmax})
+    assert sorted(job.case.id for job in found.jobs) == [
+        f"M4096-N{N}-bf16-{mode}" for N in (1024, 4096) for mode in ("bwd", "fwd")
+    ]
+    assert {job.providers for job in found.jobs} == {("eager", "torch_fused", "compile")}
+
+
+def test_its_entry_point_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an installed package declares it: a folder of metadata beside the module."""
+    [text] = blocks("toml")
+    points = tomllib.loads(text)["project"]["entry-points"]
+    assert set(points) == {families.GROUP}
+    site, [(name, value)] = folder / "site", points[families.GROUP].items()
+    package, metadata = site / value.split(".")[0], site / "softmax_plugin-1.dist-info"
+    for each in (package, metadata):
+        each.mkdir(parents=True)
+    (package / "softmax.py").write_text(blocks("python")[0], encoding="utf-8")
+    (metadata / "METADATA").write_text("Name: softmax-plugin\nVersion: 1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(
+        f"[{families.GROUP}]\n{name} = {value}\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    found = families.load.__wrapped__()
+    assert found["softmax"].title == "Softmax over the last dimension"
+    assert set(found) == {*families.load(), "softmax"}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_do_what_it_says(command: str, folder: Path) -> None:
+    if command.startswith("kernelbench run"):  # as it stands, a minute on a CPU
+        command += " --set families.softmax.cases.0.M=64 --set measure.max_seconds=0.1"
+    done = kernelbench(command, folder)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "torch_fused" in done.stdout + done.stderr
+    assert "failed" not in done.stdout.replace("wrong or failed", "")
+    if command.startswith("kernelbench run"):
+        [lines] = (folder / "results").glob("*/records.jsonl")
+        records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        statuses = {(record["provider"], record["status"]) for record in records}
+        assert statuses == {("eager", "ok"), ("torch_fused", "ok"), ("compile", "ok")}
+        assert len(records) == 4 * 3
+
+
+def test_the_page_shows_commands_at_all() -> None:
+    verbs = [command.split()[1] for command in commands()]
+    assert verbs == ["list", "check", "run"]
+
+
+def test_the_page_names_every_field_of_a_provider() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    missing = [f.name for f in fields(Provider) if f"`{f.name}" not in text and f.name != "name"]
+    assert not missing, f"{PAGE.name} says nothing about {missing}"
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")]
+    bad = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            own = "://" not in target and not target.startswith("mailto:")
+            if own and not (page.parent / target).exists():
+                bad.append(f"{page.relative_to(ROOT)}: no {target}")
+    assert not bad and PAGE in pages
+
+
+def kernelbench(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command line of a document, run by this interpreter on this checkout."""
+    program, *arguments = shlex.split(command)
+    assert program == "kernelbench"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kernelbench.cli import app; app()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""The loop with a real worker: what falls is a record, what is right is measured."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kernelbench import families, store, verbs
+from kernelbench.plan import Asked
+from kernelbench.report.progress import Silent
+from kernelbench.run import Options, remaining
+from kernelbench.source import reached, source_hash
+from kernelbench.spec import KernelbenchError, Status, UsageError
+
+HERE = Path(__file__).parent
+PLUGIN = str(HERE / "plugins" / "falls.py")
+SUITE = """
+name: falls
+device: {device}
+measure: {{min_samples: 2, max_samples: 4, block: 2, max_seconds: 0.5}}
+families:
+  falls:
+    providers: [{providers}]
+    cases: [{{n: [{sizes}], dtype: fp32, pause: {pause}}}]
+"""
+
+
+def suite(folder: Path, providers: str, sizes: str = "8", pause: float = 0.0, device="cpu") -> Path:
+    path = folder / "falls.yaml"
+    path.write_text(SUITE.format(providers=providers, sizes=sizes, pause=pause, device=device))
+    return path
+
+
+def go(path: Path, out: Path, quiet_console, **options):
+    asked = Asked(plugins=(PLUGIN,), device="cpu")
+    plans = verbs.begun([str(path)], asked)
+    watcher = Silent(quiet_console)
+    code = verbs.measure(plans, Options(**options), out, watcher, quiet_console, True, False)
+    (folder,) = store.find_runs([out])
+    return code, folder
+
+
+@pytest.fixture
+def console():
+    from rich.console import Console
+
+    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+
+
+def test_every_way_to_fall_is_a_record(tmp_path, console):
+    everyone = "plain, again, exits, segfaults, hangs, raises, oom, wrong, absent"
+    code, folder = go(suite(tmp_path, everyone), tmp_path / "out", console, timeout=6)
+    records = {record.provider: record for record in store.read(folder)}
+    assert {name: record.status.value for name, record in records.items()} == {
+        "plain": "ok",
+        "again": "ok",
+        "exits": "crashed",
+        "segfaults": "crashed",
+        "hangs": "timeout",
+        "raises": "failed",
+        "oom": "oom",
+        "wrong": "incorrect",
+        "absent": "skipped",
+    }
+    assert code == 1
+    assert "exited with code 7" in records["exits"].reason
+    assert "SIGSEGV" in records["segfaults"].reason
+    assert "nothing happened for 6 s" in records["hangs"].reason
+    assert "this provider always raises" in records["raises"].reason
+    assert "error 0.01" in records["wrong"].reason and "budget" in records["wrong"].reason
+    assert "no_such_module" in records["absent"].reason
+    assert records["plain"].group == records["again"].group != ""  # measured together
+    assert records["wrong"].timing is None
+    assert len(store.history(folder)) == 9  # nothing was recorded twice
+    assert "Segmentation fault" in (folder / "worker.log").read_text()
+    assert not list((tmp_path / "out").glob(".worker*"))
+
+
+def test_a_baseline_that_falls_leaves_the_others(tmp_path, console, monkeypatch):
+    source = Path(PLUGIN).read_text()
+    plugin = tmp_path / "falling_baseline.py"
+    plugin.write_text(
+        source.replace(
+            '"plain",\n            Role.baseline,\n            double,',
+            '"plain",\n            Role.baseline,\n            falls(lambda: os._exit(3)),',
+        )
+    )
+    plans = verbs.begun(
+        [str(suite(tmp_path, "again"))], Asked(plugins=(str(plugin),), device="cpu")
+    )
+    out = tmp_path / "out"
+    code = verbs.measure(plans, Options(), out, Silent(console), console, True, False)
+    (folder,) = store.find_runs([out])
+    (record,) = store.read(folder)
+    assert (code, record.provider, record.status) == (0, "again", Status.ok)
+    assert record.errors[0].baseline_rel is None
+
+
+def test_budget_and_fail_fast_leave_jobs_for_a_resume(tmp_path, console):
+    out = tmp_path / "out"
+    path = suite(tmp_path, "plain, wrong", sizes="8, 9, 10")
+    code, folder = go(path, out, console, fail_fast=True)
+    assert code == 1
+    assert {record.case for record in store.read(folder)} == {"n8-fp32-fwd"}
+    plans = verbs.resumed(folder, [str(path)], Asked())
+    assert verbs.measure(plans, Options(), out, Silent(console), console, True, False) == 1
+    records = store.history(folder)
+    assert Counter(r.key for r in records).most_common(1)[0][1] == 1
+    assert len(records) == 6
+    assert store.find_runs([out]) == [folder]
+
+
+def test_resume_refuses_another_suite_and_other_wishes(tmp_path, console):
+    out = tmp_path / "out"
+    _, folder = go(suite(tmp_path, "plain"), out, console)
+    other = tmp_path / "other.yaml"
+    other.write_text((tmp_path / "falls.yaml").read_text().replace("n: [8]", "n: [9]"))
+    with pytest.raises(UsageError, match="not the suite"):
+        verbs.resumed(folder, [str(other)], Asked())
+    with pytest.raises(UsageError, match="cannot change: seed"):
+        verbs.resumed(folder, [], Asked(seed=3))
+    with pytest.raises(KernelbenchError, match="not a run folder"):
+        verbs.resumed(tmp_path, [], Asked())
+
+
+def test_changed_code_is_measured_anew():
+    known = families.load((PLUGIN,))
+    job = verbs.begun([str(HERE.parent / "configs/smoke.yaml")], Asked())[0].jobs[0]
+    from test_metrics import record  # a hand-made record
+
+    recorded = [
+        record(family=job.family, case=job.case.id, provider=name, source="old")
+        for name in job.providers
+    ]
+    left, changed = remaining([job], recorded, {job.family: "old"})
+    assert (left, changed) == ([], [])
+    left, changed = remaining([job], recorded, {job.family: "new"})
+    assert [j.providers for j in left] == [job.providers]
+    assert changed == [job.family]
+    assert known["falls"].name == "falls"
+
+
+def test_a_job_with_a_lost_record_is_measured_whole_where_it_was_timed():
+    from test_metrics import record
+
+    job = verbs.begun([str(HERE.parent / "configs/smoke.yaml")], Asked())[0].jobs[0]
+    recorded = [
+        record(family=job.family, case=job.case.id, provider="eager", source="s"),
+        record(
+            family=job.family, case=job.case.id, provider="liger", source="s", status=Status.skipped
+        ),
+    ]
+    (left,), _ = remaining(
+        [replace(job, providers=("eager", "triton_fused", "liger"))], recorded, {job.family: "s"}
+    )
+    assert left.providers == ("eager", "triton_fused")
+
+
+def test_source_hash_follows_imports():
+    family = families.load()["rms_norm"]
+    names = {path.name for path in reached(Path(families.__path__[0]) / "rms_norm.py")}
+    assert {"rms_norm.py", "launch.py", "_torch.py", "case.py"} <= names
+    assert "cli.py" not in names and "rotary.py" not in names
+    assert source_hash(family) == source_hash(family) != source_hash(families.load()["rotary"])
+
+
+def test_a_cuda_suite_without_a_gpu_names_the_one_that_runs(tmp_path, console):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    plans = verbs.begun([str(suite(tmp_path, "plain", device="cuda"))], Asked(plugins=(PLUGIN,)))
+    with pytest.raises(UsageError, match=r"no CUDA device: .*configs/smoke.yaml"):
+        verbs.measure(plans, Options(), tmp_path / "out", Silent(console), console, True, False)
+    assert not list((tmp_path / "out").iterdir())  # nothing is left behind
+
+
+def command(*arguments: str, out: Path) -> list[str]:
+    return [sys.executable, "-m", "kernelbench", "run", *arguments, "--out", str(out), "-q"]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_nothing_is_lost_or_doubled(tmp_path):
+    """kill -9 the whole harness, resume, again and again, until the run is complete."""
+    out = tmp_path / "out"
+    sizes = ", ".join(str(n) for n in range(1, 41))
+    path = suite(tmp_path, "plain, again, wrong, absent", sizes=sizes, pause=0.01)
+    random.seed(20)
+    arguments = [str(path), "--plugin", PLUGIN, "--device", "cpu"]
+    acknowledged: set[tuple[str, str, str]] = set()
+    for _ in range(20):
+        process = subprocess.Popen(
+            command(*arguments, out=out), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(random.uniform(1.5, 5.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        runs = store.find_runs([out]) if out.exists() else []
+        if runs:
+            records = store.history(runs[0])
+            keys = Counter(record.key for record in records)
+            assert acknowledged <= set(keys)  # no record lost
+            assert max(keys.values(), default=1) == 1  # none doubled
+            acknowledged = set(keys)
+            arguments = ["--resume", str(runs[0])]
+    subprocess.run(command(*arguments, out=out), stdout=subprocess.DEVNULL, check=False)
+    (folder,) = store.find_runs([out])
+    records, problems = store.read_with_problems(folder)
+    assert problems == []
+    assert len(records) == len(store.history(folder)) == 40 * 4
+    assert json.loads((folder / "manifest.json").read_text())["suite"] == "falls"
+
+
+def test_an_interrupt_ends_cleanly_with_what_is_there(tmp_path):
+    out = tmp_path / "out"
+    sizes = ", ".join(str(n) for n in range(1, 60))
+    path = suite(tmp_path, "plain, again", sizes=sizes, pause=0.02)
+    process = subprocess.Popen(
+        [*command(str(path), "--plugin", PLUGIN, "--device", "cpu", out=out)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (out.exists() and store.find_runs([out]) and store.read(store.find_runs([out])[0])):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted with" in shown and "--resume" in shown
+    (folder,) = store.find_runs([out])
+    rows = (folder / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(store.read(folder))
+    leftover = subprocess.run(
+        ["pgrep", "-f", "kernelbench.worker"], capture_output=True, text=True, check=False
+    )
+    assert str(process.pid) not in leftover.stdout

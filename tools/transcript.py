@@ -1,0 +1,22 @@
+"""For cog: what a command prints, as a fenced block of a document."""
+
+import os
+import subprocess
+import sys
+
+
+def transcript(command: str, *, lines: slice = slice(None)) -> None:
+    """Run `kernelbench …` as a user at 100 columns would, and print prompt and output."""
+    program, *arguments = command.split()
+    assert program == "kernelbench"
+    done = subprocess.run(
+        [sys.executable, "-m", "kernelbench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
+    )
+    if done.returncode > 1:
+        raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stderr}")
+    shown = [line.rstrip() for line in done.stdout.rstrip().splitlines()][lines]
+    print("\n".join(["```console", f"$ {command}", *shown, "```"]))
