@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-gpu check docs bench constraints clean
+.PHONY: help venv smoke test test-gpu check schema docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## Show this
@@ -37,6 +37,9 @@ check: $(STAMP) ## Lint, format, types, architecture, and whether the documents 
 	$(BIN)/mypy --strict
 	$(BIN)/python -m pytest tests/test_architecture.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" cog --check --check-fail-msg="run make docs" $(DOCS)
+
+schema: $(STAMP) ## Write the JSON Schema of suites anew, after a family's axes changed
+	$(BIN)/python tools/schema.py
 
 docs: $(STAMP) ## Write the generated parts of the documents anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" cog -r $(DOCS)

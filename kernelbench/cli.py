@@ -1,5 +1,7 @@
 """The command line: one function a verb, no logic, imports inside the verbs."""
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kernelbench.plan import Asked
+    from kernelbench.verbs import Output
 
 
 class _Group(TyperGroup):
@@ -26,6 +29,7 @@ class _Group(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
 
 
@@ -55,10 +59,12 @@ SetOption = Annotated[
 ]
 PluginOption = Annotated[Words, typer.Option("--plugin", help="A Python file that adds a family.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the inputs.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**62, help="Of the inputs.")]
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", min=1, help="Seconds without progress that end a provider.")
+    float,
+    typer.Option("--timeout", min=1, max=604800, help="Seconds without progress that end it."),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", help="Also more than 10,000 jobs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the summary.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every phase.")]
@@ -86,11 +92,18 @@ def _asked(device: str, **given: Any) -> "Asked":
     kinds = ("auto", "cpu", "cuda")
     if device not in kinds:
         raise UsageError(f"--device: no device {device!r}{suggest(device, kinds)}")
-    return Asked(device=device, **given)
+    plugins = tuple(str(Path(plugin).resolve()) for plugin in given.pop("plugin") or ())
+    return Asked(device=device, plugins=plugins, **given)
 
 
 def _narrow(
-    family: Words, provider: Words, skip: Words, case: Words, filter: str, mode: Words, dtype: Words
+    family: Words = None,
+    provider: Words = None,
+    skip: Words = None,
+    case: Words = None,
+    filter: str = "",
+    mode: Words = None,
+    dtype: Words = None,
 ) -> dict[str, Any]:
     lists = {"family": family, "provider": provider, "skip": skip, "case": case}
     lists |= {"mode": mode, "dtype": dtype}
@@ -98,9 +111,18 @@ def _narrow(
 
 
 def _console(*, err: bool = False) -> "Console":
+    """Plain text with NO_COLOR set, not even bold."""
     from rich.console import Console
 
+    if os.environ.get("NO_COLOR"):
+        return Console(stderr=err, color_system=None, no_color=True)
     return Console(stderr=err)
+
+
+def _output(**options: bool) -> "Output":
+    from kernelbench.verbs import Output
+
+    return Output(_console(), _console(err=True), **options)
 
 
 @app.command()
@@ -130,14 +152,15 @@ def run(
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Also more than 10,000 jobs.")] = False,
+    yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure suites: every provider is proven right, then timed with the others of its case.
 
-    Exit code: 0 all well, 1 a provider is incorrect or failed, 2 bad input, 130 interrupted.
+    Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
+    130 interrupted.
     """
     from kernelbench import verbs
     from kernelbench.plan import seconds
@@ -146,25 +169,22 @@ def run(
     asked = _asked(
         device,
         overrides=tuple(set_ or ()),
-        plugins=tuple(plugin or ()),
+        plugin=plugin,
         narrow=_narrow(family, provider, skip, case, filter, mode, dtype),
         quick=quick,
         interleave=not no_interleave,
+        tune=tune,
         seed=seed,
     )
-    options = Options(
-        timeout=timeout,
-        budget=seconds(budget) if budget else None,
-        tune=tune,
-        fail_fast=fail_fast,
-    )
+    options = Options(timeout=timeout, fail_fast=fail_fast)
     plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
     verbs.refuse_many(plans, yes)
+    output = _output(quiet=quiet, verbose=verbose, as_json=as_json)
     if dry_run:
-        verbs.show_jobs(plans, _console(), as_json)
+        verbs.show_jobs(plans, output)
         return
-    view = verbs.view(_console(err=True), quiet=quiet or as_json, verbose=verbose)
-    raise typer.Exit(verbs.measure(plans, options, out, view, _console(), quiet, as_json))
+    time = seconds(budget) if budget else None
+    raise typer.Exit(verbs.measure(plans, options, out, output, time))
 
 
 @app.command()
@@ -182,6 +202,7 @@ def check(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     timeout: TimeoutOption = 300.0,
+    yes: YesOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -192,13 +213,13 @@ def check(
     asked = _asked(
         device,
         overrides=tuple(set_ or ()),
-        plugins=tuple(plugin or ()),
+        plugin=plugin,
         narrow=_narrow(family, provider, skip, case, filter, mode, dtype),
         seed=seed,
     )
     options = Options(timeout=timeout, timing=False)
-    view = verbs.view(_console(err=True), quiet=quiet or as_json, verbose=False)
-    raise typer.Exit(verbs.check(suites or [], asked, options, view, _console(), as_json))
+    output = _output(quiet=quiet, as_json=as_json)
+    raise typer.Exit(verbs.check(suites or [], asked, options, yes, output))
 
 
 @app.command("list")
@@ -211,12 +232,11 @@ def list_(
     """Families with their providers and axes; or the jobs of suites."""
     from kernelbench import verbs
 
-    narrow = _narrow(family, None, None, None, "", None, None)
-    asked = _asked("auto", plugins=tuple(plugin or ()), narrow=narrow)
+    asked = _asked("auto", plugin=plugin, narrow=_narrow(family))
     if suites:
-        verbs.show_jobs(verbs.begun(suites, asked), _console(), as_json)
+        verbs.show_jobs(verbs.begun(suites, asked), _output(as_json=as_json))
     else:
-        verbs.show_families(asked, _console(), as_json)
+        verbs.show_families(family or [], asked.plugins, _output(as_json=as_json))
 
 
 @app.command()
@@ -244,12 +264,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 @cache_app.callback()
-def cache(ctx: typer.Context) -> None:
+def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """Show where the configs that `--tune` found are kept, and how many there are."""
     if ctx.invoked_subcommand is None:
         from kernelbench.measure.tune import cache_dir, cached_files
 
-        typer.echo(f"{len(cached_files())} tuned configs in {cache_dir()}")
+        count, folder = len(cached_files()), str(cache_dir())
+        facts = json.dumps({"folder": folder, "configs": count})
+        typer.echo(facts if as_json else f"{count} tuned configs in {folder}")
 
 
 @cache_app.command()

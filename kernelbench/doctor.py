@@ -17,7 +17,7 @@ from rich.text import Text
 
 import kernelbench
 
-PEERS = {"liger_kernel": "liger-kernel", "quack": "quack-kernels"}
+PEERS = {"liger-kernel": (3, 11), "quack-kernels": (3, 12)}  # and the Python they need
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,22 @@ def foreign_packages(path: list[str]) -> list[Path]:
     return list(dict.fromkeys(folder.resolve() for folder in found))
 
 
+def foreign_distributions() -> list[str]:
+    """Other installed distributions that bring the same import name, perhaps into one folder."""
+    names = importlib.metadata.packages_distributions().get("kernelbench", [])
+    return sorted({name for name in names if name.lower() != "kernelbench"})
+
+
 def _foreign() -> Iterator[Finding]:
     said = f"version {kernelbench.__version__}"
-    others = foreign_packages(sys.path)
+    others = [*map(str, foreign_packages(sys.path)), *foreign_distributions()]
     if not others:
         yield Finding("kernelbench", True, said)
         return
     yield Finding(
         "kernelbench",
         False,
-        f"{said}, and another package of that name in {', '.join(map(str, others))}",
+        f"{said}, and another package of that name: {', '.join(others)}",
         "ScalingIntelligence/KernelBench uses the same import name; keep one of the two in an "
         "environment",
     )
@@ -79,12 +85,12 @@ def _torch() -> Iterator[Finding]:
     import torch
 
     from kernelbench.measure import environment
-    from kernelbench.spec import UsageError
+    from kernelbench.spec import NoGPUError
 
     yield Finding("torch", True, torch.__version__)
     try:
         kind = environment.use("auto")
-    except UsageError as error:
+    except NoGPUError as error:
         yield Finding("GPU", False, str(error))
         return
     machine: dict[str, Any] = environment.describe(kind)
@@ -138,11 +144,13 @@ def _tools() -> Iterator[Finding]:
 
 
 def _peers() -> Iterator[Finding]:
-    for module, package in PEERS.items():
-        if importlib.util.find_spec(module) is None:
-            yield Finding(package, None, "not installed", "pip install 'kernelbench[peers]'")
-        else:
+    for package, least in PEERS.items():
+        try:
             yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            old = sys.version_info < least
+            needs = f"needs Python {least[0]}.{least[1]} or newer: " if old else ""
+            yield Finding(package, None, "not installed", f"{needs}pip install {package}")
 
 
 def show(findings: Sequence[Finding], console: Console, as_json: bool) -> None:

@@ -13,9 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernelbench.spec import KernelbenchError
+from kernelbench.spec import KernelbenchError, NoGPUError, UsageError
 
-ROOT = Path(__file__).parent.parent
+# The worker looks for modules where its parent does, and nowhere else.
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "from kernelbench.worker import serve; serve()"
+)
+REFUSALS = {"NoGPUError": NoGPUError, "UsageError": UsageError}
 
 
 class WorkerEndedError(Exception):
@@ -38,16 +43,23 @@ class Worker:
     def __post_init__(self) -> None:
         request_read, request_write = os.pipe()
         event_read, event_write = os.pipe()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kernelbench.worker", str(request_read), str(event_write)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    START,
+                    str(request_read),
+                    str(event_write),
+                    json.dumps(sys.path),
+                ],
                 pass_fds=(request_read, event_write),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is the parent's to handle
-                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         os.close(request_read)
         os.close(event_write)
@@ -68,7 +80,11 @@ class Worker:
             raise WorkerEndedError(self._ending()) from None
 
     def receive(self, timeout: float) -> dict[str, Any]:
-        """The next event. Raises WorkerEndedError when there is none within `timeout` seconds."""
+        """The next event.
+
+        Raises WorkerEndedError when there is none within `timeout` seconds, and what the worker
+        was told to its face when it refuses the request.
+        """
         try:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
@@ -76,6 +92,9 @@ class Worker:
             raise WorkerEndedError(f"nothing happened for {timeout:g} s", silent=True) from None
         if event is None:
             raise WorkerEndedError(self._ending())
+        if event["event"] == "refused":
+            self.kill()
+            raise REFUSALS.get(event["kind"], KernelbenchError)(event["reason"])
         return event
 
     def events(self, timeout: float, last: str) -> Iterator[dict[str, Any]]:
@@ -118,7 +137,7 @@ class Worker:
 def start(
     log: Path, device: str, plugins: tuple[str, ...], *, timing: bool, timeout: float
 ) -> tuple[Worker, dict[str, Any]]:
-    """A worker that has said what machine it is on. Raises KernelbenchError if it cannot."""
+    """A worker that has said what machine it is on. Raises KernelbenchError if it cannot run."""
     worker = Worker(log)
     request = {"device": device, "plugins": plugins, "timing": timing}
     try:
@@ -126,9 +145,6 @@ def start(
         hello = worker.receive(timeout)
     except WorkerEndedError as ended:
         raise KernelbenchError(f"the worker did not start: {ended}\n{worker.tail()}") from None
-    if hello["event"] == "refused":
-        worker.kill()
-        raise KernelbenchError(hello["reason"])
     return worker, hello["machine"]
 
 

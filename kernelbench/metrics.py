@@ -8,7 +8,7 @@ behind a gate that held.
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
@@ -55,14 +55,9 @@ def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[
     return [[max(sample - overhead, 0) for sample in block] for block in blocks]
 
 
-def samples_ns(record: RunRecord) -> list[int]:
-    """All corrected samples of a record, in ns."""
-    return list(chain(*blocks_ns(record.timing))) if record.timing else []
-
-
 def median_ns(record: RunRecord) -> float | None:
     """The median of the corrected samples, in ns."""
-    samples = samples_ns(record)
+    samples = list(chain(*blocks_ns(record.timing))) if record.timing else []
     return median(samples) if samples else None
 
 
@@ -182,18 +177,6 @@ def _finite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def within_noise(row: Mapping[str, Any], column: str = "speedup") -> bool:
-    """Whether a row's speedup is no difference: |speedup − 1| within the noise floor of its job,
-    or 1 within its own 95 % interval. False for the yardstick itself, which has no interval.
-
-    column: `speedup` or `speedup_best`.
-    """
-    value, lo, hi = (row[name] for name in (column, f"{column}_lo", f"{column}_hi"))
-    if any(math.isnan(v) for v in (value, lo, hi)):
-        return False
-    return bool(lo <= 1 <= hi or abs(value - 1) * 100 <= row["noise_pct"])
-
-
 def csv_columns(records: Sequence[RunRecord]) -> list[str]:
     """The columns of `frame(records)` in their order."""
     return [*_IDENTITY, *_axis_columns(records), *_RESULT]
@@ -240,15 +223,16 @@ def _axis_dtype(values: list[Any]) -> Any:
 
 
 def _rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
-    models: dict[tuple[str, str], RunRecord] = {}
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
+    models: dict[tuple[str, ...], RunRecord] = {}
     for record in records:
-        groups.setdefault((record.family, record.case, record.group), []).append(record)
+        case = (record.run_id, record.family, record.case)
+        groups.setdefault((*case, record.group), []).append(record)
         if record.role is Role.baseline and record.traffic is not None:
-            models[record.family, record.case] = record
+            models[case] = record
     rows = {
-        id(record): {**_facts(record, models), **found}
-        for group in groups.values()
+        id(record): {**_facts(record, models.get(key[:3])), **found}
+        for key, group in groups.items()
         for record, found in zip(group, _comparisons(group), strict=True)
     }
     return [rows[id(record)] for record in records]
@@ -280,10 +264,9 @@ def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[st
     return {column: ratio.mid, f"{column}_lo": ratio.lo, f"{column}_hi": ratio.hi}
 
 
-def _facts(record: RunRecord, models: Mapping[tuple[str, str], RunRecord]) -> dict[str, Any]:
+def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     """What follows from one record, and the baseline's byte model beside it."""
-    share, model = share_of_ceiling(record), modelled_bytes(record)
-    baseline, near = models.get((record.family, record.case)), tightest(record)
+    share, model, near = share_of_ceiling(record), modelled_bytes(record), tightest(record)
     prepacked = ("prepacked",) if record.prepacked else ()
     telemetry = record.telemetry or {}
     return {
@@ -366,9 +349,22 @@ def append_csv(records: Sequence[RunRecord], path: Path) -> None:
     return _replace(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
 
 
+def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The rows of `frame` for strict JSON: floats in full, null where a number does not apply,
+    and the text "inf" for what JSON has no number for."""
+    rows = _plain(frame(records)).to_dict("records")
+    ends = (math.inf, -math.inf)
+    return [{str(k): str(v) if v in ends else v for k, v in row.items()} for row in rows]
+
+
+def _plain(table: "DataFrame") -> "DataFrame":
+    """In types of Python, with None where a number does not apply."""
+    return table.astype(object).where(table.notna(), None)
+
+
 def _cells(table: "DataFrame") -> list[list[str]]:
-    plain = table.astype(object).where(table.notna(), None)
-    return [[_cell(value) for value in row] for row in plain.itertuples(index=False, name=None)]
+    rows = _plain(table).itertuples(index=False, name=None)
+    return [[_cell(value) for value in row] for row in rows]
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ class Asked:
     narrow: Mapping[str, Any] = field(default_factory=dict)  # keywords of `suite.narrow`
     quick: bool = False
     interleave: bool = True
+    tune: bool = False
     device: str = "auto"
     seed: int = 0
 
@@ -28,8 +29,12 @@ class Asked:
 
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> "Asked":
-        typed = {**facts, "overrides": tuple(facts["overrides"])}
-        return Asked(**{**typed, "plugins": tuple(facts["plugins"])})
+        """The inverse. Raises UsageError for what another version asked."""
+        try:
+            lists = {name: tuple(facts[name]) for name in ("overrides", "plugins")}
+            return Asked(**{**facts, **lists})
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"what was asked of this run is not understood: {error}") from None
 
 
 def plan(

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ class Options:
     timing: bool = True
     tune: bool = False
     timeout: float = 300.0  # seconds without a sign of progress
-    budget: float | None = None  # seconds for the whole run
+    deadline: float | None = None  # on time.monotonic's clock
     fail_fast: bool = False
 
 
@@ -80,7 +80,7 @@ class Runner:
         try:
             self._worker, self.machine = self._start()
         except (KernelbenchError, KeyboardInterrupt):
-            self._log.unlink()
+            self._drop_log()
             raise
 
     def _start(self) -> tuple[Worker, dict[str, Any]]:
@@ -101,49 +101,66 @@ class Runner:
         """End the worker; a log that found no run folder goes, too."""
         self._worker.kill()
         if self._log.name.startswith("."):
-            self._log.unlink()
+            self._drop_log()
 
-    def move_log(self, log: Path) -> None:
-        """The run folder is there: keep what the worker prints in it."""
+    def _drop_log(self) -> None:
+        """Leave no trace, not even of a folder that was made for nothing."""
+        self._log.unlink()
+        with suppress(OSError):
+            self._log.parent.rmdir()
+
+    def move_log(self, folder: Path) -> None:
+        """The run folder is there: keep what the worker prints in it, beside earlier ones."""
+        number, log = 1, folder / "worker.log"
+        while log.exists():
+            number += 1
+            log = folder / f"worker-{number}.log"
         self._log = self._worker.log = self._log.replace(log)
 
     def measure(self, job: Job, context: Context) -> Iterator[list[RunRecord]]:
-        """Records of every provider of a job, whatever becomes of the worker meanwhile."""
+        """Records of every provider of a job, whatever becomes of the worker meanwhile.
+
+        When it ends, the provider that was at work is to blame. When none was, a thread that an
+        earlier job left behind may be: the job is tried once more before all are blamed.
+        """
         family = self._families[job.family]
-        left, without = list(job.providers), list[str]()
+        left, without, tried = list(job.providers), list[str](), False
         while left:
-            at = ("", "")
+            self._at = ("", "")
             try:
-                for event in self._ask(replace(job, providers=tuple(left)), context, without):
-                    match event["event"]:
-                        case "at":
-                            at = (event["provider"], event["phase"])
-                            self._watcher.at(*at)
-                        case "records":
-                            records = [RunRecord.from_json(line) for line in event["records"]]
-                            done = {record.provider for record in records}
-                            left = [name for name in left if name not in done]
-                            yield records
-                        case "lost":
-                            at = (event["provider"], at[1])
-                            raise WorkerEndedError(event["reason"])
+                for records in self._ask(replace(job, providers=tuple(left)), context, without):
+                    done = {record.provider for record in records}
+                    left = [name for name in left if name not in done]
+                    yield records
                 return
             except WorkerEndedError as ended:
                 status = Status.timeout if ended.silent else Status.crashed
-                reason = f"{at[1] or 'start'}: {ended}"
-            culprits = [name for name in left if at[0] in ("", name)]
-            without.append(at[0])
-            left = [name for name in left if name not in culprits]
-            yield [
-                record_of(job, family.provider(name), status, context, reason=reason)
-                for name in culprits
-            ]
+                culprit, phase = self._at
+                reason = f"{phase or 'start'}: {ended}"
+            if culprit or tried:
+                blamed = [name for name in left if culprit in ("", name)]
+                without.append(culprit)
+                left = [name for name in left if name not in blamed]
+                yield [
+                    record_of(job, family.provider(name), status, context, reason=reason)
+                    for name in blamed
+                ]
+            tried = tried or not culprit
             self._restart()
 
-    def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[list[RunRecord]]:
         options = {"timing": self._options.timing, "tune": self._options.tune}
         self._worker.send(encode(job, context, without=without, **options))
-        yield from self._worker.events(self._options.timeout, "done")
+        for event in self._worker.events(self._options.timeout, "done"):
+            match event["event"]:
+                case "at":
+                    self._at = (event["provider"], event["phase"])
+                    self._watcher.at(*self._at)
+                case "records":
+                    yield [RunRecord.from_json(line) for line in event["records"]]
+                case "lost":
+                    self._at = (event["provider"], self._at[1])
+                    raise WorkerEndedError(event["reason"])
 
     def _restart(self) -> None:
         self._worker.kill()
@@ -207,23 +224,33 @@ def run(
     outcome = Outcome()
     with closing(Runner(families, options, watcher, folder)) as runner:
         store = store_for(runner.machine)
-        runner.move_log(store.path / "worker.log")
-        watcher.machine(runner.machine)
-        sources = {name: source_hash(families[name]) for name in {job.family for job in jobs}}
-        metrics.to_csv(store.records(), store.csv_path)
-        left, changed = remaining(jobs, store.records(), sources)
-        for name in changed:
-            watcher.note(f"{name}: its code changed since it was measured; measured anew")
-        outcome.left = len(left)
         try:
+            runner.move_log(store.path)
+            watcher.machine(runner.machine)
+            sources = sources_of(jobs, families)
+            left, changed = remaining(jobs, store.records(), sources)
+            outcome.left = len(left)
+            metrics.to_csv(store.records(), store.csv_path)
+            for name in changed:
+                watcher.note(f"{name}: its code changed since it was measured; measured anew")
             if left:
                 known = store.manifest.get("ceilings")
                 store.update_manifest(ceilings=runner.ceilings(known))
             _loop(left, runner, store, options, watcher, sources, outcome)
         except KeyboardInterrupt:
             outcome.interrupted = True
-    metrics.to_csv(store.records(), store.csv_path)
+        except KernelbenchError as error:
+            raise KernelbenchError(
+                f"{error}\nWhat was measured is safe: kernelbench run --resume {store.path}"
+            ) from None
+        finally:
+            metrics.to_csv(store.records(), store.csv_path)
     return outcome, store
+
+
+def sources_of(jobs: Sequence[Job], families: Mapping[str, Family[Any]]) -> dict[str, str]:
+    """The source hash of every family that the jobs name."""
+    return {name: source_hash(families[name]) for name in {job.family for job in jobs}}
 
 
 def _loop(
@@ -235,16 +262,15 @@ def _loop(
     sources: Mapping[str, str],
     outcome: Outcome,
 ) -> None:
-    deadline = time.monotonic() + options.budget if options.budget else None
     for number, job in enumerate(jobs):
         outcome.left = len(jobs) - number
-        if deadline is not None:
-            share = (deadline - time.monotonic()) / sum(len(j.providers) for j in jobs[number:])
-            if share <= 0 or (options.fail_fast and outcome.bad):
-                return
-            job = _within(job, share)
-        elif options.fail_fast and outcome.bad:
+        if options.fail_fast and outcome.bad:
             return
+        if options.deadline is not None:
+            left = options.deadline - time.monotonic()
+            if left <= 0:
+                return
+            job = _within(job, left / sum(len(other.providers) for other in jobs[number:]))
         watcher.job(job, number + 1, len(jobs))
         context = Context(
             run_id=store.run_id,
@@ -269,17 +295,11 @@ def _within(job: Job, seconds: float) -> Job:
 def check_device(suite_device: str, device: str) -> str:
     """The device to ask for: the option's, else the suite's. They must not contradict.
 
-    Raises UsageError for a `cuda` suite that is to run on a CPU.
+    Raises UsageError when one says cpu and the other cuda.
     """
-    if suite_device == "cuda" and device == "cpu":
+    if {suite_device, device} == {"cpu", "cuda"}:
         raise UsageError(
-            "this suite is made for a GPU (device: cuda); for a CPU: configs/smoke.yaml"
+            f"the suite says device: {suite_device}, --device says {device}. "
+            "A suite for either: configs/smoke.yaml"
         )
     return suite_device if device == "auto" else device
-
-
-def explain_no_gpu(error: KernelbenchError, suite: str) -> KernelbenchError:
-    """Say which suite needs the GPU that was not found, and which one does not."""
-    if "no CUDA device" not in str(error):
-        return error
-    return UsageError(f"{suite}: {error}. Without a GPU: kernelbench run configs/smoke.yaml")

@@ -1,6 +1,7 @@
-"""Which of the package's code a family reaches, as one hash: changed code is measured anew."""
+"""Which code a family reaches, as one hash: changed code is measured anew."""
 
 import ast
+import functools
 import inspect
 from collections.abc import Iterator
 from functools import cache
@@ -10,24 +11,41 @@ from typing import Any
 
 from kernelbench.spec import Family
 
-ROOT = Path(__file__).parent.parent
+OURS = Path(__file__).parent
 
 
 def source_hash(family: Family[Any]) -> str:
-    """Of the family's own file and of every module of this package that it imports, in turn."""
-    start = inspect.getsourcefile(family.oracle)
-    if start is None:
-        return ""
+    """Of the family's own file, of those that its functions stand in, and of all that these
+    import, in turn, from this package and from their own."""
     digest = sha256()
-    for path in sorted(reached(Path(start))):
+    for path in sorted(set().union(*(reached(path) for path in _files(family)))):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
+def _files(family: Family[Any]) -> set[Path]:
+    functions = [family.case, family.inputs, family.oracle, family.cost]
+    functions += [provider.build for provider in family.providers]
+    found = {Path(file) for function in functions if (file := _file_of(function)) is not None}
+    return found | ({Path(family.origin)} if family.origin else set())
+
+
+def _file_of(function: Any) -> str | None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # a callable object: its class stands somewhere
+        return inspect.getsourcefile(type(function))
+
+
 def reached(start: Path) -> set[Path]:
-    """Files of the package that a file imports, at any depth, imports in functions included."""
-    found, waiting = set(), [start]
+    """Files that a file imports, at any depth, imports in functions included.
+
+    Followed are modules of kernelbench and of the package that the importing file belongs to.
+    """
+    found, waiting = set(), [start.resolve()]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -38,27 +56,35 @@ def reached(start: Path) -> set[Path]:
 
 @cache
 def _imported(path: Path) -> tuple[Path, ...]:
+    package = path.parent
+    while (package.parent / "__init__.py").is_file():
+        package = package.parent
+    stems = {OURS.name: OURS}
+    if (package / "__init__.py").is_file():
+        stems[package.name] = package
     return tuple(
         file
-        for name in _names(ast.parse(path.read_text(encoding="utf-8")))
-        if (file := _file(name)) is not None
+        for stem in _stems(ast.parse(path.read_text(encoding="utf-8")), path, stems)
+        for file in (stem.with_suffix(".py"), stem / "__init__.py")
+        if file.is_file()
     )
 
 
-def _names(tree: ast.AST) -> Iterator[str]:
+def _stems(tree: ast.AST, path: Path, packages: dict[str, Path]) -> Iterator[Path]:
+    """Where each imported module would stand, without its suffix."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _file(module: str) -> Path | None:
-    if module.split(".")[0] != __package__:
-        return None
-    stem = ROOT.joinpath(*module.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            names.append(node.module or "")
+            if node.level:
+                base = path.parents[node.level - 1]
+                yield from (base.joinpath(*name.strip(".").split(".")) for name in names)
+                continue
+        else:
+            continue
+        for name in names:
+            top, *rest = name.split(".")
+            if top in packages:
+                yield packages[top].joinpath(*rest)

@@ -20,7 +20,6 @@ from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
 
 RECORDS = "records.jsonl"
 MANIFEST = "manifest.json"
-PROFILES = "profiles"
 RESULTS_CSV = "results.csv"
 MIN_FREE_BYTES = 50 * 2**20
 
@@ -45,10 +44,6 @@ class Store:
     @property
     def csv_path(self) -> Path:
         return self.path / RESULTS_CSV
-
-    @property
-    def profiles(self) -> Path:
-        return self.path / PROFILES
 
     def update_manifest(self, **facts: Any) -> None:
         """Add or replace facts of the manifest, in one step.
@@ -92,14 +87,6 @@ class Store:
         """The current records, as `read` gives them."""
         return read(self.path)
 
-    def done(self) -> set[tuple[str, str, str, str]]:
-        """(family, case, provider, source) of every current record, whatever its status.
-
-        A kill may have left some providers of a job without the others; speedups are formed
-        inside one measurement, so measure the whole job again when any is missing.
-        """
-        return {(*record.key, record.source) for record in self.records()}
-
     def close(self) -> None:
         """Let go of the directory."""
         if self._fd >= 0:
@@ -118,19 +105,19 @@ class Store:
         self.close()
 
 
-def create(root: Path, suite: str, gpu: str, manifest: Mapping[str, Any]) -> Store:
+def create(root: str | Path, suite: str, gpu: str, manifest: Mapping[str, Any]) -> Store:
     """Make `root/<utc>-<suite>-<gpu>/` and open it.
 
     The manifest gains schema, run_id, utc, suite and gpu. Raises KernelbenchError, before
     anything is measured, when the folder cannot be made or written, or has under 50 MiB free.
     """
     now = datetime.now(UTC)
+    root = Path(root)
     name = f"{now:%Y%m%dT%H%M%SZ}-{slug(suite)}-{slug(gpu)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         _probe(root)
         path = _make(root, name)
-        (path / PROFILES).mkdir()
         _sync_folder(root)
     except OSError as error:
         raise _unwritable(root, error) from None
@@ -240,11 +227,13 @@ def _locked(path: Path) -> int:
     return fd
 
 
-def open_run(path: Path) -> Store:
+def open_run(path: str | Path) -> Store:
     """Open a run to go on with it; a torn last line is moved to `records.jsonl.torn`.
 
-    Raises KernelbenchError for a folder that is no run, or of another schema, or in use.
+    Raises KernelbenchError for a folder that is no run, or of another schema, or in use, and as
+    `create` does for one that cannot be written or has under 50 MiB free.
     """
+    path = Path(path)
     manifest = read_manifest(path)
     if manifest.get("schema") != SCHEMA or "run_id" not in manifest:
         raise KernelbenchError(
@@ -253,10 +242,14 @@ def open_run(path: Path) -> Store:
         )
     fd = _locked(path)
     try:
+        _probe(path)
         _mend(path, fd)
     except OSError as error:
         os.close(fd)
         raise _unwritable(path, error) from None
+    except KernelbenchError:
+        os.close(fd)
+        raise
     return Store(path, fd, manifest)
 
 
@@ -274,22 +267,23 @@ def _mend(path: Path, fd: int) -> None:
     os.fsync(fd)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> dict[str, Any]:
     """What was run where. Raises KernelbenchError for a folder that is no run."""
+    path = Path(path)
     try:
         facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise KernelbenchError(f"{path}: not a run folder (no {MANIFEST})") from None
     except OSError as error:
         raise KernelbenchError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KernelbenchError(f"{path / MANIFEST}: not JSON ({error})") from None
     if not isinstance(facts, dict):
         raise KernelbenchError(f"{path / MANIFEST}: not a manifest")
     return facts
 
 
-def read(path: Path) -> list[RunRecord]:
+def read(path: str | Path) -> list[RunRecord]:
     """The current records of a run: of each (family, case, provider) the newest.
 
     They stand in the order in which their keys first came. A torn last line and lines that are
@@ -298,19 +292,19 @@ def read(path: Path) -> list[RunRecord]:
     return read_with_problems(path)[0]
 
 
-def read_with_problems(path: Path) -> tuple[list[RunRecord], list[str]]:
+def read_with_problems(path: str | Path) -> tuple[list[RunRecord], list[str]]:
     """`read`, and a message for every whole line that is no record of this schema.
 
     Raises KernelbenchError for a folder that holds no run.
     """
     problems: list[str] = []
-    current = {record.key: record for record in _scan(path, problems)}
+    current = {record.key: record for record in _scan(Path(path), problems)}
     return list(current.values()), problems
 
 
-def history(path: Path) -> list[RunRecord]:
+def history(path: str | Path) -> list[RunRecord]:
     """Every record of a run in the order of measurement, also those measured again since."""
-    return list(_scan(path, []))
+    return list(_scan(Path(path), []))
 
 
 def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
@@ -329,22 +323,24 @@ def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
             problems.append(f"{file}:{number}: {error}")
 
 
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The run folders at and below these, each once, those of one path in the order of names.
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders at and below these, each once however often and by whatever path it is
+    named; those of one path in the order of names.
 
     Raises UsageError for a path that does not exist.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for given in paths:
-        path = given
+        path = Path(given)
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         if path.is_file():
             if path.name not in (RECORDS, MANIFEST, RESULTS_CSV):
                 raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
             path = path.parent
-        found.update(dict.fromkeys(_runs_below(path)))
-    return list(found)
+        for run in _runs_below(path):
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
 def _runs_below(path: Path) -> Iterator[Path]:

@@ -3,19 +3,40 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from kernelbench import __version__, families, plan, store, suite
+from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
+from kernelbench.report import catalogue, tables
 from kernelbench.report.progress import LiveView, Plain, Silent, result
-from kernelbench.run import Options, Outcome, Runner, check_device, explain_no_gpu, run
-from kernelbench.spec import Context, Job, KernelbenchError, RunRecord, UsageError
+from kernelbench.run import (
+    Options,
+    Outcome,
+    Runner,
+    check_device,
+    remaining,
+    run,
+    sources_of,
+)
+from kernelbench.spec import (
+    Context,
+    Family,
+    Job,
+    NoGPUError,
+    RunRecord,
+    Status,
+    UsageError,
+    suggest,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,32 @@ class Plan:
     asked: Asked
     folder: Path | None = None
 
+    @property
+    def device(self) -> str:
+        return check_device(self.suite.device, self.asked.device)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where to say things: results to stdout, what is going on to stderr."""
+
+    console: Console
+    errors: Console
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+    def view(self) -> Silent:
+        """Who shows what is going on: nobody, a live view on a terminal, or plain lines."""
+        if self.quiet or self.as_json:
+            return Silent(self.errors)
+        if self.errors.is_terminal and not self.errors.no_color and not self.verbose:
+            return LiveView(self.errors)
+        return Plain(self.errors, verbose=self.verbose)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
 
 def begun(suites: Sequence[str] | None, asked: Asked) -> list[Plan]:
     """New runs. Without a suite: smoke, the one that every machine can run."""
@@ -34,6 +81,7 @@ def begun(suites: Sequence[str] | None, asked: Asked) -> list[Plan]:
     plans = []
     for name in suites or ["smoke"]:
         found, jobs = plan.plan(asked, known, suite.find(name))
+        check_device(found.device, asked.device)
         plans.append(Plan(found, jobs, asked))
     return plans
 
@@ -47,25 +95,29 @@ def resumed(folder: Path, suites: Sequence[str], asked: Asked) -> list[Plan]:
         if key not in manifest:
             raise UsageError(f"{folder}: its manifest has no {key!r}; it cannot be resumed")
     before = Asked.from_json(manifest["asked"])
-    default = Asked(device=asked.device)
-    if asked != default:
-        now, was = asked.as_json(), default.as_json()
-        named = ", ".join(name for name in now if now[name] != was[name] and _given(now[name]))
-        if named:
-            raise UsageError(f"--resume goes on as the run was begun; it cannot change: {named}")
+    _refuse_changes(asked.as_json(), before.as_json(), Asked().as_json())
     known = families.load(before.plugins)
     if suites:
         given, _ = plan.plan(before, known, suite.find(suites[0]))
         plan.same_suite(given, manifest, folder)
-    device = before.device if asked.device == "auto" else asked.device
-    before = replace(before, device=device)
+    if asked.device != "auto":
+        before = replace(before, device=asked.device)
     name = f"{manifest['suite']}.yaml"
     found, jobs = plan.plan(before, known, name, text=manifest["suite_text"])
     return [Plan(found, jobs, before, folder)]
 
 
-def _given(value: Any) -> bool:
-    return any(value.values()) if isinstance(value, dict) else True
+def _refuse_changes(now: dict[str, Any], before: dict[str, Any], default: dict[str, Any]) -> None:
+    default["narrow"] = {name: "" if name == "filter" else [] for name in now["narrow"]}
+    changed = [
+        name
+        for name in now
+        if name != "device" and now[name] != default[name] and now[name] != before[name]
+    ]
+    if changed:
+        raise UsageError(
+            f"--resume goes on as the run was begun; it cannot change: {', '.join(changed)}"
+        )
 
 
 def refuse_many(plans: Sequence[Plan], yes: bool) -> None:
@@ -77,70 +129,69 @@ def refuse_many(plans: Sequence[Plan], yes: bool) -> None:
             )
 
 
-def view(console: Console, *, quiet: bool, verbose: bool) -> Silent:
-    """Who shows what is going on: nobody, a live view, or plain lines."""
-    if quiet:
-        return Silent(console)
-    if console.is_terminal and not verbose:
-        return LiveView(console)
-    return Plain(console, verbose=verbose)
-
-
 def measure(
-    plans: Sequence[Plan],
-    options: Options,
-    out: Path,
-    watcher: Silent,
-    console: Console,
-    quiet: bool,
-    as_json: bool,
+    plans: Sequence[Plan], options: Options, out: Path, output: Output, budget: float | None = None
 ) -> int:
     """Run every plan; tables of each and an exit code for all."""
-    code = 0
+    if budget is not None:
+        options = replace(options, deadline=time.monotonic() + budget)
+    code, runs = 0, []
     for each in plans:
-        outcome, folder = _run_one(each, options, out, watcher)
+        outcome, folder = _run_one(each, options, out, output)
         records = store.read(folder)
-        bad = any(record.status.bad for record in records)
-        _show_run(each, outcome, records, folder, console, quiet, as_json)
+        if output.as_json:
+            runs.append(_run_json(outcome, records, folder))
+        else:
+            _show_run(each, outcome, records, folder, output)
+        code = max(code, int(any(record.status.bad for record in records)))
         if outcome.interrupted:
-            return 130
-        code = max(code, int(bad))
+            code = 130
+        if outcome.interrupted or (code and options.fail_fast):
+            break
+    if output.as_json:
+        print(json.dumps(runs, allow_nan=False))
     return code
 
 
-def _run_one(each: Plan, options: Options, out: Path, watcher: Silent) -> tuple[Outcome, Path]:
+def _run_one(each: Plan, options: Options, out: Path, output: Output) -> tuple[Outcome, Path]:
     known = families.load(each.asked.plugins)
-    options = replace(
-        options,
-        device=check_device(each.suite.device, each.asked.device),
-        plugins=each.asked.plugins,
-        seed=each.asked.seed,
-    )
-
-    def store_for(machine: dict[str, Any]) -> store.Store:
-        if each.folder is not None:
-            opened = store.open_run(each.folder)
-            if opened.manifest.get("gpu") != machine["name"]:
-                opened.close()
-                raise UsageError(
-                    f"{each.folder} was measured on {opened.manifest.get('gpu')}, this is "
-                    f"{machine['name']}: start a new run"
-                )
-            return opened
-        if each.suite.gpu and each.suite.gpu not in machine["name"]:
-            watcher.note(
-                f"{each.suite.name} was made for {each.suite.gpu}; this is {machine['name']}"
-            )
-        return store.create(out, each.suite.name, machine["name"], _manifest(each, machine))
-
+    options = _options(options, each.asked, each.device)
+    watcher = output.view()
     folder = out if each.folder is None else each.folder.parent
     try:
         with watcher:
-            outcome, opened = run(each.jobs, known, options, watcher, store_for, folder)
-    except KernelbenchError as error:
-        raise explain_no_gpu(error, str(each.suite.path)) from None
+            make = partial(_store_for, each, out, watcher)
+            outcome, opened = run(each.jobs, known, options, watcher, make, folder)
+    except NoGPUError as error:
+        raise _without_gpu(error, each) from None
     opened.close()
     return outcome, opened.path
+
+
+def _options(options: Options, asked: Asked, device: str) -> Options:
+    return replace(options, device=device, plugins=asked.plugins, seed=asked.seed, tune=asked.tune)
+
+
+def _without_gpu(error: NoGPUError, each: Plan) -> NoGPUError:
+    """Say which suite needs the GPU that was not found, and which one does not."""
+    return NoGPUError(
+        f"{each.suite.path}: {error}. Without a GPU: kernelbench run configs/smoke.yaml"
+    )
+
+
+def _store_for(each: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) -> store.Store:
+    """The folder of a new run on this machine, or that of the run which is to go on."""
+    name, wanted = machine["name"], each.suite.gpu
+    if each.folder is None:
+        if wanted and wanted.lower() not in name.lower():
+            watcher.note(f"{each.suite.name} was made for {wanted}; this is {name}")
+        return store.create(out, each.suite.name, name, _manifest(each, machine))
+    opened = store.open_run(each.folder)
+    before = opened.manifest.get("gpu")
+    if before != name:
+        opened.close()
+        raise UsageError(f"{each.folder} was measured on {before}, this is {name}: start a new run")
+    return opened
 
 
 def _manifest(each: Plan, machine: dict[str, Any]) -> dict[str, Any]:
@@ -155,192 +206,143 @@ def _manifest(each: Plan, machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit that kernelbench runs from, if it runs from a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit, dirty = (
-            subprocess.run(
-                ["git", "-C", str(here), *command],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+    """The commit that kernelbench runs from, if it runs from a checkout of its own."""
+    here = str(Path(__file__).parent)
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True
         )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", ".")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(dirty)}
+
+
+def _run_json(outcome: Outcome, records: Sequence[RunRecord], folder: Path) -> dict[str, Any]:
+    return {
+        "run": str(folder),
+        "interrupted": outcome.interrupted,
+        "jobs_left": outcome.left,
+        "records": metrics.rows_json(records),
+    }
 
 
 def _show_run(
-    each: Plan,
-    outcome: Outcome,
-    records: Sequence[RunRecord],
-    folder: Path,
-    console: Console,
-    quiet: bool,
-    as_json: bool,
+    each: Plan, outcome: Outcome, records: Sequence[RunRecord], folder: Path, output: Output
 ) -> None:
-    from kernelbench import metrics
-    from kernelbench.report import tables
-
     frame = metrics.frame(records)
-    if as_json:
-        facts = {
-            "run": str(folder),
-            "interrupted": outcome.interrupted,
-            "jobs_left": outcome.left,
-            "records": json.loads(frame.to_json(orient="records")),
-        }
-        print(json.dumps(facts))
-        return
-    if not quiet:
-        tables.render(frame, console)
+    if output.quiet:
+        output.say(str(tables.summary(frame)))
     else:
-        console.print(tables.summary(frame), highlight=False)
+        tables.render(frame, output.console)
     if outcome.left:
         why = "interrupted" if outcome.interrupted else "stopped"
-        console.print(
+        output.say(
             f"{why} with {outcome.left} of {len(each.jobs)} jobs left: "
-            f"kernelbench run --resume {folder}",
-            highlight=False,
-            soft_wrap=True,
+            f"kernelbench run --resume {folder}"
         )
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    output.say(f"run folder: {folder}")
 
 
-def check(
-    suites: Sequence[str],
-    asked: Asked,
-    options: Options,
-    watcher: Silent,
-    console: Console,
-    as_json: bool,
-) -> int:
-    """Prove providers right without timing them; nothing is stored but the worker's log."""
-    from tempfile import TemporaryDirectory
-
+def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, output: Output) -> int:
+    """Prove providers right without timing them; nothing is stored."""
     known = families.load(asked.plugins)
     if suites:
         plans = begun(suites, asked)
-        jobs = tuple(job for each in plans for job in each.jobs)
+        refuse_many(plans, yes)
     else:
-        jobs = plan.checks(known, asked)
-    options = replace(options, device=asked.device, plugins=asked.plugins, seed=asked.seed)
+        nothing = suite.Suite("checks", "", "auto", "", (), "", Path("checks"))
+        plans = [Plan(nothing, plan.checks(known, asked), asked)]
+        for family in known.values():
+            if not family.checks:
+                output.errors.print(f"{family.name} has no checks of its own", style="yellow")
     records: list[RunRecord] = []
-    with TemporaryDirectory() as folder, watcher:
-        runner = Runner(known, options, watcher, Path(folder))
+    interrupted = False
+    try:
+        for each in plans:
+            _check_one(each, known, _options(options, asked, each.device), output, records)
+    except KeyboardInterrupt:
+        interrupted = True
+    _show_checks(records, output)
+    return 130 if interrupted else int(any(record.status.bad for record in records))
+
+
+def _check_one(
+    each: Plan,
+    known: Mapping[str, Family[Any]],
+    options: Options,
+    output: Output,
+    records: list[RunRecord],
+) -> None:
+    with TemporaryDirectory() as folder, output.view() as watcher:
         try:
+            runner = Runner(known, options, watcher, Path(folder) / "log")
+        except NoGPUError as error:
+            raise _without_gpu(error, each) from None
+        with closing(runner):
             watcher.machine(runner.machine)
             runner.ceilings(None)
-            for number, job in enumerate(jobs, 1):
-                watcher.job(job, number, len(jobs))
-                context = Context(
-                    run_id="check", gpu=runner.machine["name"], seed=asked.seed, source=""
-                )
+            gpu = runner.machine["name"]
+            context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
+            for number, job in enumerate(each.jobs, 1):
+                watcher.job(job, number, len(each.jobs))
                 for found in runner.measure(job, context):
                     records.extend(found)
                     watcher.recorded(found)
-        finally:
-            runner.close()
-    _show_checks(records, console, as_json)
-    return int(any(record.status.bad for record in records))
 
 
-def _show_checks(records: Sequence[RunRecord], console: Console, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([json.loads(record.to_json()) for record in records]))
+def _show_checks(records: Sequence[RunRecord], output: Output) -> None:
+    if output.as_json:
+        print(json.dumps([json.loads(record.to_json()) for record in records], allow_nan=False))
         return
     bad = [record for record in records if record.status.bad]
     for record in bad:
-        console.print(
-            f"{record.family}/{record.case} {record.provider}: {result(record)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    right = sum(record.status == "ok" for record in records)
-    skipped = sum(record.status == "skipped" for record in records)
-    console.print(
-        f"{right} right, {len(bad)} wrong or failed, {skipped} skipped, each with its reason",
-        highlight=False,
+        output.say(f"{record.family}/{record.case} {record.provider}: {result(record)}")
+    right = sum(record.status is Status.ok for record in records)
+    skipped = sum(record.status is Status.skipped for record in records)
+    output.say(
+        f"{right} right, {len(bad)} wrong or failed, {skipped} skipped, each with its reason"
     )
 
 
-def show_jobs(plans: Sequence[Plan], console: Console, as_json: bool) -> None:
-    """Every job of the plans, and who takes part."""
-    if as_json:
-        jobs = [
-            {"suite": p.suite.name, "id": j.id, "label": j.label, "providers": j.providers}
-            for p in plans
-            for j in p.jobs
+def show_jobs(plans: Sequence[Plan], output: Output) -> None:
+    """Every job of the plans that is left to measure, and who takes part."""
+    left = [(each, _left(each)) for each in plans]
+    if output.as_json:
+        facts = [
+            {"suite": each.suite.name, "id": j.id, "label": j.label, "providers": j.providers}
+            for each, jobs in left
+            for j in jobs
         ]
-        print(json.dumps(jobs))
+        print(json.dumps(facts))
         return
-    for each in plans:
-        for job in each.jobs:
+    for each, jobs in left:
+        for job in jobs:
             label = f"  # {job.label}" if job.label else ""
-            line = f"{job.id}  {' '.join(job.providers)}{label}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        records = sum(len(job.providers) for job in each.jobs)
-        console.print(f"{each.suite.name}: {len(each.jobs)} jobs, {records} records")
+            output.say(f"{job.id}  {' '.join(job.providers)}{label}")
+        records = sum(len(job.providers) for job in jobs)
+        output.say(f"{each.suite.name}: {len(jobs)} jobs, {records} records")
 
 
-def show_families(asked: Asked, console: Console, as_json: bool) -> None:
+def _left(each: Plan) -> Sequence[Job]:
+    if each.folder is None:
+        return each.jobs
+    sources = sources_of(each.jobs, families.load(each.asked.plugins))
+    return remaining(each.jobs, store.read(each.folder), sources)[0]
+
+
+def show_families(names: Sequence[str], plugins: tuple[str, ...], output: Output) -> None:
     """Every family with its axes and providers."""
-    known = families.load(asked.plugins)
-    wanted = suite.narrow(plan.checks(known, Asked()), known, **asked.narrow)
-    shown = [known[name] for name in dict.fromkeys(job.family for job in wanted)]
-    if as_json:
-        print(json.dumps([_family(family) for family in shown]))
-        return
-    for family in shown:
-        console.print(f"{family.name}: {family.title}", style="bold", highlight=False)
-        facts = _family(family)
-        axes = Table("axis", "type", "default", "meaning", box=None, pad_edge=False)
-        for axis in facts["axes"]:
-            default = "required" if axis["required"] else str(axis["default"])
-            kind = "|".join(axis["values"]) if axis["values"] else axis["type"]
-            axes.add_row(axis["name"], kind, default, axis["doc"])
-        providers = Table("provider", "role", "accuracy", "requires", box=None, pad_edge=False)
-        for provider in facts["providers"]:
-            providers.add_row(
-                provider["name"],
-                provider["role"],
-                provider["accuracy"],
-                ", ".join(provider["requires"]),
-            )
-        console.print(axes)
-        console.print()
-        console.print(providers)
-        console.print()
-
-
-def _family(family: Any) -> dict[str, Any]:
-    return {
-        "name": family.name,
-        "title": family.title,
-        "axes": [
-            {
-                "name": axis.name,
-                "type": axis.type.__name__,
-                "values": [str(value) for value in axis.type]
-                if hasattr(axis.type, "__members__")
-                else [],
-                "required": axis.required,
-                "default": None if axis.required else axis.default,
-                "doc": axis.doc,
-            }
-            for axis in family.case.axes()
-        ],
-        "providers": [
-            {
-                "name": provider.name,
-                "role": provider.role.value,
-                "accuracy": provider.accuracy.value,
-                "requires": list(provider.requires),
-            }
-            for provider in family.providers
-        ],
-    }
+    known = families.load(plugins)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--family: no family {name!r}{suggest(name, known)}")
+    shown = [family for name, family in known.items() if not names or name in names]
+    catalogue.show(shown, output.console, output.as_json)

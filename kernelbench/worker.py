@@ -1,4 +1,4 @@
-"""The child process that owns the GPU: `python -m kernelbench.worker IN OUT`.
+"""The child process that owns the GPU, as `executor` starts it.
 
 Requests and events are JSON, one a line, over two pipes whose file descriptors are the
 arguments; what libraries print goes to the log that the parent made of stdout and stderr. When
@@ -120,18 +120,15 @@ def _work(pipe: Pipe) -> int:
         pipe.send("done")
 
 
-def main() -> int:
+def serve() -> None:
+    """The whole life of a worker; argv holds the two file descriptors."""
     faulthandler.enable()
     pipe = Pipe(int(sys.argv[1]), int(sys.argv[2]))
     try:
-        return _work(pipe)
+        code = _work(pipe)
     except KernelbenchError as error:
-        pipe.send("refused", reason=str(error))
-        return 2
-
-
-if __name__ == "__main__":
-    code = main()
+        pipe.send("refused", kind=type(error).__name__, reason=str(error))
+        code = 2
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # a CUDA context in doubt is not worth an orderly end

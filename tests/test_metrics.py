@@ -1,6 +1,7 @@
 """Every derived number, by hand-made records with answers that can be worked out on paper."""
 
 import csv
+import json
 import math
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 
 from kernelbench import metrics
+from kernelbench.measure.telemetry import THROTTLE
 from kernelbench.spec import (
     Accuracy,
     KernelbenchError,
@@ -262,28 +264,6 @@ def test_the_noise_floor_comes_from_the_second_run_of_the_baseline() -> None:
     assert empty(row(record(), ours()), ["noise_pct"])  # it did not run twice
 
 
-@pytest.mark.parametrize(
-    ("value", "lo", "hi", "noise", "expected"),
-    [
-        (1.3, 1.2, 1.4, 2.0, False),
-        (1.015, 1.01, 1.02, 2.0, True),
-        (0.985, 0.98, 0.99, 2.0, True),
-        (1.03, 0.99, 1.07, 2.0, True),
-        (0.9, 0.88, 0.92, 2.0, False),
-        (1.3, 1.2, 1.4, math.nan, False),
-        (1.3, 0.9, 1.4, math.nan, True),
-        (1.0, math.nan, math.nan, 2.0, False),
-        (math.nan, math.nan, math.nan, 2.0, False),
-    ],
-)
-def test_within_noise(value: float, lo: float, hi: float, noise: float, expected: bool) -> None:
-    facts = {"noise_pct": noise}
-    for column in ("speedup", "speedup_best"):
-        facts |= {column: value, f"{column}_lo": lo, f"{column}_hi": hi}
-    assert metrics.within_noise(facts) is expected
-    assert metrics.within_noise(facts, "speedup_best") is expected
-
-
 def test_modelled_bytes_and_what_they_save() -> None:
     model = (Traffic("x", read=3 * MIB), Traffic("t", read=2 * MIB, write=2 * MIB))
     plain = record(traffic=(*model, Traffic("y", write=MIB)))
@@ -413,6 +393,34 @@ def test_a_new_axis_becomes_a_column_of_the_file_that_is_there(tmp_path: Path) -
     assert path.read_bytes() == whole.read_bytes()
 
 
+def test_json_rows_hold_every_column_in_full() -> None:
+    odd = record(
+        "odd",
+        status=Status.incorrect,
+        timing=None,
+        axes={"M": 3, "causal": False, "eps": 1 / 3},
+        errors=(error("y", math.nan, 1e-2),),
+        telemetry={"power_w": 1e-300 / 3},
+    )
+    records = [record(timing=timing(1234.5678, kernel_ns=(1, 2, 2))), odd]
+    found = json.loads(json.dumps(metrics.rows_json(records), allow_nan=False))
+    assert [[*row] for row in found] == [metrics.csv_columns(records)] * 2
+    first, second = found
+    assert (first["M"], first["causal"], first["eps"], first["samples"]) == (1024, None, None, 130)
+    assert (first["kernel_us"], first["speedup_lo"], first["label"]) == (0.002, None, "")
+    assert (second["M"], second["causal"], second["eps"]) == (3, False, 1 / 3)
+    assert second["error_rel"] == "inf"
+    assert (second["power_w"], second["median_us"], second["samples"]) == (1e-300 / 3, None, None)
+    assert metrics.rows_json([]) == []
+
+
+def test_a_run_is_not_held_against_the_model_of_another() -> None:
+    moved = (Traffic("x", read=4 * MIB),)
+    mine = ours(traffic=(Traffic("x", read=MIB),), run_id="second")
+    found = rows(record(traffic=moved), mine)
+    assert empty(found[1], ["hbm_saved_pct", "speedup"])
+
+
 def test_a_csv_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KernelbenchError, match="cannot be written"):
@@ -434,6 +442,23 @@ def test_every_field_and_status_of_a_record_is_documented() -> None:
         assert {f.name for f in fields(kind)} <= named
     statuses = text.split("## Statuses")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", statuses, flags=re.MULTILINE) == [*map(str, Status)]
+
+
+def test_every_flag_file_and_fact_of_a_run_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "results" / "README.md").read_text(encoding="utf-8")
+    flags = text.split("## Flags")[1].split("\n## ")[0]
+    assert {"ungated", "no-baseline-budget", "shared", "prepacked"} <= set(
+        re.findall(r"^\| `([\w-]+)` \|", flags, flags=re.MULTILINE)
+    )
+    for reason in THROTTLE.values():
+        assert f"`{reason}`" in flags
+    manifest = set(re.findall(r"`(\w+)`", text.split("## manifest.json")[1]))
+    assert manifest >= {
+        "schema", "run_id", "utc", "suite", "gpu", "kernelbench", "machine", "git", "argv",
+        "asked", "suite_text", "ceilings",
+    }  # fmt: skip
+    for untrue in ("ever overwritten", "profiles/", "longer than it was given"):
+        assert untrue not in text
 
 
 def test_a_thousand_records_take_seconds() -> None:

@@ -1,17 +1,20 @@
 """What a reader sees: at 100 columns no number is cut, and none says more than was measured."""
 
 import io
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from test_metrics import MIB, blocks, error, fused, ours, record, timing
 
-from kernelbench import metrics
+from kernelbench import metrics, store
 from kernelbench.report import tables
+from kernelbench.report.verb import report
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic
 
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
@@ -138,10 +141,7 @@ def test_times_take_the_unit_that_suits_them(us: float, arm: float, expected: st
 
 
 def test_a_smoke_run_says_nothing_about_speed() -> None:
-    records = [
-        replace(r, timing=timing(10, timer="host") if r.timing else None, gpu="cpu")
-        for r in job(ceilings=None)
-    ]
+    records = smoke(*job(ceilings=None))
     text = show(records)
     assert tables.SMOKE in text
     assert "correct" in text
@@ -168,6 +168,63 @@ def test_tables_are_one_a_family_mode_and_dtype() -> None:
         "rms_norm · fwd · fp32 · NVIDIA H200",
         "rotary · fwd · bf16 · NVIDIA H200",
     ]
+
+
+def smoke(*records: RunRecord) -> list[RunRecord]:
+    return [
+        replace(r, timing=timing(10, timer="host") if r.timing else None, gpu="a CPU", group="")
+        for r in records
+    ]
+
+
+def titles(records: list[RunRecord]) -> list[str]:
+    return [str(table.title) for table in tables.run_tables(metrics.frame(records))]
+
+
+def test_smoke_runs_have_one_table_a_family() -> None:
+    records = smoke(*job(), *job(mode="bwd", dtype="fp32"), *job(family="rotary"))
+    assert titles(records) == ["rms_norm · a CPU · smoke", "rotary · a CPU · smoke"]
+
+
+def test_smoke_is_said_of_the_machine_not_of_what_went_well_on_it() -> None:
+    lost = record(family="rotary", status=Status.failed, timing=None, gpu="a CPU")
+    assert titles([*smoke(*job()), lost])[1] == "rotary · a CPU · smoke"
+    assert titles([*smoke(*job()), *job()]) == [
+        "rms_norm · a CPU · smoke",
+        "rms_norm · fwd · bf16 · NVIDIA H200",
+    ]
+    both = str(tables.summary(metrics.frame([*smoke(*job()), *job()])))
+    assert f"{tables.SMOKE} (a CPU)" in both
+    assert "smoke" not in show(job())
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_title_is_not_folded_where_nothing_could_be_measured(width: int) -> None:
+    lost = record("x", status=Status.oom, timing=None, reason="", case="a", label="")
+    text = show([lost], width)
+    assert text.splitlines()[0].rstrip() == "rms_norm · fwd · bf16 · NVIDIA H200"
+
+
+def test_markup_in_a_name_is_text() -> None:
+    assert "[/b] · fwd" in show(job(family="[/b]"))
+
+
+def test_headlines_pool_neither_runs_nor_gpus() -> None:
+    def faster(scale: float, **facts: Any) -> list[RunRecord]:
+        made = [replace(r, **facts) for r in job()[:4]]
+        return [*made[:3], replace(made[3], timing=timing(46.1 / scale))]
+
+    alone = str(tables.summary(metrics.frame(faster(2))))
+    assert "rms_norm fwd: rms_norm_triton 2.00 ×" in alone
+    second = faster(8, run_id="second", group="g2")
+    text = str(tables.summary(metrics.frame([*faster(2), *second])))
+    assert "8 records of 2 runs: 8 ok" in text
+    assert "rms_norm fwd in run: rms_norm_triton 2.00 ×" in text
+    assert "rms_norm fwd in second: rms_norm_triton 8.00 ×" in text
+    second = faster(8, gpu="NVIDIA A100", group="g2")
+    text = str(tables.summary(metrics.frame([*faster(2), *second])))
+    assert "rms_norm fwd on NVIDIA H200: rms_norm_triton 2.00 ×" in text
+    assert "rms_norm fwd on NVIDIA A100: rms_norm_triton 8.00 ×" in text
 
 
 def test_two_runs_side_by_side_are_told_apart() -> None:
@@ -206,14 +263,88 @@ def test_plain_where_nobody_can_see_colour(monkeypatch: pytest.MonkeyPatch) -> N
     assert colours == []
 
 
-def test_figures_never_round_a_number_away() -> None:
-    assert [tables._figures(v) for v in (0.36, 1.234, 12.34, 123.4, 12345.6)] == [
-        "0.36",
-        "1.23",
-        "12.3",
-        "123",
-        "12346",
-    ]
-    assert tables._figures(math.nan) == ""
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.36, "0.36"),
+        (0.006, "0.01"),
+        (1.234, "1.23"),
+        (9.6, "9.60"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
+        (12.34, "12.3"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (12345.6, "12346"),
+        (-1.5, "-1.50"),
+        (math.inf, "inf"),
+        (math.nan, ""),
+    ],
+)
+def test_figures_are_three_and_never_round_a_number_away(value: float, expected: str) -> None:
+    assert tables._figures(value) == expected
+
+
+def test_scientific() -> None:
     assert tables._scientific(math.inf) == "inf"
     assert tables._scientific(0.0) == "0"
+    assert tables._scientific(1.7e-3) == "1.7e-3"
+
+
+@pytest.mark.parametrize(
+    ("value", "lo", "hi", "noise", "expected"),
+    [
+        (1.3, 1.2, 1.4, 2.0, False),
+        (1.015, 1.01, 1.02, 2.0, True),
+        (0.985, 0.98, 0.99, 2.0, True),
+        (1.03, 0.99, 1.07, 2.0, True),
+        (0.9, 0.88, 0.92, 2.0, False),
+        (1.3, 1.2, 1.4, math.nan, False),
+        (1.3, 0.9, 1.4, math.nan, True),
+        (1.0, math.nan, math.nan, 2.0, False),
+        (math.nan, math.nan, math.nan, 2.0, False),
+    ],
+)
+def test_within_noise(value: float, lo: float, hi: float, noise: float, expected: bool) -> None:
+    facts = {"noise_pct": noise}
+    for column in ("speedup", "speedup_best"):
+        facts |= {column: value, f"{column}_lo": lo, f"{column}_hi": hi}
+    assert tables.within_noise(facts) is expected
+    assert tables.within_noise(facts, "speedup_best") is expected
+
+
+def reported(folder: Path, **options: Any) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    options = {"families": [], "as_json": False} | options
+    code = report([folder], console=Console(file=out), errors=Console(file=err), **options)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_report_names_lines_that_it_cannot_read_and_shows_the_rest(tmp_path: Path) -> None:
+    with store.create(tmp_path, "h200", "NVIDIA H200", {}) as run:
+        run.append(job()[:4])
+    assert reported(tmp_path)[::2] == (0, "")
+    file = run.path / "records.jsonl"
+    facts = json.loads(job()[0].to_json())
+    with file.open("a", encoding="utf-8") as out:
+        for change in ({"axes": [1]}, {"ceilings": {"read_gbps": "x"}}):
+            out.write(json.dumps(facts | change) + "\n")
+        out.write("[" * 100_000 + "\n")
+    code, shown, said = reported(tmp_path)
+    assert code == 1
+    assert "rms_norm_triton" in shown and "could not be read" not in shown
+    assert [line.split(": ")[0] for line in said.splitlines()[:-1]] == [
+        f"{file}:{number}" for number in (5, 6, 7)
+    ]
+    assert said.splitlines()[-1] == "3 lines could not be read"
+
+
+def test_report_as_json_loses_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = 1e-17 / 3
+    bad = record("bad", status=Status.incorrect, errors=(error("y", math.nan, 1),), timing=None)
+    with store.create(tmp_path, "h200", "NVIDIA H200", {}) as run:
+        run.append([record(errors=(error("y", tiny, 1e-2),)), bad])
+    assert reported(tmp_path, as_json=True)[0] == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["error_rel"], second["error_rel"]) == (tiny, "inf")
+    assert second["median_us"] is None

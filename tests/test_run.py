@@ -15,10 +15,10 @@ import pytest
 
 from kernelbench import families, store, verbs
 from kernelbench.plan import Asked
-from kernelbench.report.progress import Silent
 from kernelbench.run import Options, remaining
 from kernelbench.source import reached, source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
+from kernelbench.verbs import Output
 
 HERE = Path(__file__).parent
 PLUGIN = str(HERE / "plugins" / "falls.py")
@@ -42,8 +42,9 @@ def suite(folder: Path, providers: str, sizes: str = "8", pause: float = 0.0, de
 def go(path: Path, out: Path, quiet_console, **options):
     asked = Asked(plugins=(PLUGIN,), device="cpu")
     plans = verbs.begun([str(path)], asked)
-    watcher = Silent(quiet_console)
-    code = verbs.measure(plans, Options(**options), out, watcher, quiet_console, True, False)
+    code = verbs.measure(
+        plans, Options(**options), out, Output(quiet_console, quiet_console, quiet=True)
+    )
     (folder,) = store.find_runs([out])
     return code, folder
 
@@ -97,21 +98,119 @@ def test_a_baseline_that_falls_leaves_the_others(tmp_path, console, monkeypatch)
         [str(suite(tmp_path, "again"))], Asked(plugins=(str(plugin),), device="cpu")
     )
     out = tmp_path / "out"
-    code = verbs.measure(plans, Options(), out, Silent(console), console, True, False)
+    code = verbs.measure(plans, Options(), out, Output(console, console, quiet=True))
     (folder,) = store.find_runs([out])
     (record,) = store.read(folder)
     assert (code, record.provider, record.status) == (0, "again", Status.ok)
     assert record.errors[0].baseline_rel is None
 
 
-def test_budget_and_fail_fast_leave_jobs_for_a_resume(tmp_path, console):
+def test_family_code_that_raises_is_a_failure_not_a_crash(tmp_path, console):
+    _, folder = go(suite(tmp_path, "plain, picky", sizes="8, 13"), tmp_path / "out", console)
+    found = {(r.case, r.provider): (r.status.value, r.reason) for r in store.read(folder)}
+    assert found["n8-fp32-fwd", "plain"] == ("ok", "")
+    assert found["n8-fp32-fwd", "picky"] == ("failed", "LookupError: cannot say")
+    unknown = ("failed", "ArithmeticError: the cost of 13 is not known")
+    assert found["n13-fp32-fwd", "plain"] == unknown
+
+
+def test_a_death_while_nobody_is_at_work_is_tried_again(tmp_path, console):
+    path = suite(tmp_path, "plain, late")
+    path.write_text(
+        path.read_text().replace(
+            "cases: [{n: [8], dtype: fp32, pause: 0.0}]",
+            "cases: [{n: 8, dtype: fp32, providers: late}, {n: 14, dtype: fp32, providers: plain}]",
+        )
+    )
+    _, folder = go(path, tmp_path / "out", console)
+    assert [(r.case, r.provider, r.status) for r in store.read(folder)] == [
+        ("n8-fp32-fwd", "late", Status.ok),
+        ("n14-fp32-fwd", "plain", Status.ok),
+    ]
+    assert (folder / "worker.log").exists()
+
+
+def test_a_budget_that_runs_out_leaves_the_rest(tmp_path, console):
+    out, sizes = tmp_path / "out", ", ".join(map(str, range(1, 30)))
+    plans = verbs.begun(
+        [str(suite(tmp_path, "plain", sizes=sizes, pause=0.2))],
+        Asked(plugins=(PLUGIN,), device="cpu"),
+    )
+    code = verbs.measure(plans, Options(), out, Output(console, console, quiet=True), budget=8.0)
+    (folder,) = store.find_runs([out])
+    assert code == 0
+    assert 0 < len(store.read(folder)) < 29
+
+
+def test_fail_fast_stops_before_the_next_suite(tmp_path, console):
+    (tmp_path / "b").mkdir()
+    paths = [suite(tmp_path, "plain, wrong"), suite(tmp_path / "b", "plain")]
+    plans = verbs.begun([str(p) for p in paths], Asked(plugins=(PLUGIN,), device="cpu"))
+    output = Output(console, console, quiet=True)
+    assert verbs.measure(plans, Options(fail_fast=True), tmp_path / "out", output) == 1
+    assert len(store.find_runs([tmp_path / "out"])) == 1
+
+
+def test_quick_and_no_interleave_change_how_every_job_is_measured(tmp_path):
+    path = str(suite(tmp_path, "plain"))
+    (job,) = verbs.begun([path], Asked(plugins=(PLUGIN,), quick=True))[0].jobs
+    assert (job.measure.max_seconds, job.measure.timers) == (0.2, ())
+    (job,) = verbs.begun([path], Asked(plugins=(PLUGIN,), interleave=False))[0].jobs
+    assert job.measure.interleave is False
+
+
+def test_a_suite_made_for_another_gpu_says_so_and_runs(tmp_path):
+    path = suite(tmp_path, "plain")
+    path.write_text(path.read_text().replace("device: cpu", "device: cpu\ngpu: H200"))
+    done = subprocess.run(
+        [*command(str(path), "--plugin", PLUGIN, out=tmp_path / "out")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.startswith("falls was made for H200; this is ")
+
+
+def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console):
+    _, folder = go(suite(tmp_path, "plain"), tmp_path / "out", console)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"gpu": "NVIDIA B200"}))
+    with pytest.raises(UsageError, match="was measured on NVIDIA B200"):
+        verbs.measure(verbs.resumed(folder, [], Asked()), Options(), tmp_path / "out",
+                      Output(console, console))  # fmt: skip
+
+
+def test_a_plugin_whose_code_changed_is_measured_anew_and_says_so(tmp_path, capsys, console):
+    plugin = tmp_path / "falls.py"
+    plugin.write_text(Path(PLUGIN).read_text())
+    asked = Asked(plugins=(str(plugin),), device="cpu")
+    output, out = Output(console, console, quiet=True), tmp_path / "out"
+    verbs.measure(verbs.begun([str(suite(tmp_path, "plain"))], asked), Options(), out, output)
+    (folder,) = store.find_runs([out])
+    plugin.write_text(plugin.read_text().replace('a["x"] * 2.02', 'a["x"] * 2.03'))
+    arguments = [sys.executable, "-m", "kernelbench", "run", "--resume", str(folder), "-q"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "falls: its code changed since it was measured; measured anew" in done.stderr
+    assert (len(store.history(folder)), len(store.read(folder))) == (2, 1)
+    assert {path.name for path in folder.glob("worker*.log")} == {"worker.log", "worker-2.log"}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "measured anew" not in done.stderr
+    assert len(store.history(folder)) == 2
+
+
+def test_the_worker_looks_for_modules_where_its_parent_does(tmp_path, console, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise ImportError('the wrong queue')")
+    monkeypatch.chdir(tmp_path)
+    code, _ = go(suite(tmp_path, "plain"), tmp_path / "out", console)
+    assert code == 0
+
+
+def test_fail_fast_leaves_jobs_for_a_resume(tmp_path, console):
     out = tmp_path / "out"
     path = suite(tmp_path, "plain, wrong", sizes="8, 9, 10")
     code, folder = go(path, out, console, fail_fast=True)
     assert code == 1
     assert {record.case for record in store.read(folder)} == {"n8-fp32-fwd"}
     plans = verbs.resumed(folder, [str(path)], Asked())
-    assert verbs.measure(plans, Options(), out, Silent(console), console, True, False) == 1
+    assert verbs.measure(plans, Options(), out, Output(console, console, quiet=True)) == 1
     records = store.history(folder)
     assert Counter(r.key for r in records).most_common(1)[0][1] == 1
     assert len(records) == 6
@@ -167,7 +266,7 @@ def test_a_job_with_a_lost_record_is_measured_whole_where_it_was_timed():
 def test_source_hash_follows_imports():
     family = families.load()["rms_norm"]
     names = {path.name for path in reached(Path(families.__path__[0]) / "rms_norm.py")}
-    assert {"rms_norm.py", "launch.py", "_torch.py", "case.py"} <= names
+    assert {"rms_norm.py", "launch.py", "provide.py", "case.py"} <= names
     assert "cli.py" not in names and "rotary.py" not in names
     assert source_hash(family) == source_hash(family) != source_hash(families.load()["rotary"])
 
@@ -179,8 +278,8 @@ def test_a_cuda_suite_without_a_gpu_names_the_one_that_runs(tmp_path, console):
         pytest.skip("there is a GPU")
     plans = verbs.begun([str(suite(tmp_path, "plain", device="cuda"))], Asked(plugins=(PLUGIN,)))
     with pytest.raises(UsageError, match=r"no CUDA device: .*configs/smoke.yaml"):
-        verbs.measure(plans, Options(), tmp_path / "out", Silent(console), console, True, False)
-    assert not list((tmp_path / "out").iterdir())  # nothing is left behind
+        verbs.measure(plans, Options(), tmp_path / "out", Output(console, console, quiet=True))
+    assert not (tmp_path / "out").exists()  # nothing is left behind
 
 
 def command(*arguments: str, out: Path) -> list[str]:
@@ -231,6 +330,8 @@ def test_an_interrupt_ends_cleanly_with_what_is_there(tmp_path):
     while not (out.exists() and store.find_runs([out]) and store.read(store.find_runs([out])[0])):
         time.sleep(0.1)
         assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    workers = children.split()
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -238,7 +339,4 @@ def test_an_interrupt_ends_cleanly_with_what_is_there(tmp_path):
     (folder,) = store.find_runs([out])
     rows = (folder / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + len(store.read(folder))
-    leftover = subprocess.run(
-        ["pgrep", "-f", "kernelbench.worker"], capture_output=True, text=True, check=False
-    )
-    assert str(process.pid) not in leftover.stdout
+    assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)

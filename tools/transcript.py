@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 
-def transcript(command: str, *, lines: slice = slice(None)) -> None:
-    """Run `kernelbench …` as a user at 100 columns would, and print prompt and output."""
+def transcript(command: str, *, head: int = 1000, tail: int = 0) -> None:
+    """Run `kernelbench …` as a user at 100 columns would, and print prompt and output.
+
+    head, tail: lines to keep of a long output; `…` stands for the others.
+    """
     program, *arguments = command.split()
     assert program == "kernelbench"
     done = subprocess.run(
@@ -18,5 +21,7 @@ def transcript(command: str, *, lines: slice = slice(None)) -> None:
     )
     if done.returncode > 1:
         raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stderr}")
-    shown = [line.rstrip() for line in done.stdout.rstrip().splitlines()][lines]
-    print("\n".join(["```console", f"$ {command}", *shown, "```"]))
+    lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
+    if len(lines) > head + tail:
+        lines = [*lines[:head], "…", *lines[len(lines) - tail :]]
+    print("\n".join(["```console", f"$ {command}", *lines, "```"]))

@@ -5,13 +5,14 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kernelbench.spec import Case, Family, KernelbenchError, Role, UsageError
+from kernelbench.spec import Case, Family, Role, UsageError
 
 GROUP = "kernelbench.families"
 
@@ -25,33 +26,38 @@ def load(plugins: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     of one name.
     """
     found: dict[str, Family[Any]] = {}
-    for origin, family in _every(plugins):
+    for origin, file, family in _every(plugins):
         if not isinstance(family, Family):
             raise UsageError(f"{origin}: no `FAMILY = Family(…)` (see docs/add-a-family.md)")
         if family.name in found:
             raise UsageError(f"{origin}: there is a family {family.name!r} already")
         _validate(origin, family)
-        found[family.name] = family
+        found[family.name] = replace(family, origin=file)
     return found
 
 
-def _every(plugins: tuple[str, ...]) -> Iterator[tuple[str, object]]:
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        if module.startswith("_"):
-            continue
-        name = f"{__name__}.{module}"
-        yield name, getattr(importlib.import_module(name), "FAMILY", None)
+def _every(plugins: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
+    """What each is called in errors, its file, and what ought to be a family."""
+    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        module = importlib.import_module(f"{__name__}.{name}")
+        yield module.__name__, str(module.__file__), getattr(module, "FAMILY", None)
     for entry in importlib.metadata.entry_points(group=GROUP):
-        yield f"entry point {entry.name} ({entry.value})", _entry(entry)
+        origin = f"entry point {entry.name} = {entry.value} (pip uninstall its package to go on)"
+        family = _guarded(origin, entry.load)
+        yield origin, str(getattr(sys.modules.get(entry.module), "__file__", "") or ""), family
     for path in plugins:
-        yield path, getattr(_module(Path(path)), "FAMILY", None)
+        module = _guarded(f"--plugin {path}", partial(_module, Path(path)))
+        yield f"--plugin {path}", path, getattr(module, "FAMILY", None)
 
 
-def _entry(entry: importlib.metadata.EntryPoint) -> object:
+def _guarded(origin: str, load: Callable[[], Any]) -> Any:
+    """Somebody else's code may raise whatever it likes: one clear error says whose it was."""
     try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise KernelbenchError(f"entry point {entry.name} ({entry.value}): {error}") from None
+        return load()
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        raise UsageError(f"{origin}: {type(error).__name__}: {error}") from None
 
 
 def _module(path: Path) -> ModuleType:
@@ -60,10 +66,7 @@ def _module(path: Path) -> ModuleType:
         raise UsageError(f"--plugin {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks for the types of its fields
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"--plugin {path}: {type(error).__name__}: {error}") from None
+    spec.loader.exec_module(module)
     return module
 
 
@@ -74,5 +77,5 @@ def _validate(origin: str, family: Family[Any]) -> None:
     baselines = [p.name for p in family.providers if p.role is Role.baseline]
     if len(baselines) != 1:
         raise UsageError(f"{origin}: exactly one provider has the role baseline, got {baselines}")
-    if not issubclass(family.case, Case):
+    if not (isinstance(family.case, type) and issubclass(family.case, Case)):
         raise UsageError(f"{origin}: `case` must be a subclass of Case")

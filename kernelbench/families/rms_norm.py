@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernelbench.families._torch import compiled, eager_traffic, no_compiler
+from kernelbench.provide import compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
     Case,
@@ -207,6 +207,7 @@ def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
     )
 
 
+LIGER_MOST = 65536  # columns
 LIGER = {
     Casting.fp32: ("gemma", 0.0),  # gemma rounds once; its 1 + w is the offset
     Casting.llama: ("llama", 0.0),
@@ -229,6 +230,12 @@ def liger(case: RMSNormCase, config: Any) -> Call:
 
 def gpu_only(case: RMSNormCase, device: Device) -> str | None:
     return None if device.kind == "cuda" else "a GPU package; there is no GPU here"
+
+
+def liger_serves(case: RMSNormCase, device: Device) -> str | None:
+    if case.N > LIGER_MOST:
+        return f"Liger takes rows of at most {LIGER_MOST}"
+    return gpu_only(case, device)
 
 
 def quack(case: RMSNormCase, config: Any) -> Call:
@@ -367,7 +374,7 @@ FAMILY = Family(
             liger,
             traffic=fused_traffic,
             requires=("triton", "liger_kernel"),
-            unsupported=gpu_only,
+            unsupported=liger_serves,
         ),
         Provider(
             "quack",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.families._torch import compiled, eager_traffic, no_compiler
+from kernelbench.provide import compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
     Case,

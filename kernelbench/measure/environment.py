@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.spec import Device, DType, UsageError
+from kernelbench.spec import Device, DType, NoGPUError
 
 TORCH_DTYPES = {
     DType.fp32: torch.float32,
@@ -24,7 +24,6 @@ PACKAGES = (
     "triton",
     "numpy",
     "pandas",
-    "nvtx",
     "liger-kernel",
     "quack-kernels",
     "nvidia-cutlass-dsl",
@@ -35,11 +34,11 @@ def use(kind: str) -> str:
     """Settle on `cuda` or `cpu` for `auto|cuda|cpu`, and make the CPU able to run Triton.
 
     Must run before anything of ours with a Triton kernel is imported: the interpreter is chosen
-    when `@triton.jit` is applied. Raises UsageError when a GPU is asked for and none is there.
+    when `@triton.jit` is applied. Raises NoGPUError when a GPU is asked for and none is there.
     """
     found = torch.cuda.is_available()
     if kind == "cuda" and not found:
-        raise UsageError(f"no CUDA device: {why_no_cuda()}. `kernelbench doctor` says more")
+        raise NoGPUError(f"no CUDA device: {why_no_cuda()}. `kernelbench doctor` says more")
     if kind == "cuda" or (kind == "auto" and found):
         return "cuda"
     os.environ["TRITON_INTERPRET"] = "1"

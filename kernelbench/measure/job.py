@@ -50,17 +50,16 @@ class JobRun:
         self.family, self.session, self._tell = family, session, tell
         self.job, self.context, self.request = request.job, request.context, request
         self.case = request.job.case
-        self.cost = family.cost(self.case)
         self._now = ""  # the provider that is at work
 
     def run(self) -> Iterator[list[RunRecord]]:
         able = []
         for provider in (self.family.provider(name) for name in self.job.providers):
-            reason = why_not(provider, self.case, self.session.device)
+            reason = self._attempt(partial(self._why_not, provider), provider.name)
             if reason is None:
                 able.append(provider)
             else:
-                yield [self._record(provider, Failure(Status.skipped, reason))]
+                yield [self._record(provider, reason)]
         if not able:
             return
         self.tell("", "inputs")
@@ -75,6 +74,10 @@ class JobRun:
             yield from self._time(candidates)
         elif candidates:
             yield [self._answer(c, Status.ok, "", flags=tuple(c.flags)) for c in candidates]
+
+    def _why_not(self, provider: Provider[Any]) -> Failure | None:
+        reason = why_not(provider, self.case, self.session.device)
+        return None if reason is None else Failure(Status.skipped, reason)
 
     def _prove(
         self, able: list[Provider[Any]], candidates: list[Candidate]
@@ -104,13 +107,14 @@ class JobRun:
         gc.collect()
         if self.session.device.kind == "cuda":
             torch.cuda.empty_cache()
+        self.cost = self.family.cost(self.case)
         return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
 
     def _baseline_first(self, able: list[Provider[Any]]) -> list[Provider[Any]]:
         baseline = self.family.baseline
         self._baseline: dict[str, check.Deviation] | None = None
         lost = baseline.name in self.request.without
-        if lost or why_not(baseline, self.case, self.session.device) is not None:
+        if lost or self._attempt(partial(self._why_not, baseline), baseline.name) is not None:
             return able
         return [baseline, *(p for p in able if p is not baseline)]
 

@@ -79,7 +79,7 @@ def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
             if device.no_triton:
                 return device.no_triton
         elif importlib.util.find_spec(module) is None:
-            return f"{module} is not installed (pip install 'kernelbench[peers]')"
+            return f"{module} is not installed (`kernelbench doctor` says how to get it)"
     if "triton" in provider.requires and device.kind == "cpu" and case.dtype is DType.bf16:
         return "bf16 arithmetic is wrong in Triton's interpreter"
     return provider.unsupported(case, device)

@@ -109,6 +109,7 @@ class LiveView(Plain):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=24 * 3600,  # a job may take minutes
         )
         self._task = self._bar.add_task("jobs", total=None)
         self._rows: deque[tuple[str, str, str]] = deque(maxlen=LATEST)

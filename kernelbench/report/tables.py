@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench.metrics import within_noise
-
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -60,14 +58,28 @@ def _figures(value: float, significant: int = 3) -> str:
         return ""
     if math.isinf(value):
         return "inf"
-    whole = len(f"{abs(value):.0f}")
-    return f"{value:.{max(significant - whole, 0)}f}"
+    decimals = significant - 1
+    while decimals and len(f"{abs(value):.{decimals}f}") > significant + 1:
+        decimals -= 1
+    return f"{value:.{decimals}f}"
 
 
 def _percent(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:.2g}%" if abs(value) < 9.95 else f"{value:.0f}%"
+
+
+def within_noise(row: Row, column: str = "speedup") -> bool:
+    """Whether a row's speedup is no difference: |speedup − 1| within the noise floor of its job,
+    or 1 within its own 95 % interval. False for the yardstick itself, which has no interval.
+
+    column: `speedup` or `speedup_best`.
+    """
+    value, lo, hi = (row[name] for name in (column, f"{column}_lo", f"{column}_hi"))
+    if any(math.isnan(v) for v in (value, lo, hi)):
+        return False
+    return bool(lo <= 1 <= hi or abs(value - 1) * 100 <= row["noise_pct"])
 
 
 def _speedup_best(row: Row) -> str:
@@ -122,12 +134,16 @@ _CHECKS = (
 def run_tables(frame: "DataFrame", width: int = WIDTH) -> list[Table]:
     """One table a GPU, family, mode and dtype of a `metrics.frame`, cases one below another.
 
+    Smoke runs, which compare nothing, have one a family.
     width: columns to stay within; what does not fit folds provider names, never numbers.
     """
     rows = _rows(frame)
+    smoke = _smoke(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(str(row[name]) for name in ("family", "mode", "dtype", "gpu"))
+        small = row["gpu"] in smoke
+        names = ("family", "gpu") if small else ("family", "mode", "dtype", "gpu")
+        key = (*(str(row[name]) for name in names), "smoke" if small else "")
         parts.setdefault(key, []).append(row)
     several = len({row["run_id"] for row in rows}) > 1
     return [_table(key, part, width, several) for key, part in parts.items()]
@@ -137,13 +153,14 @@ def _rows(frame: "DataFrame") -> list[Row]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _smoke(rows: Sequence[Row]) -> bool:
-    timers = {row["timer"] for row in rows}
-    return "host" in timers and "gated" not in timers
+def _smoke(rows: Sequence[Row]) -> set[str]:
+    """The machines without a GPU, known by their timer. Where nothing at all could be timed,
+    there is nothing that might be taken for a GPU's speed."""
+    return {row["gpu"] for row in rows if row["timer"] == "host"}
 
 
 def _table(key: tuple[str, ...], rows: Sequence[Row], width: int, several_runs: bool) -> Table:
-    smoke = _smoke(rows)
+    smoke = key[-1]
     good = [row for row in rows if row["status"] == "ok"]
     columns = [
         column
@@ -151,10 +168,11 @@ def _table(key: tuple[str, ...], rows: Sequence[Row], width: int, several_runs: 
         if column is _PROVIDER or any(column.cell(row) for row in good)
     ]
     widths = _widths(columns, rows, good, width)
+    title = Text(" · ".join(part for part in key if part), style="bold")
     table = Table(
-        title=" · ".join(part for part in (*key, "smoke" if smoke else "") if part),
+        title=title,
         title_justify="left",
-        title_style="bold",
+        min_width=min(title.cell_len, width),  # or rich folds it where the table is narrow
         box=None,
         show_header=False,
         padding=0,
@@ -242,25 +260,32 @@ def _answer(row: Row) -> str:
 
 
 def summary(frame: "DataFrame") -> Text:
-    """Counts by status, and for each of our kernels the geometric mean of `speedup_best`."""
+    """Counts by status, and for each of our kernels the geometric mean of `speedup_best`.
+
+    Runs and GPUs are never pooled: where there are several, each headline names its own.
+    """
     rows = _rows(frame)
     statuses = Counter(str(row["status"]) for row in rows)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     plural = "s" if len(rows) != 1 else ""
-    lines = [f"{len(rows)} record{plural}: {counts}" if rows else "no records"]
+    runs, gpus = ({row[name] for row in rows} for name in ("run_id", "gpu"))
+    of = f" of {len(runs)} runs" if len(runs) > 1 else ""
+    lines = [f"{len(rows)} record{plural}{of}: {counts}" if rows else "no records"]
     if _smoke(rows):
-        lines.append(SMOKE)
+        lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(_smoke(rows)))})")
     ours: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
-            key = tuple(str(row[name]) for name in ("gpu", "family", "mode", "provider"))
+            key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
-    lines += [_headline(key, part) for key, part in ours.items()]
+    for (run, gpu, *what), part in ours.items():
+        where = (f" on {gpu}" if len(gpus) > 1 else "", f" in {run}" if len(runs) > 1 else "")
+        lines.append(_headline(what, "".join(where), part))
     return Text("\n".join(lines))
 
 
-def _headline(key: tuple[str, ...], rows: Sequence[Row]) -> str:
-    _, family, mode, provider = key
+def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
+    family, mode, provider = what
     mean = math.exp(sum(math.log(row["speedup_best"]) for row in rows) / len(rows))
     equal = sum(within_noise(row, "speedup_best") for row in rows)
     doubtful = sum(bool(row["flags"]) for row in rows)
@@ -270,7 +295,7 @@ def _headline(key: tuple[str, ...], rows: Sequence[Row]) -> str:
         f"{doubtful} flagged" if doubtful else "",
     ]
     return (
-        f"{family} {mode}: {provider} {_figures(mean)} × the best other "
+        f"{family} {mode}{where}: {provider} {_figures(mean)} × the best other "
         f"({', '.join(note for note in notes if note)})"
     )
 

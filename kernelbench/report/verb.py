@@ -1,5 +1,6 @@
 """`kernelbench report`: tables from run folders, on any machine, without torch."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,19 +18,21 @@ def report(
     errors: Console,
     as_json: bool,
 ) -> int:
-    """Print what the runs hold; name what cannot be read. Exit code 1 if a provider is bad.
+    """Print what the runs hold; name what cannot be read. Exit code 1 if a provider is bad or a
+    line could not be read.
 
     Raises UsageError for a folder without runs and for a family that no run has.
     """
     runs = store.find_runs(folders)
     if not runs:
         raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
-    records = []
+    records, problems = [], list[str]()
     for run in runs:
-        found, problems = store.read_with_problems(run)
-        records.extend(found)
-        for problem in problems:
-            errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        found, damaged = store.read_with_problems(run)
+        records += found
+        problems += damaged
+    for problem in problems:
+        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
     known = dict.fromkeys(record.family for record in records)
     for family in families:
         if family not in known:
@@ -37,9 +40,10 @@ def report(
                 f"--family: no family {family!r} in these runs{suggest(family, known)}"
             )
     records = [record for record in records if not families or record.family in families]
-    frame = metrics.frame(records)
     if as_json:
-        print(frame.to_json(orient="records"))
+        print(json.dumps(metrics.rows_json(records), allow_nan=False))
     else:
-        tables.render(frame, console)
-    return int(any(record.status.bad for record in records))
+        tables.render(metrics.frame(records), console)
+    if problems:
+        errors.print(f"{len(problems)} line{'s' * (len(problems) != 1)} could not be read")
+    return int(bool(problems) or any(record.status.bad for record in records))

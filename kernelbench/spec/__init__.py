@@ -1,7 +1,7 @@
 """The words: case, family, provider, job, record. Standard library only."""
 
 from kernelbench.spec.case import Axis, Case, Distribution, DType, Mode, axis
-from kernelbench.spec.errors import KernelbenchError, UsageError, suggest
+from kernelbench.spec.errors import KernelbenchError, NoGPUError, UsageError, suggest
 from kernelbench.spec.family import (
     Accuracy,
     Call,
@@ -42,6 +42,7 @@ __all__ = [
     "KernelbenchError",
     "Measure",
     "Mode",
+    "NoGPUError",
     "OutputError",
     "Provider",
     "Role",

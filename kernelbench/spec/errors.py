@@ -12,6 +12,10 @@ class UsageError(KernelbenchError):
     """Bad input: a suite, an option or an argument."""
 
 
+class NoGPUError(UsageError):
+    """A GPU was asked for, and there is none."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'N'? Known: M, N` for a word that is not known."""
     names = list(known)

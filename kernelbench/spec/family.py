@@ -155,6 +155,7 @@ class Family(Generic[C]):
         for (`case.mode` is not fwd). Pieces of outputs that are not asked for are ignored.
     cost: the work the algorithm must do in the case's mode.
     checks: small cases that every provider must pass everywhere.
+    origin: the file it was loaded from; `families.load` fills it in.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Family(Generic[C]):
     providers: tuple[Provider[C], ...]
     checks: tuple[C, ...]
     grads: Callable[[C], tuple[str, ...]] = nothing
+    origin: str = ""
 
     def provider(self, name: str) -> Provider[C]:
         return next(p for p in self.providers if p.name == name)

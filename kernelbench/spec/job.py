@@ -46,7 +46,6 @@ class Job:
     providers: tuple[str, ...]
     label: str = ""
     measure: Measure = field(default_factory=Measure)
-    gpus: int = 1
 
     @property
     def id(self) -> str:

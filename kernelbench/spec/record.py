@@ -1,11 +1,13 @@
 """A record: the facts of one (job, provider). What is derived from them is in `metrics`."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kernelbench.spec.case import AxisValue
 from kernelbench.spec.errors import KernelbenchError
@@ -13,6 +15,11 @@ from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
 from kernelbench.spec.job import Job
 
 SCHEMA = 1
+
+M = TypeVar("M")
+
+_MOST = 2**62  # whole numbers stay below, so that a sum of two fits 64 bits
+_ENDLESS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
 
 
 class Status(StrEnum):
@@ -113,7 +120,7 @@ class RunRecord:
     timing: Timing | None = None
     peak_bytes: int | None = None  # over the live inputs
     ceilings: Mapping[str, float] | None = None  # at this footprint: read_gbps, copy_gbps, tflops
-    telemetry: Mapping[str, Any] | None = None  # sm_mhz, power_w, temp_c
+    telemetry: Mapping[str, float] | None = None  # sm_mhz, power_w, temp_c
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -121,24 +128,27 @@ class RunRecord:
         return (self.family, self.case, self.provider)
 
     def to_json(self) -> str:
-        """One line. Values that are empty are left out."""
+        """One line of strict JSON. Values that are empty are left out.
+
+        A float that is no number of JSON is the text "inf", "-inf" or "nan".
+        """
         facts = {k: v for k, v in asdict(self).items() if not _empty(v)}
-        return json.dumps(facts, separators=(",", ":"), allow_nan=True)
+        return json.dumps(_plain(facts), separators=(",", ":"), allow_nan=False)
 
     @staticmethod
     def from_json(line: str) -> "RunRecord":
         """The inverse of `to_json`. Raises KernelbenchError saying what is wrong with the line."""
         try:
             facts = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise KernelbenchError(f"not JSON ({error})") from None
-        if not isinstance(facts, dict) or "schema" not in facts:
+        if not isinstance(facts, dict) or type(facts.get("schema")) is not int:
             raise KernelbenchError("not a record: no 'schema'")
         if facts["schema"] != SCHEMA:
             raise KernelbenchError(f"schema {facts['schema']}, this version reads schema {SCHEMA}")
         try:
-            return _record(facts)
-        except (TypeError, ValueError, KeyError) as error:
+            return _made(RunRecord, facts)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise KernelbenchError(f"not a record of schema {SCHEMA}: {error}") from None
 
 
@@ -181,28 +191,52 @@ def _empty(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, tuple, dict)) and not value)
 
 
-def _tuples(blocks: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(block) for block in blocks)
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _record(facts: dict[str, Any]) -> RunRecord:
-    typed = dict(facts)
-    typed["status"] = Status(facts["status"])
-    typed["role"] = Role(facts["role"])
-    typed["accuracy"] = Accuracy(facts["accuracy"])
-    typed["flags"] = tuple(facts.get("flags", ()))
-    typed["errors"] = tuple(OutputError(**e) for e in facts.get("errors", ()))
-    if "traffic" in facts:
-        typed["traffic"] = tuple(Traffic(**t) for t in facts["traffic"])
-    if "timing" in facts:
-        timing = dict(facts["timing"])
-        for name in ("blocks_ns", "again_ns"):
-            timing[name] = _tuples(timing.get(name, []))
-        for name in ("kernel_ns", "host_ns", "graph_ns"):
-            timing[name] = tuple(timing.get(name, ()))
-        typed["timing"] = Timing(**timing)
-    known = {f.name for f in fields(RunRecord)}
-    unknown = set(typed) - known
-    if unknown:
-        raise KeyError(f"unknown field {sorted(unknown)[0]!r}")
-    return RunRecord(**typed)
+def _made(kind: type[M], facts: Mapping[str, Any]) -> M:
+    """A dataclass from a JSON object. Raises ValueError naming the field that is wrong, or
+    TypeError naming those that are missing."""
+    known, found = get_type_hints(kind), {}
+    for name, value in facts.items():
+        if name not in known:
+            raise ValueError(f"unknown field {name!r}")
+        try:
+            found[name] = _read(known[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return kind(**found)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """A JSON value as the annotation `kind` wants it. Raises ValueError where it is another."""
+    given: type[Any] = type(value)
+    if kind is Any:
+        nested: dict[Any, Any] = {dict: Mapping[str, Any], list: tuple[Any, ...]}
+        kind = nested.get(given, given)
+    elif isinstance(kind, UnionType):
+        kinds = get_args(kind)
+        kind = given if given in kinds else kinds[0]
+    if kind is int and (given is int or (given is float and value.is_integer())):
+        if abs(value) >= _MOST:
+            raise ValueError("a whole number of more than 62 bits")
+        return int(value)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple and given is list:
+        return tuple([_read(inner[0], each) for each in value])
+    if origin is Mapping and given is dict:
+        return {_read(str, name): _read(inner[1], each) for name, each in value.items()}
+    if given is dict and isinstance(kind, type) and is_dataclass(kind):
+        return _made(kind, value)
+    if kind is float and (given in (int, float) or (given is str and value in _ENDLESS)):
+        return float(_ENDLESS.get(value, value))
+    if given is str and isinstance(kind, type) and issubclass(kind, str):
+        return kind(value.encode(errors="replace").decode())  # half a surrogate prints nowhere
+    if kind in (bool, NoneType) and given is kind:
+        return value
+    raise ValueError(f"{given.__name__}, not {getattr(kind, '__name__', kind)}")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ class FallsCase(Case):
 
 
 def inputs(case, draw):
+    if case.n == 14:
+        time.sleep(3)  # long enough for what an earlier job left behind
     return {"x": draw(case.n)}
 
 
@@ -53,6 +56,20 @@ def runs_out():
     raise torch.OutOfMemoryError("tried to allocate 1 PiB")
 
 
+def leaves_a_thread_behind():
+    threading.Timer(1.5, os._exit, [9]).start()
+
+
+def cost(case):
+    if case.n == 13:
+        raise ArithmeticError("the cost of 13 is not known")
+    return Cost(case.n, 4 * case.n, 4 * case.n)
+
+
+def picky(case, device):
+    raise LookupError("cannot say")
+
+
 FAMILY = Family(
     name="falls",
     title="Doubling, and every way to fall at it",
@@ -60,7 +77,7 @@ FAMILY = Family(
     inputs=inputs,
     outputs=lambda case: ("y",),
     oracle=oracle,
-    cost=lambda case: Cost(case.n, 4 * case.n, 4 * case.n),
+    cost=cost,
     checks=(FallsCase(n=8, dtype=DType.fp32),),
     providers=(
         Provider(
@@ -76,6 +93,8 @@ FAMILY = Family(
         Provider("raises", Role.peer, falls(fails)),
         Provider("oom", Role.peer, falls(runs_out)),
         Provider("wrong", Role.peer, lambda case, config: lambda a: a["x"] * 2.02),
+        Provider("late", Role.peer, falls(leaves_a_thread_behind)),
+        Provider("picky", Role.peer, double, unsupported=picky),
         Provider("absent", Role.peer, double, requires=("no_such_module",)),
     ),
 )

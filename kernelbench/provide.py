@@ -1,4 +1,4 @@
-"""What families share about PyTorch: a compile that cannot fall back, and a count of its bytes."""
+"""For writing providers: a torch.compile that cannot fall back, the bytes of eager operators."""
 
 import shutil
 from collections.abc import Callable
