@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import cog
+
 
 def transcript(command: str, *, head: int = 1000, tail: int = 0) -> None:
     """Run `kernelbench …` as a user at 100 columns would, and print prompt and output.
@@ -24,4 +26,4 @@ def transcript(command: str, *, head: int = 1000, tail: int = 0) -> None:
     lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
     if len(lines) > head + tail:
         lines = [*lines[:head], "…", *lines[len(lines) - tail :]]
-    print("\n".join(["```console", f"$ {command}", *lines, "```"]))
+    cog.outl("\n".join(["```console", f"$ {command}", *lines, "```"]))
