@@ -186,7 +186,7 @@ def shown(line: str) -> bool:
 def test_nesting_without_end_is_named() -> None:
     with pytest.raises(KernelbenchError, match="not JSON"):
         RunRecord.from_json("[" * 100_000)
-    depths = [10, 100, 300, 400, 450, 500, 900]
+    depths = [10, 100, 300, 400, 450, 500, 900, 100_000]
     lines = [json.dumps(FACTS | {"config": {"a": "deep"}}).replace('"deep"', "[" * n + "]" * n)
              for n in depths]  # fmt: skip
     answers = [shown(line) for line in lines]

@@ -160,7 +160,7 @@ def test_why_not() -> None:
     triton = provider("p", right, requires=("triton",))
     refuses = provider("p", right, unsupported=lambda case, device: f"R is {case.R}")
     assert why_not(needs, CASE, CPU) == (
-        "no_such_module_here is not installed (pip install 'kernelbench[peers]')"
+        "no_such_module_here is not installed (`kernelbench doctor` says how to get it)"
     )
     assert why_not(triton, CASE, replace(CPU, no_triton="no Triton")) == "no Triton"
     assert why_not(triton, bf16, CPU) == "bf16 arithmetic is wrong in Triton's interpreter"

@@ -1,6 +1,5 @@
 """The clock and the checks where they matter: on a GPU."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -243,6 +242,49 @@ def test_half_an_output_is_nan(session: Session, mode: Mode) -> None:
     assert ("NaN in dx" if mode is Mode.bwd else "NaN in y") in record.reason
 
 
+# Runs before the test that fills the GPU: what that leaves in the allocator's cache is in use.
+LOST = """
+import torch, triton, triton.language as tl
+from toy import CASE, provider, right, run, toy
+from kernelbench.measure import environment
+from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.job import DeviceLostError, Session
+from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import CudaClock
+
+@triton.jit
+def far(x):
+    tl.store(x + (1 << 42), 1.0)
+
+def bad(a):
+    far[(1,)](a["x"])
+    return right(a)
+
+device = environment.device("cuda")
+session = Session(device, CudaClock(device), Ceilings(), Telemetry.open(None))
+try:
+    run(toy(provider("bad", bad)), CASE, session=session)
+except DeviceLostError as lost:
+    print("lost", lost.provider, "|", lost)
+"""
+
+
+def test_an_illegal_access_is_a_lost_device(tmp_path: Path) -> None:
+    tests = Path(__file__).parent.parent
+    script = tmp_path / "lost.py"  # a file: Triton reads the source of its kernels
+    script.write_text(LOST)
+    path = os.pathsep.join([str(tests), str(tests.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.startswith("lost bad |"), done.stderr
+    assert "illegal memory access" in done.stdout
+
+
 def test_one_out_of_memory_leaves_the_others_measured(session: Session) -> None:
     def hungry(a: Tensors) -> Any:
         held = [a["x"].new_empty(1 << 30) for _ in range(1000)]
@@ -279,46 +321,3 @@ def test_the_limits_of_this_machine_are_plausible(clock: CudaClock) -> None:
 
 
 # In a process of its own: none can use the GPU any more once its context is lost.
-
-LOST = """
-import torch, triton, triton.language as tl
-from toy import CASE, provider, right, run, toy
-from kernelbench.measure import environment
-from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import DeviceLostError, Session
-from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.timer import CudaClock
-
-@triton.jit
-def far(x):
-    tl.store(x + (1 << 42), 1.0)
-
-def bad(a):
-    far[(1,)](a["x"])
-    return right(a)
-
-device = environment.device("cuda")
-session = Session(device, CudaClock(device), Ceilings(), Telemetry.open(None))
-try:
-    run(toy(provider("bad", bad)), CASE, session=session)
-except DeviceLostError as lost:
-    print("lost", lost.provider, "|", lost)
-"""
-
-
-def test_an_illegal_access_is_a_lost_device(tmp_path: Path) -> None:
-    gc.collect()
-    torch.cuda.empty_cache()  # the other process needs room, too
-    tests = Path(__file__).parent.parent
-    script = tmp_path / "lost.py"  # a file: Triton reads the source of its kernels
-    script.write_text(LOST)
-    path = os.pathsep.join([str(tests), str(tests.parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.startswith("lost bad |"), done.stderr
-    assert "illegal memory access" in done.stdout
