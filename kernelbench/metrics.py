@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import times
 from kernelbench.limits import floors_ns
-from kernelbench.spec import KernelbenchError, OutputError, Role, RunRecord, Status, Timing
-from kernelbench.statistics import Interval, median_interval, noise_floor, ratio_interval
+from kernelbench.spec import KernelbenchError, OutputError, Role, RunRecord, Status
+from kernelbench.statistics import Interval, noise_floor, ratio_interval
+from kernelbench.times import again_ns, blocks_ns
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -39,20 +41,6 @@ _RESULT = [
 # fmt: on
 _WHOLE = {"schema", "samples", "flops", "bytes_min"}
 _TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", "gpu"}
-
-
-def blocks_ns(timing: Timing) -> list[list[int]]:
-    """The samples in ns less what the event pair adds, block by block; not below 0."""
-    return _corrected(timing.blocks_ns, timing.overhead_ns)
-
-
-def again_ns(timing: Timing) -> list[list[int]]:
-    """The baseline's second run of every round, likewise."""
-    return _corrected(timing.again_ns, timing.overhead_ns)
-
-
-def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:
-    return [[max(sample - overhead, 0) for sample in block] for block in blocks]
 
 
 def median_ns(record: RunRecord) -> float | None:
@@ -272,7 +260,7 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     return {
         **{name: getattr(record, name) for name in (*_IDENTITY, "status", "reason", "gpu")},
         "flags": ";".join((*record.flags, *prepacked)),
-        **(_times(record.timing) if record.timing else {}),
+        **(times.columns(record.timing) if record.timing else {}),
         "compile_s": record.compile_s,
         "config": " ".join(f"{k}={v}" for k, v in (record.config or {}).items()),
         "flops": record.flops,
@@ -290,30 +278,6 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         "error_budget": near.rel_budget if near else None,
         "baseline_error": near.baseline_rel if near else None,
         **{name: telemetry.get(name) for name in ("sm_mhz", "power_w", "temp_c")},
-    }
-
-
-def _times(timing: Timing) -> dict[str, Any]:
-    """Times in µs: the gated ones corrected, the others as their clocks gave them."""
-    found: dict[str, Any] = {"timer": timing.timer}
-    for name in ("kernel", "host", "graph"):
-        samples = getattr(timing, f"{name}_ns")
-        found[f"{name}_us"] = median(samples) / 1e3 if samples else None
-    flat = list(chain(*blocks_ns(timing)))
-    if not flat:
-        return found
-    mid = median_interval(flat)
-    twentieths = quantiles(flat, n=20, method="inclusive") if len(flat) > 1 else flat * 19
-    q20, q25, q75, q80 = (twentieths[i] for i in (3, 4, 14, 15))
-    return {
-        **found,
-        "samples": len(flat),
-        "median_us": mid.mid / 1e3,
-        "lo_us": mid.lo / 1e3,
-        "hi_us": mid.hi / 1e3,
-        "p20_us": q20 / 1e3,
-        "p80_us": q80 / 1e3,
-        "iqr_pct": (q75 - q25) / mid.mid * 100 if mid.mid else None,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from kernelbench import metrics
 from kernelbench.executor import Worker, WorkerEndedError, limits, start
+from kernelbench.ledger import HARNESS, Ledger, added
 from kernelbench.source import source_hash
 from kernelbench.spec import (
     Context,
@@ -55,17 +56,17 @@ class Watcher(Protocol):
 class Outcome:
     """How a run ended."""
 
-    records: list[RunRecord] = field(default_factory=list)  # of this session
+    bad: bool = False  # a record of this session says that something is wrong
     interrupted: bool = False
     left: int = 0  # jobs that were not begun: the budget ran out, or fail-fast
-
-    @property
-    def bad(self) -> bool:
-        return any(record.status.bad for record in self.records)
+    spent_s: dict[str, float] = field(default_factory=dict)  # of this session, by phase
 
 
 class Runner:
-    """Measures jobs one after another in a worker that is replaced when it falls."""
+    """Measures jobs one after another in a worker that is replaced when it falls.
+
+    ledger: what the time went to since the runner was made.
+    """
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Runner:
         folder: Path,
     ) -> None:
         self._families, self._options, self._watcher = families, options, watcher
+        self.ledger = Ledger()
         self._log = _log_in(folder)
         self._ceilings: dict[str, Any] | None = None
         try:
@@ -84,17 +86,19 @@ class Runner:
             raise
 
     def _start(self) -> tuple[Worker, dict[str, Any]]:
-        return start(
-            self._log,
-            self._options.device,
-            self._options.plugins,
-            timing=self._options.timing,
-            timeout=START_TIMEOUT,
-        )
+        with self.ledger.during("start"):
+            return start(
+                self._log,
+                self._options.device,
+                self._options.plugins,
+                timing=self._options.timing,
+                timeout=START_TIMEOUT,
+            )
 
     def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """The machine's limits: `known` ones of the same run, or measured now."""
-        self._ceilings = limits(self._worker, known, START_TIMEOUT)
+        with self.ledger.during("ceilings"):
+            self._ceilings = limits(self._worker, known, START_TIMEOUT)
         return self._ceilings
 
     def close(self) -> None:
@@ -150,22 +154,25 @@ class Runner:
 
     def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[list[RunRecord]]:
         options = {"timing": self._options.timing, "tune": self._options.tune}
-        self._worker.send(encode(job, context, without=without, **options))
-        for event in self._worker.events(self._options.timeout, "done"):
-            match event["event"]:
-                case "at":
-                    self._at = (event["provider"], event["phase"])
-                    self._watcher.at(*self._at)
-                case "records":
-                    yield [RunRecord.from_json(line) for line in event["records"]]
-                case "lost":
-                    self._at = (event["provider"], self._at[1])
-                    raise WorkerEndedError(event["reason"])
+        with self.ledger.during("start"):
+            self._worker.send(encode(job, context, without=without, **options))
+            for event in self._worker.events(self._options.timeout, "done"):
+                match event["event"]:
+                    case "at":
+                        self._at = (event["provider"], event["phase"])
+                        self.ledger.enter(*self._at)
+                        self._watcher.at(*self._at)
+                    case "records":
+                        self.ledger.enter("", HARNESS)
+                        yield [RunRecord.from_json(line) for line in event["records"]]
+                    case "lost":
+                        self._at = (event["provider"], self._at[1])
+                        raise WorkerEndedError(event["reason"])
 
     def _restart(self) -> None:
         self._worker.kill()
         self._worker, _ = self._start()
-        limits(self._worker, self._ceilings, START_TIMEOUT)
+        self.ceilings(self._ceilings)
 
 
 def _log_in(folder: Path) -> Path:
@@ -245,7 +252,17 @@ def run(
             ) from None
         finally:
             metrics.to_csv(store.records(), store.csv_path)
+            outcome.spent_s = runner.ledger.phases()
+            _account(store, outcome.spent_s, watcher)
     return outcome, store
+
+
+def _account(store: Store, spent_s: Mapping[str, float], watcher: Watcher) -> None:
+    """Add what this session spent to the manifest; a disk without room for it stops nothing."""
+    try:
+        store.update_manifest(spent_s=added(store.manifest.get("spent_s", {}), spent_s))
+    except KernelbenchError as error:
+        watcher.note(str(error))
 
 
 def sources_of(jobs: Sequence[Job], families: Mapping[str, Family[Any]]) -> dict[str, str]:
@@ -262,6 +279,7 @@ def _loop(
     sources: Mapping[str, str],
     outcome: Outcome,
 ) -> None:
+    providers = sum(len(job.providers) for job in jobs)  # that are left
     for number, job in enumerate(jobs):
         outcome.left = len(jobs) - number
         if options.fail_fast and outcome.bad:
@@ -270,7 +288,8 @@ def _loop(
             left = options.deadline - time.monotonic()
             if left <= 0:
                 return
-            job = _within(job, left / sum(len(other.providers) for other in jobs[number:]))
+            job = _within(job, left / providers)
+        providers -= len(job.providers)
         watcher.job(job, number + 1, len(jobs))
         context = Context(
             run_id=store.run_id,
@@ -281,7 +300,7 @@ def _loop(
         for records in runner.measure(job, context):
             store.append(records)
             metrics.append_csv(records, store.csv_path)
-            outcome.records.extend(records)
+            outcome.bad = outcome.bad or any(record.status.bad for record in records)
             watcher.recorded(records)
     outcome.left = 0
 

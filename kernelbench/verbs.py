@@ -17,7 +17,7 @@ from rich.console import Console
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
 from kernelbench.report import catalogue, tables
-from kernelbench.report.progress import LiveView, Plain, Silent, result
+from kernelbench.report.progress import LiveView, Plain, Silent, result, wall
 from kernelbench.run import (
     Options,
     Outcome,
@@ -248,6 +248,7 @@ def _show_run(
             f"{why} with {outcome.left} of {len(each.jobs)} jobs left: "
             f"kernelbench run --resume {folder}"
         )
+    output.say(wall(outcome.spent_s))
     output.say(f"run folder: {folder}")
 
 

@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "spec": set(),
     "limits": set(),
+    "ledger": set(),
     "statistics": set(),
     "dispatch": set(),
     "source": {"spec"},
@@ -27,7 +28,8 @@ ROOMS: dict[str, set[str]] = {
     "suite": {"spec"},
     "executor": {"spec"},
     "select": {"spec", "metrics"},
-    "metrics": {"spec", "limits", "statistics"},
+    "times": {"spec", "statistics"},
+    "metrics": {"spec", "limits", "statistics", "times"},
     "report": {"spec", "metrics", "store"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
@@ -35,15 +37,21 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"nn", "parallel", "kernels", "dispatch"},
     "provide": {"spec"},
     "families": {"spec", "kernels", "nn", "parallel", "provide"},
-    "measure": {"spec", "limits", "statistics"},
+    "measure": {"spec", "limits", "statistics", "kernels"},
     "profile": {"spec", "families", "kernels", "measure"},
     "worker": {"spec", "families", "measure", "profile"},
-    "run": {"spec", "suite", "store", "metrics", "source", "executor", "worker"},
+    "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
     "doctor": {"spec", "suite", "measure", "families"},
 }
-STDLIB_ONLY = ("spec", "limits", "source", "dispatch")
-WITHOUT_TORCH = ("store", "metrics", "report.tables", "suite")  # results are read on a laptop
+STDLIB_ONLY = ("spec", "limits", "source", "ledger", "dispatch")
+WITHOUT_TORCH = (
+    "store",
+    "times",
+    "metrics",
+    "report.tables",
+    "suite",
+)  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
 MOST_LINES, MOST_BODY = 400, 40
 BROAD = {"Exception", "BaseException"}

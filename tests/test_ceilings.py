@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kernelbench.measure.ceilings import Ceilings, tightened, too_fast
+from kernelbench.measure.ceilings import Ceilings, Overhead, tightened, too_fast
 from kernelbench.spec import Cost, Timing
 
 KNOWN = Ceilings(
@@ -13,8 +13,7 @@ KNOWN = Ceilings(
         "copy": ((1_000, 20.0), (1_000_000, 2_000.0), (100_000_000, 25_000.0)),
     },
     tflops={"bf16": 800.0, "int8": 1600.0, "fp8": 1200.0},
-    overhead_ns=2_500,
-    overhead_note="event time minus CUPTI span",
+    overhead=Overhead(2_500, 2_900, "event time minus CUPTI span"),
     missing={"fp32": "no"},
 )
 

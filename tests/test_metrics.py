@@ -119,6 +119,26 @@ def test_the_other_clocks_stand_as_they_are() -> None:
     assert empty(row(record()), ["kernel_us", "host_us", "graph_us"])
 
 
+@pytest.mark.parametrize(
+    ("span", "around", "expected"),
+    [
+        (9_000, 12_500, 9.0),  # traced and untraced events agree
+        (9_000, 11_900, 9.0),  # CUPTI does not make a call faster
+        (14_000, 17_500, 9.0),  # it was slower by 5 µs while CUPTI looked on
+        (4_000, 30_000, 0.0),
+    ],
+)
+def test_what_cupti_slowed_a_call_by_is_taken_off(span: int, around: int, expected: float) -> None:
+    clocks = timing(
+        12,
+        overhead_ns=3_000,
+        traced_overhead_ns=3_500,
+        kernel_ns=(span,),
+        kernel_event_ns=(around,),
+    )
+    assert row(record(timing=clocks))["kernel_us"] == expected
+
+
 def test_one_sample_is_its_own_quantiles() -> None:
     found = row(record(timing=Timing(timer="gated", blocks_ns=((5000,),))))
     assert [found[n] for n in ("median_us", "lo_us", "hi_us", "p20_us", "p80_us")] == [5] * 5

@@ -339,4 +339,5 @@ def test_an_interrupt_ends_cleanly_with_what_is_there(tmp_path):
     (folder,) = store.find_runs([out])
     rows = (folder / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + len(store.read(folder))
+    assert "\nwall " in shown and store.read_manifest(folder)["spent_s"]["measure"] > 0
     assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)

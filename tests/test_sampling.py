@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench.measure.sampling import Batch, Sampled, sample
+from kernelbench.measure.sampling import MIN_ROUNDS, Batch, Sampled, sample
 from kernelbench.spec import Measure
 
 
@@ -81,16 +81,16 @@ def test_the_baseline_again_is_a_part_of_its_own_and_stays_as_long_as_any_other(
 def test_a_part_that_stays_ends_with_the_last() -> None:
     script = Script({"A": steady(), "B": steady()})
     taken = go(script, "ABA", stays=(0, 2))
-    assert [len(t.blocks_ns) for t in taken] == [8, 8, 8]
+    assert [len(t.blocks_ns) for t in taken] == [MIN_ROUNDS] * 3
     script = Script({"A": steady(), "Z": noisy(), "B": steady()})
-    first, other, again = go(script, "ABZ", Measure(max_samples=100), stays=(0, 2))
-    assert [len(t.blocks_ns) for t in (first, other, again)] == [10, 8, 10]
+    first, other, again = go(script, "ABZ", Measure(max_samples=160), stays=(0, 2))
+    assert [len(t.blocks_ns) for t in (first, other, again)] == [20, MIN_ROUNDS, 20]
 
 
 def test_a_part_that_has_its_evidence_leaves_and_the_rest_go_on() -> None:
     script = Script({"A": steady(), "B": noisy()})
     steady_one, noisy_one = go(script, "AB")
-    assert (steady_one.stop, len(steady_one.blocks_ns)) == ("interval", 8)
+    assert (steady_one.stop, len(steady_one.blocks_ns)) == ("interval", MIN_ROUNDS)
     assert noisy_one.stop == "samples"
     assert len(noisy_one.samples) == 512
 
@@ -120,15 +120,15 @@ def test_never_more_than_the_most_samples(most: int) -> None:
 def test_a_slow_part_gets_small_blocks_so_that_it_takes_part_in_enough_rounds() -> None:
     script = Script({"A": noisy(), "S": noisy()}, {"S": 0.05})
     _, slow = go(script, "AS")
-    assert script.sizes["S"][:3] == [10, 5, 5]
-    assert len(slow.blocks_ns) >= 7
-    assert script.sizes["A"][:3] == [10, 10, 10]
+    assert script.sizes["S"][:3] == [8, 2, 2]
+    assert len(slow.blocks_ns) >= MIN_ROUNDS
+    assert script.sizes["A"][:3] == [8, 8, 8]
 
 
 def test_not_interleaved_each_part_is_measured_in_one_go() -> None:
     script = Script({name: steady() for name in "AB"})
     taken = go(script, "ABA", Measure(interleave=False), stays=(0, 2))
-    assert "".join(script.order) == "A" * 8 + "B" * 8 + "A" * 8
+    assert "".join(script.order) == "".join(name * MIN_ROUNDS for name in "ABA")
     assert all(t.stop == "interval" for t in taken)
 
 
@@ -155,7 +155,7 @@ def test_something_happens_after_every_round() -> None:
     rounds: list[int] = []
     script = Script({"A": steady(), "B": steady()})
     go(script, "AB", after_round=lambda: rounds.append(len(script.order)))
-    assert rounds == list(range(2, 17, 2))
+    assert rounds == list(range(2, 2 * MIN_ROUNDS + 1, 2))
 
 
 def test_a_clock_may_return_fewer_samples_than_asked() -> None:
@@ -164,4 +164,4 @@ def test_a_clock_may_return_fewer_samples_than_asked() -> None:
             return super().batch(part, 1)
 
     [taken] = go(Short({"A": steady()}), "A")
-    assert (taken.stop, len(taken.samples)) == ("interval", 10)
+    assert (taken.stop, len(taken.samples)) == ("interval", MIN_ROUNDS)

@@ -91,6 +91,9 @@ class Script:
     def __init__(self, held: bool = True, **ns: int) -> None:
         self.ns, self.held, self.timed = ns, held, list[str]()
 
+    def disturbed(self) -> str:
+        return ""
+
     def batch(self, part: Any, n: int) -> Batch:
         self.timed.append(part.name)
         with part.grad_mode():

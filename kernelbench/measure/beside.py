@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from kernelbench.measure.session import Candidate, Clock, Failure, Tell
-from kernelbench.measure.timer import CudaClock, Spans, Timed
+from kernelbench.measure.timer import CudaClock, Timed
+from kernelbench.measure.trace import Spans
 
 Attempt = Callable[[Callable[[], Any], str], Any]  # a step and whose it is: a Failure if it raises
 LATE = "left work on another stream unfinished when its own stream was done"
@@ -46,6 +47,7 @@ def _keep_spans(candidate: Candidate, found: Mapping[str, Spans] | Failure) -> N
     spans = found.get(candidate.name, Spans())
     if spans.ns:
         _keep(candidate, "kernel", spans.ns)
+        _keep(candidate, "kernel_event", spans.event_ns)
     elif spans.held:
         _miss(candidate, "kernel", "CUPTI saw no kernel in the call")
     else:

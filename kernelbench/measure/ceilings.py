@@ -1,27 +1,33 @@
 """This machine's own measured limits, and what a pair of events adds to a kernel's time.
 
 Measured with the clock that times the providers, at the start of a run: copy, read and write
-bandwidth over a range of footprints with a cold L2, and the rate of a large matmul per precision.
+bandwidth over a range of footprints with a cold L2, and the rate of large matmuls per precision.
 """
 
 import bisect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 
 from kernelbench.limits import fastest_plausible_ns
-from kernelbench.measure.environment import TORCH_DTYPES
+from kernelbench.measure.flush import ROUND
+from kernelbench.measure.probes import (
+    PRECISIONS,
+    Probe,
+    matmul,
+    set_precision,
+    small_copy,
+    stream,
+)
 from kernelbench.measure.timer import CudaClock
 from kernelbench.spec import Cost, Device, DType, Timing
 
 FOOTPRINTS = tuple(1 << shift for shift in (14, 17, 20, 22, 24, 25, 26, 27, 28, 30, 31))
-SAMPLES = 20
-MATMULS = (4096, 8192)
+MATMULS = (4096, 6144, 8192)
 # Kernels by which event overhead is calibrated: small and large, all bound by memory.
 CALIBRATE = (1 << 16, 1 << 20, 1 << 24, 1 << 26)
 
@@ -29,21 +35,13 @@ CALIBRATE = (1 << 16, 1 << 20, 1 << 24, 1 << 26)
 Points = tuple[tuple[int, float], ...]  # (footprint in bytes, time in ns), ascending
 
 
-@dataclass(eq=False)  # a clock remembers what it learnt of each
-class Probe:
-    """A bare torch call that a clock can time like a workload."""
+@dataclass(frozen=True)
+class Overhead:
+    """ns that an event pair reads more than a kernel runs; traced_ns: while CUPTI looks on."""
 
-    name: str
-    call: Callable[[], Any]
-
-    def ready(self) -> None:
-        """A probe needs nothing."""
-
-    def restore(self) -> None:
-        """A probe overwrites nothing that it reads."""
-
-    def grad_mode(self) -> Any:
-        return torch.no_grad()
+    ns: int
+    traced_ns: int
+    note: str
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class Ceilings:
 
     bandwidth: Mapping[str, Points] = field(default_factory=dict)
     tflops: Mapping[str, float] = field(default_factory=dict)
-    overhead_ns: int = 0
-    overhead_note: str = ""
+    overhead: Overhead = Overhead(0, 0, "")
     missing: Mapping[str, str] = field(default_factory=dict)  # why a precision has no rate
 
     def at(self, cost: Cost, precision: Mapping[str, float]) -> dict[str, float]:
@@ -75,8 +72,7 @@ class Ceilings:
         return {
             "bandwidth": {k: [list(p) for p in v] for k, v in self.bandwidth.items()},
             "tflops": dict(self.tflops),
-            "overhead_ns": self.overhead_ns,
-            "overhead_note": self.overhead_note,
+            "overhead": asdict(self.overhead),
             "missing": dict(self.missing),
         }
 
@@ -87,8 +83,7 @@ class Ceilings:
                 k: tuple((int(s), ns) for s, ns in v) for k, v in facts["bandwidth"].items()
             },
             tflops=facts["tflops"],
-            overhead_ns=facts["overhead_ns"],
-            overhead_note=facts["overhead_note"],
+            overhead=Overhead(**facts["overhead"]),
             missing=facts.get("missing", {}),
         )
 
@@ -146,116 +141,71 @@ def too_fast(timing: Timing, cost: Cost, limits: Mapping[str, float]) -> str:
     )
 
 
-def calibrate(clock: CudaClock) -> tuple[int, str]:
-    """ns that an event pair reads more than the kernel between ran, by CUPTI on the same calls.
+def calibrate(clock: CudaClock) -> Overhead:
+    """Read the event pair's overhead off bare copies whose kernel time CUPTI knows.
 
     The smallest of several memory-bound kernels' differences: a corrected time never flatters.
     Where CUPTI cannot be had, what an empty pair reads, and the reason.
     """
-    probes = [_copy(size) for size in CALIBRATE]
+    probes = [small_copy(size) for size in CALIBRATE]
     try:
-        kernels = {name: s for name, s in clock.kernel_ns(probes).items() if s.ns}
+        found = {name: s for name, s in clock.kernel_ns(probes, 4 * ROUND).items() if s.ns}
     except RuntimeError as error:
-        kernels, note = {}, f"an empty event pair: no CUPTI ({error})"
+        found, note = {}, f"an empty event pair: no CUPTI ({error})"
     else:
-        note = (
-            "event time minus CUPTI span" if kernels else "an empty event pair: CUPTI saw nothing"
-        )
-    if not kernels:
-        empty = clock.batch(Probe("empty", lambda: None), SAMPLES)
-        return int(median(empty.samples_ns)), note
-    differences = [_ns(clock, p) - median(kernels[p.name].ns) for p in probes if p.name in kernels]
-    return max(0, int(min(differences))), note
+        note = "event time minus CUPTI span" if found else "an empty event pair: CUPTI saw nothing"
+    if not found:
+        empty = int(median(clock.batch(Probe("empty", lambda: None), 2 * ROUND).samples_ns))
+        return Overhead(empty, empty, note)
+    kernels = {name: median(s.ns) for name, s in found.items()}
+    untraced = [_ns(clock, p, 16 * ROUND) - kernels[p.name] for p in probes if p.name in kernels]
+    traced = [median(s.event_ns) - kernels[name] for name, s in found.items()]
+    return Overhead(max(0, int(min(untraced))), max(0, int(min(traced))), note)
 
 
 def measure(clock: CudaClock, device: Device) -> Ceilings:
     """Take a few seconds to learn the machine's limits; sets the clock's overhead."""
-    clock.overhead_ns, note = calibrate(clock)
+    clock.overhead_ns = 0
+    clock.overhead_ns = (overhead := calibrate(clock)).ns
     largest = min(FOOTPRINTS[-1], device.total_bytes // 8)
-    bandwidth: dict[str, Points] = {}
-    for kind, make in (("copy", _copy), ("read", _read), ("write", _write)):
-        bandwidth[kind] = tuple(
-            (size, max(_ns(clock, make(size)) - clock.overhead_ns, 1.0))
+    bandwidth = {
+        kind: tuple(
+            (size, max(_best_ns(clock, kind, size, device), 1.0))
             for size in FOOTPRINTS
             if size <= largest
         )
+        for kind in ("copy", "read", "write")
+    }
     tflops, missing = _rates(clock, device)
     torch.cuda.empty_cache()
-    return Ceilings(tightened(bandwidth), tflops, clock.overhead_ns, note, missing)
+    return Ceilings(tightened(bandwidth), tflops, overhead, missing)
 
 
-def _ns(clock: CudaClock, probe: Probe, n: int = SAMPLES) -> float:
+def _best_ns(clock: CudaClock, kind: str, size: int, device: Device) -> float:
+    """The shortest time that any way to move these bytes takes."""
+    return min(_ns(clock, probe) for probe in stream(kind, size, device))
+
+
+def _ns(clock: CudaClock, probe: Probe, n: int = 2 * ROUND) -> float:
     clock.batch(probe, 3)
-    return median(clock.batch(probe, n).samples_ns)
-
-
-def _copy(size: int) -> Probe:
-    """A kernel, since a copy_ would be a memcpy to CUPTI and to events."""
-    source = torch.ones(size // 4, dtype=torch.bfloat16, device="cuda")
-    target = torch.empty_like(source)
-    return Probe(f"copy-{size}", lambda: torch.neg(source, out=target))
-
-
-def _read(size: int) -> Probe:
-    source = torch.ones(size // 4, dtype=torch.float32, device="cuda")
-    total = torch.empty((), dtype=torch.float32, device="cuda")
-    return Probe(f"read-{size}", lambda: torch.sum(source, dim=0, out=total))
-
-
-def _write(size: int) -> Probe:
-    target = torch.empty(size // 4, dtype=torch.float32, device="cuda")
-    return Probe(f"write-{size}", lambda: target.fill_(1.0))
+    return median(clock.batch(probe, n).samples_ns) - clock.overhead_ns
 
 
 def _rates(clock: CudaClock, device: Device) -> tuple[dict[str, float], dict[str, str]]:
     """TFLOP/s by precision, the best of a few sizes; why one is missing."""
     rates, missing = {}, {}
-    for name, make in _MATMULS.items():
+    for name in PRECISIONS:
         if name == "fp8" and (device.capability or (0, 0)) < (8, 9):
             missing[name] = f"{device.arch} has no fp8 matmul"
             continue
         try:
-            best = max(2 * n**3 / (_ns(clock, make(n), 10) - clock.overhead_ns) for n in MATMULS)
+            best = max(2 * n**3 / _ns(clock, matmul(name, n), ROUND) for n in MATMULS)
         except RuntimeError as error:
             missing[name] = str(error).splitlines()[0]
         else:
             rates[name] = round(best / 1e3, 1)
     set_precision(DType.fp32)
     return rates, missing
-
-
-def _matmul(dtype: DType, n: int) -> Probe:
-    a, b = (torch.randn(n, n, device="cuda").to(TORCH_DTYPES[dtype]) for _ in range(2))
-    out = torch.empty(n, n, dtype=a.dtype, device="cuda")
-    set_precision(dtype)
-    return Probe(f"{dtype}-{n}", lambda: torch.mm(a, b, out=out))
-
-
-def _int8_matmul(n: int) -> Probe:
-    a, b = (torch.randint(-127, 128, (n, n), dtype=torch.int8, device="cuda") for _ in range(2))
-    b = b.t()  # the layout that int8 matrix units read
-    return Probe(f"int8-{n}", lambda: torch._int_mm(a, b))
-
-
-def _fp8_matmul(n: int) -> Probe:
-    a, b = (torch.randn(n, n, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
-    one, b = torch.ones((), device="cuda"), b.t()
-    run = partial(torch._scaled_mm, a, b, scale_a=one, scale_b=one)
-    return Probe(f"fp8-{n}", partial(run, out_dtype=torch.bfloat16, use_fast_accum=True))
-
-
-_MATMULS: dict[str, Callable[[int], Probe]] = {
-    **{dtype.value: partial(_matmul, dtype) for dtype in DType},
-    "int8": _int8_matmul,
-    "fp8": _fp8_matmul,
-}
-
-
-def set_precision(dtype: DType) -> None:
-    """fp32 is IEEE fp32 for every provider of a job; tf32 only where the case says so."""
-    tf32 = dtype is DType.tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def gpu_uuid() -> str:

@@ -6,7 +6,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 
 from kernelbench.measure import check, tune
 from kernelbench.measure.beside import read_beside
-from kernelbench.measure.ceilings import set_precision, too_fast
+from kernelbench.measure.ceilings import too_fast
+from kernelbench.measure.fresh import DRAWS, seen_before
+from kernelbench.measure.probes import set_precision
 from kernelbench.measure.sampling import Sampled, sample
 from kernelbench.measure.session import (
     Candidate,
@@ -187,7 +189,7 @@ class JobRun:
         is_baseline = provider is self.family.baseline
         yardstick = found if is_baseline else self._baseline
         errors = check.judge(found, yardstick, self.case.dtype, provider)
-        reason = check.verdict(errors, changed)
+        reason = check.verdict(errors, changed) or self.session.clock.disturbed()
         if is_baseline:
             self._baseline = None if reason else found
             self.oracle.shapes = {} if reason else {n: t.shape for n, t in produced.items()}
@@ -286,6 +288,7 @@ class JobRun:
             blocks_ns=tuple(sampled.blocks_ns),
             again_ns=tuple(again.blocks_ns) if again else (),
             overhead_ns=clock.overhead_ns,
+            traced_overhead_ns=self.session.ceilings.overhead.traced_ns,
             stop=sampled.stop,
         )
 
@@ -293,12 +296,34 @@ class JobRun:
         """Fresh inputs in the same memory, the check again, plausibility; then the records."""
         for candidate in candidates:
             candidate.workload.rest()
-        drawn = self._attempt(partial(self.inputs.redraw, self.context.seed + 1))
-        if isinstance(drawn, Failure):
+        drawn = self._on_fresh_inputs(candidates)
+        if drawn is not None:
             return [self._record(c.provider, drawn, c.facts) for c in candidates]
         telemetry = self.session.telemetry
         common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
         return [self._conclude(c, common, telemetry.flags()) for c in candidates]
+
+    def _on_fresh_inputs(self, candidates: list[Candidate]) -> Failure | None:
+        """Draw anew into the same memory, and where time is GPU time, sample once a draw."""
+        gated = self.session.clock.name == "gated"
+        for i in range(DRAWS if gated else 1):
+            drawn = self._attempt(partial(self.inputs.redraw, self.context.seed + 1 + i))
+            if isinstance(drawn, Failure):
+                return drawn
+            for candidate in candidates if gated else ():
+                self.tell(candidate.name, "fresh inputs")
+                taken = self._attempt(partial(self._once, candidate.workload), candidate.name)
+                if candidate.timing is not None and not isinstance(taken, Failure):
+                    fresh = (*candidate.timing.fresh_ns, *taken)
+                    candidate.timing = replace(candidate.timing, fresh_ns=fresh)
+        return None
+
+    def _once(self, workload: Workload) -> tuple[int, ...]:
+        workload.ready()
+        try:
+            return self.session.clock.batch(workload, 1).samples_ns
+        finally:
+            workload.rest()
 
     def _conclude(
         self, candidate: Candidate, common: dict[str, Any], doubts: tuple[str, ...]
@@ -318,7 +343,7 @@ class JobRun:
         if candidate.wrong or reason:
             return self._answer(candidate, Status.incorrect, candidate.wrong or reason, flags=flags)
         limits = self._limits(provider)
-        reason = too_fast(timing, self.cost, limits) if timing else ""
+        reason = too_fast(timing, self.cost, limits) or seen_before(timing) if timing else ""
         return self._answer(
             candidate,
             Status.implausible if reason else Status.ok,

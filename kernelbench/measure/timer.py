@@ -5,30 +5,25 @@ launch latency is not in the samples. The proof: when the last call has been que
 event has not fired.
 """
 
-import bisect
-import contextlib
-import re
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
+from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2
 from kernelbench.measure.sampling import Batch
+from kernelbench.measure.trace import WINDOW, Spans, spans, tracing
 from kernelbench.spec import Device
 
 MAX_GATE_NS = 200_000_000
 MARGIN_NS = 100_000
-MAX_FACTOR = 16.0
+MAX_FACTOR = 12.0
 BATCH_NS = 500_000_000  # a batch takes about as long at most, unless a single call does
-BESIDE_NS = 500_000_000  # likewise each of the clocks besides the gated events
-WINDOW = "kb.call."
-LAUNCH = re.compile("cu(da)?[A-Z]")  # the runtime's and the driver's calls, by their names
-LATE_NS = 500
-MAX_NS = 1 << 63
+BESIDE_NS = 200_000_000  # likewise each of the clocks besides the gated events
 
 
 class Timed(Protocol):
@@ -43,24 +38,15 @@ class Timed(Protocol):
     def restore(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Spans:
-    """CUPTI spans of one part's calls in ns.
-
-    late: calls of which a kernel still ran when the stream was at work on what was queued next.
-    held: whether the gate held.
-    """
-
-    ns: tuple[int, ...] = ()
-    late: int = 0
-    held: bool = True
-
-
 class HostClock:
     """Host time of a call on a machine without a GPU: says nothing about GPU speed."""
 
     name = "host"
     overhead_ns = 0
+
+    def disturbed(self) -> str:
+        """Nothing that others would feel."""
+        return ""
 
     def batch(self, part: Timed, n: int) -> Batch:
         samples = []
@@ -79,7 +65,7 @@ class _Plan:
 
     submit_ns: float  # host time of one ungated iteration
     whole_ns: float  # of the same until the GPU is done
-    factor: float = 2.0  # gate time over submission time
+    factor: float = 1.5  # gate time over submission time
     most: int = 512  # calls that a gate can hold; 0 when it cannot even hold one
 
     def fit(self, ns: float, least: int, most: int) -> int:
@@ -97,13 +83,13 @@ class CudaClock:
 
     def __init__(self, device: Device) -> None:
         self.overhead_ns = 0
-        # Twice the L2, written and then read: writing evicts, reading leaves no dirty lines.
-        words = max(2 * device.l2_bytes, 64 << 20) // 4
-        self._flush = torch.zeros(words, dtype=torch.int32, device="cuda")
-        self._sum = torch.zeros((), dtype=torch.int64, device="cuda")
+        self.flush = ColdL2(device)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
         self._cycles_per_ns = self._calibrate_gate()
+        begin = time.perf_counter_ns()
+        self.flush.settle(TAIL)
+        self._tail_ns = time.perf_counter_ns() - begin  # to submit what follows the last sample
 
     def batch(self, part: Timed, n: int) -> Batch:
         """n samples, fewer if the gate holds only for fewer or if they would take too long.
@@ -115,7 +101,7 @@ class CudaClock:
             plan = self._plan(part)
             while plan.most:
                 calls = min(plan.fit(BATCH_NS, 1, n), plan.most)
-                gate_ns = plan.factor * calls * plan.submit_ns + MARGIN_NS
+                gate_ns = plan.factor * (calls * plan.submit_ns + self._tail_ns) + MARGIN_NS
                 batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
                 if batch.held:
                     return batch
@@ -125,10 +111,12 @@ class CudaClock:
                     plan.most = calls // 2
             return replace(self._gated(part, plan.fit(BATCH_NS, 1, n), 0), held=False)
 
-    def flush(self) -> None:
-        """Leave nothing of use in the L2."""
-        self._flush.zero_()
-        torch.sum(self._flush, dim=0, out=self._sum)
+    def disturbed(self) -> str:
+        """What a provider changed of the device that others would feel, and is undone; or nothing.
+
+        On sm_80 and later that is the part of the L2 set aside for lines that are to persist.
+        """
+        return self.flush.disturbed()
 
     def gate(self, ns: int) -> None:
         """Hold the stream for about `ns`; time-bounded, so it cannot deadlock."""
@@ -162,16 +150,23 @@ class CudaClock:
             graph = self._capture(part, unroll)
             graph.replay()
             torch.cuda.synchronize()
-            pairs = self._pairs(n)
-            self.gate(n * MARGIN_NS)
+            return self._replayed(graph, n, unroll)
+        finally:
+            part.ready()  # back on the stream that everything else runs on
+
+    def _replayed(self, graph: torch.cuda.CUDAGraph, n: int, unroll: int) -> tuple[int, ...]:
+        pairs = self._pairs(n)
+        for attempt in range(4):
+            self.gate(min(n * MARGIN_NS << attempt, MAX_GATE_NS))
             for start, end in pairs:
                 start.record()
                 graph.replay()
                 end.record()
+            held = not pairs[0][0].query()
             torch.cuda.synchronize()
-        finally:
-            part.ready()  # back on the stream that everything else runs on
-        return tuple(int(start.elapsed_time(end) * 1e6 / unroll) for start, end in pairs)
+            if held:
+                return tuple(int(s.elapsed_time(e) * 1e6 / unroll) for s, e in pairs)
+        raise RuntimeError("the gate did not hold for the replays of a graph")
 
     def _capture(self, part: Timed, unroll: int) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -221,115 +216,67 @@ class CudaClock:
         submits, wholes = [], []
         for _ in range(3):
             begin = time.perf_counter_ns()
+            self.flush.settle(CYCLE // 2)
             self._iteration(part, start, end)
             submits.append(time.perf_counter_ns() - begin)
             torch.cuda.synchronize()
             wholes.append(time.perf_counter_ns() - begin)
-        self._plans[part] = plan = _Plan(max(submits), min(wholes))
+        self._plans[part] = plan = _Plan(median(submits), min(wholes))
         return plan
 
     def _gated(self, part: Timed, n: int, gate_ns: int) -> Batch:
         pairs = self._pairs(n)
         self.gate(gate_ns)
-        for start, end in pairs:
+        for i, (start, end) in enumerate(pairs):
+            self.flush.settle(i % CYCLE)
             self._iteration(part, start, end)
+        self.flush.settle(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
         return Batch(tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs), held)
 
-    def kernel_ns(self, parts: Iterable[Timed], n: int = 10) -> dict[str, Spans]:
+    def kernel_ns(self, parts: Iterable[Timed], n: int = 2 * ROUND) -> dict[str, Spans]:
         """CUPTI spans (first kernel's start to last kernel's end) of n gated calls, by part.
 
         Kernels belong to a call if they were launched, by whatever thread, while it ran: a
         backward is launched by autograd's own thread. A part whose calls the gate did not hold
         has no spans: they would hold launch latency.
         """
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         held = {}
-        with _quiet(), torch.profiler.profile(activities=activities) as profile:
+        with tracing() as profile:
             for part in parts:
                 with part.grad_mode():
-                    held[part.name] = self._profiled(part, n)
+                    held[part.name] = self._traced(part, n)
         found = spans(profile.profiler.kineto_results.events())
         return {
-            name: found.get(f"{name}.{attempt}", Spans()) if attempt else Spans(held=False)
-            for name, attempt in held.items()
+            name: replace(found.get(f"{name}.{attempt}", Spans()), event_ns=event_ns)
+            if attempt
+            else Spans(held=False)
+            for name, (attempt, event_ns) in held.items()
         }
 
-    def _profiled(self, part: Timed, n: int) -> int:
-        """Queue n calls in named windows behind a gate; the attempt that it held for, or 0."""
+    def _traced(self, part: Timed, n: int) -> tuple[int, tuple[int, ...]]:
+        """Queue n calls in named windows behind a gate; the attempt that it held for, or 0.
+
+        And what event pairs around the same calls read.
+        """
         plan = self._plan(part)
         for attempt in range(1, 5):  # launches cost more under CUPTI; each try is held longer
             calls = max(1, min(plan.fit(BESIDE_NS, 3, n), plan.most) >> (attempt // 2))
             gate_ns = 2**attempt * 2 * calls * plan.submit_ns + MARGIN_NS
             self.gate(int(min(gate_ns, MAX_GATE_NS)))
-            start = self._pairs(1)[0][0]
-            start.record()
-            for i in range(calls):
+            pairs = self._pairs(calls)
+            for i, (start, end) in enumerate(pairs):
                 part.restore()
+                self.flush.settle(i % CYCLE)
                 self.flush()
+                start.record()
                 with torch.profiler.record_function(f"{WINDOW}{part.name}.{attempt}.{i}"):
                     part.call()
-            held = not start.query()
+                end.record()
+            held = not pairs[0][0].query()
             self.flush()  # begins only when the last call is done, or it left work elsewhere
             torch.cuda.synchronize()
             if held:
-                return attempt
-        return 0
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Autograd's profiler warns when it is started twice in one process; that is meant here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def spans(events: Sequence[Any]) -> dict[str, Spans]:
-    """GPU spans of the calls in a kineto trace, by the name of their window without its number."""
-    windows = sorted(
-        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
-        for event in events
-        if event.name().startswith(WINDOW) and not _on_gpu(event)
-    )
-    launched = {
-        event.correlation_id(): event.start_ns()
-        for event in events
-        if LAUNCH.match(event.name()) and not _on_gpu(event)
-    }
-    inside: dict[str, tuple[int, int]] = {}  # the span of each window's kernels
-    after: dict[str, int] = {}  # when the first kernel that was queued after a window began
-    for event in events:
-        if not _on_gpu(event) or event.is_user_annotation():
-            continue
-        at = launched.get(event.correlation_id())
-        i = bisect.bisect_right(windows, (at, MAX_NS, "")) - 1 if at is not None else -1
-        if i < 0 or at is None:
-            continue
-        _, closed, name = windows[i]
-        start, end = event.start_ns(), event.start_ns() + event.duration_ns()
-        if at <= closed:
-            low, high = inside.get(name, (start, end))
-            inside[name] = (min(low, start), max(high, end))
-        else:
-            after[name] = min(after.get(name, start), start)
-    return _by_part([name for _, _, name in windows], inside, after)
-
-
-def _by_part(
-    names: Sequence[str], inside: Mapping[str, tuple[int, int]], after: Mapping[str, int]
-) -> dict[str, Spans]:
-    found: dict[str, Spans] = {}
-    for name in names:
-        part = name.removeprefix(WINDOW).rpartition(".")[0]
-        before = found.get(part, Spans())
-        if name in inside:
-            start, end = inside[name]
-            late = after.get(name, end) < end - LATE_NS
-            found[part] = Spans((*before.ns, end - start), before.late + late)
-    return found
-
-
-def _on_gpu(event: Any) -> bool:
-    return bool(event.device_type() == torch.profiler.DeviceType.CUDA)
+                return attempt, tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs)
+        return 0, ()

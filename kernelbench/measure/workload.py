@@ -6,6 +6,7 @@ here, so that `call` holds nothing but what a user would pay for.
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,10 +58,13 @@ class CaseInputs:
     def redraw(self, seed: int) -> None:
         """Draw fresh values, which `Workload.ready` puts into the very same memory.
 
-        A cached answer is then a wrong one.
+        A cached answer is then a wrong one. Where all values are alike, so would fresh ones be:
+        they are drawn from a normal distribution.
         """
         self.pristine = {}
-        fresh = self._family.inputs(self._case, Draw(self._case, self._device, seed))
+        alike = self._case.inputs in (Distribution.zeros, Distribution.ones)
+        like = replace(self._case, inputs=Distribution.normal) if alike else self._case
+        fresh = self._family.inputs(self._case, Draw(like, self._device, seed))
         self.pristine = dict(fresh)
 
 

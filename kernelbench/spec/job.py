@@ -17,9 +17,9 @@ class Measure:
 
     min_samples: int = 10
     max_samples: int = 512
-    interval_pct: float = 0.5
+    interval_pct: float = 0.3
     max_seconds: float = 2.0
-    block: int = 10  # samples of one provider between two of another
+    block: int = 8  # samples of one provider between two of another; see measure.flush.ROUND
     interleave: bool = True
     timers: tuple[str, ...] = ("kernel", "host", "graph")  # besides the gated events
 

@@ -69,7 +69,8 @@ class Timing:
     timer: `gated` (CUDA events behind a gate that was proven to hold), `ungated` (it was not:
         no speedup), or `host` (a machine without a GPU: no speeds at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
-    overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `metrics`.
+    overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `times`.
+        traced_overhead_ns: what it adds while CUPTI looks on.
     kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
         L2 warm. Why one is missing stands in `missing`.
     """
@@ -78,7 +79,10 @@ class Timing:
     blocks_ns: tuple[tuple[int, ...], ...]
     again_ns: tuple[tuple[int, ...], ...] = ()
     overhead_ns: int = 0
+    traced_overhead_ns: int = 0
     kernel_ns: tuple[int, ...] = ()
+    kernel_event_ns: tuple[int, ...] = ()
+    fresh_ns: tuple[int, ...] = ()
     host_ns: tuple[int, ...] = ()
     graph_ns: tuple[int, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)

@@ -14,8 +14,9 @@ import torch
 from toy import CASE, ToyCase, provider, right, run, toy
 
 from kernelbench.measure import environment
-from kernelbench.measure.ceilings import Ceilings, Probe, calibrate, gpu_uuid, measure
+from kernelbench.measure.ceilings import Ceilings, calibrate, gpu_uuid, measure
 from kernelbench.measure.job import Session
+from kernelbench.measure.probes import Probe
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
 from kernelbench.measure.workload import CaseInputs, Workload
@@ -95,10 +96,10 @@ def test_a_provider_that_synchronises_ends_ungated(session: Session) -> None:
     assert time.perf_counter() - begin < 60
 
 
-def test_three_thousand_launches_do_not_deadlock(session: Session) -> None:
+def test_five_thousand_launches_do_not_deadlock(session: Session) -> None:
     def many(a: Tensors) -> Any:
         scratch = a["w"].clone()
-        for _ in range(3000):
+        for _ in range(5000):
             scratch.add_(1)
         return right(a)
 
@@ -106,7 +107,7 @@ def test_three_thousand_launches_do_not_deadlock(session: Session) -> None:
     record = one(session, provider("many", many))
     assert record.status is Status.ok
     assert record.timing is not None
-    smaller = max(len(block) for block in record.timing.blocks_ns) < 10
+    smaller = max(len(block) for block in record.timing.blocks_ns) < 8
     assert smaller or record.timing.timer == "ungated"
     assert time.perf_counter() - begin < 120
 
@@ -115,16 +116,16 @@ def test_three_thousand_launches_do_not_deadlock(session: Session) -> None:
 
 
 def test_kernel_time_agrees_with_corrected_event_time(clock: CudaClock) -> None:
-    overhead, note = calibrate(clock)
-    assert note == "event time minus CUPTI span"
-    assert 500 < overhead < 10_000
+    overhead = calibrate(clock)
+    assert overhead.note == "event time minus CUPTI span"
+    assert 500 < overhead.ns <= overhead.traced_ns + 300 < 10_000
     probe = copy(64)
     clock.batch(probe, 10)
-    corrected = median(clock.batch(probe, 20).samples_ns) - overhead
+    corrected = median(clock.batch(probe, 16).samples_ns) - overhead.ns
     spans = clock.kernel_ns([probe])[probe.name]
-    assert (spans.held, spans.late, len(spans.ns)) == (True, 0, 10)
+    assert (spans.held, spans.late, len(spans.ns)) == (True, 0, 16)
     kernel = median(spans.ns)
-    assert abs(kernel - corrected) < max(1_000, 0.1 * kernel)
+    assert abs(kernel - corrected) < max(700, 0.03 * kernel)
 
 
 @pytest.mark.parametrize("mode", list(Mode))

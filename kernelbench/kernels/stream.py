@@ -1,0 +1,114 @@
+"""Kernels that only move memory: they clear the L2 between samples, and probe a machine's rates.
+
+Lines that a kernel loads with `evict_last`, or through a persisting access window, outlive any
+amount of ordinary traffic in the part of the L2 that the driver sets aside for them (11.25 of
+60 MiB on an H200 as it comes up). To be rid of them, `claim` fills that part with lines of its
+own and `write` then gives those back to the ordinary ones.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernelbench.kernels.launch import Launch
+
+LINE = 128  # bytes of a line, the unit in which a priority is given back
+_BLOCK, _WARPS = 4096, 8
+
+
+@triton.jit
+def _claim(source, sink, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.sum(tl.load(source + at, eviction_policy="evict_last"), 0)
+    tl.store(sink, total, mask=total == 12345)
+
+
+@triton.jit
+def _write_and_release(target, claimed, lines, BLOCK: tl.constexpr, PER_LINE: tl.constexpr):
+    program = tl.program_id(0)
+    line = program * (BLOCK // PER_LINE) + tl.arange(0, BLOCK // PER_LINE)
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred owned;
+        setp.ne.s32 owned, $2, 0;
+        @owned applypriority.global.L2::evict_normal [$1], 128;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [claimed + line * PER_LINE, (line < lines).to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+    tl.store(target + program * BLOCK + tl.arange(0, BLOCK), 0.0)
+
+
+@triton.jit
+def _read(source, sink, n, BLOCK: tl.constexpr, TIMES: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * (BLOCK * TIMES)
+    partial = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(TIMES):
+        at = start + i * BLOCK + tl.arange(0, BLOCK)
+        partial += tl.load(source + at, mask=at < n, other=0.0)
+    total = tl.sum(partial, 0)
+    tl.store(sink, total, mask=total == 12345)
+
+
+@triton.jit
+def _copy(source, target, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at, mask=at < n), mask=at < n)
+
+
+@triton.jit
+def _write(target, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, 1.0, mask=at < n)
+
+
+def claim(source: Tensor, sink: Tensor) -> Launch:
+    """Read `source` so that its lines take the place of all others that are to persist.
+
+    source: float32, a multiple of 16 KiB, as large as the part that can be set aside.
+    sink: float32, one element; not written, but the compiler cannot know.
+    """
+    grid = (source.numel() // _BLOCK,)
+    args = {"source": source, "sink": sink}
+    return Launch(_claim, grid, args, {"BLOCK": _BLOCK}, {"num_warps": _WARPS})
+
+
+def write_and_release(target: Tensor, claimed: Tensor) -> Launch:
+    """Write `target`, and make the lines of `claimed` ordinary ones again.
+
+    target, claimed: float32, a multiple of 16 KiB; target the larger.
+    """
+    constexprs = {"BLOCK": _BLOCK, "PER_LINE": LINE // 4}
+    args = {"target": target, "claimed": claimed, "lines": claimed.numel() * 4 // LINE}
+    grid = (target.numel() // _BLOCK,)
+    return Launch(_write_and_release, grid, args, constexprs, {"num_warps": _WARPS})
+
+
+def read(source: Tensor, sink: Tensor, block: int = _BLOCK, times: int = 1) -> Launch:
+    """Read float32 `source` in pieces of `times` × `block` elements a program, 16 KiB by default.
+
+    sink: float32, one element; not written, but the compiler cannot know.
+    """
+    n = source.numel()
+    grid = (triton.cdiv(n, block * times),)
+    constexprs = {"BLOCK": block, "TIMES": times}
+    args = {"source": source, "sink": sink, "n": n}
+    return Launch(_read, grid, args, constexprs, {"num_warps": 8 if block > 2048 else 4})
+
+
+def copy(source: Tensor, target: Tensor, block: int, num_warps: int) -> Launch:
+    """Copy `source` to `target`, of the same dtype and size, `block` elements a program."""
+    n = source.numel()
+    args = {"source": source, "target": target, "n": n}
+    return Launch(_copy, (triton.cdiv(n, block),), args, {"BLOCK": block}, {"num_warps": num_warps})
+
+
+def write(target: Tensor, block: int) -> Launch:
+    """Fill `target` with ones, `block` elements a program."""
+    n = target.numel()
+    args = {"target": target, "n": n}
+    return Launch(_write, (triton.cdiv(n, block),), args, {"BLOCK": block}, {"num_warps": 4})
