@@ -255,11 +255,13 @@ def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[st
 def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     """What follows from one record, and the baseline's byte model beside it."""
     share, model, near = share_of_ceiling(record), modelled_bytes(record), tightest(record)
-    prepacked = ("prepacked",) if record.prepacked else ()
+    more = ["prepacked"] if record.prepacked else []
+    if record.timing and times.differs_when_traced(record.timing):
+        more.append("differs-when-traced")
     telemetry = record.telemetry or {}
     return {
         **{name: getattr(record, name) for name in (*_IDENTITY, "status", "reason", "gpu")},
-        "flags": ";".join((*record.flags, *prepacked)),
+        "flags": ";".join((*record.flags, *more)),
         **(times.columns(record.timing) if record.timing else {}),
         "compile_s": record.compile_s,
         "config": " ".join(f"{k}={v}" for k, v in (record.config or {}).items()),

@@ -25,21 +25,31 @@ def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[
 def kernel_ns(timing: Timing) -> float | None:
     """The median CUPTI span in ns, less what CUPTI slowed the call by.
 
-    It widens gaps between kernels, and makes some of very many small blocks slower. By how much,
-    event pairs around the traced calls tell, beside those around untraced ones.
+    It widens gaps between kernels, and makes some of very many small blocks slower.
     """
     if not timing.kernel_ns:
         return None
-    span = median(timing.kernel_ns)
+    return max(0.0, median(timing.kernel_ns) - (slowed_ns(timing) or 0.0))
+
+
+def slowed_ns(timing: Timing) -> float | None:
+    """How much longer a call took while CUPTI looked on: by event pairs around traced calls, and
+    around untraced ones. None where either is not known."""
     samples = list(chain(*timing.blocks_ns))
     if not (timing.kernel_event_ns and samples):
-        return span
+        return None
     traced = median(timing.kernel_event_ns) - timing.traced_overhead_ns
-    return max(0.0, span - max(0.0, traced - (median(samples) - timing.overhead_ns)))
+    return max(0.0, traced - (median(samples) - timing.overhead_ns))
+
+
+def differs_when_traced(timing: Timing) -> bool:
+    """Whether that is more than CUPTI does to an honest call: a fifth of it, and 2 µs."""
+    slowed, span = slowed_ns(timing) or 0.0, kernel_ns(timing) or 0.0
+    return slowed > max(span / 5, 2_000)
 
 
 def columns(timing: Timing) -> dict[str, Any]:
-    """Times in µs: the gated ones corrected, the others as their clocks gave them."""
+    """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them."""
     found: dict[str, Any] = {"timer": timing.timer}
     for name in ("host", "graph"):
         samples = getattr(timing, f"{name}_ns")

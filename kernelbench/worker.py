@@ -87,7 +87,7 @@ def _session(kind: str, ceilings: dict[str, Any] | None, timing: bool) -> Any:
     if kind == "cpu":
         return Session(device, HostClock(), Ceilings(), Telemetry.open(None))
     clock = CudaClock(device)
-    if ceilings is not None:
+    if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
     else:

@@ -1,15 +1,16 @@
-"""A provider must be as fast on inputs that it has not seen."""
+"""A provider must be as fast on inputs that it has not seen, and right while it is timed."""
 
 import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from toy import CASE, Script, provider, right, run, toy
 
-from kernelbench.measure.fresh import DRAWS, FACTOR, MORE_NS, seen_before
+from kernelbench.measure.fresh import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
 from kernelbench.measure.sampling import Batch
-from kernelbench.spec import Distribution, Status, Timing
+from kernelbench.spec import Distribution, DType, Status, Timing
 
 REPEATED = 10_000
 
@@ -25,12 +26,14 @@ def test_as_fast_is_right_and_slower_says_both_times() -> None:
     assert seen_before(timing((2_000,) * DRAWS)) == ""
     reason = seen_before(timing((most + 10,) * DRAWS))
     assert "10.00 µs while its inputs repeat" in reason
-    assert "13.51 µs on inputs" in reason
+    assert "12.71 µs on inputs" in reason
+    assert seen_before(timing((most + 10,) * DRAWS), scale=1.5) == ""
 
 
 def test_one_slow_sample_is_no_evidence_and_neither_is_none() -> None:
     assert seen_before(timing((13_000, 13_000, 90_000, 13_000, 80_000))) == ""
     assert seen_before(timing(())) == ""
+    assert seen_before(timing((90_000, 90_000))) == ""
 
 
 @pytest.mark.parametrize("timer", ["ungated", "host"])
@@ -49,7 +52,7 @@ class Skips(Script):
         found = super().batch(part, n)
         if part.name != "bad":
             return found
-        x = part.args["x"].detach().clone()
+        x = getattr(part, "workload", part).args["x"].detach().clone()
         new = self.seen is None or not x.equal(self.seen)
         self.seen = x
         return replace(found, samples_ns=(9_000 if new else 1_000, *found.samples_ns[1:]))
@@ -71,15 +74,17 @@ def test_every_draw_is_a_new_one_and_of_numbers_that_differ() -> None:
 
     class Watches(Script):
         def batch(self, part: Any, n: int) -> Batch:
-            if n == 1 and part.name == "eager":
-                drawn.append(part.args["x"].detach().clone())
+            if isinstance(part, Keeping) and part.name == "eager":
+                drawn.append(part.workload.args["x"].detach().clone())
             return super().batch(part, n)
 
     for inputs in (Distribution.normal, Distribution.zeros):
         drawn.clear()
         run(toy(), replace(CASE, inputs=inputs), clock=Watches())
-        assert len(drawn) == DRAWS
-        assert all(x.std() > 0.5 for x in drawn)
+        first, *fresh = drawn  # the clock's first look is at the inputs that it knows
+        assert len(fresh) == DRAWS
+        assert bool(first.std() > 0.5) is (inputs is Distribution.normal)
+        assert all(x.std() > 0.5 for x in fresh)
         assert not any(a.equal(b) for a, b in itertools.pairwise(drawn))
 
 
@@ -91,3 +96,85 @@ def test_right_for_zeros_alone_is_wrong() -> None:
     found = run(toy(provider("blind", blind)), zeros, clock=Script())
     assert found["blind"].status is Status.incorrect
     assert found["blind"].reason.startswith("on fresh inputs, after timing")
+
+
+def test_who_behaves_only_when_it_is_watched_is_incorrect() -> None:
+    """It knows the harness by the NaN in its inputs, and answers rightly but once after each."""
+
+    class Watched:
+        warned = True
+
+        def __call__(self, a: Any) -> Any:
+            y, m = right(a)
+            if not self.warned:
+                y = torch.full_like(y, 0.5)
+            self.warned = bool(a["x"].isnan().any())
+            return y, m
+
+    found = run(toy(provider("bad", Watched()), provider("fine", right)), clock=Script())
+    assert found["bad"].status is Status.incorrect
+    assert found["bad"].reason.startswith("as it was timed: y")
+    assert found["fine"].status is Status.ok
+
+
+def test_a_sample_whose_gate_did_not_hold_says_nothing() -> None:
+    class Busy(Skips):
+        def batch(self, part: Any, n: int) -> Batch:
+            return replace(super().batch(part, n), held=not isinstance(part, Keeping))
+
+    found = run(toy(provider("bad", right)), clock=Busy())["bad"]
+    assert found.status is Status.ok
+    assert found.timing is not None
+    assert found.timing.fresh_ns == ()
+
+
+def test_who_falls_on_fresh_inputs_alone_has_failed() -> None:
+    class Falls(Script):
+        def batch(self, part: Any, n: int) -> Batch:
+            if isinstance(part, Keeping) and part.name == "bad":
+                raise RuntimeError("not these")
+            return super().batch(part, n)
+
+    found = run(toy(provider("bad", right), provider("fine", right)), clock=Falls())
+    assert (found["bad"].status, found["bad"].reason) == (Status.failed, "RuntimeError: not these")
+    assert found["fine"].status is Status.ok
+
+
+def test_a_budget_from_zeros_is_not_that_of_other_numbers() -> None:
+    zeros = replace(CASE, dtype=DType.bf16, inputs=Distribution.zeros)
+    found = run(toy(provider("fine", right)), zeros, clock=Script(), names=["fine"])
+    assert found["fine"].status is Status.ok, found["fine"].reason
+
+
+class Disturbed(Script):
+    """A device on which `bad` changes something in one of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = ""
+
+    def disturbed(self) -> str:
+        said, self.said = self.said, ""
+        return said
+
+
+@pytest.mark.parametrize("call", [1, 2, 5, 9])
+@pytest.mark.parametrize("then", ["right", "wrong", "raises"])
+def test_what_a_provider_changes_of_the_device_is_its_own_fault(call: int, then: str) -> None:
+    clock, calls = Disturbed(), itertools.count(1)
+
+    def bad(a: Any) -> Any:
+        if next(calls) == call:
+            clock.said = "moved the furniture"
+            if then == "raises":
+                raise RuntimeError("no")
+            if then == "wrong":
+                return a["x"] * 2, a["x"].detach().amax(-1)
+        return right(a)
+
+    family = toy(provider("bad", bad), provider("fine", right), provider("also", right))
+    found = run(family, clock=clock)
+    assert [found[name].status for name in ("eager", "fine", "also")] == [Status.ok] * 3
+    assert found["bad"].status in (Status.incorrect, Status.failed)
+    if then == "right":
+        assert found["bad"].reason == "moved the furniture"

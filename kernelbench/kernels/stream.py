@@ -3,7 +3,7 @@
 Lines that a kernel loads with `evict_last`, or through a persisting access window, outlive any
 amount of ordinary traffic in the part of the L2 that the driver sets aside for them (11.25 of
 60 MiB on an H200 as it comes up). To be rid of them, `claim` fills that part with lines of its
-own and `write` then gives those back to the ordinary ones.
+own and `write_and_release` then gives those back to the ordinary ones.
 """
 
 import triton
@@ -72,6 +72,7 @@ def claim(source: Tensor, sink: Tensor) -> Launch:
     source: float32, a multiple of 16 KiB, as large as the part that can be set aside.
     sink: float32, one element; not written, but the compiler cannot know.
     """
+    assert source.numel() % _BLOCK == 0
     grid = (source.numel() // _BLOCK,)
     args = {"source": source, "sink": sink}
     return Launch(_claim, grid, args, {"BLOCK": _BLOCK}, {"num_warps": _WARPS})
@@ -82,6 +83,7 @@ def write_and_release(target: Tensor, claimed: Tensor) -> Launch:
 
     target, claimed: float32, a multiple of 16 KiB; target the larger.
     """
+    assert target.numel() % _BLOCK == 0 and claimed.numel() % _BLOCK == 0
     constexprs = {"BLOCK": _BLOCK, "PER_LINE": LINE // 4}
     args = {"target": target, "claimed": claimed, "lines": claimed.numel() * 4 // LINE}
     grid = (target.numel() // _BLOCK,)

@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from kernelbench.measure.session import Candidate, Clock, Failure, Tell
+from kernelbench.measure.failure import Failure
+from kernelbench.measure.session import Candidate, Clock, Tell
 from kernelbench.measure.timer import CudaClock, Timed
 from kernelbench.measure.trace import Spans
 

@@ -24,7 +24,16 @@ from kernelbench.measure.probes import (
     stream,
 )
 from kernelbench.measure.timer import CudaClock
-from kernelbench.spec import Cost, Device, DType, Timing
+from kernelbench.spec import (
+    Case,
+    Cost,
+    Device,
+    Distribution,
+    DType,
+    KernelbenchError,
+    Provider,
+    Timing,
+)
 
 FOOTPRINTS = tuple(1 << shift for shift in (14, 17, 20, 22, 24, 25, 26, 27, 28, 30, 31))
 MATMULS = (4096, 6144, 8192)
@@ -67,6 +76,13 @@ class Ceilings:
             # time shares add up: a mix runs at the harmonic mean of its rates
             found["tflops"] = 1 / sum(share / self.tflops[n] for n, share in precision.items())
         return {name: round(rate, 2) for name, rate in found.items()}
+
+    def of(self, case: Case, provider: Provider[Any], cost: Cost) -> dict[str, float]:
+        """The limits that hold for a provider, as far as they were measured on such data."""
+        limits = self.at(cost, dict(provider.precision) or {case.dtype.value: 1.0})
+        if case.inputs in (Distribution.zeros, Distribution.ones):
+            limits.pop("tflops", None)  # idle bits leave power for a higher clock
+        return limits
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -187,8 +203,14 @@ def _best_ns(clock: CudaClock, kind: str, size: int, device: Device) -> float:
 
 
 def _ns(clock: CudaClock, probe: Probe, n: int = 2 * ROUND) -> float:
+    """Raises KernelbenchError where not even a bare call is queued in time."""
     clock.batch(probe, 3)
-    return median(clock.batch(probe, n).samples_ns) - clock.overhead_ns
+    batch = clock.batch(probe, n)
+    if not batch.held:
+        raise KernelbenchError(
+            f"the gate did not hold for {probe.name}: this machine's CPU is too busy to measure"
+        )
+    return median(batch.samples_ns) - clock.overhead_ns
 
 
 def _rates(clock: CudaClock, device: Device) -> tuple[dict[str, float], dict[str, str]]:

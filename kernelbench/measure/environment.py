@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -80,9 +81,16 @@ def _no_triton(capability: tuple[int, int] | None) -> str:
         return "Triton kernels are written for NVIDIA GPUs; this torch is built for ROCm"
     if capability is not None and capability < (8, 0):
         return f"Triton kernels need sm_80 or newer, this GPU is sm_{capability[0]}{capability[1]}"
+    if capability is not None and not _compiler():
+        return "Triton needs a C compiler (gcc or clang, or CC), and none is on the PATH"
     if capability is None and os.environ.get("TRITON_INTERPRET") != "1":
         return "on a CPU, Triton needs its interpreter (TRITON_INTERPRET=1)"
     return ""
+
+
+def _compiler() -> bool:
+    """Whether Triton finds one for its launchers."""
+    return any(os.environ.get("CC") or shutil.which(name) for name in ("gcc", "clang", "cc"))
 
 
 def versions() -> dict[str, str]:

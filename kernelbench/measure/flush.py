@@ -8,6 +8,7 @@ kernels the timed call launches.
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ class ColdL2:
             self()
         self.settle(1)
         torch.cuda.synchronize()
-        self._aside = L2SetAside()
+        # ROCm has no such part of the L2, and no such library.
+        self._aside = None if torch.version.hip else L2SetAside(ctypes.CDLL("libcuda.so.1"))
 
     def __call__(self) -> None:
         for step in self._steps:
@@ -48,7 +50,7 @@ class ColdL2:
 
     def disturbed(self) -> str:
         """What was changed of the L2's set-aside since the start, and is now undone; or nothing."""
-        return self._aside.undo()
+        return self._aside.undo() if self._aside else ""
 
     def _by_torch(self) -> tuple[Callable[[], object], ...]:
         total = torch.zeros((), device="cuda")
@@ -71,30 +73,38 @@ class L2SetAside:
     """The part of the L2 that the driver keeps for lines that are to persist (libcuda, cuda.h).
 
     Needs a CUDA context. Where the driver knows no such thing, before sm_80, none is changed.
+    driver: libcuda, or what answers in its place.
     """
 
     LIMIT = 6  # CU_LIMIT_PERSISTING_L2_CACHE_SIZE
     WINDOW = 1  # CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW
 
-    def __init__(self) -> None:
-        self._driver = ctypes.CDLL("libcuda.so.1")
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
         self._bytes = self._limit()
 
     def undo(self) -> str:
-        found, window = self._limit(), Window()
-        if found != self._bytes:
-            self._driver.cuCtxSetLimit(self.LIMIT, ctypes.c_size_t(self._bytes))
-            self._driver.cuCtxResetPersistingL2Cache()
-            return (
-                f"set {found / 2**20:.4g} MiB of the L2 aside instead of "
-                f"{self._bytes / 2**20:.4g}, which every other call would feel"
-            )
+        """What of it a provider changed, put right again; or nothing."""
+        found = [*self._undo_limit(), *self._undo_window()]
+        return f"{' and '.join(found)}, which every other call would feel" if found else ""
+
+    def _undo_limit(self) -> list[str]:
+        found = self._limit()
+        if found == self._bytes:
+            return []
+        self._driver.cuCtxSetLimit(self.LIMIT, ctypes.c_size_t(self._bytes))
+        self._driver.cuCtxResetPersistingL2Cache()
+        before = f"{self._bytes / 2**20:.4g}"
+        return [f"set {found / 2**20:.4g} MiB of the L2 aside instead of {before}"]
+
+    def _undo_window(self) -> list[str]:
+        window = Window()
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self._driver.cuStreamGetAttribute(stream, self.WINDOW, ctypes.byref(window))
-        if window.bytes:
-            self._driver.cuStreamSetAttribute(stream, self.WINDOW, ctypes.byref(Window()))
-            return "left an access policy window on the stream, which every other call would feel"
-        return ""
+        error = self._driver.cuStreamGetAttribute(stream, self.WINDOW, ctypes.byref(window))
+        if error or not window.bytes:
+            return []
+        self._driver.cuStreamSetAttribute(stream, self.WINDOW, ctypes.byref(Window()))
+        return ["left an access policy window on the stream"]
 
     def _limit(self) -> int:
         found = ctypes.c_size_t()

@@ -1,7 +1,6 @@
 """One job, start to end: every provider built, proven right, timed, and proven right again."""
 
 import gc
-import re
 import time
 import traceback
 import uuid
@@ -16,20 +15,14 @@ import torch
 from kernelbench.measure import check, tune
 from kernelbench.measure.beside import read_beside
 from kernelbench.measure.ceilings import too_fast
-from kernelbench.measure.fresh import DRAWS, seen_before
+from kernelbench.measure.failure import Failure, failure_of
+from kernelbench.measure.flush import ROUND
+from kernelbench.measure.fresh import DRAWS, Keeping, seen_before, slowdown
 from kernelbench.measure.probes import set_precision
-from kernelbench.measure.sampling import Sampled, sample
-from kernelbench.measure.session import (
-    Candidate,
-    DeviceLostError,
-    Failure,
-    Request,
-    Session,
-    Tell,
-)
+from kernelbench.measure.sampling import Batch, Sampled, sample
+from kernelbench.measure.session import Candidate, DeviceLostError, Request, Session, Tell
 from kernelbench.measure.workload import CaseInputs, Workload, why_not
 from kernelbench.spec import (
-    Distribution,
     Family,
     OutputError,
     Provider,
@@ -41,7 +34,7 @@ from kernelbench.spec import (
 
 __all__ = ["DeviceLostError", "JobRun", "Request", "Session"]
 
-TRIAL = 10  # samples of a config between two looks at how long it takes
+TRIAL = ROUND  # samples of a config between two looks at how long it takes
 TRIAL_NS = 300_000_000
 
 
@@ -53,6 +46,7 @@ class JobRun:
         self.job, self.context, self.request = request.job, request.context, request
         self.case = request.job.case
         self._now = ""  # the provider that is at work
+        self._disturbed: dict[str, str] = {}  # what providers changed that others would feel
 
     def run(self) -> Iterator[list[RunRecord]]:
         able = []
@@ -93,7 +87,9 @@ class JobRun:
             if provider not in able:
                 del found
                 continue
-            if isinstance(found, Candidate):
+            if isinstance(found, Candidate) and provider.name in self._disturbed:
+                yield [self._answer(found, Status.incorrect, self._disturbed[provider.name])]
+            elif isinstance(found, Candidate):
                 candidates.append(found)
             elif isinstance(found, Failure):
                 yield [self._record(provider, found)]
@@ -128,10 +124,18 @@ class JobRun:
             raise
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = Failure(Status.oom if _is_oom(error) else Status.failed, _first_line(error))
+            failure = failure_of(error)
+        finally:
+            self._blame(provider or self._now)
         # Only here is the traceback gone, and with it what its frames held on the GPU.
         self._survive(provider or self._now, failure.reason)
         return failure
+
+    def _blame(self, provider: str) -> None:
+        """Whatever was changed of the device just now is undone, and was this provider's doing."""
+        said = self.session.clock.disturbed()
+        if said:
+            self._disturbed.setdefault(provider, said)
 
     def _survive(self, provider: str, reason: str) -> None:
         gc.collect()
@@ -166,7 +170,7 @@ class JobRun:
             candidate.flags.append("no-baseline-budget")
         if reason:
             return self._answer(candidate, Status.incorrect, reason, flags=tuple(candidate.flags))
-        facts["peak_bytes"] = self._peak(workload)
+        facts["peak_bytes"] = workload.peak_bytes()
         workload.rest()  # what it keeps for a backward is not in the way of the next proof
         return candidate
 
@@ -185,11 +189,16 @@ class JobRun:
     ) -> tuple[tuple[OutputError, ...], str]:
         """Errors, and why it is incorrect. Only a baseline that is right sets the budget."""
         produced, changed = check.produce(workload)
+        return self._verdict(provider, produced, changed)
+
+    def _verdict(
+        self, provider: Provider[Any], produced: dict[str, torch.Tensor], changed: list[str]
+    ) -> tuple[tuple[OutputError, ...], str]:
         found = check.deviations(self.oracle, produced)
         is_baseline = provider is self.family.baseline
         yardstick = found if is_baseline else self._baseline
         errors = check.judge(found, yardstick, self.case.dtype, provider)
-        reason = check.verdict(errors, changed) or self.session.clock.disturbed()
+        reason = check.verdict(errors, changed)
         if is_baseline:
             self._baseline = None if reason else found
             self.oracle.shapes = {} if reason else {n: t.shape for n, t in produced.items()}
@@ -219,18 +228,6 @@ class JobRun:
         while len(samples) < 3 * TRIAL and sum(samples) < TRIAL_NS:
             samples += self.session.clock.batch(workload, TRIAL).samples_ns
         return median(samples)
-
-    def _peak(self, workload: Workload) -> int | None:
-        if self.session.device.kind != "cuda":
-            return None
-        workload.ready()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        with workload.grad_mode():
-            workload.call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
 
     def _synchronize(self) -> None:
         if self.session.device.kind == "cuda":
@@ -274,6 +271,7 @@ class JobRun:
             self.job.measure,
             stays=stays,
             tell=lambda name: self.tell(name, "measure"),
+            after_batch=lambda i: self._blame(parts[i].name),
             after_round=self.session.telemetry.sample,
         )
         for i, (candidate, sampled) in enumerate(zip(candidates, taken, strict=False)):
@@ -299,31 +297,55 @@ class JobRun:
         drawn = self._on_fresh_inputs(candidates)
         if drawn is not None:
             return [self._record(c.provider, drawn, c.facts) for c in candidates]
+        self._scale = self._slower_on_other_numbers(candidates)
         telemetry = self.session.telemetry
         common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
         return [self._conclude(c, common, telemetry.flags()) for c in candidates]
 
     def _on_fresh_inputs(self, candidates: list[Candidate]) -> Failure | None:
-        """Draw anew into the same memory, and where time is GPU time, sample once a draw."""
+        """Draw anew into the same memory, and sample once a draw; the last answers are judged."""
+        parts = [Keeping(candidate.workload) for candidate in candidates]
         gated = self.session.clock.name == "gated"
-        for i in range(DRAWS if gated else 1):
+        for part in parts if gated else ():  # a first look at it takes several calls
+            self._attempt(partial(self._once, part), part.name)
+            part.outputs = ()
+        draws = DRAWS if gated else 1
+        for i in range(draws):
             drawn = self._attempt(partial(self.inputs.redraw, self.context.seed + 1 + i))
             if isinstance(drawn, Failure):
                 return drawn
-            for candidate in candidates if gated else ():
+            self.oracle.forget()
+            if self.inputs.alike:  # a budget from other numbers than these would be too small
+                self._baseline = None
+            for candidate, part in zip(candidates, parts, strict=True):
                 self.tell(candidate.name, "fresh inputs")
-                taken = self._attempt(partial(self._once, candidate.workload), candidate.name)
-                if candidate.timing is not None and not isinstance(taken, Failure):
-                    fresh = (*candidate.timing.fresh_ns, *taken)
-                    candidate.timing = replace(candidate.timing, fresh_ns=fresh)
+                step = partial(self._sample_fresh, candidate, part, judge=i == draws - 1)
+                failure = self._attempt(step, candidate.name)
+                candidate.failure = failure or candidate.failure
         return None
 
-    def _once(self, workload: Workload) -> tuple[int, ...]:
-        workload.ready()
+    def _slower_on_other_numbers(self, candidates: list[Candidate]) -> float:
+        """By what factor the baseline is; 1 where the fresh inputs are like those before."""
+        timings = [c.timing for c in candidates if c.provider is self.family.baseline]
+        found = [slowdown(t) for t in timings if t is not None and self.inputs.alike]
+        return next((factor for factor in found if factor is not None), 1.0)
+
+    def _sample_fresh(self, candidate: Candidate, part: Keeping, judge: bool) -> None:
+        batch = self._once(part)
+        produced, timing = part.produced(), candidate.timing
+        if batch.held and timing is not None:
+            fresh = (*timing.fresh_ns, *batch.samples_ns)
+            candidate.timing = replace(timing, fresh_ns=fresh)
+        if judge:
+            _, reason = self._verdict(candidate.provider, produced, [])
+            candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
+
+    def _once(self, part: Keeping) -> Batch:
+        part.ready()
         try:
-            return self.session.clock.batch(workload, 1).samples_ns
+            return self.session.clock.batch(part, 1)
         finally:
-            workload.rest()
+            part.workload.rest()
 
     def _conclude(
         self, candidate: Candidate, common: dict[str, Any], doubts: tuple[str, ...]
@@ -332,18 +354,21 @@ class JobRun:
         provider, timing = candidate.provider, candidate.timing
         again = self._attempt(partial(self._judge, provider, candidate.workload), candidate.name)
         candidate.workload.rest()
-        if isinstance(again, Failure):
-            return self._record(provider, again, candidate.facts)
+        failure = again if isinstance(again, Failure) else candidate.failure
+        if failure is not None:
+            return self._record(provider, failure, candidate.facts)
         ungated = ("ungated",) if timing is not None and timing.timer == "ungated" else ()
         flags = (*candidate.flags, *doubts, *ungated)
         errors, reason = again
         if reason:
             candidate.facts["errors"] = errors
             reason = f"on fresh inputs, after timing: {reason}"
-        if candidate.wrong or reason:
-            return self._answer(candidate, Status.incorrect, candidate.wrong or reason, flags=flags)
-        limits = self._limits(provider)
-        reason = too_fast(timing, self.cost, limits) or seen_before(timing) if timing else ""
+        reason = self._disturbed.get(provider.name) or reason or candidate.wrong
+        if reason:
+            return self._answer(candidate, Status.incorrect, reason, flags=flags)
+        limits = self.session.ceilings.of(self.case, provider, self.cost)
+        if timing is not None:
+            reason = too_fast(timing, self.cost, limits) or seen_before(timing, self._scale)
         return self._answer(
             candidate,
             Status.implausible if reason else Status.ok,
@@ -353,14 +378,6 @@ class JobRun:
             ceilings=limits or None,
             **common,
         )
-
-    def _limits(self, provider: Provider[Any]) -> dict[str, float]:
-        """This machine's limits for the case, as far as they were measured on data like its own."""
-        precision = dict(provider.precision) or {self.case.dtype.value: 1.0}
-        limits = self.session.ceilings.at(self.cost, precision)
-        if self.case.inputs in (Distribution.zeros, Distribution.ones):
-            limits.pop("tflops", None)  # idle bits leave power for a higher clock
-        return limits
 
     def _answer(self, candidate: Candidate, status: Status, reason: str, **more: Any) -> RunRecord:
         return record_of(
@@ -379,18 +396,3 @@ class JobRun:
         return record_of(
             self.job, provider, failure.status, self.context, reason=failure.reason, **facts or {}
         )
-
-
-def _is_oom(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(
-        words in str(error)
-        for words in ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-    )
-
-
-def _first_line(error: Exception) -> str:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # compilers colour what they say
-    first = next((line for line in plain.splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first.strip()}"[:300]

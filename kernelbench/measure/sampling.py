@@ -87,11 +87,13 @@ def sample(
     *,
     stays: Sequence[int] = (),
     tell: Callable[[str], None] = lambda name: None,
+    after_batch: Callable[[int], None] = lambda i: None,
     after_round: Callable[[], None] = lambda: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> list[Sampled]:
     """Sample every part until there is evidence to stop; one Sampled a part, in their order.
 
+    after_batch: is told the index of the part that was just sampled.
     stays: indices of parts (the baseline and its second run) that go on as long as any other
     does, so that every block has its counterpart of the same round.
     """
@@ -108,6 +110,7 @@ def sample(
                 start = now()
                 batch = clock.batch(parts[i], taken[i].size(settings))
                 taken[i].take(batch, now() - start)
+                after_batch(i)
             after_round()
             forward = not forward
             for i in sorted(running):

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.failure import Failure
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import Timed
 from kernelbench.measure.workload import Workload
-from kernelbench.spec import Context, Device, Job, Provider, Status, Timing
+from kernelbench.spec import Context, Device, Job, Provider, Timing
 
 Tell = Callable[[str, str], None]  # provider, phase: what is going on, for whoever watches
 
@@ -54,14 +55,6 @@ class DeviceLostError(Exception):
         self.provider = provider
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a provider has no result."""
-
-    status: Status
-    reason: str
-
-
 @dataclass
 class Candidate:
     """A provider that was proven right and can be timed, and the facts about it so far."""
@@ -72,6 +65,7 @@ class Candidate:
     timing: Timing | None = None
     flags: list[str] = field(default_factory=list)
     wrong: str = ""  # what was found against it meanwhile
+    failure: Failure | None = None  # how it fell meanwhile
 
     @property
     def name(self) -> str:

@@ -87,9 +87,7 @@ class CudaClock:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
         self._cycles_per_ns = self._calibrate_gate()
-        begin = time.perf_counter_ns()
-        self.flush.settle(TAIL)
-        self._tail_ns = time.perf_counter_ns() - begin  # to submit what follows the last sample
+        self._tail_ns = self._tail()
 
     def batch(self, part: Timed, n: int) -> Batch:
         """n samples, fewer if the gate holds only for fewer or if they would take too long.
@@ -192,6 +190,16 @@ class CudaClock:
             torch.cuda.synchronize()
             rates.append(float(cycles / (start.elapsed_time(end) * 1e6)))
         return max(rates)
+
+    def _tail(self) -> float:
+        """Host time in ns to submit what follows the last sample of a batch."""
+        found = []
+        for _ in range(5):
+            begin = time.perf_counter_ns()
+            self.flush.settle(TAIL)
+            found.append(time.perf_counter_ns() - begin)
+        torch.cuda.synchronize()
+        return median(found)
 
     def _pairs(self, n: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
         while len(self._events) < n:

@@ -54,6 +54,7 @@ class CaseInputs:
         self._family, self._case, self._device = family, case, device
         self.tensors: Tensors = dict(family.inputs(case, Draw(case, device, seed)))
         self.pristine: Tensors = {name: t.clone() for name, t in self.tensors.items()}
+        self.alike = case.inputs in (Distribution.zeros, Distribution.ones)
 
     def redraw(self, seed: int) -> None:
         """Draw fresh values, which `Workload.ready` puts into the very same memory.
@@ -62,8 +63,7 @@ class CaseInputs:
         they are drawn from a normal distribution.
         """
         self.pristine = {}
-        alike = self._case.inputs in (Distribution.zeros, Distribution.ones)
-        like = replace(self._case, inputs=Distribution.normal) if alike else self._case
+        like = replace(self._case, inputs=Distribution.normal) if self.alike else self._case
         fresh = self._family.inputs(self._case, Draw(like, self._device, seed))
         self.pristine = dict(fresh)
 
@@ -162,6 +162,19 @@ class Workload:
         """Undo what the provider says it overwrites. Costs nothing when it overwrites nothing."""
         for name, tensor in self._saved.items():
             put(self.args[name], tensor)
+
+    def peak_bytes(self) -> int | None:
+        """What a call takes on a GPU at most, above what was there before it; None without one."""
+        if not all(tensor.is_cuda for tensor in self.args.values()):
+            return None
+        self.ready()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with self.grad_mode():
+            self.call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
     def poison(self) -> None:
         """Put NaN in every input, to be made good by `refill` in stream order."""

@@ -27,12 +27,12 @@ class Status(StrEnum):
 
     ok = "ok"
     skipped = "skipped"  # with the reason: an answer, not a failure
-    incorrect = "incorrect"  # outside its error budget, or an input changed: never timed
+    incorrect = "incorrect"  # outside its error budget, or it changed an input or the device
     failed = "failed"  # raised
     crashed = "crashed"  # took its process down
     timeout = "timeout"
     oom = "oom"
-    implausible = "implausible"  # faster than the machine's own measured limit
+    implausible = "implausible"  # faster than the machine's limits, or than on fresh inputs
 
     @property
     def bad(self) -> bool:

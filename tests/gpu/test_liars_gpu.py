@@ -51,7 +51,8 @@ def test_each_is_caught(session: Session, name: str) -> None:
     status, says = liars.CAUGHT[name]
     for case in (liars.SMALL, liars.LARGE):
         honest, liar = measured(session, case, "honest", name)
-        assert (honest.status, honest.flags) == (Status.ok, ())
+        assert honest.status is Status.ok
+        assert "ungated" not in honest.flags
         assert liar.status == status, liar.reason
         assert says in f"{liar.reason} {liar.flags}"
 
@@ -61,7 +62,13 @@ def test_what_is_not_caught_gains_nothing(session: Session, name: str) -> None:
     for case in (liars.SMALL, liars.LARGE):
         honest, liar = measured(session, case, liars.GAINS_NOTHING[name], name)
         assert (honest.status, liar.status) == (Status.ok, Status.ok), liar.reason
-        assert us(liar) > 0.97 * us(honest) - 0.2
+        assert "ungated" in liar.flags or us(liar) > 0.97 * us(honest) - 0.2
+
+
+def test_a_call_of_five_thousand_launches_is_held_or_flagged(session: Session) -> None:
+    [liar] = measured(session, liars.SMALL, "five_thousand")
+    assert liar.status is Status.ok
+    assert "ungated" in liar.flags or us(liar) > 5000  # a launch takes 1 µs at least
 
 
 def test_what_is_fast_for_zeros_alone_is_told_by_other_inputs(session: Session) -> None:

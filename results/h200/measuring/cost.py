@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-FLUSH_US = 86.0  # of one flush on this GPU
+FLUSH_US = 86.0  # of one flush on this GPU: 20 of them between event pairs, median
 UNROLLED = 10  # calls in one replay of a CUDA graph
 
 

@@ -1,7 +1,7 @@
 """Do intervals mean what they say? The same call against itself, and against 2 % more work.
 
-    python intervals.py collect OUT.json.gz [SECONDS] [SAMPLES]   on a GPU
-    python intervals.py judge OUT.json.gz…                         anywhere
+    python intervals.py collect OUT.json.gz [SECONDS]   on a GPU
+    python intervals.py judge OUT.json.gz…              anywhere
 
 A job samples four parts interleaved as a run does: A (the baseline), A once more as a provider,
 where it can be made B, which takes 2 % longer, and A a last time for the noise floor.
@@ -11,6 +11,7 @@ import gzip
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,16 +23,11 @@ from kernelbench.statistics import noise_floor, ratio_interval
 REPEATS = 30  # jobs a kernel
 
 
-def collect(path: Path, seconds: float, samples: int | None) -> None:
+def pairs() -> dict[str, tuple[Any, Any]]:
+    """How to make each call, and where it can be made, one that takes 2 % longer."""
     import kernels
 
-    from kernelbench.measure import environment
-    from kernelbench.measure.ceilings import calibrate
-    from kernelbench.measure.probes import Probe
-    from kernelbench.measure.sampling import sample
-    from kernelbench.measure.timer import CudaClock
-
-    calls = {
+    calls: dict[str, tuple[Any, Any]] = {
         "copy 4 Ki": (partial(kernels.copy, 1 << 12), None),
         "copy 256 Ki": (partial(kernels.copy, 1 << 18), None),
         "matmul 1024": (partial(kernels.matmul, 1024), None),
@@ -51,11 +47,19 @@ def collect(path: Path, seconds: float, samples: int | None) -> None:
         few = partial(kernels.eager_norm if rows == 8192 else kernels.fused_norm, rows, 4096)
         more_rows = partial(few.func, rows * 51 // 50, 4096)
         calls[f"{few.func.__name__} {rows}x4096"] = (few, more_rows)
+    return calls
+
+
+def collect(path: Path, seconds: float) -> None:
+    from kernelbench.measure import environment
+    from kernelbench.measure.ceilings import calibrate
+    from kernelbench.measure.probes import Probe
+    from kernelbench.measure.sampling import sample
+    from kernelbench.measure.timer import CudaClock
+
+    calls = pairs()
     clock = CudaClock(environment.device("cuda"))
     clock.overhead_ns = calibrate(clock).ns
-    settings = Measure()
-    if samples:
-        settings = Measure(min_samples=samples, max_samples=samples, max_seconds=30)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in calls}
     end = time.monotonic() + seconds
     for _ in range(REPEATS):
@@ -66,13 +70,12 @@ def collect(path: Path, seconds: float, samples: int | None) -> None:
             parts = [Probe("A", call), Probe("A'", call), Probe('A"', call)]
             if make_more:
                 parts.insert(2, Probe("B", make_more()))
-            taken = sample(parts, clock, settings, stays=(0, len(parts) - 1))
+            taken = sample(parts, clock, Measure(), stays=(0, len(parts) - 1))
             found[name].append(
                 {t.name: t.blocks_ns if t.held else None for t in taken} | {"stop": taken[1].stop}
             )
-    facts = {"overhead_ns": clock.overhead_ns, "jobs": found}
     with gzip.open(path, "wt") as file:
-        json.dump(facts, file)
+        json.dump({"overhead_ns": clock.overhead_ns, "jobs": found}, file)
 
 
 def load(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -88,48 +91,59 @@ def load(path: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@dataclass
+class Verdict:
+    """What the comparisons of one call came to."""
+
+    us: float
+    widths: list[float] = field(default_factory=list)
+    planted: list[float] = field(default_factory=list)
+    covered: int = 0
+    declared: int = 0
+    found: int = 0
+
+    def __str__(self) -> str:
+        planted = f"{(median(self.planted) - 1) * 100:.2f} %, {self.found}" if self.planted else "-"
+        return (
+            f"{self.us:8.2f} {len(self.widths):4} {self.covered / len(self.widths):6.3f} "
+            f"{self.declared:3} {median(self.widths):7.3f}  {planted}"
+        )
+
+
+def verdict(jobs: list[dict[str, Any]]) -> Verdict:
+    made = Verdict(median(ns for parts in jobs for block in parts["A"] for ns in block) / 1e3)
+    for parts in jobs:
+        floor = noise_floor(parts["A"], parts['A"'])
+        same = ratio_interval(parts["A"], parts["A'"])
+        made.covered += same.lo <= 1 <= same.hi
+        made.declared += different(same, floor)
+        made.widths.append((same.hi - same.lo) / 2 * 100)
+        if "B" in parts:
+            more = ratio_interval(parts["B"], parts["A"])
+            made.planted.append(more.mid)
+            made.found += different(more, floor)
+    return made
+
+
 def judge(paths: list[Path]) -> None:
-    """A line a kernel, and the totals that are asked for."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """A line a call, and the totals that are asked for."""
+    jobs: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
-        for name, jobs in load(path).items():
-            found.setdefault(name, []).extend(jobs)
-    total = {"pairs": 0, "covered": 0, "declared": 0, "planted": 0, "found": 0}
-    arms, long_arms = [], []
-    print("kernel, median us, jobs, covered, declared different, half-width %, planted, found")
-    for name, jobs in found.items():
-        row = dict.fromkeys(total, 0)
-        widths, mids, times = [], [], []
-        for parts in jobs:
-            floor = noise_floor(parts["A"], parts['A"'])
-            same = ratio_interval(parts["A"], parts["A'"])
-            row["pairs"] += 1
-            row["covered"] += same.lo <= 1 <= same.hi
-            row["declared"] += different(same, floor)
-            widths.append((same.hi - same.lo) / 2 * 100)
-            times.append(median(x for b in parts["A"] for x in b) / 1e3)
-            if "B" in parts:
-                more = ratio_interval(parts["B"], parts["A"])
-                mids.append(more.mid)
-                row["planted"] += 1
-                row["found"] += different(more, floor)
-        for key, value in row.items():
-            total[key] += value
-        arms += widths
-        long_arms += widths if median(times) >= 20 else []
-        planted = (
-            f"{(median(mids) - 1) * 100:.2f} %, {row['found']}/{row['planted']}" if mids else "-"
-        )
+        for name, more in load(path).items():
+            jobs.setdefault(name, []).extend(more)
+    made = {name: verdict(of) for name, of in jobs.items()}
+    print("call, median us, jobs, covered, declared different, half-width %, planted, found")
+    for name, one in made.items():
+        print(f"{name:24} {one}")
+    long = [one for one in made.values() if one.us >= 20]
+    for name, some in (("all", list(made.values())), ("20 us and more", long)):
+        n = sum(len(one.widths) for one in some)
+        covered, declared = (sum(getattr(o, w) for o in some) for w in ("covered", "declared"))
         print(
-            f"{name:24} {median(times):8.2f} {row['pairs']:4} {row['covered'] / row['pairs']:6.3f}"
-            f" {row['declared']:3} {median(widths):7.3f}  {planted}"
+            f"{name}: covered {covered}/{n} = {covered / n:.3f}, declared different "
+            f"{declared / n:.3f}, half-width {median(w for o in some for w in o.widths):.3f} %, "
+            f"planted found {sum(o.found for o in some)}/{sum(len(o.planted) for o in some)}"
         )
-    print(
-        f"covered {total['covered']}/{total['pairs']} = {total['covered'] / total['pairs']:.3f}, "
-        f"declared different {total['declared'] / total['pairs']:.3f}, half-width of calls "
-        f"of 20 us and more {median(long_arms):.3f} %, "
-        f"planted found {total['found']}/{total['planted']}"
-    )
 
 
 def less(blocks: list[list[int]], overhead: int) -> list[list[int]]:
@@ -144,7 +158,6 @@ def different(interval: Any, floor: float) -> bool:
 if __name__ == "__main__":
     verb, files = sys.argv[1], sys.argv[2:]
     if verb == "collect":
-        given = [float(x) for x in files[1:]]
-        collect(Path(files[0]), given[0] if given else 600.0, int(given[1]) if given[1:] else None)
+        collect(Path(files[0]), float(files[1]) if files[1:] else 600.0)
     else:
         judge([Path(file) for file in files])
