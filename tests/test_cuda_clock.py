@@ -1,0 +1,127 @@
+"""The GPU's clock on a device of paper: what it queues, in which order, and that a job gets by."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from toy import CASE, FAST, provider, right, run, toy
+
+from kernelbench.measure import environment, timer
+from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.flush import CYCLE, ROUND, TAIL
+from kernelbench.measure.job import Session
+from kernelbench.measure.probes import Probe
+from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import CudaClock
+from kernelbench.spec import Mode, Status
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real one")
+
+
+class Paper:
+    """A device that notes what it is given; an event pair reads 5 µs; a gate holds if it may."""
+
+    def __init__(self) -> None:
+        self.queued: list[str] = []
+        self.holds = True
+
+    def event(self, enable_timing: bool) -> "Paper.Event":
+        assert enable_timing
+        return Paper.Event(self)
+
+    class Event:
+        def __init__(self, paper: "Paper") -> None:
+            self.paper = paper
+
+        def record(self) -> None:
+            self.paper.queued.append("event")
+
+        def query(self) -> bool:
+            return not self.paper.holds
+
+        def elapsed_time(self, other: Any) -> float:
+            return 0.005
+
+    def sleep(self, cycles: int) -> None:
+        self.queued.append("gate" if cycles else "launch")
+
+
+class Flush:
+    def __init__(self, paper: Paper) -> None:
+        self.paper = paper
+
+    def __call__(self) -> None:
+        self.paper.queued.append("flush")
+
+    def settle(self, launches: int) -> None:
+        self.paper.queued += ["launch"] * launches
+
+    def disturbed(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> Paper:
+    made = Paper()
+    monkeypatch.setattr(timer.torch.cuda, "Event", made.event)
+    monkeypatch.setattr(timer.torch.cuda, "_sleep", made.sleep)
+    monkeypatch.setattr(timer.torch.cuda, "synchronize", lambda: None)
+    return made
+
+
+@pytest.fixture
+def clock(paper: Paper) -> CudaClock:
+    made = CudaClock.__new__(CudaClock)
+    made.overhead_ns, made._events, made._cycles_per_ns = 3_000, [], 1.0
+    made._plans = WeakKeyDictionary()
+    made.flush = Flush(paper)  # type: ignore[assignment]
+    made._tail_ns = made._tail()
+    paper.queued.clear()
+    return made
+
+
+def test_a_batch_is_a_gate_then_samples_in_turn_and_a_tail(paper: Paper, clock: CudaClock) -> None:
+    probe = Probe("p", lambda: paper.queued.append("call"))
+    clock.batch(probe, 1)  # the first look
+    paper.queued.clear()
+    batch = clock.batch(probe, ROUND)
+    assert (batch.samples_ns, batch.held) == ((5_000,) * ROUND, True)
+    expected = ["gate"]
+    for i in range(ROUND):
+        expected += ["launch"] * (i % CYCLE) + ["flush", "event", "call", "event"]
+    assert paper.queued == expected + ["launch"] * TAIL
+
+
+def test_a_gate_that_never_holds_ends_ungated(paper: Paper, clock: CudaClock) -> None:
+    paper.holds = False
+    batch = clock.batch(Probe("p", lambda: None), ROUND)
+    assert not batch.held
+    assert len(batch.samples_ns) == ROUND
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_whole_job_gets_by(clock: CudaClock, mode: Mode) -> None:
+    device = environment.device("cpu")
+    session = Session(device, clock, Ceilings(), Telemetry.open(None))
+    case = CASE.__class__(R=7, N=64, dtype=CASE.dtype, mode=mode)
+    found = run(toy(provider("fine", right)), case, session=session, measure=FAST)
+    for record in found.values():
+        assert record.status is Status.ok, record.reason
+        timing = record.timing
+        assert timing is not None
+        assert (timing.timer, timing.fresh_ns) == ("gated", (5_000,) * 5)
+        assert timing.host_ns
+        assert set(timing.missing) == {"graph", "kernel"}
+
+
+def test_a_provider_that_is_never_held_is_not_judged_by_fresh_samples(
+    paper: Paper, clock: CudaClock
+) -> None:
+    paper.holds = False
+    session = Session(environment.device("cpu"), clock, Ceilings(), Telemetry.open(None))
+    record = run(toy(provider("fine", right)), CASE, session=session, measure=FAST)["fine"]
+    assert record.status is Status.ok
+    assert record.timing is not None
+    assert (record.timing.timer, record.timing.fresh_ns) == ("ungated", ())
+    assert "ungated" in record.flags
