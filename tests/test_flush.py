@@ -90,5 +90,12 @@ def test_an_older_gpu_knows_no_such_limit(driver: Driver) -> None:
     assert L2SetAside(Older(0)).undo() == ""
 
 
+def test_a_lost_context_is_nobodys_set_aside(driver: Driver, monkeypatch: Any) -> None:
+    aside = L2SetAside(driver)
+    monkeypatch.setattr(driver, "cuCtxGetLimit", lambda found, which: 700)
+    monkeypatch.setattr(driver, "cuStreamGetAttribute", lambda stream, which, found: 700)
+    assert aside.undo() == ""
+
+
 def test_a_window_is_as_large_as_the_driver_may_write() -> None:
     assert ctypes.sizeof(Window) >= 64

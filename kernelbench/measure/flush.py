@@ -90,7 +90,7 @@ class L2SetAside:
 
     def _undo_limit(self) -> list[str]:
         found = self._limit()
-        if found == self._bytes:
+        if found is None or self._bytes is None or found == self._bytes:
             return []
         self._driver.cuCtxSetLimit(self.LIMIT, ctypes.c_size_t(self._bytes))
         self._driver.cuCtxResetPersistingL2Cache()
@@ -106,10 +106,11 @@ class L2SetAside:
         self._driver.cuStreamSetAttribute(stream, self.WINDOW, ctypes.byref(Window()))
         return ["left an access policy window on the stream"]
 
-    def _limit(self) -> int:
+    def _limit(self) -> int | None:
+        """None where the driver knows none, or can no longer be asked."""
         found = ctypes.c_size_t()
         error = self._driver.cuCtxGetLimit(ctypes.byref(found), self.LIMIT)
-        return 0 if error else found.value
+        return None if error else found.value
 
 
 class Window(ctypes.Structure):
