@@ -10,7 +10,7 @@ from toy import CASE, Script, provider, right, run, toy
 
 from kernelbench.measure.fresh import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
 from kernelbench.measure.sampling import Batch
-from kernelbench.spec import Distribution, DType, Status, Timing
+from kernelbench.spec import Distribution, DType, Role, Status, Timing
 
 REPEATED = 10_000
 
@@ -178,3 +178,22 @@ def test_what_a_provider_changes_of_the_device_is_its_own_fault(call: int, then:
     assert found["bad"].status in (Status.incorrect, Status.failed)
     if then == "right":
         assert found["bad"].reason == "moved the furniture"
+
+
+def test_one_output_may_be_another() -> None:
+    def oracle(case: Any, a: Any) -> Any:
+        y = a["x"].double() * a["w"].double()
+        yield "y", ..., y
+        yield "again", ..., y
+
+    def twice(a: Any) -> Any:
+        y = a["x"] * a["w"]
+        return y, y
+
+    family = toy(
+        baseline=provider("eager", twice, Role.baseline),
+        outputs=lambda case: ("y", "again"),
+        oracle=oracle,
+    )
+    record = run(family, clock=Script())["eager"]
+    assert record.status is Status.ok, record.reason

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from kernelbench.kernels.launch import (
     Launch,
     arch_of,
+    ceil_div,
     check_device,
     check_powers_of_2,
     on_device,
@@ -477,7 +478,7 @@ def forward_launch(
         return Launch(_normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
     constexprs |= {"N": N, "BLOCK_M": config.rows}
-    return Launch(_normalise_rows, (triton.cdiv(M, config.rows),), args, constexprs, options)
+    return Launch(_normalise_rows, (ceil_div(M, config.rows),), args, constexprs, options)
 
 
 def backward_launches(
@@ -500,9 +501,9 @@ def backward_launches(
     N = weight.numel()
     M = x.numel() // N
     wide = config.bwd_block < N
-    blocks = triton.cdiv(N, config.bwd_block)
+    blocks = ceil_div(N, config.bwd_block)
     programs = max(1, config.bwd_programs * sm_count(x.device) // blocks)
-    programs = min(programs, triton.cdiv(M, config.bwd_rows))
+    programs = min(programs, ceil_div(M, config.bwd_rows))
     projection_M = torch.empty_like(rstd_M) if wide else None
     partial_PN = None if dweight is None else rstd_M.new_empty(programs, N)
     read: dict[str, Any] = {
@@ -543,7 +544,7 @@ def _sum_launch(partial_PN: Tensor, dweight: Tensor) -> Launch:
     block_P = min(4096 // block_N, power_of_2(P))
     return Launch(
         _sum_partials,
-        (triton.cdiv(N, block_N),),
+        (ceil_div(N, block_N),),
         {"partial_ptr": partial_PN, "dweight_ptr": dweight, "P": P},
         {"N": N, "BLOCK_P": block_P, "BLOCK_N": block_N},
         {"num_warps": 8, "num_stages": 2},

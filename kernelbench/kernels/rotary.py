@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
+    ceil_div,
     check_device,
     check_powers_of_2,
     on_device,
@@ -251,7 +252,7 @@ def rotary_launch(
     """
     B, S, HQ, D = q.shape
     HK = k.shape[2]
-    tiles = triton.cdiv(HQ, config.block_h) + triton.cdiv(HK, config.block_h)
+    tiles = ceil_div(HQ, config.block_h) + ceil_div(HK, config.block_h)
     args: dict[str, Any] = {
         "q_ptr": q,
         "k_ptr": k,
@@ -280,7 +281,7 @@ def rotary_launch(
         "INTERLEAVED": interleaved,
         "INVERSE": inverse,
     }
-    grid = (B * triton.cdiv(S, config.block_s) * tiles,)
+    grid = (B * ceil_div(S, config.block_s) * tiles,)
     return Launch(_rotate, grid, args, constexprs, {"num_warps": config.warps, "num_stages": 1})
 
 

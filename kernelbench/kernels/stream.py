@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.launch import Launch
+from kernelbench.kernels.launch import Launch, ceil_div
 
 LINE = 128  # bytes of a line, the unit in which a priority is given back
 _BLOCK, _WARPS = 4096, 8
@@ -96,7 +96,7 @@ def read(source: Tensor, sink: Tensor, block: int = _BLOCK, times: int = 1) -> L
     sink: float32, one element; not written, but the compiler cannot know.
     """
     n = source.numel()
-    grid = (triton.cdiv(n, block * times),)
+    grid = (ceil_div(n, block * times),)
     constexprs = {"BLOCK": block, "TIMES": times}
     args = {"source": source, "sink": sink, "n": n}
     return Launch(_read, grid, args, constexprs, {"num_warps": 8 if block > 2048 else 4})
@@ -106,11 +106,11 @@ def copy(source: Tensor, target: Tensor, block: int, num_warps: int) -> Launch:
     """Copy `source` to `target`, of the same dtype and size, `block` elements a program."""
     n = source.numel()
     args = {"source": source, "target": target, "n": n}
-    return Launch(_copy, (triton.cdiv(n, block),), args, {"BLOCK": block}, {"num_warps": num_warps})
+    return Launch(_copy, (ceil_div(n, block),), args, {"BLOCK": block}, {"num_warps": num_warps})
 
 
 def write(target: Tensor, block: int) -> Launch:
     """Fill `target` with ones, `block` elements a program."""
     n = target.numel()
     args = {"target": target, "n": n}
-    return Launch(_write, (triton.cdiv(n, block),), args, {"BLOCK": block}, {"num_warps": 4})
+    return Launch(_write, (ceil_div(n, block),), args, {"BLOCK": block}, {"num_warps": 4})

@@ -45,11 +45,11 @@ class Keeping:
         self.workload.restore()
 
     def produced(self) -> dict[str, torch.Tensor]:
-        """The kept outputs by name, which are handed over."""
+        """Copies of the kept outputs by name: one may be another, or lie in an input."""
         outputs, self.outputs = self.outputs, ()
         if len(outputs) != len(self.workload.names):
             raise ValueError(f"returns {len(outputs)} outputs while it is timed")
-        return dict(zip(self.workload.names, (o.detach() for o in outputs), strict=True))
+        return dict(zip(self.workload.names, (o.detach().clone() for o in outputs), strict=True))
 
 
 def slowdown(timing: Timing) -> float | None:
