@@ -101,7 +101,7 @@ def sm_count(device: torch.device) -> int:
 
 
 def ceil_div(n: int, d: int) -> int:
-    """n / d rounded up. (`triton.cdiv` does it, too, in 2 µs: it serves kernels as well.)"""
+    """n / d rounded up, without what `triton.cdiv` does to serve kernels as well."""
     return -(-n // d)
 
 

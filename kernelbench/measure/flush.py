@@ -1,7 +1,7 @@
 """What lies between two samples: nothing of use left in the L2, and an even mix of launch slots.
 
 How long the front end of a GPU takes from one event to the next depends on where in a cycle of
-four launches the timed one falls (by up to 1.2 µs on an H200). `settle` therefore spends 0, 1, 2,
+four launches the timed one falls (by about 1 µs on an H200). `settle` therefore spends 0, 1, 2,
 3 launches before the samples in turn: in eight samples every place comes up twice, however many
 kernels the timed call launches.
 """

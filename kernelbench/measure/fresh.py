@@ -52,12 +52,18 @@ class Keeping:
         return dict(zip(self.workload.names, (o.detach().clone() for o in outputs), strict=True))
 
 
-def slowdown(timing: Timing) -> float | None:
-    """How many times longer it takes on fresh inputs than on repeated ones; None if unknown."""
+def _medians(timing: Timing) -> tuple[float, float] | None:
+    """ns on repeated and on fresh inputs, less the overhead; None where they were not gated."""
     if timing.timer != "gated" or len(timing.fresh_ns) < FEWEST:
         return None
-    repeated = median(ns for block in timing.blocks_ns for ns in block) - timing.overhead_ns
-    return (median(timing.fresh_ns) - timing.overhead_ns) / max(repeated, 1)
+    repeated = median(ns for block in timing.blocks_ns for ns in block)
+    return repeated - timing.overhead_ns, median(timing.fresh_ns) - timing.overhead_ns
+
+
+def slowdown(timing: Timing) -> float | None:
+    """How many times longer it takes on fresh inputs than on repeated ones; None if unknown."""
+    found = _medians(timing)
+    return found and found[1] / max(found[0], 1)
 
 
 def seen_before(timing: Timing, scale: float = 1.0) -> str:
@@ -65,10 +71,10 @@ def seen_before(timing: Timing, scale: float = 1.0) -> str:
 
     scale: how many times longer the honest may take because the fresh inputs are of another kind.
     """
-    if slowdown(timing) is None:
+    found = _medians(timing)
+    if found is None:
         return ""
-    repeated = median(ns for block in timing.blocks_ns for ns in block) - timing.overhead_ns
-    fresh = median(timing.fresh_ns) - timing.overhead_ns
+    repeated, fresh = found
     if fresh <= FACTOR * max(scale, 1.0) * repeated + MORE_NS:
         return ""
     return (

@@ -331,14 +331,14 @@ class JobRun:
         return next((factor for factor in found if factor is not None), 1.0)
 
     def _sample_fresh(self, candidate: Candidate, part: Keeping, judge: bool) -> None:
-        batch = self._once(part)
-        produced, timing = part.produced(), candidate.timing
+        batch, timing = self._once(part), candidate.timing
         if batch.held and timing is not None:
             fresh = (*timing.fresh_ns, *batch.samples_ns)
             candidate.timing = replace(timing, fresh_ns=fresh)
         if judge:
-            _, reason = self._verdict(candidate.provider, produced, [])
+            _, reason = self._verdict(candidate.provider, part.produced(), [])
             candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
+        part.outputs = ()
 
     def _once(self, part: Keeping) -> Batch:
         part.ready()

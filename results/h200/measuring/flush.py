@@ -8,10 +8,6 @@ all           lines that were to persist are claimed and released first: what a 
 """
 
 import csv
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +17,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from instruments import ENVIRONMENT
 from kernels import KERNELS
+from ncu import by_range
 
 from kernelbench.kernels import stream
 from kernelbench.measure import environment
@@ -97,23 +93,10 @@ def under_ncu() -> None:
 
 def left() -> dict[tuple[str, str], float]:
     """MiB of the 16 that were still in the L2, by way and how they were read before."""
-    if shutil.which("ncu") is None:
-        return {}
-    command = ["ncu", "--nvtx", "--nvtx-include", "regex:left_.*/", "--clock-control", "none"]
-    command += ["--cache-control", "none", "--metrics", "dram__bytes_read.sum", "--csv"]
-    done = subprocess.run(
-        [*command, sys.executable, __file__, "--under-ncu"],
-        env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     found = {}
-    for row in csv.DictReader(line for line in done.stdout.splitlines() if line.startswith('"')):
-        match = re.search(r"left_(\d)_(\w+)", " ".join(row.values()))
-        assert match, row
-        read = float(row["Metric Value"].replace(",", ""))
-        found[list(WAYS)[int(match[1])], match[2]] = max(0.0, (BYTES - read) / 2**20)
+    for name, [read] in by_range(__file__, "left_", "dram__bytes_read.sum").items():
+        number, how = name.split("_", 1)
+        found[list(WAYS)[int(number)], how] = max(0.0, (BYTES - read) / 2**20)
     return found
 
 

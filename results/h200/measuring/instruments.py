@@ -12,10 +12,6 @@ do_bench_us, do_bench_graph_us    triton.testing's medians
 """
 
 import csv
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +20,10 @@ from typing import Any
 
 import torch
 from kernels import KERNELS
+from ncu import by_range
 
 NCU_REPEATS = 5
 OURS = ("_claim", "_write_and_release", "_read", "spin_kernel", "FillFunctor")  # between the calls
-ENVIRONMENT = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_HOME")
 
 
 def measured() -> Iterator[dict[str, Any]]:
@@ -107,28 +103,11 @@ def under_ncu() -> None:
 
 def by_ncu() -> dict[str, float]:
     """Median µs a call: its kernels' durations, added up."""
-    if shutil.which("ncu") is None:
-        return {}
-    command = ["ncu", "--nvtx", "--nvtx-include", "regex:call_.*/", "--clock-control", "none"]
-    command += ["--cache-control", "none", "--metrics", "gpu__time_duration.sum", "--csv"]
-    done = subprocess.run(
-        [*command, sys.executable, __file__, "--under-ncu"],
-        env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    found: dict[int, list[float]] = {}
-    for row in csv.DictReader(lines):
-        match = re.search(r"call_(\d+)", " ".join(row.values()))
-        assert match, row
-        found.setdefault(int(match[1]), []).append(float(row["Metric Value"].replace(",", "")))
     times = {}
-    for number, ns in found.items():
+    for number, ns in by_range(__file__, "call_", "gpu__time_duration.sum").items():
         each = len(ns) // NCU_REPEATS
         sums = [sum(ns[i * each : (i + 1) * each]) for i in range(NCU_REPEATS)]
-        times[list(KERNELS)[number]] = median(sums) / 1e3
+        times[list(KERNELS)[int(number)]] = median(sums) / 1e3
     return times
 
 
