@@ -1,11 +1,17 @@
 """What measured limits say about a call; the measuring itself needs a GPU."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from toy import BASELINE, CASE
 
+from kernelbench.measure import ceilings
 from kernelbench.measure.ceilings import Ceilings, Overhead, tightened, too_fast
-from kernelbench.spec import Cost, Timing
+from kernelbench.measure.probes import Probe
+from kernelbench.measure.sampling import Batch
+from kernelbench.spec import Cost, Distribution, DType, KernelbenchError, Timing
 
 KNOWN = Ceilings(
     bandwidth={
@@ -79,3 +85,23 @@ def test_a_slow_probe_is_no_low_ceiling():
     assert found["copy"] == ((2, 20.0), (4, 20.0), (8, 40.0))
     assert found["read"] == ((2, 20.0), (4, 35.0), (8, 50.0))  # a copy of 2 moves 4: 20 ns
     assert found["write"] == ((2, 5.0), (4, 5.0), (8, 80.0))  # beyond 8 at its rate: 16 in 80 ns
+
+
+@pytest.mark.parametrize("inputs", [Distribution.zeros, Distribution.ones])
+def test_a_matmul_rate_on_random_data_is_no_limit_for_idle_bits(inputs: Distribution) -> None:
+    case = replace(CASE, dtype=DType.bf16)
+    assert KNOWN.of(case, BASELINE, Cost(1, 1, 1))["tflops"] == 800.0
+    found = KNOWN.of(replace(case, inputs=inputs), BASELINE, Cost(1, 1, 1))
+    assert "tflops" not in found
+    assert found["read_gbps"] == KNOWN.of(case, BASELINE, Cost(1, 1, 1))["read_gbps"]
+
+
+def test_a_machine_that_cannot_hold_a_bare_call_is_refused() -> None:
+    class Busy:
+        overhead_ns = 0
+
+        def batch(self, part: Any, n: int) -> Batch:
+            return Batch((1_000,) * n, held=False)
+
+    with pytest.raises(KernelbenchError, match="copy 7: this machine's CPU is too busy"):
+        ceilings._ns(Busy(), Probe("copy 7", lambda: None))  # type: ignore[arg-type]

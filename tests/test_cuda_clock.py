@@ -125,3 +125,18 @@ def test_a_provider_that_is_never_held_is_not_judged_by_fresh_samples(
     assert record.timing is not None
     assert (record.timing.timer, record.timing.fresh_ns) == ("ungated", ())
     assert "ungated" in record.flags
+
+
+def test_a_graph_is_timed_behind_a_gate_that_held_or_not_at_all(
+    paper: Paper, clock: CudaClock
+) -> None:
+    class Graph:
+        def replay(self) -> None:
+            paper.queued.append("replay")
+
+    graph: Any = Graph()
+    assert clock._replayed(graph, 2, 10) == (500, 500)
+    assert paper.queued == ["gate", *["event", "replay", "event"] * 2]
+    paper.holds = False
+    with pytest.raises(RuntimeError, match="did not hold"):
+        clock._replayed(graph, 2, 10)

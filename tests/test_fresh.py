@@ -69,6 +69,20 @@ def test_who_skips_repeated_work_is_implausible() -> None:
     assert fine.fresh_ns == (1_000,) * DRAWS
 
 
+@pytest.mark.parametrize(("honest", "status"), [(9_000, Status.ok), (2_000, Status.implausible)])
+def test_by_what_the_baseline_slows_on_other_numbers_all_may(honest: int, status: Status) -> None:
+    class Slower(Script):
+        def batch(self, part: Any, n: int) -> Batch:
+            fresh = {"eager": honest, "bad": 9_000}[part.name]
+            ns = fresh if isinstance(part, Keeping) else 1_000
+            return replace(super().batch(part, n), samples_ns=(ns,) * n)
+
+    for inputs in (Distribution.zeros, Distribution.normal):
+        found = run(toy(provider("bad", right)), replace(CASE, inputs=inputs), clock=Slower())
+        alike = inputs is Distribution.zeros
+        assert found["bad"].status is (status if alike else Status.implausible)
+
+
 def test_every_draw_is_a_new_one_and_of_numbers_that_differ() -> None:
     drawn: list[Any] = []
 

@@ -119,6 +119,13 @@ def test_the_other_clocks_stand_as_they_are() -> None:
     assert empty(row(record()), ["kernel_us", "host_us", "graph_us"])
 
 
+@pytest.mark.parametrize(("slowed", "flagged"), [(0, False), (1_900, False), (2_100, True)])
+def test_a_call_that_differs_much_when_it_is_traced_is_flagged(slowed: int, flagged: bool) -> None:
+    clocks = timing(8, kernel_ns=(8_000 + slowed,), kernel_event_ns=(8_000 + slowed,))
+    flags = str(row(record(timing=clocks))["flags"])
+    assert ("differs-when-traced" in flags) is flagged
+
+
 @pytest.mark.parametrize(
     ("span", "around", "expected"),
     [

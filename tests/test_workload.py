@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import CASE, ToyCase, provider, right, toy
 
+from kernelbench.measure import environment
 from kernelbench.measure.workload import CaseInputs, Draw, Workload, put, why_not
 from kernelbench.spec import Device, Distribution, DType, Mode
 
@@ -168,3 +169,11 @@ def test_why_not() -> None:
     assert why_not(triton, CASE, CPU) is None
     assert why_not(refuses, CASE, CPU) == "R is 7"
     assert why_not(provider("p", right), bf16, CPU) is None
+
+
+def test_without_a_c_compiler_there_is_no_triton_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert "needs a C compiler" in environment._no_triton((9, 0))
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name if name == "gcc" else None)
+    assert environment._no_triton((9, 0)) == ""
