@@ -203,7 +203,12 @@ def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rms_norm import configs
 
     return configs(
-        case.M, case.N, arch=device.arch, mode=case.mode.value, itemsize=case.dtype.bytes
+        case.M,
+        case.N,
+        arch=device.arch,
+        mode=case.mode.value,
+        itemsize=case.dtype.bytes,
+        residual=case.residual,
     )
 
 
@@ -305,12 +310,6 @@ def two_pass_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
     return fused_traffic(case, bwd_passes=2)
 
 
-def triton_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """Our backward keeps rows of up to 32 KiB on the chip; wider ones are read by two kernels."""
-    whole = case.N * case.dtype.bytes <= 32 << 10
-    return fused_traffic(case, bwd_passes=1 if whole else 2)
-
-
 def f_rms_norm_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
     """F.rms_norm knows no residual: the add is a kernel of its own, and so is dw."""
     return fused_traffic(case, bwd_passes=2, add_apart=True)
@@ -364,7 +363,7 @@ FAMILY = Family(
             "triton_fused",
             Role.triton_fused,
             triton_fused,
-            traffic=triton_traffic,
+            traffic=fused_traffic,
             configs=triton_configs,
             requires=("triton",),
         ),

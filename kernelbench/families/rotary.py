@@ -184,7 +184,7 @@ def triton_fused(case: RotaryCase, config: Any) -> Call:
 def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rotary import configs
 
-    return configs(case.S, case.Hq, case.D, arch=device.arch)
+    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch)
 
 
 def liger(case: RotaryCase, config: Any) -> Call:

@@ -1,6 +1,7 @@
 """What every kernel of this room shares: the description of a launch, and where one can run."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,8 @@ class Launch:
     args: tensors and scalars by parameter name; None for a tensor that takes no part, which
         Triton treats as a constant, so the code for it is not compiled.
     constexprs: compile-time constants by parameter name.
-    options: `num_warps`, `num_stages`.
+    options: `num_warps`, `num_stages`; `launch_cooperative_grid` where all programs must run at
+        once; `launch_pdl` where the kernel may start before the one in front of it ends.
     """
 
     kernel: Any
@@ -33,10 +35,89 @@ class Launch:
     constexprs: Mapping[str, Any]
     options: Mapping[str, int]
 
-    def run(self) -> None:
-        """Queue the kernel on the current device's current stream; an empty grid is no work."""
-        if 0 not in self.grid:
-            self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
+    def run(self) -> Any:
+        """Queue the kernel on the current device's current stream; an empty grid is no work.
+
+        Returns Triton's compiled kernel, None without work or in the interpreter.
+        """
+        if 0 in self.grid:
+            return None
+        return self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
+
+
+class _Prepared:
+    """A launch that was run, to be run for other tensors laid out like its own.
+
+    Triton takes some 10 µs of the host's time to find the compiled kernel for the arguments of a
+    call. Here it is at hand, and good for any tensors of the same dtypes at addresses that are
+    multiples of 16: Triton compiles for dtypes, for that, and for the values of scalars.
+    The kernel's tensors are its first parameters.
+    """
+
+    def __init__(self, launch: Launch, tensors: Sequence[Tensor | None], compiled: Any) -> None:
+        values = {**launch.args, **launch.constexprs}
+        in_order = [values[name] for name in launch.kernel.arg_names]
+        first, rest = in_order[: len(tensors)], in_order[len(tensors) :]
+        assert all(map(operator.is_, first, tensors)), launch.kernel.arg_names
+        assert not any(isinstance(value, Tensor) for value in rest), launch.kernel.arg_names
+        self._rest = tuple(rest)
+        self._queue = compiled[(*launch.grid, 1, 1)[:3]]
+
+    def run(self, addresses: Sequence[int | None], stream: int) -> None:
+        self._queue(*addresses, *self._rest, stream=stream)
+
+
+class Repeats:
+    """Launches that are made again and again on one device, for tensors at other addresses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._prepared: dict[Hashable, list[_Prepared]] = {}
+
+    def run(
+        self,
+        kind: Hashable,
+        tensors: Sequence[Sequence[Tensor | None]],
+        describe: Callable[[], Sequence[Launch]],
+    ) -> None:
+        """Queue the launches that `describe` describes.
+
+        kind: whatever of the launches, besides addresses, differs from call to call.
+        tensors: of each launch, in the order of the kernel's parameters.
+        """
+        addresses, aligned = _addresses(tensors)
+        ready = self._prepared.get(kind)
+        if ready is not None and aligned and self._device.index == torch.cuda.current_device():
+            stream = triton.runtime.driver.active.get_current_stream(self._device.index)
+            for prepared, given in zip(ready, addresses, strict=True):
+                prepared.run(given, stream)
+            return
+        with on_device(self._device):
+            launches = describe()
+            compiled = [launch.run() for launch in launches]
+        if aligned and None not in compiled:
+            self._prepared[kind] = [
+                _Prepared(*one) for one in zip(launches, tensors, compiled, strict=True)
+            ]
+
+
+def _addresses(
+    tensors: Sequence[Sequence[Tensor | None]],
+) -> tuple[list[list[int | None]], bool]:
+    """Of each launch's tensors, and whether all are multiples of 16."""
+    bits = 0
+    found: list[list[int | None]] = []
+    for given in tensors:
+        addresses: list[int | None] = []
+        for tensor in given:
+            if tensor is None:
+                addresses.append(None)
+            else:
+                address = tensor.data_ptr()
+                bits |= address
+                addresses.append(address)
+        found.append(addresses)
+    return found, bits & 15 == 0
 
 
 @cache
@@ -98,6 +179,28 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETER_SMS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+_SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228}
+_LEAST_SHARED_KIB = 100  # of sm_86, sm_89, sm_12x
+_RESERVED_KIB = 3  # of a program: the driver's, and what reductions take
+
+
+@cache
+def shared_memory(arch: str, programs: int) -> int:
+    """Bytes of shared memory for each of so many programs on one multiprocessor.
+
+    NVIDIA, CUDA C++ Programming Guide, Technical Specifications per Compute Capability. On the
+    `cpu` of the interpreter there is no limit; what is not known has the least of all.
+    """
+    kib = 1 << 20 if arch == "cpu" else _SHARED_KIB.get(arch, _LEAST_SHARED_KIB)
+    return max(0, kib // programs - _RESERVED_KIB) * 1024
+
+
+@cache
+def starts_early(arch: str) -> bool:
+    """Whether a kernel may start before the one in front of it ends: from sm_90 on."""
+    return arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 90
 
 
 def ceil_div(n: int, d: int) -> int:

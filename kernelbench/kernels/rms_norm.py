@@ -4,331 +4,74 @@ Shapes: M rows (every axis but the last, folded), N columns (the last axis), P p
 leave one row of partial sums. Rows are read where they lie: any row stride, columns next to each
 other. Bandwidth bounds it: about 10 flops to an element of 2 or 4 bytes.
 
-A row that fits in the registers of a program is read once. A wider one is read block by block,
-twice: once for its statistic, once for the result; the second read finds much of it in L2.
+Narrow rows fit in the registers of a program, several at a time. Wider ones are read twice, the
+second time from L1; still wider ones are shared by several programs, which tell each other their
+parts of the sum. The backward reads once, too, through a pipeline in shared memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
+    Repeats,
     arch_of,
     ceil_div,
     check_device,
     check_powers_of_2,
-    on_device,
     power_of_2,
+    shared_memory,
     sm_count,
+    starts_early,
+)
+from kernelbench.kernels.rms_norm_device import (
+    differentiate,
+    differentiate_split_rows,
+    normalise_rows,
+    normalise_split_rows,
+    normalise_wide_rows,
+    project_wide_rows,
+    sum_partials,
 )
 
 CASTINGS = ("fp32", "llama", "gemma", "none")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@triton.jit
-def _round(x, dtype: tl.constexpr):
-    return x.to(dtype).to(tl.float32)
-
-
-@triton.jit
-def _square(x, dtype: tl.constexpr, CASTING: tl.constexpr):
-    square = x * x
-    if CASTING == "none":
-        square = _round(square, dtype)
-    return square
-
-
-@triton.jit
-def _reciprocal_rms(squares, eps, N, dtype: tl.constexpr, CASTING: tl.constexpr):
-    mean = squares / N
-    if CASTING == "none":
-        mean = _round(mean, dtype)
-        rstd = _round(tl.rsqrt(_round(mean + eps, dtype)), dtype)
-    else:
-        rstd = tl.rsqrt(mean + eps)
-    return rstd
-
-
-@triton.jit
-def _scale(x, rstd, weight, dtype: tl.constexpr, CASTING: tl.constexpr):
-    if CASTING == "fp32":
-        y = x * rstd * weight
-    elif CASTING == "gemma":
-        y = x * rstd * (1.0 + weight)
-    else:
-        # The product of two 16-bit floats is exact in fp32, so this rounds once, as eager does.
-        y = _round(x * rstd, dtype) * _round(weight, dtype)
-    return y.to(dtype)
-
-
-@triton.jit
-def _normalise_rows(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    y_ptr,
-    sum_ptr,
-    rstd_ptr,
-    x_stride,
-    residual_stride,
-    eps,
-    M,
-    N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CASTING: tl.constexpr,
-):
-    """BLOCK_M whole rows a program."""
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if x_stride is None:
-        x_stride = N
-    if residual_stride is None:
-        residual_stride = N
-    row_M = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column_N = tl.arange(0, BLOCK_N)
-    mask_MN = (row_M < M)[:, None] & (column_N < N)[None, :]
-    out_MN = row_M[:, None] * N + column_N[None, :]
-
-    x_MN = tl.load(
-        x_ptr + row_M[:, None] * x_stride + column_N[None, :], mask=mask_MN, other=0.0
-    ).to(tl.float32)
-    if residual_ptr is not None:
-        x_MN += tl.load(
-            residual_ptr + row_M[:, None] * residual_stride + column_N[None, :],
-            mask=mask_MN,
-            other=0.0,
-        ).to(tl.float32)
-        tl.store(sum_ptr + out_MN, x_MN.to(dtype), mask=mask_MN)
-        x_MN = _round(x_MN, dtype)
-
-    squares_M = tl.sum(_square(x_MN, dtype, CASTING), axis=1)
-    rstd_M = _reciprocal_rms(squares_M, eps, N, dtype, CASTING)
-    if rstd_ptr is not None:
-        tl.store(rstd_ptr + row_M, rstd_M, mask=row_M < M)
-    weight_N = tl.load(
-        weight_ptr + column_N, mask=column_N < N, other=0.0, eviction_policy="evict_last"
-    ).to(tl.float32)
-    y_MN = _scale(x_MN, rstd_M[:, None], weight_N[None, :], dtype, CASTING)
-    tl.store(y_ptr + out_MN, y_MN, mask=mask_MN)
-
-
-@triton.jit
-def _normalise_wide_rows(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    y_ptr,
-    sum_ptr,
-    rstd_ptr,
-    x_stride,
-    residual_stride,
-    eps,
-    N,
-    BLOCK_N: tl.constexpr,
-    CASTING: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """One row a program, in blocks of columns: squares first, then the result."""
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if x_stride is None:
-        x_stride = N
-    if residual_stride is None:
-        residual_stride = N
-    row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
-    y_ptr += row * N
-    if residual_ptr is not None:
-        residual_ptr += row * residual_stride
-        sum_ptr += row * N
-
-    squares_N = tl.zeros([BLOCK_N], tl.float32)
-    for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
-        column_N = start + tl.arange(0, BLOCK_N)
-        mask_N = column_N < N
-        x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-        if residual_ptr is not None:
-            x_N += tl.load(residual_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-            tl.store(sum_ptr + column_N, x_N.to(dtype), mask=mask_N)
-            x_N = _round(x_N, dtype)
-        squares_N += _square(x_N, dtype, CASTING)
-    rstd = _reciprocal_rms(tl.sum(squares_N, axis=0), eps, N, dtype, CASTING)
-    if rstd_ptr is not None:
-        tl.store(rstd_ptr + row, rstd)
-
-    if residual_ptr is not None:
-        x_ptr = sum_ptr
-        tl.debug_barrier()  # other threads of the program wrote what this one reads below
-    for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
-        column_N = start + tl.arange(0, BLOCK_N)
-        mask_N = column_N < N
-        x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-        weight_N = tl.load(
-            weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy="evict_last"
-        ).to(tl.float32)
-        tl.store(y_ptr + column_N, _scale(x_N, rstd, weight_N, dtype, CASTING), mask=mask_N)
-
-
-@triton.jit
-def _project_wide_rows(
-    dy_ptr,
-    x_ptr,
-    weight_ptr,
-    rstd_ptr,
-    projection_ptr,
-    dy_stride,
-    x_stride,
-    N,
-    BLOCK_N: tl.constexpr,
-    OFFSET: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """mean(dy⊙w⊙x)·rstd of one row a program."""
-    if dy_stride is None:
-        dy_stride = N
-    if x_stride is None:
-        x_stride = N
-    row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
-    dy_ptr += row * dy_stride
-    products_N = tl.zeros([BLOCK_N], tl.float32)
-    for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
-        column_N = start + tl.arange(0, BLOCK_N)
-        mask_N = column_N < N
-        x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-        dy_N = tl.load(dy_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-        weight_N = tl.load(
-            weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy="evict_last"
-        ).to(tl.float32)
-        products_N += x_N * dy_N * (OFFSET + weight_N)
-    projection = tl.sum(products_N, axis=0) / N * tl.load(rstd_ptr + row)
-    tl.store(projection_ptr + row, projection)
-
-
-@triton.jit
-def _differentiate(
-    dy_ptr,
-    x_ptr,
-    weight_ptr,
-    rstd_ptr,
-    projection_ptr,
-    dsum_ptr,
-    dx_ptr,
-    partial_ptr,
-    dy_stride,
-    x_stride,
-    dsum_stride,
-    M,
-    N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    OFFSET: tl.constexpr,
-    STAGES: tl.constexpr,
-    RELOAD: tl.constexpr,
-):
-    """A block of columns (axis 0 of the grid), tiles of rows strided over axis 1; dw in registers.
-
-    Without projections of the rows, the block of columns is all of them.
-    """
-    if dy_stride is None:
-        dy_stride = N
-    if x_stride is None:
-        x_stride = N
-    if dsum_stride is None:
-        dsum_stride = N
-    column_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if not RELOAD:
-        weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=column_N < N, other=0.0).to(
-            tl.float32
-        )
-    dw_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for tile in tl.range(
-        tl.program_id(1), tl.cdiv(M, BLOCK_M), tl.num_programs(1), num_stages=STAGES
-    ):
-        row_M = tl.cast(tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        mask_MN = (row_M < M)[:, None] & (column_N < N)[None, :]
-        x_MN = tl.load(
-            x_ptr + row_M[:, None] * x_stride + column_N[None, :], mask=mask_MN, other=0.0
-        ).to(tl.float32)
-        dy_MN = tl.load(
-            dy_ptr + row_M[:, None] * dy_stride + column_N[None, :], mask=mask_MN, other=0.0
-        ).to(tl.float32)
-        rstd_M = tl.load(rstd_ptr + row_M, mask=row_M < M, other=0.0)
-        unit_MN = x_MN * rstd_M[:, None]
-        if partial_ptr is not None:
-            dw_MN += dy_MN * unit_MN
-        if RELOAD:
-            weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=column_N < N, other=0.0).to(
-                tl.float32
-            )
-        m_MN = dy_MN * weight_N[None, :]
-        if projection_ptr is None:
-            projection_M = tl.sum(m_MN * unit_MN, axis=1) / N
-        else:
-            projection_M = tl.load(projection_ptr + row_M, mask=row_M < M, other=0.0)
-        dx_MN = (m_MN - unit_MN * projection_M[:, None]) * rstd_M[:, None]
-        if dsum_ptr is not None:
-            dx_MN += tl.load(
-                dsum_ptr + row_M[:, None] * dsum_stride + column_N[None, :], mask=mask_MN, other=0.0
-            ).to(tl.float32)
-        tl.store(
-            dx_ptr + row_M[:, None] * N + column_N[None, :],
-            dx_MN.to(dx_ptr.dtype.element_ty),
-            mask=mask_MN,
-        )
-    if partial_ptr is not None:
-        partial_ptr += tl.program_id(1).to(tl.int64) * N
-        tl.store(partial_ptr + column_N, tl.sum(dw_MN, axis=0), mask=column_N < N)
-
-
-@triton.jit
-def _sum_partials(
-    partial_ptr, dweight_ptr, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """dw = Σ over the P rows of partial sums, always in the same order."""
-    column_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total_PN = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-    for start in tl.range(0, P, BLOCK_P):
-        row_P = (start + tl.arange(0, BLOCK_P)).to(tl.int64)
-        mask_PN = (row_P < P)[:, None] & (column_N < N)[None, :]
-        total_PN += tl.load(
-            partial_ptr + row_P[:, None] * N + column_N[None, :], mask=mask_PN, other=0.0
-        )
-    dweight_N = tl.sum(total_PN, axis=0).to(dweight_ptr.dtype.element_ty)
-    tl.store(dweight_ptr + column_N, dweight_N, mask=column_N < N)
-
-
 @dataclass(frozen=True)
 class RmsNormConfig:
     """How the kernels cut up their work. Rows, blocks and warps are powers of two.
 
-    rows, block: the forward tile, in rows and columns; where N > block, rows are read one a
-        program, block by block, in a software pipeline of `stages`.
-    warps: of a forward program.
+    rows, block, warps: the forward tile, in rows and columns, and the warps of its program.
+    reread: one row a program, block by block, read twice; so are rows wider than a block.
+    split: one row a group of programs, each with one block, in a software pipeline of `stages`;
+        needs a GPU where all of a group run at once.
     bwd_*: the same of the backward, whose row loop is a pipeline of `bwd_stages` on
-        `bwd_programs` programs a multiprocessor.
+        `bwd_programs` programs a multiprocessor. Rows wider than a block, unless split, are read
+        by two kernels.
     bwd_reload: read the weight again for every tile of rows, which saves registers.
     """
 
     rows: int
     block: int
     warps: int
-    stages: int
     bwd_rows: int
     bwd_block: int
     bwd_warps: int
     bwd_stages: int
     bwd_programs: int
     bwd_reload: bool = False
+    reread: bool = False
+    split: bool = False
+    stages: int = 1
+    bwd_split: bool = False
 
     def __post_init__(self) -> None:
         check_powers_of_2(self, "rows", "block", "warps", "bwd_rows", "bwd_block", "bwd_warps")
@@ -336,69 +79,106 @@ class RmsNormConfig:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A row of the table: the config for at most `N` columns of at most `itemsize` bytes."""
+    """A row of the table: the config for rows of at most `N` elements of 2 bytes."""
 
-    N: int
-    itemsize: int
+    N: float
     config: RmsNormConfig
 
 
-# Tiles of 16 to 32 elements a thread forward and 16 backward, as many as registers allow without
-# a spill on sm_80 and sm_90 (triton 3.6); the last row holds for any N.
+def _narrow(N: int, bwd_rows: int, bwd_stages: int) -> _Choice:
+    """Tiles of 2048 elements on 2 warps forward."""
+    config = RmsNormConfig(max(1, 2048 // N), N, 2, bwd_rows, N, 4, bwd_stages, 2)
+    return _Choice(N, config)
+
+
+_SPLIT = 8192  # columns of a backward program, where a row is shared
+# The fastest of what was swept on an H200 (docs/rms_norm.md), for rows of 2-byte elements; rows of
+# 4-byte elements take that of twice as many, with blocks of as many bytes.
 _TABLE = (
-    _Choice(128, 4, RmsNormConfig(32, 128, 4, 1, 16, 128, 4, 2, 4)),
-    _Choice(256, 4, RmsNormConfig(16, 256, 4, 1, 8, 256, 4, 2, 4)),
-    _Choice(512, 4, RmsNormConfig(8, 512, 4, 1, 4, 512, 4, 2, 4)),
-    _Choice(1024, 4, RmsNormConfig(4, 1024, 4, 1, 2, 1024, 4, 2, 4)),
-    _Choice(2048, 4, RmsNormConfig(4, 2048, 8, 1, 1, 2048, 4, 2, 4)),
-    _Choice(4096, 4, RmsNormConfig(2, 4096, 8, 1, 1, 4096, 8, 2, 2)),
-    _Choice(8192, 4, RmsNormConfig(1, 8192, 8, 1, 1, 8192, 16, 2, 1, True)),
-    _Choice(16384, 2, RmsNormConfig(1, 16384, 16, 1, 1, 16384, 32, 2, 1, True)),
-    _Choice(16384, 4, RmsNormConfig(1, 16384, 16, 1, 2, 2048, 8, 2, 3)),
-    _Choice(32768, 4, RmsNormConfig(1, 32768, 32, 1, 2, 2048, 8, 2, 3)),
-    _Choice(0, 4, RmsNormConfig(1, 4096, 8, 3, 2, 2048, 8, 2, 3)),
+    _narrow(64, 32, 4),
+    _narrow(128, 16, 4),
+    _narrow(256, 8, 4),
+    _narrow(512, 4, 3),
+    _narrow(1024, 2, 5),
+    _Choice(2048, RmsNormConfig(1, 2048, 4, 1, 2048, 4, 5, 2, reread=True)),
+    _Choice(4096, RmsNormConfig(1, 2048, 8, 1, 4096, 16, 5, 1, reread=True)),
+    _Choice(8192, RmsNormConfig(1, 4096, 16, 1, 8192, 16, 3, 1, reread=True)),
+    _Choice(16384, RmsNormConfig(1, 4096, 32, 1, 16384, 16, 3, 1, True, reread=True)),
+    _Choice(65536, RmsNormConfig(1, 8192, 32, 1, _SPLIT, 16, 3, 1, reread=True, bwd_split=True)),
+    _Choice(
+        float("inf"),
+        RmsNormConfig(1, 16384, 16, 1, _SPLIT, 16, 3, 1, split=True, stages=3, bwd_split=True),
+    ),
 )
-_SMALL_SHARED_MEMORY = ("sm_86", "sm_89", "sm_120")  # 99 KiB a program: no room for pipelines
 _FEWEST_PROGRAMS = 256  # below this many forward programs, smaller tiles fill the GPU better
 _FORWARD_ELEMENTS = 64  # of a tile to a thread, at most, and half of it for 32 warps
+_MOST_REREAD = 8192  # columns of a block of a row that is read twice
 
 
 def configs(
-    M: int, N: int, *, arch: str, mode: str, itemsize: int = 4
+    M: int, N: int, *, arch: str, mode: str, itemsize: int = 4, residual: bool = False
 ) -> tuple[RmsNormConfig, ...]:
     """The table's choice for M rows of N columns, then the others that a tuner may pick.
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
     pass uses, `full` varies both. itemsize: bytes of an element of x; a config for 4 is valid for
-    2 as well. Raises ValueError for an unknown mode.
+    2 as well. residual: one is added; a config for True is valid without it. Raises ValueError for
+    an unknown mode.
     """
     varied = {"fwd": _forward_variants, "bwd": _backward_variants, "full": _variants}
     if mode not in varied:
         raise ValueError(f"no mode {mode!r}. Known: {', '.join(varied)}")
-    chosen = _choose(M, N, arch, itemsize)
-    return tuple(dict.fromkeys((chosen, *varied[mode](chosen, N))))
+    chosen = _choose(M, N, arch, itemsize, residual)
+    found = (_fit(c, arch, itemsize, residual) for c in (chosen, *varied[mode](chosen, N)))
+    return tuple(dict.fromkeys(found))
 
 
 @lru_cache(maxsize=4096)
-def _choose(M: int, N: int, arch: str, itemsize: int) -> RmsNormConfig:
-    fits = (c.config for c in _TABLE if c.N >= N and c.itemsize >= itemsize)
-    config = next(fits, _TABLE[-1].config)
-    if arch in _SMALL_SHARED_MEMORY:
-        config = replace(config, stages=1, bwd_stages=1)
+def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
+    wide = max(1, itemsize // 2)
+    config = next(c.config for c in _TABLE if N * wide <= c.N)
+    if config.reread and residual:  # twice as much under way
+        config = replace(config, block=2 * config.block, warps=min(2 * config.warps, 32))
+    whole = power_of_2(N)
+    most = _MOST_REREAD if config.reread else whole
     rows = config.rows
     while rows > 1 and rows * _FEWEST_PROGRAMS > M:
         rows //= 2
-    whole = power_of_2(N)
-    return replace(
-        config, rows=rows, block=min(config.block, whole), bwd_block=min(config.bwd_block, whole)
+    config = replace(
+        config,
+        rows=rows,
+        block=min(max(config.block // wide, 32), most, whole),
+        bwd_block=min(max(config.bwd_block // wide, 32), whole),
     )
+    return _fit(config, arch, itemsize, residual)
+
+
+def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
+    """The config with as many stages as shared memory holds, and no split rows on a CPU."""
+    if arch == "cpu":  # the interpreter runs one program after another: none may wait
+        if config.split:
+            config = replace(config, split=False, reread=True, stages=1)
+        if config.bwd_split:
+            config = _two_kernels(config)
+    tile = config.bwd_rows * config.bwd_block * itemsize
+    stage = tile * (2 + residual + config.bwd_reload)
+    stages = min(config.bwd_stages, 1 + shared_memory(arch, config.bwd_programs) // stage)
+    if config.split:
+        stage = config.block * itemsize * (1 + residual)
+        config = replace(config, stages=min(config.stages, 1 + shared_memory(arch, 1) // stage))
+    return replace(config, bwd_stages=stages)
 
 
 def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
-    if config.block < N:
-        for block, warps in ((2048, 8), (4096, 16), (8192, 16), (8192, 32)):
-            for stages in sorted({1, config.stages}):
-                yield replace(config, block=block, warps=warps, stages=stages)
+    whole = power_of_2(N)
+    if config.split:
+        yield replace(config, block=config.block // 2)
+        config = replace(config, split=False, stages=1, reread=True)
+    if config.reread:
+        for block, warps in ((1024, 4), (2048, 8), (4096, 16), (4096, 32), (8192, 16), (8192, 32)):
+            yield replace(config, block=min(block, whole), warps=warps)
+        if whole <= 16384:
+            yield replace(config, block=whole, warps=max(4, whole // 1024), reread=False)
         return
     for rows in (config.rows, config.rows * 2, config.rows // 2):
         for warps in (config.warps, config.warps * 2, config.warps // 2):
@@ -409,22 +189,50 @@ def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
 
 
 def _backward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
-    for rows in (config.bwd_rows, config.bwd_rows // 2):
-        for stages in sorted({1, config.bwd_stages}):
-            for programs in (config.bwd_programs, 2 * config.bwd_programs):
-                if rows >= 1:
-                    yield replace(config, bwd_rows=rows, bwd_stages=stages, bwd_programs=programs)
-    if config.bwd_warps < 16:  # the registers suffice for either
+    stages = sorted({2, config.bwd_stages, config.bwd_stages + 1})
+    if config.bwd_split:
+        for stage in stages:
+            yield replace(config, bwd_stages=stage)
+            yield replace(config, bwd_stages=stage, bwd_block=config.bwd_block // 2, bwd_warps=8)
+        yield _two_kernels(config)
+        return
+    for rows in {config.bwd_rows: None, max(1, config.bwd_rows // 2): None}:
+        for stage in stages:
+            yield replace(config, bwd_rows=rows, bwd_stages=stage)
+    yield replace(config, bwd_programs=2 * config.bwd_programs)
+    yield replace(config, bwd_warps=2 * config.bwd_warps if config.bwd_warps < 16 else 8)
+    if config.bwd_block < 16384:  # the registers suffice for either
         yield replace(config, bwd_reload=not config.bwd_reload)
+
+
+def _two_kernels(config: RmsNormConfig) -> RmsNormConfig:
+    """The backward of rows wider than a block, without programs that wait for each other."""
+    return replace(
+        config,
+        bwd_rows=2,
+        bwd_block=min(config.bwd_block, 2048),
+        bwd_warps=8,
+        bwd_stages=3,
+        bwd_programs=2,
+        bwd_split=False,
+    )
 
 
 def _variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
     """Each forward variant with a backward one, every one of either used at least once."""
-    forward = tuple(_forward_variants(config, N)) or (config,)
-    backward = tuple(_backward_variants(config, N)) or (config,)
+    forward = tuple(_forward_variants(config, N))
+    backward = tuple(_backward_variants(config, N))
     for i in range(max(len(forward), len(backward))):
         fwd, bwd = forward[i % len(forward)], backward[i % len(backward)]
-        yield replace(bwd, rows=fwd.rows, block=fwd.block, warps=fwd.warps, stages=fwd.stages)
+        yield replace(
+            bwd,
+            rows=fwd.rows,
+            block=fwd.block,
+            warps=fwd.warps,
+            reread=fwd.reread,
+            split=fwd.split,
+            stages=fwd.stages,
+        )
 
 
 def _row_stride(rows: Tensor | None) -> int | None:
@@ -440,6 +248,28 @@ def _as_rows(x: Tensor, N: int) -> Tensor:
     return x_MN if x_MN.stride(1) == 1 or N == 1 else x_MN.contiguous()
 
 
+def _split_grid(M: int, N: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Groups of programs, and programs of a group: at most one a multiprocessor in all.
+
+    Raises ValueError when a row has more blocks than that.
+    """
+    parts = ceil_div(N, block)
+    groups = min(M, sm_count(device) // parts)
+    if M and not groups:
+        raise ValueError(
+            f"rms_norm: rows of {N} in blocks of {block} take {parts} programs at once, more than "
+            f"the {sm_count(device)} multiprocessors: use a config that is not split"
+        )
+    return groups, parts
+
+
+def forward_words(x: Tensor, N: int, config: RmsNormConfig) -> Tensor | None:
+    """Where the programs of a row tell each other their sums: (M, parts) of zeros, or None."""
+    if not config.split:
+        return None
+    return x.new_zeros((x.numel() // N, ceil_div(N, config.block)), dtype=torch.int64)
+
+
 def forward_launch(
     x: Tensor,
     residual: Tensor | None,
@@ -447,6 +277,7 @@ def forward_launch(
     y: Tensor,
     total: Tensor | None,
     rstd_M: Tensor | None,
+    words: Tensor | None,
     *,
     eps: float,
     casting: str,
@@ -455,7 +286,7 @@ def forward_launch(
     """The launch that writes y, and `total` = x + residual and rstd where they are wanted.
 
     x and residual are contiguous, or of shape (M, N) with columns next to each other; y and
-    total are contiguous.
+    total are contiguous; words as `forward_words` makes them.
     """
     N = weight.numel()
     M = x.numel() // N
@@ -470,15 +301,54 @@ def forward_launch(
         "residual_stride": _row_stride(residual),
         "eps": eps,
     }
+    constexprs = {"N": N, "BLOCK_N": config.block, "CASTING": casting}
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    constexprs = {"BLOCK_N": config.block, "CASTING": casting}
-    if config.block < N:
-        args["N"] = N
-        constexprs["STAGES"] = config.stages
-        return Launch(_normalise_wide_rows, (M,), args, constexprs, options)
+    if config.split:
+        groups, parts = _split_grid(M, N, config.block, x.device)
+        args |= {"word_ptr": words, "M": M}
+        constexprs |= {"PARTS": parts, "WORDS": power_of_2(parts), "STAGES": config.stages}
+        options["launch_cooperative_grid"] = True
+        return Launch(normalise_split_rows, (groups * parts,), args, constexprs, options)
+    if config.reread or config.block < N:
+        return Launch(normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
-    constexprs |= {"N": N, "BLOCK_M": config.rows}
-    return Launch(_normalise_rows, (ceil_div(M, config.rows),), args, constexprs, options)
+    constexprs["BLOCK_M"] = config.rows
+    return Launch(normalise_rows, (ceil_div(M, config.rows),), args, constexprs, options)
+
+
+class Scratch(NamedTuple):
+    """Memory that the backward's kernels hand from one to another, or to each other.
+
+    partial_PN: sums of dweight over the rows of one of P programs each, None where not wanted.
+    projection_M: of rows read by two kernels. words: of rows split over programs, zeros.
+    """
+
+    partial_PN: Tensor | None
+    projection_M: Tensor | None
+    words: Tensor | None
+
+
+def _backward_grid(M: int, N: int, config: RmsNormConfig, device: torch.device) -> tuple[int, int]:
+    """Programs along rows, each a row of partial sums, and along columns."""
+    if config.bwd_split:
+        return _split_grid(M, N, config.bwd_block, device)
+    blocks = ceil_div(N, config.bwd_block)
+    programs = max(1, config.bwd_programs * sm_count(device) // blocks)
+    return min(programs, ceil_div(M, config.bwd_rows)), blocks
+
+
+def backward_scratch(
+    rstd_M: Tensor, N: int, config: RmsNormConfig, *, wants_dweight: bool
+) -> Scratch:
+    """Scratch memory for `backward_launches`."""
+    M = rstd_M.numel()
+    programs, blocks = _backward_grid(M, N, config, rstd_M.device)
+    two = config.bwd_block < N and not config.bwd_split
+    return Scratch(
+        rstd_M.new_empty((programs, N)) if wants_dweight else None,
+        torch.empty_like(rstd_M) if two else None,
+        rstd_M.new_zeros((M, blocks), dtype=torch.int64) if config.bwd_split else None,
+    )
 
 
 def backward_launches(
@@ -489,133 +359,60 @@ def backward_launches(
     dtotal: Tensor | None,
     dx: Tensor,
     dweight: Tensor | None,
+    scratch: Scratch,
     *,
     casting: str,
+    arch: str,
     config: RmsNormConfig,
 ) -> tuple[Launch, ...]:
     """The launches, in order, that write dx, and dweight where it is wanted.
 
     x is what was normalised; dy, x and dtotal (the gradient of x + residual from elsewhere) are
-    laid out like `forward_launch`'s x; dx is contiguous. Scratch memory is allocated here.
+    laid out like `forward_launch`'s x; dx is contiguous.
     """
     N = weight.numel()
     M = x.numel() // N
-    wide = config.bwd_block < N
-    blocks = ceil_div(N, config.bwd_block)
-    programs = max(1, config.bwd_programs * sm_count(x.device) // blocks)
-    programs = min(programs, ceil_div(M, config.bwd_rows))
-    projection_M = torch.empty_like(rstd_M) if wide else None
-    partial_PN = None if dweight is None else rstd_M.new_empty(programs, N)
-    read: dict[str, Any] = {
-        "dy_ptr": dy,
-        "x_ptr": x,
-        "weight_ptr": weight,
-        "rstd_ptr": rstd_M,
-        "projection_ptr": projection_M,
-        "dy_stride": _row_stride(dy),
-        "x_stride": _row_stride(x),
-    }
-    written = {
-        "dsum_ptr": dtotal,
-        "dx_ptr": dx,
-        "partial_ptr": partial_PN,
-        "dsum_stride": _row_stride(dtotal),
-        "M": M,
-    }
-    constexprs = {
+    programs, blocks = _backward_grid(M, N, config, x.device)
+    read: dict[str, Any] = {"dy_ptr": dy, "x_ptr": x, "weight_ptr": weight, "rstd_ptr": rstd_M}
+    strides = {"dy_stride": _row_stride(dy), "x_stride": _row_stride(x)}
+    written = {"dsum_ptr": dtotal, "dx_ptr": dx, "partial_ptr": scratch.partial_PN}
+    tiled = strides | {"dsum_stride": _row_stride(dtotal), "M": M}
+    constexprs: dict[str, Any] = {
         "BLOCK_N": config.bwd_block,
         "OFFSET": 1.0 if casting == "gemma" else 0.0,
         "STAGES": config.bwd_stages,
     }
     options = {"num_warps": config.bwd_warps, "num_stages": config.bwd_stages}
     launches = []
-    if wide:
-        launches.append(Launch(_project_wide_rows, (M,), read | {"N": N}, constexprs, options))
-    tiled = constexprs | {"N": N, "BLOCK_M": config.bwd_rows, "RELOAD": config.bwd_reload}
-    launches.append(Launch(_differentiate, (blocks, programs), read | written, tiled, options))
-    if partial_PN is not None and dweight is not None:
-        launches.append(_sum_launch(partial_PN, dweight))
+    if config.bwd_split:
+        args = read | {"word_ptr": scratch.words} | written | tiled
+        split = constexprs | {"N": N, "PARTS": blocks, "WORDS": power_of_2(blocks)}
+        together = options | {"launch_cooperative_grid": True}
+        grid = (programs * blocks,)
+        launches.append(Launch(differentiate_split_rows, grid, args, split, together))
+    else:
+        projection = {"projection_ptr": scratch.projection_M}
+        if scratch.projection_M is not None:
+            args = read | projection | strides | {"N": N}
+            launches.append(Launch(project_wide_rows, (M,), args, constexprs, options))
+        args = read | projection | written | tiled
+        rows = constexprs | {"N": N, "BLOCK_M": config.bwd_rows, "RELOAD": config.bwd_reload}
+        launches.append(Launch(differentiate, (blocks, programs), args, rows, options))
+    if scratch.partial_PN is not None:
+        launches.append(_sum_launch(scratch.partial_PN, dweight, arch))
     return tuple(launches)
 
 
-def _sum_launch(partial_PN: Tensor, dweight: Tensor) -> Launch:
+def _sum_launch(partial_PN: Tensor, dweight: Tensor | None, arch: str) -> Launch:
     P, N = partial_PN.shape
-    block_N = 32 if N <= 4096 else 128
-    block_P = min(4096 // block_N, power_of_2(P))
+    early = starts_early(arch)
     return Launch(
-        _sum_partials,
-        (ceil_div(N, block_N),),
+        sum_partials,
+        (ceil_div(N, 8),),
         {"partial_ptr": partial_PN, "dweight_ptr": dweight, "P": P},
-        {"N": N, "BLOCK_P": block_P, "BLOCK_N": block_N},
-        {"num_warps": 8, "num_stages": 2},
+        {"N": N, "BLOCK_P": min(512, power_of_2(P)), "BLOCK_N": 8, "DEPENDENT": early},
+        {"num_warps": 8, "num_stages": 2, "launch_pdl": early},
     )
-
-
-def _run_forward(
-    x: Tensor,
-    weight: Tensor,
-    residual: Tensor | None,
-    eps: float,
-    casting: str,
-    config: RmsNormConfig,
-    save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """y, x + residual, what was normalised as rows, and rstd when it is to be saved."""
-    N = weight.numel()
-    rows = _as_rows(x, N)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    total = None if residual is None else torch.empty_like(y)
-    rstd_M = x.new_empty(x.numel() // N, dtype=torch.float32) if save else None
-    launch = forward_launch(
-        rows,
-        None if residual is None else _as_rows(residual, N),
-        weight.contiguous(),
-        y,
-        total,
-        rstd_M,
-        eps=eps,
-        casting=casting,
-        config=config,
-    )
-    with on_device(x.device):
-        launch.run()
-    return y, total, rows if total is None else total, rstd_M
-
-
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, residual, eps, casting, config):
-        ctx.set_materialize_grads(False)
-        ctx.casting, ctx.config = casting, config
-        y, total, rows, rstd_M = _run_forward(x, weight, residual, eps, casting, config, save=True)
-        ctx.save_for_backward(rows, weight, rstd_M)
-        return y if total is None else (y, total)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dtotal=None):
-        if dy is None:  # only x + residual was used
-            return dtotal, None, dtotal, None, None, None
-        x, weight, rstd_M = ctx.saved_tensors
-        N = weight.numel()
-        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
-        dweight = None
-        if ctx.needs_input_grad[1]:
-            dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        with on_device(x.device):
-            for launch in backward_launches(
-                _as_rows(dy, N),
-                x,
-                weight.contiguous(),
-                rstd_M,
-                None if dtotal is None else _as_rows(dtotal, N),
-                dx,
-                dweight,
-                casting=ctx.casting,
-                config=ctx.config,
-            ):
-                launch.run()
-        return dx, dweight, dx if ctx.needs_input_grad[2] else None, None, None, None
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, casting: str) -> None:
@@ -638,6 +435,117 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None, casting: str) -> 
         near = get_close_matches(str(casting), CASTINGS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no casting {casting!r}{hint} Known: {', '.join(CASTINGS)}")
+
+
+class _Plan:
+    """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        residual: Tensor | None,
+        eps: float,
+        casting: str,
+        config: RmsNormConfig | None,
+    ) -> None:
+        device = check_device(x=x, weight=weight, residual=residual)
+        _check(x, weight, residual, casting)
+        self.N = weight.numel()
+        self.M = x.numel() // self.N
+        self.arch = arch_of(device)
+        self.eps, self.casting = eps, casting
+        self.config = config or _choose(
+            self.M, self.N, self.arch, x.element_size(), residual is not None
+        )
+        self.repeats = Repeats(device)
+
+    def forward(
+        self, x: Tensor, weight: Tensor, residual: Tensor | None, save: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """y, x + residual, what was normalised as rows, and rstd when it is to be saved."""
+        rows = _as_rows(x, self.N)
+        if residual is not None:
+            residual = _as_rows(residual, self.N)
+        weight = weight.contiguous()
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        total = None if residual is None else torch.empty_like(y)
+        rstd_M = x.new_empty(self.M, dtype=torch.float32) if save else None
+        words = forward_words(x, self.N, self.config)
+        given = rows, residual, weight, y, total, rstd_M, words
+
+        def launches() -> tuple[Launch, ...]:
+            return (forward_launch(*given, eps=self.eps, casting=self.casting, config=self.config),)
+
+        self.repeats.run(save, (given,), launches)
+        return y, total, rows if total is None else total, rstd_M
+
+    def backward(
+        self,
+        dy: Tensor,
+        dtotal: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        rstd_M: Tensor,
+        wants_dweight: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of what was normalised and of the weight."""
+        kind = dy.stride(), dtotal is not None and dtotal.stride(), wants_dweight
+        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+        dweight = None
+        if wants_dweight:
+            dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        dy, weight = _as_rows(dy, self.N), weight.contiguous()
+        if dtotal is not None:
+            dtotal = _as_rows(dtotal, self.N)
+        scratch = backward_scratch(rstd_M, self.N, self.config, wants_dweight=wants_dweight)
+        partial_PN, projection_M, words = scratch
+        read = dy, x, weight, rstd_M
+        tensors: list[tuple[Tensor | None, ...]] = []
+        if projection_M is not None:
+            tensors.append((*read, projection_M))
+        between = projection_M if words is None else words
+        tensors.append((*read, between, dtotal, dx, partial_PN))
+        if dweight is not None:
+            tensors.append((partial_PN, dweight))
+
+        def launches() -> tuple[Launch, ...]:
+            return backward_launches(
+                *read,
+                dtotal,
+                dx,
+                dweight,
+                scratch,
+                casting=self.casting,
+                arch=self.arch,
+                config=self.config,
+            )
+
+        self.repeats.run(kind, tensors, launches)
+        return dx, dweight
+
+
+_MOST_PLANS = 4096
+_PLANS: dict[Hashable, _Plan] = {}
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, residual, plan):
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        y, total, rows, rstd_M = plan.forward(x, weight, residual, save=True)
+        ctx.save_for_backward(rows, weight, rstd_M)
+        return y if total is None else (y, total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dtotal=None):
+        if dy is None:  # only x + residual was used
+            return dtotal, None, dtotal, None
+        x, weight, rstd_M = ctx.saved_tensors
+        dx, dweight = ctx.plan.backward(dy, dtotal, x, weight, rstd_M, ctx.needs_input_grad[1])
+        return dx, dweight, dx if ctx.needs_input_grad[2] else None, None
 
 
 def rms_norm(
@@ -674,17 +582,24 @@ def rms_norm(
 
     Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
     """
-    device = check_device(x=x, weight=weight, residual=residual)
-    _check(x, weight, residual, casting)
-    if config is None:
-        N = weight.numel()
-        config = _choose(x.numel() // N, N, arch_of(device), x.element_size())
+    key = (
+        (x.shape, x.stride(), x.dtype, x.device),
+        (weight.shape, weight.stride(), weight.dtype, weight.device),
+        residual
+        if residual is None
+        else (residual.shape, residual.stride(), residual.dtype, residual.device),
+        (eps, casting, config),
+    )
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _Plan(x, weight, residual, eps, casting, config)
+        if len(_PLANS) == _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = plan
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (residual is not None and residual.requires_grad)
     ):
-        result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(
-            x, weight, residual, eps, casting, config
-        )
+        result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(x, weight, residual, plan)
         return result
-    y, total, _, _ = _run_forward(x, weight, residual, eps, casting, config, save=False)
+    y, total, _, _ = plan.forward(x, weight, residual, save=False)
     return y if total is None else (y, total)

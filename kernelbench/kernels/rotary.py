@@ -6,7 +6,7 @@ storage or of a packed qkv cost no copy. Bandwidth bounds it: each element is re
 once for 3 flops; a token's cosines and sines are read once for a tile of heads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
+    Repeats,
     ceil_div,
     check_device,
     check_powers_of_2,
-    on_device,
     power_of_2,
 )
 
@@ -30,51 +30,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @triton.jit
-def _rotate_tile(
-    x_ptr,
-    out_ptr,
-    cos_SC,
-    sin_SC,
-    token_S,
-    head_H,
-    x_stride_S,
-    x_stride_H,
-    out_stride_S,
-    out_stride_H,
-    S,
-    H: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
-    token_SHD = token_S.to(tl.int64)[:, None, None]
-    head_SHD = head_H.to(tl.int64)[None, :, None]
-    x_ptr += token_SHD * x_stride_S + head_SHD * x_stride_H
-    out_ptr += token_SHD * out_stride_S + head_SHD * out_stride_H
-    mask_SHD = (token_S < S)[:, None, None] & (head_H < H)[None, :, None]
-    cos_SHC = cos_SC[:, None, :]
-    sin_SHC = sin_SC[:, None, :]
-    if INTERLEAVED:
-        d_SHD = tl.arange(0, 2 * BLOCK_C)[None, None, :]
-        mask_SHD &= d_SHD < 2 * C
-        x_SHD = tl.load(x_ptr + d_SHD, mask=mask_SHD, other=0.0).to(tl.float32)
-        x1_SHC, x2_SHC = tl.split(tl.reshape(x_SHD, [BLOCK_S, BLOCK_H, BLOCK_C, 2]))
-        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
-        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
-        out_SHD = tl.reshape(tl.join(out1_SHC, out2_SHC), [BLOCK_S, BLOCK_H, 2 * BLOCK_C])
-        tl.store(out_ptr + d_SHD, out_SHD.to(dtype), mask=mask_SHD)
-    else:
-        c_SHC = tl.arange(0, BLOCK_C)[None, None, :]
-        mask_SHC = mask_SHD & (c_SHC < C)
-        x1_SHC = tl.load(x_ptr + c_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
-        x2_SHC = tl.load(x_ptr + (C + c_SHC), mask=mask_SHC, other=0.0).to(tl.float32)
-        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
-        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
-        tl.store(out_ptr + c_SHC, out1_SHC.to(dtype), mask=mask_SHC)
-        tl.store(out_ptr + (C + c_SHC), out2_SHC.to(dtype), mask=mask_SHC)
+def _stride(stride, dense: tl.constexpr):
+    """None stands for that of dense rows: a constant of which the compiler knows the divisors."""
+    return dense if stride is None else stride
 
 
 @triton.jit
@@ -110,68 +68,76 @@ def _rotate(
     BLOCK_C: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     INVERSE: tl.constexpr,
+    HEADS_APART: tl.constexpr,
 ):
-    """BLOCK_S tokens of BLOCK_H heads a program: head tiles of q, then of k, token tiles, batch."""
-    Q_TILES: tl.constexpr = (HQ + BLOCK_H - 1) // BLOCK_H
-    TILES: tl.constexpr = Q_TILES + (HK + BLOCK_H - 1) // BLOCK_H
-    head_tile = tl.program_id(0) % TILES
+    """BLOCK_S tokens of BLOCK_H heads a program; heads are those of q, then those of k.
+
+    Programs next to each other are next to each other in memory: HEADS_APART says that the tokens
+    of a head are, not the heads of a token.
+    """
+    dtype: tl.constexpr = q_out_ptr.dtype.element_ty
+    HEAD_TILES: tl.constexpr = (HQ + HK + BLOCK_H - 1) // BLOCK_H
     token_tiles = tl.cdiv(S, BLOCK_S)
-    token_tile = (tl.program_id(0) // TILES) % token_tiles
-    b = (tl.program_id(0) // TILES // token_tiles).to(tl.int64)
-
-    token_S = token_tile * BLOCK_S + tl.arange(0, BLOCK_S)
-    c_C = tl.arange(0, BLOCK_C)
-    mask_SC = (token_S < S)[:, None] & (c_C < C)[None, :]
-    token_SC = token_S.to(tl.int64)[:, None]
-    cos_SC = tl.load(
-        cos_ptr + b * cos_stride_B + token_SC * cos_stride_S + c_C[None, :], mask=mask_SC, other=0.0
-    ).to(tl.float32)
-    sin_SC = tl.load(
-        sin_ptr + b * sin_stride_B + token_SC * sin_stride_S + c_C[None, :], mask=mask_SC, other=0.0
-    ).to(tl.float32)
-    if INVERSE:
-        sin_SC = -sin_SC
-
-    if head_tile < Q_TILES:
-        _rotate_tile(
-            q_ptr + b * q_stride_B,
-            q_out_ptr + b * q_out_stride_B,
-            cos_SC,
-            sin_SC,
-            token_S,
-            head_tile * BLOCK_H + tl.arange(0, BLOCK_H),
-            q_stride_S,
-            q_stride_H,
-            q_out_stride_S,
-            q_out_stride_H,
-            S,
-            HQ,
-            C,
-            BLOCK_S,
-            BLOCK_H,
-            BLOCK_C,
-            INTERLEAVED,
-        )
+    tile = tl.program_id(0) % (HEAD_TILES * token_tiles)
+    b = (tl.program_id(0) // (HEAD_TILES * token_tiles)).to(tl.int64)
+    if HEADS_APART:
+        head_tile = tile // token_tiles
+        token_tile = tile % token_tiles
     else:
-        _rotate_tile(
-            k_ptr + b * k_stride_B,
-            k_out_ptr + b * k_out_stride_B,
-            cos_SC,
-            sin_SC,
-            token_S,
-            (head_tile - Q_TILES) * BLOCK_H + tl.arange(0, BLOCK_H),
-            k_stride_S,
-            k_stride_H,
-            k_out_stride_S,
-            k_out_stride_H,
-            S,
-            HK,
-            C,
-            BLOCK_S,
-            BLOCK_H,
-            BLOCK_C,
-            INTERLEAVED,
-        )
+        head_tile = tile % HEAD_TILES
+        token_tile = tile // HEAD_TILES
+
+    token_S = (token_tile * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
+    head_H = (head_tile * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+    of_q_H = head_H < HQ
+    x_ptr_H = tl.where(
+        of_q_H,
+        q_ptr + b * q_stride_B + head_H * _stride(q_stride_H, 2 * C),
+        k_ptr + b * k_stride_B + (head_H - HQ) * _stride(k_stride_H, 2 * C),
+    )
+    out_ptr_H = tl.where(
+        of_q_H,
+        q_out_ptr + b * q_out_stride_B + head_H * _stride(q_out_stride_H, 2 * C),
+        k_out_ptr + b * k_out_stride_B + (head_H - HQ) * _stride(k_out_stride_H, 2 * C),
+    )
+    x_stride_H = tl.where(of_q_H, _stride(q_stride_S, 2 * C), _stride(k_stride_S, 2 * C))
+    out_stride_H = tl.where(of_q_H, _stride(q_out_stride_S, 2 * C), _stride(k_out_stride_S, 2 * C))
+    x_ptr_SH = x_ptr_H[None, :] + token_S[:, None] * x_stride_H[None, :]
+    out_ptr_SH = out_ptr_H[None, :] + token_S[:, None] * out_stride_H[None, :]
+    mask_SH = (token_S < S)[:, None] & (head_H < HQ + HK)[None, :]
+
+    # The angles are read anew for each head, from L1: laid out as x is, they need no exchange.
+    c_C = tl.arange(0, BLOCK_C)
+    mask_SHC = mask_SH[:, :, None] & (c_C < C)[None, None, :]
+    token_SH = token_S[:, None] + tl.zeros([BLOCK_H], tl.int64)[None, :]
+    cos_ptr_SH = cos_ptr + b * cos_stride_B + token_SH * _stride(cos_stride_S, C)
+    sin_ptr_SH = sin_ptr + b * sin_stride_B + token_SH * _stride(sin_stride_S, C)
+    cos_ptr_SHC = cos_ptr_SH[:, :, None] + c_C[None, None, :]
+    sin_ptr_SHC = sin_ptr_SH[:, :, None] + c_C[None, None, :]
+    cos_SHC = tl.load(cos_ptr_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
+    sin_SHC = tl.load(sin_ptr_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
+    if INVERSE:
+        sin_SHC = -sin_SHC
+
+    if INTERLEAVED:
+        d_D = tl.arange(0, 2 * BLOCK_C)
+        mask_SHD = mask_SH[:, :, None] & (d_D < 2 * C)[None, None, :]
+        x_ptr_SHD = x_ptr_SH[:, :, None] + d_D[None, None, :]
+        x_SHD = tl.load(x_ptr_SHD, mask=mask_SHD, other=0.0).to(tl.float32)
+        x1_SHC, x2_SHC = tl.split(tl.reshape(x_SHD, [BLOCK_S, BLOCK_H, BLOCK_C, 2]))
+        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
+        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
+        out_SHD = tl.reshape(tl.join(out1_SHC, out2_SHC), [BLOCK_S, BLOCK_H, 2 * BLOCK_C])
+        tl.store(out_ptr_SH[:, :, None] + d_D[None, None, :], out_SHD.to(dtype), mask=mask_SHD)
+    else:
+        x_ptr_SHC = x_ptr_SH[:, :, None] + c_C[None, None, :]
+        out_ptr_SHC = out_ptr_SH[:, :, None] + c_C[None, None, :]
+        x1_SHC = tl.load(x_ptr_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
+        x2_SHC = tl.load(x_ptr_SHC + C, mask=mask_SHC, other=0.0).to(tl.float32)
+        out1_SHC = x1_SHC * cos_SHC - x2_SHC * sin_SHC
+        out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
+        tl.store(out_ptr_SHC, out1_SHC.to(dtype), mask=mask_SHC)
+        tl.store(out_ptr_SHC + C, out2_SHC.to(dtype), mask=mask_SHC)
 
 
 @dataclass(frozen=True)
@@ -206,7 +172,7 @@ _TABLE = (
 def configs(S: int, heads: int, D: int, *, arch: str) -> tuple[RotaryConfig, ...]:
     """The table's choice for S tokens of heads of D elements, then others that a tuner may pick.
 
-    heads: of q, which has at least as many as k. arch: `sm_90` and the like, or `cpu`; the tiles
+    heads: of q and k together. arch: `sm_90` and the like, or `cpu`; the tiles
     use little shared memory, so that one table serves every architecture, dtype and layout.
     """
     chosen = _choose(S, heads, D)
@@ -252,7 +218,7 @@ def rotary_launch(
     """
     B, S, HQ, D = q.shape
     HK = k.shape[2]
-    tiles = ceil_div(HQ, config.block_h) + ceil_div(HK, config.block_h)
+    tiles = ceil_div(HQ + HK, config.block_h)
     args: dict[str, Any] = {
         "q_ptr": q,
         "k_ptr": k,
@@ -261,16 +227,16 @@ def rotary_launch(
         "cos_ptr": cos,
         "sin_ptr": sin,
         "cos_stride_B": _batch_stride(cos),
-        "cos_stride_S": cos.stride(-2),
+        "cos_stride_S": _sparse(cos.stride(-2), D // 2),
         "sin_stride_B": _batch_stride(sin),
-        "sin_stride_S": sin.stride(-2),
+        "sin_stride_S": _sparse(sin.stride(-2), D // 2),
         "S": S,
     }
     for name, x in (("q", q), ("k", k), ("q_out", q_out), ("k_out", k_out)):
         stride_B, stride_S, stride_H, _ = x.stride()
         args[f"{name}_stride_B"] = stride_B
-        args[f"{name}_stride_S"] = stride_S
-        args[f"{name}_stride_H"] = stride_H
+        args[f"{name}_stride_S"] = _sparse(stride_S, D)
+        args[f"{name}_stride_H"] = _sparse(stride_H, D)
     constexprs = {
         "HQ": HQ,
         "HK": HK,
@@ -280,63 +246,18 @@ def rotary_launch(
         "BLOCK_C": power_of_2(D // 2),
         "INTERLEAVED": interleaved,
         "INVERSE": inverse,
+        "HEADS_APART": q.stride(1) < q.stride(2),
     }
     grid = (B * ceil_div(S, config.block_s) * tiles,)
     return Launch(_rotate, grid, args, constexprs, {"num_warps": config.warps, "num_stages": 1})
 
 
+def _sparse(stride: int, dense: int) -> int | None:
+    return None if stride == dense else stride
+
+
 def _batch_stride(table: Tensor) -> int:
     return table.stride(0) if table.dim() == 3 and table.shape[0] > 1 else 0
-
-
-def _rotate_into(
-    xs: Sequence[Tensor],
-    outs: Sequence[Tensor],
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    inverse: bool,
-    config: RotaryConfig,
-) -> None:
-    """Rotate q and k, or one of them: then the other has no heads."""
-    q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
-    q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
-    launch = rotary_launch(
-        q, k, q_out, k_out, cos, sin, interleaved=interleaved, inverse=inverse, config=config
-    )
-    with on_device(q.device):
-        launch.run()
-
-
-class _Rotary(torch.autograd.Function):
-    """Of q and k, or of q alone when k is None; returns a tuple of as many.
-
-    Autograd wants the view that a function overwrites as its first argument and only output.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, cos, sin, interleaved, inplace, config):
-        ctx.set_materialize_grads(False)
-        ctx.interleaved, ctx.config = interleaved, config
-        ctx.save_for_backward(cos, sin)
-        xs = (q,) if k is None else (q, k)
-        outs = xs if inplace else tuple(torch.empty_like(x) for x in xs)
-        _rotate_into(xs, outs, cos, sin, interleaved, False, config)
-        if inplace:
-            ctx.mark_dirty(*xs)
-        return outs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        cos, sin = ctx.saved_tensors
-        arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
-        outs = [torch.empty_like(g) for g in arrived]
-        if arrived:
-            _rotate_into(arrived, outs, cos, sin, ctx.interleaved, True, ctx.config)
-        rotated = iter(outs)
-        dq, dk = (None if g is None else next(rotated) for g in (*grads, None)[:2])
-        return dq, dk, None, None, None, None, None
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -395,6 +316,85 @@ def _check_writable(q: Tensor, k: Tensor, differentiable: bool) -> None:
             )
 
 
+class _Plan:
+    """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        interleaved: bool,
+        config: RotaryConfig | None,
+    ) -> None:
+        device = check_device(q=q, k=k, cos=cos, sin=sin)
+        _check(q, k, cos, sin)
+        self.interleaved = interleaved
+        self.config = config or _choose(q.shape[1], q.shape[2] + k.shape[2], q.shape[3])
+        self.repeats = Repeats(device)
+
+    def rotate(
+        self,
+        kind: Hashable,
+        xs: Sequence[Tensor],
+        outs: Sequence[Tensor],
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        inverse: bool = False,
+    ) -> None:
+        """Rotate q and k, or one of them: then the other has no heads. kind: see `Repeats`."""
+        q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
+        q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
+        given = q, k, q_out, k_out, cos, sin
+
+        def launches() -> tuple[Launch, ...]:
+            return (
+                rotary_launch(
+                    *given, interleaved=self.interleaved, inverse=inverse, config=self.config
+                ),
+            )
+
+        self.repeats.run(kind, (given,), launches)
+
+
+_MOST_PLANS = 4096
+_PLANS: dict[Hashable, _Plan] = {}
+
+
+class _Rotary(torch.autograd.Function):
+    """Of q and k, or of one of them alone, the other being None; returns a tuple of as many.
+
+    Autograd wants the view that a function overwrites as its first argument and only output.
+    """
+
+    @staticmethod
+    def forward(ctx, x, k, cos, sin, inplace, name, plan):
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        ctx.save_for_backward(cos, sin)
+        xs = (x,) if k is None else (x, k)
+        outs = xs if inplace else tuple(torch.empty_like(x) for x in xs)
+        plan.rotate((name, inplace), xs, outs, cos, sin)
+        if inplace:
+            ctx.mark_dirty(*xs)
+        return outs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        cos, sin = ctx.saved_tensors
+        arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
+        outs = [torch.empty_like(g) for g in arrived]
+        if arrived:
+            kind = tuple((g.shape, g.stride()) for g in arrived)
+            ctx.plan.rotate(kind, arrived, outs, cos, sin, inverse=True)
+        rotated = iter(outs)
+        dq, dk = (None if g is None else next(rotated) for g in (*grads, None)[:2])
+        return dq, dk, None, None, None, None, None
+
+
 def apply_rotary(
     q: Tensor,
     k: Tensor,
@@ -427,21 +427,31 @@ def apply_rotary(
     Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
     (arXiv:2104.09864).
     """
-    check_device(q=q, k=k, cos=cos, sin=sin)
-    _check(q, k, cos, sin)
+    key = (
+        (q.shape, q.stride(), q.dtype, q.device),
+        (k.shape, k.stride(), k.dtype, k.device),
+        (cos.shape, cos.stride(), cos.dtype, cos.device, cos.requires_grad),
+        (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
+        (interleaved, config),
+    )
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _Plan(q, k, cos, sin, interleaved, config)
+        if len(_PLANS) == _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = plan
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
         _check_writable(q, k, differentiable)
-    if config is None:
-        config = _choose(q.shape[1], q.shape[2], q.shape[3])
     if differentiable:
-        options = cos, sin, interleaved, inplace, config
         if inplace and (q._is_view() or k._is_view()):
-            return _Rotary.apply(q, None, *options)[0], _Rotary.apply(k, None, *options)[0]
-        q_out, k_out = _Rotary.apply(q, k, *options)
-        return q_out, k_out
+            (q,) = _Rotary.apply(q, None, cos, sin, inplace, "q", plan)
+            (k,) = _Rotary.apply(k, None, cos, sin, inplace, "k", plan)
+            return q, k
+        q, k = _Rotary.apply(q, k, cos, sin, inplace, "both", plan)
+        return q, k
     outs = (q, k) if inplace else (torch.empty_like(q), torch.empty_like(k))
-    _rotate_into((q, k), outs, cos, sin, interleaved, False, config)
+    plan.rotate(("both", inplace), (q, k), outs, cos, sin)
     if inplace and not (q.is_inference() or k.is_inference()):
         torch.autograd.graph.increment_version(outs)
     return outs

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,96 @@ def test_a_launch_passes_everything_by_name_on_its_grid():
     kernel = Recorder()
     Launch(kernel, (3, 2), {"x_ptr": "x", "M": 5}, {"BLOCK": 8}, {"num_warps": 4}).run()
     assert kernel.calls == [((3, 2), {"x_ptr": "x", "M": 5, "BLOCK": 8, "num_warps": 4})]
+
+
+class Kernel:
+    """Stands in for a kernel that was compiled: counts its slow launches, records its fast ones."""
+
+    arg_names = ("x_ptr", "y_ptr", "M", "BLOCK")
+
+    def __init__(self) -> None:
+        self.slow = 0
+        self.fast: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        def queue(*args: object, stream: int | None = None, **named: object) -> object:
+            if stream is None:
+                self.slow += 1
+                return self
+            self.fast.append((grid, *args, stream))
+            return None
+
+        return queue
+
+
+@pytest.fixture
+def repeats(monkeypatch):
+    """Launches on a GPU that is pretended."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    active = SimpleNamespace(get_current_stream=lambda device: 7)
+    monkeypatch.setattr(launch.triton.runtime, "driver", SimpleNamespace(active=active))
+    return launch.Repeats(torch.device("cuda", 0))
+
+
+def run(repeats, kernel, x, y=None, kind="kind"):
+    def describe():
+        return (Launch(kernel, (3,), {"x_ptr": x, "y_ptr": y, "M": 5}, {"BLOCK": 8}, {}),)
+
+    repeats.run(kind, ((x, y),), describe)
+
+
+def test_a_repeated_launch_passes_addresses_to_the_compiled_kernel(repeats):
+    kernel, x = Kernel(), torch.empty(64)
+    for _ in range(3):
+        run(repeats, kernel, x)
+    assert kernel.slow == 1
+    assert kernel.fast == 2 * [((3, 1, 1), x.data_ptr(), None, 5, 8, 7)]
+
+
+def test_another_kind_of_launch_is_compiled_anew(repeats):
+    kernel, x = Kernel(), torch.empty(64)
+    run(repeats, kernel, x)
+    run(repeats, kernel, x, kind="other")
+    assert (kernel.slow, len(kernel.fast)) == (2, 0)
+
+
+def test_a_misaligned_tensor_goes_the_slow_way_and_is_not_remembered(repeats):
+    kernel, x = Kernel(), torch.empty(64)
+    run(repeats, kernel, x[1:])
+    run(repeats, kernel, x)
+    run(repeats, kernel, x[1:])
+    run(repeats, kernel, x)
+    assert (kernel.slow, len(kernel.fast)) == (3, 1)
+
+
+def test_another_current_device_goes_the_slow_way(repeats, monkeypatch):
+    kernel, x = Kernel(), torch.empty(64)
+    run(repeats, kernel, x)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    run(repeats, kernel, x)
+    assert (kernel.slow, len(kernel.fast)) == (2, 0)
+
+
+def test_tensors_in_another_order_than_the_kernel_s_are_a_mistake(repeats):
+    kernel, x, y = Kernel(), torch.empty(64), torch.empty(64)
+    described = Launch(kernel, (3,), {"x_ptr": x, "y_ptr": y, "M": 5}, {"BLOCK": 8}, {})
+    with pytest.raises(AssertionError, match="x_ptr"):
+        repeats.run("kind", ((y, x),), lambda: (described,))
+
+
+def test_shared_memory_is_what_remains_for_each_program():
+    assert launch.shared_memory("sm_90", 1) == 225 * 1024
+    assert launch.shared_memory("sm_80", 2) == 79 * 1024
+    assert launch.shared_memory("sm_999", 1) == launch.shared_memory("sm_89", 1) == 97 * 1024
+    assert launch.shared_memory("cpu", 4) > 1 << 27
+
+
+@pytest.mark.parametrize(
+    ("arch", "early"), [("cpu", False), ("sm_80", False), ("sm_90", True), ("sm_100", True)]
+)
+def test_a_kernel_may_start_early_from_sm_90_on(arch, early):
+    assert launch.starts_early(arch) is early
 
 
 @pytest.mark.parametrize("grid", [(0,), (4, 0), (0, 4)])

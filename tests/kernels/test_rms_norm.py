@@ -10,13 +10,24 @@ from kernelbench.kernels.rms_norm import (
     CASTINGS,
     RmsNormConfig,
     backward_launches,
+    backward_scratch,
     configs,
     forward_launch,
     rms_norm,
 )
 
 RELATIVE = {torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
-BLOCKED = RmsNormConfig(1, 64, 1, 2, 2, 64, 1, 2, 4)  # the kernels for wide rows, on narrow ones
+# The kernels for wide rows, on narrow ones.
+BLOCKED = RmsNormConfig(1, 64, 1, 2, 64, 1, 2, 4)
+REREAD = RmsNormConfig(1, 512, 1, 2, 512, 1, 2, 4, bwd_reload=True, reread=True)
+SPLIT = RmsNormConfig(1, 64, 1, 1, 64, 1, 2, 1, split=True, stages=2, bwd_split=True)
+
+
+@pytest.fixture(params=["blocked", "reread", "split"])
+def wide_config(request, device):
+    if request.param == "split" and device == "cpu":
+        pytest.skip("programs that wait for each other cannot run one after another")
+    return {"blocked": BLOCKED, "reread": REREAD, "split": SPLIT}[request.param]
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -88,24 +99,35 @@ def test_forward_and_gradients(shape, with_residual, dtype, device):
 
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("N", [65, 64 * 5, 333])
-def test_rows_read_in_blocks(N, with_residual, dtype, device):
+def test_wide_rows(N, with_residual, wide_config, dtype, device):
     x, residual = (draw(7, N, dtype=dtype, device=device, seed=s) for s in (1, 2))
     weight = draw(N, dtype=dtype, device=device, seed=3)
-    check(x, weight, residual=residual if with_residual else None, config=BLOCKED)
+    check(x, weight, residual=residual if with_residual else None, config=wide_config)
+
+
+def test_more_wide_rows_than_programs(wide_config, device):
+    x, dy = (draw(200, 130, device=device, seed=s) for s in (1, 2))
+    check(x, draw(130, device=device, seed=3), residual=dy, config=wide_config)
 
 
 def test_a_row_wider_than_any_tile(device):
     x, residual = (draw(2, 70_000, device=device, seed=s) for s in (1, 2))
-    assert configs(2, 70_000, arch="sm_90", mode="fwd")[0].block < 70_000
+    chosen = configs(2, 70_000, arch="sm_90", mode="fwd")[0]
+    assert chosen.split and chosen.bwd_split and chosen.block < 70_000
     check(x, draw(70_000, device=device, seed=3), residual=residual)
 
 
-@pytest.mark.parametrize("config", [None, BLOCKED], ids=["tile", "blocked"])
 @pytest.mark.parametrize("casting", CASTINGS)
-def test_every_casting_has_the_right_gradients(casting, config, dtype, device):
+def test_every_casting_has_the_right_gradients(casting, dtype, device):
+    x, residual = (draw(5, 200, dtype=dtype, device=device, seed=s) for s in (1, 2))
+    check(x, draw(200, dtype=dtype, device=device, seed=3), residual=residual, casting=casting)
+
+
+@pytest.mark.parametrize("casting", CASTINGS)
+def test_every_casting_of_wide_rows(casting, wide_config, dtype, device):
     x, residual = (draw(5, 200, dtype=dtype, device=device, seed=s) for s in (1, 2))
     weight = draw(200, dtype=dtype, device=device, seed=3)
-    check(x, weight, residual=residual, casting=casting, config=config)
+    check(x, weight, residual=residual, casting=casting, config=wide_config)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16])
@@ -118,7 +140,7 @@ def test_the_weight_may_have_another_dtype(weight_dtype, device):
 @pytest.mark.parametrize(("M", "N", "itemsize"), [(37, 96, 4), (150, 24, 4), (3, 5000, 2)])
 @pytest.mark.parametrize("mode", ["fwd", "bwd", "full"])
 def test_every_config_is_right(M, N, itemsize, mode, device):
-    candidates = configs(M, N, arch="sm_90", mode=mode, itemsize=itemsize)
+    candidates = configs(M, N, arch="sm_90", mode=mode, itemsize=itemsize, residual=True)
     assert 1 < len(candidates) <= 12
     x, residual = (draw(M, N, device=device, seed=s) for s in (1, 2))
     weight = draw(N, device=device, seed=3)
@@ -133,10 +155,18 @@ def test_every_config_is_right(M, N, itemsize, mode, device):
 
 
 def test_every_config_of_wide_rows_is_right(device):
+    arch = "cpu" if device == "cpu" else "sm_90"
     x, weight = draw(2, 33_000, device=device), draw(33_000, device=device, seed=1)
     y, _ = oracle(x.double(), weight.double(), 1e-6)
-    for config in configs(2, 33_000, arch="sm_90", mode="fwd"):
+    for config in configs(2, 33_000, arch=arch, mode="fwd"):
         close(rms_norm(x, weight, casting="fp32", config=config), y)
+
+
+def test_every_config_of_the_backward_of_wide_rows_is_right(device):
+    arch = "cpu" if device == "cpu" else "sm_90"
+    x, weight = draw(2, 8200, device=device), draw(8200, device=device, seed=1)
+    for config in configs(2, 8200, arch=arch, mode="bwd"):
+        check(x, weight, residual=x, config=config)
 
 
 @pytest.mark.parametrize("arch", ["cpu", "sm_80", "sm_86", "sm_90", "sm_100"])
@@ -146,7 +176,26 @@ def test_the_table_leads_every_list_of_configs(N, arch):
         lists = [configs(M, N, arch=arch, mode=mode) for mode in ("fwd", "bwd", "full")]
         assert len({candidates[0] for candidates in lists}) == 1
         assert all(len(set(candidates)) == len(candidates) <= 12 for candidates in lists)
-    assert lists[0][0].bwd_stages == 1 or arch != "sm_86"
+    assert not any(c.split or c.bwd_split for c in lists[2]) or arch != "cpu"
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("N", [1, 100, 1024, 5000, 16384, 40_000, 131_072])
+def test_the_stages_of_a_config_fit_in_shared_memory(N, itemsize, residual):
+    for arch, kib in (("sm_80", 164), ("sm_86", 100), ("sm_90", 228), ("sm_999", 100)):
+        for c in configs(8192, N, arch=arch, mode="full", itemsize=itemsize, residual=residual):
+            tile = c.bwd_rows * c.bwd_block * itemsize * (2 + residual + c.bwd_reload)
+            assert (c.bwd_stages - 1) * tile * c.bwd_programs < kib * 1024
+            assert (c.stages - 1) * c.block * itemsize * (1 + residual) < kib * 1024
+
+
+def test_rows_of_more_parts_than_multiprocessors_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "sm_count", lambda device: 4)
+    x, weight = torch.empty(2, 65 * 8, device="meta"), torch.empty(65 * 8, device="meta")
+    words = module.forward_words(x, 65 * 8, SPLIT)
+    with pytest.raises(ValueError, match="9 programs at once, more than the 4 multiprocessors"):
+        forward_launch(x, None, weight, x, None, None, words, eps=0.0, casting="fp32", config=SPLIT)
 
 
 def exact_rows(dtype, device):
@@ -170,7 +219,7 @@ def eager(x, weight, eps, casting):
     return (normalised * factor).to(x.dtype)
 
 
-@pytest.mark.parametrize("config", [None, RmsNormConfig(1, 32, 1, 2, 1, 32, 1, 1, 1)])
+@pytest.mark.parametrize("config", [None, RmsNormConfig(1, 32, 1, 1, 32, 1, 1, 1)])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 def test_castings_round_where_they_say_bit_by_bit(half, config, device):
     if device == "cpu" and half is torch.bfloat16:
@@ -187,7 +236,7 @@ def test_the_sum_is_rounded_before_it_is_normalised(device):
     x = torch.full((2, 16), 2048.0, dtype=torch.float16, device=device)
     residual = torch.ones_like(x)  # 2049 is no fp16 number: it rounds to 2048
     weight = torch.ones(16, dtype=torch.float16, device=device)
-    for config in (None, RmsNormConfig(1, 8, 1, 1, 1, 8, 1, 1, 1)):
+    for config in (None, RmsNormConfig(1, 8, 1, 1, 8, 1, 1, 1)):
         y, total = rms_norm(x, weight, 0.0, residual=residual, casting="fp32", config=config)
         assert torch.equal(total, x)
         assert torch.equal(y, torch.ones_like(x))
@@ -254,15 +303,22 @@ def test_no_rows(shape, device):
     assert torch.equal(dweight, torch.zeros_like(weight))
 
 
-@pytest.mark.parametrize("config", [None, BLOCKED], ids=["tile", "blocked"])
-def test_the_gradient_of_the_weight_has_the_same_bits_on_every_call(config, device):
-    x = draw(70, 96, device=device, seed=1)
+def same_bits(config, device):
+    x = draw(70, 96, device=device, seed=1).requires_grad_()
     weight = draw(96, device=device, seed=2).requires_grad_()
     dy = draw(70, 96, device=device, seed=3)
     one, other = (
-        torch.autograd.grad(rms_norm(x, weight, config=config), weight, dy)[0] for _ in range(2)
+        torch.autograd.grad(rms_norm(x, weight, config=config), (x, weight), dy) for _ in range(2)
     )
-    assert torch.equal(one, other)
+    return all(map(torch.equal, one, other))
+
+
+def test_the_gradients_have_the_same_bits_on_every_call(device):
+    assert same_bits(None, device)
+
+
+def test_the_gradients_of_wide_rows_have_the_same_bits_on_every_call(wide_config, device):
+    assert same_bits(wide_config, device)
 
 
 def test_upstream_gradients_that_do_not_arrive(device):
@@ -313,23 +369,36 @@ def test_launches_are_described_without_a_device_and_launch_nothing():
     x = torch.empty(64, 256, device="meta")
     weight, rstd = torch.empty(256, device="meta"), torch.empty(64, device="meta")
     config = configs(64, 256, arch="sm_90", mode="full")[0]
-    forward = forward_launch(x, None, weight, x, None, rstd, eps=0.0, casting="none", config=config)
+    forward = forward_launch(
+        x, None, weight, x, None, rstd, None, eps=0.0, casting="none", config=config
+    )
     assert forward.constexprs["CASTING"] == "none"
     assert forward.grid == (64 // config.rows,)
-    names = [
-        [
-            launch.kernel.__name__
-            for launch in backward_launches(
-                x, x, weight, rstd, None, x, dweight, casting="llama", config=chosen
-            )
-        ]
-        for dweight, chosen in ((weight, config), (None, config), (weight, BLOCKED))
-    ]
-    assert names == [
-        ["_differentiate", "_sum_partials"],
-        ["_differentiate"],
-        ["_project_wide_rows", "_differentiate", "_sum_partials"],
-    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "wants_dweight", "names"),
+    [
+        (None, True, ["differentiate", "sum_partials"]),
+        (None, False, ["differentiate"]),
+        (BLOCKED, True, ["project_wide_rows", "differentiate", "sum_partials"]),
+        (SPLIT, True, ["differentiate_split_rows", "sum_partials"]),
+    ],
+)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_backward_launches_are_described_without_a_device(config, wants_dweight, names, arch):
+    config = config or configs(64, 256, arch=arch, mode="full")[0]
+    x, rstd = torch.empty(64, 256, device="meta"), torch.empty(64, device="meta")
+    weight = torch.empty(256, device="meta")
+    dweight = torch.empty_like(weight) if wants_dweight else None
+    scratch = backward_scratch(rstd, 256, config, wants_dweight=wants_dweight)
+    launches = backward_launches(
+        x, x, weight, rstd, None, x, dweight, scratch, casting="llama", arch=arch, config=config
+    )
+    assert [launch.kernel.__name__ for launch in launches] == names
+    if wants_dweight:  # the sums may start early where the GPU knows how
+        assert launches[-1].options["launch_pdl"] is (arch == "sm_90")
+    assert ("launch_cooperative_grid" in launches[0].options) is config.bwd_split
 
 
 def test_it_is_not_differentiable_twice(device):
@@ -369,4 +438,4 @@ def test_an_unknown_mode_names_the_known_ones():
 
 def test_a_config_must_be_powers_of_two():
     with pytest.raises(ValueError, match="RmsNormConfig: bwd_block is 48, not a power of two"):
-        RmsNormConfig(1, 64, 4, 1, 1, 48, 4, 1, 1)
+        RmsNormConfig(1, 64, 4, 1, 48, 4, 1, 1)
