@@ -184,7 +184,13 @@ def triton_fused(case: RotaryCase, config: Any) -> Call:
 def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rotary import configs
 
-    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch)
+    return configs(
+        case.S,
+        case.Hq + case.Hk,
+        case.D,
+        arch=device.arch,
+        heads_apart=case.layout is Layout.bhsd,
+    )
 
 
 def liger(case: RotaryCase, config: Any) -> Call:

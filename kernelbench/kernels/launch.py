@@ -4,12 +4,13 @@ import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
@@ -179,6 +180,17 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETER_SMS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch's `once_differentiable`, at no cost where no graph of the gradient is wanted."""
+    guarded = once_differentiable(backward)
+
+    @wraps(backward)
+    def chosen(*args: Any) -> Any:
+        return (guarded if torch.is_grad_enabled() else backward)(*args)
+
+    return chosen
 
 
 _SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228}

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
@@ -26,6 +25,7 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    differentiable_once,
     power_of_2,
     shared_memory,
     sm_count,
@@ -52,7 +52,7 @@ class RmsNormConfig:
     rows, block, warps: the forward tile, in rows and columns, and the warps of its program.
     reread: one row a program, block by block, read twice; so are rows wider than a block.
     split: one row a group of programs, each with one block, in a software pipeline of `stages`;
-        needs a GPU where all of a group run at once.
+        needs a GPU where all of them run at once: 16 warps a multiprocessor.
     bwd_*: the same of the backward, whose row loop is a pipeline of `bwd_stages` on
         `bwd_programs` programs a multiprocessor. Rows wider than a block, unless split, are read
         by two kernels.
@@ -91,7 +91,6 @@ def _narrow(N: int, bwd_rows: int, bwd_stages: int) -> _Choice:
     return _Choice(N, config)
 
 
-_SPLIT = 8192  # columns of a backward program, where a row is shared
 # The fastest of what was swept on an H200 (docs/rms_norm.md), for rows of 2-byte elements; rows of
 # 4-byte elements take that of twice as many, with blocks of as many bytes.
 _TABLE = (
@@ -104,12 +103,13 @@ _TABLE = (
     _Choice(4096, RmsNormConfig(1, 2048, 8, 1, 4096, 16, 5, 1, reread=True)),
     _Choice(8192, RmsNormConfig(1, 4096, 16, 1, 8192, 16, 3, 1, reread=True)),
     _Choice(16384, RmsNormConfig(1, 4096, 32, 1, 16384, 16, 3, 1, True, reread=True)),
-    _Choice(65536, RmsNormConfig(1, 8192, 32, 1, _SPLIT, 16, 3, 1, reread=True, bwd_split=True)),
+    _Choice(65536, RmsNormConfig(1, 8192, 32, 1, 4096, 8, 3, 2, reread=True, bwd_split=True)),
     _Choice(
         float("inf"),
-        RmsNormConfig(1, 16384, 16, 1, _SPLIT, 16, 3, 1, split=True, stages=3, bwd_split=True),
+        RmsNormConfig(1, 8192, 8, 1, 4096, 8, 3, 2, split=True, stages=3, bwd_split=True),
     ),
 )
+_FORWARD = ("rows", "block", "warps", "reread", "split", "stages")
 _FEWEST_PROGRAMS = 256  # below this many forward programs, smaller tiles fill the GPU better
 _FORWARD_ELEMENTS = 64  # of a tile to a thread, at most, and half of it for 32 warps
 _MOST_REREAD = 8192  # columns of a block of a row that is read twice
@@ -136,7 +136,10 @@ def configs(
 @lru_cache(maxsize=4096)
 def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
     wide = max(1, itemsize // 2)
-    config = next(c.config for c in _TABLE if N * wide <= c.N)
+    config = _looked_up(N * wide)
+    if config.bwd_reload and not _whole_row_fits(N, arch, itemsize):
+        wider = _looked_up(2 * power_of_2(N) * wide)
+        config = replace(wider, **{name: getattr(config, name) for name in _FORWARD})
     if config.reread and residual:  # twice as much under way
         config = replace(config, block=2 * config.block, warps=min(2 * config.warps, 32))
     whole = power_of_2(N)
@@ -153,6 +156,16 @@ def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNorm
     return _fit(config, arch, itemsize, residual)
 
 
+def _looked_up(N: int) -> RmsNormConfig:
+    return next(choice.config for choice in _TABLE if N <= choice.N)
+
+
+def _whole_row_fits(N: int, arch: str, itemsize: int) -> bool:
+    """Of the widest rows that a backward program can hold: without a mask, which takes registers
+    that are not there, and with two rows of x, dy and weight in shared memory."""
+    return power_of_2(N) == N and 6 * N * itemsize <= shared_memory(arch, 1)
+
+
 def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
     """The config with as many stages as shared memory holds, and no split rows on a CPU."""
     if arch == "cpu":  # the interpreter runs one program after another: none may wait
@@ -165,14 +178,20 @@ def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> Rms
     stages = min(config.bwd_stages, 1 + shared_memory(arch, config.bwd_programs) // stage)
     if config.split:
         stage = config.block * itemsize * (1 + residual)
-        config = replace(config, stages=min(config.stages, 1 + shared_memory(arch, 1) // stage))
+        room = shared_memory(arch, _split_programs(config.warps))
+        config = replace(config, stages=min(config.stages, 1 + room // stage))
     return replace(config, bwd_stages=stages)
+
+
+def _split_programs(warps: int) -> int:
+    """Programs a multiprocessor that share rows: 512 threads, which may have 128 registers each."""
+    return max(1, 16 // warps)
 
 
 def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
     whole = power_of_2(N)
     if config.split:
-        yield replace(config, block=config.block // 2)
+        yield replace(config, block=2 * config.block, warps=2 * config.warps)
         config = replace(config, split=False, stages=1, reread=True)
     if config.reread:
         for block, warps in ((1024, 4), (2048, 8), (4096, 16), (4096, 32), (8192, 16), (8192, 32)):
@@ -193,7 +212,7 @@ def _backward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]
     if config.bwd_split:
         for stage in stages:
             yield replace(config, bwd_stages=stage)
-            yield replace(config, bwd_stages=stage, bwd_block=config.bwd_block // 2, bwd_warps=8)
+            yield replace(config, bwd_stages=stage, bwd_block=2 * config.bwd_block, bwd_warps=16)
         yield _two_kernels(config)
         return
     for rows in {config.bwd_rows: None, max(1, config.bwd_rows // 2): None}:
@@ -224,15 +243,7 @@ def _variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
     backward = tuple(_backward_variants(config, N))
     for i in range(max(len(forward), len(backward))):
         fwd, bwd = forward[i % len(forward)], backward[i % len(backward)]
-        yield replace(
-            bwd,
-            rows=fwd.rows,
-            block=fwd.block,
-            warps=fwd.warps,
-            reread=fwd.reread,
-            split=fwd.split,
-            stages=fwd.stages,
-        )
+        yield replace(bwd, **{name: getattr(fwd, name) for name in _FORWARD})
 
 
 def _row_stride(rows: Tensor | None) -> int | None:
@@ -248,19 +259,21 @@ def _as_rows(x: Tensor, N: int) -> Tensor:
     return x_MN if x_MN.stride(1) == 1 or N == 1 else x_MN.contiguous()
 
 
-def _split_grid(M: int, N: int, block: int, device: torch.device) -> tuple[int, int]:
-    """Groups of programs, and programs of a group: at most one a multiprocessor in all.
+def _split_grid(M: int, N: int, block: int, warps: int, device: torch.device) -> tuple[int, int]:
+    """Groups of programs, and programs of a group: no more in all than run at once.
 
     Raises ValueError when a row has more blocks than that.
     """
-    parts = ceil_div(N, block)
-    groups = min(M, sm_count(device) // parts)
-    if M and not groups:
+    parts, most = ceil_div(N, block), _split_programs(warps) * sm_count(device)
+    if parts > most:
         raise ValueError(
             f"rms_norm: rows of {N} in blocks of {block} take {parts} programs at once, more than "
-            f"the {sm_count(device)} multiprocessors: use a config that is not split"
+            f"the {most} that {sm_count(device)} multiprocessors run: use one that is not split"
         )
-    return groups, parts
+    return min(M, most // parts), parts
+
+
+_TOGETHER = {"launch_cooperative_grid": True, "maxnreg": 128}  # see `_split_programs`
 
 
 def forward_words(x: Tensor, N: int, config: RmsNormConfig) -> Tensor | None:
@@ -304,11 +317,11 @@ def forward_launch(
     constexprs = {"N": N, "BLOCK_N": config.block, "CASTING": casting}
     options = {"num_warps": config.warps, "num_stages": config.stages}
     if config.split:
-        groups, parts = _split_grid(M, N, config.block, x.device)
+        groups, parts = _split_grid(M, N, config.block, config.warps, x.device)
         args |= {"word_ptr": words, "M": M}
         constexprs |= {"PARTS": parts, "WORDS": power_of_2(parts), "STAGES": config.stages}
-        options["launch_cooperative_grid"] = True
-        return Launch(normalise_split_rows, (groups * parts,), args, constexprs, options)
+        grid = (groups * parts,)
+        return Launch(normalise_split_rows, grid, args, constexprs, options | _TOGETHER)
     if config.reread or config.block < N:
         return Launch(normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
@@ -331,7 +344,7 @@ class Scratch(NamedTuple):
 def _backward_grid(M: int, N: int, config: RmsNormConfig, device: torch.device) -> tuple[int, int]:
     """Programs along rows, each a row of partial sums, and along columns."""
     if config.bwd_split:
-        return _split_grid(M, N, config.bwd_block, device)
+        return _split_grid(M, N, config.bwd_block, config.bwd_warps, device)
     blocks = ceil_div(N, config.bwd_block)
     programs = max(1, config.bwd_programs * sm_count(device) // blocks)
     return min(programs, ceil_div(M, config.bwd_rows)), blocks
@@ -387,9 +400,8 @@ def backward_launches(
     if config.bwd_split:
         args = read | {"word_ptr": scratch.words} | written | tiled
         split = constexprs | {"N": N, "PARTS": blocks, "WORDS": power_of_2(blocks)}
-        together = options | {"launch_cooperative_grid": True}
         grid = (programs * blocks,)
-        launches.append(Launch(differentiate_split_rows, grid, args, split, together))
+        launches.append(Launch(differentiate_split_rows, grid, args, split, options | _TOGETHER))
     else:
         projection = {"projection_ptr": scratch.projection_M}
         if scratch.projection_M is not None:
@@ -472,12 +484,13 @@ class _Plan:
         total = None if residual is None else torch.empty_like(y)
         rstd_M = x.new_empty(self.M, dtype=torch.float32) if save else None
         words = forward_words(x, self.N, self.config)
-        given = rows, residual, weight, y, total, rstd_M, words
+        given = rows, residual, weight, y, total, rstd_M
 
         def launches() -> tuple[Launch, ...]:
-            return (forward_launch(*given, eps=self.eps, casting=self.casting, config=self.config),)
+            options: dict[str, Any] = {"casting": self.casting, "config": self.config}
+            return (forward_launch(*given, words, eps=self.eps, **options),)
 
-        self.repeats.run(save, (given,), launches)
+        self.repeats.run(save, (given if words is None else (*given, words),), launches)
         return y, total, rows if total is None else total, rstd_M
 
     def backward(
@@ -539,7 +552,7 @@ class _RmsNorm(torch.autograd.Function):
         return y if total is None else (y, total)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy, dtotal=None):
         if dy is None:  # only x + residual was used
             return dtotal, None, dtotal, None

@@ -7,7 +7,7 @@ once for 3 flops; a token's cosines and sines are read once for a tile of heads.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
@@ -23,6 +22,7 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    differentiable_once,
     power_of_2,
 )
 
@@ -59,6 +59,7 @@ def _rotate(
     cos_stride_S,
     sin_stride_B,
     sin_stride_S,
+    B,
     S,
     HQ: tl.constexpr,
     HK: tl.constexpr,
@@ -77,15 +78,14 @@ def _rotate(
     """
     dtype: tl.constexpr = q_out_ptr.dtype.element_ty
     HEAD_TILES: tl.constexpr = (HQ + HK + BLOCK_H - 1) // BLOCK_H
-    token_tiles = tl.cdiv(S, BLOCK_S)
-    tile = tl.program_id(0) % (HEAD_TILES * token_tiles)
-    b = (tl.program_id(0) // (HEAD_TILES * token_tiles)).to(tl.int64)
     if HEADS_APART:
-        head_tile = tile // token_tiles
-        token_tile = tile % token_tiles
+        token_tiles = tl.cdiv(S, BLOCK_S)
+        head_tile = tl.program_id(0) // token_tiles
+        token_tile = tl.program_id(0) % token_tiles
     else:
-        head_tile = tile % HEAD_TILES
-        token_tile = tile // HEAD_TILES
+        head_tile = tl.program_id(0) % HEAD_TILES
+        token_tile = tl.program_id(0) // HEAD_TILES
+    b = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1)
 
     token_S = (token_tile * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
     head_H = (head_tile * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
@@ -104,7 +104,7 @@ def _rotate(
     out_stride_H = tl.where(of_q_H, _stride(q_out_stride_S, 2 * C), _stride(k_out_stride_S, 2 * C))
     x_ptr_SH = x_ptr_H[None, :] + token_S[:, None] * x_stride_H[None, :]
     out_ptr_SH = out_ptr_H[None, :] + token_S[:, None] * out_stride_H[None, :]
-    mask_SH = (token_S < S)[:, None] & (head_H < HQ + HK)[None, :]
+    mask_SH = ((token_S < S) & (b < B))[:, None] & (head_H < HQ + HK)[None, :]
 
     # The angles are read anew for each head, from L1: laid out as x is, they need no exchange.
     c_C = tl.arange(0, BLOCK_C)
@@ -152,51 +152,41 @@ class RotaryConfig:
         check_powers_of_2(self, "block_s", "block_h", "warps")
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A row of the table: the config for heads of at most `D` elements."""
-
-    D: int
-    config: RotaryConfig
+_PAIRS = 512  # of a program of one warp: 16 a thread, in 16-byte loads for 2-byte elements
 
 
-# 16 elements a thread of either half: four 16-byte loads under way at 2 bytes an element.
-_TABLE = (
-    _Choice(64, RotaryConfig(8, 8, 4)),
-    _Choice(128, RotaryConfig(4, 8, 4)),
-    _Choice(256, RotaryConfig(4, 4, 4)),
-    _Choice(512, RotaryConfig(2, 4, 4)),
-)
+def configs(
+    S: int, heads: int, D: int, *, arch: str, heads_apart: bool = False
+) -> tuple[RotaryConfig, ...]:
+    """What is chosen for S tokens of heads of D elements, then others that a tuner may pick.
 
-
-def configs(S: int, heads: int, D: int, *, arch: str) -> tuple[RotaryConfig, ...]:
-    """The table's choice for S tokens of heads of D elements, then others that a tuner may pick.
-
-    heads: of q and k together. arch: `sm_90` and the like, or `cpu`; the tiles
-    use little shared memory, so that one table serves every architecture, dtype and layout.
+    heads: of q and k together. arch: `sm_90` and the like, or `cpu`; the tiles use little shared
+    memory, so that one choice serves every architecture and dtype. heads_apart: the tokens of a
+    head are next to each other in memory, not the heads of a token.
     """
-    chosen = _choose(S, heads, D)
-    return tuple(dict.fromkeys((chosen, *_variants(chosen, S, heads, D))))[:12]
+    chosen = _choose(S, heads, D, heads_apart)
+    return tuple(dict.fromkeys((chosen, *_variants(chosen, S, heads))))[:12]
 
 
 @lru_cache(maxsize=4096)
-def _choose(S: int, heads: int, D: int) -> RotaryConfig:
-    config = next((c.config for c in _TABLE if c.D >= D), RotaryConfig(1, 1, 4))
-    return replace(
-        config,
-        block_s=min(config.block_s, power_of_2(S)),
-        block_h=min(config.block_h, power_of_2(heads)),
-    )
+def _choose(S: int, heads: int, D: int, heads_apart: bool) -> RotaryConfig:
+    """A tile of neighbours in memory: heads as long as they fill it, or tokens."""
+    tile = max(1, _PAIRS // power_of_2(D // 2))
+    block_h = 1 if heads_apart else max(1, min(tile, heads & -heads))
+    block_s = min(tile // block_h, power_of_2(S))
+    return RotaryConfig(block_s, min(tile // block_s, power_of_2(heads)), 1)
 
 
-def _variants(config: RotaryConfig, S: int, heads: int, D: int) -> Iterator[RotaryConfig]:
-    """Tiles of 8 to 32 elements of either half a thread: 16-byte loads, registers to spare."""
-    for warps in (config.warps, 2 * config.warps):
-        for s in (config.block_s, 2 * config.block_s, config.block_s // 2):
-            for h in (config.block_h, config.block_h // 2):
-                a_thread = s * h * power_of_2(D // 2) // (32 * warps)
-                if 8 <= a_thread <= 32 and s <= power_of_2(S):
-                    yield RotaryConfig(s, h, warps)
+def _variants(config: RotaryConfig, S: int, heads: int) -> Iterator[RotaryConfig]:
+    """The same tile cut otherwise, and tiles of 2 and 4 times as much on as many warps."""
+    tile = config.block_s * config.block_h
+    for times in (1, 2, 4):
+        block_h = 1
+        while block_h <= min(times * tile, power_of_2(heads)):
+            block_s = times * tile // block_h
+            if block_s <= power_of_2(S):
+                yield RotaryConfig(block_s, block_h, times)
+            block_h *= 2
 
 
 def rotary_launch(
@@ -230,6 +220,7 @@ def rotary_launch(
         "cos_stride_S": _sparse(cos.stride(-2), D // 2),
         "sin_stride_B": _batch_stride(sin),
         "sin_stride_S": _sparse(sin.stride(-2), D // 2),
+        "B": B,
         "S": S,
     }
     for name, x in (("q", q), ("k", k), ("q_out", q_out), ("k_out", k_out)):
@@ -246,10 +237,17 @@ def rotary_launch(
         "BLOCK_C": power_of_2(D // 2),
         "INTERLEAVED": interleaved,
         "INVERSE": inverse,
-        "HEADS_APART": q.stride(1) < q.stride(2),
+        "HEADS_APART": _heads_apart(q),
     }
-    grid = (B * ceil_div(S, config.block_s) * tiles,)
+    grid = (ceil_div(S, config.block_s) * tiles, min(B, _MOST_ALONG), ceil_div(B, _MOST_ALONG))
     return Launch(_rotate, grid, args, constexprs, {"num_warps": config.warps, "num_stages": 1})
+
+
+_MOST_ALONG = 65535  # programs along the second and third axis of a grid
+
+
+def _heads_apart(q: Tensor) -> bool:
+    return q.stride(1) < q.stride(2)
 
 
 def _sparse(stride: int, dense: int) -> int | None:
@@ -331,7 +329,8 @@ class _Plan:
         device = check_device(q=q, k=k, cos=cos, sin=sin)
         _check(q, k, cos, sin)
         self.interleaved = interleaved
-        self.config = config or _choose(q.shape[1], q.shape[2] + k.shape[2], q.shape[3])
+        _, S, HQ, D = q.shape
+        self.config = config or _choose(S, HQ + k.shape[2], D, _heads_apart(q))
         self.repeats = Repeats(device)
 
     def rotate(
@@ -382,7 +381,7 @@ class _Rotary(torch.autograd.Function):
         return outs
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
         arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]

@@ -142,8 +142,9 @@ def test_the_weight_may_have_another_dtype(weight_dtype, device):
 def test_every_config_is_right(M, N, itemsize, mode, device):
     candidates = configs(M, N, arch="sm_90", mode=mode, itemsize=itemsize, residual=True)
     assert 1 < len(candidates) <= 12
-    x, residual = (draw(M, N, device=device, seed=s) for s in (1, 2))
-    weight = draw(N, device=device, seed=3)
+    dtype = torch.float16 if itemsize == 2 else torch.float32
+    x, residual = (draw(M, N, dtype=dtype, device=device, seed=s) for s in (1, 2))
+    weight = draw(N, dtype=dtype, device=device, seed=3)
     y, total = oracle(x.double(), weight.double(), 1e-6, residual.double())
     for config in candidates:
         if mode == "fwd":
@@ -187,14 +188,16 @@ def test_the_stages_of_a_config_fit_in_shared_memory(N, itemsize, residual):
         for c in configs(8192, N, arch=arch, mode="full", itemsize=itemsize, residual=residual):
             tile = c.bwd_rows * c.bwd_block * itemsize * (2 + residual + c.bwd_reload)
             assert (c.bwd_stages - 1) * tile * c.bwd_programs < kib * 1024
-            assert (c.stages - 1) * c.block * itemsize * (1 + residual) < kib * 1024
+            programs = 16 // c.warps if c.split else 1
+            tile = c.block * itemsize * (1 + residual)
+            assert (c.stages - 1) * tile * programs < kib * 1024
 
 
 def test_rows_of_more_parts_than_multiprocessors_are_refused(monkeypatch):
     monkeypatch.setattr(module, "sm_count", lambda device: 4)
-    x, weight = torch.empty(2, 65 * 8, device="meta"), torch.empty(65 * 8, device="meta")
-    words = module.forward_words(x, 65 * 8, SPLIT)
-    with pytest.raises(ValueError, match="9 programs at once, more than the 4 multiprocessors"):
+    x, weight = torch.empty(2, 65 * 64, device="meta"), torch.empty(65 * 64, device="meta")
+    words = module.forward_words(x, 65 * 64, SPLIT)
+    with pytest.raises(ValueError, match="65 programs at once, more than the 64 that 4 multiproc"):
         forward_launch(x, None, weight, x, None, None, words, eps=0.0, casting="fp32", config=SPLIT)
 
 
@@ -342,7 +345,8 @@ def test_upstream_gradients_that_do_not_arrive(device):
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Every launch of a forward pass, as it is made."""
+    """Every launch of a forward pass that is described, as none is ready."""
+    monkeypatch.setattr(module, "_PLANS", {})
     made = []
 
     def recorded(*args, **named):
@@ -359,7 +363,7 @@ def test_without_a_gradient_to_come_nothing_is_kept(launches, device):
     with torch.no_grad():
         y = rms_norm(x, weight)
     assert y.grad_fn is None
-    assert rms_norm(x.detach(), weight).grad_fn is None
+    assert rms_norm(x.detach()[:2], weight).grad_fn is None
     assert [launch.args["rstd_ptr"] for launch in launches] == [None, None]
     assert rms_norm(x, weight).grad_fn is not None
     assert launches[-1].args["rstd_ptr"].shape == (3,)
