@@ -174,7 +174,7 @@ def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> Rms
         if config.bwd_split:
             config = _two_kernels(config)
     tile = config.bwd_rows * config.bwd_block * itemsize
-    stage = tile * (2 + residual + config.bwd_reload)
+    stage = tile * (2 + residual + (config.bwd_reload or config.bwd_split))
     stages = min(config.bwd_stages, 1 + shared_memory(arch, config.bwd_programs) // stage)
     if config.split:
         stage = config.block * itemsize * (1 + residual)

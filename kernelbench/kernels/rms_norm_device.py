@@ -415,17 +415,16 @@ def differentiate_split_rows(
     groups = tl.num_programs(0) // PARTS
     column_N = part * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_N = column_N < N
-    weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
 
     dw_N = tl.zeros([BLOCK_N], tl.float32)
-    last_unit_N = tl.zeros([BLOCK_N], tl.float32)
+    last_unit_N = tl.zeros([BLOCK_N], tl.float32)  # both times rstd
     last_m_N = tl.zeros([BLOCK_N], tl.float32)
-    last_rstd = 0.0
     for i in tl.range(group, M, groups, num_stages=STAGES):
         row = tl.cast(i, tl.int64)
         x_N = tl.load(x_ptr + row * x_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         dy_N = tl.load(dy_ptr + row * dy_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
+        weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
         unit_N = x_N * rstd
         m_N = dy_N * weight_N
         if partial_ptr is not None:
@@ -433,18 +432,17 @@ def differentiate_split_rows(
         _tell(word_ptr + row * PARTS + part, tl.sum(m_N * unit_N, axis=0))
         before = tl.cast(tl.maximum(i - groups, group), tl.int64)
         projection = _hear(word_ptr + before * PARTS, PARTS, WORDS) / N
-        dx_N = (last_m_N - last_unit_N * projection) * last_rstd
+        dx_N = last_m_N - last_unit_N * projection
         if dsum_ptr is not None:
             dx_N += tl.load(dsum_ptr + before * dsum_stride + column_N, mask=mask_N, other=0.0).to(
                 tl.float32
             )
         tl.store(dx_ptr + before * N + column_N, dx_N.to(dtype), mask=mask_N & (i > group))
-        last_unit_N = unit_N
-        last_m_N = m_N
-        last_rstd = rstd
+        last_unit_N = unit_N * rstd
+        last_m_N = m_N * rstd
     row = tl.cast(group + (M - 1 - group) // groups * groups, tl.int64)
     projection = _hear(word_ptr + row * PARTS, PARTS, WORDS) / N
-    dx_N = (last_m_N - last_unit_N * projection) * last_rstd
+    dx_N = last_m_N - last_unit_N * projection
     if dsum_ptr is not None:
         dx_N += tl.load(dsum_ptr + row * dsum_stride + column_N, mask=mask_N, other=0.0).to(
             tl.float32
