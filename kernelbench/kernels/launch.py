@@ -62,10 +62,16 @@ class _Prepared:
         assert all(map(operator.is_, first, tensors)), launch.kernel.arg_names
         assert not any(isinstance(value, Tensor) for value in rest), launch.kernel.arg_names
         self._rest = tuple(rest)
-        self._queue = compiled[(*launch.grid, 1, 1)[:3]]
+        self._grid = (*launch.grid, 1, 1)[:3]
+        self._compiled = compiled
+        self._unhooked = compiled.function, compiled.packed_metadata, None, None, None
 
     def run(self, addresses: Sequence[int | None], stream: int) -> None:
-        self._queue(*addresses, *self._rest, stream=stream)
+        hooks = triton.knobs.runtime
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+            self._compiled[self._grid](*addresses, *self._rest, stream=stream)
+        else:  # as that does, without gathering what it would tell its hooks
+            self._compiled.run(*self._grid, stream, *self._unhooked, *addresses, *self._rest)
 
 
 class Repeats:

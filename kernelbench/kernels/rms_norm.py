@@ -86,8 +86,8 @@ class _Choice:
 
 
 def _narrow(N: int, bwd_rows: int, bwd_stages: int) -> _Choice:
-    """Tiles of 2048 elements on 2 warps forward."""
-    config = RmsNormConfig(max(1, 2048 // N), N, 2, bwd_rows, N, 4, bwd_stages, 2)
+    """Tiles of 1024 elements a warp forward: 32 a thread, and no exchange between warps."""
+    config = RmsNormConfig(1024 // N, N, 1, bwd_rows, N, 4, bwd_stages, 2)
     return _Choice(N, config)
 
 
@@ -98,7 +98,7 @@ _TABLE = (
     _narrow(128, 16, 4),
     _narrow(256, 8, 4),
     _narrow(512, 4, 3),
-    _narrow(1024, 2, 5),
+    _Choice(1024, RmsNormConfig(2, 1024, 2, 2, 1024, 4, 5, 2)),
     _Choice(2048, RmsNormConfig(1, 2048, 4, 1, 2048, 4, 5, 2, reread=True)),
     _Choice(4096, RmsNormConfig(1, 2048, 8, 1, 4096, 16, 5, 1, reread=True)),
     _Choice(8192, RmsNormConfig(1, 4096, 16, 1, 8192, 16, 3, 1, reread=True)),

@@ -170,9 +170,11 @@ def configs(
 
 @lru_cache(maxsize=4096)
 def _choose(S: int, heads: int, D: int, heads_apart: bool) -> RotaryConfig:
-    """A tile of neighbours in memory: heads as long as they fill it, or tokens."""
+    """A tile of neighbours in memory: tokens, or heads where no more than a third stays idle."""
     tile = max(1, _PAIRS // power_of_2(D // 2))
-    block_h = 1 if heads_apart else max(1, min(tile, heads & -heads))
+    block_h = 1 if heads_apart else min(tile, power_of_2(heads))
+    while 3 * ceil_div(heads, block_h) * block_h > 4 * max(heads, 1):
+        block_h //= 2
     block_s = min(tile // block_h, power_of_2(S))
     return RotaryConfig(block_s, min(tile // block_s, power_of_2(heads)), 1)
 

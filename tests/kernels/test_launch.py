@@ -34,20 +34,26 @@ class Kernel:
     """Stands in for a kernel that was compiled: counts its slow launches, records its fast ones."""
 
     arg_names = ("x_ptr", "y_ptr", "M", "BLOCK")
+    function = "function"
+    packed_metadata = "metadata"
 
     def __init__(self) -> None:
         self.slow = 0
         self.fast: list[tuple[object, ...]] = []
+        self.hooked: list[tuple[object, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]):
         def queue(*args: object, stream: int | None = None, **named: object) -> object:
             if stream is None:
                 self.slow += 1
                 return self
-            self.fast.append((grid, *args, stream))
+            self.hooked.append((grid, *args, stream))
             return None
 
         return queue
+
+    def run(self, *args: object) -> None:
+        self.fast.append(args)
 
 
 @pytest.fixture
@@ -71,7 +77,25 @@ def test_a_repeated_launch_passes_addresses_to_the_compiled_kernel(repeats):
     for _ in range(3):
         run(repeats, kernel, x)
     assert kernel.slow == 1
-    assert kernel.fast == 2 * [((3, 1, 1), x.data_ptr(), None, 5, 8, 7)]
+    head = (3, 1, 1, 7, "function", "metadata", None, None, None)
+    assert kernel.fast == 2 * [(*head, x.data_ptr(), None, 5, 8)]
+
+
+def test_a_repeated_launch_is_told_to_triton_s_hooks(repeats):
+    kernel, x = Kernel(), torch.empty(64)
+
+    def hook(metadata):
+        pass
+
+    chain = launch.triton.knobs.runtime.launch_enter_hook
+    chain.add(hook)
+    try:
+        run(repeats, kernel, x)
+        run(repeats, kernel, x)
+    finally:
+        chain.remove(hook)
+    assert kernel.hooked == [((3, 1, 1), x.data_ptr(), None, 5, 8, 7)]
+    assert kernel.fast == []
 
 
 def test_another_kind_of_launch_is_compiled_anew(repeats):
