@@ -51,6 +51,7 @@ class RmsNormConfig:
 
     rows, block, warps: the forward tile, in rows and columns, and the warps of its program.
     reread: one row a program, block by block, read twice; so are rows wider than a block.
+    held: columns of such a row, the first ones, that are read once and kept in registers.
     split: one row a group of programs, each with one block, in a software pipeline of `stages`;
         needs a GPU where all of them run at once: 16 warps a multiprocessor.
     bwd_*: the same of the backward, whose row loop is a pipeline of `bwd_stages` on
@@ -69,12 +70,15 @@ class RmsNormConfig:
     bwd_programs: int
     bwd_reload: bool = False
     reread: bool = False
+    held: int = 0
     split: bool = False
     stages: int = 1
     bwd_split: bool = False
 
     def __post_init__(self) -> None:
         check_powers_of_2(self, "rows", "block", "warps", "bwd_rows", "bwd_block", "bwd_warps")
+        if self.held:
+            check_powers_of_2(self, "held")
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,17 @@ _TABLE = (
     _Choice(4096, RmsNormConfig(1, 2048, 8, 1, 4096, 16, 5, 1, reread=True)),
     _Choice(8192, RmsNormConfig(1, 4096, 16, 1, 8192, 16, 3, 1, reread=True)),
     _Choice(16384, RmsNormConfig(1, 4096, 32, 1, 16384, 16, 3, 1, True, reread=True)),
-    _Choice(65536, RmsNormConfig(1, 8192, 32, 1, 4096, 8, 3, 2, reread=True, bwd_split=True)),
+    _Choice(32768, RmsNormConfig(1, 8192, 32, 1, 4096, 8, 3, 2, reread=True, bwd_split=True)),
+    _Choice(
+        65536,
+        RmsNormConfig(1, 4096, 32, 1, 4096, 8, 3, 2, reread=True, held=16384, bwd_split=True),
+    ),
     _Choice(
         float("inf"),
         RmsNormConfig(1, 8192, 8, 1, 4096, 8, 3, 2, split=True, stages=3, bwd_split=True),
     ),
 )
-_FORWARD = ("rows", "block", "warps", "reread", "split", "stages")
+_FORWARD = ("rows", "block", "warps", "reread", "held", "split", "stages")
 _FEWEST_PROGRAMS = 256  # below this many forward programs, smaller tiles fill the GPU better
 _FORWARD_ELEMENTS = 64  # of a tile to a thread, at most, and half of it for 32 warps
 _MOST_REREAD = 8192  # columns of a block of a row that is read twice
@@ -140,7 +148,7 @@ def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNorm
     if config.bwd_reload and not _whole_row_fits(N, arch, itemsize):
         wider = _looked_up(2 * power_of_2(N) * wide)
         config = replace(wider, **{name: getattr(config, name) for name in _FORWARD})
-    if config.reread and residual:  # twice as much under way
+    if config.reread and residual and not config.held:  # twice as much under way
         config = replace(config, block=2 * config.block, warps=min(2 * config.warps, 32))
     whole = power_of_2(N)
     most = _MOST_REREAD if config.reread else whole
@@ -151,6 +159,7 @@ def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNorm
         config,
         rows=rows,
         block=min(max(config.block // wide, 32), most, whole),
+        held=config.held // wide,
         bwd_block=min(max(config.bwd_block // wide, 32), whole),
     )
     return _fit(config, arch, itemsize, residual)
@@ -195,7 +204,7 @@ def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
         config = replace(config, split=False, stages=1, reread=True)
     if config.reread:
         for block, warps in ((1024, 4), (2048, 8), (4096, 16), (4096, 32), (8192, 16), (8192, 32)):
-            yield replace(config, block=min(block, whole), warps=warps)
+            yield replace(config, block=min(block, whole), warps=warps, held=0)
         if whole <= 16384:
             yield replace(config, block=whole, warps=max(4, whole // 1024), reread=False)
         return
@@ -323,6 +332,7 @@ def forward_launch(
         grid = (groups * parts,)
         return Launch(normalise_split_rows, grid, args, constexprs, options | _TOGETHER)
     if config.reread or config.block < N:
+        constexprs["HELD"] = config.held
         return Launch(normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
     constexprs["BLOCK_M"] = config.rows

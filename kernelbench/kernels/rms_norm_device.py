@@ -119,12 +119,15 @@ def normalise_wide_rows(
     eps,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HELD: tl.constexpr,
     CASTING: tl.constexpr,
 ):
     """One row a program, read twice in blocks of columns: from memory, then from L1 or L2.
 
-    What is read is kept for the second time (evict_last), and given up then (evict_first).
+    What is read is kept for the second time (evict_last), and given up then (evict_first). The
+    first HELD columns stay in registers, which leaves L1 to the others; y then has to give way.
     """
+    Y_POLICY: tl.constexpr = "evict_first" if HELD else ""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if x_stride is None:
         x_stride = N
@@ -137,33 +140,53 @@ def normalise_wide_rows(
         residual_ptr += row * residual_stride
         sum_ptr += row * N
 
+    squares = 0.0
+    if HELD:
+        column_H = tl.arange(0, HELD)
+        mask_H = column_H < N
+        x_H = _load_wide(x_ptr, residual_ptr, column_H, mask_H, dtype, "evict_first")
+        held_H = x_H.to(dtype)
+        if residual_ptr is not None:
+            tl.store(sum_ptr + column_H, held_H, mask=mask_H)
+        squares += tl.sum(_square(x_H, dtype, CASTING), axis=0)
     squares_N = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, N, BLOCK_N):
+    for start in range(HELD, N, BLOCK_N):
         column_N = start + tl.arange(0, BLOCK_N)
         mask_N = column_N < N
         x_N = _load_wide(x_ptr, residual_ptr, column_N, mask_N, dtype, "evict_last")
         if residual_ptr is not None:
             tl.store(sum_ptr + column_N, x_N.to(dtype), mask=mask_N)
         squares_N += _square(x_N, dtype, CASTING)
-    rstd = _reciprocal_rms(tl.sum(squares_N, axis=0), eps, N, dtype, CASTING)
+    squares += tl.sum(squares_N, axis=0)
+    rstd = _reciprocal_rms(squares, eps, N, dtype, CASTING)
     if rstd_ptr is not None:
         tl.store(rstd_ptr + row, rstd)
 
-    for start in range(0, N, BLOCK_N):
+    for start in range(HELD, N, BLOCK_N):
         column_N = start + tl.arange(0, BLOCK_N)
         mask_N = column_N < N
         x_N = _load_wide(x_ptr, residual_ptr, column_N, mask_N, dtype, "evict_first")
         weight_N = tl.load(
             weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy="evict_last"
         ).to(tl.float32)
-        tl.store(y_ptr + column_N, _scale(x_N, rstd, weight_N, dtype, CASTING), mask=mask_N)
+        y_N = _scale(x_N, rstd, weight_N, dtype, CASTING)
+        tl.store(y_ptr + column_N, y_N, mask=mask_N, eviction_policy=Y_POLICY)
+    if HELD:
+        weight_H = tl.load(
+            weight_ptr + column_H, mask=mask_H, other=0.0, eviction_policy="evict_last"
+        ).to(tl.float32)
+        y_H = _scale(held_H.to(tl.float32), rstd, weight_H, dtype, CASTING)
+        tl.store(y_ptr + column_H, y_H, mask=mask_H, eviction_policy=Y_POLICY)
 
 
 @triton.jit
 def _tell(word_ptr, value):
-    """Publish a float and a flag in one 64-bit word: who sees the flag has the float."""
+    """Publish a float and a flag in one 64-bit word: who sees the flag has the float.
+
+    Returns 0, for what must come later to depend on.
+    """
     word = (value.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF) | (1 << 32)
-    tl.inline_asm_elementwise(
+    return tl.inline_asm_elementwise(
         "st.relaxed.gpu.global.b64 [$1], $2; mov.b32 $0, 0;",
         "=r,l,l",
         [word_ptr, word],
@@ -250,10 +273,10 @@ def normalise_split_rows(
             ).to(tl.float32)
             tl.store(sum_ptr + row * N + column_N, x_N.to(dtype), mask=mask_N)
             x_N = _round(x_N, dtype)
-        _tell(word_ptr + row * PARTS + part, tl.sum(_square(x_N, dtype, CASTING), axis=0))
+        told = _tell(word_ptr + row * PARTS + part, tl.sum(_square(x_N, dtype, CASTING), axis=0))
         # The first time round there is no row before: this one is awaited, nothing written.
         before = tl.cast(tl.maximum(i - groups, group), tl.int64)
-        squares = _hear(word_ptr + before * PARTS, PARTS, WORDS)
+        squares = _hear(word_ptr + before * PARTS + told, PARTS, WORDS)
         rstd = _reciprocal_rms(squares, eps, N, dtype, CASTING)
         y_N = _scale(last_N, rstd, weight_N, dtype, CASTING)
         tl.store(y_ptr + before * N + column_N, y_N, mask=mask_N & (i > group))
@@ -429,9 +452,9 @@ def differentiate_split_rows(
         m_N = dy_N * weight_N
         if partial_ptr is not None:
             dw_N += dy_N * unit_N
-        _tell(word_ptr + row * PARTS + part, tl.sum(m_N * unit_N, axis=0))
+        told = _tell(word_ptr + row * PARTS + part, tl.sum(m_N * unit_N, axis=0))
         before = tl.cast(tl.maximum(i - groups, group), tl.int64)
-        projection = _hear(word_ptr + before * PARTS, PARTS, WORDS) / N
+        projection = _hear(word_ptr + before * PARTS + told, PARTS, WORDS) / N
         dx_N = last_m_N - last_unit_N * projection
         if dsum_ptr is not None:
             dx_N += tl.load(dsum_ptr + before * dsum_stride + column_N, mask=mask_N, other=0.0).to(

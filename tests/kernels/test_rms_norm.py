@@ -20,14 +20,15 @@ RELATIVE = {torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 # The kernels for wide rows, on narrow ones.
 BLOCKED = RmsNormConfig(1, 64, 1, 2, 64, 1, 2, 4)
 REREAD = RmsNormConfig(1, 512, 1, 2, 512, 1, 2, 4, bwd_reload=True, reread=True)
+HELD = RmsNormConfig(1, 32, 1, 2, 64, 1, 2, 4, reread=True, held=64)
 SPLIT = RmsNormConfig(1, 64, 1, 1, 64, 1, 2, 1, split=True, stages=2, bwd_split=True)
 
 
-@pytest.fixture(params=["blocked", "reread", "split"])
+@pytest.fixture(params=["blocked", "reread", "held", "split"])
 def wide_config(request, device):
     if request.param == "split" and device == "cpu":
         pytest.skip("programs that wait for each other cannot run one after another")
-    return {"blocked": BLOCKED, "reread": REREAD, "split": SPLIT}[request.param]
+    return {"blocked": BLOCKED, "reread": REREAD, "held": HELD, "split": SPLIT}[request.param]
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
