@@ -140,15 +140,12 @@ def normalise_wide_rows(
         residual_ptr += row * residual_stride
         sum_ptr += row * N
 
-    squares = 0.0
     if HELD:
         column_H = tl.arange(0, HELD)
         mask_H = column_H < N
-        x_H = _load_wide(x_ptr, residual_ptr, column_H, mask_H, dtype, "evict_first")
-        held_H = x_H.to(dtype)
+        held_H = _load_wide(x_ptr, residual_ptr, column_H, mask_H, dtype, "evict_first").to(dtype)
         if residual_ptr is not None:
             tl.store(sum_ptr + column_H, held_H, mask=mask_H)
-        squares += tl.sum(_square(x_H, dtype, CASTING), axis=0)
     squares_N = tl.zeros([BLOCK_N], tl.float32)
     for start in range(HELD, N, BLOCK_N):
         column_N = start + tl.arange(0, BLOCK_N)
@@ -157,7 +154,9 @@ def normalise_wide_rows(
         if residual_ptr is not None:
             tl.store(sum_ptr + column_N, x_N.to(dtype), mask=mask_N)
         squares_N += _square(x_N, dtype, CASTING)
-    squares += tl.sum(squares_N, axis=0)
+    squares = tl.sum(squares_N, axis=0)
+    if HELD:  # not before the others are on their way
+        squares += tl.sum(_square(held_H.to(tl.float32), dtype, CASTING), axis=0)
     rstd = _reciprocal_rms(squares, eps, N, dtype, CASTING)
     if rstd_ptr is not None:
         tl.store(rstd_ptr + row, rstd)
