@@ -513,7 +513,9 @@ class _Plan:
         wants_dweight: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The gradients of what was normalised and of the weight."""
-        kind = dy.stride(), dtotal is not None and dtotal.stride(), wants_dweight
+        # Hooks on saved tensors may hand x back with other strides than it had.
+        strides = dy.stride(), x.stride(), dtotal is not None and dtotal.stride()
+        kind = strides, wants_dweight
         dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
         dweight = None
         if wants_dweight:

@@ -389,7 +389,9 @@ class _Rotary(torch.autograd.Function):
         arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
         outs = [torch.empty_like(g) for g in arrived]
         if arrived:
-            kind = tuple((g.shape, g.stride()) for g in arrived)
+            # Hooks on saved tensors may hand the tables back with other strides than they had.
+            tables = cos.stride(), sin.stride()
+            kind = *tables, *((g.shape, g.stride()) for g in arrived)
             ctx.plan.rotate(kind, arrived, outs, cos, sin, inverse=True)
         rotated = iter(outs)
         dq, dk = (None if g is None else next(rotated) for g in (*grads, None)[:2])
