@@ -16,6 +16,7 @@ from kernelbench.suite import Suite, find, json_schema, load, narrow, shipped
 Casting = StrEnum("Casting", ["fp32", "llama", "gemma", "none"])
 Layout = StrEnum("Layout", ["bshd", "bhsd"])
 Tables = StrEnum("Tables", ["s", "bs"])
+Skip = StrEnum("Skip", ["edm", "cm", "trigflow", "none"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,27 @@ class Rotary(Case):
             raise ValueError("Hq must be a multiple of Hk")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attention(Case):
+    B: int = axis("batch")
+    N: int = axis("tokens")
+    H: int = axis("heads")
+    D: int = axis("head size")
+    causal: bool = axis("masks what is to come", False)
+    parametrization: Skip = axis("coefficients of t", Skip.edm)
+    sigma_data: float = axis("deviation of the data", 0.0)
+
+
 def _nothing(*args: Any) -> Any:
     raise AssertionError("a suite asks a family for its case and providers alone")
 
 
 def _toy(name: str, case: type[Case], providers: str) -> Family[Any]:
-    roles = {"eager": Role.baseline, "triton_fused": Role.triton_fused}
+    roles = {
+        "eager": Role.baseline,
+        "baseline": Role.baseline,
+        "triton_fused": Role.triton_fused,
+    }
     return Family(
         name=name,
         title=f"toy {name}",
@@ -74,6 +90,9 @@ def _toy(name: str, case: type[Case], providers: str) -> Family[Any]:
 TOYS = {
     "rms_norm": _toy("rms_norm", Norm, "eager torch_fused compile triton_fused liger quack"),
     "rotary": _toy("rotary", Rotary, "eager torch_fused triton_fused liger quack"),
+    "rcm_attention": _toy(
+        "rcm_attention", Attention, "baseline torch_fused triton_fused triton_unfused naive"
+    ),
 }
 HEAD = "name: a\nfamilies:\n  rms_norm:\n"  # what follows begins in line 4
 ONE = HEAD + "    cases: [{M: 1, N: 2}]\n"

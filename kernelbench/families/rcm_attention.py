@@ -1,0 +1,400 @@
+"""Attention with a skip in its epilogue: y = c_skip(t)·x + c_out(t)·softmax(q kᵀ/√D) v.
+
+Shapes: B samples, N tokens, H heads, D head size, C = H·D; q, k, v (B,N,H,D), x and y (B,N,C) in
+the case's dtype, t (B,) in fp32. c_skip and c_out are numbers per sample, see `coefficients`. Bound
+by matrix multiplication at long N; the skip is 3 of 7 passes over (B,N,C) at short N.
+Sources: Dao, FlashAttention-2, 2023 (backward); Karras et al., EDM, 2022 (`edm`); Song et al.,
+Consistency Models, 2023 (`cm`); Lu and Song, sCM, 2024, as rCM's denoiser scales it (`trigflow`).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernelbench.provide import DTYPES, compiled, eager_traffic, no_compiler
+from kernelbench.spec import (
+    Call,
+    Case,
+    Cost,
+    Device,
+    Draw,
+    DType,
+    Family,
+    Mode,
+    Provider,
+    Role,
+    Tensors,
+    Traffic,
+    axis,
+)
+
+ORACLE_ELEMENTS = 1 << 26  # scores of one chunk: 512 MiB a tensor in fp64
+CM_EPSILON = 0.002  # the smallest t of a consistency model
+SIGMA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}  # as the authors have it
+Function = Callable[..., torch.Tensor]  # attention: q, k, v → (B,N,C); skip: attention, x, t → y
+
+
+class Parametrization(StrEnum):
+    """What c_skip and c_out are as functions of t."""
+
+    edm = "edm"
+    cm = "cm"
+    trigflow = "trigflow"
+    none = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCMAttentionCase(Case):
+    """q, k, v (B,N,H,D) and x (B,N,H·D), t (B,)."""
+
+    B: int = axis("batch")
+    N: int = axis("tokens")
+    H: int = axis("heads")
+    D: int = axis("head size")
+    causal: bool = axis("a token attends to itself and those before it", False)
+    parametrization: Parametrization = axis("c_skip and c_out of t", Parametrization.edm)
+    sigma_data: float = axis("standard deviation of the data; 0 is the parametrization's own", 0.0)
+
+    def __post_init__(self) -> None:
+        if min(self.B, self.N, self.H, self.D) < 1:
+            raise ValueError("B, N, H and D must be at least 1")
+        if not 0 <= self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive, or 0, got {self.sigma_data}")
+        if self.parametrization is Parametrization.trigflow and self.sigma != 1:
+            raise ValueError(f"trigflow is defined for sigma_data 1, got {self.sigma_data}")
+
+    @property
+    def sigma(self) -> float:
+        """sigma_data, or what the parametrization's authors use."""
+        return self.sigma_data or SIGMA[self.parametrization]
+
+    @property
+    def skips(self) -> bool:
+        """Whether x and t take part: not with `none`, where y is the attention alone."""
+        return self.parametrization is not Parametrization.none
+
+
+def coefficients(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
+    """c_skip and c_out of t, in t's dtype.
+
+    edm: σ²/(t²+σ²), σt/√(t²+σ²); cm: σ²/((t−ε)²+σ²), σ(t−ε)/√(t²+σ²), ε = 0.002;
+    trigflow: 1/(cos t+sin t), −sin t/(cos t+sin t); none: 0, 1.
+    """
+    if kind is Parametrization.none:
+        return torch.zeros_like(t), torch.ones_like(t)
+    if kind is Parametrization.trigflow:
+        sine = t.sin()
+        c_skip = (t.cos() + sine).reciprocal()
+        return c_skip, -sine * c_skip
+    u = t - CM_EPSILON if kind is Parametrization.cm else t
+    weight = sigma * (u * u + sigma**2).rsqrt()
+    slope = weight if u is t else sigma * (t * t + sigma**2).rsqrt()
+    return weight * weight, slope * u
+
+
+def slopes(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
+    """dc_skip/dt and dc_out/dt.
+
+    edm and cm, u = t − ε (ε = 0 for edm): −2σ²u/(u²+σ²)², σ(σ²+εt)/(t²+σ²)^1.5;
+    trigflow: (sin t−cos t)/(cos t+sin t)², −1/(cos t+sin t)².
+    """
+    if kind is Parametrization.trigflow:
+        both = (t.cos() + t.sin()) ** 2
+        return (t.sin() - t.cos()) / both, -1 / both
+    var, epsilon = sigma**2, CM_EPSILON if kind is Parametrization.cm else 0.0
+    u = t - epsilon
+    return -2 * var * u / (u * u + var) ** 2, sigma * (var + epsilon * t) / (t * t + var) ** 1.5
+
+
+def inputs(case: RCMAttentionCase, draw: Draw) -> Tensors:
+    """t is uniform in [0.002, 3] (trigflow [0, π/2]), whatever the distribution of the rest."""
+    trigflow = case.parametrization is Parametrization.trigflow
+    low, high = (0.0, math.pi / 2) if trigflow else (CM_EPSILON, 3.0)
+    found = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
+    found["x"] = draw(case.B, case.N, case.H * case.D)
+    steps = draw.integers(0, 1 << 24, case.B).double() / (1 << 24)
+    found["t"] = (low + (high - low) * steps).float()
+    if case.mode is not Mode.fwd:
+        found["grad_y"] = _upstream(case, draw, found)
+    return found
+
+
+def _upstream(case: RCMAttentionCase, draw: Draw, a: Tensors) -> Any:
+    """A draw, with a little of x and of the mean of v in it, so that dt means something.
+
+    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙attention: with a dy that knows neither, both sums are noise
+    of √(NC) that may cancel to nothing, where rounding alone would look like an error. They are
+    given expectations of 6 and ∓6 (trigflow: 12) times √(NC), with which the two terms add up.
+    """
+    C, trigflow = case.H * case.D, case.parametrization is Parametrization.trigflow
+    toward_x = 6 / math.sqrt(case.N * C)
+    toward_v = (12 if trigflow else -6) * math.sqrt(case.N / C)
+    mean = a["v"].float().mean(1, keepdim=True).flatten(2)
+    wide = draw(case.B, case.N, C) + toward_x * a["x"].float() + toward_v * mean
+    return wide.to(draw.dtype)
+
+
+def grads(case: RCMAttentionCase) -> tuple[str, ...]:
+    return ("q", "k", "v", "x", "t") if case.skips else ("q", "k", "v")
+
+
+def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """In fp64, a sample at a time and chunks of its query rows, all heads of them.
+
+    With P = softmax(q kᵀ/√D), O = P v and dO = c_out·dy: dv = Pᵀ dO, dP = dO vᵀ,
+    dS = P⊙(dP − rowsum(dO⊙O))/√D, dq = dS k, dk = dSᵀ q, dx = c_skip·dy,
+    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙O.
+    """
+    step = max(1, ORACLE_ELEMENTS // (case.H * case.N))
+    t = a["t"].double()
+    c_skip, c_out = coefficients(t, case.parametrization, case.sigma)
+    d_skip, d_out = slopes(t, case.parametrization, case.sigma)
+    for b in range(case.B):
+        q, k, v = (a[name][b].double().transpose(0, 1) for name in ("q", "k", "v"))  # (H,N,D)
+        dk, dv, dt = torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(t[b])
+        for start in range(0, case.N, step):
+            rows = slice(start, min(start + step, case.N))
+            p = probabilities(q[:, rows], k, start, case.causal)
+            o = p @ v
+            x = a["x"][b, rows].double()
+            yield "y", (b, rows), c_skip[b] * x + c_out[b] * o.transpose(0, 1).flatten(1)
+            if case.mode is Mode.fwd:
+                continue
+            dy = a["grad_y"][b, rows].double()
+            dy_heads = dy.unflatten(-1, (case.H, case.D)).transpose(0, 1)
+            do = c_out[b] * dy_heads
+            ds = p * (do @ v.mT - (do * o).sum(-1, keepdim=True)) / math.sqrt(case.D)
+            dv += p.mT @ do
+            dk += ds.mT @ q[:, rows]
+            dt = dt + d_skip[b] * (dy * x).sum() + d_out[b] * (dy_heads * o).sum()
+            yield "dq", (b, rows), (ds @ k).transpose(0, 1)
+            yield "dx", (b, rows), c_skip[b] * dy
+        if case.mode is not Mode.fwd:
+            yield "dk", b, dk.transpose(0, 1)
+            yield "dv", b, dv.transpose(0, 1)
+            yield "dt", b, dt
+
+
+def probabilities(q: torch.Tensor, k: torch.Tensor, first: int, causal: bool) -> torch.Tensor:
+    """softmax(q kᵀ/√D) of the query rows (…,M,D) from `first` on, for keys (…,N,D): (…,M,N)."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+    if causal:
+        key = torch.arange(k.shape[-2], device=k.device)
+        scores = scores.masked_fill(key > key[first : first + q.shape[-2], None], -math.inf)
+    return scores.softmax(-1)
+
+
+def _unit(case: RCMAttentionCase) -> int:
+    """Bytes of one tensor of (B,N,C)."""
+    return case.B * case.N * case.H * case.D * case.dtype.bytes
+
+
+def cost(case: RCMAttentionCase) -> Cost:
+    """Flops: two matrix products forward, 4·B·H·N²·D; five backward (the scores again, dP, dv, dq,
+    dk), 2.5 ×; half if causal; the skip's are left out. Bytes: each input and output once."""
+    forward = 4 * case.B * case.H * case.N**2 * case.D // (2 if case.causal else 1)
+    flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
+    u, t = _unit(case), 4 * case.B if case.skips else 0
+    read = (4 if case.skips else 3) * u + t
+    if case.mode is Mode.fwd:
+        return Cost(flops[case.mode], read, u)
+    return Cost(flops[case.mode], read + u, read + (u if case.mode is Mode.full else 0))
+
+
+@cache
+def backends(device: torch.device) -> list[SDPBackend]:
+    """SDPA's backends, best first; PyTorch takes the first that can run a case.
+
+    cuDNN on Hopper and newer for bf16 and fp16 (flash before it on older GPUs, as in PyTorch's own
+    order); fp32 has the memory-efficient one, in IEEE precision, on a GPU.
+    """
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        order.reverse()
+    return [*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _sdpa(case: RCMAttentionCase) -> Function:
+    """On views; what comes back lies as (B,N,H,D) wherever the backend lets it."""
+
+    def attend(*qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
+        with sdpa_kernel(backends(q.device), set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
+        return out.transpose(1, 2).flatten(2)
+
+    return attend
+
+
+def _materialised(case: RCMAttentionCase) -> Function:
+    def attend(*qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
+        return (probabilities(q, k, 0, case.causal) @ v).transpose(1, 2).flatten(2)
+
+    return attend
+
+
+def _skip(case: RCMAttentionCase, dtype: torch.dtype) -> Function:
+    """Multiply, multiply, add in a dtype, coefficients in fp32 first: eager takes the case's, to
+    move no more bytes than it must; compiled, it is one kernel in fp32 that rounds once."""
+    kind, sigma = case.parametrization, case.sigma
+
+    def skip(attention: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        c_skip, c_out = (c.to(dtype)[:, None, None] for c in coefficients(t, kind, sigma))
+        return (c_skip * x + c_out * attention).to(x.dtype)
+
+    return skip
+
+
+def _joined(case: RCMAttentionCase, attend: Function, skip: Function) -> Call:
+    if not case.skips:
+        return lambda a: attend(a["q"], a["k"], a["v"])
+    return lambda a: skip(attend(a["q"], a["k"], a["v"]), a["x"], a["t"])
+
+
+def baseline(case: RCMAttentionCase, config: Any) -> Call:
+    """SDPA on the backend that `backends` puts first (cuDNN on Hopper), then the skip, eager."""
+    return _joined(case, _sdpa(case), _skip(case, DTYPES[case.dtype]))
+
+
+def torch_fused(case: RCMAttentionCase, config: Any) -> Call:
+    """The same SDPA, then one compiled kernel."""
+    return _joined(case, _sdpa(case), compiled(_skip(case, torch.float32)))
+
+
+def naive(case: RCMAttentionCase, config: Any) -> Call:
+    """Two matrix products with the scores in memory, then the skip, eager."""
+    return _joined(case, _materialised(case), _skip(case, DTYPES[case.dtype]))
+
+
+def _ours(fused: bool) -> Callable[[RCMAttentionCase, Any], Call]:
+    def build(case: RCMAttentionCase, config: Any) -> Call:
+        from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfused
+
+        function = rcm_attention if fused else rcm_attention_unfused
+        kind, sigma, causal = case.parametrization.value, case.sigma, case.causal
+        axes = {"parametrization": kind, "sigma_data": sigma, "causal": causal, "config": config}
+        return lambda a: function(a["q"], a["k"], a["v"], a["x"], a["t"], **axes)
+
+    return build
+
+
+def triton_configs(case: RCMAttentionCase, device: Device) -> tuple[Any, ...]:
+    from kernelbench.kernels.rcm_attention import configs
+
+    return configs(
+        case.N, case.D, arch=device.arch, mode=case.mode.value, itemsize=case.dtype.bytes
+    )
+
+
+def fits(case: RCMAttentionCase, device: Device) -> str | None:
+    """Forward, scores and probabilities are alive at once; backward a third of their size."""
+    scores = case.B * case.H * case.N**2 * case.dtype.bytes
+    alive = (2 if case.mode is Mode.fwd else 3) * scores
+    if device.total_bytes == 0 or alive <= 0.8 * device.total_bytes:
+        return None
+    return f"scores of {scores / 1e9:.0f} GB: too large for {device.total_bytes / 1e9:.0f} GB"
+
+
+def serves(case: RCMAttentionCase, device: Device) -> str | None:
+    if case.dtype is DType.tf32:
+        return "our kernels multiply fp32 exactly, never as TF32"
+    return None if 16 <= case.D <= 256 else f"our kernels take D from 16 to 256, not {case.D}"
+
+
+@cache
+def naive_traffic(case: RCMAttentionCase) -> tuple[Traffic, ...]:
+    rows = eager_traffic(case, inputs, naive(case, None), ("y",), grads(case))
+    return tuple(row for row in rows if "view" not in row.tensor)  # `_unsafe_view` moves nothing
+
+
+_MOVES = {  # tensor, times read, times written, each time B·N·C elements
+    "attention": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0)),
+    "no skip": (("y", 0, 1),),
+    "epilogue": (("x", 1, 0), ("y", 0, 1)),
+    "kernel": (("attention", 1, 1), ("x", 1, 0), ("y", 0, 1)),
+    "eager": (("attention", 1, 1), ("x", 1, 0), ("c_skip·x", 1, 1), ("c_out·attention", 1, 1),
+              ("y", 0, 1)),
+    "gradients": (("dq", 0, 1), ("dk", 0, 1), ("dv", 0, 1)),
+    "library": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("attention", 1, 0)),
+    "library no skip": (("grad_y", 1, 0),),
+    "library kernel": (("grad_y", 1, 0), ("attention", 1, 0), ("x", 1, 0), ("dx", 0, 1),
+                       ("c_out·grad_y", 1, 1)),
+    "library eager": (("grad_y", 4, 0), ("attention", 1, 0), ("x", 1, 0), ("dx", 0, 1),
+                      ("c_out·grad_y", 1, 1), ("grad_y·x", 1, 1), ("grad_y·attention", 1, 1)),
+    "ours": (("q", 2, 0), ("k", 2, 0), ("v", 2, 0), ("grad_y", 3, 0), ("attention", 1, 0)),
+    "ours skip": (("x", 1, 0), ("dx", 0, 1)),
+}  # fmt: skip
+
+
+def _traffic(skip: str, ours: bool, case: RCMAttentionCase) -> tuple[Traffic, ...]:
+    """skip: `eager`, `kernel` (one of its own) or `epilogue` (of the attention).
+
+    A kernel reads a tensor once: what it reads again comes from the L2. PyTorch's attention
+    backward is taken for one kernel, without scratch: a lower bound. Ours is three: the skip with
+    δ = rowsum(dy⊙attention), dk and dv, dq. Left out: coefficients, and the partial sums of dt.
+    """
+    skip = skip if case.skips else "no skip"
+    rows = [] if case.mode is Mode.bwd else [*_MOVES["attention"], *_MOVES[skip]]
+    full, back = case.mode is Mode.full, case.mode is not Mode.fwd
+    if full and skip == "epilogue":
+        rows.append(("attention, kept", 0, 1))
+    if back:
+        rows += _MOVES["ours"] if ours else (*_MOVES["library"], *_MOVES[f"library {skip}"])
+        rows += _MOVES["gradients"] + (_MOVES["ours skip"] if ours and case.skips else ())
+    u, row, t = _unit(case), 4 * case.B * case.H * case.N, 4 * case.B
+    found = [Traffic(name, read * u, write * u) for name, read, write in rows]
+    if back:  # ours reads lse and δ in each of two kernels
+        found.append(Traffic("lse, δ", (4 if ours else 1) * row, (full + ours) * row))
+    if case.skips:
+        found.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
+    return tuple(found)
+
+
+def _check(B: int, N: int, H: int, D: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:
+    kinds = {"dtype": dtypes.split(), "mode": modes.split()}
+    return [*RCMAttentionCase.grid(B=B, N=N, H=H, D=D, **kinds, **axes)]
+
+
+CHECKS = (
+    *_check(2, 33, 1, 16, "fp32 fp16 bf16", "fwd bwd full"),
+    *_check(2, 19, 1, 24, "fp32 fp16", "fwd full", parametrization="cm", causal=True),
+    *_check(1, 70, 1, 32, "fp16", "bwd", causal=True, sigma_data=2.0),
+    *_check(3, 16, 2, 16, "fp32 fp16", "full", parametrization="trigflow"),
+    *_check(1, 21, 3, 16, "fp32 fp16", "full", parametrization="none"),
+    *_check(1, 1, 1, 16, "fp32", "fwd"),
+)
+
+
+def _provider(name: str, role: Role, build: Any, skip: str, **fields: Any) -> Provider[Any]:
+    ours = name.startswith("triton")
+    if ours:
+        fields |= {"configs": triton_configs, "requires": ("triton",), "unsupported": serves}
+    return Provider(name, role, build, traffic=partial(_traffic, skip, ours), **fields)
+
+
+FAMILY = Family(
+    name="rcm_attention",
+    title="Attention mixed with a skip by coefficients of the sample's time",
+    case=RCMAttentionCase,
+    inputs=inputs,
+    outputs=lambda case: ("y",),
+    grads=grads,
+    oracle=oracle,
+    cost=cost,
+    checks=CHECKS,
+    providers=(
+        _provider("baseline", Role.baseline, baseline, "eager"),
+        _provider("torch_fused", Role.torch_fused, torch_fused, "kernel", unsupported=no_compiler),
+        _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue"),
+        _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel"),
+        Provider("naive", Role.ablation, naive, traffic=naive_traffic, unsupported=fits),
+    ),
+)

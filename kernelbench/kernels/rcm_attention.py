@@ -1,0 +1,1302 @@
+"""Attention whose result is mixed with a skip, y = c_skip(t)·x + c_out(t)·softmax(q kᵀ·scale) v, in
+one kernel, and its gradients.
+
+Shapes: B samples, N tokens, H heads, D head size, C = H·D channels, M query rows of a tile. q, k, v
+are (B,N,H,D), x and y (B,N,C), t (B,). Tensors are read where they lie, by their strides: views of
+a packed qkv cost no copy. What is made here is contiguous; statistics of rows are (B,H,N) in fp32.
+
+Softmax is taken online, in powers of two, over tiles of keys: the scores never leave the chip. The
+x tile is read once the loop over keys has ended, so that the skip costs one read of x where a
+kernel of its own costs two reads and a write.
+
+Backward, with O = softmax(..) v, P the probabilities and δ = rowsum(dy⊙O), per sample:
+dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_out·scale·dSᵀ q, dx = c_skip·dy,
+dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
+"""
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernelbench.kernels.launch import (
+    Launch,
+    arch_of,
+    ceil_div,
+    check_device,
+    check_powers_of_2,
+    on_device,
+    power_of_2,
+)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
+PARAMETRIZATIONS = tuple(SIGMA_DATA)
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
+    """c_skip, c_out and their derivatives at the t of sample b, in fp32."""
+    if PARAMETRIZATION == "none":
+        c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
+    elif PARAMETRIZATION == "trigflow":
+        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+        sine = tl.sin(t)
+        cosine = tl.cos(t)
+        c_skip = tl.div_rn(1.0, cosine + sine)
+        c_out = -sine * c_skip
+        d_skip = (sine - cosine) * c_skip * c_skip
+        d_out = -c_skip * c_skip
+    else:
+        EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
+        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+        u = t - EPSILON
+        variance = sigma * sigma
+        total = u * u + variance
+        slope = tl.div_rn(sigma, tl.sqrt_rn(variance + t * t))
+        c_skip = tl.div_rn(variance, total)
+        c_out = u * slope
+        d_skip = -2.0 * u * tl.div_rn(c_skip, total)
+        d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
+    return c_skip, c_out, d_skip, d_out
+
+
+@triton.jit
+def _load_tile(
+    ptr,
+    start,
+    stride,
+    N,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """ROWS rows of D elements from row `start` on; zeros beyond N, where RAGGED, and beyond D."""
+    row_R = tl.arange(0, ROWS)
+    d_D = tl.arange(0, BLOCK_D)
+    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    if RAGGED:
+        mask_RD = (start + row_R < N)[:, None] & (d_D < D)[None, :]
+        tile_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0)
+    elif D < BLOCK_D:
+        tile_RD = tl.load(ptr_RD, mask=(d_D < D)[None, :], other=0.0)
+    else:
+        tile_RD = tl.load(ptr_RD)
+    return tile_RD
+
+
+@triton.jit
+def _store_tile(
+    ptr,
+    tile_RD,
+    start,
+    stride,
+    N,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    row_R = tl.arange(0, ROWS)
+    d_D = tl.arange(0, BLOCK_D)
+    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    tile_RD = tile_RD.to(ptr.dtype.element_ty)
+    if RAGGED:
+        tl.store(ptr_RD, tile_RD, mask=(start + row_R < N)[:, None] & (d_D < D)[None, :])
+    elif D < BLOCK_D:
+        tl.store(ptr_RD, tile_RD, mask=(d_D < D)[None, :])
+    else:
+        tl.store(ptr_RD, tile_RD)
+
+
+@triton.jit
+def _load_rows(ptr, start, N, ROWS: tl.constexpr, RAGGED: tl.constexpr):
+    """A statistic of ROWS rows from row `start` on; zeros beyond N."""
+    row_R = start + tl.arange(0, ROWS)
+    if RAGGED:
+        statistic_R = tl.load(ptr + row_R, mask=row_R < N, other=0.0)
+    else:
+        statistic_R = tl.load(ptr + row_R)
+    return statistic_R
+
+
+@triton.jit
+def _tile_of_head(N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
+    """First row, head, sample and row of (B,H) of a program; tiles of a head follow each other."""
+    tiles = tl.cdiv(N, BLOCK)
+    tile = tl.program_id(0) % tiles
+    if REVERSED:
+        tile = tiles - 1 - tile
+    bh = (tl.program_id(0) // tiles).to(tl.int64)
+    return tile * BLOCK, bh % H, bh // H, bh
+
+
+@triton.jit
+def _visible(row_M, key_N, N, CAUSAL: tl.constexpr):
+    last_M = row_M[:, None] if CAUSAL else N - 1
+    return key_N[None, :] <= last_M
+
+
+@triton.jit
+def _attend_keys(
+    acc_MD,
+    sum_M,
+    max_M,
+    q_MD,
+    k_ptr,
+    v_ptr,
+    row_M,
+    first,
+    end,
+    k_stride_N,
+    v_stride_N,
+    scale,
+    N,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far."""
+    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
+        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+        if MASKED:
+            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), N, CAUSAL)
+            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
+        new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
+        weight_MN = tl.exp2(score_MN * scale - new_max_M[:, None])
+        decay_M = tl.exp2(max_M - new_max_M)
+        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        acc_MD = acc_MD * decay_M[:, None]
+        acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
+        sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
+        max_M = new_max_M
+    return acc_MD, sum_M, max_M
+
+
+@triton.jit
+def _attend(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    x_ptr,
+    t_ptr,
+    y_ptr,
+    o_ptr,
+    lse_ptr,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    x_stride_B,
+    x_stride_N,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """BLOCK_M query rows of one head a program, the longest first where causal."""
+    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    q_ptr += b * q_stride_B + h * q_stride_H
+    k_ptr += b * k_stride_B + h * k_stride_H
+    v_ptr += b * v_stride_B + h * v_stride_H
+    q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    row_M = row + tl.arange(0, BLOCK_M)
+    acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if CAUSAL:
+        whole = row // BLOCK_N * BLOCK_N
+        end = tl.minimum(row + BLOCK_M, N)
+    else:
+        whole = N // BLOCK_N * BLOCK_N
+        end = N
+    acc_MD, sum_M, max_M = _attend_keys(
+        acc_MD,
+        sum_M,
+        max_M,
+        q_MD,
+        k_ptr,
+        v_ptr,
+        row_M,
+        0,
+        whole,
+        k_stride_N,
+        v_stride_N,
+        scale * _LOG2E,
+        N,
+        D,
+        BLOCK_N,
+        BLOCK_D,
+        CAUSAL,
+        False,
+        RAGGED,
+        STAGES,
+    )
+    if CAUSAL or RAGGED:
+        acc_MD, sum_M, max_M = _attend_keys(
+            acc_MD,
+            sum_M,
+            max_M,
+            q_MD,
+            k_ptr,
+            v_ptr,
+            row_M,
+            whole,
+            end,
+            k_stride_N,
+            v_stride_N,
+            scale * _LOG2E,
+            N,
+            D,
+            BLOCK_N,
+            BLOCK_D,
+            CAUSAL,
+            True,
+            RAGGED,
+            STAGES,
+        )
+
+    o_MD = acc_MD * (1.0 / sum_M)[:, None]
+    out = b * N * H * D + h * D
+    if lse_ptr is not None:
+        lse_M = max_M + tl.log2(sum_M)
+        tl.store(lse_ptr + bh * N + row_M, lse_M, mask=row_M < N)
+    if o_ptr is not None:
+        _store_tile(o_ptr + out, o_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    if y_ptr is not None:
+        c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+        x_ptr += b * x_stride_B + h * D
+        x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        y_MD = c_skip * x_MD.to(tl.float32) + c_out * o_MD
+        _store_tile(y_ptr + out, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _skip(
+    o_ptr,
+    x_ptr,
+    t_ptr,
+    y_ptr,
+    x_stride_B,
+    x_stride_N,
+    t_stride,
+    sigma,
+    N,
+    C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+):
+    """y = c_skip·x + c_out·O of BLOCK_N tokens, BLOCK_C channels of them a program."""
+    token, chunk, b, _ = _tile_of_head(N, tl.cdiv(C, BLOCK_C), BLOCK_N, False)
+    c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    token_N = (token + tl.arange(0, BLOCK_N)).to(tl.int64)
+    c_C = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_NC = (token_N < N)[:, None] & (c_C < C)[None, :]
+    x_NC = tl.load(
+        x_ptr + b * x_stride_B + token_N[:, None] * x_stride_N + c_C[None, :], mask=mask_NC
+    ).to(tl.float32)
+    out_NC = (b * N + token_N)[:, None] * C + c_C[None, :]
+    o_NC = tl.load(o_ptr + out_NC, mask=mask_NC).to(tl.float32)
+    y_NC = c_skip * x_NC + c_out * o_NC
+    tl.store(y_ptr + out_NC, y_NC.to(y_ptr.dtype.element_ty), mask=mask_NC)
+
+
+@triton.jit
+def _differentiate_skip(
+    dy_ptr,
+    o_ptr,
+    x_ptr,
+    t_ptr,
+    dx_ptr,
+    delta_ptr,
+    partial_ptr,
+    dy_stride_B,
+    dy_stride_N,
+    x_stride_B,
+    x_stride_N,
+    t_stride,
+    sigma,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """dx, δ and a part of dt of BLOCK_M tokens of one head; the parts of a sample lie in a row."""
+    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
+    c_skip, _, d_skip, d_out = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    out = b * N * H * D + h * D
+    dy_ptr += b * dy_stride_B + h * D
+    dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
+    if dx_ptr is not None:
+        _store_tile(dx_ptr + out, c_skip * dy_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    if o_ptr is not None:
+        o_MD = _load_tile(o_ptr + out, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        delta_M = tl.sum(dy_MD * o_MD.to(tl.float32), axis=1)
+        if delta_ptr is not None:
+            row_M = row + tl.arange(0, BLOCK_M)
+            tl.store(delta_ptr + bh * N + row_M, delta_M, mask=row_M < N)
+        if partial_ptr is not None:
+            x_ptr += b * x_stride_B + h * D
+            x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+            skipped_M = tl.sum(dy_MD * x_MD.to(tl.float32), axis=1)
+            part = tl.sum(d_skip * skipped_M + d_out * delta_M, axis=0)
+            tl.store(partial_ptr + tl.program_id(0), part)
+
+
+@triton.jit
+def _sum_partials(partial_ptr, dt_ptr, P, BLOCK_P: tl.constexpr):
+    """dt of one sample a program: the sum of its P parts, always in the same order."""
+    partial_ptr += tl.program_id(0).to(tl.int64) * P
+    total_P = tl.zeros([BLOCK_P], tl.float32)
+    for start in tl.range(0, P, BLOCK_P):
+        part_P = start + tl.arange(0, BLOCK_P)
+        total_P += tl.load(partial_ptr + part_P, mask=part_P < P, other=0.0)
+    dt = tl.sum(total_P, axis=0)
+    tl.store(dt_ptr + tl.program_id(0), dt.to(dt_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _gather_queries(
+    dk_ND,
+    dv_ND,
+    k_ND,
+    v_ND,
+    q_ptr,
+    dy_ptr,
+    lse_ptr,
+    delta_ptr,
+    key_N,
+    first,
+    end,
+    q_stride_N,
+    dy_stride_N,
+    scale,
+    N,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
+
+    Rows beyond N are all zeros, which add nothing.
+    """
+    for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
+        q_MD = _load_tile(q_ptr, start, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        lse_M = _load_rows(lse_ptr, start, N, BLOCK_M, RAGGED)
+        score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
+        if CAUSAL:
+            row_M = start + tl.arange(0, BLOCK_M)
+            score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
+        p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
+        dy_MD = _load_tile(dy_ptr, start, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        dv_ND = tl.dot(p_NM.to(dy_MD.dtype), dy_MD, dv_ND, input_precision="ieee")
+        delta_M = _load_rows(delta_ptr, start, N, BLOCK_M, RAGGED)
+        dp_NM = tl.dot(v_ND, tl.trans(dy_MD), input_precision="ieee")
+        ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
+    return dk_ND, dv_ND
+
+
+@triton.jit
+def _differentiate_keys(
+    dy_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    dy_stride_B,
+    dy_stride_N,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows."""
+    key, h, b, bh = _tile_of_head(N, H, BLOCK_N, False)
+    dy_ptr += b * dy_stride_B + h * D
+    q_ptr += b * q_stride_B + h * q_stride_H
+    k_ptr += b * k_stride_B + h * k_stride_H
+    v_ptr += b * v_stride_B + h * v_stride_H
+    lse_ptr += bh * N
+    delta_ptr += bh * N
+    k_ND = _load_tile(k_ptr, key, k_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
+    v_ND = _load_tile(v_ptr, key, v_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
+    key_N = key + tl.arange(0, BLOCK_N)
+    dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    seen = 0
+    if CAUSAL:
+        seen = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
+        dk_ND, dv_ND = _gather_queries(
+            dk_ND,
+            dv_ND,
+            k_ND,
+            v_ND,
+            q_ptr,
+            dy_ptr,
+            lse_ptr,
+            delta_ptr,
+            key_N,
+            key // BLOCK_M * BLOCK_M,
+            seen,
+            q_stride_N,
+            dy_stride_N,
+            scale * _LOG2E,
+            N,
+            D,
+            BLOCK_M,
+            BLOCK_D,
+            True,
+            RAGGED,
+            STAGES,
+        )
+    dk_ND, dv_ND = _gather_queries(
+        dk_ND,
+        dv_ND,
+        k_ND,
+        v_ND,
+        q_ptr,
+        dy_ptr,
+        lse_ptr,
+        delta_ptr,
+        key_N,
+        seen,
+        N,
+        q_stride_N,
+        dy_stride_N,
+        scale * _LOG2E,
+        N,
+        D,
+        BLOCK_M,
+        BLOCK_D,
+        False,
+        RAGGED,
+        STAGES,
+    )
+    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    out = b * N * H * D + h * D
+    dk_ND *= c_out * scale
+    dv_ND *= c_out
+    _store_tile(dk_ptr + out, dk_ND, key, H * D, N, D, BLOCK_N, BLOCK_D, RAGGED)
+    _store_tile(dv_ptr + out, dv_ND, key, H * D, N, D, BLOCK_N, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _gather_keys(
+    dq_MD,
+    q_MD,
+    dy_MD,
+    lse_M,
+    delta_M,
+    k_ptr,
+    v_ptr,
+    row_M,
+    first,
+    end,
+    k_stride_N,
+    v_stride_N,
+    scale,
+    N,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Keys `first` to `end`: what they add to dq, still to be scaled."""
+    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
+        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+        if MASKED:
+            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), N, CAUSAL)
+            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
+        p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
+        dp_MN = tl.dot(dy_MD, tl.trans(v_ND), input_precision="ieee")
+        ds_MN = p_MN * (dp_MN - delta_M[:, None])
+        dq_MD = tl.dot(ds_MN.to(k_ND.dtype), k_ND, dq_MD, input_precision="ieee")
+    return dq_MD
+
+
+@triton.jit
+def _differentiate_queries(
+    dy_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    dy_stride_B,
+    dy_stride_N,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys."""
+    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    dy_ptr += b * dy_stride_B + h * D
+    q_ptr += b * q_stride_B + h * q_stride_H
+    k_ptr += b * k_stride_B + h * k_stride_H
+    v_ptr += b * v_stride_B + h * v_stride_H
+    q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    lse_M = _load_rows(lse_ptr + bh * N, row, N, BLOCK_M, RAGGED)
+    delta_M = _load_rows(delta_ptr + bh * N, row, N, BLOCK_M, RAGGED)
+    row_M = row + tl.arange(0, BLOCK_M)
+    dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if CAUSAL:
+        whole = row // BLOCK_N * BLOCK_N
+        end = tl.minimum(row + BLOCK_M, N)
+    else:
+        whole = N // BLOCK_N * BLOCK_N
+        end = N
+    dq_MD = _gather_keys(
+        dq_MD,
+        q_MD,
+        dy_MD,
+        lse_M,
+        delta_M,
+        k_ptr,
+        v_ptr,
+        row_M,
+        0,
+        whole,
+        k_stride_N,
+        v_stride_N,
+        scale * _LOG2E,
+        N,
+        D,
+        BLOCK_N,
+        BLOCK_D,
+        CAUSAL,
+        False,
+        RAGGED,
+        STAGES,
+    )
+    if CAUSAL or RAGGED:
+        dq_MD = _gather_keys(
+            dq_MD,
+            q_MD,
+            dy_MD,
+            lse_M,
+            delta_M,
+            k_ptr,
+            v_ptr,
+            row_M,
+            whole,
+            end,
+            k_stride_N,
+            v_stride_N,
+            scale * _LOG2E,
+            N,
+            D,
+            BLOCK_N,
+            BLOCK_D,
+            CAUSAL,
+            True,
+            RAGGED,
+            STAGES,
+        )
+    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    dq_MD *= c_out * scale
+    dq_ptr += b * N * H * D + h * D
+    _store_tile(dq_ptr, dq_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+@dataclass(frozen=True)
+class RcmFormula:
+    """What is computed, apart from sizes: see `rcm_attention` for the fields.
+
+    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive.
+    """
+
+    parametrization: str
+    sigma_data: float
+    causal: bool
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.parametrization not in PARAMETRIZATIONS:
+            near = get_close_matches(str(self.parametrization), PARAMETRIZATIONS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(
+                f"no parametrization {self.parametrization!r}{hint} "
+                f"Known: {', '.join(PARAMETRIZATIONS)}"
+            )
+        for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"rcm_attention takes a positive, finite {name}, got {value}")
+        if self.parametrization == "trigflow" and self.sigma_data != 1:
+            raise ValueError(
+                f"trigflow is defined for sigma_data = 1, got {self.sigma_data}: scale the data "
+                "to unit deviation"
+            )
+
+    @property
+    def skips(self) -> bool:
+        """Whether x and t take part."""
+        return self.parametrization != "none"
+
+
+@lru_cache(maxsize=256)
+def _formula(
+    parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
+) -> RcmFormula:
+    """With what was left out filled in."""
+    if sigma_data is None:
+        sigma_data = SIGMA_DATA.get(parametrization, 1.0)
+    scale = D**-0.5 if scale is None else float(scale)
+    return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
+
+
+@dataclass(frozen=True)
+class RcmAttentionConfig:
+    """How the kernels cut up their work. Blocks, at least 16, and warps are powers of two.
+
+    block_m, block_n: query rows of a program, and keys it takes at a time, in a software pipeline
+        of `stages`.
+    warps: of a forward program.
+    bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
+        dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    bwd_block_m: int
+    bwd_block_n: int
+    bwd_warps: int
+    bwd_stages: int
+
+    def __post_init__(self) -> None:
+        blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
+        check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        for name in blocks:
+            if getattr(self, name) < 16:
+                raise ValueError(
+                    f"RcmAttentionConfig: {name} is {getattr(self, name)}, but a dot takes 16"
+                )
+
+
+_Tile = tuple[int, int, int, int]  # block_m, block_n, warps, stages
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A row of the table: tiles for heads of at most `D` elements of at most `itemsize` bytes.
+
+    The first tile that fits an architecture's shared memory is its choice. archs: where the row
+    holds; everywhere when empty.
+    """
+
+    D: int
+    itemsize: int
+    forward: tuple[_Tile, ...]
+    backward: tuple[_Tile, ...]
+    archs: tuple[str, ...] = ()
+
+
+# None of these spills registers on the architectures of its row, causal or not (triton 3.6).
+_TABLE = (
+    _Choice(
+        64,
+        2,
+        ((64, 128, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
+        ((64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
+        ("sm_90",),
+    ),
+    _Choice(
+        128,
+        2,
+        ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
+        ((32, 128, 8, 2), (32, 64, 4, 2)),
+        ("sm_90",),
+    ),
+    _Choice(
+        256,
+        2,
+        ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
+        ((16, 64, 8, 2), (32, 32, 4, 1)),
+        ("sm_90",),
+    ),
+    _Choice(
+        64,
+        2,
+        ((128, 64, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)),
+        ((64, 128, 8, 2), (32, 128, 8, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
+    ),
+    _Choice(
+        128,
+        2,
+        ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
+        ((32, 64, 4, 2), (32, 64, 8, 2)),
+    ),
+    _Choice(
+        256,
+        2,
+        ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2)),
+        ((32, 64, 8, 2), (16, 64, 8, 2)),
+    ),
+    _Choice(
+        64,
+        4,
+        ((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 2)),
+        ((32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 2)),
+    ),
+    _Choice(
+        128,
+        4,
+        ((32, 16, 8, 2), (32, 16, 4, 1), (16, 32, 4, 2)),
+        ((16, 32, 8, 1), (16, 32, 4, 2)),
+    ),
+    _Choice(
+        256,
+        4,
+        ((32, 16, 8, 1), (16, 16, 4, 1), (32, 32, 8, 1)),
+        ((16, 32, 8, 1), (16, 16, 8, 1)),
+    ),
+)
+_SHARED_MEMORY = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
+_LEAST_SHARED_MEMORY = 99  # KiB to a program, of every other architecture from sm_80 on
+
+
+def configs(
+    N: int, D: int, *, arch: str, mode: str, itemsize: int = 2
+) -> tuple[RcmAttentionConfig, ...]:
+    """The table's choice for N tokens of heads of D elements, then others that a tuner may pick.
+
+    arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
+    pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. Raises ValueError
+    for an unknown mode.
+    """
+    if mode not in ("fwd", "bwd", "full"):
+        raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
+    forward, backward = _tiles(D, arch, itemsize)
+    pairs = {
+        "fwd": ((fwd, backward[0]) for fwd in forward),
+        "bwd": ((forward[0], bwd) for bwd in backward),
+        "full": (
+            (forward[i % len(forward)], backward[i % len(backward)])
+            for i in range(max(len(forward), len(backward)))
+        ),
+    }
+    return tuple(dict.fromkeys(_capped(fwd, bwd, N) for fwd, bwd in pairs[mode]))
+
+
+@lru_cache(maxsize=4096)
+def _choose(N: int, D: int, arch: str, itemsize: int) -> RcmAttentionConfig:
+    return configs(N, D, arch=arch, mode="fwd", itemsize=itemsize)[0]
+
+
+def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:
+    """The table's forward and backward tiles that fit the architecture's shared memory."""
+    row = next(
+        c
+        for c in _TABLE
+        if c.D >= D and c.itemsize >= itemsize and (not c.archs or arch in c.archs)
+    )
+    limit = _SHARED_MEMORY.get(arch, _LEAST_SHARED_MEMORY) << 10
+    row_bytes = max(16, power_of_2(D)) * itemsize
+    forward = [tile for tile in row.forward if _forward_bytes(tile, row_bytes) <= limit]
+    backward = [tile for tile in row.backward if _backward_bytes(tile, row_bytes) <= limit]
+    return forward, backward
+
+
+def _forward_bytes(tile: _Tile, row_bytes: int) -> int:
+    block_m, block_n, _, stages = tile
+    return (block_m + 2 * stages * block_n) * row_bytes
+
+
+def _backward_bytes(tile: _Tile, row_bytes: int) -> int:
+    block_m, block_n, _, stages = tile
+    tiles = (2 * block_n + max(2 * stages, 3) * block_m) * row_bytes
+    return tiles + 8 * stages * block_m
+
+
+def _capped(forward: _Tile, backward: _Tile, N: int) -> RcmAttentionConfig:
+    """A config whose blocks are no larger than N asks for."""
+    most = max(16, power_of_2(N))
+    block_m, block_n, warps, stages = forward
+    bwd_block_m, bwd_block_n, bwd_warps, bwd_stages = backward
+    return RcmAttentionConfig(
+        min(block_m, most),
+        min(block_n, most),
+        warps,
+        stages,
+        min(bwd_block_m, most),
+        min(bwd_block_n, most),
+        bwd_warps,
+        bwd_stages,
+    )
+
+
+def _strides(**tensors: Tensor | None) -> dict[str, int | None]:
+    """Kernel arguments `<name>_stride_B`, `_N` and, of four axes, `_H`; None for None."""
+    strides: dict[str, int | None] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            strides |= {f"{name}_stride_B": None, f"{name}_stride_N": None}
+            continue
+        for axis, stride in zip("BNH", tensor.stride()[:-1], strict=False):
+            strides[f"{name}_stride_{axis}"] = stride
+    return strides
+
+
+def _mixing(t: Tensor | None, formula: RcmFormula) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constexprs of every kernel that needs the coefficients."""
+    args = {
+        "t_ptr": t,
+        "t_stride": None if t is None else t.stride(0),
+        "sigma": formula.sigma_data if formula.skips else None,
+    }
+    return args, {"PARAMETRIZATION": formula.parametrization}
+
+
+def forward_launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    y: Tensor | None,
+    o: Tensor | None,
+    lse: Tensor | None,
+    *,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+) -> Launch:
+    """The launch that writes y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
+
+    q, k, v: (B,N,H,D), x: (B,N,C), of any strides whose last is 1; t: (B,). x and t are needed
+    for y alone. y and o: (B,N,C) and contiguous. lse: (B,H,N), fp32 and contiguous, gets the
+    logarithms to base 2 of the sums of 2^(score·log2 e). Without a skip, what is wanted is o.
+    """
+    B, N, H, D = q.shape
+    if y is None:
+        x = t = None
+    mixing, constexprs = _mixing(t, formula)
+    args: dict[str, Any] = {
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "x_ptr": x,
+        "y_ptr": y,
+        "o_ptr": o,
+        "lse_ptr": lse,
+        "scale": formula.scale,
+        "N": N,
+        "H": H,
+    }
+    args |= mixing | _strides(q=q, k=k, v=v, x=x)
+    constexprs |= {
+        "D": D,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": max(16, power_of_2(D)),
+        "CAUSAL": formula.causal,
+        "RAGGED": N % max(config.block_m, config.block_n) != 0,
+        "STAGES": config.stages,
+    }
+    grid = (ceil_div(N, config.block_m) * H * B,)
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return Launch(_attend, grid, args, constexprs, options)
+
+
+def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormula) -> Launch:
+    """The launch that writes y = c_skip·x + c_out·o; tensors as `forward_launch` takes them."""
+    B, N, C = o.shape
+    block_C = min(power_of_2(C), 1024)
+    block_N = min(4096 // block_C, power_of_2(N))
+    mixing, constexprs = _mixing(t, formula)
+    args: dict[str, Any] = {"o_ptr": o, "x_ptr": x, "y_ptr": y, "N": N}
+    args |= mixing | _strides(x=x)
+    constexprs |= {"C": C, "BLOCK_N": block_N, "BLOCK_C": block_C}
+    grid = (ceil_div(N, block_N) * ceil_div(C, block_C) * B,)
+    return Launch(_skip, grid, args, constexprs, {"num_warps": 4, "num_stages": 1})
+
+
+def backward_launches(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    dx: Tensor | None,
+    dt: Tensor | None,
+    *,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+) -> tuple[Launch, ...]:
+    """The launches, in order, that write the gradients that are wanted; dk and dv go together.
+
+    Inputs as `forward_launch` takes and leaves them, dy like x; x is needed for dt alone.
+    Gradients are contiguous, in the shapes of what they are of. Scratch memory is allocated here.
+    """
+    B, N, H, D = q.shape
+    delta = None if dq is None and dk is None else torch.empty_like(lse)
+    block_D = max(16, power_of_2(D))
+    block_M = min(max(8, 2048 // block_D), power_of_2(N))
+    parts = ceil_div(N, block_M) * H
+    partial = None if dt is None else lse.new_empty(B, parts)
+    mixing, constexprs = _mixing(t, formula)
+    constexprs["D"] = D
+    constexprs["BLOCK_D"] = block_D
+    args: dict[str, Any] = {
+        "dy_ptr": dy,
+        "o_ptr": None if delta is None and partial is None else o,
+        "x_ptr": x if dt is not None else None,
+        "dx_ptr": dx,
+        "delta_ptr": delta,
+        "partial_ptr": partial,
+        "N": N,
+        "H": H,
+    }
+    args |= mixing | _strides(dy=dy, x=x if dt is not None else None)
+    launches = [
+        Launch(
+            _differentiate_skip,
+            (parts * B,),
+            args,
+            constexprs | {"BLOCK_M": block_M, "RAGGED": N % block_M != 0},
+            {"num_warps": 4, "num_stages": 1},
+        )
+    ]
+    if partial is not None:
+        launches.append(
+            Launch(
+                _sum_partials,
+                (B,),
+                {"partial_ptr": partial, "dt_ptr": dt, "P": parts},
+                {"BLOCK_P": min(1024, power_of_2(parts))},
+                {"num_warps": 4, "num_stages": 1},
+            )
+        )
+    args = {
+        "dy_ptr": dy,
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+        "scale": formula.scale,
+        "N": N,
+        "H": H,
+    }
+    args |= mixing | _strides(dy=dy, q=q, k=k, v=v)
+    taken, kept = config.bwd_block_m, config.bwd_block_n
+    constexprs |= {
+        "CAUSAL": formula.causal,
+        "RAGGED": N % max(taken, kept) != 0,
+        "STAGES": config.bwd_stages,
+    }
+    grid = (ceil_div(N, kept) * H * B,)
+    options = {"num_warps": config.bwd_warps, "num_stages": config.bwd_stages}
+    if dk is not None:
+        keys = constexprs | {"BLOCK_M": taken, "BLOCK_N": kept}
+        written = {"dk_ptr": dk, "dv_ptr": dv}
+        launches.append(Launch(_differentiate_keys, grid, args | written, keys, options))
+    if dq is not None:
+        queries = constexprs | {"BLOCK_M": kept, "BLOCK_N": taken}
+        launches.append(
+            Launch(_differentiate_queries, grid, args | {"dq_ptr": dq}, queries, options)
+        )
+    return tuple(launches)
+
+
+def _run_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+    fused: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, and attention's result and lse when they are to be saved."""
+    B, N, H, D = q.shape
+    y = q.new_empty(B, N, H * D)
+    fused = fused and formula.skips
+    o = y if not formula.skips else torch.empty_like(y) if save or not fused else None
+    lse = q.new_empty(B, H, N, dtype=torch.float32) if save else None
+    mixed = y if fused else None
+    with on_device(q.device):
+        forward_launch(q, k, v, x, t, mixed, o, lse, formula=formula, config=config).run()
+        if mixed is None and o is not None and x is not None and t is not None:
+            skip_launch(o, x, t, y, formula=formula).run()
+    return y, o, lse
+
+
+class _RcmAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, x, t, formula, config, fused):
+        ctx.formula, ctx.config = formula, config
+        y, o, lse = _run_forward(q, k, v, x, t, formula, config, fused, save=True)
+        ctx.save_for_backward(q, k, v, x if ctx.needs_input_grad[4] else None, t, o, lse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        q, k, v, x, t, o, lse = ctx.saved_tensors
+        needs_q, needs_k, needs_v, needs_x, needs_t = ctx.needs_input_grad[:5]
+        packed = torch.contiguous_format
+        dq = torch.empty_like(q, memory_format=packed) if needs_q else None
+        dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
+        dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
+        dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
+        dt = torch.empty_like(t, memory_format=packed) if needs_t else None
+        with on_device(q.device):
+            for launch in backward_launches(
+                _packed_rows(dy),
+                q,
+                k,
+                v,
+                x,
+                t,
+                o,
+                lse,
+                dq,
+                dk,
+                dv,
+                dx,
+                dt,
+                formula=ctx.formula,
+                config=ctx.config,
+            ):
+                launch.run()
+        dk, dv = dk if needs_k else None, dv if needs_v else None
+        return dq, dk, dv, dx, dt, None, None, None
+
+
+def _packed_rows(x: Tensor) -> Tensor:
+    """x itself when its last axis is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise TypeError(
+            f"rcm_attention takes q, k and v of one dtype, float32, float16 or bfloat16, got "
+            f"{q.dtype}, {k.dtype} and {v.dtype}: convert them with .to()"
+        )
+    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"rcm_attention takes q, k and v of one shape (B,N,H,D), got {tuple(q.shape)}, "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if not 16 <= q.shape[3] <= 256:
+        raise ValueError(f"rcm_attention takes heads of 16 to 256 elements, got D = {q.shape[3]}")
+
+
+def _check_skip(q: Tensor, x: Tensor | None, t: Tensor | None, parametrization: str) -> None:
+    B, N, H, D = q.shape
+    if x is None or t is None:
+        raise ValueError(
+            f"rcm_attention mixes x and t in under {parametrization!r}, got None: pass both, or "
+            "parametrization='none' for attention alone"
+        )
+    if x.dtype != q.dtype:
+        raise TypeError(
+            f"rcm_attention takes x of q's {q.dtype}, got {x.dtype}: convert it with .to()"
+        )
+    if x.shape != (B, N, H * D):
+        raise ValueError(
+            f"rcm_attention takes x of shape (B, N, H·D), here {(B, N, H * D)}, got "
+            f"{tuple(x.shape)}"
+        )
+    if not t.is_floating_point():
+        raise TypeError(f"rcm_attention takes t of a floating dtype, got {t.dtype}: convert it")
+    if t.shape != (B,):
+        raise ValueError(
+            f"rcm_attention takes t of shape (B,), here {(B,)}, got {tuple(t.shape)}: one time "
+            "for each sample"
+        )
+
+
+def _attend_and_skip(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: RcmAttentionConfig | None,
+    fused: bool,
+) -> Tensor:
+    _check(q, k, v)
+    formula = _formula(parametrization, sigma_data, causal, scale, q.shape[3])
+    if formula.skips:
+        _check_skip(q, x, t, parametrization)
+    else:
+        x = t = None
+    device = check_device(q=q, k=k, v=v, x=x, t=t)
+    if config is None:
+        config = _choose(q.shape[1], q.shape[3], arch_of(device), q.element_size())
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    x = None if x is None else _packed_rows(x)
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (q, k, v, x, t)):
+        y: Tensor = _RcmAttention.apply(q, k, v, x, t, formula, config, fused)
+        return y
+    return _run_forward(q, k, v, x, t, formula, config, fused, save=False)[0]
+
+
+def rcm_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    *,
+    sigma_data: float | None = None,
+    parametrization: str = "edm",
+    causal: bool = False,
+    scale: float | None = None,
+    config: RcmAttentionConfig | None = None,
+) -> Tensor:
+    """y = c_skip(t_b)·x + c_out(t_b)·softmax(q kᵀ·scale) v, attention and skip in one kernel.
+
+    q, k, v: (B,N,H,D) of one dtype, float32, float16 or bfloat16, D from 16 to 256. Any strides;
+        a last axis that is not contiguous costs a copy. float32 is multiplied exactly, never as
+        TF32.
+    x: (B,N,H·D) of q's dtype, strides likewise. y is like it, contiguous.
+    t: (B,) of a floating dtype, read as fp32: a time for each sample.
+    parametrization: the coefficients, in fp32, with σ = sigma_data.
+        `edm`: c_skip = σ²/(t²+σ²), c_out = σt/√(σ²+t²); σ is 1 unless given.
+        `cm`: c_skip = σ²/((t−ε)²+σ²), c_out = σ(t−ε)/√(σ²+t²), ε = 0.002; σ is 0.5 unless given.
+        `trigflow`: c_skip = 1/(cos t+sin t), c_out = −sin t/(cos t+sin t), t in [0, π/2]; σ is 1.
+        `none`: attention alone; x and t take no part and may be None.
+        Where c_out is 0 (t = 0, and t = ε for `cm`) y equals x.
+    causal: a token attends to itself and those before it.
+    scale: of the scores, positive; 1/√D unless given.
+    config: how to cut up the work; None for the choice of the table, see `configs`.
+
+    Softmax is computed in fp32; its weights are rounded to v's dtype before they meet v. With a
+    gradient to come, attention's result in q's dtype and fp32 statistics of its rows are kept.
+    The gradients, of q, k, v, x and t, have the same bits on every call and are not
+    differentiable themselves.
+
+    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
+    parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors that
+    are not on one device where Triton runs.
+
+    Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
+    (arXiv:2206.00364); Song et al., Consistency Models, 2023 (arXiv:2303.01469); Dao,
+    FlashAttention-2, 2023 (arXiv:2307.08691).
+    """
+    return _attend_and_skip(
+        q, k, v, x, t, sigma_data, parametrization, causal, scale, config, fused=True
+    )
+
+
+def rcm_attention_unfused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    *,
+    sigma_data: float | None = None,
+    parametrization: str = "edm",
+    causal: bool = False,
+    scale: float | None = None,
+    config: RcmAttentionConfig | None = None,
+) -> Tensor:
+    """`rcm_attention` in two kernels: attention, rounded to q's dtype, then the skip.
+
+    The same code but for the fusion, so that the two of them differ by what fusion is worth.
+    """
+    return _attend_and_skip(
+        q, k, v, x, t, sigma_data, parametrization, causal, scale, config, fused=False
+    )

@@ -1,0 +1,375 @@
+"""Attention with a fused skip against an fp64 oracle of its own, forward and all five gradients."""
+
+import math
+
+import pytest
+import torch
+
+from kernelbench.kernels.rcm_attention import (
+    PARAMETRIZATIONS,
+    SIGMA_DATA,
+    RcmAttentionConfig,
+    configs,
+    rcm_attention,
+    rcm_attention_unfused,
+)
+
+FLOOR = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
+NAMES = ("q", "k", "v", "x", "t")
+LARGE = RcmAttentionConfig(32, 64, 4, 1, 64, 32, 4, 1)  # few programs, one after another on a CPU
+
+
+@pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
+def dtype(request, device):
+    if device == "cpu" and request.param is torch.bfloat16:
+        pytest.skip("bf16 arithmetic is wrong in Triton's interpreter")
+    return request.param
+
+
+def coefficients(t, parametrization, sigma):
+    if parametrization == "edm":
+        return sigma**2 / (t**2 + sigma**2), sigma * t / (sigma**2 + t**2).sqrt()
+    if parametrization == "cm":
+        later = t - 0.002
+        return sigma**2 / (later**2 + sigma**2), sigma * later / (sigma**2 + t**2).sqrt()
+    total = t.cos() + t.sin()
+    return 1 / total, -t.sin() / total
+
+
+def reference(q, k, v, x, t, *, parametrization="edm", sigma_data=None, causal=False, scale=None):
+    """Every operation in the dtype of its inputs, t apart: the oracle when that is fp64."""
+    B, N, H, D = q.shape
+    scores = torch.einsum("bmhd,bnhd->bhmn", q, k) * (D**-0.5 if scale is None else scale)
+    if causal:
+        later = torch.ones(N, N, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    attention = torch.einsum("bhmn,bnhd->bmhd", scores.softmax(-1), v).reshape(B, N, H * D)
+    if parametrization == "none":
+        return attention
+    sigma = SIGMA_DATA[parametrization] if sigma_data is None else sigma_data
+    c_skip, c_out = (c[:, None, None] for c in coefficients(t, parametrization, sigma))
+    return c_skip.to(q.dtype) * x + c_out.to(q.dtype) * attention
+
+
+def draw(B, N, H, D, dtype, device, seed=0):
+    """q, k, v, x, t, all to be differentiated, and dy."""
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(B, N, H, D, device=device, dtype=dtype) for _ in range(3))
+    x, dy = (torch.randn(B, N, H * D, device=device, dtype=dtype) for _ in range(2))
+    t = torch.rand(B, device=device) * 1.5 + 0.01
+    return [a.requires_grad_() for a in (q, k, v, x, t)], dy
+
+
+def with_gradients(function, inputs, dy, **options):
+    """What comes out, then a gradient for each input that takes part."""
+    y = function(*inputs, **options)
+    wanted = inputs[:3] if options.get("parametrization") == "none" else inputs
+    return (y, *torch.autograd.grad(y, wanted, dy))
+
+
+def in_fp64(inputs):
+    return [a.detach().double().requires_grad_() for a in inputs]
+
+
+def relative(got, expected):
+    error = (got.detach().double() - expected.detach()).norm()
+    return float(error / expected.detach().norm().clamp_min(1e-300))
+
+
+def size_of_dt_terms(inputs64, dy, options):
+    """‖terms whose sum is dt‖: dt itself may be as small as you please beside their rounding."""
+    q, k, v, x, t = (a.detach() for a in inputs64)
+    step = 1e-5
+    later, earlier = (reference(q, k, v, x, moved, **options) for moved in (t + step, t - step))
+    return float(((later - earlier) / (2 * step) * dy.double()).norm())
+
+
+def check(inputs, dy, function=rcm_attention, config=None, **options):
+    """Within 3 × the error of plain PyTorch in the same dtype, or the dtype's floor."""
+    got = with_gradients(function, inputs, dy, config=config, **options)
+    plain = with_gradients(reference, inputs, dy, **options)
+    inputs64 = in_fp64(inputs)
+    expected = with_gradients(reference, inputs64, dy.double(), **options)
+    floor = FLOOR[dy.dtype]
+    for name, one, other, right in zip(("y", *NAMES), got, plain, expected, strict=False):
+        assert one.shape == right.shape and one.dtype == other.dtype, name
+        assert torch.isfinite(one).all(), name
+        if name == "t":
+            budget = max(
+                3 * float((other.double() - right).norm()),
+                4 * floor * size_of_dt_terms(inputs64, dy, options),  # 4 σ of one random sum
+                2 * FLOOR[torch.float32] * float(right.norm()),
+            )
+            assert float((one.double() - right).norm()) <= budget
+        else:
+            budget = max(3 * relative(other, right), floor)
+            # A gradient that is all cancellation (a single key) is held to what it cancels.
+            slack = floor * float(dy.double().norm()) if right.norm() < 1e-6 * dy.norm() else 0.0
+            error = float((one.detach().double() - right.detach()).norm())
+            assert error <= budget * float(right.norm()) + slack, (name, relative(one, right))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize(
+    ("B", "N", "H", "D"),
+    [(1, 1, 1, 16), (2, 7, 3, 40), (1, 33, 1, 64), (1, 65, 3, 16), (1, 64, 1, 24)],
+)
+def test_forward_and_gradients(B, N, H, D, parametrization, causal, dtype, device):
+    inputs, dy = draw(B, N, H, D, dtype, device, seed=N)
+    check(inputs, dy, config=LARGE, parametrization=parametrization, causal=causal)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_several_draws(seed, causal, dtype, device):
+    inputs, dy = draw(2, 65, 1, 48, dtype, device, seed)
+    check(inputs, dy, causal=causal, sigma_data=0.7, scale=0.3)
+
+
+@pytest.mark.parametrize("D", [80, 96, 128, 160, 256])
+def test_larger_heads(D, dtype, device):
+    inputs, dy = draw(1, 33, 1, D, dtype, device, seed=D)
+    check(inputs, dy, causal=True)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "bwd"])
+@pytest.mark.parametrize(("arch", "N"), [("sm_80", 128), ("sm_90", 150)])
+def test_every_config_is_right(arch, N, mode, dtype, device):
+    D = 64
+    inputs, dy = draw(1, N, 1, D, dtype, device, seed=N)
+    candidates = configs(N, D, arch=arch, mode=mode, itemsize=dtype.itemsize)
+    assert 1 < len(candidates) == len(set(candidates)) <= 12
+    for config in candidates:
+        check(inputs, dy, config=config, causal=True)
+    check(inputs, dy, config=candidates[0], causal=False)
+
+
+@pytest.mark.parametrize("stride", ["keys wider", "keys narrower"])
+@pytest.mark.parametrize("N", [64, 70, 97])
+def test_causal_tiles_of_either_shape(stride, N, device):
+    inputs, dy = draw(1, N, 1, 16, torch.float32, device, seed=N)
+    m, n = (16, 64) if stride == "keys wider" else (64, 16)
+    config = RcmAttentionConfig(m, n, 4, 1, m, n, 4, 1)
+    check(inputs, dy, config=config, causal=True)
+    check(inputs, dy, config=config, causal=False)
+
+
+def test_each_mode_varies_its_own_pass():
+    def parts(mode):
+        found = configs(4096, 128, arch="sm_90", mode=mode)
+        forward = {(c.block_m, c.block_n, c.warps, c.stages) for c in found}
+        backward = {(c.bwd_block_m, c.bwd_block_n, c.bwd_warps, c.bwd_stages) for c in found}
+        return found, forward, backward
+
+    fwd, forward, one = parts("fwd")
+    bwd, other, backward = parts("bwd")
+    full, both_forward, both_backward = parts("full")
+    assert len(one) == len(other) == 1
+    assert (both_forward, both_backward) == (forward, backward)
+    assert fwd[0] == bwd[0] == full[0]
+    with pytest.raises(ValueError, match="no mode 'forward'"):
+        configs(64, 64, arch="sm_90", mode="forward")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_120", "cpu"])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_every_head_size_has_a_config_everywhere(arch, itemsize):
+    for D in range(16, 257):
+        for N in (1, 100, 8192):
+            assert configs(N, D, arch=arch, mode="full", itemsize=itemsize)
+
+
+def test_views_of_a_packed_qkv(dtype, device):
+    (*_, x, t), dy = draw(2, 33, 3, 32, dtype, device)
+    qkv = torch.randn(2, 33, 3, 3, 32, device=device, dtype=dtype)
+    check([*(a.detach().requires_grad_() for a in qkv.unbind(2)), x, t], dy, causal=True)
+    heads_first = torch.randn(3, 2, 3, 33, 32, device=device, dtype=dtype).transpose(2, 3)
+    check([*(a.detach().requires_grad_() for a in heads_first.unbind(0)), x, t], dy)
+
+
+@pytest.mark.parametrize("layout", ["scalar", "last axis", "tokens", "slice"])
+def test_x_and_dy_of_any_strides(layout, device):
+    inputs, _ = draw(2, 20, 2, 16, torch.float32, device)
+    other = {
+        "scalar": torch.ones((), device=device).expand(2, 20, 32),
+        "last axis": torch.randn(2, 32, 20, device=device).mT,
+        "tokens": torch.randn(2, 1, 32, device=device).expand(2, 20, 32),
+        "slice": torch.randn(2, 20, 50, device=device)[..., 3:35],
+    }[layout]
+    inputs[3] = other.detach().requires_grad_()
+    check(inputs, other)
+    check(inputs, other, function=rcm_attention_unfused)
+
+
+def test_one_time_expanded_over_the_samples(device):
+    inputs, dy = draw(3, 9, 1, 16, torch.float32, device)
+    one = torch.tensor(0.4, device=device, requires_grad=True)
+    (dt,) = torch.autograd.grad(rcm_attention(*inputs[:4], one.expand(3)), one, dy)
+    inputs64 = in_fp64([*inputs[:4], one])
+    y64 = reference(*inputs64[:4], inputs64[4].expand(3))
+    (dt64,) = torch.autograd.grad(y64, inputs64[4], dy.double())
+    assert abs(float(dt) - float(dt64)) < 1e-4
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("N", [65, 64])
+def test_unfused_equals_fused_within_rounding(N, parametrization, dtype, device):
+    inputs, dy = draw(2, N, 1, 40, dtype, device)
+    options = {"parametrization": parametrization, "causal": True}
+    check(inputs, dy, function=rcm_attention_unfused, config=LARGE, **options)
+    options["config"] = LARGE
+    fused = with_gradients(rcm_attention, inputs, dy, **options)
+    unfused = with_gradients(rcm_attention_unfused, inputs, dy, **options)
+    for one, other in zip(fused[1:], unfused[1:], strict=True):
+        assert torch.equal(one, other), "the backward is the same code"
+    assert relative(unfused[0], fused[0].double()) <= 4 * FLOOR[dtype]
+    with torch.no_grad():
+        assert torch.equal(rcm_attention(*inputs, **options), fused[0])
+        assert torch.equal(rcm_attention_unfused(*inputs, **options), unfused[0])
+
+
+@pytest.mark.parametrize(("parametrization", "t"), [("edm", 0), ("trigflow", 0), ("cm", 0.002)])
+def test_x_comes_back_where_time_begins(parametrization, t, dtype, device):
+    inputs, _ = draw(2, 33, 2, 16, dtype, device)
+    inputs[4] = torch.tensor([t, 0.9], device=device)
+    for function in (rcm_attention, rcm_attention_unfused):
+        y = function(*inputs, parametrization=parametrization)
+        assert torch.equal(y[0], inputs[3][0])
+        assert not torch.equal(y[1], inputs[3][1]), "each sample has its own t"
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5, 2.0])
+def test_late_edm_tends_to_sigma_times_attention(sigma, device):
+    inputs, _ = draw(2, 33, 2, 16, torch.float32, device)
+    inputs[4] = torch.full((2,), 1e4, device=device)
+    late = rcm_attention(*inputs, sigma_data=sigma)
+    attention = rcm_attention(*inputs, parametrization="none")
+    assert relative(late, sigma * attention.double()) < 1e-6
+
+
+def test_large_scores_do_not_overflow(dtype, device):
+    inputs, dy = draw(1, 65, 1, 16, dtype, device)
+    with torch.no_grad():
+        inputs[0] *= 40
+    got = with_gradients(rcm_attention, inputs, dy, causal=True)
+    expected = with_gradients(reference, in_fp64(inputs), dy.double(), causal=True)
+    for one, right in zip(got, expected, strict=True):
+        assert relative(one, right) <= 20 * FLOOR[dtype]
+
+
+@pytest.mark.parametrize("parametrization", ["edm", "cm", "trigflow"])
+def test_dt_is_the_slope_of_the_oracle(parametrization, device):
+    inputs, dy = draw(2, 17, 2, 16, torch.float32, device, seed=5)
+    dt = with_gradients(rcm_attention, inputs, dy, parametrization=parametrization)[5]
+    q, k, v, x, t = (a.detach() for a in in_fp64(inputs))
+    step = 1e-5
+    for b in range(2):
+        shift = torch.zeros_like(t)
+        shift[b] = step
+        later, earlier = (
+            reference(q, k, v, x, moved, parametrization=parametrization)
+            for moved in (t + shift, t - shift)
+        )
+        slope = float(((later - earlier) * dy.double()).sum()) / (2 * step)
+        assert abs(float(dt[b]) - slope) < 2e-5 * max(1.0, abs(slope))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 3), (1, 4)], ids=str)
+def test_only_the_gradients_that_are_wanted(wanted, device):
+    inputs, dy = draw(2, 33, 2, 16, torch.float32, device)
+    every = with_gradients(rcm_attention, inputs, dy)[1:]
+    some = [a.detach().requires_grad_(i in wanted) for i, a in enumerate(inputs)]
+    rcm_attention(*some).backward(dy)
+    for i, a in enumerate(some):
+        assert (a.grad is not None) == (i in wanted)
+        assert i not in wanted or torch.equal(a.grad, every[i])
+
+
+def test_the_same_bits_on_every_call(dtype, device):
+    inputs, dy = draw(2, 65, 2, 32, dtype, device)
+    first, second = (with_gradients(rcm_attention, inputs, dy) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_attention_alone_needs_neither_x_nor_t(device):
+    (q, k, v, _, _), dy = draw(1, 33, 2, 16, torch.float32, device)
+    y = rcm_attention(q, k, v, None, None, parametrization="none")
+    grads = torch.autograd.grad(y, (q, k, v), dy)
+    q64, k64, v64 = in_fp64((q, k, v))
+    y64 = reference(q64, k64, v64, None, None, parametrization="none")
+    for one, other in zip(
+        grads, torch.autograd.grad(y64, (q64, k64, v64), dy.double()), strict=True
+    ):
+        assert relative(one, other) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 16), (2, 0, 2, 16), (2, 5, 0, 16)])
+def test_empty_tensors(shape, device):
+    inputs, dy = draw(*shape, torch.float32, device)
+    y, *grads = with_gradients(rcm_attention, inputs, dy)
+    assert y.shape == dy.shape
+    assert [g.shape for g in grads] == [a.shape for a in inputs]
+    assert (grads[4] == 0).all()
+
+
+@pytest.mark.parametrize("t", [torch.float64, torch.float16])
+def test_times_of_other_dtypes(t, device):
+    inputs, dy = draw(2, 9, 1, 16, torch.float32, device)
+    inputs[4] = inputs[4].detach().to(t).requires_grad_()
+    got = with_gradients(rcm_attention, inputs, dy)
+    expected = with_gradients(reference, in_fp64(inputs), dy.double())
+    assert got[5].dtype == t
+    assert relative(got[0], expected[0]) < 1e-6
+    assert relative(got[5], expected[5]) < (2e-3 if t is torch.float16 else 1e-5)
+
+
+def ok(device, **changed):
+    q, k, v = (torch.ones(2, 3, 4, 16, device=device) for _ in range(3))
+    x, t = torch.ones(2, 3, 64, device=device), torch.ones(2, device=device)
+    return rcm_attention(**({"q": q, "k": k, "v": v, "x": x, "t": t} | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"q": torch.ones(2, 3, 4, 16).double()}, TypeError, "of one dtype.*float64"),
+        ({"v": torch.ones(2, 3, 4, 16).half()}, TypeError, "of one dtype.*float16: convert"),
+        ({"k": torch.ones(2, 3, 4, 32)}, ValueError, r"of one shape \(B,N,H,D\).*\(2, 3, 4, 32\)"),
+        ({"q": torch.ones(2, 3, 64)}, ValueError, r"of one shape \(B,N,H,D\)"),
+        (dict.fromkeys("qkv", torch.ones(2, 3, 4, 8)), ValueError, "16 to 256.*D = 8"),
+        (dict.fromkeys("qkv", torch.ones(2, 3, 1, 512)), ValueError, "16 to 256.*D = 512"),
+        ({"x": torch.ones(2, 3, 4, 16)}, ValueError, r"x of shape.*here \(2, 3, 64\), got \(2, 3"),
+        ({"x": torch.ones(2, 3, 64).half()}, TypeError, "x of q's torch.float32.*convert"),
+        ({"x": None}, ValueError, "mixes x and t in under 'edm'.*parametrization='none'"),
+        ({"t": torch.ones(())}, ValueError, r"t of shape \(B,\), here \(2,\), got \(\)"),
+        ({"t": torch.ones(2).long()}, TypeError, "t of a floating dtype, got torch.int64"),
+        ({"parametrization": "trigflw"}, ValueError, "did you mean 'trigflow'.*edm, cm"),
+        ({"parametrization": "trigflow", "sigma_data": 0.5}, ValueError, "sigma_data = 1, got 0.5"),
+        ({"sigma_data": 0.0}, ValueError, "positive, finite sigma_data, got 0.0"),
+        ({"scale": -1.0}, ValueError, "positive, finite scale, got -1.0"),
+        ({"x": torch.ones(2, 3, 64, device="meta")}, RuntimeError, "x on meta.*one device"),
+    ],
+)
+def test_errors_say_what_to_do(changed, error, message, device):
+    moved = {
+        name: value.to(device) if isinstance(value, torch.Tensor) and not value.is_meta else value
+        for name, value in changed.items()
+    }
+    with pytest.raises(error, match=message):
+        ok(device, **moved)
+
+
+def test_a_config_must_be_powers_of_two_that_a_dot_takes():
+    with pytest.raises(ValueError, match="RcmAttentionConfig: block_n is 48, not a power of two"):
+        RcmAttentionConfig(64, 48, 4, 2, 64, 64, 4, 2)
+    with pytest.raises(ValueError, match="bwd_block_m is 8, but a dot takes 16"):
+        RcmAttentionConfig(64, 64, 4, 2, 8, 64, 4, 2)
+
+
+def test_it_is_not_differentiable_twice(device):
+    inputs, _ = draw(1, 5, 1, 16, torch.float32, device)
+    y = rcm_attention(*inputs)
+    (dq,) = torch.autograd.grad(y.pow(2).sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dq.sum().backward()
