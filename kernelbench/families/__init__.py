@@ -1,4 +1,7 @@
-"""What to measure: one file a family, each ending in `FAMILY = Family(…)`."""
+"""What to measure: one file a family, each ending in `FAMILY = Family(…)`.
+
+What several families share is in a file whose name begins with an underscore.
+"""
 
 import importlib
 import importlib.metadata
@@ -38,7 +41,8 @@ def load(plugins: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
 
 def _every(plugins: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
     """What each is called in errors, its file, and what ought to be a family."""
-    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    names = (m.name for m in pkgutil.iter_modules(__path__))
+    for name in sorted(name for name in names if not name.startswith("_")):
         module = importlib.import_module(f"{__name__}.{name}")
         yield module.__name__, str(module.__file__), getattr(module, "FAMILY", None)
     for entry in importlib.metadata.entry_points(group=GROUP):

@@ -10,14 +10,22 @@ Consistency Models, 2023 (`cm`); Lu and Song, sCM, 2024, as rCM's denoiser scale
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernelbench.families._rcm import (
+    SIGMA,
+    Function,
+    Parametrization,
+    coefficients,
+    probabilities,
+    sdpa,
+    skip,
+    slopes,
+    times,
+)
 from kernelbench.provide import DTYPES, compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
@@ -36,18 +44,6 @@ from kernelbench.spec import (
 )
 
 ORACLE_ELEMENTS = 1 << 26  # scores of one chunk: 512 MiB a tensor in fp64
-CM_EPSILON = 0.002  # the smallest t of a consistency model
-SIGMA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}  # as the authors have it
-Function = Callable[..., torch.Tensor]  # attention: q, k, v → (B,N,C); skip: attention, x, t → y
-
-
-class Parametrization(StrEnum):
-    """What c_skip and c_out are as functions of t."""
-
-    edm = "edm"
-    cm = "cm"
-    trigflow = "trigflow"
-    none = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,46 +77,10 @@ class RCMAttentionCase(Case):
         return self.parametrization is not Parametrization.none
 
 
-def coefficients(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
-    """c_skip and c_out of t, in t's dtype.
-
-    edm: σ²/(t²+σ²), σt/√(t²+σ²); cm: σ²/((t−ε)²+σ²), σ(t−ε)/√(t²+σ²), ε = 0.002;
-    trigflow: 1/(cos t+sin t), −sin t/(cos t+sin t); none: 0, 1.
-    """
-    if kind is Parametrization.none:
-        return torch.zeros_like(t), torch.ones_like(t)
-    if kind is Parametrization.trigflow:
-        sine = t.sin()
-        c_skip = (t.cos() + sine).reciprocal()
-        return c_skip, -sine * c_skip
-    u = t - CM_EPSILON if kind is Parametrization.cm else t
-    weight = sigma * (u * u + sigma**2).rsqrt()
-    slope = weight if u is t else sigma * (t * t + sigma**2).rsqrt()
-    return weight * weight, slope * u
-
-
-def slopes(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
-    """dc_skip/dt and dc_out/dt.
-
-    edm and cm, u = t − ε (ε = 0 for edm): −2σ²u/(u²+σ²)², σ(σ²+εt)/(t²+σ²)^1.5;
-    trigflow: (sin t−cos t)/(cos t+sin t)², −1/(cos t+sin t)².
-    """
-    if kind is Parametrization.trigflow:
-        both = (t.cos() + t.sin()) ** 2
-        return (t.sin() - t.cos()) / both, -1 / both
-    var, epsilon = sigma**2, CM_EPSILON if kind is Parametrization.cm else 0.0
-    u = t - epsilon
-    return -2 * var * u / (u * u + var) ** 2, sigma * (var + epsilon * t) / (t * t + var) ** 1.5
-
-
 def inputs(case: RCMAttentionCase, draw: Draw) -> Tensors:
-    """t is uniform in [0.002, 3] (trigflow [0, π/2]), whatever the distribution of the rest."""
-    trigflow = case.parametrization is Parametrization.trigflow
-    low, high = (0.0, math.pi / 2) if trigflow else (CM_EPSILON, 3.0)
     found = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
     found["x"] = draw(case.B, case.N, case.H * case.D)
-    steps = draw.integers(0, 1 << 24, case.B).double() / (1 << 24)
-    found["t"] = (low + (high - low) * steps).float()
+    found["t"] = times(draw, case.parametrization, case.B)
     if case.mode is not Mode.fwd:
         found["grad_y"] = _upstream(case, draw, found)
     return found
@@ -182,15 +142,6 @@ def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch
             yield "dt", b, dt
 
 
-def probabilities(q: torch.Tensor, k: torch.Tensor, first: int, causal: bool) -> torch.Tensor:
-    """softmax(q kᵀ/√D) of the query rows (…,M,D) from `first` on, for keys (…,N,D): (…,M,N)."""
-    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
-    if causal:
-        key = torch.arange(k.shape[-2], device=k.device)
-        scores = scores.masked_fill(key > key[first : first + q.shape[-2], None], -math.inf)
-    return scores.softmax(-1)
-
-
 def _unit(case: RCMAttentionCase) -> int:
     """Bytes of one tensor of (B,N,C)."""
     return case.B * case.N * case.H * case.D * case.dtype.bytes
@@ -208,31 +159,6 @@ def cost(case: RCMAttentionCase) -> Cost:
     return Cost(flops[case.mode], read + u, read + (u if case.mode is Mode.full else 0))
 
 
-@cache
-def backends(device: torch.device) -> list[SDPBackend]:
-    """SDPA's backends, best first; PyTorch takes the first that can run a case.
-
-    cuDNN on Hopper and newer for bf16 and fp16 (flash before it on older GPUs, as in PyTorch's own
-    order); fp32 has the memory-efficient one, in IEEE precision, on a GPU.
-    """
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-        order.reverse()
-    return [*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def _sdpa(case: RCMAttentionCase) -> Function:
-    """On views; what comes back lies as (B,N,H,D) wherever the backend lets it."""
-
-    def attend(*qkv: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
-        with sdpa_kernel(backends(q.device), set_priority=True):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=case.causal)
-        return out.transpose(1, 2).flatten(2)
-
-    return attend
-
-
 def _materialised(case: RCMAttentionCase) -> Function:
     def attend(*qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
@@ -241,37 +167,31 @@ def _materialised(case: RCMAttentionCase) -> Function:
     return attend
 
 
-def _skip(case: RCMAttentionCase, dtype: torch.dtype) -> Function:
-    """Multiply, multiply, add in a dtype, coefficients in fp32 first: eager takes the case's, to
-    move no more bytes than it must; compiled, it is one kernel in fp32 that rounds once."""
-    kind, sigma = case.parametrization, case.sigma
-
-    def skip(attention: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        c_skip, c_out = (c.to(dtype)[:, None, None] for c in coefficients(t, kind, sigma))
-        return (c_skip * x + c_out * attention).to(x.dtype)
-
-    return skip
-
-
-def _joined(case: RCMAttentionCase, attend: Function, skip: Function) -> Call:
+def _joined(case: RCMAttentionCase, attend: Function, mix: Function) -> Call:
     if not case.skips:
         return lambda a: attend(a["q"], a["k"], a["v"])
-    return lambda a: skip(attend(a["q"], a["k"], a["v"]), a["x"], a["t"])
+    return lambda a: mix(attend(a["q"], a["k"], a["v"]), a["x"], a["t"])
 
 
 def baseline(case: RCMAttentionCase, config: Any) -> Call:
     """SDPA on the backend that `backends` puts first (cuDNN on Hopper), then the skip, eager."""
-    return _joined(case, _sdpa(case), _skip(case, DTYPES[case.dtype]))
+    return _joined(
+        case, sdpa(case.causal), skip(case.parametrization, case.sigma, DTYPES[case.dtype])
+    )
 
 
 def torch_fused(case: RCMAttentionCase, config: Any) -> Call:
     """The same SDPA, then one compiled kernel."""
-    return _joined(case, _sdpa(case), compiled(_skip(case, torch.float32)))
+    return _joined(
+        case, sdpa(case.causal), compiled(skip(case.parametrization, case.sigma, torch.float32))
+    )
 
 
 def naive(case: RCMAttentionCase, config: Any) -> Call:
     """Two matrix products with the scores in memory, then the skip, eager."""
-    return _joined(case, _materialised(case), _skip(case, DTYPES[case.dtype]))
+    return _joined(
+        case, _materialised(case), skip(case.parametrization, case.sigma, DTYPES[case.dtype])
+    )
 
 
 def _ours(fused: bool) -> Callable[[RCMAttentionCase, Any], Call]:

@@ -14,9 +14,7 @@ dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_o
 dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
 """
 
-import math
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +22,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernelbench.kernels.launch import (
     Launch,
@@ -32,41 +29,15 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    differentiable_once,
     on_device,
     power_of_2,
+    shared_memory,
 )
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
-PARAMETRIZATIONS = tuple(SIGMA_DATA)
 _LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
-    """c_skip, c_out and their derivatives at the t of sample b, in fp32."""
-    if PARAMETRIZATION == "none":
-        c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
-    elif PARAMETRIZATION == "trigflow":
-        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
-        sine = tl.sin(t)
-        cosine = tl.cos(t)
-        c_skip = tl.div_rn(1.0, cosine + sine)
-        c_out = -sine * c_skip
-        d_skip = (sine - cosine) * c_skip * c_skip
-        d_out = -c_skip * c_skip
-    else:
-        EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
-        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
-        u = t - EPSILON
-        variance = sigma * sigma
-        total = u * u + variance
-        slope = tl.div_rn(sigma, tl.sqrt_rn(variance + t * t))
-        c_skip = tl.div_rn(variance, total)
-        c_out = u * slope
-        d_skip = -2.0 * u * tl.div_rn(c_skip, total)
-        d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
-    return c_skip, c_out, d_skip, d_out
 
 
 @triton.jit
@@ -292,7 +263,7 @@ def _attend(
     if o_ptr is not None:
         _store_tile(o_ptr + out, o_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
     if y_ptr is not None:
-        c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+        c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
         x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
         y_MD = c_skip * x_MD.to(tl.float32) + c_out * o_MD
@@ -317,7 +288,7 @@ def _skip(
 ):
     """y = c_skip·x + c_out·O of BLOCK_N tokens, BLOCK_C channels of them a program."""
     token, chunk, b, _ = _tile_of_head(N, tl.cdiv(C, BLOCK_C), BLOCK_N, False)
-    c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     token_N = (token + tl.arange(0, BLOCK_N)).to(tl.int64)
     c_C = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_NC = (token_N < N)[:, None] & (c_C < C)[None, :]
@@ -355,7 +326,7 @@ def _differentiate_skip(
 ):
     """dx, δ and a part of dt of BLOCK_M tokens of one head; the parts of a sample lie in a row."""
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
-    c_skip, _, d_skip, d_out = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    c_skip, _, d_skip, d_out = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dy_ptr += b * dy_stride_B + h * D
     dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
@@ -530,7 +501,7 @@ def _differentiate_keys(
         RAGGED,
         STAGES,
     )
-    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dk_ND *= c_out * scale
     dv_ND *= c_out
@@ -677,56 +648,10 @@ def _differentiate_queries(
             RAGGED,
             STAGES,
         )
-    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     dq_MD *= c_out * scale
     dq_ptr += b * N * H * D + h * D
     _store_tile(dq_ptr, dq_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
-
-
-@dataclass(frozen=True)
-class RcmFormula:
-    """What is computed, apart from sizes: see `rcm_attention` for the fields.
-
-    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive.
-    """
-
-    parametrization: str
-    sigma_data: float
-    causal: bool
-    scale: float
-
-    def __post_init__(self) -> None:
-        if self.parametrization not in PARAMETRIZATIONS:
-            near = get_close_matches(str(self.parametrization), PARAMETRIZATIONS, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(
-                f"no parametrization {self.parametrization!r}{hint} "
-                f"Known: {', '.join(PARAMETRIZATIONS)}"
-            )
-        for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"rcm_attention takes a positive, finite {name}, got {value}")
-        if self.parametrization == "trigflow" and self.sigma_data != 1:
-            raise ValueError(
-                f"trigflow is defined for sigma_data = 1, got {self.sigma_data}: scale the data "
-                "to unit deviation"
-            )
-
-    @property
-    def skips(self) -> bool:
-        """Whether x and t take part."""
-        return self.parametrization != "none"
-
-
-@lru_cache(maxsize=256)
-def _formula(
-    parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
-) -> RcmFormula:
-    """With what was left out filled in."""
-    if sigma_data is None:
-        sigma_data = SIGMA_DATA.get(parametrization, 1.0)
-    scale = D**-0.5 if scale is None else float(scale)
-    return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
 
 
 @dataclass(frozen=True)
@@ -837,8 +762,6 @@ _TABLE = (
         ((16, 32, 8, 1), (16, 16, 8, 1)),
     ),
 )
-_SHARED_MEMORY = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
-_LEAST_SHARED_MEMORY = 99  # KiB to a program, of every other architecture from sm_80 on
 
 
 def configs(
@@ -876,7 +799,7 @@ def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:
         for c in _TABLE
         if c.D >= D and c.itemsize >= itemsize and (not c.archs or arch in c.archs)
     )
-    limit = _SHARED_MEMORY.get(arch, _LEAST_SHARED_MEMORY) << 10
+    limit = shared_memory(arch, 1)
     row_bytes = max(16, power_of_2(D)) * itemsize
     forward = [tile for tile in row.forward if _forward_bytes(tile, row_bytes) <= limit]
     backward = [tile for tile in row.backward if _backward_bytes(tile, row_bytes) <= limit]
@@ -1124,7 +1047,7 @@ class _RcmAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy):
         q, k, v, x, t, o, lse = ctx.saved_tensors
         needs_q, needs_k, needs_v, needs_x, needs_t = ctx.needs_input_grad[:5]
@@ -1216,7 +1139,7 @@ def _attend_and_skip(
     fused: bool,
 ) -> Tensor:
     _check(q, k, v)
-    formula = _formula(parametrization, sigma_data, causal, scale, q.shape[3])
+    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
     if formula.skips:
         _check_skip(q, x, t, parametrization)
     else:

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
+from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA
 from kernelbench.kernels.rcm_attention import (
-    PARAMETRIZATIONS,
-    SIGMA_DATA,
     RcmAttentionConfig,
     configs,
     rcm_attention,

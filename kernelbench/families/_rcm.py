@@ -1,0 +1,110 @@
+"""What the families around rCM's skip share: its coefficients, PyTorch's attention, the mixing."""
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernelbench.spec import Draw
+
+CM_EPSILON = 0.002  # the smallest t of a consistency model
+SIGMA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}  # as the authors have it
+Function = Callable[..., torch.Tensor]  # attention: q, k, v → (B,N,C); skip: attention, x, t → y
+
+
+class Parametrization(StrEnum):
+    """What c_skip and c_out are as functions of t."""
+
+    edm = "edm"
+    cm = "cm"
+    trigflow = "trigflow"
+    none = "none"
+
+
+def coefficients(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
+    """c_skip and c_out of t, in t's dtype.
+
+    edm: σ²/(t²+σ²), σt/√(t²+σ²); cm: σ²/((t−ε)²+σ²), σ(t−ε)/√(t²+σ²), ε = 0.002;
+    trigflow: 1/(cos t+sin t), −sin t/(cos t+sin t); none: 0, 1.
+    """
+    if kind is Parametrization.none:
+        return torch.zeros_like(t), torch.ones_like(t)
+    if kind is Parametrization.trigflow:
+        sine = t.sin()
+        c_skip = (t.cos() + sine).reciprocal()
+        return c_skip, -sine * c_skip
+    u = t - CM_EPSILON if kind is Parametrization.cm else t
+    weight = sigma * (u * u + sigma**2).rsqrt()
+    slope = weight if u is t else sigma * (t * t + sigma**2).rsqrt()
+    return weight * weight, slope * u
+
+
+def slopes(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.Tensor, ...]:
+    """dc_skip/dt and dc_out/dt.
+
+    edm and cm, u = t − ε (ε = 0 for edm): −2σ²u/(u²+σ²)², σ(σ²+εt)/(t²+σ²)^1.5;
+    trigflow: (sin t−cos t)/(cos t+sin t)², −1/(cos t+sin t)².
+    """
+    if kind is Parametrization.trigflow:
+        both = (t.cos() + t.sin()) ** 2
+        return (t.sin() - t.cos()) / both, -1 / both
+    var, epsilon = sigma**2, CM_EPSILON if kind is Parametrization.cm else 0.0
+    u = t - epsilon
+    return -2 * var * u / (u * u + var) ** 2, sigma * (var + epsilon * t) / (t * t + var) ** 1.5
+
+
+def times(draw: Draw, kind: Parametrization, B: int) -> torch.Tensor:
+    """t (B,) in fp32, uniform in [0.002, 3] (trigflow [0, π/2]), whatever is drawn elsewhere."""
+    trigflow = kind is Parametrization.trigflow
+    low, high = (0.0, math.pi / 2) if trigflow else (CM_EPSILON, 3.0)
+    steps: torch.Tensor = draw.integers(0, 1 << 24, B).double() / (1 << 24)
+    return (low + (high - low) * steps).float()
+
+
+def probabilities(q: torch.Tensor, k: torch.Tensor, first: int, causal: bool) -> torch.Tensor:
+    """softmax(q kᵀ/√D) of the query rows (…,M,D) from `first` on, for keys (…,N,D): (…,M,N)."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+    if causal:
+        key = torch.arange(k.shape[-2], device=k.device)
+        scores = scores.masked_fill(key > key[first : first + q.shape[-2], None], -math.inf)
+    return scores.softmax(-1)
+
+
+@cache
+def backends(device: torch.device) -> list[SDPBackend]:
+    """SDPA's backends, best first; PyTorch takes the first that can run a case.
+
+    cuDNN on Hopper and newer for bf16 and fp16 (flash before it on older GPUs, as in PyTorch's own
+    order); fp32 has the memory-efficient one, in IEEE precision, on a GPU.
+    """
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        order.reverse()
+    return [*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def sdpa(causal: bool = False) -> Function:
+    """Attention of q, k, v (B,N,H,D) on the best backend, on views of them."""
+
+    def attend(*qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
+        with sdpa_kernel(backends(q.device), set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return out.transpose(1, 2).flatten(2)
+
+    return attend
+
+
+def skip(kind: Parametrization, sigma: float, dtype: torch.dtype) -> Function:
+    """Multiply, multiply, add in a dtype, coefficients in fp32 first: eager takes the case's, to
+    move no more bytes than it must; compiled, it is one kernel in fp32 that rounds once."""
+
+    def mix(attention: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        c_skip, c_out = (c.to(dtype)[:, None, None] for c in coefficients(t, kind, sigma))
+        return (c_skip * x + c_out * attention).to(x.dtype)
+
+    return mix

@@ -1,0 +1,91 @@
+"""The skip that the rCM kernels mix in, y = c_skip(t)·x + c_out(t)·F: its formula and coefficients.
+
+Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
+(arXiv:2206.00364) has `edm`; Song et al., Consistency Models, 2023 (arXiv:2303.01469) `cm`;
+Lu and Song, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, 2024
+(arXiv:2410.11081) `trigflow`.
+"""
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+
+import triton
+import triton.language as tl
+
+SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
+PARAMETRIZATIONS = tuple(SIGMA_DATA)
+
+
+@triton.jit
+def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
+    """c_skip, c_out and their derivatives at the t of sample b, in fp32."""
+    if PARAMETRIZATION == "none":
+        c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
+    elif PARAMETRIZATION == "trigflow":
+        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+        sine = tl.sin(t)
+        cosine = tl.cos(t)
+        c_skip = tl.div_rn(1.0, cosine + sine)
+        c_out = -sine * c_skip
+        d_skip = (sine - cosine) * c_skip * c_skip
+        d_out = -c_skip * c_skip
+    else:
+        EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
+        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+        u = t - EPSILON
+        variance = sigma * sigma
+        total = u * u + variance
+        slope = tl.div_rn(sigma, tl.sqrt_rn(variance + t * t))
+        c_skip = tl.div_rn(variance, total)
+        c_out = u * slope
+        d_skip = -2.0 * u * tl.div_rn(c_skip, total)
+        d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
+    return c_skip, c_out, d_skip, d_out
+
+
+@dataclass(frozen=True)
+class RcmFormula:
+    """What is computed, apart from sizes: see `rcm_attention.rcm_attention` for the fields.
+
+    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive.
+    """
+
+    parametrization: str
+    sigma_data: float
+    causal: bool
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.parametrization not in PARAMETRIZATIONS:
+            near = get_close_matches(str(self.parametrization), PARAMETRIZATIONS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(
+                f"no parametrization {self.parametrization!r}{hint} "
+                f"Known: {', '.join(PARAMETRIZATIONS)}"
+            )
+        for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"rcm_attention takes a positive, finite {name}, got {value}")
+        if self.parametrization == "trigflow" and self.sigma_data != 1:
+            raise ValueError(
+                f"trigflow is defined for sigma_data = 1, got {self.sigma_data}: scale the data "
+                "to unit deviation"
+            )
+
+    @property
+    def skips(self) -> bool:
+        """Whether x and t take part."""
+        return self.parametrization != "none"
+
+
+@lru_cache(maxsize=256)
+def formula_of(
+    parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
+) -> RcmFormula:
+    """With what was left out filled in."""
+    if sigma_data is None:
+        sigma_data = SIGMA_DATA.get(parametrization, 1.0)
+    scale = D**-0.5 if scale is None else float(scale)
+    return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
