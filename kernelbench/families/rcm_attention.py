@@ -209,9 +209,8 @@ def _ours(fused: bool) -> Callable[[RCMAttentionCase, Any], Call]:
 def triton_configs(case: RCMAttentionCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rcm_attention import configs
 
-    return configs(
-        case.N, case.D, arch=device.arch, mode=case.mode.value, itemsize=case.dtype.bytes
-    )
+    sizes = case.B, case.N, case.H, case.D
+    return configs(*sizes, arch=device.arch, mode=case.mode.value, itemsize=case.dtype.bytes)
 
 
 def fits(case: RCMAttentionCase, device: Device) -> str | None:

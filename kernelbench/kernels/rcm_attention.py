@@ -14,7 +14,7 @@ dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_o
 dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,8 @@ from kernelbench.kernels.launch import (
     shared_memory,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
+from kernelbench.kernels.rcm_attention_hopper import forward_launch as hopper_launch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -661,6 +663,8 @@ class RcmAttentionConfig:
     block_m, block_n: query rows of a program, and keys it takes at a time, in a software pipeline
         of `stages`.
     warps: of a forward program.
+    hopper: the forward by `rcm_attention_hopper`, which the four above then say nothing about; for
+        tensors that it `suits`.
     bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
         dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
     """
@@ -673,6 +677,7 @@ class RcmAttentionConfig:
     bwd_block_n: int
     bwd_warps: int
     bwd_stages: int
+    hopper: HopperTile | None = None
 
     def __post_init__(self) -> None:
         blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
@@ -765,9 +770,10 @@ _TABLE = (
 
 
 def configs(
-    N: int, D: int, *, arch: str, mode: str, itemsize: int = 2
+    B: int, N: int, H: int, D: int, *, arch: str, mode: str, itemsize: int = 2
 ) -> tuple[RcmAttentionConfig, ...]:
-    """The table's choice for N tokens of heads of D elements, then others that a tuner may pick.
+    """The table's choice for B samples of N tokens, H heads of D elements, then what else a tuner
+    may pick.
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
     pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. Raises ValueError
@@ -776,20 +782,56 @@ def configs(
     if mode not in ("fwd", "bwd", "full"):
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
     forward, backward = _tiles(D, arch, itemsize)
-    pairs = {
-        "fwd": ((fwd, backward[0]) for fwd in forward),
-        "bwd": ((forward[0], bwd) for bwd in backward),
-        "full": (
-            (forward[i % len(forward)], backward[i % len(backward)])
-            for i in range(max(len(forward), len(backward)))
-        ),
-    }
-    return tuple(dict.fromkeys(_capped(fwd, bwd, N) for fwd, bwd in pairs[mode]))
+    hopper = _hopper_tiles(B, N, H, D, mode != "fwd") if arch == "sm_90" and itemsize == 2 else ()
+    plain = [_capped(tile, backward[0], N) for tile in forward]
+    pairs = [replace(plain[0], hopper=tile) for tile in hopper]
+    if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
+        pairs.insert(0, _capped(_SMALL, backward[0], N))
+    pairs += plain
+    if mode == "fwd":
+        return tuple(dict.fromkeys(pairs))
+    if mode == "bwd":
+        pairs = pairs[:1]
+    found = []
+    for i in range(max(len(pairs), len(backward))):
+        either = _capped(forward[0], backward[i % len(backward)], N)
+        pair = pairs[min(i, len(pairs) - 1)]
+        m, n, warps, stages = pair.block_m, pair.block_n, pair.warps, pair.stages
+        found.append(
+            replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
+        )
+    return tuple(dict.fromkeys(found))
+
+
+_HOPPER_SMS = 132  # of an H100 or H200 with SXM
+_SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
+
+
+def _hopper_tiles(B: int, N: int, H: int, D: int, saves: bool) -> tuple[HopperTile, ...]:
+    """The forward tiles of `rcm_attention_hopper` by how long they take for these sizes.
+
+    Programs take tiles in rounds: a last round that is half empty costs as much as a full one. A
+    round of 192 rows takes 1.4 times one of 128 (D = 64, measured on an H200).
+    saves: attention's result is stored, too, for which three warpgroups have too few registers.
+    """
+    if D == 128:
+        return (HopperTile(2, 128, 2, 240),)
+    if D != 64:
+        return ()
+    narrow, wide = HopperTile(2, 128, 4, 240, polynomial=True), HopperTile(3, 128, 4, 160)
+    if saves:
+        return (narrow,)
+    rounds = [ceil_div(ceil_div(N, rows) * B * H, _HOPPER_SMS) for rows in (128, 192)]
+    return (narrow, wide) if rounds[0] <= 1.4 * rounds[1] else (wide, narrow)
 
 
 @lru_cache(maxsize=4096)
-def _choose(N: int, D: int, arch: str, itemsize: int) -> RcmAttentionConfig:
-    return configs(N, D, arch=arch, mode="fwd", itemsize=itemsize)[0]
+def _choose(
+    shape: tuple[int, int, int, int], arch: str, itemsize: int, saves: bool, suits: bool
+) -> RcmAttentionConfig:
+    mode = "full" if saves else "fwd"
+    found = configs(*shape, arch=arch, mode=mode, itemsize=itemsize)
+    return next(c for c in found if c.hopper is None or suits)
 
 
 def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:
@@ -1032,7 +1074,11 @@ def _run_forward(
     lse = q.new_empty(B, H, N, dtype=torch.float32) if save else None
     mixed = y if fused else None
     with on_device(q.device):
-        forward_launch(q, k, v, x, t, mixed, o, lse, formula=formula, config=config).run()
+        if config.hopper is None:
+            forward_launch(q, k, v, x, t, mixed, o, lse, formula=formula, config=config).run()
+        else:
+            tile = config.hopper
+            hopper_launch(q, k, v, x, t, mixed, o, lse, formula=formula, tile=tile).run()
         if mixed is None and o is not None and x is not None and t is not None:
             skip_launch(o, x, t, y, formula=formula).run()
     return y, o, lse
@@ -1145,11 +1191,21 @@ def _attend_and_skip(
     else:
         x = t = None
     device = check_device(q=q, k=k, v=v, x=x, t=t)
-    if config is None:
-        config = _choose(q.shape[1], q.shape[3], arch_of(device), q.element_size())
     q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
     x = None if x is None else _packed_rows(x)
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (q, k, v, x, t)):
+    graded = any(a is not None and a.requires_grad for a in (q, k, v, x, t))
+    graded = graded and torch.is_grad_enabled()
+    suited = suits(q, k, v, x)
+    if config is None:
+        B, N, H, D = q.shape
+        config = _choose((B, N, H, D), arch_of(device), q.element_size(), graded, suited)
+    elif config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
+        raise ValueError(
+            f"{config.hopper} takes bfloat16 or float16, D of 64 or 128, and tensors whose "
+            f"addresses and strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = "
+            f"{q.shape[3]} on {arch_of(device)}: pass config=None for a kernel that takes these"
+        )
+    if graded:
         y: Tensor = _RcmAttention.apply(q, k, v, x, t, formula, config, fused)
         return y
     return _run_forward(q, k, v, x, t, formula, config, fused, save=False)[0]

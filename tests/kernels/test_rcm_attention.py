@@ -89,6 +89,7 @@ def check(inputs, dy, function=rcm_attention, config=None, **options):
     plain = with_gradients(reference, inputs, dy, **options)
     inputs64 = in_fp64(inputs)
     expected = with_gradients(reference, inputs64, dy.double(), **options)
+    expected = [one.detach() for one in expected]
     floor = FLOOR[dy.dtype]
     for name, one, other, right in zip(("y", *NAMES), got, plain, expected, strict=False):
         assert one.shape == right.shape and one.dtype == other.dtype, name
@@ -133,15 +134,66 @@ def test_larger_heads(D, dtype, device):
 
 
 @pytest.mark.parametrize("mode", ["fwd", "bwd"])
-@pytest.mark.parametrize(("arch", "N"), [("sm_80", 128), ("sm_90", 150)])
-def test_every_config_is_right(arch, N, mode, dtype, device):
-    D = 64
+@pytest.mark.parametrize(
+    ("arch", "N", "D"), [("sm_80", 128, 64), ("sm_90", 150, 64), ("sm_90", 390, 128)]
+)
+def test_every_config_is_right(arch, N, D, mode, dtype, device):
+    if device == "cpu" and (D == 128 or dtype is torch.float32):
+        pytest.skip("minutes in the interpreter; run on a GPU")
     inputs, dy = draw(1, N, 1, D, dtype, device, seed=N)
-    candidates = configs(N, D, arch=arch, mode=mode, itemsize=dtype.itemsize)
+    candidates = configs(1, N, 1, D, arch=arch, mode=mode, itemsize=dtype.itemsize)
     assert 1 < len(candidates) == len(set(candidates)) <= 12
     for config in candidates:
+        if config.hopper is not None and (device == "cpu" or not is_hopper()):
+            continue
         check(inputs, dy, config=config, causal=True)
-    check(inputs, dy, config=candidates[0], causal=False)
+    check(inputs, dy, config=candidates[-1], causal=False)
+
+
+def is_hopper():
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("B", "N", "H", "D"), [(2, 1, 3, 64), (1, 7, 1, 128), (16, 1000, 12, 64), (1, 8191, 1, 128)]
+)
+def test_hopper_kernels_at_any_length(B, N, H, D, kind, causal):
+    """As the table picks them for large sizes, which these are not."""
+    for tile in configs(64, 4096, 64, D, arch="sm_90", mode="fwd"):
+        if tile.hopper is None:
+            continue
+        for parametrization in PARAMETRIZATIONS:
+            options = {"config": tile, "causal": causal, "parametrization": parametrization}
+            inputs, dy = draw(B, N, H, D, kind, "cuda", seed=N)
+            check(inputs, dy, **options)
+            with torch.no_grad():
+                plain = rcm_attention(*inputs, **options)
+            assert torch.equal(plain, rcm_attention(*inputs, **options))
+
+
+def test_the_table_picks_by_rounds_of_tiles():
+    """A wide tile needs full rounds; sizes too small for one round of 64 rows take none."""
+
+    def groups(*shape, mode="fwd"):
+        first = configs(*shape, arch="sm_90", mode=mode)[0]
+        return first.hopper and first.hopper.groups
+
+    assert groups(1, 1024, 8, 64) is None
+    assert groups(2, 2048, 8, 64) == groups(1, 8192, 8, 64) == 2
+    assert groups(4, 4096, 12, 64) == groups(8, 2048, 16, 64) == 3
+    assert groups(4, 4096, 12, 64, mode="full") == 2
+    assert groups(4, 8192, 16, 128) == 2
+    assert groups(4, 4096, 12, 96) is None
+
+
+def test_hopper_tiles_are_refused_where_they_cannot_run(device):
+    config = configs(64, 4096, 64, 64, arch="sm_90", mode="fwd")[0]
+    inputs, _ = draw(1, 64, 1, 32, torch.float16, device)
+    with pytest.raises(ValueError, match=r"HopperTile.*D = 32.*config=None"):
+        rcm_attention(*inputs, config=config)
 
 
 @pytest.mark.parametrize("stride", ["keys wider", "keys narrower"])
@@ -156,8 +208,8 @@ def test_causal_tiles_of_either_shape(stride, N, device):
 
 def test_each_mode_varies_its_own_pass():
     def parts(mode):
-        found = configs(4096, 128, arch="sm_90", mode=mode)
-        forward = {(c.block_m, c.block_n, c.warps, c.stages) for c in found}
+        found = configs(4, 4096, 16, 128, arch="sm_90", mode=mode)
+        forward = {(c.block_m, c.block_n, c.warps, c.stages, c.hopper) for c in found}
         backward = {(c.bwd_block_m, c.bwd_block_n, c.bwd_warps, c.bwd_stages) for c in found}
         return found, forward, backward
 
@@ -168,7 +220,7 @@ def test_each_mode_varies_its_own_pass():
     assert (both_forward, both_backward) == (forward, backward)
     assert fwd[0] == bwd[0] == full[0]
     with pytest.raises(ValueError, match="no mode 'forward'"):
-        configs(64, 64, arch="sm_90", mode="forward")
+        configs(1, 64, 1, 64, arch="sm_90", mode="forward")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_120", "cpu"])
@@ -176,7 +228,7 @@ def test_each_mode_varies_its_own_pass():
 def test_every_head_size_has_a_config_everywhere(arch, itemsize):
     for D in range(16, 257):
         for N in (1, 100, 8192):
-            assert configs(N, D, arch=arch, mode="full", itemsize=itemsize)
+            assert configs(1, N, 1, D, arch=arch, mode="full", itemsize=itemsize)
 
 
 def test_views_of_a_packed_qkv(dtype, device):

@@ -1,0 +1,782 @@
+"""The forward of `rcm_attention` for Hopper (sm_90): warps that load and warps that multiply.
+
+A program is one producer warp and some consumer warpgroups of 64 query rows each. The producer
+copies tiles of q, k, v and x to shared memory (TMA), as far ahead as buffers allow; a consumer
+multiplies the next scores while it takes the softmax of the last ones, and mixes the skip in from
+an x tile that has arrived meanwhile. Programs stay and take tile after tile, so that the next
+tile's loads run during this one's epilogue. Shah et al., FlashAttention-3, 2024 (arXiv:2407.08608).
+
+Shapes: as in `rcm_attention`; M is 64. Gluon has no interpreter: on a CPU the `tl` kernel of
+`rcm_attention` computes the same function.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernelbench.kernels.launch import Launch, ceil_div, sm_count
+from kernelbench.kernels.rcm import RcmFormula, coefficients
+
+_LOG2E = gl.constexpr(1.4426950408889634)
+_LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
+_coefficients = gluon.jit(coefficients.fn)
+
+_EXP2 = gl.constexpr("""
+{
+.reg .f32 z, r, n, f, p;
+.reg .b32 e, q;
+ex2.approx.ftz.f32 $0, $4;
+ex2.approx.ftz.f32 $1, $5;
+ex2.approx.ftz.f32 $2, $6;
+max.f32 z, $7, 0fC2FC0000;
+add.rn.f32 r, z, 0f4B400000;
+sub.rn.f32 n, r, 0f4B400000;
+sub.rn.f32 f, z, n;
+fma.rn.f32 p, f, 0f3D61FBAE, 0f3E786F0D;
+fma.rn.f32 p, p, f, 0f3F31798D;
+fma.rn.f32 p, p, f, 0f3F7FFB49;
+shl.b32 e, r, 23;
+mov.b32 q, p;
+add.s32 q, q, e;
+mov.b32 $3, q;
+}
+""")
+
+
+@gluon.jit
+def _exp2(x, POLYNOMIAL: gl.constexpr):
+    """2^x; with POLYNOMIAL, every fourth element by arithmetic and not by the one slow unit."""
+    if POLYNOMIAL:
+        y = gl.inline_asm_elementwise(
+            _EXP2, "=f,=f,=f,=f,f,f,f,f", [x], dtype=gl.float32, is_pure=True, pack=4
+        )
+    else:
+        y = gl.exp2(x)
+    return y
+
+
+@gluon.jit
+def _softmax(
+    score_MN,
+    max_M,
+    sum_M,
+    scale,
+    first_M,
+    N,
+    start,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+):
+    """Weights of these keys, the decay of what was summed before, and the new maximum and sum."""
+    if MASKED:
+        BLOCK_N: gl.constexpr = score_MN.shape[1]
+        layout: gl.constexpr = score_MN.type.layout
+        key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
+        if CAUSAL:
+            row_M = first_M + gl.arange(0, 64, gl.SliceLayout(1, layout))
+            seen_MN = gl.expand_dims(key_N, 0) <= gl.expand_dims(row_M, 1)
+        else:
+            seen_MN = gl.expand_dims(key_N, 0) < gl.expand_dims(
+                gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + N, 1
+            )
+        score_MN = gl.where(seen_MN, score_MN, float("-inf"))
+    new_M = gl.maximum(max_M, gl.max(score_MN, 1) * scale)
+    weight_MN = _exp2(score_MN * scale - gl.expand_dims(new_M, 1), POLYNOMIAL)
+    decay_M = gl.exp2(max_M - new_M)
+    sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
+    return weight_MN, decay_M, new_M, sum_M
+
+
+@gluon.jit
+def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """First row, head, sample and blocks of keys of a tile; tiles of a head follow each other."""
+    tiles = (N + ROWS - 1) // ROWS
+    bh = index // tiles
+    row = index % tiles * ROWS
+    end = N
+    if CAUSAL:
+        row = (tiles - 1) * ROWS - row
+        end = gl.minimum(row + ROWS, N)
+    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N
+
+
+@gluon.jit
+def _produce(
+    smem, bars, descs, scalars, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
+):
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
+    N, H, total = scalars[0], scalars[1], scalars[2]
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    kv_layout: gl.constexpr = k_desc.layout
+    q_layout: gl.constexpr = q_desc.layout
+    dtype: gl.constexpr = q_smem.dtype
+    taken = 0
+    done = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        phase = done & 1
+        mbarrier.wait(q_empty, phase ^ 1)
+        mbarrier.expect(q_full, GROUPS * 64 * D * 2)
+        for g in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(
+                q_desc,
+                [b, row + g * 64, h, 0],
+                q_full,
+                q_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
+            )
+        for i in range(blocks):
+            start = (blocks - 1 - i) * BLOCK_N
+            buffer = taken % BUFFERS
+            turn = (taken // BUFFERS) & 1
+            mbarrier.wait(k_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(k_full.index(buffer), BLOCK_N * D * 2)
+            tma.async_copy_global_to_shared(
+                k_desc,
+                [b, start, h, 0],
+                k_full.index(buffer),
+                k_smem.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
+            )
+            mbarrier.wait(v_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(v_full.index(buffer), BLOCK_N * D * 2)
+            tma.async_copy_global_to_shared(
+                v_desc,
+                [b, start, h, 0],
+                v_full.index(buffer),
+                v_smem.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
+            )
+            taken += 1
+        if SKIPS:
+            for g in gl.static_range(GROUPS):
+                mbarrier.wait(x_empty.index(g), phase ^ 1)
+                mbarrier.expect(x_full.index(g), 64 * D * 2)
+                tma.async_copy_global_to_shared(
+                    x_desc,
+                    [b, row + g * 64, h, 0],
+                    x_full.index(g),
+                    y_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
+                )
+        done += 1
+
+
+@gluon.jit
+def _step(
+    acc_MD,
+    weight_MN,
+    decay_M,
+    max_M,
+    sum_M,
+    q,
+    smem,
+    bars,
+    taken,
+    start,
+    first_M,
+    N,
+    scale,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    """The scores of one block of keys while the one before meets its values."""
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    score_layout: gl.constexpr = weight_MN.type.layout
+    acc_layout: gl.constexpr = acc_MD.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
+    p_MN = gl.convert_layout(weight_MN.to(q_smem.dtype), p_layout)
+    buffer = taken % BUFFERS
+    last = (taken - 1) % BUFFERS
+    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    score = warpgroup_mma(
+        q,
+        k_smem.index(buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_N], gl.float32, score_layout),
+        use_acc=False,
+        is_async=True,
+    )
+    acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
+    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    acc = warpgroup_mma(p_MN, v_smem.index(last), acc_MD, is_async=True)
+    score_MN = warpgroup_mma_wait(1, deps=(score,))
+    if not LATE:
+        mbarrier.arrive(k_empty.index(buffer), count=1)
+    weight_MN, decay_M, max_M, sum_M = _softmax(
+        score_MN, max_M, sum_M, scale, first_M, N, start, MASKED, CAUSAL, POLYNOMIAL
+    )
+    acc_MD = warpgroup_mma_wait(0, deps=(acc,))
+    if LATE:
+        mbarrier.arrive(k_empty.index(buffer), count=1)
+    mbarrier.arrive(v_empty.index(last), count=1)
+    return acc_MD, weight_MN, decay_M, max_M, sum_M
+
+
+@gluon.jit
+def _consume(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    G: gl.constexpr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
+    N, H, total, t_stride, scale, sigma = scalars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    dtype: gl.constexpr = q_smem.dtype
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
+    )
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    y_layout: gl.constexpr = y_desc.layout
+    taken = 0
+    done = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        first_M = row + G * 64
+        phase = done & 1
+        max_M = gl.full([64], _LEAST, gl.float32, row_layout)
+        sum_M = gl.full([64], 0.0, gl.float32, row_layout)
+        acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
+        q = q_smem.index(G)
+        mbarrier.wait(q_full, phase)
+        buffer = taken % BUFFERS
+        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+        score_MN = warpgroup_mma(
+            q,
+            k_smem.index(buffer).permute((1, 0)),
+            gl.zeros([64, BLOCK_N], gl.float32, score_layout),
+            use_acc=False,
+        )
+        mbarrier.arrive(k_empty.index(buffer), count=1)
+        start = (blocks - 1) * BLOCK_N
+        weight_MN, decay_M, max_M, sum_M = _softmax(
+            score_MN, max_M, sum_M, scale, first_M, N, start, CAUSAL or RAGGED, CAUSAL, POLYNOMIAL
+        )
+        taken += 1
+        if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
+            while start > row:
+                start -= BLOCK_N
+                acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
+                    acc_MD,
+                    weight_MN,
+                    decay_M,
+                    max_M,
+                    sum_M,
+                    q,
+                    smem,
+                    bars,
+                    taken,
+                    start,
+                    first_M,
+                    N,
+                    scale,
+                    True,
+                    True,
+                    POLYNOMIAL,
+                    LATE,
+                )
+                taken += 1
+        for i in range(start // BLOCK_N):
+            start -= BLOCK_N
+            acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
+                acc_MD,
+                weight_MN,
+                decay_M,
+                max_M,
+                sum_M,
+                q,
+                smem,
+                bars,
+                taken,
+                start,
+                first_M,
+                N,
+                scale,
+                False,
+                CAUSAL,
+                POLYNOMIAL,
+                LATE,
+            )
+            taken += 1
+        mbarrier.arrive(q_empty, count=1)
+        last = (taken - 1) % BUFFERS
+        acc_MD = acc_MD * gl.expand_dims(
+            gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1
+        )
+        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+        acc_MD = warpgroup_mma(
+            gl.convert_layout(weight_MN.to(dtype), p_layout), v_smem.index(last), acc_MD
+        )
+        mbarrier.arrive(v_empty.index(last), count=1)
+        o_MD = acc_MD * gl.expand_dims(
+            gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1
+        )
+        y = y_smem.index(G)
+        if lse_ptr is not None:
+            row_M = first_M + gl.arange(0, 64, row_layout)
+            gl.store(lse_ptr + (b * H + h) * N + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
+        if PARAMETRIZATION != "none":
+            c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+            mbarrier.wait(x_full.index(G), phase)
+            x_MD = y.load(acc_layout).to(gl.float32)
+            if o_desc is not None:
+                y.store(o_MD.to(dtype))
+                fence_async_shared()
+                tma.async_copy_shared_to_global(
+                    o_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+                )
+                tma.store_wait(0)
+            o_MD = c_skip * x_MD + c_out * o_MD
+        y.store(o_MD.to(dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(
+            y_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+        )
+        tma.store_wait(0)
+        if PARAMETRIZATION != "none":
+            mbarrier.arrive(x_empty.index(G), count=1)
+        done += 1
+
+
+@gluon.jit
+def _consume_0(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        t_ptr,
+        lse_ptr,
+        0,
+        GROUPS,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        POLYNOMIAL,
+        LATE,
+    )
+
+
+@gluon.jit
+def _consume_1(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        t_ptr,
+        lse_ptr,
+        1,
+        GROUPS,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        POLYNOMIAL,
+        LATE,
+    )
+
+
+@gluon.jit
+def _consume_2(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        t_ptr,
+        lse_ptr,
+        2,
+        GROUPS,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        POLYNOMIAL,
+        LATE,
+    )
+
+
+@gluon.jit
+def _produce_all(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
+
+
+@gluon.jit
+def attend(
+    q_desc,
+    k_desc,
+    v_desc,
+    x_desc,
+    y_desc,
+    o_desc,
+    t_ptr,
+    lse_ptr,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    total,
+    GROUPS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BUFFERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    D: gl.constexpr = q_desc.block_type.shape[3]
+    dtype: gl.constexpr = q_desc.dtype
+    q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
+    kv_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, D], dtype)
+    q_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], q_layout)
+    k_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
+    y_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], q_layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    x_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    x_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full, count=1)
+    mbarrier.init(q_empty, count=GROUPS)
+    for i in gl.static_range(BUFFERS):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    for g in gl.static_range(GROUPS):
+        mbarrier.init(x_full.index(g), count=1)
+        mbarrier.init(x_empty.index(g), count=1)
+    fence_async_shared()
+    smem = (q_smem, k_smem, v_smem, y_smem)
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
+    scalars = (N, H, total, t_stride, scale * _LOG2E, sigma)
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (
+                    _consume_0,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+                (
+                    _consume_1,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+                (
+                    _produce_all,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+            ],
+            [4, 1],
+            [REGISTERS, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consume_0,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+                (
+                    _consume_1,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+                (
+                    _consume_2,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+                (
+                    _produce_all,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        t_ptr,
+                        lse_ptr,
+                        GROUPS,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        POLYNOMIAL,
+                        LATE,
+                    ),
+                ),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, 24],
+        )
+
+
+@dataclass(frozen=True)
+class HopperTile:
+    """How the Hopper forward cuts up its work.
+
+    groups: consumer warpgroups of 64 query rows each, 2 or 3.
+    block_n: keys at a time, 64 or 128, in `buffers` buffers.
+    registers: of a consumer's thread.
+    polynomial: every fourth exponential is computed, not looked up.
+    persistent: as many programs as multiprocessors, which take tile after tile.
+    """
+
+    groups: int
+    block_n: int
+    buffers: int
+    registers: int
+    polynomial: bool = False
+    persistent: bool = True
+    late: bool = False
+
+
+def suits(*tensors: Tensor | None) -> bool:
+    """Whether tensors, q first, are such as the copy engine takes: see `rcm_attention`."""
+    q = tensors[0]
+    assert q is not None
+    if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in (64, 128):
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        first = 1 if tensor.shape[0] == 1 else 0  # the stride of one sample means nothing
+        strides = tensor.stride()[first:-1]
+        if tensor.data_ptr() % 16 or any(stride % 8 for stride in strides):
+            return False
+    return True
+
+
+def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
+    B, N, H, D = tensor.shape
+    block = [1, rows, 1, D]
+    strides = [tensor.stride(0) if B > 1 else N * H * D, *tensor.stride()[1:]]
+    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for(block, element)
+    return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)
+
+
+def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
+    return None if tensor is None else _descriptor(tensor.unflatten(2, (H, -1)), 64)
+
+
+def forward_launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    y: Tensor | None,
+    o: Tensor | None,
+    lse: Tensor | None,
+    *,
+    formula: RcmFormula,
+    tile: HopperTile,
+) -> Launch:
+    """The launch that `rcm_attention.forward_launch` describes, by the kernel for Hopper."""
+    B, N, H, _ = q.shape
+    rows = tile.groups * 64
+    total = ceil_div(N, rows) * H * B
+    if y is None:
+        x = t = None
+        y, o = o, None
+        kind = "none"
+    else:
+        kind = formula.parametrization
+    args: dict[str, Any] = {
+        "q_desc": _descriptor(q, 64),
+        "k_desc": _descriptor(k, tile.block_n),
+        "v_desc": _descriptor(v, tile.block_n),
+        "x_desc": _of_heads(x, H),
+        "y_desc": _of_heads(y, H),
+        "o_desc": _of_heads(o, H),
+        "t_ptr": t,
+        "lse_ptr": lse,
+        "t_stride": None if t is None else t.stride(0),
+        "scale": formula.scale,
+        "sigma": None if kind == "none" else formula.sigma_data,
+        "N": N,
+        "H": H,
+        "total": total,
+    }
+    constexprs = {
+        "GROUPS": tile.groups,
+        "BLOCK_N": tile.block_n,
+        "BUFFERS": tile.buffers,
+        "REGISTERS": tile.registers,
+        "CAUSAL": formula.causal,
+        "RAGGED": N % tile.block_n != 0,
+        "PARAMETRIZATION": kind,
+        "POLYNOMIAL": tile.polynomial,
+        "LATE": tile.late,
+    }
+    programs = min(total, sm_count(q.device)) if tile.persistent else total
+    return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})
