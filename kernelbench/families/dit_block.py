@@ -134,7 +134,8 @@ class _Sample:
         d_skip, d_out = self.slopes
         self.dt = self.dt + d_skip * (dy1 * self.x[rows]).sum() + d_out * (dy1 * f).sum()
         self.skipped.append(self.c_skip * dy1)
-        return self.c_out * dy1
+        df: torch.Tensor = self.c_out * dy1
+        return df
 
     def add(self, **gradients: torch.Tensor | None) -> None:
         for name, gradient in gradients.items():
@@ -233,7 +234,8 @@ def triton_fused(case: DiTBlockCase, config: Any) -> Call:
 
     kind, sigma = case.parametrization.value, case.sigma
     finish = partial(project_and_skip, parametrization=kind, sigma_data=sigma, config=config)
-    return _spread(case, _block(case, sdpa(), finish, lambda h, w: rms_norm(h, w, EPS)))
+    norm: Any = partial(rms_norm, eps=EPS, casting="fp32")
+    return _spread(case, _block(case, sdpa(), finish, norm))
 
 
 def triton_configs(case: DiTBlockCase, device: Device) -> tuple[Any, ...]:

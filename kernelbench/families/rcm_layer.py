@@ -171,7 +171,8 @@ def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:
                 return None
             dy = a["grad_y"][b, rows].double()
             dts.append(d_skip[b] * (dy * x[rows]).sum() + d_out[b] * (dy * f).sum())
-            return c_out[b] * dy
+            df: torch.Tensor = c_out[b] * dy
+            return df
 
         found = yield from through_attention(x, w, case.H, finish)
         if found is not None:
@@ -222,7 +223,8 @@ def joined(H: int, attend: Function, finish: Function) -> Function:
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """SDPA on whatever backend the context that it is traced in puts first."""
-    out = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in (q, k, v)))
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -11,6 +11,7 @@ Shapes: as in `rcm_attention`; M is 64. Gluon has no interpreter: on a CPU the `
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -101,16 +102,41 @@ def _softmax(
 
 
 @gluon.jit
-def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """First row, head, sample and blocks of keys of a tile; tiles of a head follow each other."""
-    tiles = (N + ROWS - 1) // ROWS
-    bh = index // tiles
-    row = index % tiles * ROWS
+def _tile(
+    index,
+    N,
+    H,
+    wide,
+    narrow,
+    wides,
+    ROWS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):
+    """First row, head, sample and blocks of keys of a tile, and whether its last group works.
+
+    All have ROWS rows, the longest first where causal; or, with `wide`, the first `wides` have,
+    `wide` to a head, and then come those of 64 rows less, `narrow` to a head.
+    """
+    whole = True
+    if wide is None:
+        tiles = (N + ROWS - 1) // ROWS
+        bh = index // tiles
+        row = index % tiles * ROWS
+        if CAUSAL:
+            row = (tiles - 1) * ROWS - row
+    else:
+        whole = index < wides
+        if whole:
+            bh = index // wide
+            row = index % wide * ROWS
+        else:
+            bh = (index - wides) // narrow
+            row = wide * ROWS + (index - wides) % narrow * (ROWS - 64)
     end = N
     if CAUSAL:
-        row = (tiles - 1) * ROWS - row
         end = gl.minimum(row + ROWS, N)
-    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N
+    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N, whole
 
 
 @gluon.jit
@@ -120,7 +146,7 @@ def _produce(
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
-    N, H, total = scalars[0], scalars[1], scalars[2]
+    N, H, total, wide, narrow, wides, t_stride, scale, sigma = scalars
     BUFFERS: gl.constexpr = k_smem.shape[0]
     BLOCK_N: gl.constexpr = k_smem.shape[1]
     D: gl.constexpr = k_smem.shape[2]
@@ -130,7 +156,9 @@ def _produce(
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        row, h, b, blocks, whole = _tile(
+            index, N, H, wide, narrow, wides, GROUPS * 64, BLOCK_N, CAUSAL
+        )
         phase = done & 1
         mbarrier.wait(q_empty, phase ^ 1)
         mbarrier.expect(q_full, GROUPS * 64 * D * 2)
@@ -231,13 +259,20 @@ def _step(
 
 
 @gluon.jit
-def _consume(
+def _attend_tile(
     smem,
     bars,
     descs,
-    scalars,
+    tile,
+    N,
+    H,
+    taken,
+    phase,
     t_ptr,
+    t_stride,
     lse_ptr,
+    scale,
+    sigma,
     G: gl.constexpr,
     GROUPS: gl.constexpr,
     CAUSAL: gl.constexpr,
@@ -246,10 +281,11 @@ def _consume(
     POLYNOMIAL: gl.constexpr,
     LATE: gl.constexpr,
 ):
+    """64 query rows against all their keys, from the last block to the first."""
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
-    N, H, total, t_stride, scale, sigma = scalars
+    row, h, b, blocks = tile
     BUFFERS: gl.constexpr = k_smem.shape[0]
     BLOCK_N: gl.constexpr = k_smem.shape[1]
     D: gl.constexpr = k_smem.shape[2]
@@ -263,55 +299,28 @@ def _consume(
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     y_layout: gl.constexpr = y_desc.layout
-    taken = 0
-    done = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
-        first_M = row + G * 64
-        phase = done & 1
-        max_M = gl.full([64], _LEAST, gl.float32, row_layout)
-        sum_M = gl.full([64], 0.0, gl.float32, row_layout)
-        acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
-        q = q_smem.index(G)
-        mbarrier.wait(q_full, phase)
-        buffer = taken % BUFFERS
-        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-        score_MN = warpgroup_mma(
-            q,
-            k_smem.index(buffer).permute((1, 0)),
-            gl.zeros([64, BLOCK_N], gl.float32, score_layout),
-            use_acc=False,
-        )
-        mbarrier.arrive(k_empty.index(buffer), count=1)
-        start = (blocks - 1) * BLOCK_N
-        weight_MN, decay_M, max_M, sum_M = _softmax(
-            score_MN, max_M, sum_M, scale, first_M, N, start, CAUSAL or RAGGED, CAUSAL, POLYNOMIAL
-        )
-        taken += 1
-        if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
-            while start > row:
-                start -= BLOCK_N
-                acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
-                    acc_MD,
-                    weight_MN,
-                    decay_M,
-                    max_M,
-                    sum_M,
-                    q,
-                    smem,
-                    bars,
-                    taken,
-                    start,
-                    first_M,
-                    N,
-                    scale,
-                    True,
-                    True,
-                    POLYNOMIAL,
-                    LATE,
-                )
-                taken += 1
-        for i in range(start // BLOCK_N):
+    first_M = row + G * 64
+    max_M = gl.full([64], _LEAST, gl.float32, row_layout)
+    sum_M = gl.full([64], 0.0, gl.float32, row_layout)
+    acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
+    q = q_smem.index(G)
+    mbarrier.wait(q_full, phase)
+    buffer = taken % BUFFERS
+    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    score_MN = warpgroup_mma(
+        q,
+        k_smem.index(buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_N], gl.float32, score_layout),
+        use_acc=False,
+    )
+    mbarrier.arrive(k_empty.index(buffer), count=1)
+    start = (blocks - 1) * BLOCK_N
+    weight_MN, decay_M, max_M, sum_M = _softmax(
+        score_MN, max_M, sum_M, scale, first_M, N, start, CAUSAL or RAGGED, CAUSAL, POLYNOMIAL
+    )
+    taken += 1
+    if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
+        while start > row:
             start -= BLOCK_N
             acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
                 acc_MD,
@@ -327,49 +336,147 @@ def _consume(
                 first_M,
                 N,
                 scale,
-                False,
-                CAUSAL,
+                True,
+                True,
                 POLYNOMIAL,
                 LATE,
             )
             taken += 1
-        mbarrier.arrive(q_empty, count=1)
-        last = (taken - 1) % BUFFERS
-        acc_MD = acc_MD * gl.expand_dims(
-            gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1
+    for i in range(start // BLOCK_N):
+        start -= BLOCK_N
+        acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
+            acc_MD,
+            weight_MN,
+            decay_M,
+            max_M,
+            sum_M,
+            q,
+            smem,
+            bars,
+            taken,
+            start,
+            first_M,
+            N,
+            scale,
+            False,
+            CAUSAL,
+            POLYNOMIAL,
+            LATE,
         )
-        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-        acc_MD = warpgroup_mma(
-            gl.convert_layout(weight_MN.to(dtype), p_layout), v_smem.index(last), acc_MD
+        taken += 1
+    mbarrier.arrive(q_empty, count=1)
+    last = (taken - 1) % BUFFERS
+    acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
+    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    acc_MD = warpgroup_mma(
+        gl.convert_layout(weight_MN.to(dtype), p_layout), v_smem.index(last), acc_MD
+    )
+    mbarrier.arrive(v_empty.index(last), count=1)
+    o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
+    y = y_smem.index(G)
+    if lse_ptr is not None:
+        row_M = first_M + gl.arange(0, 64, row_layout)
+        gl.store(lse_ptr + (b * H + h) * N + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
+    if PARAMETRIZATION != "none":
+        c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+        mbarrier.wait(x_full.index(G), phase)
+        x_MD = y.load(acc_layout).to(gl.float32)
+        if o_desc is not None:
+            y.store(o_MD.to(dtype))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(
+                o_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+            )
+            tma.store_wait(0)
+        y_MD = c_skip * x_MD
+        o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
+    y.store(o_MD.to(dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(
+        y_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+    )
+    tma.store_wait(0)
+    if PARAMETRIZATION != "none":
+        mbarrier.arrive(x_empty.index(G), count=1)
+    return taken
+
+
+@gluon.jit
+def _pass_over(
+    bars, blocks, taken, phase, BUFFERS: gl.constexpr, G: gl.constexpr, SKIPS: gl.constexpr
+):
+    """What a group without rows in a tile still owes the producer."""
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    mbarrier.arrive(q_empty, count=1)
+    for i in range(blocks):
+        buffer = taken % BUFFERS
+        turn = (taken // BUFFERS) & 1
+        mbarrier.wait(k_full.index(buffer), turn)
+        mbarrier.arrive(k_empty.index(buffer), count=1)
+        mbarrier.wait(v_full.index(buffer), turn)
+        mbarrier.arrive(v_empty.index(buffer), count=1)
+        taken += 1
+    if SKIPS:
+        mbarrier.wait(x_full.index(G), phase)
+        mbarrier.arrive(x_empty.index(G), count=1)
+    return taken
+
+
+@gluon.jit
+def _consume(
+    smem,
+    bars,
+    descs,
+    scalars,
+    t_ptr,
+    lse_ptr,
+    G: gl.constexpr,
+    GROUPS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+):
+    """Tile after tile, in step with the producer."""
+    N, H, total, wide, narrow, wides, t_stride, scale, sigma = scalars
+    BUFFERS: gl.constexpr = smem[1].shape[0]
+    BLOCK_N: gl.constexpr = smem[1].shape[1]
+    taken = 0
+    done = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        row, h, b, blocks, whole = _tile(
+            index, N, H, wide, narrow, wides, GROUPS * 64, BLOCK_N, CAUSAL
         )
-        mbarrier.arrive(v_empty.index(last), count=1)
-        o_MD = acc_MD * gl.expand_dims(
-            gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1
-        )
-        y = y_smem.index(G)
-        if lse_ptr is not None:
-            row_M = first_M + gl.arange(0, 64, row_layout)
-            gl.store(lse_ptr + (b * H + h) * N + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
-        if PARAMETRIZATION != "none":
-            c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-            mbarrier.wait(x_full.index(G), phase)
-            x_MD = y.load(acc_layout).to(gl.float32)
-            if o_desc is not None:
-                y.store(o_MD.to(dtype))
-                fence_async_shared()
-                tma.async_copy_shared_to_global(
-                    o_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
-                )
-                tma.store_wait(0)
-            o_MD = c_skip * x_MD + c_out * o_MD
-        y.store(o_MD.to(dtype))
-        fence_async_shared()
-        tma.async_copy_shared_to_global(
-            y_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
-        )
-        tma.store_wait(0)
-        if PARAMETRIZATION != "none":
-            mbarrier.arrive(x_empty.index(G), count=1)
+        works = True
+        if wide is not None and G == GROUPS - 1:
+            works = whole
+        if works:
+            taken = _attend_tile(
+                smem,
+                bars,
+                descs,
+                (row, h, b, blocks),
+                N,
+                H,
+                taken,
+                done & 1,
+                t_ptr,
+                t_stride,
+                lse_ptr,
+                scale,
+                sigma,
+                G,
+                GROUPS,
+                CAUSAL,
+                RAGGED,
+                PARAMETRIZATION,
+                POLYNOMIAL,
+                LATE,
+            )
+        else:
+            SKIPS: gl.constexpr = PARAMETRIZATION != "none"
+            taken = _pass_over(bars, blocks, taken, done & 1, BUFFERS, G, SKIPS)
         done += 1
 
 
@@ -503,6 +610,9 @@ def attend(
     N,
     H,
     total,
+    wide,
+    narrow,
+    wides,
     GROUPS: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BUFFERS: gl.constexpr,
@@ -543,7 +653,7 @@ def attend(
     smem = (q_smem, k_smem, v_smem, y_smem)
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    scalars = (N, H, total, t_stride, scale * _LOG2E, sigma)
+    scalars = (N, H, total, wide, narrow, wides, t_stride, scale * _LOG2E, sigma)
     if GROUPS == 2:
         gl.warp_specialize(
             [
@@ -724,6 +834,33 @@ def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)
 
 
+@lru_cache(maxsize=4096)
+def _split(N: int, heads: int, tile: HopperTile, causal: bool, sms: int) -> tuple[int, int]:
+    """Tiles of a head with all its groups' rows, and tiles with 64 rows less, in that order.
+
+    Programs take them in rounds, and the longest program is what counts: where a last round of
+    whole tiles would leave most of them idle, some narrower ones in all may take less time. A
+    group that is idle leaves the others faster: two of three take 1/1.35 of the time of three.
+    """
+    rows = tile.groups * 64
+    whole = ceil_div(N, rows)
+    if causal or not tile.persistent or tile.groups < 3:
+        return whole, 0
+
+    def longest(wide: int) -> float:
+        narrow = max(0, ceil_div(N - wide * rows, rows - 64))
+        tiles = (wide * heads, (wide + narrow) * heads)
+        return max(
+            1.35 * ceil_div(tiles[0] - first, sms)
+            + ceil_div(tiles[1] - first, sms)
+            - ceil_div(tiles[0] - first, sms)
+            for first in {0, tiles[0] % sms, tiles[1] % sms}
+        )
+
+    wide = min(range(whole, -1, -1), key=longest)
+    return wide, max(0, ceil_div(N - wide * rows, rows - 64))
+
+
 def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
     return None if tensor is None else _descriptor(tensor.unflatten(2, (H, -1)), 64)
 
@@ -743,8 +880,8 @@ def forward_launch(
 ) -> Launch:
     """The launch that `rcm_attention.forward_launch` describes, by the kernel for Hopper."""
     B, N, H, _ = q.shape
-    rows = tile.groups * 64
-    total = ceil_div(N, rows) * H * B
+    wide, narrow = _split(N, H * B, tile, formula.causal, sm_count(q.device))
+    total = (wide + narrow) * H * B
     if y is None:
         x = t = None
         y, o = o, None
@@ -766,6 +903,9 @@ def forward_launch(
         "N": N,
         "H": H,
         "total": total,
+        "wide": wide if narrow else None,
+        "narrow": narrow if narrow else None,
+        "wides": wide * H * B if narrow else None,
     }
     constexprs = {
         "GROUPS": tile.groups,

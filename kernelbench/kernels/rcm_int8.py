@@ -1,0 +1,753 @@
+"""The attention and skip of `rcm_attention` with 8-bit products: faster, approximate, forward only.
+
+Shapes as there, and G = B·H heads, T tiles of keys, E the head size of the buffers, 64 or 128.
+
+With k̄ and a_d the mean and the largest magnitude over a head's tokens of k and of channel d of v:
+q ≈ s_q·q8, k − k̄ ≈ s_k·k8, v_d ≈ (a_d/448)·v8_d, with q8 and k8 in INT8, a scale for each block of
+rows, and v8 in FP8 e4m3. A softmax does not notice k̄, as it moves all scores of a row alike.
+The weights are 448·2^(score − max), rounded to e4m3: the factor spends the whole range of the
+format and leaves with the division by their sum. Products of a tile of keys are summed on their
+own and added to the result in fp32, as the accumulator of Hopper's FP8 products is no fp32.
+Below sm_89, which has no such products, weights and v8 are fp16.
+
+Three kernels: sums of k and magnitudes of v over parts of the tokens; the 8-bit copies; attention.
+Nothing returns to the host in between.
+
+Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernelbench.kernels.launch import (
+    Launch,
+    arch_of,
+    ceil_div,
+    check_device,
+    check_powers_of_2,
+    on_device,
+    power_of_2,
+    shared_memory,
+    sm_count,
+)
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm_attention import (
+    _check_skip,
+    _load_tile,
+    _mixing,
+    _packed_rows,
+    _store_tile,
+    _strides,
+    _tile_of_head,
+    _visible,
+)
+
+DTYPES = (torch.float16, torch.bfloat16)
+_LOG2E = tl.constexpr(1.4426950408889634)
+_FULL = tl.constexpr(448.0)  # the largest e4m3
+_LOG2_FULL = tl.constexpr(8.807354922057604)
+_LEAST = tl.constexpr(1e-12)  # magnitude of a block; the product of two scales stays above 0
+_MAGIC = tl.constexpr(12582912.0)  # 1.5·2^23: the low bits of this plus a small integer are it
+_MAGIC_BITS = tl.constexpr(0x4B400000)
+
+
+@triton.jit
+def _summarise(
+    k_ptr,
+    v_ptr,
+    partial_ptr,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    part_tokens,
+    N,
+    H,
+    P,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """By channel, the sum of k and the largest magnitude of v in one of the P parts of a head."""
+    part = tl.program_id(0) % P
+    g = (tl.program_id(0) // P).to(tl.int64)
+    k_ptr += g // H * k_stride_B + g % H * k_stride_H
+    v_ptr += g // H * v_stride_B + g % H * v_stride_H
+    first = part * part_tokens
+    sum_D = tl.zeros([BLOCK_D], tl.float32)
+    most_D = tl.zeros([BLOCK_D], tl.float32)
+    for start in tl.range(first, tl.minimum(first + part_tokens, N), BLOCK_N, num_stages=STAGES):
+        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, True)
+        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, True)
+        sum_D += tl.sum(k_ND.to(tl.float32), axis=0)
+        most_D = tl.maximum(most_D, tl.max(tl.abs(v_ND.to(tl.float32)), axis=0))
+    partial_ptr += (g * 2 * P + part) * BLOCK_D + tl.arange(0, BLOCK_D)
+    tl.store(partial_ptr, sum_D)
+    tl.store(partial_ptr + P * BLOCK_D, most_D)
+
+
+@triton.jit
+def _load_partials(partial_ptr, P, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+    part_P = tl.arange(0, BLOCK_P)
+    ptr_PD = partial_ptr + part_P[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(ptr_PD, mask=(part_P < P)[:, None], other=0.0)
+
+
+@triton.jit
+def _store_int8(out_ptr, scale_ptr, x_RD, block, factor, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Block number `block` of ROWS rows as INT8, and factor times what one unit of it is worth."""
+    most = tl.maximum(tl.max(tl.max(tl.abs(x_RD), axis=1), axis=0), _LEAST)
+    whole_RD = x_RD * (127.0 / most) + _MAGIC
+    x8_RD = whole_RD.to(tl.int32, bitcast=True).to(tl.int8)
+    out_ptr += block * (ROWS * BLOCK_D)
+    at_RD = tl.arange(0, ROWS)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tl.store(out_ptr + at_RD, x8_RD)
+    tl.store(scale_ptr + block, most * (factor / 127.0))
+
+
+@triton.jit
+def _quantise(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    partial_ptr,
+    q8_ptr,
+    k8_ptr,
+    v8_ptr,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    scale,
+    N,
+    H,
+    P,
+    q_tiles,
+    k_tiles,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PERMUTED: tl.constexpr,
+):
+    """A tile of q, of k or of v of one head a program; those of a head follow each other.
+
+    v is written by tiles of (BLOCK_D, BLOCK_N). PERMUTED: in each 16 keys of them, in the order in
+    which the threads that hold the scores of a row after one product want them for the next.
+    """
+    tiles = q_tiles + 2 * k_tiles
+    tile = tl.program_id(0) % tiles
+    g = (tl.program_id(0) // tiles).to(tl.int64)
+    b = g // H
+    h = g % H
+    d_D = tl.arange(0, BLOCK_D)
+    row_N = tl.arange(0, BLOCK_N)
+    partial_ptr += g * 2 * P * BLOCK_D
+    if tile < k_tiles:
+        k_ptr += b * k_stride_B + h * k_stride_H
+        mean_D = tl.sum(_load_partials(partial_ptr, P, BLOCK_P, BLOCK_D), axis=0) / N
+        k_ND = _load_tile(k_ptr, tile * BLOCK_N, k_stride_N, N, D, BLOCK_N, BLOCK_D, True)
+        there_N = tile * BLOCK_N + row_N < N
+        smooth_ND = tl.where(there_N[:, None], k_ND.to(tl.float32) - mean_D[None, :], 0.0)
+        _store_int8(k8_ptr, k_scale_ptr, smooth_ND, g * k_tiles + tile, 1.0, BLOCK_N, BLOCK_D)
+    elif tile < 2 * k_tiles:
+        tile -= k_tiles
+        v_ptr += b * v_stride_B + h * v_stride_H
+        part_PD = _load_partials(partial_ptr + P * BLOCK_D, P, BLOCK_P, BLOCK_D)
+        most_D = tl.max(part_PD, axis=0)
+        if PERMUTED:
+            key_N = row_N // 16 * 16 + row_N % 2 + row_N // 2 % 2 * 8 + row_N // 4 % 4 * 2
+        else:
+            key_N = row_N
+        start = tile * BLOCK_N
+        v_ptr += tl.cast(start, tl.int64) * v_stride_N
+        mask_ND = (start + key_N < N)[:, None] & (d_D < D)[None, :]
+        at_ND = key_N[:, None] * v_stride_N + d_D[None, :]
+        v_ND = tl.load(v_ptr + at_ND, mask=mask_ND, other=0.0).to(tl.float32)
+        fill_D = 1.0 / tl.maximum(most_D, _LEAST) * _FULL
+        v8_ND = (v_ND * fill_D[None, :]).to(v8_ptr.dtype.element_ty)
+        v8_ptr += (g * k_tiles + tile) * (BLOCK_D * BLOCK_N)
+        tl.store(v8_ptr + d_D[:, None] * BLOCK_N + row_N[None, :], tl.trans(v8_ND))
+        if tile == 0:
+            tl.store(v_scale_ptr + g * BLOCK_D + d_D, most_D / _FULL)
+    else:
+        tile -= 2 * k_tiles
+        q_ptr += b * q_stride_B + h * q_stride_H
+        q_MD = _load_tile(q_ptr, tile * BLOCK_M, q_stride_N, N, D, BLOCK_M, BLOCK_D, True)
+        block = g * q_tiles + tile
+        factor = scale * _LOG2E
+        _store_int8(q8_ptr, q_scale_ptr, q_MD.to(tl.float32), block, factor, BLOCK_M, BLOCK_D)
+
+
+@triton.jit
+def _attend_keys(
+    acc_MD,
+    sum_M,
+    max_M,
+    q_MD,
+    q_scale,
+    k_ptr,
+    v_ptr,
+    k_scale_ptr,
+    row_M,
+    first,
+    end,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr,
+    PERMUTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Tiles of keys `first` to `end`: unnormalised result, sum of weights, largest score so far.
+
+    BIASED: products start at the bits of 1.5·2^23 and so end as the bits of that plus their value:
+    this stays exact up to |value| < 2^22, and 127²·128 is less than half of that.
+    """
+    key_N = tl.arange(0, BLOCK_N)
+    d_D = tl.arange(0, BLOCK_D)
+    BIAS: tl.constexpr = _MAGIC if BIASED else 0.0
+    for tile in tl.range(first, end, num_stages=STAGES):
+        k_scale = tl.load(k_scale_ptr + tile)
+        at = tl.cast(tile, tl.int64) * (BLOCK_N * BLOCK_D)
+        k_DN = tl.load(k_ptr + at + (key_N[None, :] * BLOCK_D + d_D[:, None]))
+        if BIASED:
+            start_MN = tl.full([BLOCK_M, BLOCK_N], _MAGIC_BITS, tl.int32)
+            whole_MN = tl.dot(q_MD, k_DN, start_MN, out_dtype=tl.int32)
+            product_MN = whole_MN.to(tl.float32, bitcast=True)
+        else:
+            product_MN = tl.dot(q_MD, k_DN, out_dtype=tl.int32).to(tl.float32)
+        if MASKED:
+            visible_MN = _visible(row_M, tile * BLOCK_N + key_N, N, CAUSAL)
+            product_MN = tl.where(visible_MN, product_MN, float("-inf"))
+        scale = q_scale * k_scale
+        new_max_M = tl.maximum(max_M, (tl.max(product_MN, axis=1) - BIAS) * scale)
+        shift_M = (scale * -BIAS + _LOG2_FULL) - new_max_M
+        weight_MN = tl.exp2(product_MN * scale + shift_M[:, None])
+        decay_M = tl.exp2(max_M - new_max_M)
+        v_ND = tl.load(v_ptr + at + (d_D[None, :] * BLOCK_N + key_N[:, None]))
+        weight8_MN = weight_MN.to(v_ptr.dtype.element_ty)
+        if PERMUTED:
+            split_MN = tl.reshape(weight8_MN, [BLOCK_M, BLOCK_N // 16, 2, 4, 2])
+            swapped_MN = tl.permute(split_MN, [0, 1, 3, 2, 4])
+            weight8_MN = tl.reshape(swapped_MN, [BLOCK_M, BLOCK_N])
+        acc_MD = acc_MD * decay_M[:, None] + tl.dot(weight8_MN, v_ND)
+        sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
+        max_M = new_max_M
+    return acc_MD, sum_M, max_M
+
+
+@triton.jit
+def _attend(
+    q8_ptr,
+    k8_ptr,
+    v8_ptr,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    x_ptr,
+    t_ptr,
+    y_ptr,
+    x_stride_B,
+    x_stride_N,
+    t_stride,
+    sigma,
+    N,
+    H,
+    q_tiles,
+    k_tiles,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PERMUTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """BLOCK_M query rows of one head a program, the longest first where causal."""
+    row, h, b, g = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    d_D = tl.arange(0, BLOCK_D)
+    block = g * q_tiles + row // BLOCK_M
+    q8_ptr += block * (BLOCK_M * BLOCK_D)
+    q_MD = tl.load(q8_ptr + tl.arange(0, BLOCK_M)[:, None] * BLOCK_D + d_D[None, :])
+    q_scale = tl.load(q_scale_ptr + block)
+    k8_ptr += g * k_tiles * (BLOCK_N * BLOCK_D)
+    v8_ptr += g * k_tiles * (BLOCK_N * BLOCK_D)
+    k_scale_ptr += g * k_tiles
+    row_M = row + tl.arange(0, BLOCK_M)
+    acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if CAUSAL:
+        whole = row // BLOCK_N
+        end = tl.cdiv(tl.minimum(row + BLOCK_M, N), BLOCK_N)
+    else:
+        whole = N // BLOCK_N
+        end = k_tiles
+    acc_MD, sum_M, max_M = _attend_keys(
+        acc_MD,
+        sum_M,
+        max_M,
+        q_MD,
+        q_scale,
+        k8_ptr,
+        v8_ptr,
+        k_scale_ptr,
+        row_M,
+        0,
+        whole,
+        N,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+        CAUSAL,
+        False,
+        PERMUTED,
+        BIASED,
+        STAGES,
+    )
+    if CAUSAL or RAGGED:
+        acc_MD, sum_M, max_M = _attend_keys(
+            acc_MD,
+            sum_M,
+            max_M,
+            q_MD,
+            q_scale,
+            k8_ptr,
+            v8_ptr,
+            k_scale_ptr,
+            row_M,
+            whole,
+            end,
+            N,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            CAUSAL,
+            True,
+            PERMUTED,
+            BIASED,
+            STAGES,
+        )
+
+    v_scale_D = tl.load(v_scale_ptr + g * BLOCK_D + d_D)
+    y_MD = acc_MD * (1.0 / sum_M)[:, None] * v_scale_D[None, :]
+    if PARAMETRIZATION != "none":
+        c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+        x_ptr += b * x_stride_B + h * D
+        x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        y_MD = c_skip * x_MD.to(tl.float32) + c_out * y_MD
+    y_ptr += b * N * H * D + h * D
+    _store_tile(y_ptr, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+@dataclass(frozen=True)
+class RcmInt8Config:
+    """How the kernels cut up their work. Blocks and warps are powers of two.
+
+    block_m, block_n: query rows of a program, at least 16, and keys it takes at a time, at least
+        32, in a software pipeline of `stages`. Each block of q and of k has a scale.
+    warps: of an attention program.
+    biased: scores become floating point by the bits that the products start with, instead of by
+        a conversion; the numbers are the same but for rounding in fp32.
+    quantise_warps: of a program of the other two kernels.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    biased: bool = False
+    quantise_warps: int = 4
+
+    def __post_init__(self) -> None:
+        check_powers_of_2(self, "block_m", "block_n", "warps", "quantise_warps")
+        for name, least in (("block_m", 16), ("block_n", 32)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"RcmInt8Config: {name} is {getattr(self, name)}, but a dot takes {least}"
+                )
+
+
+_Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, biased
+# By the head size of the buffers, on sm_90 and elsewhere.
+_TABLE: dict[tuple[int, bool], tuple[_Tile, ...]] = {
+    (128, True): (
+        (64, 128, 4, 2, False),
+        (64, 128, 4, 2, True),
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 3, True),
+        (128, 128, 8, 2, False),
+        (128, 64, 8, 3, False),
+        (64, 64, 4, 3, False),
+    ),
+    (64, True): (
+        (64, 128, 4, 2, False),
+        (64, 128, 4, 2, True),
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 3, True),
+        (128, 128, 8, 2, False),
+        (128, 128, 8, 3, True),
+        (64, 64, 4, 3, False),
+    ),
+    (128, False): ((128, 64, 8, 2, False), (64, 64, 4, 2, False), (64, 64, 4, 3, False)),
+    (64, False): ((64, 64, 4, 2, False), (64, 64, 4, 3, False), (128, 64, 8, 2, False)),
+}
+
+
+def configs(N: int, D: int, *, arch: str) -> tuple[RcmInt8Config, ...]:
+    """The table's choice for N tokens of heads of D elements, then others that a tuner may pick.
+
+    arch: `sm_90` and the like, or `cpu` for the interpreter.
+    """
+    E = _buffer_size(D)
+    most = max(32, power_of_2(N))
+    bytes_of_v = _value_dtype(arch).itemsize
+    fitting = (
+        RcmInt8Config(min(block_m, most), min(block_n, most), warps, stages, biased)
+        for block_m, block_n, warps, stages, biased in _TABLE[E, arch == "sm_90"]
+        if (block_m + stages * block_n * (1 + bytes_of_v)) * E <= shared_memory(arch, 1)
+    )
+    return tuple(dict.fromkeys(fitting))
+
+
+@lru_cache(maxsize=4096)
+def _choose(N: int, D: int, arch: str) -> RcmInt8Config:
+    return configs(N, D, arch=arch)[0]
+
+
+def _buffer_size(D: int) -> int:
+    return max(64, power_of_2(D))
+
+
+def _value_dtype(arch: str) -> torch.dtype:
+    """Of weights and v as they are multiplied: FP8 where there are such products."""
+    has_fp8 = arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 89
+    return torch.float8_e4m3fn if has_fp8 else torch.float16
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What attention reads of q, k and v, made by `prepack`; all tensors are contiguous.
+
+    q8, k8: INT8 (G,·,E), rows up to whole blocks and channels up to E being 0.
+    v8: (G,T,E,block_n), tiles of transposed v of which each channel is scaled to 448 at most.
+    q_scale, k_scale: fp32 (G,tiles), of blocks; q_scale has scale·log2 e in it.
+    v_scale: fp32 (G,E). permuted: whether the keys of a tile of v8 lie in the order of
+        `_quantise`, which FP8 products want.
+    dtype, B, N, H, D: of q. scale: of the scores.
+    """
+
+    q8: Tensor
+    k8: Tensor
+    v8: Tensor
+    q_scale: Tensor
+    k_scale: Tensor
+    v_scale: Tensor
+    permuted: bool
+    dtype: torch.dtype
+    B: int
+    N: int
+    H: int
+    D: int
+    scale: float
+    config: RcmInt8Config
+
+
+def _empty_packed(q: Tensor, scale: float, config: RcmInt8Config, arch: str) -> Packed:
+    B, N, H, D = q.shape
+    G, E = B * H, _buffer_size(D)
+    q_tiles, k_tiles = ceil_div(N, config.block_m), ceil_div(N, config.block_n)
+    value_dtype = _value_dtype(arch)
+    return Packed(
+        q8=q.new_empty(G, q_tiles * config.block_m, E, dtype=torch.int8),
+        k8=q.new_empty(G, k_tiles * config.block_n, E, dtype=torch.int8),
+        v8=q.new_empty(G, k_tiles, E, config.block_n, dtype=value_dtype),
+        q_scale=q.new_empty(G, q_tiles, dtype=torch.float32),
+        k_scale=q.new_empty(G, k_tiles, dtype=torch.float32),
+        v_scale=q.new_empty(G, E, dtype=torch.float32),
+        permuted=value_dtype is torch.float8_e4m3fn or arch == "cpu",
+        dtype=q.dtype,
+        B=B,
+        N=N,
+        H=H,
+        D=D,
+        scale=scale,
+        config=config,
+    )
+
+
+def quantise_launches(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, *, parts_per_sm: int = 6
+) -> tuple[Launch, Launch]:
+    """The launches, in order, that fill `packed`. Scratch memory is allocated here.
+
+    q, k, v: (B,N,H,D) of any strides whose last is 1. parts_per_sm: programs of the first launch
+    for each multiprocessor, or a few more.
+    """
+    config = packed.config
+    G, _, E = packed.q8.shape
+    step = min(32, max(16, power_of_2(packed.N)))
+    steps = ceil_div(packed.N, step)
+    wanted = min(64, steps, max(1, ceil_div(parts_per_sm * sm_count(q.device), max(G, 1))))
+    part_tokens = ceil_div(steps, max(wanted, 1)) * step
+    P = ceil_div(packed.N, part_tokens) if packed.N else 0
+    partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
+    options = {"num_warps": config.quantise_warps, "num_stages": 2}
+    summary_args: dict[str, Any] = {
+        "k_ptr": k,
+        "v_ptr": v,
+        "partial_ptr": partial,
+        "part_tokens": part_tokens,
+        "N": packed.N,
+        "H": packed.H,
+        "P": P,
+    }
+    summary = Launch(
+        _summarise,
+        (G * P,),
+        summary_args | _strides(k=k, v=v),
+        {"D": packed.D, "BLOCK_N": step, "BLOCK_D": E, "STAGES": 2},
+        options,
+    )
+    q_tiles, k_tiles = packed.q_scale.shape[1], packed.k_scale.shape[1]
+    args: dict[str, Any] = {
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "partial_ptr": partial,
+        "q8_ptr": packed.q8,
+        "k8_ptr": packed.k8,
+        "v8_ptr": packed.v8,
+        "q_scale_ptr": packed.q_scale,
+        "k_scale_ptr": packed.k_scale,
+        "v_scale_ptr": packed.v_scale,
+        "scale": packed.scale,
+        "N": packed.N,
+        "H": packed.H,
+        "P": P,
+        "q_tiles": q_tiles,
+        "k_tiles": k_tiles,
+    }
+    constexprs = {
+        "D": packed.D,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": E,
+        "BLOCK_P": power_of_2(P),
+        "PERMUTED": packed.permuted,
+    }
+    grid = (G * (q_tiles + 2 * k_tiles),)
+    return summary, Launch(_quantise, grid, args | _strides(q=q, k=k, v=v), constexprs, options)
+
+
+def attend_launch(
+    packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, *, formula: RcmFormula
+) -> Launch:
+    """The launch that writes y, (B,N,H·D) and contiguous.
+
+    x: (B,N,H·D) of any strides whose last is 1, and t: (B,); both None without a skip. The scale
+    is that of `packed`.
+    """
+    config = packed.config
+    mixing, constexprs = _mixing(t, formula)
+    args: dict[str, Any] = {
+        "q8_ptr": packed.q8,
+        "k8_ptr": packed.k8,
+        "v8_ptr": packed.v8,
+        "q_scale_ptr": packed.q_scale,
+        "k_scale_ptr": packed.k_scale,
+        "v_scale_ptr": packed.v_scale,
+        "x_ptr": x,
+        "y_ptr": y,
+        "N": packed.N,
+        "H": packed.H,
+        "q_tiles": packed.q_scale.shape[1],
+        "k_tiles": packed.k_scale.shape[1],
+    }
+    constexprs |= {
+        "D": packed.D,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": packed.q8.shape[2],
+        "CAUSAL": formula.causal,
+        "RAGGED": packed.N % max(config.block_m, config.block_n) != 0,
+        "PERMUTED": packed.permuted,
+        "BIASED": config.biased,
+        "STAGES": config.stages,
+    }
+    grid = (packed.q_scale.numel(),)
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return Launch(_attend, grid, args | mixing | _strides(x=x), constexprs, options)
+
+
+def launches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    y: Tensor,
+    *,
+    formula: RcmFormula,
+    config: RcmInt8Config,
+    arch: str,
+) -> tuple[Launch, ...]:
+    """All launches of a call, in order; tensors as `attend_launch` and `quantise_launches` take."""
+    packed = _empty_packed(q, formula.scale, config, arch)
+    return (*quantise_launches(q, k, v, packed), attend_launch(packed, x, t, y, formula=formula))
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise TypeError(
+            f"rcm_attention_int8 takes q, k and v of one dtype, float16 or bfloat16, got "
+            f"{q.dtype}, {k.dtype} and {v.dtype}: convert them with .to()"
+        )
+    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"rcm_attention_int8 takes q, k and v of one shape (B,N,H,D), got {tuple(q.shape)}, "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if not 16 <= q.shape[3] <= 128:
+        raise ValueError(
+            f"rcm_attention_int8 takes heads of 16 to 128 elements, got D = {q.shape[3]}: "
+            "rcm_attention takes up to 256"
+        )
+
+
+def _refuse_gradients(*tensors: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
+        raise RuntimeError(
+            "rcm_attention_int8 has no gradients: call it under torch.no_grad(), or call "
+            "rcm_attention, which has"
+        )
+
+
+def prepack(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    config: RcmInt8Config | None = None,
+) -> Packed:
+    """The 8-bit copies of q, k and v that `rcm_attention_prepacked` reads: two kernels.
+
+    Arguments and errors are those of `rcm_attention_int8`.
+    """
+    _check(q, k, v)
+    _refuse_gradients(q, k, v)
+    scale = formula_of("none", None, False, scale, q.shape[3]).scale
+    device = check_device(q=q, k=k, v=v)
+    arch = arch_of(device)
+    if config is None:
+        config = _choose(q.shape[1], q.shape[3], arch)
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    packed = _empty_packed(q, scale, config, arch)
+    with on_device(device):
+        for launch in quantise_launches(q, k, v, packed):
+            launch.run()
+    return packed
+
+
+def rcm_attention_prepacked(
+    packed: Packed,
+    x: Tensor | None,
+    t: Tensor | None,
+    *,
+    sigma_data: float | None = None,
+    parametrization: str = "edm",
+    causal: bool = False,
+) -> Tensor:
+    """`rcm_attention_int8` of what was packed, with the scale that it was packed for."""
+    _refuse_gradients(x, t)
+    formula = formula_of(parametrization, sigma_data, causal, packed.scale, packed.D)
+    shape = (packed.B, packed.N, packed.H, packed.D)
+    if formula.skips:
+        _check_skip(torch.empty(shape, dtype=packed.dtype, device="meta"), x, t, parametrization)
+    else:
+        x = t = None
+    device = check_device(packed=packed.q8, x=x, t=t)
+    x = None if x is None else _packed_rows(x)
+    y = packed.q8.new_empty(packed.B, packed.N, packed.H * packed.D, dtype=packed.dtype)
+    with on_device(device):
+        attend_launch(packed, x, t, y, formula=formula).run()
+    return y
+
+
+def rcm_attention_int8(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    *,
+    sigma_data: float | None = None,
+    parametrization: str = "edm",
+    causal: bool = False,
+    scale: float | None = None,
+    config: RcmInt8Config | None = None,
+) -> Tensor:
+    """y ≈ c_skip(t_b)·x + c_out(t_b)·softmax(q kᵀ·scale) v, with 8-bit products.
+
+    q, k, v: (B,N,H,D) of one dtype, float16 or bfloat16, D from 16 to 128. Any strides; a last
+        axis that is not contiguous costs a copy.
+    x: (B,N,H·D) of q's dtype, strides likewise. y is like it, contiguous.
+    t, parametrization, sigma_data, causal, scale: as for `rcm_attention.rcm_attention`.
+    config: how to cut up the work; None for the choice of the table, see `configs`.
+
+    The attention term of normally distributed inputs is off by some 4 % of its norm (relative
+    Frobenius error); the skip is exact, so that y equals x where c_out is 0. Values that are not
+    finite need not come through. A mean of k over the tokens costs nothing; a channel of q or k
+    that is far larger than the others costs them their precision, a channel of v does not.
+
+    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
+    parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a gradient
+    is asked for, and for tensors that are not on one device where Triton runs.
+
+    Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
+    """
+    _check(q, k, v)
+    _refuse_gradients(q, k, v, x, t)
+    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
+    if formula.skips:
+        _check_skip(q, x, t, parametrization)
+    else:
+        x = t = None
+    device = check_device(q=q, k=k, v=v, x=x, t=t)
+    arch = arch_of(device)
+    if config is None:
+        config = _choose(q.shape[1], q.shape[3], arch)
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    x = None if x is None else _packed_rows(x)
+    y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
+    with on_device(device):
+        described = launches(q, k, v, x, t, y, formula=formula, config=config, arch=arch)
+        for launch in described:
+            launch.run()
+    return y

@@ -1,0 +1,203 @@
+"""Self-attention mixed with its input by coefficients of a time: y = c_skip(t)·x + c_out(t)·F(x).
+
+Shapes: B samples, N tokens, C = dim channels, H heads, D = C / H; x and y (B,N,C), t (B,).
+F(x) = proj(attention(qkv(x))), so the skip belongs to the epilogue of the output projection.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernelbench.kernels.launch import refusal
+from kernelbench.kernels.projection import DTYPES, project_and_skip
+from kernelbench.kernels.rcm import formula_of
+
+Implementation = Literal["auto", "eager", "triton", "triton_int8"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+CM_EPSILON = 0.002  # the smallest t of a consistency model
+MOST_D = 256
+_LATER = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_LATER]
+_FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_LATER]
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+def _prefers_cudnn(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+def _kernels_run(device: torch.device) -> bool:
+    return device.type == "cuda" and refusal(device) is None
+
+
+def _coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tensor]:
+    if parametrization == "none":
+        return torch.zeros_like(t), torch.ones_like(t)
+    if parametrization == "trigflow":
+        sine = t.sin()
+        c_skip = (t.cos() + sine).reciprocal()
+        return c_skip, -sine * c_skip
+    u = t - CM_EPSILON if parametrization == "cm" else t
+    return sigma**2 / (u * u + sigma**2), sigma * u * (t * t + sigma**2).rsqrt()
+
+
+class RCMAttention(nn.Module):
+    """y = c_skip(t)·x + c_out(t)·proj(softmax(q kᵀ/√D) v), with q, k, v = qkv(x); not causal.
+
+    dim: channels C, a multiple of num_heads; heads have at most 256 elements.
+    qkv_bias: whether `qkv` has a bias; `proj` has one always.
+    sigma_data, parametrization: of the coefficients, `edm`, `cm`, `trigflow` or `none`, see
+        `kernels.rcm_attention.rcm_attention`; sigma_data is the parametrization's own unless given.
+    impl: who computes it. The parameters, and so the state_dict, are the same whoever does.
+        `eager`: PyTorch, operator by operator.
+        `triton`: the projection, its bias and the skip are one kernel; attention is PyTorch's.
+        `triton_int8`: also, attention has its scores multiplied in int8, an approximation;
+            for inference only.
+        `auto`: `triton` for tensors on a GPU where the kernels run, else `eager`.
+
+    The module trains, under autocast too, and torch.compile makes one graph of it.
+    Raises ValueError for a dim that num_heads does not divide, for heads that are too large, for
+    an unknown impl or parametrization, or a sigma_data that it cannot have.
+
+    Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
+    (arXiv:2206.00364); Lu and Song, Simplifying, Stabilizing and Scaling Continuous-Time
+    Consistency Models, 2024 (arXiv:2410.11081).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        qkv_bias: bool = True,
+        sigma_data: float | None = None,
+        parametrization: str = "edm",
+        impl: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_heads < 1 or dim % num_heads:
+            raise ValueError(
+                f"RCMAttention takes a dim that is a multiple of num_heads, got dim = {dim} and "
+                f"num_heads = {num_heads}"
+            )
+        if dim // num_heads > MOST_D:
+            raise ValueError(
+                f"RCMAttention takes heads of at most {MOST_D} elements, got {dim // num_heads} "
+                f"(dim = {dim}, num_heads = {num_heads}): take more heads"
+            )
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"RCMAttention has no impl {impl!r}. Known: {', '.join(IMPLEMENTATIONS)}"
+            )
+        formula = formula_of(parametrization, sigma_data, False, None, dim // num_heads)
+        self.dim, self.num_heads, self.impl = dim, num_heads, impl
+        self.parametrization, self.sigma_data = parametrization, formula.sigma_data
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_heads={self.num_heads}, sigma_data={self.sigma_data}, "
+            f"parametrization={self.parametrization!r}, impl={self.impl!r}"
+        )
+
+    def get_skip_coefficients(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out of t, of t's shape, in fp32 or wider."""
+        t = torch.as_tensor(t)
+        wide = t if t.dtype is torch.float64 else t.float()
+        return _coefficients(wide, self.parametrization, self.sigma_data)
+
+    def forward(self, x: Tensor, t: Tensor | float | None = None) -> Tensor:
+        """y (B,N,C) of x's dtype, for x (B,N,C) and t, (B,) or one time for all samples.
+
+        t is left out under `none` alone. Raises ValueError for other shapes, TypeError for a dtype
+        that is not the weights' (without autocast), RuntimeError for tensors on several devices,
+        for kernels that cannot run there, and for `triton_int8` with a gradient to come.
+        """
+        self._check(x)
+        t = self._times(x, t)
+        impl = self.impl
+        if impl == "auto":
+            fits = self.proj.weight.dtype in DTYPES and x.dtype in DTYPES
+            impl = "triton" if fits and _kernels_run(x.device) else "eager"
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (B,N,H,D)
+        a = _attend_int8(q, k, v) if impl == "triton_int8" else _attend(q, k, v)
+        if impl == "eager":
+            return self._mix(self.proj(a), x, t)
+        weight, bias = self.proj.weight.to(a.dtype), self.proj.bias.to(a.dtype)
+        return project_and_skip(
+            a,
+            weight,
+            bias,
+            x if t is not None else None,
+            t,
+            sigma_data=self.sigma_data,
+            parametrization=self.parametrization,
+        )
+
+    def _mix(self, f: Tensor, x: Tensor, t: Tensor | None) -> Tensor:
+        if t is None:
+            return f
+        c_skip, c_out = (c.to(x.dtype)[:, None, None] for c in self.get_skip_coefficients(t))
+        return (c_skip * x + c_out * f).to(x.dtype)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(
+                f"RCMAttention takes x of shape (B, N, {self.dim}), got {tuple(x.shape)}"
+            )
+        weight = self.qkv.weight
+        if x.device != weight.device:
+            raise RuntimeError(
+                f"RCMAttention has its weights on {weight.device}, got x on {x.device}: move one"
+            )
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"RCMAttention has weights of {weight.dtype}, got x of {x.dtype}: convert one with "
+                ".to(), or use torch.autocast"
+            )
+
+    def _times(self, x: Tensor, t: Tensor | float | None) -> Tensor | None:
+        """t as (B,), or None where it takes no part."""
+        if self.parametrization == "none":
+            return None
+        if t is None:
+            raise ValueError(f"RCMAttention mixes t in under {self.parametrization!r}, got None")
+        B = x.shape[0]
+        if not isinstance(t, Tensor):
+            return torch.full((B,), float(t), device=x.device)
+        if t.dim() == 0:
+            return t.to(device=x.device, dtype=torch.float32).expand(B)
+        if t.shape != (B,):
+            raise ValueError(
+                f"RCMAttention takes one t, or t of shape (B,), here ({B},), got {tuple(t.shape)}"
+            )
+        if t.device != x.device:
+            raise RuntimeError(f"RCMAttention got x on {x.device} and t on {t.device}: move one")
+        return t if t.is_floating_point() else t.float()
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention of views (B,N,H,D) of a packed qkv, without copies: (B,N,C)."""
+    order = _CUDNN_FIRST if _prefers_cudnn(q.device) else _FLASH_FIRST
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    with sdpa_kernel(order, set_priority=True):
+        a = F.scaled_dot_product_attention(q, k, v)
+    return a.transpose(1, 2).flatten(2)
+
+
+def _attend_int8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise RuntimeError(
+            "impl='triton_int8' is for inference and has no gradient: call it under "
+            "torch.no_grad(), or take impl='triton'"
+        )
+    from kernelbench.kernels import rcm_int8
+
+    attend: Any = rcm_int8.rcm_attention_int8
+    a: Tensor = attend(q, k, v, x=None, t=None, parametrization="none")
+    return a
