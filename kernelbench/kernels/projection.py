@@ -366,8 +366,9 @@ class _Choice:
 # None of these spills registers on the architectures of its row (triton 3.6). The first row that
 # holds is the choice; the last of each part takes what is left.
 _NARROW = (
-    _Choice(264, ProjectionConfig(128, 256, 64, 8, 3, halves=True), ("sm_90",)),
-    _Choice(132, ProjectionConfig(128, 128, 64, 8, 3, halves=True), ("sm_90",)),
+    _Choice(132, ProjectionConfig(128, 128, 64, 8, 3), ("sm_90",)),
+    _Choice(132, ProjectionConfig(64, 128, 64, 4, 4), ("sm_90",)),
+    _Choice(0, ProjectionConfig(64, 64, 128, 4, 3), ("sm_90",)),
     _Choice(216, ProjectionConfig(128, 128, 32, 8, 4)),
     _Choice(108, ProjectionConfig(128, 64, 64, 4, 3)),
     _Choice(0, ProjectionConfig(64, 64, 64, 4, 4)),
@@ -380,7 +381,8 @@ _WIDE = (
 _MORE_NARROW = (
     _Choice(0, ProjectionConfig(128, 256, 64, 8, 4, halves=True), ("sm_90",)),
     _Choice(0, ProjectionConfig(128, 128, 64, 8, 4, halves=True), ("sm_90",)),
-    _Choice(0, ProjectionConfig(128, 128, 64, 8, 3), ("sm_90",)),
+    _Choice(0, ProjectionConfig(128, 256, 64, 8, 3, halves=True), ("sm_90",)),
+    _Choice(0, ProjectionConfig(128, 128, 64, 8, 3, halves=True), ("sm_90",)),
     _Choice(0, ProjectionConfig(128, 128, 64, 8, 3, early=True), ("sm_90",)),
     _Choice(0, ProjectionConfig(128, 128, 64, 4, 3, halves=True), ("sm_90",)),
     _Choice(0, ProjectionConfig(128, 128, 64, 4, 4, halves=True), ("sm_90",)),
