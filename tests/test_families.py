@@ -266,6 +266,8 @@ def test_no_provider_moves_less_than_it_must(family: Family[Any]) -> None:
     for case in family.checks:
         cost = family.cost(case)
         for provider in family.providers:
+            if provider.prepacked:
+                continue  # it reads what was packed instead of the inputs
             if provider.traffic and provider.unsupported(case, environment.device("cpu")) is None:
                 read, write = moved(provider, case)
                 where = f"{provider.name} {case.id}"

@@ -26,6 +26,7 @@ from kernelbench.families._rcm import (
     slopes,
     times,
 )
+from kernelbench.families._rcm_peers import peers
 from kernelbench.provide import DTYPES, compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
@@ -315,5 +316,6 @@ FAMILY = Family(
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel"),
         Provider("naive", Role.ablation, naive, traffic=naive_traffic, unsupported=fits),
+        *peers(partial(_traffic, "kernel", False)),
     ),
 )

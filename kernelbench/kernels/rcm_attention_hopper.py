@@ -407,6 +407,7 @@ def _pass_over(
 ):
     """What a group without rows in a tile still owes the producer."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    mbarrier.wait(q_full, phase)  # else this might count as the others' for the tile before
     mbarrier.arrive(q_empty, count=1)
     for i in range(blocks):
         buffer = taken % BUFFERS
@@ -818,9 +819,8 @@ def suits(*tensors: Tensor | None) -> bool:
     for tensor in tensors:
         if tensor is None:
             continue
-        first = 1 if tensor.shape[0] == 1 else 0  # the stride of one sample means nothing
-        strides = tensor.stride()[first:-1]
-        if tensor.data_ptr() % 16 or any(stride % 8 for stride in strides):
+        steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+        if tensor.data_ptr() % 16 or any(n > 1 and (step == 0 or step % 8) for n, step in steps):
             return False
     return True
 
@@ -828,7 +828,9 @@ def suits(*tensors: Tensor | None) -> bool:
 def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
     B, N, H, D = tensor.shape
     block = [1, rows, 1, D]
-    strides = [tensor.stride(0) if B > 1 else N * H * D, *tensor.stride()[1:]]
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    strides = [step if n > 1 else D for n, step in sizes]  # that of one of its kind means nothing
+    strides[-1] = 1
     element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
     layout = gl.NVMMASharedLayout.get_default_for(block, element)
     return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)

@@ -397,19 +397,19 @@ _Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, bias
 # By the head size of the buffers, on sm_90 and elsewhere.
 _TABLE: dict[tuple[int, bool], tuple[_Tile, ...]] = {
     (128, True): (
-        (64, 128, 4, 2, False),
-        (64, 128, 4, 2, True),
-        (64, 128, 4, 3, False),
         (64, 128, 4, 3, True),
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 2, True),
+        (64, 128, 4, 2, False),
         (128, 128, 8, 2, False),
         (128, 64, 8, 3, False),
         (64, 64, 4, 3, False),
     ),
     (64, True): (
-        (64, 128, 4, 2, False),
-        (64, 128, 4, 2, True),
-        (64, 128, 4, 3, False),
         (64, 128, 4, 3, True),
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 2, True),
+        (64, 128, 4, 2, False),
         (128, 128, 8, 2, False),
         (128, 128, 8, 3, True),
         (64, 64, 4, 3, False),

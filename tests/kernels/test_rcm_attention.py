@@ -1,6 +1,7 @@
 """Attention with a fused skip against an fp64 oracle of its own, forward and all five gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_every_config_is_right(arch, N, D, mode, dtype, device):
     candidates = configs(1, N, 1, D, arch=arch, mode=mode, itemsize=dtype.itemsize)
     assert 1 < len(candidates) == len(set(candidates)) <= 12
     for config in candidates:
-        if config.hopper is not None and (device == "cpu" or not is_hopper()):
+        if (config.hopper or config.bwd_hopper) and (device == "cpu" or not is_hopper()):
             continue
         check(inputs, dy, config=config, causal=True)
     check(inputs, dy, config=candidates[-1], causal=False)
@@ -162,7 +163,8 @@ def is_hopper():
 )
 def test_hopper_kernels_at_any_length(B, N, H, D, kind, causal):
     """As the table picks them for large sizes, which these are not."""
-    for tile in configs(64, 4096, 64, D, arch="sm_90", mode="fwd"):
+    found = [c for m in ("fwd", "full") for c in configs(64, 4096, 64, D, arch="sm_90", mode=m)]
+    for tile in dict.fromkeys(found):
         if tile.hopper is None:
             continue
         for parametrization in PARAMETRIZATIONS:
@@ -190,10 +192,70 @@ def test_the_table_picks_by_rounds_of_tiles():
 
 
 def test_hopper_tiles_are_refused_where_they_cannot_run(device):
-    config = configs(64, 4096, 64, 64, arch="sm_90", mode="fwd")[0]
     inputs, _ = draw(1, 64, 1, 32, torch.float16, device)
-    with pytest.raises(ValueError, match=r"HopperTile.*D = 32.*config=None"):
-        rcm_attention(*inputs, config=config)
+    full = configs(64, 4096, 64, 64, arch="sm_90", mode="full")[0]
+    for config, name in ((full, "HopperTile"), (replace(full, hopper=None), "HopperBackwardTile")):
+        with pytest.raises(ValueError, match=rf"^{name}.*D = 32.*config=None"):
+            rcm_attention(*inputs, config=config)
+
+
+@pytest.mark.parametrize("mode", ["bwd", "full"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_the_hopper_backward_comes_first_where_it_runs(D, mode):
+    def backwards(D=D, **changed):
+        found = configs(4, 2048, 12, D, **({"arch": "sm_90", "mode": mode} | changed))
+        return [c.bwd_hopper for c in found]
+
+    first, *others = backwards()
+    assert first is not None and (first.queries is None) == (D == 64)
+    assert others and not any(others)
+    for other in ({"mode": "fwd"}, {"arch": "sm_80"}, {"itemsize": 4}, {"D": 96}):
+        assert not any(backwards(**other))
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("N", [1024, 999])
+def test_hopper_gradients_have_the_same_bits_on_every_call(N, D, causal):
+    inputs, dy = draw(4, N, 12, D, torch.bfloat16, "cuda")
+    config = configs(4, N, 12, D, arch="sm_90", mode="full")[0]
+    assert config.bwd_hopper is not None
+    options = {"causal": causal, "config": config}
+    first, second = (with_gradients(rcm_attention, inputs, dy, **options) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_a_sample_of_nan_leaves_the_others_alone(D, causal):
+    """Tiles that reach beyond the last token of a sample must not see the next one."""
+    inputs, dy = draw(3, 70, 2, D, torch.bfloat16, "cuda")
+    options = {"causal": causal, "config": configs(3, 70, 2, D, arch="sm_90", mode="full")[0]}
+    before = with_gradients(rcm_attention, inputs, dy, **options)
+    with torch.no_grad():
+        inputs[1][1] = math.nan
+    after = with_gradients(rcm_attention, inputs, dy, **options)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one[[0, 2]], other[[0, 2]])
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("layout", ["tokens", "samples", "address", "strides"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_hopper_gradients_of_any_dy(D, layout):
+    """What the copy engine does not take is copied; a view that it takes is not."""
+    B, N, C = 2, 70, 3 * D
+    inputs, _ = draw(B, N, 3, D, torch.bfloat16, "cuda")
+    many = torch.randn(B, N, 2 * C, device="cuda", dtype=torch.bfloat16)
+    dy = {
+        "tokens": many[:, :1, :C].expand(B, N, C),
+        "samples": many[:1, :, :C].expand(B, N, C),
+        "address": many[..., 3 : C + 3],
+        "strides": many[..., C:],
+    }[layout]
+    check(inputs, dy, config=configs(B, N, 3, D, arch="sm_90", mode="full")[0])
 
 
 @pytest.mark.parametrize("stride", ["keys wider", "keys narrower"])
@@ -210,7 +272,9 @@ def test_each_mode_varies_its_own_pass():
     def parts(mode):
         found = configs(4, 4096, 16, 128, arch="sm_90", mode=mode)
         forward = {(c.block_m, c.block_n, c.warps, c.stages, c.hopper) for c in found}
-        backward = {(c.bwd_block_m, c.bwd_block_n, c.bwd_warps, c.bwd_stages) for c in found}
+        backward = {
+            (c.bwd_block_m, c.bwd_block_n, c.bwd_warps, c.bwd_stages, c.bwd_hopper) for c in found
+        }
         return found, forward, backward
 
     fwd, forward, one = parts("fwd")
@@ -218,7 +282,8 @@ def test_each_mode_varies_its_own_pass():
     full, both_forward, both_backward = parts("full")
     assert len(one) == len(other) == 1
     assert (both_forward, both_backward) == (forward, backward)
-    assert fwd[0] == bwd[0] == full[0]
+    assert bwd[0] == full[0]
+    assert fwd[0] == replace(full[0], bwd_hopper=None)
     with pytest.raises(ValueError, match="no mode 'forward'"):
         configs(1, 64, 1, 64, arch="sm_90", mode="forward")
 

@@ -1,0 +1,174 @@
+"""Attention with a skip by others and in 8 bits: FlashAttention-4, SageAttention, ours in INT8/FP8.
+
+Each takes the place of SDPA in front of one compiled skip, but for ours, which has it inside.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from kernelbench.families._rcm import skip
+from kernelbench.provide import compiled, no_compiler
+from kernelbench.spec import (
+    Accuracy,
+    Call,
+    Device,
+    DType,
+    Mode,
+    Provider,
+    Role,
+    Tensors,
+    Traffic,
+)
+
+INT8_ERROR = 0.05  # relative, of the approximate class
+EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
+
+
+def _then_skip(case: Any, attend: Any) -> Call:
+    """attend: q, k, v → (B,N,H,D); then one compiled kernel, if there is a skip."""
+    if not case.skips:
+        return lambda a: attend(a["q"], a["k"], a["v"]).flatten(2)
+    mix = compiled(skip(case.parametrization, case.sigma, torch.float32))
+    return lambda a: mix(attend(a["q"], a["k"], a["v"]).flatten(2), a["x"], a["t"])
+
+
+def fa4(case: Any, config: Any) -> Call:
+    from flash_attn.cute import flash_attn_func
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        out = flash_attn_func(q, k, v, causal=case.causal)
+        return out[0] if isinstance(out, tuple) else out
+
+    return _then_skip(case, attend)
+
+
+def fa4_serves(case: Any, device: Device) -> str | None:
+    if device.capability is None or device.capability < (9, 0):
+        return f"FlashAttention-4 needs a GPU of sm_90 or later, this is {device.arch}"
+    if case.dtype not in (DType.bf16, DType.fp16):
+        return f"FlashAttention-4 takes bf16 and fp16, not {case.dtype}"
+    if case.D % 8 or case.D > 256:
+        return f"FlashAttention-4 takes D in multiples of 8 up to 256, not {case.D}"
+    return no_compiler(case, device)
+
+
+def sage1(case: Any, config: Any) -> Call:
+    """Triton: INT8 scores, FP16 values. It subtracts the mean of k from k in place."""
+    from sageattention import sageattn
+
+    return _then_skip(case, partial(sageattn, tensor_layout="NHD", is_causal=case.causal))
+
+
+def sage1_serves(case: Any, device: Device) -> str | None:
+    if device.kind != "cuda":
+        return "a GPU package; there is no GPU here"
+    if case.mode is not Mode.fwd:
+        return "SageAttention has no backward"
+    if case.dtype not in (DType.bf16, DType.fp16):
+        return f"SageAttention takes bf16 and fp16, not {case.dtype}"
+    if case.D not in (64, 96, 128):
+        return f"SageAttention 1 takes D of 64, 96 or 128, not {case.D}"
+    return no_compiler(case, device)
+
+
+def _options(case: Any) -> dict[str, Any]:
+    return {
+        "parametrization": case.parametrization.value,
+        "sigma_data": case.sigma,
+        "causal": case.causal,
+    }
+
+
+def int8(case: Any, config: Any) -> Call:
+    """Quantisation, smoothing and transposition inside the call."""
+    from kernelbench.kernels.rcm_int8 import rcm_attention_int8
+
+    options = _options(case) | {"config": config}
+    return lambda a: rcm_attention_int8(a["q"], a["k"], a["v"], a["x"], a["t"], **options)
+
+
+def int8_configs(case: Any, device: Device) -> tuple[Any, ...]:
+    from kernelbench.kernels.rcm_int8 import configs
+
+    return configs(case.N, case.D, arch=device.arch)
+
+
+def int8_serves(case: Any, device: Device) -> str | None:
+    if case.mode is not Mode.fwd:
+        return "8 bits have no backward: it is for inference"
+    if case.dtype not in (DType.bf16, DType.fp16):
+        return f"8 bits stand in for bf16 and fp16, not for {case.dtype}"
+    return None if 16 <= case.D <= 128 else f"our 8-bit kernels take D from 16 to 128, not {case.D}"
+
+
+PACKED = ("q8", "k8", "v8", "q_scale", "k_scale", "v_scale")
+
+
+def prepack(case: Any, a: Tensors) -> Tensors:
+    from kernelbench.kernels import rcm_int8
+
+    packed = rcm_int8.prepack(a["q"], a["k"], a["v"])
+    return {"x": a["x"], "t": a["t"]} | {name: getattr(packed, name) for name in PACKED}
+
+
+def int8_prepacked(case: Any, config: Any) -> Call:
+    """What published figures of 8-bit attention count: the attention, quantised already."""
+    from kernelbench.kernels import rcm_int8
+
+    found: list[Any] = []  # how the buffers are cut up: that of any tensors of these shapes
+
+    def call(a: Tensors) -> torch.Tensor:
+        if not found:
+            B, N, H, D = case.B, case.N, case.H, case.D
+            like = a["x"].new_zeros(1).expand(B, N, H, D)
+            found.append(rcm_int8.prepack(like, like, like))
+        packed = replace(found[0], **{name: a[name] for name in PACKED})
+        return rcm_int8.rcm_attention_prepacked(packed, a["x"], a["t"], **_options(case))
+
+    return call
+
+
+def int8_traffic(case: Any, prepacked: bool = False) -> tuple[Traffic, ...]:
+    """k and v are read twice, for the mean and the largest values and then to be quantised; what
+    is quantised is written and read at a byte an element. Left out: scales and partial sums."""
+    u = case.B * case.N * case.H * case.D * case.dtype.bytes
+    small = u // case.dtype.bytes
+    rows = [] if prepacked else [
+        Traffic("q", read=u), Traffic("k", read=2 * u), Traffic("v", read=2 * u),
+    ]  # fmt: skip
+    rows += [Traffic(name, small, 0 if prepacked else small) for name in ("q8", "k8", "v8")]
+    if case.skips:
+        rows += [Traffic("x", read=u), Traffic("t", read=4 * case.B)]
+    return (*rows, Traffic("y", write=u))
+
+
+def mutated(case: Any) -> tuple[str, ...]:
+    return ("k",)
+
+
+def peers(traffic: Any) -> tuple[Provider[Any], ...]:
+    """traffic: of a kernel of attention and one of the skip."""
+    approximate: dict[str, Any] = {"accuracy": Accuracy.approximate, "max_error": INT8_ERROR}
+    eight: dict[str, Any] = approximate | {"precision": EIGHT_BITS, "requires": ("triton",)}
+    return (
+        Provider(
+            "triton_int8", Role.triton_fused, int8, configs=int8_configs, traffic=int8_traffic,
+            unsupported=int8_serves, **eight,
+        ),
+        Provider(
+            "triton_int8_prepacked", Role.ablation, int8_prepacked, prepare=prepack,
+            traffic=partial(int8_traffic, prepacked=True), unsupported=int8_serves,
+            prepacked=True, **eight,
+        ),
+        Provider(
+            "fa4", Role.peer, fa4, traffic=traffic, requires=("flash_attn",),
+            unsupported=fa4_serves,
+        ),
+        Provider(
+            "sage1", Role.peer, sage1, requires=("triton", "sageattention"), mutates=mutated,
+            unsupported=sage1_serves, precision={"int8": 0.5, "fp16": 0.5}, **approximate,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,840 @@
+"""The backward of `rcm_attention` for Hopper (sm_90): warps that load and warps that multiply.
+
+Two kernels, each of one producer warp and two consumer warpgroups a program. `differentiate_keys`
+keeps 128 keys, 64 to a consumer, and takes tiles of query rows; `differentiate_queries` keeps 128
+query rows and takes tiles of keys. Per sample and head, with P = 2^(S·scale·log2 e − lse) the
+probabilities, S = q kᵀ, and δ = rowsum(dy⊙O):
+
+    dS = P⊙(dy vᵀ − δ),  dv = c_out·Pᵀdy,  dk = c_out·scale·dSᵀ q,  dq = c_out·scale·dS k.
+
+Every sum is taken in one order by one warpgroup, so the gradients have the same bits on every
+call. Shah et al., FlashAttention-3, 2024 (arXiv:2407.08608).
+
+Shapes: as in `rcm_attention`; K is 64 of the keys kept, L 64 of the query rows kept, M and N are
+the rows and keys of a tile that is taken. Gluon has no interpreter: on a CPU the `tl` kernels of
+`rcm_attention` compute the same functions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernelbench.kernels.launch import Launch, ceil_div
+from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm_attention_hopper import _descriptor
+
+_KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers
+_LOG2E = gl.constexpr(1.4426950408889634)
+_coefficients = gluon.jit(coefficients.fn)
+
+
+@gluon.jit
+def _load(desc, bar, smem, b, row, h):
+    """Queue a tile (rows, D) of one head; rows beyond N arrive as zeros."""
+    tma.async_copy_global_to_shared(
+        desc,
+        [b, row, h, 0],
+        bar,
+        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
+    )
+
+
+@gluon.jit
+def _store(desc, smem, tile, b, row, h):
+    """Write a tile (rows, D) of one head by way of `smem`; rows beyond N are left out."""
+    smem.store(tile.to(smem.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(
+        desc,
+        [b, row, h, 0],
+        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
+    )
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _produce_rows(smem, bars, descs, at):
+    """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
+    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
+    kv_full, q_full, q_empty, dy_full, dy_empty = bars
+    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc = descs
+    b, h, bh, key, first, N = at
+    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
+    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
+    BLOCK_M: gl.constexpr = q_smem.shape[1]
+    D: gl.constexpr = q_smem.shape[2]
+    mbarrier.expect(kv_full, 4 * 64 * D * 2)
+    for g in gl.static_range(2):
+        _load(k_desc, kv_full, k_smem.index(g), b, key + g * 64, h)
+        _load(v_desc, kv_full, v_smem.index(g), b, key + g * 64, h)
+    taken = 0
+    for row in range(first, N, BLOCK_M):
+        buffer = taken % Q_BUFFERS
+        mbarrier.wait(q_empty.index(buffer), ((taken // Q_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(q_desc, q_full.index(buffer), q_smem.index(buffer), b, row, h)
+        tma.async_copy_global_to_shared(
+            lse_desc, [bh * N + row], q_full.index(buffer), lse_smem.index(buffer)
+        )
+        buffer = taken % DY_BUFFERS
+        mbarrier.wait(dy_empty.index(buffer), ((taken // DY_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(dy_desc, dy_full.index(buffer), dy_smem.index(buffer), b, row, h)
+        tma.async_copy_global_to_shared(
+            delta_desc, [bh * N + row], dy_full.index(buffer), delta_smem.index(buffer)
+        )
+        taken += 1
+
+
+@gluon.jit
+def _gather_rows(
+    dk_KD,
+    dv_KD,
+    smem,
+    bars,
+    i,
+    row,
+    first_key,
+    scale,
+    N,
+    G: gl.constexpr,
+    MASKED: gl.constexpr,
+    RAGGED: gl.constexpr,
+):
+    """What tile i of query rows, from `row` on, adds to dk and dv, both still to be scaled.
+
+    What arrived as lse and δ of rows beyond N is of another head, and is put out of the way.
+    """
+    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
+    kv_full, q_full, q_empty, dy_full, dy_empty = bars
+    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
+    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
+    BLOCK_M: gl.constexpr = q_smem.shape[1]
+    dtype: gl.constexpr = q_smem.dtype
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_M, 16]
+    )
+    p_layout: gl.constexpr = gl.DotOperandLayout(
+        operand_index=0, parent=dk_KD.type.layout, k_width=2
+    )
+    row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
+    q_buffer = i % Q_BUFFERS
+    dy_buffer = i % DY_BUFFERS
+    mbarrier.wait(q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
+    score = warpgroup_mma(
+        k_smem.index(G),
+        q_smem.index(q_buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_M], gl.float32, score_layout),
+        use_acc=False,
+        is_async=True,
+    )
+    lse_M = lse_smem.index(q_buffer).load(row_layout)
+    row_M = row + gl.arange(0, BLOCK_M, row_layout)
+    if RAGGED:
+        lse_M = gl.where(row_M < N, lse_M, float("inf"))
+    mbarrier.wait(dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+    dp = warpgroup_mma(
+        v_smem.index(G),
+        dy_smem.index(dy_buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_M], gl.float32, score_layout),
+        use_acc=False,
+        is_async=True,
+    )
+    score_KM = warpgroup_mma_wait(1, deps=(score,))
+    p_KM = gl.exp2(score_KM * scale - gl.expand_dims(lse_M, 0))
+    if MASKED:
+        key_K = first_key + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
+        p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
+    delta_M = delta_smem.index(dy_buffer).load(row_layout)
+    if RAGGED:  # asked in other words than above: what `row_M < N` gave would be kept and spill
+        delta_M = gl.where(gl.arange(0, BLOCK_M, row_layout) < N - row, delta_M, 0.0)
+    weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
+    dp_KM = warpgroup_mma_wait(0, deps=(dp,))
+    ds_KM = gl.convert_layout((p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype), p_layout)
+    dv = warpgroup_mma(weight_KM, dy_smem.index(dy_buffer), dv_KD, is_async=True)
+    dk = warpgroup_mma(ds_KM, q_smem.index(q_buffer), dk_KD, is_async=True)
+    dv_KD = warpgroup_mma_wait(1, deps=(dv,))
+    mbarrier.arrive(dy_empty.index(dy_buffer), count=1)
+    dk_KD = warpgroup_mma_wait(0, deps=(dk,))
+    mbarrier.arrive(q_empty.index(q_buffer), count=1)
+    return dk_KD, dv_KD
+
+
+@gluon.jit
+def _consume_rows(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    G: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    """dk and dv of 64 keys."""
+    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
+    kv_full, q_full, q_empty, dy_full, dy_empty = bars
+    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc = descs
+    b, h, bh, key, first, N = at
+    scale, t_stride, sigma = mixing
+    BLOCK_M: gl.constexpr = q_smem.shape[1]
+    D: gl.constexpr = q_smem.shape[2]
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
+    dk_KD = gl.zeros([64, D], gl.float32, acc_layout)
+    dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
+    first_key = key + G * 64
+    seen = first
+    mbarrier.wait(kv_full, 0)
+    if CAUSAL:
+        seen = gl.minimum(first + 128, N)
+        for row in range(first, seen, BLOCK_M):
+            dk_KD, dv_KD = _gather_rows(
+                dk_KD,
+                dv_KD,
+                smem,
+                bars,
+                (row - first) // BLOCK_M,
+                row,
+                first_key,
+                scale * _LOG2E,
+                N,
+                G,
+                True,
+                RAGGED,
+            )
+    for row in range(seen, N, BLOCK_M):
+        dk_KD, dv_KD = _gather_rows(
+            dk_KD,
+            dv_KD,
+            smem,
+            bars,
+            (row - first) // BLOCK_M,
+            row,
+            first_key,
+            scale * _LOG2E,
+            N,
+            G,
+            False,
+            RAGGED,
+        )
+    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _store(dv_desc, v_smem.index(G), dv_KD * c_out, b, first_key, h)
+    _store(dk_desc, v_smem.index(G), dk_KD * (c_out * scale), b, first_key, h)
+
+
+@gluon.jit
+def _consume_rows_0(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, RAGGED, PARAMETRIZATION)
+
+
+@gluon.jit
+def _consume_rows_1(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, RAGGED, PARAMETRIZATION)
+
+
+@gluon.jit
+def differentiate_keys(
+    q_desc,
+    k_desc,
+    v_desc,
+    dy_desc,
+    dk_desc,
+    dv_desc,
+    lse_desc,
+    delta_desc,
+    t_ptr,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    Q_BUFFERS: gl.constexpr,
+    DY_BUFFERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    """dk and dv of 128 keys of one head a program, over tiles of query rows, q's first.
+
+    The longest programs come first where causal.
+    """
+    BLOCK_M: gl.constexpr = q_desc.block_type.shape[1]
+    D: gl.constexpr = q_desc.block_type.shape[3]
+    dtype: gl.constexpr = q_desc.dtype
+    tiles = (N + 127) // 128
+    bh = gl.program_id(0) // tiles
+    key = gl.program_id(0) % tiles * 128
+    first = 0
+    if CAUSAL:
+        first = key
+    row_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, D], dtype)
+    key_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
+    q_smem = gl.allocate_shared_memory(dtype, [Q_BUFFERS, BLOCK_M, D], row_layout)
+    dy_smem = gl.allocate_shared_memory(dtype, [DY_BUFFERS, BLOCK_M, D], row_layout)
+    k_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
+    lse_smem = gl.allocate_shared_memory(gl.float32, [Q_BUFFERS, BLOCK_M], lse_desc.layout)
+    delta_smem = gl.allocate_shared_memory(gl.float32, [DY_BUFFERS, BLOCK_M], delta_desc.layout)
+    kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    q_full = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
+    dy_full = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
+    dy_empty = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(kv_full, count=1)
+    for i in gl.static_range(Q_BUFFERS):
+        mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=2)
+    for i in gl.static_range(DY_BUFFERS):
+        mbarrier.init(dy_full.index(i), count=1)
+        mbarrier.init(dy_empty.index(i), count=2)
+    fence_async_shared()
+    smem = (q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem)
+    bars = (kv_full, q_full, q_empty, dy_full, dy_empty)
+    descs = (q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc)
+    at = (bh // H, bh % H, bh, key, first, N)
+    mixing = (scale, t_stride, sigma)
+    gl.warp_specialize(
+        [
+            (
+                _consume_rows_0,
+                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, RAGGED, PARAMETRIZATION),
+            ),
+            (
+                _consume_rows_1,
+                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, RAGGED, PARAMETRIZATION),
+            ),
+            (_produce_rows, (smem, bars, descs, at)),
+        ],
+        [4, 1],
+        [REGISTERS, 24],
+    )
+
+
+@gluon.jit
+def _produce_keys(smem, bars, descs, at):
+    """q and dy of the program, then k and v of tile after tile of keys."""
+    q_smem, dy_smem, k_smem, v_smem = smem
+    rows_full, k_full, k_empty, v_full, v_empty = bars
+    q_desc, k_desc, v_desc, dy_desc, dq_desc = descs
+    b, h, bh, row, blocks, N = at
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    mbarrier.expect(rows_full, 4 * 64 * D * 2)
+    for g in gl.static_range(2):
+        _load(q_desc, rows_full, q_smem.index(g), b, row + g * 64, h)
+        _load(dy_desc, rows_full, dy_smem.index(g), b, row + g * 64, h)
+    for i in range(blocks):
+        buffer = i % BUFFERS
+        turn = (i // BUFFERS) & 1
+        mbarrier.wait(k_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(k_full.index(buffer), BLOCK_N * D * 2)
+        _load(k_desc, k_full.index(buffer), k_smem.index(buffer), b, i * BLOCK_N, h)
+        mbarrier.wait(v_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(v_full.index(buffer), BLOCK_N * D * 2)
+        _load(v_desc, v_full.index(buffer), v_smem.index(buffer), b, i * BLOCK_N, h)
+
+
+@gluon.jit
+def _start_scores(smem, bars, i, G: gl.constexpr, score_layout: gl.constexpr):
+    """Queues q kᵀ and dy vᵀ of tile i of keys, not to be waited for here."""
+    q_smem, dy_smem, k_smem, v_smem = smem
+    rows_full, k_full, k_empty, v_full, v_empty = bars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    buffer = i % BUFFERS
+    turn = (i // BUFFERS) & 1
+    mbarrier.wait(k_full.index(buffer), turn)
+    score = warpgroup_mma(
+        q_smem.index(G),
+        k_smem.index(buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_N], gl.float32, score_layout),
+        use_acc=False,
+        is_async=True,
+    )
+    mbarrier.wait(v_full.index(buffer), turn)
+    dp = warpgroup_mma(
+        dy_smem.index(G),
+        v_smem.index(buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_N], gl.float32, score_layout),
+        use_acc=False,
+        is_async=True,
+    )
+    return score, dp
+
+
+@gluon.jit
+def _differentiate_scores(
+    score,
+    dp,
+    lse_L,
+    delta_L,
+    first_row,
+    start,
+    scale,
+    N,
+    PENDING: gl.constexpr,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):
+    """dS, from products behind which PENDING others are under way.
+
+    Where causal, rows beyond N see keys beyond N: their scores, lse and δ are zeros, and so is dS.
+    """
+    score_LN = warpgroup_mma_wait(1 + PENDING, deps=(score,))
+    p_LN = gl.exp2(score_LN * scale - gl.expand_dims(lse_L, 1))
+    if MASKED:
+        BLOCK_N: gl.constexpr = score_LN.shape[1]
+        layout: gl.constexpr = score_LN.type.layout
+        key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
+        if CAUSAL:
+            last_L = first_row + gl.arange(0, 64, gl.SliceLayout(1, layout))
+        else:
+            last_L = gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + N - 1
+        p_LN = gl.where(gl.expand_dims(key_N, 0) <= gl.expand_dims(last_L, 1), p_LN, 0.0)
+    dp_LN = warpgroup_mma_wait(PENDING, deps=(dp,))
+    return p_LN * (dp_LN - gl.expand_dims(delta_L, 1))
+
+
+@gluon.jit
+def _gather_keys(
+    dq_LD,
+    ds_LN,
+    smem,
+    bars,
+    i,
+    lse_L,
+    delta_L,
+    first_row,
+    scale,
+    N,
+    G: gl.constexpr,
+    score_layout: gl.constexpr,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):
+    """dS of tile i of keys while the tile before adds its part to dq."""
+    q_smem, dy_smem, k_smem, v_smem = smem
+    rows_full, k_full, k_empty, v_full, v_empty = bars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    last = (i - 1) % BUFFERS
+    score, dp = _start_scores(smem, bars, i, G, score_layout)
+    dq = warpgroup_mma(ds_LN, k_smem.index(last), dq_LD, is_async=True)
+    next_LN = _differentiate_scores(
+        score, dp, lse_L, delta_L, first_row, i * BLOCK_N, scale, N, 1, MASKED, CAUSAL
+    )
+    mbarrier.arrive(v_empty.index(i % BUFFERS), count=1)
+    dq_LD = warpgroup_mma_wait(0, deps=(dq,))
+    mbarrier.arrive(k_empty.index(last), count=1)
+    return dq_LD, gl.convert_layout(next_LN.to(k_smem.dtype), ds_LN.type.layout)
+
+
+@gluon.jit
+def _consume_keys(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    G: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    """dq of 64 query rows."""
+    q_smem, dy_smem, k_smem, v_smem = smem
+    rows_full, k_full, k_empty, v_full, v_empty = bars
+    q_desc, k_desc, v_desc, dy_desc, dq_desc = descs
+    b, h, bh, row, blocks, N = at
+    scale, t_stride, sigma = mixing
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
+    )
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
+    )
+    ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
+    first_row = row + G * 64
+    row_L = first_row + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
+    lse_L = gl.load(lse_ptr + bh * N + row_L, mask=row_L < N, other=0.0)
+    delta_L = gl.load(delta_ptr + bh * N + row_L, mask=row_L < N, other=0.0)
+    dq_LD = gl.zeros([64, D], gl.float32, acc_layout)
+    mbarrier.wait(rows_full, 0)
+    score, dp = _start_scores(smem, bars, 0, G, score_layout)
+    next_LN = _differentiate_scores(
+        score, dp, lse_L, delta_L, first_row, 0, scale * _LOG2E, N, 0, CAUSAL or RAGGED, CAUSAL
+    )
+    mbarrier.arrive(v_empty.index(0), count=1)
+    ds_LN = gl.convert_layout(next_LN.to(k_smem.dtype), ds_layout)
+    whole = N // BLOCK_N
+    if CAUSAL:
+        whole = row // BLOCK_N
+    whole = gl.maximum(whole, 1)
+    for i in range(1, whole):
+        dq_LD, ds_LN = _gather_keys(
+            dq_LD,
+            ds_LN,
+            smem,
+            bars,
+            i,
+            lse_L,
+            delta_L,
+            first_row,
+            scale * _LOG2E,
+            N,
+            G,
+            score_layout,
+            False,
+            CAUSAL,
+        )
+    if CAUSAL or RAGGED:
+        for i in range(whole, blocks):
+            dq_LD, ds_LN = _gather_keys(
+                dq_LD,
+                ds_LN,
+                smem,
+                bars,
+                i,
+                lse_L,
+                delta_L,
+                first_row,
+                scale * _LOG2E,
+                N,
+                G,
+                score_layout,
+                True,
+                CAUSAL,
+            )
+    dq_LD = warpgroup_mma(ds_LN, k_smem.index((blocks - 1) % BUFFERS), dq_LD)
+    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _store(dq_desc, q_smem.index(G), dq_LD * (c_out * scale), b, first_row, h)
+
+
+@gluon.jit
+def _consume_keys_0(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    _consume_keys(
+        smem,
+        bars,
+        descs,
+        at,
+        mixing,
+        t_ptr,
+        lse_ptr,
+        delta_ptr,
+        0,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+    )
+
+
+@gluon.jit
+def _consume_keys_1(
+    smem,
+    bars,
+    descs,
+    at,
+    mixing,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    _consume_keys(
+        smem,
+        bars,
+        descs,
+        at,
+        mixing,
+        t_ptr,
+        lse_ptr,
+        delta_ptr,
+        1,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+    )
+
+
+@gluon.jit
+def differentiate_queries(
+    q_desc,
+    k_desc,
+    v_desc,
+    dy_desc,
+    dq_desc,
+    t_ptr,
+    lse_ptr,
+    delta_ptr,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    BUFFERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+):
+    """dq of 128 query rows of one head a program, over tiles of keys; longest first if causal."""
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[1]
+    D: gl.constexpr = q_desc.block_type.shape[3]
+    dtype: gl.constexpr = q_desc.dtype
+    tiles = (N + 127) // 128
+    bh = gl.program_id(0) // tiles
+    row = gl.program_id(0) % tiles * 128
+    end = N
+    if CAUSAL:
+        row = (tiles - 1) * 128 - row
+        end = gl.minimum(row + 128, N)
+    row_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
+    key_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, D], dtype)
+    q_smem = gl.allocate_shared_memory(dtype, [2, 64, D], row_layout)
+    dy_smem = gl.allocate_shared_memory(dtype, [2, 64, D], row_layout)
+    k_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], key_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], key_layout)
+    rows_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(rows_full, count=1)
+    for i in gl.static_range(BUFFERS):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=2)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=2)
+    fence_async_shared()
+    smem = (q_smem, dy_smem, k_smem, v_smem)
+    bars = (rows_full, k_full, k_empty, v_full, v_empty)
+    descs = (q_desc, k_desc, v_desc, dy_desc, dq_desc)
+    at = (bh // H, bh % H, bh, row, (end + BLOCK_N - 1) // BLOCK_N, N)
+    mixing = (scale, t_stride, sigma)
+    gl.warp_specialize(
+        [
+            (
+                _consume_keys_0,
+                (
+                    smem,
+                    bars,
+                    descs,
+                    at,
+                    mixing,
+                    t_ptr,
+                    lse_ptr,
+                    delta_ptr,
+                    CAUSAL,
+                    RAGGED,
+                    PARAMETRIZATION,
+                ),
+            ),
+            (
+                _consume_keys_1,
+                (
+                    smem,
+                    bars,
+                    descs,
+                    at,
+                    mixing,
+                    t_ptr,
+                    lse_ptr,
+                    delta_ptr,
+                    CAUSAL,
+                    RAGGED,
+                    PARAMETRIZATION,
+                ),
+            ),
+            (_produce_keys, (smem, bars, descs, at)),
+        ],
+        [4, 1],
+        [REGISTERS, 24],
+    )
+
+
+@dataclass(frozen=True)
+class HopperQueriesTile:
+    """How `differentiate_queries` cuts up its work.
+
+    block_n: keys at a time, 64 or 128, in `buffers` buffers of k and of v.
+    registers: of a consumer's thread.
+    """
+
+    block_n: int
+    buffers: int
+    registers: int = 240
+
+
+@dataclass(frozen=True)
+class HopperBackwardTile:
+    """How the Hopper backward cuts up its work.
+
+    block_m: query rows at a time that dk and dv take, 64 or 128, in `q_buffers` buffers of q and
+        `dy_buffers` of dy.
+    registers: of a thread of their consumers.
+    queries: of dq; None for the `tl` kernel of `rcm_attention`, of `rows` query rows a program,
+        `keys` keys at a time, `warps` warps and `stages` stages, which say nothing otherwise.
+    """
+
+    block_m: int
+    q_buffers: int
+    dy_buffers: int
+    registers: int = 240
+    queries: HopperQueriesTile | None = None
+    rows: int = 128
+    keys: int = 64
+    warps: int = 8
+    stages: int = 3
+
+
+def _of_rows(statistic: Tensor, rows: int) -> TensorDescriptor:
+    """All heads in a row, as the copy engine would have each begin at a multiple of 16 bytes."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return TensorDescriptor(statistic.view(-1), [statistic.numel()], [1], [rows], layout)
+
+
+def _common(t: Tensor | None, N: int, H: int, formula: RcmFormula) -> dict[str, Any]:
+    return {
+        "t_ptr": t if formula.skips else None,
+        "t_stride": t.stride(0) if formula.skips and t is not None else None,
+        "scale": formula.scale,
+        "sigma": formula.sigma_data if formula.skips else None,
+        "N": N,
+        "H": H,
+    }
+
+
+def keys_launch(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    t: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    *,
+    formula: RcmFormula,
+    tile: HopperBackwardTile,
+) -> Launch:
+    """The launch that writes dk and dv.
+
+    q, k, v: (B,N,H,D) and dy: (B,N,C), such as `suits` them all; t: (B,). lse and delta: (B,H,N),
+    fp32 and contiguous. dk, dv: (B,N,H,D) and contiguous.
+    """
+    B, N, H, D = q.shape
+    args: dict[str, Any] = {
+        "q_desc": _descriptor(q, tile.block_m),
+        "k_desc": _descriptor(k, 64),
+        "v_desc": _descriptor(v, 64),
+        "dy_desc": _descriptor(dy.unflatten(2, (H, D)), tile.block_m),
+        "dk_desc": _descriptor(dk, 64),
+        "dv_desc": _descriptor(dv, 64),
+        "lse_desc": _of_rows(lse, tile.block_m),
+        "delta_desc": _of_rows(delta, tile.block_m),
+    }
+    constexprs = {
+        "Q_BUFFERS": tile.q_buffers,
+        "DY_BUFFERS": tile.dy_buffers,
+        "REGISTERS": tile.registers,
+        "CAUSAL": formula.causal,
+        "RAGGED": N % tile.block_m != 0,
+        "PARAMETRIZATION": formula.parametrization,
+    }
+    args |= _common(t, N, H, formula)
+    grid = (ceil_div(N, _KEPT) * H * B,)
+    return Launch(differentiate_keys, grid, args, constexprs, {"num_warps": 4})
+
+
+def queries_launch(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    t: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    dq: Tensor,
+    *,
+    formula: RcmFormula,
+    tile: HopperQueriesTile,
+) -> Launch:
+    """The launch that writes dq, (B,N,H,D) and contiguous; the rest as `keys_launch` takes it."""
+    B, N, H, D = q.shape
+    args: dict[str, Any] = {
+        "q_desc": _descriptor(q, 64),
+        "k_desc": _descriptor(k, tile.block_n),
+        "v_desc": _descriptor(v, tile.block_n),
+        "dy_desc": _descriptor(dy.unflatten(2, (H, D)), 64),
+        "dq_desc": _descriptor(dq, 64),
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+    }
+    constexprs = {
+        "BUFFERS": tile.buffers,
+        "REGISTERS": tile.registers,
+        "CAUSAL": formula.causal,
+        "RAGGED": N % tile.block_n != 0,
+        "PARAMETRIZATION": formula.parametrization,
+    }
+    args |= _common(t, N, H, formula)
+    grid = (ceil_div(N, _KEPT) * H * B,)
+    return Launch(differentiate_queries, grid, args, constexprs, {"num_warps": 4})

@@ -1,0 +1,890 @@
+"""The attention and skip of `rcm_int8` for Hopper (sm_90): INT8 scores, FP8 values, one kernel.
+
+The programs are those of `rcm_attention_hopper`: one warp that loads and consumer warpgroups of 64
+query rows each, tile after tile. The scores of a block of keys are INT32 sums of INT8 products;
+the weights go from the registers that they come from into the FP8 product, as `rcm_int8` has
+permuted the keys of v8. A block's product is summed on its own and joins the result in fp32 while
+the scores of the block after next are multiplied.
+
+Shapes: as in `rcm_int8`; M is 64. Gluon has no interpreter: on a CPU the `tl` kernel of `rcm_int8`
+computes the same function.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernelbench.kernels.launch import Launch, ceil_div, sm_count
+from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm_attention_hopper import _exp2, _of_heads
+from kernelbench.kernels.rcm_int8 import Packed
+
+_LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
+_LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
+_MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: the low bits of this plus a small integer are it
+_MAGIC_BITS = gl.constexpr(0x4B400000)
+_coefficients = gluon.jit(coefficients.fn)
+
+
+@gluon.jit
+def _products(q, k, score_layout: gl.constexpr, BIASED: gl.constexpr):
+    """The scores q k^T in INT32, under way; BIASED: on top of the bits of 1.5·2^23."""
+    BLOCK_N: gl.constexpr = k.shape[0]
+    if BIASED:
+        start_MN = gl.full([64, BLOCK_N], _MAGIC_BITS, gl.int32, score_layout)
+        score = warpgroup_mma(q, k.permute((1, 0)), start_MN, is_async=True)
+    else:
+        start_MN = gl.zeros([64, BLOCK_N], gl.int32, score_layout)
+        score = warpgroup_mma(q, k.permute((1, 0)), start_MN, use_acc=False, is_async=True)
+    return score
+
+
+@gluon.jit
+def _largest(
+    score_MN,
+    max_M,
+    scale,
+    first_M,
+    N,
+    start,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    BIASED: gl.constexpr,
+):
+    """Scores in fp32, still with a bias and without a scale, and the new maximum, with it."""
+    layout: gl.constexpr = score_MN.type.layout
+    BLOCK_N: gl.constexpr = score_MN.shape[1]
+    if BIASED:
+        product_MN = score_MN.to(gl.float32, bitcast=True)
+    else:
+        product_MN = score_MN.to(gl.float32)
+    if MASKED:
+        key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
+        if CAUSAL:
+            row_M = first_M + gl.arange(0, 64, gl.SliceLayout(1, layout))
+            seen_MN = gl.expand_dims(key_N, 0) <= gl.expand_dims(row_M, 1)
+        else:
+            seen_MN = gl.expand_dims(key_N, 0) < gl.expand_dims(
+                gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + N, 1
+            )
+        product_MN = gl.where(seen_MN, product_MN, float("-inf"))
+    BIAS: gl.constexpr = _MAGIC if BIASED else 0.0
+    return product_MN, gl.maximum(max_M, (gl.max(product_MN, 1) - BIAS) * scale)
+
+
+@gluon.jit
+def _weigh(
+    product_MN,
+    max_M,
+    new_M,
+    sum_M,
+    scale,
+    p_layout: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+):
+    """FP8 weights of these keys, the decay of what was before, and the new sum."""
+    BLOCK_N: gl.constexpr = product_MN.shape[1]
+    BIAS: gl.constexpr = _MAGIC if BIASED else 0.0
+    shift_M = (scale * -BIAS + _LOG2_FULL) - new_M
+    weight_MN = _exp2(product_MN * scale + gl.expand_dims(shift_M, 1), POLYNOMIAL)
+    decay_M = gl.exp2(max_M - new_M)
+    sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
+    split = weight_MN.to(gl.float8e4nv).reshape([64, BLOCK_N // 16, 2, 4, 2])
+    p_MN = gl.convert_layout(split.permute((0, 1, 3, 2, 4)).reshape([64, BLOCK_N]), p_layout)
+    return p_MN, decay_M, sum_M
+
+
+@gluon.jit
+def _join(acc_MD, decay_M, fresh_MD):
+    """What was summed before, decayed, and the last block's product."""
+    layout: gl.constexpr = gl.SliceLayout(1, acc_MD.type.layout)
+    return acc_MD * gl.expand_dims(gl.convert_layout(decay_M, layout), 1) + fresh_MD
+
+
+@gluon.jit
+def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """First row, head of all, and blocks of keys of a tile; the longest first where causal."""
+    tiles = (N + ROWS - 1) // ROWS
+    bh = index // tiles
+    row = index % tiles * ROWS
+    end = N
+    if CAUSAL:
+        row = (tiles - 1) * ROWS - row
+        end = gl.minimum(row + ROWS, N)
+    return row, bh, (end + BLOCK_N - 1) // BLOCK_N
+
+
+@gluon.jit
+def _produce(
+    smem, bars, descs, scalars, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
+):
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    q_desc, k_desc, v_desc, x_desc, y_desc = descs
+    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    y_layout: gl.constexpr = y_desc.layout
+    dtype: gl.constexpr = y_smem.dtype
+    taken = 0
+    done = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        row, bh, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        phase = done & 1
+        mbarrier.wait(q_empty, phase ^ 1)
+        mbarrier.expect(q_full, GROUPS * 64 * D)
+        for g in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(
+                q_desc, [bh * q_rows + row + g * 64, 0], q_full, q_smem.index(g)
+            )
+        for i in range(blocks):
+            block = bh * k_tiles + blocks - 1 - i
+            buffer = taken % BUFFERS
+            turn = (taken // BUFFERS) & 1
+            mbarrier.wait(k_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(k_full.index(buffer), BLOCK_N * D)
+            tma.async_copy_global_to_shared(
+                k_desc, [block * BLOCK_N, 0], k_full.index(buffer), k_smem.index(buffer)
+            )
+            mbarrier.wait(v_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(v_full.index(buffer), BLOCK_N * D)
+            tma.async_copy_global_to_shared(
+                v_desc, [block * D, 0], v_full.index(buffer), v_smem.index(buffer)
+            )
+            taken += 1
+        if SKIPS:
+            for g in gl.static_range(GROUPS):
+                mbarrier.wait(x_empty.index(g), phase ^ 1)
+                mbarrier.expect(x_full.index(g), 64 * D * 2)
+                tma.async_copy_global_to_shared(
+                    x_desc,
+                    [bh // H, row + g * 64, bh % H, 0],
+                    x_full.index(g),
+                    y_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], y_layout),
+                )
+        done += 1
+
+
+@gluon.jit
+def _step(
+    state,
+    q,
+    smem,
+    bars,
+    taken,
+    k_scale_ptr,
+    block,
+    q_scale,
+    first_M,
+    N,
+    score_layout: gl.constexpr,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    """The scores of one block of keys while the one before meets its values."""
+    acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale = state
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    p_layout: gl.constexpr = p_MN.type.layout
+    none_MD = gl.zeros(acc_MD.shape, gl.float32, acc_MD.type.layout)
+    scale = q_scale * k_scale
+    k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))  # of the next step
+    buffer = taken % BUFFERS
+    last = (taken - 1) % BUFFERS
+    v = v_smem.index(last).permute((1, 0))
+    if OVERLAP == 0:
+        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+        fresh_MD = warpgroup_mma(p_MN, v, none_MD, use_acc=False)
+        mbarrier.arrive(v_empty.index(last), count=1)
+        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+        score = _products(q, k_smem.index(buffer), score_layout, BIASED)
+        acc_MD = _join(acc_MD, decay_M, fresh_MD)
+        score_MN = warpgroup_mma_wait(0, deps=(score,))
+        mbarrier.arrive(k_empty.index(buffer), count=1)
+    else:
+        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+        score = _products(q, k_smem.index(buffer), score_layout, BIASED)
+        if OVERLAP == 2:
+            acc_MD = _join(acc_MD, joins_M, fresh_MD)
+        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+        fresh = warpgroup_mma(p_MN, v, none_MD, use_acc=False, is_async=True)
+        score_MN = warpgroup_mma_wait(1, deps=(score,))
+        if not LATE:
+            mbarrier.arrive(k_empty.index(buffer), count=1)
+    product_MN, new_M = _largest(
+        score_MN, max_M, scale, first_M, N, block * BLOCK_N, MASKED, CAUSAL, BIASED
+    )
+    joins_M = decay_M
+    if OVERLAP == 1:
+        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
+        if LATE:
+            mbarrier.arrive(k_empty.index(buffer), count=1)
+        mbarrier.arrive(v_empty.index(last), count=1)
+        acc_MD = _join(acc_MD, joins_M, fresh_MD)
+    p_MN, decay_M, sum_M = _weigh(
+        product_MN, max_M, new_M, sum_M, scale, p_layout, BIASED, POLYNOMIAL
+    )
+    if OVERLAP == 2:
+        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
+        if LATE:
+            mbarrier.arrive(k_empty.index(buffer), count=1)
+        mbarrier.arrive(v_empty.index(last), count=1)
+    else:
+        fresh_MD = none_MD
+    return acc_MD, fresh_MD, joins_M, p_MN, decay_M, new_M, sum_M, k_scale
+
+
+@gluon.jit
+def _attend_tile(
+    smem,
+    bars,
+    descs,
+    scalars,
+    tile,
+    taken,
+    phase,
+    pointers,
+    G: gl.constexpr,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    """64 query rows against all their keys, from the last block to the first."""
+    q_smem, k_smem, v_smem, y_smem = smem
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
+    q_desc, k_desc, v_desc, x_desc, y_desc = descs
+    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
+    q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr = pointers
+    row, bh, blocks = tile
+    BUFFERS: gl.constexpr = k_smem.shape[0]
+    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    D: gl.constexpr = k_smem.shape[2]
+    dtype: gl.constexpr = y_smem.dtype
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 32]
+    )
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 32]
+    )
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
+    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    y_layout: gl.constexpr = y_desc.layout
+    first_M = row + G * 64
+    k_scale_ptr += bh * k_tiles
+    q_scale = gl.load(q_scale_ptr + bh * q_tiles + gl.minimum(first_M // Q_BLOCK, q_tiles - 1))
+    block = blocks - 1
+    scale = q_scale * gl.load(k_scale_ptr + block)
+    k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))
+    max_M = gl.full([64], _LEAST, gl.float32, row_layout)
+    sum_M = gl.full([64], 0.0, gl.float32, row_layout)
+    joins_M = gl.full([64], 0.0, gl.float32, row_layout)
+    acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
+    fresh_MD = gl.zeros([64, D], gl.float32, acc_layout)
+    q = q_smem.index(G)
+    mbarrier.wait(q_full, phase)
+    buffer = taken % BUFFERS
+    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    score = _products(q, k_smem.index(buffer), score_layout, BIASED)
+    score_MN = warpgroup_mma_wait(0, deps=(score,))
+    mbarrier.arrive(k_empty.index(buffer), count=1)
+    product_MN, new_M = _largest(
+        score_MN, max_M, scale, first_M, N, block * BLOCK_N, CAUSAL or RAGGED, CAUSAL, BIASED
+    )
+    p_MN, decay_M, sum_M = _weigh(
+        product_MN, max_M, new_M, sum_M, scale, p_layout, BIASED, POLYNOMIAL
+    )
+    max_M = new_M
+    taken += 1
+    state = (acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale)
+    if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
+        while block * BLOCK_N > row:
+            block -= 1
+            state = _step(
+                state,
+                q,
+                smem,
+                bars,
+                taken,
+                k_scale_ptr,
+                block,
+                q_scale,
+                first_M,
+                N,
+                score_layout,
+                True,
+                True,
+                BIASED,
+                POLYNOMIAL,
+                LATE,
+                OVERLAP,
+            )
+            taken += 1
+    for i in range(block):
+        block -= 1
+        state = _step(
+            state,
+            q,
+            smem,
+            bars,
+            taken,
+            k_scale_ptr,
+            block,
+            q_scale,
+            first_M,
+            N,
+            score_layout,
+            False,
+            CAUSAL,
+            BIASED,
+            POLYNOMIAL,
+            LATE,
+            OVERLAP,
+        )
+        taken += 1
+    acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale = state
+    mbarrier.arrive(q_empty, count=1)
+    last = (taken - 1) % BUFFERS
+    if OVERLAP == 2:
+        acc_MD = _join(acc_MD, joins_M, fresh_MD)
+    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    fresh_MD = warpgroup_mma(
+        p_MN,
+        v_smem.index(last).permute((1, 0)),
+        gl.zeros([64, D], gl.float32, acc_layout),
+        use_acc=False,
+    )
+    mbarrier.arrive(v_empty.index(last), count=1)
+    acc_MD = _join(acc_MD, decay_M, fresh_MD)
+    d_D = gl.arange(0, D, gl.SliceLayout(0, acc_layout))
+    worth_D = gl.load(v_scale_ptr + bh * D + d_D)
+    share_M = gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout))
+    o_MD = acc_MD * gl.expand_dims(share_M, 1) * gl.expand_dims(worth_D, 0)
+    y = y_smem.index(G)
+    if PARAMETRIZATION != "none":
+        c_skip, c_out, _, _ = _coefficients(t_ptr, bh // H, t_stride, sigma, PARAMETRIZATION)
+        mbarrier.wait(x_full.index(G), phase)
+        y_MD = c_skip * y.load(acc_layout).to(gl.float32)
+        o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
+    y.store(o_MD.to(dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(
+        y_desc,
+        [bh // H, first_M, bh % H, 0],
+        y._reinterpret(dtype, [1, 64, 1, D], y_layout),
+    )
+    tma.store_wait(0)
+    if PARAMETRIZATION != "none":
+        mbarrier.arrive(x_empty.index(G), count=1)
+    return taken
+
+
+@gluon.jit
+def _consume(
+    smem,
+    bars,
+    descs,
+    scalars,
+    pointers,
+    G: gl.constexpr,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    """Tile after tile, in step with the producer."""
+    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
+    BLOCK_N: gl.constexpr = smem[1].shape[1]
+    taken = 0
+    done = 0
+    for index in range(gl.program_id(0), total, gl.num_programs(0)):
+        row, bh, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        taken = _attend_tile(
+            smem,
+            bars,
+            descs,
+            scalars,
+            (row, bh, blocks),
+            taken,
+            done & 1,
+            pointers,
+            G,
+            GROUPS,
+            Q_BLOCK,
+            CAUSAL,
+            RAGGED,
+            PARAMETRIZATION,
+            BIASED,
+            POLYNOMIAL,
+            LATE,
+            OVERLAP,
+        )
+        done += 1
+
+
+@gluon.jit
+def _consume_0(
+    smem,
+    bars,
+    descs,
+    scalars,
+    pointers,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        pointers,
+        0,
+        GROUPS,
+        Q_BLOCK,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        BIASED,
+        POLYNOMIAL,
+        LATE,
+        OVERLAP,
+    )
+
+
+@gluon.jit
+def _consume_1(
+    smem,
+    bars,
+    descs,
+    scalars,
+    pointers,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        pointers,
+        1,
+        GROUPS,
+        Q_BLOCK,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        BIASED,
+        POLYNOMIAL,
+        LATE,
+        OVERLAP,
+    )
+
+
+@gluon.jit
+def _consume_2(
+    smem,
+    bars,
+    descs,
+    scalars,
+    pointers,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    _consume(
+        smem,
+        bars,
+        descs,
+        scalars,
+        pointers,
+        2,
+        GROUPS,
+        Q_BLOCK,
+        CAUSAL,
+        RAGGED,
+        PARAMETRIZATION,
+        BIASED,
+        POLYNOMIAL,
+        LATE,
+        OVERLAP,
+    )
+
+
+@gluon.jit
+def _produce_all(
+    smem,
+    bars,
+    descs,
+    scalars,
+    pointers,
+    GROUPS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
+
+
+@gluon.jit
+def attend(
+    q_desc,
+    k_desc,
+    v_desc,
+    x_desc,
+    y_desc,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    t_ptr,
+    t_stride,
+    sigma,
+    N,
+    H,
+    total,
+    q_rows,
+    q_tiles,
+    k_tiles,
+    GROUPS: gl.constexpr,
+    BUFFERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
+    Q_BLOCK: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    RAGGED: gl.constexpr,
+    PARAMETRIZATION: gl.constexpr,
+    BIASED: gl.constexpr,
+    POLYNOMIAL: gl.constexpr,
+    LATE: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    D: gl.constexpr = k_desc.block_type.shape[1]
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[0]
+    dtype: gl.constexpr = y_desc.dtype
+    y_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
+    q_smem = gl.allocate_shared_memory(gl.int8, [GROUPS, 64, D], q_desc.layout)
+    k_smem = gl.allocate_shared_memory(gl.int8, [BUFFERS, BLOCK_N, D], k_desc.layout)
+    v_smem = gl.allocate_shared_memory(gl.float8e4nv, [BUFFERS, D, BLOCK_N], v_desc.layout)
+    y_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], y_layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
+    x_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    x_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full, count=1)
+    mbarrier.init(q_empty, count=GROUPS)
+    for i in gl.static_range(BUFFERS):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    for g in gl.static_range(GROUPS):
+        mbarrier.init(x_full.index(g), count=1)
+        mbarrier.init(x_empty.index(g), count=1)
+    fence_async_shared()
+    smem = (q_smem, k_smem, v_smem, y_smem)
+    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    descs = (q_desc, k_desc, v_desc, x_desc, y_desc)
+    scalars = (N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma)
+    pointers = (q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr)
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (
+                    _consume_0,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+                (
+                    _consume_1,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+                (
+                    _produce_all,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+            ],
+            [4, 1],
+            [REGISTERS, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consume_0,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+                (
+                    _consume_1,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+                (
+                    _consume_2,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+                (
+                    _produce_all,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        scalars,
+                        pointers,
+                        GROUPS,
+                        Q_BLOCK,
+                        CAUSAL,
+                        RAGGED,
+                        PARAMETRIZATION,
+                        BIASED,
+                        POLYNOMIAL,
+                        LATE,
+                        OVERLAP,
+                    ),
+                ),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, 24],
+        )
+
+
+@dataclass(frozen=True)
+class Int8HopperTile:
+    """How the 8-bit Hopper forward cuts up its work; keys at a time are the blocks of `Packed`.
+
+    groups: consumer warpgroups of 64 query rows each, 2 or 3.
+    buffers: blocks of k and of v that fit in shared memory at a time.
+    registers: of a consumer's thread.
+    overlap: what a group does while its products of weights and values are under way: 0 nothing,
+        1 the next scores and their maxima, 2 also their weights, for which registers are scarce.
+    polynomial: every fourth exponential is computed, not looked up.
+    biased: as in `RcmInt8Config`.
+    late: buffers of k are given back with those of v.
+    """
+
+    groups: int
+    buffers: int
+    registers: int
+    overlap: int = 1
+    polynomial: bool = False
+    biased: bool = False
+    late: bool = False
+
+
+def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
+    """Whether the copy engine takes these and the kernel has such blocks."""
+    if packed.D not in (64, 128) or packed.config.block_n not in (64, 128):
+        return False
+    if packed.config.block_m % 64 or packed.v8.dtype != torch.float8_e4m3fn:
+        return False
+    for tensor in (x, y):
+        if tensor is None:
+            continue
+        first = 1 if tensor.shape[0] == 1 else 0  # the stride of one sample means nothing
+        if tensor.data_ptr() % 16 or any(stride % 8 for stride in tensor.stride()[first:-1]):
+            return False
+    return True
+
+
+def _of_rows(tensor: Tensor, rows: int) -> TensorDescriptor:
+    """All rows of a contiguous 8-bit tensor, `rows` at a time."""
+    flat = tensor.flatten(0, -2)
+    block = [rows, flat.shape[1]]
+    element = {torch.int8: gl.int8, torch.float8_e4m3fn: gl.float8e4nv}[tensor.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for(block, element)
+    return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), block, layout)
+
+
+def attend_launch(
+    packed: Packed,
+    x: Tensor | None,
+    t: Tensor | None,
+    y: Tensor,
+    *,
+    formula: RcmFormula,
+    tile: Int8HopperTile,
+) -> Launch:
+    """The launch that `rcm_int8.attend_launch` describes, by the kernel for Hopper."""
+    config = packed.config
+    total = ceil_div(packed.N, tile.groups * 64) * packed.H * packed.B
+    kind = formula.parametrization
+    if kind == "none":
+        x = t = None
+    args: dict[str, Any] = {
+        "q_desc": _of_rows(packed.q8, 64),
+        "k_desc": _of_rows(packed.k8, config.block_n),
+        "v_desc": _of_rows(packed.v8, packed.D),
+        "x_desc": _of_heads(x, packed.H),
+        "y_desc": _of_heads(y, packed.H),
+        "q_scale_ptr": packed.q_scale,
+        "k_scale_ptr": packed.k_scale,
+        "v_scale_ptr": packed.v_scale,
+        "t_ptr": t,
+        "t_stride": None if t is None else t.stride(0),
+        "sigma": None if kind == "none" else formula.sigma_data,
+        "N": packed.N,
+        "H": packed.H,
+        "total": total,
+        "q_rows": packed.q8.shape[1],
+        "q_tiles": packed.q_scale.shape[1],
+        "k_tiles": packed.k_scale.shape[1],
+    }
+    constexprs = {
+        "GROUPS": tile.groups,
+        "BUFFERS": tile.buffers,
+        "REGISTERS": tile.registers,
+        "Q_BLOCK": config.block_m,
+        "CAUSAL": formula.causal,
+        "RAGGED": packed.N % config.block_n != 0,
+        "PARAMETRIZATION": kind,
+        "BIASED": tile.biased,
+        "POLYNOMIAL": tile.polynomial,
+        "LATE": tile.late,
+        "OVERLAP": tile.overlap,
+    }
+    programs = min(total, sm_count(packed.q8.device))
+    return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})
