@@ -798,6 +798,7 @@ class HopperTile:
     block_n: keys at a time, 64 or 128, in `buffers` buffers.
     registers: of a consumer's thread.
     polynomial: every fourth exponential is computed, not looked up.
+    late: buffers of keys are freed with those of values, after the softmax.
     persistent: as many programs as multiprocessors, which take tile after tile.
     """
 
@@ -837,30 +838,29 @@ def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
 
 
 @lru_cache(maxsize=4096)
-def _split(N: int, heads: int, tile: HopperTile, causal: bool, sms: int) -> tuple[int, int]:
-    """Tiles of a head with all its groups' rows, and tiles with 64 rows less, in that order.
+def split(N: int, heads: int, groups: int, sms: int) -> tuple[int, int, float]:
+    """Tiles of a head with all groups' rows, tiles with 64 rows less, and how long they take.
 
-    Programs take them in rounds, and the longest program is what counts: where a last round of
-    whole tiles would leave most of them idle, some narrower ones in all may take less time. A
-    group that is idle leaves the others faster: two of three take 1/1.35 of the time of three.
+    Programs take tiles in rounds, and the longest program is what counts: where a last round of
+    whole tiles would leave most of them idle, some narrower ones in all may take less time. The
+    time is in those of a narrow tile, while one with work for all three groups takes 1.35.
     """
-    rows = tile.groups * 64
-    whole = ceil_div(N, rows)
-    if causal or not tile.persistent or tile.groups < 3:
-        return whole, 0
+    rows = groups * 64
+
+    def parts(wide: int) -> tuple[int, int]:
+        return wide, max(0, ceil_div(N - wide * rows, rows - 64))
 
     def longest(wide: int) -> float:
-        narrow = max(0, ceil_div(N - wide * rows, rows - 64))
-        tiles = (wide * heads, (wide + narrow) * heads)
-        return max(
-            1.35 * ceil_div(tiles[0] - first, sms)
-            + ceil_div(tiles[1] - first, sms)
-            - ceil_div(tiles[0] - first, sms)
-            for first in {0, tiles[0] % sms, tiles[1] % sms}
-        )
+        whole = wide * heads
+        every = sum(parts(wide)) * heads
+        ends = {0, whole % sms, every % sms}
+        return max(0.35 * ceil_div(whole - p, sms) + ceil_div(every - p, sms) for p in ends)
 
-    wide = min(range(whole, -1, -1), key=longest)
-    return wide, max(0, ceil_div(N - wide * rows, rows - 64))
+    whole = ceil_div(N, rows)
+    best = min(range(whole, -1, -1), key=longest)
+    if longest(best) > 0.96 * longest(whole):  # two sizes of tile cost registers
+        best = whole
+    return *parts(best), longest(best)
 
 
 def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
@@ -882,7 +882,9 @@ def forward_launch(
 ) -> Launch:
     """The launch that `rcm_attention.forward_launch` describes, by the kernel for Hopper."""
     B, N, H, _ = q.shape
-    wide, narrow = _split(N, H * B, tile, formula.causal, sm_count(q.device))
+    wide, narrow = ceil_div(N, tile.groups * 64), 0
+    if tile.groups == 3 and tile.persistent and not formula.causal:
+        wide, narrow, _ = split(N, H * B, tile.groups, sm_count(q.device))
     total = (wide + narrow) * H * B
     if y is None:
         x = t = None
