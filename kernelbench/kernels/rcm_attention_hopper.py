@@ -11,7 +11,6 @@ Shapes: as in `rcm_attention`; M is 64. Gluon has no interpreter: on a CPU the `
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -102,41 +101,16 @@ def _softmax(
 
 
 @gluon.jit
-def _tile(
-    index,
-    N,
-    H,
-    wide,
-    narrow,
-    wides,
-    ROWS: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    CAUSAL: gl.constexpr,
-):
-    """First row, head, sample and blocks of keys of a tile, and whether its last group works.
-
-    All have ROWS rows, the longest first where causal; or, with `wide`, the first `wides` have,
-    `wide` to a head, and then come those of 64 rows less, `narrow` to a head.
-    """
-    whole = True
-    if wide is None:
-        tiles = (N + ROWS - 1) // ROWS
-        bh = index // tiles
-        row = index % tiles * ROWS
-        if CAUSAL:
-            row = (tiles - 1) * ROWS - row
-    else:
-        whole = index < wides
-        if whole:
-            bh = index // wide
-            row = index % wide * ROWS
-        else:
-            bh = (index - wides) // narrow
-            row = wide * ROWS + (index - wides) % narrow * (ROWS - 64)
+def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """First row, head, sample and blocks of keys of a tile; those of a head follow each other."""
+    tiles = (N + ROWS - 1) // ROWS
+    bh = index // tiles
+    row = index % tiles * ROWS
     end = N
-    if CAUSAL:
+    if CAUSAL:  # the longest first
+        row = (tiles - 1) * ROWS - row
         end = gl.minimum(row + ROWS, N)
-    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N, whole
+    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N
 
 
 @gluon.jit
@@ -146,7 +120,7 @@ def _produce(
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
-    N, H, total, wide, narrow, wides, t_stride, scale, sigma = scalars
+    N, H, total, t_stride, scale, sigma = scalars
     BUFFERS: gl.constexpr = k_smem.shape[0]
     BLOCK_N: gl.constexpr = k_smem.shape[1]
     D: gl.constexpr = k_smem.shape[2]
@@ -156,9 +130,7 @@ def _produce(
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks, whole = _tile(
-            index, N, H, wide, narrow, wides, GROUPS * 64, BLOCK_N, CAUSAL
-        )
+        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(q_empty, phase ^ 1)
         mbarrier.expect(q_full, GROUPS * 64 * D * 2)
@@ -402,28 +374,6 @@ def _attend_tile(
 
 
 @gluon.jit
-def _pass_over(
-    bars, blocks, taken, phase, BUFFERS: gl.constexpr, G: gl.constexpr, SKIPS: gl.constexpr
-):
-    """What a group without rows in a tile still owes the producer."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    mbarrier.wait(q_full, phase)  # else this might count as the others' for the tile before
-    mbarrier.arrive(q_empty, count=1)
-    for i in range(blocks):
-        buffer = taken % BUFFERS
-        turn = (taken // BUFFERS) & 1
-        mbarrier.wait(k_full.index(buffer), turn)
-        mbarrier.arrive(k_empty.index(buffer), count=1)
-        mbarrier.wait(v_full.index(buffer), turn)
-        mbarrier.arrive(v_empty.index(buffer), count=1)
-        taken += 1
-    if SKIPS:
-        mbarrier.wait(x_full.index(G), phase)
-        mbarrier.arrive(x_empty.index(G), count=1)
-    return taken
-
-
-@gluon.jit
 def _consume(
     smem,
     bars,
@@ -440,44 +390,34 @@ def _consume(
     LATE: gl.constexpr,
 ):
     """Tile after tile, in step with the producer."""
-    N, H, total, wide, narrow, wides, t_stride, scale, sigma = scalars
-    BUFFERS: gl.constexpr = smem[1].shape[0]
+    N, H, total, t_stride, scale, sigma = scalars
     BLOCK_N: gl.constexpr = smem[1].shape[1]
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks, whole = _tile(
-            index, N, H, wide, narrow, wides, GROUPS * 64, BLOCK_N, CAUSAL
+        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        taken = _attend_tile(
+            smem,
+            bars,
+            descs,
+            (row, h, b, blocks),
+            N,
+            H,
+            taken,
+            done & 1,
+            t_ptr,
+            t_stride,
+            lse_ptr,
+            scale,
+            sigma,
+            G,
+            GROUPS,
+            CAUSAL,
+            RAGGED,
+            PARAMETRIZATION,
+            POLYNOMIAL,
+            LATE,
         )
-        works = True
-        if wide is not None and G == GROUPS - 1:
-            works = whole
-        if works:
-            taken = _attend_tile(
-                smem,
-                bars,
-                descs,
-                (row, h, b, blocks),
-                N,
-                H,
-                taken,
-                done & 1,
-                t_ptr,
-                t_stride,
-                lse_ptr,
-                scale,
-                sigma,
-                G,
-                GROUPS,
-                CAUSAL,
-                RAGGED,
-                PARAMETRIZATION,
-                POLYNOMIAL,
-                LATE,
-            )
-        else:
-            SKIPS: gl.constexpr = PARAMETRIZATION != "none"
-            taken = _pass_over(bars, blocks, taken, done & 1, BUFFERS, G, SKIPS)
         done += 1
 
 
@@ -611,9 +551,6 @@ def attend(
     N,
     H,
     total,
-    wide,
-    narrow,
-    wides,
     GROUPS: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BUFFERS: gl.constexpr,
@@ -654,7 +591,7 @@ def attend(
     smem = (q_smem, k_smem, v_smem, y_smem)
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    scalars = (N, H, total, wide, narrow, wides, t_stride, scale * _LOG2E, sigma)
+    scalars = (N, H, total, t_stride, scale * _LOG2E, sigma)
     if GROUPS == 2:
         gl.warp_specialize(
             [
@@ -837,32 +774,6 @@ def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)
 
 
-@lru_cache(maxsize=4096)
-def split(N: int, heads: int, groups: int, sms: int) -> tuple[int, int, float]:
-    """Tiles of a head with all groups' rows, tiles with 64 rows less, and how long they take.
-
-    Programs take tiles in rounds, and the longest program is what counts: where a last round of
-    whole tiles would leave most of them idle, some narrower ones in all may take less time. The
-    time is in those of a narrow tile, while one with work for all three groups takes 1.35.
-    """
-    rows = groups * 64
-
-    def parts(wide: int) -> tuple[int, int]:
-        return wide, max(0, ceil_div(N - wide * rows, rows - 64))
-
-    def longest(wide: int) -> float:
-        whole = wide * heads
-        every = sum(parts(wide)) * heads
-        ends = {0, whole % sms, every % sms}
-        return max(0.35 * ceil_div(whole - p, sms) + ceil_div(every - p, sms) for p in ends)
-
-    whole = ceil_div(N, rows)
-    best = min(range(whole, -1, -1), key=longest)
-    if longest(best) > 0.96 * longest(whole):  # two sizes of tile cost registers
-        best = whole
-    return *parts(best), longest(best)
-
-
 def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
     return None if tensor is None else _descriptor(tensor.unflatten(2, (H, -1)), 64)
 
@@ -882,10 +793,7 @@ def forward_launch(
 ) -> Launch:
     """The launch that `rcm_attention.forward_launch` describes, by the kernel for Hopper."""
     B, N, H, _ = q.shape
-    wide, narrow = ceil_div(N, tile.groups * 64), 0
-    if tile.groups == 3 and tile.persistent and not formula.causal:
-        wide, narrow, _ = split(N, H * B, tile.groups, sm_count(q.device))
-    total = (wide + narrow) * H * B
+    total = ceil_div(N, tile.groups * 64) * H * B
     if y is None:
         x = t = None
         y, o = o, None
@@ -907,9 +815,6 @@ def forward_launch(
         "N": N,
         "H": H,
         "total": total,
-        "wide": wide if narrow else None,
-        "narrow": narrow if narrow else None,
-        "wides": wide * H * B if narrow else None,
     }
     constexprs = {
         "GROUPS": tile.groups,

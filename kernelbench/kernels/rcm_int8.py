@@ -16,7 +16,7 @@ Nothing returns to the host in between.
 Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -375,6 +375,7 @@ class RcmInt8Config:
     biased: scores become floating point by the bits that the products start with, instead of by
         a conversion; the numbers are the same but for rounding in fp32.
     quantise_warps: of a program of the other two kernels.
+    hopper: attention by `rcm_int8_hopper`, for shapes and tensors that it `suits`.
     """
 
     block_m: int
@@ -383,6 +384,7 @@ class RcmInt8Config:
     stages: int
     biased: bool = False
     quantise_warps: int = 4
+    hopper: bool = False
 
     def __post_init__(self) -> None:
         check_powers_of_2(self, "block_m", "block_n", "warps", "quantise_warps")
@@ -432,7 +434,10 @@ def configs(N: int, D: int, *, arch: str) -> tuple[RcmInt8Config, ...]:
         for block_m, block_n, warps, stages, biased in _TABLE[E, arch == "sm_90"]
         if (block_m + stages * block_n * (1 + bytes_of_v)) * E <= shared_memory(arch, 1)
     )
-    return tuple(dict.fromkeys(fitting))
+    found = tuple(dict.fromkeys(fitting))
+    if arch == "sm_90" and D == 128:
+        found = (replace(found[0], hopper=True), *found)
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -605,6 +610,18 @@ def attend_launch(
     return Launch(_attend, grid, args | mixing | _strides(x=x), constexprs, options)
 
 
+def _attend_launch(
+    packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, formula: RcmFormula
+) -> Launch:
+    """By the kernel that the config asks for, if it takes these tensors."""
+    if packed.config.hopper:
+        from kernelbench.kernels import rcm_int8_hopper as hopper
+
+        if hopper.suits(packed, x, y):
+            return hopper.attend_launch(packed, x, t, y, formula=formula, tile=hopper.TILE)
+    return attend_launch(packed, x, t, y, formula=formula)
+
+
 def launches(
     q: Tensor,
     k: Tensor,
@@ -619,7 +636,7 @@ def launches(
 ) -> tuple[Launch, ...]:
     """All launches of a call, in order; tensors as `attend_launch` and `quantise_launches` take."""
     packed = _empty_packed(q, formula.scale, config, arch)
-    return (*quantise_launches(q, k, v, packed), attend_launch(packed, x, t, y, formula=formula))
+    return (*quantise_launches(q, k, v, packed), _attend_launch(packed, x, t, y, formula))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -696,7 +713,7 @@ def rcm_attention_prepacked(
     x = None if x is None else _packed_rows(x)
     y = packed.q8.new_empty(packed.B, packed.N, packed.H * packed.D, dtype=packed.dtype)
     with on_device(device):
-        attend_launch(packed, x, t, y, formula=formula).run()
+        _attend_launch(packed, x, t, y, formula).run()
     return y
 
 

@@ -66,10 +66,7 @@ def _largest(
     """Scores in fp32, still with a bias and without a scale, and the new maximum, with it."""
     layout: gl.constexpr = score_MN.type.layout
     BLOCK_N: gl.constexpr = score_MN.shape[1]
-    if BIASED:
-        product_MN = score_MN.to(gl.float32, bitcast=True)
-    else:
-        product_MN = score_MN.to(gl.float32)
+    product_MN = score_MN.to(gl.float32, bitcast=BIASED)
     if MASKED:
         key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
         if CAUSAL:
@@ -91,20 +88,28 @@ def _weigh(
     new_M,
     sum_M,
     scale,
-    p_layout: gl.constexpr,
     BIASED: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
 ):
-    """FP8 weights of these keys, the decay of what was before, and the new sum."""
-    BLOCK_N: gl.constexpr = product_MN.shape[1]
+    """Weights of these keys, the decay of what was before, and the new sum."""
     BIAS: gl.constexpr = _MAGIC if BIASED else 0.0
     shift_M = (scale * -BIAS + _LOG2_FULL) - new_M
     weight_MN = _exp2(product_MN * scale + gl.expand_dims(shift_M, 1), POLYNOMIAL)
     decay_M = gl.exp2(max_M - new_M)
     sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
-    split = weight_MN.to(gl.float8e4nv).reshape([64, BLOCK_N // 16, 2, 4, 2])
-    p_MN = gl.convert_layout(split.permute((0, 1, 3, 2, 4)).reshape([64, BLOCK_N]), p_layout)
-    return p_MN, decay_M, sum_M
+    return weight_MN, decay_M, sum_M
+
+
+@gluon.jit
+def _operand(weight_MN, p_layout: gl.constexpr):
+    """Weights as e4m3, in the registers that they are in.
+
+    Not before a loop's turn ends: bytes that outlive it are taken apart and packed again.
+    """
+    BLOCK_N: gl.constexpr = weight_MN.shape[1]
+    split = weight_MN.reshape([64, BLOCK_N // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4))
+    swapped_MN = gl.convert_layout(split.reshape([64, BLOCK_N]), p_layout)
+    return swapped_MN.to(gl.float8e4nv)
 
 
 @gluon.jit
@@ -199,14 +204,25 @@ def _step(
     LATE: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
-    """The scores of one block of keys while the one before meets its values."""
-    acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale = state
+    """The scores of one block of keys while the one before meets its values.
+
+    Where OVERLAP is 1, `state` has biased scores for weights and their maximum for what joins.
+    """
+    acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale = state
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     BUFFERS: gl.constexpr = k_smem.shape[0]
     BLOCK_N: gl.constexpr = k_smem.shape[1]
-    p_layout: gl.constexpr = p_MN.type.layout
-    none_MD = gl.zeros(acc_MD.shape, gl.float32, acc_MD.type.layout)
+    acc_layout: gl.constexpr = acc_MD.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
+    none_MD = gl.zeros(acc_MD.shape, gl.float32, acc_layout)
+    if OVERLAP == 1:
+        new_M = joins_M
+        weight_MN, fade_M, sum_M = _weigh(weight_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL)
+        max_M = new_M
+    else:
+        fade_M = decay_M
+    p_MN = _operand(weight_MN, p_layout)
     scale = q_scale * k_scale
     k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))  # of the next step
     buffer = taken % BUFFERS
@@ -214,11 +230,11 @@ def _step(
     v = v_smem.index(last).permute((1, 0))
     if OVERLAP == 0:
         mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-        fresh_MD = warpgroup_mma(p_MN, v, none_MD, use_acc=False)
+        last_MD = warpgroup_mma(p_MN, v, none_MD, use_acc=False)
         mbarrier.arrive(v_empty.index(last), count=1)
         mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
         score = _products(q, k_smem.index(buffer), score_layout, BIASED)
-        acc_MD = _join(acc_MD, decay_M, fresh_MD)
+        acc_MD = _join(acc_MD, fade_M, last_MD)
         score_MN = warpgroup_mma_wait(0, deps=(score,))
         mbarrier.arrive(k_empty.index(buffer), count=1)
     else:
@@ -234,24 +250,24 @@ def _step(
     product_MN, new_M = _largest(
         score_MN, max_M, scale, first_M, N, block * BLOCK_N, MASKED, CAUSAL, BIASED
     )
-    joins_M = decay_M
     if OVERLAP == 1:
-        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
-        if LATE:
-            mbarrier.arrive(k_empty.index(buffer), count=1)
-        mbarrier.arrive(v_empty.index(last), count=1)
-        acc_MD = _join(acc_MD, joins_M, fresh_MD)
-    p_MN, decay_M, sum_M = _weigh(
-        product_MN, max_M, new_M, sum_M, scale, p_layout, BIASED, POLYNOMIAL
-    )
-    if OVERLAP == 2:
-        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
-        if LATE:
-            mbarrier.arrive(k_empty.index(buffer), count=1)
-        mbarrier.arrive(v_empty.index(last), count=1)
+        last_MD = warpgroup_mma_wait(0, deps=(fresh,))
+        acc_MD = _join(acc_MD, fade_M, last_MD)
+        weight_MN = product_MN
+        joins_M = new_M
     else:
-        fresh_MD = none_MD
-    return acc_MD, fresh_MD, joins_M, p_MN, decay_M, new_M, sum_M, k_scale
+        weight_MN, decay_M, sum_M = _weigh(
+            product_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL
+        )
+        max_M = new_M
+    if OVERLAP == 2:
+        joins_M = fade_M
+        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
+    if OVERLAP > 0:
+        if LATE:
+            mbarrier.arrive(k_empty.index(buffer), count=1)
+        mbarrier.arrive(v_empty.index(last), count=1)
+    return acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale
 
 
 @gluon.jit
@@ -316,12 +332,17 @@ def _attend_tile(
     product_MN, new_M = _largest(
         score_MN, max_M, scale, first_M, N, block * BLOCK_N, CAUSAL or RAGGED, CAUSAL, BIASED
     )
-    p_MN, decay_M, sum_M = _weigh(
-        product_MN, max_M, new_M, sum_M, scale, p_layout, BIASED, POLYNOMIAL
-    )
-    max_M = new_M
+    if OVERLAP != 1:
+        weight_MN, decay_M, sum_M = _weigh(
+            product_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL
+        )
+        max_M = new_M
+    else:
+        weight_MN = product_MN
+        decay_M = joins_M
+        joins_M = new_M
     taken += 1
-    state = (acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale)
+    state = (acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale)
     if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
         while block * BLOCK_N > row:
             block -= 1
@@ -367,14 +388,18 @@ def _attend_tile(
             OVERLAP,
         )
         taken += 1
-    acc_MD, fresh_MD, joins_M, p_MN, decay_M, max_M, sum_M, k_scale = state
+    acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale = state
     mbarrier.arrive(q_empty, count=1)
     last = (taken - 1) % BUFFERS
     if OVERLAP == 2:
         acc_MD = _join(acc_MD, joins_M, fresh_MD)
+    if OVERLAP == 1:
+        weight_MN, decay_M, sum_M = _weigh(
+            weight_MN, max_M, joins_M, sum_M, scale, BIASED, POLYNOMIAL
+        )
     mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     fresh_MD = warpgroup_mma(
-        p_MN,
+        _operand(weight_MN, p_layout),
         v_smem.index(last).permute((1, 0)),
         gl.zeros([64, D], gl.float32, acc_layout),
         use_acc=False,
@@ -580,7 +605,7 @@ def _produce_all(
     _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=("N", "H", "total", "q_rows", "q_tiles", "k_tiles"))
 def attend(
     q_desc,
     k_desc,
@@ -815,6 +840,9 @@ class Int8HopperTile:
     late: bool = False
 
 
+TILE = Int8HopperTile(2, 4, 240)  # 1.3 times the `tl` kernel at D = 128; none beats that at 64
+
+
 def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
     """Whether the copy engine takes these and the kernel has such blocks."""
     if packed.D not in (64, 128) or packed.config.block_n not in (64, 128):
@@ -879,7 +907,7 @@ def attend_launch(
         "REGISTERS": tile.registers,
         "Q_BLOCK": config.block_m,
         "CAUSAL": formula.causal,
-        "RAGGED": packed.N % config.block_n != 0,
+        "RAGGED": not formula.causal and packed.N % config.block_n != 0,
         "PARAMETRIZATION": kind,
         "BIASED": tile.biased,
         "POLYNOMIAL": tile.polynomial,

@@ -186,8 +186,8 @@ def test_the_table_picks_by_rounds_of_tiles():
         return first.hopper and first.hopper.groups
 
     assert groups(1, 1024, 8, 64) is None
-    assert groups(2, 2048, 8, 64) == 2
-    assert groups(4, 4096, 12, 64) == groups(8, 2048, 16, 64) == groups(1, 8192, 8, 64) == 3
+    assert groups(2, 2048, 8, 64) == groups(1, 8192, 8, 64) == 2
+    assert groups(4, 4096, 12, 64) == groups(8, 2048, 16, 64) == 3
     assert groups(4, 4096, 12, 64, mode="full") == 2
     assert groups(4, 8192, 16, 128) == 2
     assert groups(4, 4096, 12, 96) is None
