@@ -115,7 +115,7 @@ def test_run_as_json(tmp_path):
     ("arguments", "said"),
     [
         (["run", "smokey"], "did you mean 'smoke'"),
-        (["run", "smoke", "--provider", "triton"], "did you mean 'triton_fused'"),
+        (["run", "smoke", "--provider", "triton_fuse"], "did you mean 'triton_fused'"),
         (["run", "smoke", "--family", "rmsnorm"], "did you mean 'rms_norm'"),
         (["run", "smoke", "--device", "gpu"], "--device"),
         (["run", "smoke", "--filter", "("], "regular expression"),

@@ -318,7 +318,7 @@ def test_a_long_list_of_cases_is_cut_short() -> None:
 
 @pytest.mark.parametrize("name", ["smoke", "a100", "h100", "h200"])
 def test_shipped_suites(name: str) -> None:
-    got = load(find(name), TOYS)
+    got = load(find(name), families.load())
     assert got.name == name and got.description and len(got.jobs) <= 50
     assert {job.family for job in got.jobs} >= {"rms_norm", "rotary"}
     assert Path(__file__).parents[1].joinpath("configs", f"{name}.yaml").read_text() == got.text
