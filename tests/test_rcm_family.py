@@ -337,7 +337,15 @@ def test_views_of_a_packed_qkv_are_served_without_a_copy() -> None:
 
 def test_rcm_seed_has_the_documents_shapes_under_their_labels() -> None:
     found = suite.load(suite.find("rcm_seed"), families.load())
-    jobs = [job for job in found.jobs if job.case.parametrization is Parametrization.edm]
+    jobs = [
+        job
+        for job in found.jobs
+        if job.family == "rcm_attention"
+        and job.case.parametrization is Parametrization.edm
+        and job.case.inputs is Distribution.normal
+        and not job.case.causal
+        and job.case.N < 65536
+    ]
     shapes = [
         (job.label.split(" ")[0], job.case.B, job.case.N, job.case.H * job.case.D, job.case.H)
         for job in jobs

@@ -211,7 +211,17 @@ def triton_configs(case: RCMAttentionCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rcm_attention import configs
 
     sizes = case.B, case.N, case.H, case.D
-    return configs(*sizes, arch=device.arch, mode=case.mode.value, itemsize=case.dtype.bytes)
+    mode = case.mode.value if case.skips else "full"  # as `rcm_attention` chooses
+    return configs(*sizes, arch=device.arch, mode=mode, itemsize=case.dtype.bytes)
+
+
+def unfused_configs(case: RCMAttentionCase, device: Device) -> tuple[Any, ...]:
+    """Attention is stored, as for a backward."""
+    from kernelbench.kernels.rcm_attention import configs
+
+    sizes = case.B, case.N, case.H, case.D
+    mode = "full" if case.mode is Mode.fwd else case.mode.value
+    return configs(*sizes, arch=device.arch, mode=mode, itemsize=case.dtype.bytes)
 
 
 def fits(case: RCMAttentionCase, device: Device) -> str | None:
@@ -296,7 +306,8 @@ CHECKS = (
 def _provider(name: str, role: Role, build: Any, skip: str, **fields: Any) -> Provider[Any]:
     ours = name.startswith("triton")
     if ours:
-        fields |= {"configs": triton_configs, "requires": ("triton",), "unsupported": serves}
+        configs = unfused_configs if name == "triton_unfused" else triton_configs
+        fields |= {"configs": configs, "requires": ("triton",), "unsupported": serves}
     return Provider(name, role, build, traffic=partial(_traffic, skip, ours), **fields)
 
 

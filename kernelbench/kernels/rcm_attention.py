@@ -827,7 +827,7 @@ def _hopper_tiles(B: int, N: int, H: int, D: int, saves: bool) -> tuple[HopperTi
 
     Programs take tiles in rounds: a last round that is half empty costs as much as a full one. A
     round of 192 rows takes 1.38 times one of 128 (D = 64, measured on an H200).
-    saves: attention's result is stored, too, for which three warpgroups have too few registers.
+    saves: attention's own result is stored, for which three warpgroups have too few registers.
     """
     if D == 128:
         return (HopperTile(2, 128, 2, 240),)
@@ -1248,7 +1248,8 @@ def _attend_and_skip(
     if config is None:
         B, N, H, D = q.shape
         fits = suited and q.numel() > 0
-        config = _choose((B, N, H, D), arch_of(device), q.element_size(), graded, fits)
+        stores = graded or not (fused and formula.skips)
+        config = _choose((B, N, H, D), arch_of(device), q.element_size(), stores, fits)
     elif (tile := config.hopper or config.bwd_hopper) is not None and not (
         suited and arch_of(device) == "sm_90" and (config.bwd_hopper is None or q.shape[1] % 4 == 0)
     ):
