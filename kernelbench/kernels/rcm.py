@@ -1,4 +1,5 @@
-"""The skip that the rCM kernels mix in, y = c_skip(t)·x + c_out(t)·F: its formula and coefficients.
+"""The skip that the rCM kernels mix in, y = c_skip(t)·x + c_out(t)·F: its formula and coefficients;
+and how statistics of attention's rows lie in memory.
 
 Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
 (arXiv:2206.00364) has `edm`; Song et al., Consistency Models, 2023 (arXiv:2303.01469) `cm`;
@@ -11,20 +12,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
 PARAMETRIZATIONS = tuple(SIGMA_DATA)
 
 
 @triton.jit
-def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
-    """c_skip, c_out and their derivatives at the t of sample b, in fp32."""
-    if PARAMETRIZATION == "none":
-        c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
-    elif PARAMETRIZATION == "trigflow":
-        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+def coefficients_of(t, sigma, PARAMETRIZATION: tl.constexpr):
+    """c_skip, c_out and their derivatives at t, in fp32."""
+    if PARAMETRIZATION == "trigflow":
         sine = tl.sin(t)
         cosine = tl.cos(t)
         c_skip = tl.div_rn(1.0, cosine + sine)
@@ -33,7 +33,6 @@ def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
         d_out = -c_skip * c_skip
     else:
         EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
-        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
         u = t - EPSILON
         variance = sigma * sigma
         total = u * u + variance
@@ -43,6 +42,30 @@ def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
         d_skip = -2.0 * u * tl.div_rn(c_skip, total)
         d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
     return c_skip, c_out, d_skip, d_out
+
+
+@triton.jit
+def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
+    """`coefficients_of` the t of sample b; those of attention alone for `none`, which has no t."""
+    if PARAMETRIZATION == "none":
+        c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
+    else:
+        t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+        c_skip, c_out, d_skip, d_out = coefficients_of(t, sigma, PARAMETRIZATION)
+    return c_skip, c_out, d_skip, d_out
+
+
+@triton.jit
+def pitch(N):
+    """From one head's statistics to the next: the copy engine takes multiples of 16 bytes."""
+    return (N + 3) // 4 * 4
+
+
+def statistic_of(q: Tensor) -> Tensor:
+    """For a number in fp32 of each row of q, (B,N,H,D): (B,H,N), heads `pitch(N)` apart."""
+    B, N, H, _ = q.shape
+    apart = (N + 3) // 4 * 4
+    return q.new_empty_strided((B, H, N), (H * apart, apart, 1), dtype=torch.float32)
 
 
 @dataclass(frozen=True)

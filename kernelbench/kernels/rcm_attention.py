@@ -3,7 +3,8 @@ one kernel, and its gradients.
 
 Shapes: B samples, N tokens, H heads, D head size, C = H·D channels, M query rows of a tile. q, k, v
 are (B,N,H,D), x and y (B,N,C), t (B,). Tensors are read where they lie, by their strides: views of
-a packed qkv cost no copy. What is made here is contiguous; statistics of rows are (B,H,N) in fp32.
+a packed qkv cost no copy. What is made here is contiguous; statistics of rows are (B,H,N) in fp32,
+laid out by `rcm.statistic_of`.
 
 Softmax is taken online, in powers of two, over tiles of keys: the scores never leave the chip. The
 x tile is read once the loop over keys has ended, so that the skip costs one read of x where a
@@ -34,15 +35,17 @@ from kernelbench.kernels.launch import (
     power_of_2,
     shared_memory,
 )
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, pitch, statistic_of
 from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
-from kernelbench.kernels.rcm_attention_hopper import forward_launch as hopper_launch
+from kernelbench.kernels.rcm_attention_hopper import forward_launches as hopper_launches
 from kernelbench.kernels.rcm_attention_hopper_backward import (
     HopperBackwardTile,
+    HopperFusedTile,
     HopperQueriesTile,
     keys_launch,
     queries_launch,
 )
+from kernelbench.kernels.rcm_attention_hopper_fused import fused_launch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -117,6 +120,13 @@ def _tile_of_head(N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
         tile = tiles - 1 - tile
     bh = (tl.program_id(0) // tiles).to(tl.int64)
     return tile * BLOCK, bh % H, bh // H, bh
+
+
+@triton.jit
+def _mix(c_skip, x, c_out, o):
+    """c_skip·x + c_out·o; c_skip·x to the bit where c_out is 0, though x be −0."""
+    skipped = c_skip * x
+    return tl.where(c_out == 0.0, skipped, skipped + c_out * o)
 
 
 @triton.jit
@@ -239,7 +249,7 @@ def _attend(
         RAGGED,
         STAGES,
     )
-    if CAUSAL or RAGGED:
+    if CAUSAL or RAGGED:  # few turns: a pipeline here would make every wgmma wait for the last
         acc_MD, sum_M, max_M = _attend_keys(
             acc_MD,
             sum_M,
@@ -260,21 +270,21 @@ def _attend(
             CAUSAL,
             True,
             RAGGED,
-            STAGES,
+            1,
         )
 
     o_MD = acc_MD * (1.0 / sum_M)[:, None]
     out = b * N * H * D + h * D
     if lse_ptr is not None:
         lse_M = max_M + tl.log2(sum_M)
-        tl.store(lse_ptr + bh * N + row_M, lse_M, mask=row_M < N)
+        tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
     if o_ptr is not None:
         _store_tile(o_ptr + out, o_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
     if y_ptr is not None:
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
         x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
-        y_MD = c_skip * x_MD.to(tl.float32) + c_out * o_MD
+        y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
         _store_tile(y_ptr + out, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
@@ -305,7 +315,7 @@ def _skip(
     ).to(tl.float32)
     out_NC = (b * N + token_N)[:, None] * C + c_C[None, :]
     o_NC = tl.load(o_ptr + out_NC, mask=mask_NC).to(tl.float32)
-    y_NC = c_skip * x_NC + c_out * o_NC
+    y_NC = _mix(c_skip, x_NC, c_out, o_NC)
     tl.store(y_ptr + out_NC, y_NC.to(y_ptr.dtype.element_ty), mask=mask_NC)
 
 
@@ -318,6 +328,7 @@ def _differentiate_skip(
     dx_ptr,
     delta_ptr,
     partial_ptr,
+    total_ptr,
     dy_stride_B,
     dy_stride_N,
     x_stride_B,
@@ -332,7 +343,10 @@ def _differentiate_skip(
     PARAMETRIZATION: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """dx, δ and a part of dt of BLOCK_M tokens of one head; the parts of a sample lie in a row."""
+    """dx, δ and a part of dt of BLOCK_M tokens of one head; the parts of a sample lie in a row.
+
+    Where dq is to be summed, it begins as zeros here.
+    """
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
     c_skip, _, d_skip, d_out = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
@@ -340,12 +354,15 @@ def _differentiate_skip(
     dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
     if dx_ptr is not None:
         _store_tile(dx_ptr + out, c_skip * dy_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    if total_ptr is not None:
+        zero_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        _store_tile(total_ptr + bh * N * D, zero_MD, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
     if o_ptr is not None:
         o_MD = _load_tile(o_ptr + out, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
         delta_M = tl.sum(dy_MD * o_MD.to(tl.float32), axis=1)
         if delta_ptr is not None:
             row_M = row + tl.arange(0, BLOCK_M)
-            tl.store(delta_ptr + bh * N + row_M, delta_M, mask=row_M < N)
+            tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
         if partial_ptr is not None:
             x_ptr += b * x_stride_B + h * D
             x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
@@ -453,8 +470,8 @@ def _differentiate_keys(
     q_ptr += b * q_stride_B + h * q_stride_H
     k_ptr += b * k_stride_B + h * k_stride_H
     v_ptr += b * v_stride_B + h * v_stride_H
-    lse_ptr += bh * N
-    delta_ptr += bh * N
+    lse_ptr += bh * pitch(N)
+    delta_ptr += bh * pitch(N)
     k_ND = _load_tile(k_ptr, key, k_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
     v_ND = _load_tile(v_ptr, key, v_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
     key_N = key + tl.arange(0, BLOCK_N)
@@ -599,8 +616,8 @@ def _differentiate_queries(
     v_ptr += b * v_stride_B + h * v_stride_H
     q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
     dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
-    lse_M = _load_rows(lse_ptr + bh * N, row, N, BLOCK_M, RAGGED)
-    delta_M = _load_rows(delta_ptr + bh * N, row, N, BLOCK_M, RAGGED)
+    lse_M = _load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    delta_M = _load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if CAUSAL:
@@ -632,7 +649,7 @@ def _differentiate_queries(
         RAGGED,
         STAGES,
     )
-    if CAUSAL or RAGGED:
+    if CAUSAL or RAGGED:  # as in `_attend`
         dq_MD = _gather_keys(
             dq_MD,
             q_MD,
@@ -654,12 +671,36 @@ def _differentiate_queries(
             CAUSAL,
             True,
             RAGGED,
-            STAGES,
+            1,
         )
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     dq_MD *= c_out * scale
     dq_ptr += b * N * H * D + h * D
     _store_tile(dq_ptr, dq_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _scale_queries(
+    total_ptr,
+    t_ptr,
+    dq_ptr,
+    t_stride,
+    scale,
+    sigma,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARAMETRIZATION: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """dq = c_out·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32."""
+    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
+    total_MD = _load_tile(total_ptr + bh * N * D, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    dq_ptr += b * N * H * D + h * D
+    _store_tile(dq_ptr, total_MD * (c_out * scale), row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)
@@ -673,7 +714,8 @@ class RcmAttentionConfig:
         tensors that it `suits`.
     bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
         dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
-    bwd_hopper: the backward by `rcm_attention_hopper_backward`, likewise.
+    bwd_hopper: the backward by `rcm_attention_hopper_backward`, likewise; with its `fused`, the
+        bits of dq differ from call to call.
     """
 
     block_m: int
@@ -778,19 +820,32 @@ _TABLE = (
 
 
 def configs(
-    B: int, N: int, H: int, D: int, *, arch: str, mode: str, itemsize: int = 2
+    B: int,
+    N: int,
+    H: int,
+    D: int,
+    *,
+    arch: str,
+    mode: str,
+    itemsize: int = 2,
+    causal: bool = False,
+    mixes: bool = True,
+    deterministic: bool = False,
 ) -> tuple[RcmAttentionConfig, ...]:
     """The table's choice for B samples of N tokens, H heads of D elements, then what else a tuner
     may pick.
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
-    pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. Raises ValueError
-    for an unknown mode.
+    pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. causal: what they
+    are for. mixes: whether the skip is in the kernel. deterministic: those whose gradients have the
+    same bits on every call come first. Raises ValueError for an unknown mode.
     """
     if mode not in ("fwd", "bwd", "full"):
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
     forward, backward = _tiles(D, arch, itemsize)
-    hopper = _hopper_tiles(B, N, H, D, mode != "fwd") if arch == "sm_90" and itemsize == 2 else ()
+    polynomial = 8 if mixes and mode == "fwd" else 4
+    runs = arch == "sm_90" and itemsize == 2
+    hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if runs else ()
     plain = [_capped(tile, backward[0], N) for tile in forward]
     pairs = [replace(plain[0], hopper=tile) for tile in hopper]
     if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
@@ -808,45 +863,89 @@ def configs(
         found.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
-    if hopper and N % 4 == 0:  # its rows of statistics are copied in 16 bytes
-        found.insert(0, replace(found[0], bwd_hopper=_HOPPER_BACKWARD[D]))
+    if hopper:
+        fused = _hopper_backward(D, causal)
+        tiles = [fused, replace(fused, fused=None)]
+        if deterministic:
+            tiles.reverse()
+        found[:0] = [replace(found[0], bwd_hopper=tile) for tile in tiles]
     return tuple(dict.fromkeys(found))
 
 
-# By the head size: 0.94 and 0.98 times the rate of cuDNN 9 for long sequences on an H200.
-_HOPPER_BACKWARD = {
-    64: HopperBackwardTile(64, 2, 2),
-    128: HopperBackwardTile(64, 4, 3, queries=HopperQueriesTile(64, 3)),
-}
+def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
+    if D == 64:
+        return HopperBackwardTile(64, 2, 2, fused=HopperFusedTile(2, 2, rotated=True))
+    fused = HopperFusedTile(2, 2, late=causal)
+    return HopperBackwardTile(64, 4, 3, queries=HopperQueriesTile(64, 3), fused=fused)
+
+
 _HOPPER_SMS = 132  # of an H100 or H200 with SXM
+_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128: measured on an H200
+_ANOTHER_LAUNCH = 400  # 3 µs between two launches, in rounds of 128 rows by one key
 _SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
 
 
-def _hopper_tiles(B: int, N: int, H: int, D: int, saves: bool) -> tuple[HopperTile, ...]:
+def _hopper_tiles(
+    B: int, N: int, H: int, D: int, causal: bool, polynomial: int
+) -> tuple[HopperTile, ...]:
     """The forward tiles of `rcm_attention_hopper` by how long they take for these sizes.
 
-    Programs take tiles in rounds: a last round that is half empty costs as much as a full one. A
-    round of 192 rows takes 1.38 times one of 128 (D = 64, measured on an H200).
-    saves: attention's own result is stored, for which three warpgroups have too few registers.
+    Programs take tiles in rounds: a last round that is half empty costs as much as a full one.
+    Wide tiles cost less a row; where they leave a round half empty, some of a head's rows go to
+    narrow ones, in a second launch. Causal tiles are of all lengths, and gain nothing by that.
+    polynomial: of narrow tiles; 8 is 6 % faster than 4 with the skip, and 6 % slower without.
     """
     if D == 128:
         return (HopperTile(2, 128, 2, 240),)
     if D != 64:
         return ()
-    narrow = HopperTile(2, 128, 4, 240, polynomial=True)
+    narrow = HopperTile(2, 128, 4, 240, polynomial=polynomial)
     wide = HopperTile(3, 128, 4, 160, late=True)
-    if saves:
-        return (narrow,)
-    rounds = [ceil_div(ceil_div(N, rows) * B * H, _HOPPER_SMS) for rows in (128, 192)]
-    return (narrow, wide) if rounds[0] <= 1.38 * rounds[1] else (wide, narrow)
+
+    def rounds(wides: int) -> float:
+        """Of 128 rows, when each head has so many wide tiles and narrow ones for what is left."""
+        first = ceil_div(wides * B * H, _HOPPER_SMS)
+        second = ceil_div(max(0, ceil_div(N - 192 * wides, 128)) * B * H, _HOPPER_SMS)
+        between = _ANOTHER_LAUNCH / N if first and second else 0.0
+        return _WIDE_ROUND * first + second + between
+
+    wides = ceil_div(N, 192)
+    costs = {narrow: rounds(0), wide: rounds(wides)}
+    if wides > 1 and not causal:
+        tiles = min(range(1, wides), key=rounds)
+        costs[replace(wide, tiles=tiles, rest=narrow, early=True)] = rounds(tiles)
+    return tuple(sorted(costs, key=lambda tile: costs[tile]))
+
+
+def _deterministic() -> bool:
+    """Whether the same bits are asked for on every call; `warn_only` does not ask, as in torch's
+    own attention.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return False
+    return not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 @lru_cache(maxsize=4096)
 def _choose(
-    shape: tuple[int, int, int, int], arch: str, itemsize: int, saves: bool, suits: bool
+    shape: tuple[int, int, int, int],
+    arch: str,
+    itemsize: int,
+    graded: bool,
+    suits: bool,
+    causal: bool,
+    mixes: bool,
+    deterministic: bool,
 ) -> RcmAttentionConfig:
-    mode = "full" if saves else "fwd"
-    found = configs(*shape, arch=arch, mode=mode, itemsize=itemsize)
+    found = configs(
+        *shape,
+        arch=arch,
+        mode="full" if graded else "fwd",
+        itemsize=itemsize,
+        causal=causal,
+        mixes=mixes,
+        deterministic=deterministic,
+    )
     return next(c for c in found if suits or not (c.hopper or c.bwd_hopper))
 
 
@@ -930,8 +1029,8 @@ def forward_launch(
     """The launch that writes y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
 
     q, k, v: (B,N,H,D), x: (B,N,C), of any strides whose last is 1; t: (B,). x and t are needed
-    for y alone. y and o: (B,N,C) and contiguous. lse: (B,H,N), fp32 and contiguous, gets the
-    logarithms to base 2 of the sums of 2^(score·log2 e). Without a skip, what is wanted is o.
+    for y alone. y and o: (B,N,C) and contiguous. lse: made by `statistic_of`, gets the logarithms
+    to base 2 of the sums of 2^(score·log2 e). Without a skip, what is wanted is o.
     """
     B, N, H, D = q.shape
     if y is None:
@@ -1001,14 +1100,18 @@ def backward_launches(
     Gradients are contiguous, in the shapes of what they are of. Scratch memory is allocated here.
     """
     B, N, H, D = q.shape
-    delta = None if dq is None and dk is None else torch.empty_like(lse)
+    delta = None if dq is None and dk is None else statistic_of(q)
     block_D = max(16, power_of_2(D))
     block_M = min(max(8, 2048 // block_D), power_of_2(N))
     parts = ceil_div(N, block_M) * H
     partial = None if dt is None else lse.new_empty(B, parts)
+    hopper = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
+    fused = None if hopper is None or dq is None or dk is None else hopper.fused
+    total = None if fused is None else lse.new_empty(B, H, N, D)
     mixing, constexprs = _mixing(t, formula)
     constexprs["D"] = D
     constexprs["BLOCK_D"] = block_D
+    narrow = {"BLOCK_M": block_M, "RAGGED": N % block_M != 0}
     args: dict[str, Any] = {
         "dy_ptr": dy,
         "o_ptr": None if delta is None and partial is None else o,
@@ -1016,6 +1119,7 @@ def backward_launches(
         "dx_ptr": dx,
         "delta_ptr": delta,
         "partial_ptr": partial,
+        "total_ptr": total,
         "N": N,
         "H": H,
     }
@@ -1025,7 +1129,7 @@ def backward_launches(
             _differentiate_skip,
             (parts * B,),
             args,
-            constexprs | {"BLOCK_M": block_M, "RAGGED": N % block_M != 0},
+            constexprs | narrow,
             {"num_warps": 4, "num_stages": 1},
         )
     ]
@@ -1039,6 +1143,21 @@ def backward_launches(
                 {"num_warps": 4, "num_stages": 1},
             )
         )
+    if fused is not None and delta is not None and total is not None:
+        assert dk is not None and dv is not None
+        launches.append(
+            fused_launch(dy, q, k, v, t, lse, delta, total, dk, dv, formula=formula, tile=fused)
+        )
+        launches.append(
+            Launch(
+                _scale_queries,
+                (parts * B,),
+                {"total_ptr": total, "dq_ptr": dq, "scale": formula.scale, "N": N, "H": H} | mixing,
+                constexprs | narrow,
+                {"num_warps": 4, "num_stages": 1},
+            )
+        )
+        return tuple(launches)
     args = {
         "dy_ptr": dy,
         "q_ptr": q,
@@ -1052,7 +1171,6 @@ def backward_launches(
     }
     args |= mixing | _strides(dy=dy, q=q, k=k, v=v)
     constexprs["CAUSAL"] = formula.causal
-    hopper = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
     plain = (config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages)
     if delta is not None and dk is not None and dv is not None:
         if hopper is None:
@@ -1117,14 +1235,15 @@ def _run_forward(
     y = q.new_empty(B, N, H * D)
     fused = fused and formula.skips
     o = y if not formula.skips else torch.empty_like(y) if save or not fused else None
-    lse = q.new_empty(B, H, N, dtype=torch.float32) if save else None
+    lse = statistic_of(q) if save else None
     mixed = y if fused else None
     with on_device(q.device):
         if config.hopper is None:
             forward_launch(q, k, v, x, t, mixed, o, lse, formula=formula, config=config).run()
         else:
             tile = config.hopper
-            hopper_launch(q, k, v, x, t, mixed, o, lse, formula=formula, tile=tile).run()
+            for launch in hopper_launches(q, k, v, x, t, mixed, o, lse, formula=formula, tile=tile):
+                launch.run()
         if mixed is None and o is not None and x is not None and t is not None:
             skip_launch(o, x, t, y, formula=formula).run()
     return y, o, lse
@@ -1143,9 +1262,11 @@ class _RcmAttention(torch.autograd.Function):
     def backward(ctx, dy):
         q, k, v, x, t, o, lse = ctx.saved_tensors
         needs_q, needs_k, needs_v, needs_x, needs_t = ctx.needs_input_grad[:5]
+        q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
         dy = _packed_rows(dy)
-        if ctx.config.bwd_hopper is not None and (0 in dy.stride() or not suits(q, dy)):
-            dy = dy.clone(memory_format=torch.contiguous_format)
+        if ctx.config.bwd_hopper is not None:
+            q = _suited(q, q)
+            k, v, dy = _suited(k, q), _suited(v, q), _suited(dy, q)
         packed = torch.contiguous_format
         dq = torch.empty_like(q, memory_format=packed) if needs_q else None
         dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
@@ -1178,6 +1299,22 @@ class _RcmAttention(torch.autograd.Function):
 def _packed_rows(x: Tensor) -> Tensor:
     """x itself when its last axis is contiguous, else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _as_saved(
+    q: Tensor, k: Tensor, v: Tensor, x: Tensor | None, o: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """What the forward saved, laid out as it was: hooks on saved tensors may change strides."""
+    statistic = statistic_of(q)
+    if lse.stride() != statistic.stride() or lse.data_ptr() % 16:
+        lse = statistic.copy_(lse)
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    return q, k, v, None if x is None else _packed_rows(x), o.contiguous(), lse
+
+
+def _suited(x: Tensor, q: Tensor) -> Tensor:
+    """x itself where the copy engine takes it beside q, else a copy."""
+    return x if suits(q, x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -1248,16 +1385,18 @@ def _attend_and_skip(
     if config is None:
         B, N, H, D = q.shape
         fits = suited and q.numel() > 0
-        stores = graded or not (fused and formula.skips)
-        config = _choose((B, N, H, D), arch_of(device), q.element_size(), stores, fits)
+        arch, itemsize = arch_of(device), q.element_size()
+        mixes = fused and formula.skips
+        config = _choose(
+            (B, N, H, D), arch, itemsize, graded, fits, causal, mixes, _deterministic()
+        )
     elif (tile := config.hopper or config.bwd_hopper) is not None and not (
-        suited and arch_of(device) == "sm_90" and (config.bwd_hopper is None or q.shape[1] % 4 == 0)
+        suited and arch_of(device) == "sm_90"
     ):
         raise ValueError(
-            f"{tile} takes bfloat16 or float16, D of 64 or 128, N in multiples of 4 backward, and "
-            "tensors whose addresses and strides are multiples of 16 bytes, on sm_90, got "
-            f"{q.dtype}, D = {q.shape[3]}, N = {q.shape[1]} on {arch_of(device)}: pass "
-            "config=None for a kernel that takes these"
+            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors whose addresses and "
+            f"strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = {q.shape[3]} on "
+            f"{arch_of(device)}: pass config=None for a kernel that takes these"
         )
     if graded:
         y: Tensor = _RcmAttention.apply(q, k, v, x, t, formula, config, fused)
@@ -1297,8 +1436,10 @@ def rcm_attention(
 
     Softmax is computed in fp32; its weights are rounded to v's dtype before they meet v. With a
     gradient to come, attention's result in q's dtype and fp32 statistics of its rows are kept.
-    The gradients, of q, k, v, x and t, have the same bits on every call and are not
-    differentiable themselves.
+    The gradients, of q, k, v, x and t, are not differentiable themselves. Their bits are the same
+    on every call, but for dq on Hopper, whose parts are added in any order: as PyTorch's own
+    attention, this heeds `torch.use_deterministic_algorithms(True)`, at the time of the call, at
+    the cost of a slower backward. A config that is passed decides for itself.
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
     parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors that

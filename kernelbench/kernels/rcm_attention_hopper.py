@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,20 +28,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients_of, pitch
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
-_coefficients = gluon.jit(coefficients.fn)
+_coefficients_of = gluon.jit(coefficients_of.fn)
+_pitch = gluon.jit(pitch.fn)
 
-_EXP2 = gl.constexpr("""
-{
+
+def _exponentials(n: int) -> str:
+    """PTX of n times 2^x, the last of them by a polynomial of degree 3 of the fraction."""
+    looked_up = "".join(f"ex2.approx.ftz.f32 ${i}, ${n + i};\n" for i in range(n - 1))
+    return f"""
+{{
 .reg .f32 z, r, n, f, p;
 .reg .b32 e, q;
-ex2.approx.ftz.f32 $0, $4;
-ex2.approx.ftz.f32 $1, $5;
-ex2.approx.ftz.f32 $2, $6;
-max.f32 z, $7, 0fC2FC0000;
+{looked_up}max.f32 z, ${2 * n - 1}, 0fC2FC0000;
 add.rn.f32 r, z, 0f4B400000;
 sub.rn.f32 n, r, 0f4B400000;
 sub.rn.f32 f, z, n;
@@ -50,17 +53,30 @@ fma.rn.f32 p, p, f, 0f3F7FFB49;
 shl.b32 e, r, 23;
 mov.b32 q, p;
 add.s32 q, q, e;
-mov.b32 $3, q;
-}
-""")
+mov.b32 ${n - 1}, q;
+}}
+"""
+
+
+_EXP2_OF_4 = gl.constexpr(_exponentials(4))
+_EXP2_OF_8 = gl.constexpr(_exponentials(8))
 
 
 @gluon.jit
 def _exp2(x, POLYNOMIAL: gl.constexpr):
-    """2^x; with POLYNOMIAL, every fourth element by arithmetic and not by the one slow unit."""
-    if POLYNOMIAL:
+    """2^x; one in POLYNOMIAL elements, 4 or 8, by arithmetic and not by the one slow unit."""
+    if POLYNOMIAL == 4:
         y = gl.inline_asm_elementwise(
-            _EXP2, "=f,=f,=f,=f,f,f,f,f", [x], dtype=gl.float32, is_pure=True, pack=4
+            _EXP2_OF_4, "=f,=f,=f,=f,f,f,f,f", [x], dtype=gl.float32, is_pure=True, pack=4
+        )
+    elif POLYNOMIAL == 8:
+        y = gl.inline_asm_elementwise(
+            _EXP2_OF_8,
+            "=f,=f,=f,=f,=f,=f,=f,=f,f,f,f,f,f,f,f,f",
+            [x],
+            dtype=gl.float32,
+            is_pure=True,
+            pack=8,
         )
     else:
         y = gl.exp2(x)
@@ -76,11 +92,16 @@ def _softmax(
     first_M,
     N,
     start,
+    DTYPE: gl.constexpr,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
 ):
-    """Weights of these keys, the decay of what was summed before, and the new maximum and sum."""
+    """Weights of these keys, the decay of what was summed before, and the new maximum and sum.
+
+    Weights are rounded here: kept in fp32 until they meet the values they cost a warpgroup twice
+    the registers, which three of them do not have.
+    """
     if MASKED:
         BLOCK_N: gl.constexpr = score_MN.shape[1]
         layout: gl.constexpr = score_MN.type.layout
@@ -97,18 +118,28 @@ def _softmax(
     weight_MN = _exp2(score_MN * scale - gl.expand_dims(new_M, 1), POLYNOMIAL)
     decay_M = gl.exp2(max_M - new_M)
     sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
-    return weight_MN, decay_M, new_M, sum_M
+    return weight_MN.to(DTYPE), decay_M, new_M, sum_M
 
 
 @gluon.jit
-def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+def _tile(
+    index,
+    begin,
+    tiles,
+    N,
+    H,
+    ROWS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):
     """First row, head, sample and blocks of keys of a tile; those of a head follow each other."""
-    tiles = (N + ROWS - 1) // ROWS
     bh = index // tiles
-    row = index % tiles * ROWS
-    end = N
+    tile = index % tiles
     if CAUSAL:  # the longest first
-        row = (tiles - 1) * ROWS - row
+        tile = tiles - 1 - tile
+    row = begin + tile * ROWS
+    end = N
+    if CAUSAL:
         end = gl.minimum(row + ROWS, N)
     return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N
 
@@ -120,7 +151,7 @@ def _produce(
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
-    N, H, total, t_stride, scale, sigma = scalars
+    begin, tiles, N, H, total, t_stride, scale, sigma = scalars
     BUFFERS: gl.constexpr = k_smem.shape[0]
     BLOCK_N: gl.constexpr = k_smem.shape[1]
     D: gl.constexpr = k_smem.shape[2]
@@ -130,7 +161,7 @@ def _produce(
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        row, h, b, blocks = _tile(index, begin, tiles, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(q_empty, phase ^ 1)
         mbarrier.expect(q_full, GROUPS * 64 * D * 2)
@@ -203,7 +234,7 @@ def _step(
     score_layout: gl.constexpr = weight_MN.type.layout
     acc_layout: gl.constexpr = acc_MD.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
-    p_MN = gl.convert_layout(weight_MN.to(q_smem.dtype), p_layout)
+    p_MN = gl.convert_layout(weight_MN, p_layout)
     buffer = taken % BUFFERS
     last = (taken - 1) % BUFFERS
     mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
@@ -221,7 +252,17 @@ def _step(
     if not LATE:
         mbarrier.arrive(k_empty.index(buffer), count=1)
     weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN, max_M, sum_M, scale, first_M, N, start, MASKED, CAUSAL, POLYNOMIAL
+        score_MN,
+        max_M,
+        sum_M,
+        scale,
+        first_M,
+        N,
+        start,
+        q_smem.dtype,
+        MASKED,
+        CAUSAL,
+        POLYNOMIAL,
     )
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
     if LATE:
@@ -276,6 +317,8 @@ def _attend_tile(
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = q_smem.index(G)
+    if PARAMETRIZATION != "none":
+        t = gl.load(t_ptr + b * t_stride).to(gl.float32)  # arrives meanwhile
     mbarrier.wait(q_full, phase)
     buffer = taken % BUFFERS
     mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
@@ -288,7 +331,17 @@ def _attend_tile(
     mbarrier.arrive(k_empty.index(buffer), count=1)
     start = (blocks - 1) * BLOCK_N
     weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN, max_M, sum_M, scale, first_M, N, start, CAUSAL or RAGGED, CAUSAL, POLYNOMIAL
+        score_MN,
+        max_M,
+        sum_M,
+        scale,
+        first_M,
+        N,
+        start,
+        dtype,
+        CAUSAL or RAGGED,
+        CAUSAL,
+        POLYNOMIAL,
     )
     taken += 1
     if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
@@ -340,20 +393,25 @@ def _attend_tile(
     last = (taken - 1) % BUFFERS
     acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
     mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-    acc_MD = warpgroup_mma(
-        gl.convert_layout(weight_MN.to(dtype), p_layout), v_smem.index(last), acc_MD
+    acc = warpgroup_mma(
+        gl.convert_layout(weight_MN, p_layout), v_smem.index(last), acc_MD, is_async=True
     )
-    mbarrier.arrive(v_empty.index(last), count=1)
-    o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
     y = y_smem.index(G)
-    if lse_ptr is not None:
-        row_M = first_M + gl.arange(0, 64, row_layout)
-        gl.store(lse_ptr + (b * H + h) * N + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
-    if PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    if o_desc is not None:  # x makes room for it
         mbarrier.wait(x_full.index(G), phase)
         x_MD = y.load(acc_layout).to(gl.float32)
-        if o_desc is not None:
+    acc_MD = warpgroup_mma_wait(0, deps=(acc,))
+    mbarrier.arrive(v_empty.index(last), count=1)
+    o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
+    if lse_ptr is not None:
+        row_M = first_M + gl.arange(0, 64, row_layout)
+        gl.store(lse_ptr + (b * H + h) * _pitch(N) + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
+    if PARAMETRIZATION != "none":
+        c_skip, c_out, _, _ = _coefficients_of(t, sigma, PARAMETRIZATION)
+        if o_desc is None:
+            mbarrier.wait(x_full.index(G), phase)
+            x_MD = y.load(acc_layout).to(gl.float32)
+        else:
             y.store(o_MD.to(dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(
@@ -390,12 +448,12 @@ def _consume(
     LATE: gl.constexpr,
 ):
     """Tile after tile, in step with the producer."""
-    N, H, total, t_stride, scale, sigma = scalars
+    begin, tiles, N, H, total, t_stride, scale, sigma = scalars
     BLOCK_N: gl.constexpr = smem[1].shape[1]
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        row, h, b, blocks = _tile(index, begin, tiles, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
         taken = _attend_tile(
             smem,
             bars,
@@ -535,7 +593,7 @@ def _produce_all(
     _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=("begin", "tiles", "N", "H", "total"))
 def attend(
     q_desc,
     k_desc,
@@ -548,6 +606,8 @@ def attend(
     t_stride,
     scale,
     sigma,
+    begin,
+    tiles,
     N,
     H,
     total,
@@ -560,7 +620,11 @@ def attend(
     PARAMETRIZATION: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     LATE: gl.constexpr,
+    LEADS: gl.constexpr,
+    FOLLOWS: gl.constexpr,
 ):
+    if LEADS:  # what follows reads nothing that is written here
+        tl.extra.cuda.gdc_launch_dependents()
     D: gl.constexpr = q_desc.block_type.shape[3]
     dtype: gl.constexpr = q_desc.dtype
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
@@ -591,7 +655,7 @@ def attend(
     smem = (q_smem, k_smem, v_smem, y_smem)
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    scalars = (N, H, total, t_stride, scale * _LOG2E, sigma)
+    scalars = (begin, tiles, N, H, total, t_stride, scale * _LOG2E, sigma)
     if GROUPS == 2:
         gl.warp_specialize(
             [
@@ -725,6 +789,8 @@ def attend(
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],
         )
+    if FOLLOWS:  # whoever waits for this launch waits for the one in front of it, too
+        tl.extra.cuda.gdc_wait()
 
 
 @dataclass(frozen=True)
@@ -734,18 +800,32 @@ class HopperTile:
     groups: consumer warpgroups of 64 query rows each, 2 or 3.
     block_n: keys at a time, 64 or 128, in `buffers` buffers.
     registers: of a consumer's thread.
-    polynomial: every fourth exponential is computed, not looked up.
+    polynomial: one in so many exponentials, 4 or 8, is computed, not looked up; none for 0.
     late: buffers of keys are freed with those of values, after the softmax.
     persistent: as many programs as multiprocessors, which take tile after tile.
+    tiles, rest: no more than so many tiles of each head, and what cuts up its other rows, in a
+        launch of its own.
+    early: programs of the launch of `rest` begin as those of this one end.
     """
 
     groups: int
     block_n: int
     buffers: int
     registers: int
-    polynomial: bool = False
+    polynomial: int = 0
     persistent: bool = True
     late: bool = False
+    tiles: int | None = None
+    rest: "HopperTile | None" = None
+    early: bool = False
+
+    def __post_init__(self) -> None:
+        if self.polynomial not in (0, 4, 8):
+            raise ValueError(f"HopperTile: polynomial is 0, 4 or 8, got {self}")
+        if (self.tiles is None) != (self.rest is None):
+            raise ValueError(f"HopperTile: tiles and rest go together, got {self}")
+        if self.early and (self.rest is None or self.rest.rest is not None):
+            raise ValueError(f"HopperTile: early is for one rest, got {self}")
 
 
 def suits(*tensors: Tensor | None) -> bool:
@@ -778,6 +858,56 @@ def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
     return None if tensor is None else _descriptor(tensor.unflatten(2, (H, -1)), 64)
 
 
+def forward_launches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    y: Tensor | None,
+    o: Tensor | None,
+    lse: Tensor | None,
+    *,
+    formula: RcmFormula,
+    tile: HopperTile,
+) -> tuple[Launch, ...]:
+    """What `rcm_attention.forward_launch` describes, by the kernel for Hopper: a launch of `tile`
+    and of each `rest`, in any order, without those that no row is left for. Raises ValueError for
+    a causal formula with a `rest`, whose rows would begin within a block of keys.
+    """
+    if formula.causal and tile.rest is not None:
+        raise ValueError(f"causal attention takes a tile without rest, got {tile}")
+    N = q.shape[1]
+    launches: list[Launch] = []
+    begin = 0
+    part: HopperTile | None = tile
+    while part is not None:
+        rows = part.groups * 64
+        left = N - begin
+        tiles = ceil_div(left, rows) if part.tiles is None else min(part.tiles, left // rows)
+        if tiles > 0:
+            launches.append(
+                forward_launch(
+                    q,
+                    k,
+                    v,
+                    x,
+                    t,
+                    y,
+                    o,
+                    lse,
+                    formula=formula,
+                    tile=part,
+                    begin=begin,
+                    tiles=tiles,
+                    follows=tile.early and len(launches) > 0,
+                )
+            )
+        begin += tiles * rows
+        part = part.rest
+    return tuple(launches)
+
+
 def forward_launch(
     q: Tensor,
     k: Tensor,
@@ -790,10 +920,18 @@ def forward_launch(
     *,
     formula: RcmFormula,
     tile: HopperTile,
+    begin: int = 0,
+    tiles: int | None = None,
+    follows: bool = False,
 ) -> Launch:
-    """The launch that `rcm_attention.forward_launch` describes, by the kernel for Hopper."""
+    """The launch for so many tiles of each head from row `begin` on; to the last row for None.
+
+    follows: it may begin before the launch in front of it, which is `early`, has ended.
+    """
     B, N, H, _ = q.shape
-    total = ceil_div(N, tile.groups * 64) * H * B
+    if tiles is None:
+        tiles = ceil_div(N - begin, tile.groups * 64)
+    total = tiles * H * B
     if y is None:
         x = t = None
         y, o = o, None
@@ -812,6 +950,8 @@ def forward_launch(
         "t_stride": None if t is None else t.stride(0),
         "scale": formula.scale,
         "sigma": None if kind == "none" else formula.sigma_data,
+        "begin": begin,
+        "tiles": tiles,
         "N": N,
         "H": H,
         "total": total,
@@ -826,6 +966,9 @@ def forward_launch(
         "PARAMETRIZATION": kind,
         "POLYNOMIAL": tile.polynomial,
         "LATE": tile.late,
+        "LEADS": tile.early,
+        "FOLLOWS": follows,
     }
     programs = min(total, sm_count(q.device)) if tile.persistent else total
-    return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})
+    options = {"num_warps": 4, "launch_pdl": follows}
+    return Launch(attend, (programs,), args, constexprs, options)

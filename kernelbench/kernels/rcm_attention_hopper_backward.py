@@ -1,4 +1,5 @@
-"""The backward of `rcm_attention` for Hopper (sm_90): warps that load and warps that multiply.
+"""The backward of `rcm_attention` for Hopper (sm_90) that has the same bits on every call: warps
+that load and warps that multiply.
 
 Two kernels, each of one producer warp and two consumer warpgroups a program. `differentiate_keys`
 keeps 128 keys, 64 to a consumer, and takes tiles of query rows; `differentiate_queries` keeps 128
@@ -31,12 +32,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients, pitch
 from kernelbench.kernels.rcm_attention_hopper import _descriptor
 
 _KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers
 _LOG2E = gl.constexpr(1.4426950408889634)
 _coefficients = gluon.jit(coefficients.fn)
+_pitch = gluon.jit(pitch.fn)
 
 
 @gluon.jit
@@ -64,6 +66,14 @@ def _store(desc, smem, tile, b, row, h):
 
 
 @gluon.jit
+def _load_statistic(desc, bar, smem, bh, row):
+    """Queue a statistic of the rows of a tile; rows beyond N arrive as zeros."""
+    tma.async_copy_global_to_shared(
+        desc, [bh, row], bar, smem._reinterpret(desc.dtype, [1, smem.shape[0]], desc.layout)
+    )
+
+
+@gluon.jit
 def _produce_rows(smem, bars, descs, at):
     """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
     q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
@@ -84,16 +94,12 @@ def _produce_rows(smem, bars, descs, at):
         mbarrier.wait(q_empty.index(buffer), ((taken // Q_BUFFERS) & 1) ^ 1)
         mbarrier.expect(q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
         _load(q_desc, q_full.index(buffer), q_smem.index(buffer), b, row, h)
-        tma.async_copy_global_to_shared(
-            lse_desc, [bh * N + row], q_full.index(buffer), lse_smem.index(buffer)
-        )
+        _load_statistic(lse_desc, q_full.index(buffer), lse_smem.index(buffer), bh, row)
         buffer = taken % DY_BUFFERS
         mbarrier.wait(dy_empty.index(buffer), ((taken // DY_BUFFERS) & 1) ^ 1)
         mbarrier.expect(dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
         _load(dy_desc, dy_full.index(buffer), dy_smem.index(buffer), b, row, h)
-        tma.async_copy_global_to_shared(
-            delta_desc, [bh * N + row], dy_full.index(buffer), delta_smem.index(buffer)
-        )
+        _load_statistic(delta_desc, dy_full.index(buffer), delta_smem.index(buffer), bh, row)
         taken += 1
 
 
@@ -107,14 +113,12 @@ def _gather_rows(
     row,
     first_key,
     scale,
-    N,
     G: gl.constexpr,
     MASKED: gl.constexpr,
-    RAGGED: gl.constexpr,
 ):
     """What tile i of query rows, from `row` on, adds to dk and dv, both still to be scaled.
 
-    What arrived as lse and δ of rows beyond N is of another head, and is put out of the way.
+    Rows beyond N are all zeros, which add nothing.
     """
     q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
     kv_full, q_full, q_empty, dy_full, dy_empty = bars
@@ -140,9 +144,6 @@ def _gather_rows(
         is_async=True,
     )
     lse_M = lse_smem.index(q_buffer).load(row_layout)
-    row_M = row + gl.arange(0, BLOCK_M, row_layout)
-    if RAGGED:
-        lse_M = gl.where(row_M < N, lse_M, float("inf"))
     mbarrier.wait(dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
     dp = warpgroup_mma(
         v_smem.index(G),
@@ -154,11 +155,10 @@ def _gather_rows(
     score_KM = warpgroup_mma_wait(1, deps=(score,))
     p_KM = gl.exp2(score_KM * scale - gl.expand_dims(lse_M, 0))
     if MASKED:
+        row_M = row + gl.arange(0, BLOCK_M, row_layout)
         key_K = first_key + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
         p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
     delta_M = delta_smem.index(dy_buffer).load(row_layout)
-    if RAGGED:  # asked in other words than above: what `row_M < N` gave would be kept and spill
-        delta_M = gl.where(gl.arange(0, BLOCK_M, row_layout) < N - row, delta_M, 0.0)
     weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
     dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = gl.convert_layout((p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype), p_layout)
@@ -181,7 +181,6 @@ def _consume_rows(
     t_ptr,
     G: gl.constexpr,
     CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
 ):
     """dk and dv of 64 keys."""
@@ -212,10 +211,8 @@ def _consume_rows(
                 row,
                 first_key,
                 scale * _LOG2E,
-                N,
                 G,
                 True,
-                RAGGED,
             )
     for row in range(seen, N, BLOCK_M):
         dk_KD, dv_KD = _gather_rows(
@@ -227,10 +224,8 @@ def _consume_rows(
             row,
             first_key,
             scale * _LOG2E,
-            N,
             G,
             False,
-            RAGGED,
         )
     _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     _store(dv_desc, v_smem.index(G), dv_KD * c_out, b, first_key, h)
@@ -246,10 +241,9 @@ def _consume_rows_0(
     mixing,
     t_ptr,
     CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
 ):
-    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, RAGGED, PARAMETRIZATION)
+    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, PARAMETRIZATION)
 
 
 @gluon.jit
@@ -261,10 +255,9 @@ def _consume_rows_1(
     mixing,
     t_ptr,
     CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
 ):
-    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, RAGGED, PARAMETRIZATION)
+    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, PARAMETRIZATION)
 
 
 @gluon.jit
@@ -287,7 +280,6 @@ def differentiate_keys(
     DY_BUFFERS: gl.constexpr,
     REGISTERS: gl.constexpr,
     CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
 ):
     """dk and dv of 128 keys of one head a program, over tiles of query rows, q's first.
@@ -305,12 +297,15 @@ def differentiate_keys(
         first = key
     row_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, D], dtype)
     key_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
+    statistic_layout: gl.constexpr = gl.NVMMASharedLayout(
+        swizzle_byte_width=0, element_bitwidth=32, rank=1
+    )
     q_smem = gl.allocate_shared_memory(dtype, [Q_BUFFERS, BLOCK_M, D], row_layout)
     dy_smem = gl.allocate_shared_memory(dtype, [DY_BUFFERS, BLOCK_M, D], row_layout)
     k_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
     v_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
-    lse_smem = gl.allocate_shared_memory(gl.float32, [Q_BUFFERS, BLOCK_M], lse_desc.layout)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [DY_BUFFERS, BLOCK_M], delta_desc.layout)
+    lse_smem = gl.allocate_shared_memory(gl.float32, [Q_BUFFERS, BLOCK_M], statistic_layout)
+    delta_smem = gl.allocate_shared_memory(gl.float32, [DY_BUFFERS, BLOCK_M], statistic_layout)
     kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_full = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
@@ -333,11 +328,11 @@ def differentiate_keys(
         [
             (
                 _consume_rows_0,
-                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, RAGGED, PARAMETRIZATION),
+                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, PARAMETRIZATION),
             ),
             (
                 _consume_rows_1,
-                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, RAGGED, PARAMETRIZATION),
+                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, PARAMETRIZATION),
             ),
             (_produce_rows, (smem, bars, descs, at)),
         ],
@@ -499,8 +494,8 @@ def _consume_keys(
     ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     first_row = row + G * 64
     row_L = first_row + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
-    lse_L = gl.load(lse_ptr + bh * N + row_L, mask=row_L < N, other=0.0)
-    delta_L = gl.load(delta_ptr + bh * N + row_L, mask=row_L < N, other=0.0)
+    lse_L = gl.load(lse_ptr + bh * _pitch(N) + row_L, mask=row_L < N, other=0.0)
+    delta_L = gl.load(delta_ptr + bh * _pitch(N) + row_L, mask=row_L < N, other=0.0)
     dq_LD = gl.zeros([64, D], gl.float32, acc_layout)
     mbarrier.wait(rows_full, 0)
     score, dp = _start_scores(smem, bars, 0, G, score_layout)
@@ -723,6 +718,24 @@ class HopperQueriesTile:
 
 
 @dataclass(frozen=True)
+class HopperFusedTile:
+    """How `rcm_attention_hopper_fused` cuts up its work.
+
+    q_buffers, dy_buffers: buffers of q and of dy, each of 8192/D query rows.
+    registers: of a consumer's thread.
+    late: a tile's part of dq is multiplied during the exponentials of the next tile.
+    rotated: programs of a head, unless causal, begin at query rows of their own, so that they do
+        not add to the same rows of dq all at once.
+    """
+
+    q_buffers: int
+    dy_buffers: int
+    registers: int = 240
+    late: bool = False
+    rotated: bool = False
+
+
+@dataclass(frozen=True)
 class HopperBackwardTile:
     """How the Hopper backward cuts up its work.
 
@@ -731,6 +744,8 @@ class HopperBackwardTile:
     registers: of a thread of their consumers.
     queries: of dq; None for the `tl` kernel of `rcm_attention`, of `rows` query rows a program,
         `keys` keys at a time, `warps` warps and `stages` stages, which say nothing otherwise.
+    fused: of dq, dk and dv where all are wanted, in one kernel whose bits differ from call to
+        call; None for two kernels, whose bits do not.
     """
 
     block_m: int
@@ -742,12 +757,13 @@ class HopperBackwardTile:
     keys: int = 64
     warps: int = 8
     stages: int = 3
+    fused: HopperFusedTile | None = None
 
 
 def _of_rows(statistic: Tensor, rows: int) -> TensorDescriptor:
-    """All heads in a row, as the copy engine would have each begin at a multiple of 16 bytes."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    return TensorDescriptor(statistic.view(-1), [statistic.numel()], [1], [rows], layout)
+    B, H, N = statistic.shape
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+    return TensorDescriptor(statistic, [B * H, N], [statistic.stride(1), 1], [1, rows], layout)
 
 
 def _common(t: Tensor | None, N: int, H: int, formula: RcmFormula) -> dict[str, Any]:
@@ -777,8 +793,8 @@ def keys_launch(
 ) -> Launch:
     """The launch that writes dk and dv.
 
-    q, k, v: (B,N,H,D) and dy: (B,N,C), such as `suits` them all; t: (B,). lse and delta: (B,H,N),
-    fp32 and contiguous. dk, dv: (B,N,H,D) and contiguous.
+    q, k, v: (B,N,H,D) and dy: (B,N,C), such as `suits` them all; t: (B,). lse and delta: as
+    `statistic_of` makes them. dk, dv: (B,N,H,D) and contiguous.
     """
     B, N, H, D = q.shape
     args: dict[str, Any] = {
@@ -796,7 +812,6 @@ def keys_launch(
         "DY_BUFFERS": tile.dy_buffers,
         "REGISTERS": tile.registers,
         "CAUSAL": formula.causal,
-        "RAGGED": N % tile.block_m != 0,
         "PARAMETRIZATION": formula.parametrization,
     }
     args |= _common(t, N, H, formula)

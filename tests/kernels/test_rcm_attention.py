@@ -2,17 +2,22 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA
+from kernelbench.kernels import rcm_attention as kernel
+from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, formula_of, statistic_of
 from kernelbench.kernels.rcm_attention import (
     RcmAttentionConfig,
+    _choose,
+    backward_launches,
     configs,
     rcm_attention,
     rcm_attention_unfused,
 )
+from kernelbench.kernels.rcm_attention_hopper import HopperTile, forward_launches
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
 NAMES = ("q", "k", "v", "x", "t")
@@ -159,16 +164,15 @@ def is_hopper():
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("B", "N", "H", "D"), [(2, 1, 3, 64), (1, 7, 1, 128), (16, 1000, 12, 64), (1, 8191, 1, 128)]
+    ("B", "N", "H", "D"),
+    [(2, 1, 3, 64), (3, 7, 2, 128), (16, 1000, 12, 64), (2, 1021, 3, 64), (1, 8191, 1, 128)],
 )
 def test_hopper_kernels_at_any_length(B, N, H, D, kind, causal):
     """As the table picks them for large sizes, which these are not."""
-    found = [c for m in ("fwd", "full") for c in configs(64, 4096, 64, D, arch="sm_90", mode=m)]
-    for tile in dict.fromkeys(found):
+    large = partial(configs, 64, 4096, 64, D, arch="sm_90", causal=causal)
+    for tile in dict.fromkeys((*large(mode="fwd"), *large(mode="full"))):
         if tile.hopper is None:
             continue
-        if N % 4:
-            tile = replace(tile, bwd_hopper=None)
         for parametrization in PARAMETRIZATIONS:
             options = {"config": tile, "causal": causal, "parametrization": parametrization}
             inputs, dy = draw(B, N, H, D, kind, "cuda", seed=N)
@@ -186,11 +190,66 @@ def test_the_table_picks_by_rounds_of_tiles():
         return first.hopper and first.hopper.groups
 
     assert groups(1, 1024, 8, 64) is None
-    assert groups(2, 2048, 8, 64) == groups(1, 8192, 8, 64) == 2
+    assert groups(2, 2048, 8, 64) == 2
     assert groups(4, 4096, 12, 64) == groups(8, 2048, 16, 64) == 3
-    assert groups(4, 4096, 12, 64, mode="full") == 2
+    assert groups(4, 4096, 12, 64, mode="full") == 3
     assert groups(4, 8192, 16, 128) == 2
     assert groups(4, 4096, 12, 96) is None
+
+
+def test_the_table_splits_rows_where_that_fills_the_rounds():
+    """At (1,8192,8) 256 wide tiles take two rounds, and 128 narrow ones a third."""
+
+    def tiles(*shape, **changed):
+        found = configs(*shape, **({"arch": "sm_90", "mode": "fwd"} | changed))
+        return [c.hopper for c in found if c.hopper]
+
+    first, *others = tiles(1, 8192, 8, 64)
+    assert (first.groups, first.tiles, first.rest.groups) == (3, 32, 2)
+    assert {tile.groups for tile in others if tile.rest is None} == {2, 3}
+    assert tiles(4, 4096, 12, 64, mode="full")[0].rest is None
+    assert not any(tile.rest for tile in tiles(1, 8192, 8, 64, causal=True))
+    assert first.rest.polynomial == 8
+    for changed in ({"mixes": False}, {"mode": "full"}):
+        assert tiles(1, 8192, 8, 64, **changed)[0].rest.polynomial == 4
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["after", "early"])
+@pytest.mark.parametrize("N", [1, 192, 193, 1000, 6336, 6337, 8192])
+def test_the_launches_of_a_split_share_out_every_row(N, early):
+    narrow = HopperTile(2, 128, 4, 240)
+    q, o = torch.empty(2, N, 3, 64).half(), torch.empty(2, N, 192).half()
+    launches = forward_launches(
+        q,
+        q,
+        q,
+        None,
+        None,
+        None,
+        o,
+        None,
+        formula=formula_of("none", None, False, None, 64),
+        tile=HopperTile(3, 128, 4, 160, tiles=33, rest=narrow, early=early),
+    )
+    end = 0
+    for launch in launches:
+        args, rows = launch.args, launch.constexprs["GROUPS"] * 64
+        assert args["begin"] == end < N and args["total"] == args["tiles"] * 6
+        end += args["tiles"] * rows
+        assert end <= N or rows == 128, "but for the last, tiles are whole"
+        follows = early and launch is not launches[0]
+        assert launch.options["launch_pdl"] == launch.constexprs["FOLLOWS"] == follows
+        assert not follows or launches[0].constexprs["LEADS"]
+    assert N <= end < N + 128
+
+
+def test_tiles_that_there_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="tiles and rest go together"):
+        HopperTile(3, 128, 4, 160, tiles=33)
+    with pytest.raises(ValueError, match="early is for one rest"):
+        HopperTile(3, 128, 4, 160, early=True)
+    with pytest.raises(ValueError, match="polynomial is 0, 4 or 8"):
+        HopperTile(3, 128, 4, 160, polynomial=2)
 
 
 def test_hopper_tiles_are_refused_where_they_cannot_run(device):
@@ -208,9 +267,11 @@ def test_the_hopper_backward_comes_first_where_it_runs(D, mode):
         found = configs(4, 2048, 12, D, **({"arch": "sm_90", "mode": mode} | changed))
         return [c.bwd_hopper for c in found]
 
-    first, *others = backwards()
-    assert first is not None and (first.queries is None) == (D == 64)
+    fused, pair, *others = backwards()
+    assert fused.fused is not None and pair == replace(fused, fused=None)
+    assert (pair.queries is None) == (D == 64)
     assert others and not any(others)
+    assert backwards(deterministic=True) == [pair, fused, *others]
     for other in ({"mode": "fwd"}, {"arch": "sm_80"}, {"itemsize": 4}, {"D": 96}):
         assert not any(backwards(**other))
 
@@ -221,11 +282,25 @@ def test_the_hopper_backward_comes_first_where_it_runs(D, mode):
 @pytest.mark.parametrize("N", [1024, 1000])
 def test_hopper_gradients_have_the_same_bits_on_every_call(N, D, causal):
     inputs, dy = draw(4, N, 12, D, torch.bfloat16, "cuda")
-    config = configs(4, N, 12, D, arch="sm_90", mode="full")[0]
-    assert config.bwd_hopper is not None
-    options = {"causal": causal, "config": config}
-    first, second = (with_gradients(rcm_attention, inputs, dy, **options) for _ in range(2))
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (with_gradients(rcm_attention, inputs, dy, causal=causal) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("early", [False, True], ids=["after", "early"])
+@pytest.mark.parametrize("N", [1000, 8192])
+def test_a_split_is_right(N, early):
+    narrow = HopperTile(2, 128, 4, 240)
+    split = HopperTile(3, 128, 4, 160, tiles=N // 256, rest=narrow, early=early)
+    plain = configs(1, N, 8, 64, arch="sm_90", mode="full")[0]
+    inputs, dy = draw(1, N, 8, 64, torch.bfloat16, "cuda")
+    check(inputs, dy, config=replace(plain, hopper=split))
+    first, second = (rcm_attention(*inputs, config=replace(plain, hopper=split)) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
@@ -234,13 +309,31 @@ def test_hopper_gradients_have_the_same_bits_on_every_call(N, D, causal):
 def test_a_sample_of_nan_leaves_the_others_alone(D, causal):
     """Tiles that reach beyond the last token of a sample must not see the next one."""
     inputs, dy = draw(3, 72, 2, D, torch.bfloat16, "cuda")
-    options = {"causal": causal, "config": configs(3, 72, 2, D, arch="sm_90", mode="full")[0]}
-    before = with_gradients(rcm_attention, inputs, dy, **options)
+    for config in configs(3, 72, 2, D, arch="sm_90", mode="full")[:2]:
+        options = {"causal": causal, "config": config}
+        clean = [a.detach().clone().requires_grad_() for a in inputs]
+        before = with_gradients(rcm_attention, clean, dy, **options)
+        with torch.no_grad():
+            clean[1][1] = math.nan
+        after = with_gradients(rcm_attention, clean, dy, **options)
+        for one, other in zip(before, after, strict=True):
+            assert torch.equal(one[[0, 2]], other[[0, 2]])
+
+
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_scores_far_below_zero_beside_keys_that_are_not_there(D, causal):
+    """A key beyond the last has a score of 0, which must not weigh 2^500 and more."""
+    inputs, dy = draw(2, 70, 2, D, torch.bfloat16, "cuda")
     with torch.no_grad():
-        inputs[1][1] = math.nan
-    after = with_gradients(rcm_attention, inputs, dy, **options)
-    for one, other in zip(before, after, strict=True):
-        assert torch.equal(one[[0, 2]], other[[0, 2]])
+        inputs[1].copy_(-100 * inputs[0].abs())
+        inputs[0].abs_()
+    for config in configs(2, 70, 2, D, arch="sm_90", mode="full")[:2]:
+        got = with_gradients(rcm_attention, inputs, dy, causal=causal, config=config)
+        expected = with_gradients(reference, in_fp64(inputs), dy.double(), causal=causal)
+        for one, right in zip(got, expected, strict=True):
+            assert relative(one, right) <= 0.05
 
 
 @pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
@@ -257,7 +350,107 @@ def test_hopper_gradients_of_any_dy(D, layout):
         "address": many[..., 3 : C + 3],
         "strides": many[..., C:],
     }[layout]
-    check(inputs, dy, config=configs(B, N, 3, D, arch="sm_90", mode="full")[0])
+    for config in configs(B, N, 3, D, arch="sm_90", mode="full")[:2]:
+        check(inputs, dy, config=config)
+
+
+def strided(x):
+    """x again, its last axis not contiguous."""
+    if x.dim() < 2:
+        return x
+    return torch.stack([x, x], dim=-1)[..., 0]
+
+
+def shifted(x):
+    """x again, at an address that is no multiple of 16 bytes."""
+    wide = x.new_empty(x.numel() + 3)
+    return wide[3:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("unpack", [torch.clone, torch.Tensor.contiguous, strided, shifted])
+@pytest.mark.parametrize("packed", [False, True], ids=["alone", "views"])
+@pytest.mark.parametrize("D", [32, 64])
+def test_saved_tensors_that_come_back_laid_out_otherwise(unpack, packed, D, device):
+    """Hooks on saved tensors, as `save_on_cpu` sets them, keep values and not strides."""
+    B, N, H = 2, 33, 2
+    kind = torch.float16 if device == "cpu" else torch.bfloat16
+    inputs, dy = draw(B, N, H, D, kind, device)
+    if packed:
+        qkv = torch.randn(B, N, 3, H, D, device=device, dtype=kind)
+        inputs[:3] = (a.detach().requires_grad_() for a in qkv.unbind(2))
+        wide = torch.randn(B, N, H * D + 8, device=device, dtype=kind)
+        inputs[3] = wide[..., 8:].detach().requires_grad_()
+    expected = with_gradients(rcm_attention, inputs, dy)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+        got = with_gradients(rcm_attention, inputs, dy)
+    for one, right in zip(got, expected, strict=True):
+        assert relative(one, right.double()) <= FLOOR[kind]
+    with torch.autograd.graph.save_on_cpu(pin_memory=False):
+        got = with_gradients(rcm_attention, inputs, dy)
+    for one, right in zip(got, expected, strict=True):
+        assert relative(one, right.double()) <= FLOOR[kind]
+
+
+@pytest.mark.parametrize(
+    ("asked", "warn_only", "expected"),
+    [(False, False, False), (True, False, True), (True, True, False)],
+)
+def test_torch_says_whether_bits_must_be_the_same(asked, warn_only, expected, monkeypatch, device):
+    seen = []
+
+    def choose(shape, arch, itemsize, graded, suits, causal, mixes, deterministic):
+        seen.append(deterministic)
+        return LARGE
+
+    monkeypatch.setattr(kernel, "_choose", choose)
+    inputs, _ = draw(1, 16, 1, 64, torch.float16, device)
+    torch.use_deterministic_algorithms(asked, warn_only=warn_only)
+    try:
+        rcm_attention(*inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [expected]
+    chosen = _choose((1, 16, 1, 64), "sm_90", 2, True, True, False, True, expected)
+    assert chosen.bwd_hopper is not None and (chosen.bwd_hopper.fused is None) == expected
+
+
+@pytest.mark.parametrize("parametrization", ["edm", "none"])
+@pytest.mark.parametrize("N", [37, 64])
+def test_a_sum_of_dq_begins_as_zeros_and_is_scaled(N, parametrization, device):
+    """By the kernels around the fused one, which itself has no interpreter."""
+    B, H, D = 2, 3, 64
+    (q, k, v, x, t), dy = draw(B, N, H, D, torch.float16, device)
+    formula = formula_of(parametrization, None, False, None, D)
+    dq, dk, dv = (torch.empty_like(q) for _ in range(3))
+    config = configs(B, N, H, D, arch="sm_90", mode="bwd")[0]
+    given = (dy, q, k, v, x, t, torch.ones_like(dy), statistic_of(q), dq, dk, dv, None, None)
+    zeros, fused, scaled = backward_launches(*given, formula=formula, config=config)
+    total = fused.args["total_desc"].base.fill_(math.nan)
+    zeros.run()
+    assert torch.equal(total, torch.zeros_like(total))
+    delta = fused.args["delta_desc"].base
+    assert delta.stride(1) % 4 == 0 and torch.allclose(
+        delta, dy.view(B, N, H, D).float().sum(3).transpose(1, 2), atol=1e-4
+    )
+    total.normal_()
+    scaled.run()
+    c_out = torch.ones_like(t) if parametrization == "none" else coefficients(t, "edm", 1.0)[1]
+    expected = total.transpose(1, 2) * c_out[:, None, None, None] * D**-0.5
+    assert relative(dq, expected.double()) <= FLOOR[dq.dtype]
+
+
+@pytest.mark.parametrize("wanted", ["q", "k"])
+def test_one_kernel_computes_all_or_is_not_taken(wanted, device):
+    """A gradient that nobody wants is not paid for."""
+    (q, k, v, x, t), dy = draw(1, 16, 2, 128, torch.float16, device)
+    dq = torch.empty_like(q) if wanted == "q" else None
+    dk, dv = (torch.empty_like(k) if wanted == "k" else None for _ in range(2))
+    config = configs(1, 16, 2, 128, arch="sm_90", mode="bwd")[0]
+    given = (dy, q, k, v, x, t, dy, statistic_of(q), dq, dk, dv, None, None)
+    formula = formula_of("edm", None, False, None, 128)
+    _, launch = backward_launches(*given, formula=formula, config=config)
+    expected = "differentiate_queries" if wanted == "q" else "differentiate_keys"
+    assert launch.kernel.fn.__name__ == expected
 
 
 @pytest.mark.parametrize("stride", ["keys wider", "keys narrower"])
