@@ -10,7 +10,7 @@ format and leaves with the division by their sum. Products of a tile of keys are
 own and added to the result in fp32, as the accumulator of Hopper's FP8 products is no fp32.
 Below sm_89, which has no such products, weights and v8 are fp16.
 
-Three kernels: sums of k and magnitudes of v over parts of the tokens; the 8-bit copies; attention.
+Three kernels: q8, sums of k and magnitudes of v over parts of the tokens; k8 and v8; attention.
 Nothing returns to the host in between.
 
 Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
@@ -35,6 +35,7 @@ from kernelbench.kernels.launch import (
     power_of_2,
     shared_memory,
     sm_count,
+    starts_early,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import (
@@ -58,74 +59,120 @@ _MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
-def _summarise(
-    k_ptr,
-    v_ptr,
-    partial_ptr,
-    k_stride_B,
-    k_stride_N,
-    k_stride_H,
-    v_stride_B,
-    v_stride_N,
-    v_stride_H,
-    part_tokens,
+def _load_rows(
+    ptr,
+    start,
+    row_R,
+    stride,
     N,
-    H,
-    P,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    """Rows start + row_R of D elements; zeros beyond N, where RAGGED, and beyond D."""
+    d_D = tl.arange(0, BLOCK_D)
+    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    if RAGGED:
+        mask_RD = (start + row_R < N)[:, None] & (d_D < D)[None, :]
+        x_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0, eviction_policy=POLICY)
+    elif D < BLOCK_D:
+        x_RD = tl.load(ptr_RD, mask=(d_D < D)[None, :], other=0.0, eviction_policy=POLICY)
+    else:
+        x_RD = tl.load(ptr_RD, eviction_policy=POLICY)
+    return x_RD
+
+
+@triton.jit
+def _store_int8(
+    out_ptr,
+    scale_ptr,
+    x_RD,
+    block,
+    blocks,
+    factor,
+    BLOCK: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Rows as INT8 from block number `block` on, and factor times what one unit of it is worth.
+
+    Each BLOCK rows have a scale. RAGGED: blocks from number `blocks` on are left out.
+    """
+    SIZE: tl.constexpr = BLOCK * x_RD.shape[1]
+    BLOCKS: tl.constexpr = x_RD.shape[0] // BLOCK
+    x_SR = tl.reshape(x_RD, [BLOCKS, SIZE])
+    most_S = tl.maximum(tl.max(tl.abs(x_SR), axis=1), _LEAST)
+    whole_SR = x_SR * (127.0 / most_S)[:, None] + _MAGIC
+    x8_SR = whole_SR.to(tl.int32, bitcast=True).to(tl.int8)
+    worth_S = most_S * (factor / 127.0)
+    block_S = tl.arange(0, BLOCKS)
+    out_ptr += block * SIZE
+    at_SR = block_S[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    scale_ptr += block
+    if RAGGED:
+        there_S = block + block_S < blocks
+        tl.store(out_ptr + at_SR, x8_SR, mask=there_S[:, None])
+        tl.store(scale_ptr + block_S, worth_S, mask=there_S)
+    else:
+        tl.store(out_ptr + at_SR, x8_SR)
+        tl.store(scale_ptr + block_S, worth_S)
+
+
+@triton.jit
+def _load_values(
+    v_ptr,
+    start,
+    stride,
+    N,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
+    PERMUTED: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
-    """By channel, the sum of k and the largest magnitude of v in one of the P parts of a head."""
-    part = tl.program_id(0) % P
-    g = (tl.program_id(0) // P).to(tl.int64)
-    k_ptr += g // H * k_stride_B + g % H * k_stride_H
-    v_ptr += g // H * v_stride_B + g % H * v_stride_H
-    first = part * part_tokens
-    sum_D = tl.zeros([BLOCK_D], tl.float32)
-    most_D = tl.zeros([BLOCK_D], tl.float32)
-    for start in tl.range(first, tl.minimum(first + part_tokens, N), BLOCK_N, num_stages=STAGES):
-        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, True)
-        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, True)
-        sum_D += tl.sum(k_ND.to(tl.float32), axis=0)
-        most_D = tl.maximum(most_D, tl.max(tl.abs(v_ND.to(tl.float32)), axis=0))
-    partial_ptr += (g * 2 * P + part) * BLOCK_D + tl.arange(0, BLOCK_D)
-    tl.store(partial_ptr, sum_D)
-    tl.store(partial_ptr + P * BLOCK_D, most_D)
+    """Four tensors: of each four keys that are neighbours in v8, one each."""
+    i_Q = tl.arange(0, BLOCK_N // 4)
+    FAR: tl.constexpr = 8 if PERMUTED else 2
+    key_Q = i_Q // 4 * 16 + i_Q % 4 * 2 if PERMUTED else i_Q * 4
+    far_Q = key_Q + FAR
+    v0_QD = _load_rows(v_ptr, start, key_Q, stride, N, D, BLOCK_D, RAGGED, "evict_first")
+    v1_QD = _load_rows(v_ptr, start, key_Q + 1, stride, N, D, BLOCK_D, RAGGED, "evict_first")
+    v2_QD = _load_rows(v_ptr, start, far_Q, stride, N, D, BLOCK_D, RAGGED, "evict_first")
+    v3_QD = _load_rows(v_ptr, start, far_Q + 1, stride, N, D, BLOCK_D, RAGGED, "evict_first")
+    return v0_QD, v1_QD, v2_QD, v3_QD
+
+
+@triton.jit
+def _store_values(v8_ptr, v_QD, fill_D):
+    """What `_load_values` loaded, times fill_D, as a tile of v8.
+
+    A thread has four keys of a channel when it is transposed: whole words move through shared
+    memory, and a conversion to e4m3 takes two neighbours.
+    """
+    v0_QD, v1_QD, v2_QD, v3_QD = v_QD
+    Q: tl.constexpr = v0_QD.shape[0]
+    BLOCK_D: tl.constexpr = v0_QD.shape[1]
+    v_QD22 = tl.join(tl.join(v0_QD, v2_QD), tl.join(v1_QD, v3_QD))
+    v_DN = tl.reshape(tl.permute(v_QD22, [1, 0, 2, 3]), [BLOCK_D, 4 * Q]).to(tl.float32)
+    v8_DN = (v_DN * fill_D[:, None]).to(v8_ptr.dtype.element_ty)
+    tl.store(v8_ptr + tl.arange(0, v8_DN.numel), tl.reshape(v8_DN, [v8_DN.numel]))
 
 
 @triton.jit
 def _load_partials(partial_ptr, P, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     part_P = tl.arange(0, BLOCK_P)
-    ptr_PD = partial_ptr + part_P[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    return tl.load(ptr_PD, mask=(part_P < P)[:, None], other=0.0)
+    at_PD = part_P[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(partial_ptr + at_PD, mask=(part_P < P)[:, None], other=0.0)
 
 
 @triton.jit
-def _store_int8(out_ptr, scale_ptr, x_RD, block, factor, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Block number `block` of ROWS rows as INT8, and factor times what one unit of it is worth."""
-    most = tl.maximum(tl.max(tl.max(tl.abs(x_RD), axis=1), axis=0), _LEAST)
-    whole_RD = x_RD * (127.0 / most) + _MAGIC
-    x8_RD = whole_RD.to(tl.int32, bitcast=True).to(tl.int8)
-    out_ptr += block * (ROWS * BLOCK_D)
-    at_RD = tl.arange(0, ROWS)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    tl.store(out_ptr + at_RD, x8_RD)
-    tl.store(scale_ptr + block, most * (factor / 127.0))
-
-
-@triton.jit
-def _quantise(
+def _quantise_queries(
     q_ptr,
     k_ptr,
     v_ptr,
-    partial_ptr,
     q8_ptr,
-    k8_ptr,
-    v8_ptr,
     q_scale_ptr,
-    k_scale_ptr,
-    v_scale_ptr,
+    partial_ptr,
     q_stride_B,
     q_stride_N,
     q_stride_H,
@@ -136,65 +183,126 @@ def _quantise(
     v_stride_N,
     v_stride_H,
     scale,
+    part_tokens,
     N,
     H,
     P,
     q_tiles,
-    k_tiles,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """q8, the sum of k or the magnitude of v of one of the P parts of a head's tokens a program.
+
+    DEPENDENT: `_quantise_pairs` may start once all programs have.
+    """
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+    h = tl.program_id(0) % H
+    kind = tl.program_id(0) // H % 3
+    part = tl.program_id(0) // H // 3 % P
+    b = (tl.program_id(0) // H // 3 // P).to(tl.int64)
+    g = b * H + h
+    first = part * part_tokens
+    end = tl.minimum(first + part_tokens, N)
+    row_R = tl.arange(0, ROWS)
+    partial_ptr += (g * 2 * P + part) * BLOCK_D + tl.arange(0, BLOCK_D)
+    if kind == 0:
+        q_ptr += b * q_stride_B + h * q_stride_H
+        q8_ptr += g * q_tiles * (BLOCK_M * BLOCK_D)
+        q_scale_ptr += g * q_tiles
+        factor = scale * _LOG2E
+        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+            q_RD = _load_rows(q_ptr, start, row_R, q_stride_N, N, D, BLOCK_D, RAGGED, "evict_first")
+            q_RD = q_RD.to(tl.float32)
+            tile = start // BLOCK_M
+            _store_int8(q8_ptr, q_scale_ptr, q_RD, tile, q_tiles, factor, BLOCK_M, RAGGED)
+    elif kind == 1:
+        k_ptr += b * k_stride_B + h * k_stride_H
+        sum_D = tl.zeros([BLOCK_D], tl.float32)
+        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+            k_RD = _load_rows(k_ptr, start, row_R, k_stride_N, N, D, BLOCK_D, RAGGED, "")
+            sum_D += tl.sum(k_RD.to(tl.float32), axis=0)
+        tl.store(partial_ptr, sum_D)
+    else:
+        v_ptr += b * v_stride_B + h * v_stride_H
+        most_D = tl.zeros([BLOCK_D], tl.float32)
+        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+            v_RD = _load_rows(v_ptr, start, row_R, v_stride_N, N, D, BLOCK_D, RAGGED, "")
+            most_D = tl.maximum(most_D, tl.max(tl.abs(v_RD.to(tl.float32)), axis=0))
+        tl.store(partial_ptr + P * BLOCK_D, most_D)
+
+
+@triton.jit
+def _quantise_pairs(
+    k_ptr,
+    v_ptr,
+    k8_ptr,
+    v8_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    partial_ptr,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    N,
+    H,
+    P,
+    k_tiles,
+    D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PERMUTED: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    """A tile of q, of k or of v of one head a program; those of a head follow each other.
+    """A tile of k8 or of v8 a program, once the sums of the head's k and magnitudes of its v are
+    there.
 
-    v is written by tiles of (BLOCK_D, BLOCK_N). PERMUTED: in each 16 keys of them, in the order in
-    which the threads that hold the scores of a row after one product want them for the next.
+    The last tokens first: those the other kernel has left in the cache. v is written by tiles of
+    (BLOCK_D, BLOCK_N). PERMUTED: in each 16 keys of them, in the order in which the threads that
+    hold the scores of a row after one product want them for the next.
     """
-    tiles = q_tiles + 2 * k_tiles
-    tile = tl.program_id(0) % tiles
-    g = (tl.program_id(0) // tiles).to(tl.int64)
-    b = g // H
-    h = g % H
-    d_D = tl.arange(0, BLOCK_D)
-    row_N = tl.arange(0, BLOCK_N)
+    index = tl.num_programs(0) - 1 - tl.program_id(0)
+    h = index % H
+    kind = index // H % 2
+    tile = index // H // 2 % k_tiles
+    b = (index // H // 2 // k_tiles).to(tl.int64)
+    g = b * H + h
+    start = tile * BLOCK_N
     partial_ptr += g * 2 * P * BLOCK_D
-    if tile < k_tiles:
+    if kind == 0:
         k_ptr += b * k_stride_B + h * k_stride_H
+        row_N = tl.arange(0, BLOCK_N)
+        k_ND = _load_rows(k_ptr, start, row_N, k_stride_N, N, D, BLOCK_D, RAGGED, "evict_first")
+        if DEPENDENT:
+            tl.extra.cuda.gdc_wait()
         mean_D = tl.sum(_load_partials(partial_ptr, P, BLOCK_P, BLOCK_D), axis=0) / N
-        k_ND = _load_tile(k_ptr, tile * BLOCK_N, k_stride_N, N, D, BLOCK_N, BLOCK_D, True)
-        there_N = tile * BLOCK_N + row_N < N
-        smooth_ND = tl.where(there_N[:, None], k_ND.to(tl.float32) - mean_D[None, :], 0.0)
-        _store_int8(k8_ptr, k_scale_ptr, smooth_ND, g * k_tiles + tile, 1.0, BLOCK_N, BLOCK_D)
-    elif tile < 2 * k_tiles:
-        tile -= k_tiles
-        v_ptr += b * v_stride_B + h * v_stride_H
-        part_PD = _load_partials(partial_ptr + P * BLOCK_D, P, BLOCK_P, BLOCK_D)
-        most_D = tl.max(part_PD, axis=0)
-        if PERMUTED:
-            key_N = row_N // 16 * 16 + row_N % 2 + row_N // 2 % 2 * 8 + row_N // 4 % 4 * 2
-        else:
-            key_N = row_N
-        start = tile * BLOCK_N
-        v_ptr += tl.cast(start, tl.int64) * v_stride_N
-        mask_ND = (start + key_N < N)[:, None] & (d_D < D)[None, :]
-        at_ND = key_N[:, None] * v_stride_N + d_D[None, :]
-        v_ND = tl.load(v_ptr + at_ND, mask=mask_ND, other=0.0).to(tl.float32)
-        fill_D = 1.0 / tl.maximum(most_D, _LEAST) * _FULL
-        v8_ND = (v_ND * fill_D[None, :]).to(v8_ptr.dtype.element_ty)
-        v8_ptr += (g * k_tiles + tile) * (BLOCK_D * BLOCK_N)
-        tl.store(v8_ptr + d_D[:, None] * BLOCK_N + row_N[None, :], tl.trans(v8_ND))
-        if tile == 0:
-            tl.store(v_scale_ptr + g * BLOCK_D + d_D, most_D / _FULL)
+        smooth_ND = k_ND.to(tl.float32) - mean_D[None, :]
+        if RAGGED:
+            smooth_ND = tl.where((start + row_N < N)[:, None], smooth_ND, 0.0)
+        k8_ptr += g * k_tiles * (BLOCK_N * BLOCK_D)
+        k_scale_ptr += g * k_tiles
+        _store_int8(k8_ptr, k_scale_ptr, smooth_ND, tile, k_tiles, 1.0, BLOCK_N, False)
     else:
-        tile -= 2 * k_tiles
-        q_ptr += b * q_stride_B + h * q_stride_H
-        q_MD = _load_tile(q_ptr, tile * BLOCK_M, q_stride_N, N, D, BLOCK_M, BLOCK_D, True)
-        block = g * q_tiles + tile
-        factor = scale * _LOG2E
-        _store_int8(q8_ptr, q_scale_ptr, q_MD.to(tl.float32), block, factor, BLOCK_M, BLOCK_D)
+        v_ptr += b * v_stride_B + h * v_stride_H
+        v_QD = _load_values(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, PERMUTED, RAGGED)
+        if DEPENDENT:
+            tl.extra.cuda.gdc_wait()
+        partial_ptr += P * BLOCK_D
+        most_D = tl.max(_load_partials(partial_ptr, P, BLOCK_P, BLOCK_D), axis=0)
+        fill_D = _FULL / tl.maximum(most_D, _LEAST)
+        _store_values(v8_ptr + (g * k_tiles + tile) * (BLOCK_N * BLOCK_D), v_QD, fill_D)
+        if tile == 0:
+            tl.store(v_scale_ptr + g * BLOCK_D + tl.arange(0, BLOCK_D), most_D / _FULL)
 
 
 @triton.jit
@@ -360,7 +468,8 @@ def _attend(
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
         x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
-        y_MD = c_skip * x_MD.to(tl.float32) + c_out * y_MD
+        x_MD = c_skip * x_MD.to(tl.float32)
+        y_MD = tl.where(c_out == 0.0, x_MD, x_MD + c_out * y_MD)  # x itself, even -0
     y_ptr += b * N * H * D + h * D
     _store_tile(y_ptr, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
 
@@ -383,7 +492,7 @@ class RcmInt8Config:
     warps: int
     stages: int
     biased: bool = False
-    quantise_warps: int = 4
+    quantise_warps: int = 8
     hopper: bool = False
 
     def __post_init__(self) -> None:
@@ -463,7 +572,7 @@ class Packed:
     v8: (G,T,E,block_n), tiles of transposed v of which each channel is scaled to 448 at most.
     q_scale, k_scale: fp32 (G,tiles), of blocks; q_scale has scale·log2 e in it.
     v_scale: fp32 (G,E). permuted: whether the keys of a tile of v8 lie in the order of
-        `_quantise`, which FP8 products want.
+        `_quantise_pairs`, which FP8 products want.
     dtype, B, N, H, D: of q. scale: of the scores.
     """
 
@@ -507,67 +616,74 @@ def _empty_packed(q: Tensor, scale: float, config: RcmInt8Config, arch: str) -> 
 
 
 def quantise_launches(
-    q: Tensor, k: Tensor, v: Tensor, packed: Packed, *, parts_per_sm: int = 6
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    *,
+    parts_per_sm: int = 8,
+    stages: int = 1,
 ) -> tuple[Launch, Launch]:
     """The launches, in order, that fill `packed`. Scratch memory is allocated here.
 
-    q, k, v: (B,N,H,D) of any strides whose last is 1. parts_per_sm: programs of the first launch
-    for each multiprocessor, or a few more.
+    q, k, v: (B,N,H,D) of any strides whose last is 1. parts_per_sm: parts of heads for each
+    multiprocessor, or a few more, unless a head had more than 64; the first launch has three
+    programs for each part, with a software pipeline of `stages`.
     """
     config = packed.config
+    N, H = packed.N, packed.H
     G, _, E = packed.q8.shape
-    step = min(32, max(16, power_of_2(packed.N)))
-    steps = ceil_div(packed.N, step)
-    wanted = min(64, steps, max(1, ceil_div(parts_per_sm * sm_count(q.device), max(G, 1))))
-    part_tokens = ceil_div(steps, max(wanted, 1)) * step
-    P = ceil_div(packed.N, part_tokens) if packed.N else 0
-    partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
-    options = {"num_warps": config.quantise_warps, "num_stages": 2}
-    summary_args: dict[str, Any] = {
-        "k_ptr": k,
-        "v_ptr": v,
-        "partial_ptr": partial,
-        "part_tokens": part_tokens,
-        "N": packed.N,
-        "H": packed.H,
-        "P": P,
-    }
-    summary = Launch(
-        _summarise,
-        (G * P,),
-        summary_args | _strides(k=k, v=v),
-        {"D": packed.D, "BLOCK_N": step, "BLOCK_D": E, "STAGES": 2},
-        options,
-    )
     q_tiles, k_tiles = packed.q_scale.shape[1], packed.k_scale.shape[1]
+    rows = max(config.block_m, config.block_n)
+    steps = ceil_div(N, rows)
+    part_steps = max(G * steps // (parts_per_sm * sm_count(q.device)), ceil_div(steps, 64), 1)
+    P = ceil_div(steps, part_steps)
+    partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
+    early = starts_early(arch_of(q.device))
+    options = {"num_warps": config.quantise_warps, "num_stages": stages}
+    sizes = {"N": N, "H": H, "P": P, "partial_ptr": partial}
+    constexprs = {"D": packed.D, "BLOCK_D": E, "DEPENDENT": early}
     args: dict[str, Any] = {
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
-        "partial_ptr": partial,
         "q8_ptr": packed.q8,
+        "q_scale_ptr": packed.q_scale,
+        "scale": packed.scale,
+        "part_tokens": part_steps * rows,
+        "q_tiles": q_tiles,
+    }
+    first = Launch(
+        _quantise_queries,
+        (G * P * 3,),
+        args | sizes | _strides(q=q, k=k, v=v),
+        constexprs
+        | {"BLOCK_M": config.block_m, "ROWS": rows, "RAGGED": N % rows != 0, "STAGES": stages},
+        options,
+    )
+    args = {
+        "k_ptr": k,
+        "v_ptr": v,
         "k8_ptr": packed.k8,
         "v8_ptr": packed.v8,
-        "q_scale_ptr": packed.q_scale,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,
-        "scale": packed.scale,
-        "N": packed.N,
-        "H": packed.H,
-        "P": P,
-        "q_tiles": q_tiles,
         "k_tiles": k_tiles,
     }
-    constexprs = {
-        "D": packed.D,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": E,
-        "BLOCK_P": power_of_2(P),
-        "PERMUTED": packed.permuted,
-    }
-    grid = (G * (q_tiles + 2 * k_tiles),)
-    return summary, Launch(_quantise, grid, args | _strides(q=q, k=k, v=v), constexprs, options)
+    second = Launch(
+        _quantise_pairs,
+        (G * k_tiles * 2,),
+        args | sizes | _strides(k=k, v=v),
+        constexprs
+        | {
+            "BLOCK_N": config.block_n,
+            "BLOCK_P": power_of_2(P),
+            "PERMUTED": packed.permuted,
+            "RAGGED": N % config.block_n != 0,
+        },
+        options | {"launch_pdl": early},
+    )
+    return first, second
 
 
 def attend_launch(

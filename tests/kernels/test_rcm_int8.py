@@ -133,6 +133,42 @@ def test_a_mean_of_k_costs_nothing(dtype, device):
     check((q, k + mean, v, x, t), config=SMALL)
 
 
+def keys_in_order(block_n, permuted, device):
+    """Of the keys of a tile of v8, in the order in which they are written."""
+    n = torch.arange(block_n, device=device)
+    return n // 16 * 16 + n % 2 + n // 2 % 2 * 8 + n // 4 % 4 * 2 if permuted else n
+
+
+@pytest.mark.parametrize("tiles", [(64, 128), (64, 64), (128, 64), (16, 32)], ids=str)
+@pytest.mark.parametrize(("B", "N", "H", "D"), [(1, 128, 2, 64), (2, 333, 3, 96), (1, 70, 1, 16)])
+def test_copies_are_within_half_a_unit(B, N, H, D, tiles, dtype, device):
+    q, k, v, _, _ = draw(B, N, H, D, dtype, device)
+    k = k + 3
+    config = RcmInt8Config(*tiles, 4, 2)
+    packed = prepack(q, k, v, scale=0.25, config=config)
+    G, _, E = packed.q8.shape
+    q, k, v = (a.double().transpose(1, 2).reshape(G, N, D) for a in (q, k, v))
+    k = k - k.mean(1, keepdim=True)
+    for x, x8, x_scale in (
+        (q * (0.25 * math.log2(math.e)), packed.q8, packed.q_scale),
+        (k, packed.k8, packed.k_scale),
+    ):
+        unit = x_scale.double().repeat_interleave(x8.shape[1] // x_scale.shape[1], 1)[..., None]
+        off = (x8[:, :N, :D] * unit[:, :N] - x).abs() / unit[:, :N]
+        assert off.max() <= 0.501
+        assert not x8[:, N:].any() and not x8[..., D:].any()
+    order = keys_in_order(config.block_n, packed.permuted, device)
+    worth = packed.v8.double() * packed.v_scale.double()[:, None, :, None]
+    back = torch.empty_like(worth)
+    back[..., order] = worth
+    back = back.transpose(2, 3).reshape(G, -1, E)
+    unit = packed.v_scale.double()[:, None, :D]
+    bits = 3 if packed.v8.dtype is torch.float8_e4m3fn else 10
+    most = torch.maximum(v.abs() * 2 ** -(bits + 1), unit * 2**-10)
+    assert ((back[:, :N, :D] - v).abs() <= 1.01 * most).all()
+    assert not back[:, N:].any() and not back[..., D:].any()
+
+
 def test_a_channel_of_v_that_is_larger_keeps_the_others(dtype, device):
     q, k, v, x, t = draw(1, 257, 1, 64, dtype, device)
     v[..., 5] *= 1000
@@ -151,7 +187,10 @@ def test_a_channel_of_k_that_is_larger_stays_in_bounds(dtype, device):
 
 def test_times_of_zero_give_x(dtype, device):
     q, k, v, x, _ = draw(2, 70, 2, 64, dtype, device)
-    assert torch.equal(rcm_attention_int8(q, k, v, x, torch.zeros(2, device=device)), x)
+    x[:, ::3] = -0.0
+    for config in (None, SMALL):
+        y = rcm_attention_int8(q, k, v, x, torch.zeros(2, device=device), config=config)
+        assert torch.equal(y.view(torch.int16), x.view(torch.int16))
 
 
 @pytest.mark.parametrize("biased", [False, True])
