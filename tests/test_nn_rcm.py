@@ -164,6 +164,65 @@ def test_auto_takes_triton_on_a_gpu_and_eager_elsewhere(device, monkeypatch):
     assert len(calls) == (device == "cuda" and refusal(x.device) is None)
 
 
+def test_attention_is_by_whoever_is_faster(monkeypatch):
+    from kernelbench.nn import attend
+
+    monkeypatch.setattr(attend, "_arch", lambda device: "sm_90")
+    table = {("sm_90", 64, False): "triton", ("sm_90", 64, True): "sdpa"}
+    monkeypatch.setattr(attend, "_FASTEST", table)
+
+    def choice(D=64, dtype=torch.bfloat16, wanted=()):
+        three = [torch.empty(1, 4, 2, D, dtype=dtype) for _ in range(3)]
+        for i in wanted:
+            three[i].requires_grad_()
+        return attend.fastest(*three)
+
+    assert choice() == "triton"
+    assert choice(D=32) == choice(dtype=torch.float32) == "sdpa"
+    for i in range(3):
+        assert choice(wanted=[i]) == "sdpa"
+        with torch.no_grad():
+            assert choice(wanted=[i]) == "triton"
+        table["sm_90", 64, True] = "triton"
+        assert choice(wanted=[i]) == "triton"
+        table["sm_90", 64, True] = "sdpa"
+    monkeypatch.setattr(attend, "_arch", lambda device: "none")
+    assert choice() == "sdpa"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_our_attention_in_the_module_eager_and_compiled(training, device, monkeypatch):
+    """As on a GPU where it is the faster; with a gradient, torch.compile makes a graph of SDPA."""
+    from kernelbench.nn import attend
+
+    monkeypatch.setattr(attend, "_arch", lambda device: "here")
+    monkeypatch.setattr(attend, "_FASTEST", {("here", 16, grad): "triton" for grad in (0, 1)})
+    calls = []
+    whole = attend.rcm_attention
+    monkeypatch.setattr(
+        attend, "rcm_attention", lambda *a, **o: (calls.append(1), whole(*a, **o))[1]
+    )
+    eager, ours = (layer.half() for layer in pair(device))
+    x, t = given(device)
+    x = x.detach().half().requires_grad_(training)
+    with torch.set_grad_enabled(training):
+        right = eager(x, t)
+        assert not calls
+        torch.testing.assert_close(ours(x, t), right, rtol=2e-3, atol=2e-3)
+        assert len(calls) == 1
+        torch._dynamo.reset()
+        graph = torch.compile(ours, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(graph(x, t), right, rtol=2e-3, atol=2e-3)
+        assert len(calls) == (1 if training else 2)
+
+
+def test_our_attention_is_an_operator_put_together_right(device):
+    from kernelbench.nn import attend
+
+    qkv = torch.randn(2, 9, 3, 2, 16, device=device, dtype=torch.float16)
+    torch.library.opcheck(attend._traced, qkv.unbind(2))
+
+
 def test_int8_is_for_inference():
     layer = RCMAttention(32, 2, impl="triton_int8")
     with pytest.raises(RuntimeError, match=r"for inference .* torch.no_grad\(\)"):
@@ -180,7 +239,7 @@ def test_int8_takes_attention_from_its_kernel(monkeypatch, device):
 
     def stand_in(q, k, v, **options):
         seen.update(options, shape=tuple(q.shape))
-        return module._attend(q, k, v)
+        return module.sdpa(q, k, v)
 
     fake = types.SimpleNamespace(rcm_attention_int8=stand_in)
     monkeypatch.setitem(sys.modules, "kernelbench.kernels.rcm_int8", fake)

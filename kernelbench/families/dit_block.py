@@ -228,14 +228,16 @@ def compile_block(case: DiTBlockCase, config: Any) -> Call:
 
 
 def triton_fused(case: DiTBlockCase, config: Any) -> Call:
-    """Our norms and our projection with the skip; the other products and gelu are PyTorch's."""
+    """Our norms and our projection with the skip, our attention or PyTorch's, whichever is faster;
+    the other products and gelu are PyTorch's."""
     from kernelbench.kernels.projection import project_and_skip
     from kernelbench.kernels.rms_norm import rms_norm
+    from kernelbench.nn.attend import attend
 
     kind, sigma = case.parametrization.value, case.sigma
     finish = partial(project_and_skip, parametrization=kind, sigma_data=sigma, config=config)
     norm: Any = partial(rms_norm, eps=EPS, casting="fp32")
-    return _spread(case, _block(case, sdpa(), finish, norm))
+    return _spread(case, _block(case, attend, finish, norm))
 
 
 def triton_configs(case: DiTBlockCase, device: Device) -> tuple[Any, ...]:

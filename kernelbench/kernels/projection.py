@@ -5,6 +5,8 @@ Shapes: B samples, N tokens, M = B·N rows, K channels of a, C channels of x and
 (B,N,C), weight (C,K), bias (C,), t (B,). Tensors are read where they lie, by their strides, as long
 as their last axis is contiguous. What is made here is contiguous.
 
+On Hopper, in bf16 and fp16, the forward is `projection_hopper`'s where sizes suit it.
+
 A projection stands between attention and the skip, so the skip cannot move into the attention:
 proj(c_skip·x + c_out·A) is another function. Here it costs one read of x where a kernel of its own
 costs two reads and a write.
@@ -34,6 +36,8 @@ from kernelbench.kernels.launch import (
     power_of_2,
     shared_memory,
 )
+from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
+from kernelbench.kernels.projection_hopper import forward_launch as hopper_launch
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
 
@@ -87,7 +91,8 @@ def _finish(
         if SPANS:
             c_skip = c_skip[:, None]
             c_out = c_out[:, None]
-        acc_MC = c_skip * x_MC.to(tl.float32) + c_out * acc_MC
+        skip_MC = c_skip * x_MC.to(tl.float32)
+        acc_MC = tl.where(c_out == 0.0, skip_MC, skip_MC + c_out * acc_MC)  # x itself, even -0
     y_MC = y_ptr + row_M[:, None].to(tl.int64) * C + c_C[None, :]
     if MASKED:
         mask_MC = (row_M < M)[:, None] & (c_C < C)[None, :]
@@ -326,6 +331,8 @@ class ProjectionConfig:
         they take the next channels.
     early: x is read before the product, not after it: its latency hides, its registers are taken.
     halves: y is made in two halves, in fewer registers; not together with `early`.
+    hopper: the forward by `projection_hopper`, which all of the above then say nothing about; for
+        tensors that it `suits`.
     """
 
     block_m: int
@@ -336,6 +343,7 @@ class ProjectionConfig:
     group: int = 8
     early: bool = False
     halves: bool = False
+    hopper: HopperProjectionTile | None = None
 
     def __post_init__(self) -> None:
         blocks = ("block_m", "block_c", "block_k")
@@ -349,6 +357,19 @@ class ProjectionConfig:
             raise ValueError("ProjectionConfig: group and stages must be at least 1")
         if self.early and self.halves:
             raise ValueError("ProjectionConfig: early and halves exclude each other")
+
+    def numbers(self) -> list[int]:
+        """The config as an operator of torch.compile takes it, see `_numbered`."""
+        hopper = () if self.hopper is None else astuple(self.hopper)
+        return [int(value) for value in (*astuple(replace(self, hopper=None))[:-1], *hopper)]
+
+
+def _numbered(numbers: list[int]) -> ProjectionConfig:
+    block_m, block_c, block_k, warps, stages, group, early, halves, *hopper = numbers
+    tile = HopperProjectionTile(*hopper) if hopper else None
+    return ProjectionConfig(
+        block_m, block_c, block_k, warps, stages, group, bool(early), bool(halves), tile
+    )
 
 
 @dataclass(frozen=True)
@@ -406,13 +427,18 @@ _MORE_WIDE = (
 )
 
 
+_HOPPER_LEAST = 96  # tiles of the Hopper kernel, below which the smaller ones are faster
+# The first is 2 to 6 % faster at every shape measured on an H200.
+_HOPPER_TILES = (HopperProjectionTile(128, 6), HopperProjectionTile(256, 3))
+
+
 def configs(
-    M: int, C: int, K: int, *, arch: str, itemsize: int = 2
+    M: int, C: int, K: int, *, arch: str, itemsize: int = 2, N: int | None = None
 ) -> tuple[ProjectionConfig, ...]:
     """The table's choice for M rows of K channels to C, then others that a tuner may pick.
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. itemsize: bytes of an element of a,
-    2 or 4. The backward has nothing to choose.
+    2 or 4. N: tokens of a sample, all M rows unless given. The backward has nothing to choose.
     """
     table, more = (_NARROW, _MORE_NARROW) if itemsize == 2 else (_WIDE, _MORE_WIDE)
     limit = shared_memory(arch, 1)
@@ -423,12 +449,17 @@ def configs(
     rows = [row for row in table if fits(row)]
     choice = next((r for r in rows if _tiles(r.config, M, C) >= r.least), rows[-1])
     offered = [choice, *rows, *(row for row in more if fits(row))]
-    return tuple(dict.fromkeys(_capped(row.config, M, C, K) for row in offered))
+    plain = [_capped(row.config, M, C, K) for row in offered]
+    runs = arch == "sm_90" and itemsize == 2 and (N or M) % 64 == K % 64 == C % 64 == 0
+    whole = [replace(plain[0], hopper=tile) for tile in _HOPPER_TILES if runs]
+    first = runs and _HOPPER_TILES[0].tiles(M, C) >= _HOPPER_LEAST
+    return tuple(dict.fromkeys([*whole, *plain] if first else [plain[0], *whole, *plain]))
 
 
 @lru_cache(maxsize=4096)
-def _choose(M: int, C: int, K: int, arch: str, itemsize: int) -> ProjectionConfig:
-    return configs(M, C, K, arch=arch, itemsize=itemsize)[0]
+def _choose(M: int, C: int, K: int, arch: str, itemsize: int, suits: bool) -> ProjectionConfig:
+    found = configs(M, C, K, arch=arch, itemsize=itemsize)
+    return next(config for config in found if suits or config.hopper is None)
 
 
 def _bytes(config: ProjectionConfig, itemsize: int) -> int:
@@ -474,6 +505,8 @@ def forward_launch(
     a: (B,N,K), x: (B,N,C), weight: (C,K), all of any strides whose last is 1; bias: (C,) and
     contiguous; t: (B,). y: (B,N,C) and contiguous.
     """
+    if config.hopper is not None:
+        return hopper_launch(a, weight, bias, x, t, y, formula=formula, tile=config.hopper)
     B, N, K = a.shape
     C = weight.shape[0]
     args: dict[str, Any] = {
@@ -818,17 +851,23 @@ def _given(
     else:
         x = t = None
     device = check_device(a=a, weight=weight, bias=bias, x=x, t=t)
-    if not config:
-        rows = a.shape[0] * a.shape[1]
-        config = _choose(rows, *weight.shape, arch_of(device), a.element_size())
-    elif not isinstance(config, ProjectionConfig):
-        block_m, block_c, block_k, warps, stages, group, early, halves = config
-        config = ProjectionConfig(
-            block_m, block_c, block_k, warps, stages, group, bool(early), bool(halves)
-        )
+    a, weight = _packed_rows(a), _packed_rows(weight)
     bias = bias if bias is None else bias.contiguous()
     x = None if x is None else _packed_rows(x)
-    return _packed_rows(a), _packed_rows(weight), bias, x, t, formula, config
+    suited = suits(a, weight, x)
+    if not config:
+        rows = a.shape[0] * a.shape[1]
+        config = _choose(rows, *weight.shape, arch_of(device), a.element_size(), suited)
+    elif not isinstance(config, ProjectionConfig):
+        config = _numbered(config)
+    if config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
+        raise ValueError(
+            f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
+            "of 64, and tensors whose addresses and strides are multiples of 16 bytes, on sm_90, "
+            f"got {a.dtype}, N, K = {tuple(a.shape[1:])}, C = {weight.shape[0]} on "
+            f"{arch_of(device)}: pass config=None for a kernel that takes these"
+        )
+    return a, weight, bias, x, t, formula, config
 
 
 def _project_and_skip(
@@ -843,7 +882,7 @@ def _project_and_skip(
     fused: bool,
 ) -> Tensor:
     if torch.compiler.is_compiling():
-        numbers = [] if config is None else [int(value) for value in astuple(config)]
+        numbers = [] if config is None else config.numbers()
         traced: Tensor = _traced(a, weight, bias, x, t, sigma_data, parametrization, numbers, fused)
         return traced
     given = _given(a, weight, bias, x, t, sigma_data, parametrization, config)

@@ -4,29 +4,21 @@ Shapes: B samples, N tokens, C = dim channels, H heads, D = C / H; x and y (B,N,
 F(x) = proj(attention(qkv(x))), so the skip belongs to the epilogue of the output projection.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.projection import DTYPES, project_and_skip
 from kernelbench.kernels.rcm import formula_of
+from kernelbench.nn.attend import attend, sdpa
 
 Implementation = Literal["auto", "eager", "triton", "triton_int8"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 CM_EPSILON = 0.002  # the smallest t of a consistency model
 MOST_D = 256
-_LATER = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_LATER]
-_FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_LATER]
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
-def _prefers_cudnn(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
@@ -54,7 +46,8 @@ class RCMAttention(nn.Module):
         `kernels.rcm_attention.rcm_attention`; sigma_data is the parametrization's own unless given.
     impl: who computes it. The parameters, and so the state_dict, are the same whoever does.
         `eager`: PyTorch, operator by operator.
-        `triton`: the projection, its bias and the skip are one kernel; attention is PyTorch's.
+        `triton`: the projection, its bias and the skip are one kernel; attention is ours or
+            PyTorch's, whichever is faster there, see `attend.attend`.
         `triton_int8`: also, attention has its scores multiplied in int8, an approximation;
             for inference only.
         `auto`: `triton` for tensors on a GPU where the kernels run, else `eager`.
@@ -125,7 +118,7 @@ class RCMAttention(nn.Module):
             fits = self.proj.weight.dtype in DTYPES and x.dtype in DTYPES
             impl = "triton" if fits and _kernels_run(x.device) else "eager"
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (B,N,H,D)
-        a = _attend_int8(q, k, v) if impl == "triton_int8" else _attend(q, k, v)
+        a = _ATTENTION[impl](q, k, v)
         if impl == "eager":
             return self._mix(self.proj(a), x, t)
         weight, bias = self.proj.weight.to(a.dtype), self.proj.bias.to(a.dtype)
@@ -181,15 +174,6 @@ class RCMAttention(nn.Module):
         return t if t.is_floating_point() else t.float()
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention of views (B,N,H,D) of a packed qkv, without copies: (B,N,C)."""
-    order = _CUDNN_FIRST if _prefers_cudnn(q.device) else _FLASH_FIRST
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    with sdpa_kernel(order, set_priority=True):
-        a = F.scaled_dot_product_attention(q, k, v)
-    return a.transpose(1, 2).flatten(2)
-
-
 def _attend_int8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if torch.is_grad_enabled() and q.requires_grad:
         raise RuntimeError(
@@ -201,3 +185,11 @@ def _attend_int8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     attend: Any = rcm_int8.rcm_attention_int8
     a: Tensor = attend(q, k, v, x=None, t=None, parametrization="none")
     return a
+
+
+# (B,N,C) of views (B,N,H,D) of a packed qkv, without copies.
+_ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "eager": sdpa,
+    "triton": attend,
+    "triton_int8": _attend_int8,
+}

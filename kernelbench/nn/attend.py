@@ -1,0 +1,100 @@
+"""Attention alone, softmax(q kᵀ/√D) v, by whoever is faster: our kernels or PyTorch's SDPA.
+
+Shapes: B samples, N tokens, H heads, D head size; q, k, v (B,N,H,D), often views of a packed qkv,
+which are not copied; what is made is (B,N,H·D). Not causal.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernelbench.kernels.launch import arch_of, refusal
+from kernelbench.kernels.rcm_attention import configs, rcm_attention
+
+Attention = Literal["triton", "sdpa"]
+
+# Who was faster on an H200, by architecture, head size, and whether a gradient is to come; SDPA
+# for what is not here. In bf16 and fp16: in fp32 SDPA has no equal.
+_FASTEST: dict[tuple[str, int, bool], Attention] = {
+    ("sm_90", 64, False): "triton",
+    ("sm_90", 128, False): "triton",
+    ("sm_90", 64, True): "triton",
+    ("sm_90", 128, True): "sdpa",
+}
+_LATER = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_LATER]
+_FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_LATER]
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+def _prefers_cudnn(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+def _arch(device: torch.device) -> str:
+    """`sm_90` and the like where our kernels run on a GPU, else a word that no table has."""
+    return arch_of(device) if device.type == "cuda" and refusal(device) is None else "none"
+
+
+def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
+    """Who computes attention of these, by what is measured.
+
+    SDPA, too, in a graph that torch.compile makes with a gradient to come: there is no operator
+    of ours that has one. Ours has one without, which asks again when it runs.
+    """
+    graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    if graded and torch.compiler.is_compiling():
+        return "sdpa"
+    chosen = _FASTEST.get((_arch(q.device), q.shape[3], graded), "sdpa")
+    if chosen == "triton" and not torch.compiler.is_compiling() and _pairs(*q.shape):
+        return "sdpa"
+    return chosen
+
+
+@lru_cache(maxsize=4096)
+def _pairs(B: int, N: int, H: int, D: int) -> bool:
+    """Whether our forward would run by two warpgroups a program at D = 64: for sizes that do not
+    fill programs of three, cuDNN is 5 % faster ((2,2048,8,64) on an H200)."""
+    tile = configs(B, N, H, D, arch="sm_90", mode="fwd", mixes=False)[0].hopper
+    return D == 64 and tile is not None and tile.groups == 2
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ/√D) v by whoever is faster, see `fastest`: (B,N,H·D), with gradients.
+
+    q, k, v: (B,N,H,D) of one dtype and shape. torch.compile makes one graph of it.
+    """
+    if fastest(q, k, v) == "sdpa":
+        return sdpa(q, k, v)
+    if torch.compiler.is_compiling():
+        traced: Tensor = _traced(q, k, v)
+        return traced
+    return rcm_attention(q, k, v, None, None, parametrization="none")
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention: cuDNN's first from sm_90 on, before that flash."""
+    order = _CUDNN_FIRST if _prefers_cudnn(q.device) else _FLASH_FIRST
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    with sdpa_kernel(order, set_priority=True):
+        a = F.scaled_dot_product_attention(q, k, v)
+    return a.transpose(1, 2).flatten(2)
+
+
+@torch.library.custom_op("kernelbench::attend", mutates_args=())
+def _traced(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Ours as torch.compile sees it: one operator that it does not look into."""
+    with torch.no_grad():
+        return attend(q, k, v)
+
+
+@_traced.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
