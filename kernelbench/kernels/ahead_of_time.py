@@ -1,0 +1,105 @@
+"""A launch's kernel compiled for an architecture that need not be there, and what it takes of it.
+
+The kernel is specialised as Triton's launcher does it for the launch's own arguments (dtypes, what
+is a multiple of 16, what is 1 or None), so that what is looked at is what runs. Tensors may be meta
+tensors: their addresses count as aligned.
+"""
+
+import io
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.jit import create_function_from_signature
+
+from kernelbench.kernels.launch import INTERPRETED, Launch
+
+_WARP = 32
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one architecture, as ptxas tells of it.
+
+    registers: of a thread, at the launch.
+    spill_stores, spill_loads: bytes of local memory that a thread writes and reads for want of
+        registers, each instruction counted once.
+    shared_bytes: of a program, static and dynamic.
+    notes: numbers of ptxas's notes on performance, such as `C7510`, without repetition. C7510 to
+        C7519 tell of wgmma products that are waited for one by one.
+    ptx: what ptxas was given.
+    """
+
+    kernel: str
+    arch: str
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    shared_bytes: int
+    notes: tuple[str, ...]
+    ptx: str
+
+    @property
+    def serialised(self) -> tuple[str, ...]:
+        """The notes that tell of serialised wgmma."""
+        return tuple(note for note in self.notes if note.startswith("C751"))
+
+
+def ahead_of_time(launch: Launch, arch: str) -> Compiled:
+    """Compile a launch's kernel for `sm_90` and the like; no GPU is needed, nothing is run.
+
+    Takes seconds, always: the compiler's log is wanted, which Triton's cache does not keep. Raises
+    RuntimeError where the kernels were made for the interpreter, which have no code.
+    """
+    if INTERPRETED:
+        raise RuntimeError(
+            "kernels made under TRITON_INTERPRET=1 cannot be compiled: unset it in a new process"
+        )
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
+    source, options = _specialised(launch, target)
+    log = io.StringIO()
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(log):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(source, target=target, options=options)
+    return _read(log.getvalue(), compiled, launch.kernel.__name__, arch)
+
+
+def _specialised(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+    """The kernel with signature, constants and divisibilities, as `JITFunction.run` has them."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    given = {**launch.args, **launch.constexprs, **launch.options}
+    bound, specialization, rest = bind(**given)
+    options, signature, constants, attrs = kernel._pack_args(
+        backend, given, bound, specialization, rest
+    )
+    source = GluonASTSource if kernel.is_gluon() else ASTSource
+    return source(kernel, signature, constants, attrs), vars(options)
+
+
+def _read(log: str, compiled: Any, kernel: str, arch: str) -> Compiled:
+    """From lines such as `8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads`, one for
+    each function, and `Used 168 registers, 9 barriers, 72 bytes smem`."""
+
+    def total(pattern: str) -> int:
+        return sum(map(int, re.findall(pattern, log)))
+
+    registers = re.findall(r"Used (\d+) registers", log)
+    if not registers:
+        raise RuntimeError(f"ptxas told nothing of {kernel} for {arch}: {log!r}")
+    return Compiled(
+        kernel=kernel,
+        arch=arch,
+        registers=max(map(int, registers)),
+        spill_stores=total(r"(\d+) bytes spill stores"),
+        spill_loads=total(r"(\d+) bytes spill loads"),
+        shared_bytes=compiled.metadata.shared + total(r"(\d+) bytes smem"),
+        notes=tuple(sorted(set(re.findall(r"\((C\d{4})\)", log)))),
+        ptx=compiled.asm["ptx"],
+    )
