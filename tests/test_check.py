@@ -1,6 +1,7 @@
 """Right before fast: providers that are wrong on purpose, and what caught each of them."""
 
 import math
+import re
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from toy import BASELINE, CASE, Script, ToyCase, provider, right, run, toy
 
-from kernelbench.measure.check import CEILING, FLOOR, Deviation, judge
+from kernelbench.measure.check import CEILING, FLOOR, Deviation, _Sums, judge
 from kernelbench.measure.job import DeviceLostError
 from kernelbench.spec import Accuracy, DType, Mode, Provider, RunRecord, Status, Tensors
 
@@ -256,7 +257,22 @@ def test_an_approximate_provider_is_held_to_what_it_promises() -> None:
         return provider("approx", off_by_a_percent, accuracy=Accuracy.approximate, max_error=error)
 
     assert one(promises(0.02)).status is Status.ok
-    assert one(promises(0.005)).status is Status.incorrect
+    missed = one(promises(0.005))
+    assert missed.status is Status.incorrect
+    assert re.search(r"error 0\.0\d+ \(worst element \S+ of rms, cosine 1\.0000\)", missed.reason)
+
+
+@pytest.mark.parametrize(
+    ("out", "cosine"),
+    [((3.0, 4.0), 1.0), ((4.0, 3.0), 0.96), ((-6.0, -8.0), -1.0), ((0.0, 0.0), None)],
+)
+def test_the_cosine_is_that_of_the_angle_to_the_oracle(
+    out: tuple[float, float], cosine: float | None
+) -> None:
+    sums = _Sums()
+    for i, ref in enumerate((3.0, 4.0)):  # as pieces of an oracle come
+        sums.add(torch.tensor([out[i]]), torch.tensor([ref], dtype=torch.float64))
+    assert sums.deviation().cosine == (None if cosine is None else pytest.approx(cosine))
 
 
 def test_a_baseline_that_was_not_asked_for_still_sets_the_budget() -> None:

@@ -20,12 +20,13 @@ from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
 UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))
 FUSED = (Traffic("x", read=64 * MIB), Traffic("y", write=64 * MIB))
+LOOSE = error("y", 1.2e-2, 5e-2)
 
 
 def job(case: str = "M4096-N4096-bf16-fwd", scale: float = 1, **facts: Any) -> list[RunRecord]:
     """A baseline, two rivals, two of ours, and two that have no time."""
     facts = {"case": case, "group": case, "errors": (error("y", 1.7e-3, 6e-3),)} | facts
-    loose = facts | {"errors": (error("y", 1.2e-2, 5e-2),), "accuracy": Accuracy.approximate}
+    loose = facts | {"errors": (LOOSE,), "accuracy": Accuracy.approximate}
     return [
         record(
             traffic=UNFUSED, timing=timing(128.4 * scale, again_ns=blocks(129 * scale)), **facts
@@ -73,6 +74,15 @@ def test_a_table_says_what_was_measured() -> None:
     (mine,) = (line for line in lines_of(text, "rms_norm_triton") if "µs" in line)
     assert re.split(r"\s{2,}", mine)[2:4] == ["1.17", "3.25 [3.25, 3.25]"]
     assert re.split(r"\s{2,}", mine)[5:7] == ["128", "50%"]
+
+
+def test_the_cosine_of_approximate_providers_is_shown_with_their_error() -> None:
+    assert "cosine" not in show(job())
+    near = replace(LOOSE, cosine=0.999836)
+    fast = replace(job()[5], errors=(near,))
+    text = show([job()[0], fast])
+    assert re.search(r"int8 ≈ +≈ cosine 0\.99984 *$", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_every_number_says_its_kind() -> None:

@@ -31,6 +31,7 @@ class Deviation:
     rel: float
     worst: float
     peak: float  # max |ref| / rms(ref): what rounding the largest element amounts to
+    cosine: float | None = None  # of the angle between them, where neither is all zero
 
 
 @dataclass
@@ -67,7 +68,15 @@ class _Sums:
         if self.ref2 == 0:
             return Deviation(math.sqrt(self.out2 / self.count), self.worst, 1.0)
         rms = math.sqrt(self.ref2 / self.count)
-        return Deviation(math.sqrt(self.error2 / self.ref2), self.worst / rms, self.peak / rms)
+        rel = math.sqrt(self.error2 / self.ref2)
+        return Deviation(rel, self.worst / rms, self.peak / rms, self._cosine())
+
+    def _cosine(self) -> float | None:
+        """From ‖out − ref‖² = ‖out‖² + ‖ref‖² − 2 out·ref."""
+        lengths = math.sqrt(self.out2) * math.sqrt(self.ref2)
+        if not (0 < lengths < math.inf and self.error2 < math.inf):
+            return None
+        return (self.out2 + self.ref2 - self.error2) / (2 * lengths)
 
 
 @dataclass
@@ -153,6 +162,7 @@ def judge(
                 worst_budget=worst_budget,
                 baseline_rel=base.rel if base else None,
                 baseline_worst=base.worst if base else None,
+                cosine=deviation.cosine,
             )
         )
     return tuple(errors)
@@ -240,6 +250,17 @@ def leave_nan(
     return [(tensor.shape, tensor.dtype, tensor.device) for tensor in floating]
 
 
+def _missed(error: OutputError) -> str:
+    worst = f"worst element {error.worst:.2g} of rms"
+    if error.worst_budget < math.inf:
+        return (
+            f"error {error.rel:.2g} ({worst}), budget {error.rel_budget:.2g} "
+            f"({error.worst_budget:.2g})"
+        )
+    cosine = "" if error.cosine is None else f", cosine {error.cosine:.4f}"
+    return f"error {error.rel:.2g} ({worst}{cosine}), budget {error.rel_budget:.2g}"
+
+
 def verdict(errors: Sequence[OutputError], changed: Sequence[str]) -> str:
     """Why a provider is incorrect; empty when it is right."""
     reasons = [f"changed its input {name}" for name in changed]
@@ -247,8 +268,5 @@ def verdict(errors: Sequence[OutputError], changed: Sequence[str]) -> str:
         if math.isnan(error.rel):
             reasons.append(f"NaN in {error.name}")
         elif not error.ok:
-            reasons.append(
-                f"{error.name}: error {error.rel:.2g} (worst element {error.worst:.2g} of rms), "
-                f"budget {error.rel_budget:.2g} ({error.worst_budget:.2g})"
-            )
+            reasons.append(f"{error.name}: {_missed(error)}")
     return "; ".join(reasons)

@@ -101,6 +101,12 @@ def _error(row: Row) -> str:
     return f"{_scientific(row['error_rel'])} {_percent(used):>4}"
 
 
+def _cosine(row: Row) -> str:
+    """Of an approximate answer to the oracle's; one that is wrong says it as it fails."""
+    told = row["accuracy"] == "approximate" and row["status"] == "ok"
+    return f"≈ cosine {row['cosine']:.5f}" if told and not math.isnan(row["cosine"]) else ""
+
+
 def _scientific(value: float) -> str:
     """1.6e-3; 0 and what is no number as they are."""
     if not value or not math.isfinite(value):
@@ -244,6 +250,8 @@ def _add_case(
         name = Text(_fold(_provider(row), widths[0]))
         if row["status"] != "ok":
             answers.add_row(name, Text(_answer(row), style="yellow"))
+        if told := _cosine(row):
+            answers.add_row(name, Text(told))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
         if row["timer"] == "ungated":
             doubts.append("no speedup: the queue ran dry while it was timed")

@@ -46,6 +46,7 @@ class OutputError:
 
     rel: ‖out − ref‖ / ‖ref‖ (absolute ‖out‖ / sqrt(n) where the oracle is all zero);
     worst: max |out − ref| / rms(ref) (absolute likewise).
+    cosine: of the angle between out and ref; None where one of them is all zero.
     """
 
     name: str
@@ -55,6 +56,7 @@ class OutputError:
     worst_budget: float
     baseline_rel: float | None = None
     baseline_worst: float | None = None
+    cosine: float | None = None
 
     @property
     def ok(self) -> bool:
