@@ -31,7 +31,7 @@ class Compiled:
         registers, each instruction counted once.
     shared_bytes: of a program, static and dynamic.
     notes: numbers of ptxas's notes on performance, such as `C7510`, without repetition. C7510 to
-        C7519 tell of wgmma products that are waited for one by one.
+        C7515 tell of wgmma products that are waited for one by one.
     ptx: what ptxas was given.
     """
 
@@ -47,7 +47,7 @@ class Compiled:
     @property
     def serialised(self) -> tuple[str, ...]:
         """The notes that tell of serialised wgmma."""
-        return tuple(note for note in self.notes if note.startswith("C751"))
+        return tuple(note for note in self.notes if "C7510" <= note <= "C7515")
 
 
 def ahead_of_time(launch: Launch, arch: str) -> Compiled:

@@ -11,7 +11,13 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from kernelbench.kernels import projection, rcm_attention, rcm_attention_hopper, rcm_int8
+from kernelbench.kernels import (
+    projection,
+    projection_hopper,
+    rcm_attention,
+    rcm_attention_hopper,
+    rcm_int8,
+)
 from kernelbench.kernels.ahead_of_time import ahead_of_time
 from kernelbench.kernels.launch import Launch
 from kernelbench.kernels.rcm import formula_of
@@ -30,18 +36,20 @@ def attention(
     every: bool,
     D: int,
     dtype: torch.dtype = BF16,
-    N: int = N,
     causal: bool = False,
     kind: str = "edm",
+    shape: tuple[int, int, int] = (B, N, H),
 ) -> Described:
     """Forward alone; forward that saves for a backward; the skip of its own; backward."""
+    B, N, H = shape
     formula = formula_of(kind, None, causal, None, D)
     q, x, t = meta(B, N, H, D, dtype=dtype), meta(B, N, H * D, dtype=dtype), meta(B, dtype=FP32)
     x_t, y = ((x, t), x) if formula.skips else ((None, None), None)
     dx, dt = x_t
     lse = meta(B, H, N, dtype=FP32)
     for mode in ("fwd", "full"):
-        found = rcm_attention.configs(B, N, H, D, arch=arch, mode=mode, itemsize=dtype.itemsize)
+        options = {"itemsize": dtype.itemsize, "causal": causal, "mixes": formula.skips}
+        found = rcm_attention.configs(B, N, H, D, arch=arch, mode=mode, **options)
         for config in found if every else found[:1]:
             saves = mode == "full"
             o = x if saves or y is None else None
@@ -49,12 +57,10 @@ def attention(
             if config.hopper is None:
                 yield mode, rcm_attention.forward_launch(*tensors, formula=formula, config=config)
             else:
-                yield (
-                    mode,
-                    rcm_attention_hopper.forward_launch(
-                        *tensors, formula=formula, tile=config.hopper
-                    ),
+                launches = rcm_attention_hopper.forward_launches(
+                    *tensors, formula=formula, tile=config.hopper
                 )
+                yield from ((mode, launch) for launch in launches)
             if saves:
                 launches = rcm_attention.backward_launches(
                     x, q, q, q, *x_t, x, lse, q, q, q, dx, dt, formula=formula, config=config
@@ -78,14 +84,16 @@ def projected(arch: str, every: bool, C: int, dtype: torch.dtype = BF16) -> Desc
     x, weight, bias = meta(B, N, C, dtype=dtype), meta(C, C, dtype=dtype), meta(C, dtype=dtype)
     t, parts = meta(B, dtype=FP32), meta(B, 4096, dtype=FP32)
     found = projection.configs(B * N, C, C, arch=arch, itemsize=dtype.itemsize)
-    for config in found if every else found[:1]:
+    plain = next(config for config in found if config.hopper is None)
+    for config in found if every else dict.fromkeys((found[0], plain)):
         for skip in ((x, t), (None, None)):
-            yield (
-                "fwd",
-                projection.forward_launch(
-                    x, weight, bias, *skip, x, formula=formula, config=config
-                ),
-            )
+            tensors = (x, weight, bias, *skip, x)
+            if config.hopper is None:
+                launch = projection.forward_launch(*tensors, formula=formula, config=config)
+            else:
+                tile = config.hopper
+                launch = projection_hopper.forward_launch(*tensors, formula=formula, tile=tile)
+            yield "fwd", launch
     yield (
         "bwd",
         projection.skip_backward_launch(
@@ -103,8 +111,10 @@ def all_of(arch: str, every: bool) -> Described:
     for D in (48, 64, 128):
         found = attention(arch, every, D, causal=True)
         yield from ((f"D={D} causal {m}", one) for m, one in found)
-    found = attention(arch, every, 64, torch.float16, N=4100, kind="none")
+    found = attention(arch, every, 64, torch.float16, kind="none", shape=(B, 4100, H))
     yield from ((f"D=64 fp16 ragged none {m}", one) for m, one in found)
+    found = attention(arch, every, 64, shape=(1, 8192, 8))
+    yield from ((f"D=64 in two launches {m}", one) for m, one in found)
     for D in (48, 64, 128):
         yield from ((f"D={D} int8 {m}", one) for m, one in int8(arch, every, D))
     yield from ((f"D=128 int8 causal {m}", one) for m, one in int8(arch, every, 128, causal=True))
