@@ -47,8 +47,8 @@ def attention(
     x_t, y = ((x, t), x) if formula.skips else ((None, None), None)
     dx, dt = x_t
     lse = meta(B, H, N, dtype=FP32)
+    options = {"itemsize": dtype.itemsize, "causal": causal, "mixes": formula.skips}
     for mode in ("fwd", "full"):
-        options = {"itemsize": dtype.itemsize, "causal": causal, "mixes": formula.skips}
         found = rcm_attention.configs(B, N, H, D, arch=arch, mode=mode, **options)
         for config in found if every else found[:1]:
             saves = mode == "full"
@@ -61,11 +61,15 @@ def attention(
                     *tensors, formula=formula, tile=config.hopper
                 )
                 yield from ((mode, launch) for launch in launches)
-            if saves:
-                launches = rcm_attention.backward_launches(
-                    x, q, q, q, *x_t, x, lse, q, q, q, dx, dt, formula=formula, config=config
-                )
-                yield from (("bwd", launch) for launch in launches)
+    ways = [
+        rcm_attention.configs(B, N, H, D, arch=arch, mode="bwd", deterministic=same, **options)
+        for same in (False, True)
+    ]
+    for config in dict.fromkeys(c for way in ways for c in (way if every else way[:1])):
+        launches = rcm_attention.backward_launches(
+            x, q, q, q, *x_t, x, lse, q, q, q, dx, dt, formula=formula, config=config
+        )
+        yield from (("bwd", launch) for launch in launches)
     if formula.skips:
         yield "fwd", rcm_attention.skip_launch(x, x, t, x, formula=formula)
 

@@ -22,22 +22,17 @@ LAUNCHES = Path(__file__).with_name("launches.py")
 # other versions of the compiler.
 SPILLS = {
     "sm_90": {
-        "D=128 fwd attend": 32,  # 240 registers hold acc, scores and weights of a group, just not
-        "D=128 full attend": 128,  # stores attention as well, once, behind the loop
-        "D=128 bwd differentiate_keys": 16,
-        "D=128 causal fwd attend": 32,
-        "D=128 causal full attend": 160,
-        "D=128 causal bwd differentiate_keys": 48,
-        "D=64 fp16 ragged none fwd attend": 48,  # the mask of the last tile, 160 registers
-        "D=64 full attend": 16,
+        "D=64 full attend": 16,  # three groups of 160 registers, behind the loop
+        "D=64 in two launches full attend": 16,
         "D=64 causal full attend": 64,
+        "D=128 bwd differentiate_keys": 16,
+        "D=128 causal bwd differentiate_keys": 48,
         "D=64 fp32 bwd _differentiate_keys": 32,  # with triton 3.7; none with 3.6
         # Backward in one kernel: five accumulators and operands, spilled outside the products.
         "D=64 bwd differentiate {": 256,
         "D=128 bwd differentiate {": 192,
         "D=64 causal bwd differentiate {": 128,
         "D=128 causal bwd differentiate {": 448,  # faster so than without: 5.06 to 5.26 ms
-        "D=64 in two launches full attend": 16,
         "D=64 in two launches bwd differentiate {": 256,
         "D=64 fp16 ragged none bwd differentiate {": 448,
     },
