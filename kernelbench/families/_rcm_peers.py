@@ -133,9 +133,10 @@ def int8_prepacked(case: Any, config: Any) -> Call:
 
 def int8_traffic(case: Any, prepacked: bool = False) -> tuple[Traffic, ...]:
     """k and v are read twice, for the mean and the largest values and then to be quantised; what
-    is quantised is written and read at a byte an element. Left out: scales and partial sums."""
+    is quantised is written and read at a byte an element, as from sm_89 on, with D of 64 or 128.
+    Left out: scales and partial sums."""
     u = case.B * case.N * case.H * case.D * case.dtype.bytes
-    small = u // case.dtype.bytes
+    small = case.B * case.N * case.H * (64 if case.D <= 64 else 128)
     rows = [] if prepacked else [
         Traffic("q", read=u), Traffic("k", read=2 * u), Traffic("v", read=2 * u),
     ]  # fmt: skip

@@ -881,7 +881,7 @@ def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
 
 _HOPPER_SMS = 132  # of an H100 or H200 with SXM
 _WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128: measured on an H200
-_ANOTHER_LAUNCH = 400  # 3 µs between two launches, in rounds of 128 rows by one key
+_ANOTHER_LAUNCH = 400  # at most 3 µs for a second launch, in rounds of 128 rows by one key
 _SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
 
 
@@ -1429,12 +1429,13 @@ def rcm_attention(
         `cm`: c_skip = σ²/((t−ε)²+σ²), c_out = σ(t−ε)/√(σ²+t²), ε = 0.002; σ is 0.5 unless given.
         `trigflow`: c_skip = 1/(cos t+sin t), c_out = −sin t/(cos t+sin t), t in [0, π/2]; σ is 1.
         `none`: attention alone; x and t take no part and may be None.
-        Where c_out is 0 (t = 0, and t = ε for `cm`) y equals x.
+        Where c_out is 0 (t = 0, and t = ε for `cm`) y is x bit by bit.
     causal: a token attends to itself and those before it.
     scale: of the scores, positive; 1/√D unless given.
     config: how to cut up the work; None for the choice of the table, see `configs`.
 
-    Softmax is computed in fp32; its weights are rounded to v's dtype before they meet v. With a
+    Softmax is computed in fp32; its weights are rounded to v's dtype before they meet v. A score
+    that is not finite need not make its row of y NaN. With a
     gradient to come, attention's result in q's dtype and fp32 statistics of its rows are kept.
     The gradients, of q, k, v, x and t, are not differentiable themselves. Their bits are the same
     on every call, but for dq on Hopper, whose parts are added in any order: as PyTorch's own

@@ -53,6 +53,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
 _FULL = tl.constexpr(448.0)  # the largest e4m3
 _LOG2_FULL = tl.constexpr(8.807354922057604)
+_PARTS = 8  # of heads for each multiprocessor, or a few more, unless a head had more than 64
 _LEAST = tl.constexpr(1e-12)  # magnitude of a block; the product of two scales stays above 0
 _MAGIC = tl.constexpr(12582912.0)  # 1.5·2^23: the low bits of this plus a small integer are it
 _MAGIC_BITS = tl.constexpr(0x4B400000)
@@ -194,7 +195,6 @@ def _quantise_queries(
     ROWS: tl.constexpr,
     RAGGED: tl.constexpr,
     DEPENDENT: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """q8, the sum of k or the magnitude of v of one of the P parts of a head's tokens a program.
 
@@ -216,7 +216,7 @@ def _quantise_queries(
         q8_ptr += g * q_tiles * (BLOCK_M * BLOCK_D)
         q_scale_ptr += g * q_tiles
         factor = scale * _LOG2E
-        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+        for start in tl.range(first, end, ROWS, num_stages=1):
             q_RD = _load_rows(q_ptr, start, row_R, q_stride_N, N, D, BLOCK_D, RAGGED, "evict_first")
             q_RD = q_RD.to(tl.float32)
             tile = start // BLOCK_M
@@ -224,14 +224,14 @@ def _quantise_queries(
     elif kind == 1:
         k_ptr += b * k_stride_B + h * k_stride_H
         sum_D = tl.zeros([BLOCK_D], tl.float32)
-        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+        for start in tl.range(first, end, ROWS, num_stages=1):
             k_RD = _load_rows(k_ptr, start, row_R, k_stride_N, N, D, BLOCK_D, RAGGED, "")
             sum_D += tl.sum(k_RD.to(tl.float32), axis=0)
         tl.store(partial_ptr, sum_D)
     else:
         v_ptr += b * v_stride_B + h * v_stride_H
         most_D = tl.zeros([BLOCK_D], tl.float32)
-        for start in tl.range(first, end, ROWS, num_stages=STAGES):
+        for start in tl.range(first, end, ROWS, num_stages=1):
             v_RD = _load_rows(v_ptr, start, row_R, v_stride_N, N, D, BLOCK_D, RAGGED, "")
             most_D = tl.maximum(most_D, tl.max(tl.abs(v_RD.to(tl.float32)), axis=0))
         tl.store(partial_ptr + P * BLOCK_D, most_D)
@@ -299,7 +299,8 @@ def _quantise_pairs(
             tl.extra.cuda.gdc_wait()
         partial_ptr += P * BLOCK_D
         most_D = tl.max(_load_partials(partial_ptr, P, BLOCK_P, BLOCK_D), axis=0)
-        fill_D = _FULL / tl.maximum(most_D, _LEAST)
+        most_D = tl.maximum(most_D, _LEAST)
+        fill_D = _FULL / most_D
         _store_values(v8_ptr + (g * k_tiles + tile) * (BLOCK_N * BLOCK_D), v_QD, fill_D)
         if tile == 0:
             tl.store(v_scale_ptr + g * BLOCK_D + tl.arange(0, BLOCK_D), most_D / _FULL)
@@ -484,7 +485,7 @@ class RcmInt8Config:
     biased: scores become floating point by the bits that the products start with, instead of by
         a conversion; the numbers are the same but for rounding in fp32.
     quantise_warps: of a program of the other two kernels.
-    hopper: attention by `rcm_int8_hopper`, for shapes and tensors that it `suits`.
+    hopper: attention by `rcm_int8_hopper`, on sm_90 and for tensors that it `suits`.
     """
 
     block_m: int
@@ -620,15 +621,11 @@ def quantise_launches(
     k: Tensor,
     v: Tensor,
     packed: Packed,
-    *,
-    parts_per_sm: int = 8,
-    stages: int = 1,
 ) -> tuple[Launch, Launch]:
     """The launches, in order, that fill `packed`. Scratch memory is allocated here.
 
-    q, k, v: (B,N,H,D) of any strides whose last is 1. parts_per_sm: parts of heads for each
-    multiprocessor, or a few more, unless a head had more than 64; the first launch has three
-    programs for each part, with a software pipeline of `stages`.
+    q, k, v: (B,N,H,D) of any strides whose last is 1. The first launch has three programs for each
+    part of a head.
     """
     config = packed.config
     N, H = packed.N, packed.H
@@ -636,11 +633,11 @@ def quantise_launches(
     q_tiles, k_tiles = packed.q_scale.shape[1], packed.k_scale.shape[1]
     rows = max(config.block_m, config.block_n)
     steps = ceil_div(N, rows)
-    part_steps = max(G * steps // (parts_per_sm * sm_count(q.device)), ceil_div(steps, 64), 1)
+    part_steps = max(G * steps // (_PARTS * sm_count(q.device)), ceil_div(steps, 64), 1)
     P = ceil_div(steps, part_steps)
     partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
     early = starts_early(arch_of(q.device))
-    options = {"num_warps": config.quantise_warps, "num_stages": stages}
+    options = {"num_warps": config.quantise_warps, "num_stages": 1}
     sizes = {"N": N, "H": H, "P": P, "partial_ptr": partial}
     constexprs = {"D": packed.D, "BLOCK_D": E, "DEPENDENT": early}
     args: dict[str, Any] = {
@@ -657,8 +654,7 @@ def quantise_launches(
         _quantise_queries,
         (G * P * 3,),
         args | sizes | _strides(q=q, k=k, v=v),
-        constexprs
-        | {"BLOCK_M": config.block_m, "ROWS": rows, "RAGGED": N % rows != 0, "STAGES": stages},
+        constexprs | {"BLOCK_M": config.block_m, "ROWS": rows, "RAGGED": N % rows != 0},
         options,
     )
     args = {
@@ -727,10 +723,10 @@ def attend_launch(
 
 
 def _attend_launch(
-    packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, formula: RcmFormula
+    packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, formula: RcmFormula, arch: str
 ) -> Launch:
-    """By the kernel that the config asks for, if it takes these tensors."""
-    if packed.config.hopper:
+    """By the kernel that the config asks for, if it takes these tensors and runs there."""
+    if packed.config.hopper and arch == "sm_90":
         from kernelbench.kernels import rcm_int8_hopper as hopper
 
         if hopper.suits(packed, x, y):
@@ -752,7 +748,7 @@ def launches(
 ) -> tuple[Launch, ...]:
     """All launches of a call, in order; tensors as `attend_launch` and `quantise_launches` take."""
     packed = _empty_packed(q, formula.scale, config, arch)
-    return (*quantise_launches(q, k, v, packed), _attend_launch(packed, x, t, y, formula))
+    return (*quantise_launches(q, k, v, packed), _attend_launch(packed, x, t, y, formula, arch))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -829,7 +825,7 @@ def rcm_attention_prepacked(
     x = None if x is None else _packed_rows(x)
     y = packed.q8.new_empty(packed.B, packed.N, packed.H * packed.D, dtype=packed.dtype)
     with on_device(device):
-        _attend_launch(packed, x, t, y, formula).run()
+        _attend_launch(packed, x, t, y, formula, arch_of(device)).run()
     return y
 
 

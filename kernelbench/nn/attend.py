@@ -61,7 +61,8 @@ def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
 @lru_cache(maxsize=4096)
 def _pairs(B: int, N: int, H: int, D: int) -> bool:
     """Whether our forward would run by two warpgroups a program at D = 64: for sizes that do not
-    fill programs of three, cuDNN is 5 % faster ((2,2048,8,64) on an H200)."""
+    fill programs of three, cuDNN is 5 % faster ((2,2048,8,64) on an H200). With a gradient to come
+    the forward, which saves more then, loses more than the backward gains."""
     tile = configs(B, N, H, D, arch="sm_90", mode="fwd", mixes=False)[0].hopper
     return D == 64 and tile is not None and tile.groups == 2
 
