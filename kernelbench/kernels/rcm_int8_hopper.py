@@ -1,10 +1,10 @@
 """The attention and skip of `rcm_int8` for Hopper (sm_90): INT8 scores, FP8 values, one kernel.
 
-The programs are those of `rcm_attention_hopper`: one warp that loads and consumer warpgroups of 64
-query rows each, tile after tile. The scores of a block of keys are INT32 sums of INT8 products;
-the weights go from the registers that they come from into the FP8 product, as `rcm_int8` has
-permuted the keys of v8. A block's product is summed on its own and joins the result in fp32 while
-the scores of the block after next are multiplied.
+The programs are those of `rcm_attention_hopper`: one warp that loads and two warpgroups of 64 query
+rows each that multiply, tile after tile. The scores of a block of keys are INT32 sums of INT8
+products; the weights go from the registers that they come from into the FP8 product, as `rcm_int8`
+has permuted the keys of v8. A block's product is summed on its own and joins the result in fp32
+once the next block's scores and their maxima are there.
 
 Shapes: as in `rcm_int8`; M is 64. Gluon has no interpreter: on a CPU the `tl` kernel of `rcm_int8`
 computes the same function.
@@ -28,27 +28,21 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 from kernelbench.kernels.rcm import RcmFormula, coefficients
-from kernelbench.kernels.rcm_attention_hopper import _exp2, _of_heads
+from kernelbench.kernels.rcm_attention_hopper import _of_heads
 from kernelbench.kernels.rcm_int8 import Packed
 
 _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
-_MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: the low bits of this plus a small integer are it
-_MAGIC_BITS = gl.constexpr(0x4B400000)
+_GROUPS = gl.constexpr(2)  # consumer warpgroups of 64 query rows each
 _coefficients = gluon.jit(coefficients.fn)
 
 
 @gluon.jit
-def _products(q, k, score_layout: gl.constexpr, BIASED: gl.constexpr):
-    """The scores q k^T in INT32, under way; BIASED: on top of the bits of 1.5·2^23."""
+def _products(q, k, score_layout: gl.constexpr):
+    """The scores q k^T in INT32, under way."""
     BLOCK_N: gl.constexpr = k.shape[0]
-    if BIASED:
-        start_MN = gl.full([64, BLOCK_N], _MAGIC_BITS, gl.int32, score_layout)
-        score = warpgroup_mma(q, k.permute((1, 0)), start_MN, is_async=True)
-    else:
-        start_MN = gl.zeros([64, BLOCK_N], gl.int32, score_layout)
-        score = warpgroup_mma(q, k.permute((1, 0)), start_MN, use_acc=False, is_async=True)
-    return score
+    start_MN = gl.zeros([64, BLOCK_N], gl.int32, score_layout)
+    return warpgroup_mma(q, k.permute((1, 0)), start_MN, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -61,12 +55,11 @@ def _largest(
     start,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
-    BIASED: gl.constexpr,
 ):
-    """Scores in fp32, still with a bias and without a scale, and the new maximum, with it."""
+    """Scores in fp32, still without a scale, and the new maximum, with it."""
     layout: gl.constexpr = score_MN.type.layout
     BLOCK_N: gl.constexpr = score_MN.shape[1]
-    product_MN = score_MN.to(gl.float32, bitcast=BIASED)
+    product_MN = score_MN.to(gl.float32)
     if MASKED:
         key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
         if CAUSAL:
@@ -77,24 +70,14 @@ def _largest(
                 gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + N, 1
             )
         product_MN = gl.where(seen_MN, product_MN, float("-inf"))
-    BIAS: gl.constexpr = _MAGIC if BIASED else 0.0
-    return product_MN, gl.maximum(max_M, (gl.max(product_MN, 1) - BIAS) * scale)
+    return product_MN, gl.maximum(max_M, gl.max(product_MN, 1) * scale)
 
 
 @gluon.jit
-def _weigh(
-    product_MN,
-    max_M,
-    new_M,
-    sum_M,
-    scale,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-):
+def _weigh(product_MN, max_M, new_M, sum_M, scale):
     """Weights of these keys, the decay of what was before, and the new sum."""
-    BIAS: gl.constexpr = _MAGIC if BIASED else 0.0
-    shift_M = (scale * -BIAS + _LOG2_FULL) - new_M
-    weight_MN = _exp2(product_MN * scale + gl.expand_dims(shift_M, 1), POLYNOMIAL)
+    shift_M = (scale * 0.0 + _LOG2_FULL) - new_M  # without the 0, code that nobody has timed
+    weight_MN = gl.exp2(product_MN * scale + gl.expand_dims(shift_M, 1))
     decay_M = gl.exp2(max_M - new_M)
     sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
     return weight_MN, decay_M, sum_M
@@ -120,8 +103,9 @@ def _join(acc_MD, decay_M, fresh_MD):
 
 
 @gluon.jit
-def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+def _tile(index, N, H, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
     """First row, head of all, and blocks of keys of a tile; the longest first where causal."""
+    ROWS: gl.constexpr = _GROUPS * 64
     tiles = (N + ROWS - 1) // ROWS
     bh = index // tiles
     row = index % tiles * ROWS
@@ -133,9 +117,7 @@ def _tile(index, N, H, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.con
 
 
 @gluon.jit
-def _produce(
-    smem, bars, descs, scalars, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
-):
+def _produce(smem, bars, descs, scalars, CAUSAL: gl.constexpr, SKIPS: gl.constexpr):
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     q_desc, k_desc, v_desc, x_desc, y_desc = descs
@@ -148,11 +130,11 @@ def _produce(
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, bh, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        row, bh, blocks = _tile(index, N, H, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(q_empty, phase ^ 1)
-        mbarrier.expect(q_full, GROUPS * 64 * D)
-        for g in gl.static_range(GROUPS):
+        mbarrier.expect(q_full, _GROUPS * 64 * D)
+        for g in gl.static_range(_GROUPS):
             tma.async_copy_global_to_shared(
                 q_desc, [bh * q_rows + row + g * 64, 0], q_full, q_smem.index(g)
             )
@@ -172,7 +154,7 @@ def _produce(
             )
             taken += 1
         if SKIPS:
-            for g in gl.static_range(GROUPS):
+            for g in gl.static_range(_GROUPS):
                 mbarrier.wait(x_empty.index(g), phase ^ 1)
                 mbarrier.expect(x_full.index(g), 64 * D * 2)
                 tma.async_copy_global_to_shared(
@@ -199,16 +181,13 @@ def _step(
     score_layout: gl.constexpr,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     """The scores of one block of keys while the one before meets its values.
 
-    Where OVERLAP is 1, `state` has biased scores for weights and their maximum for what joins.
+    `state` has the products of the block before, what they are scaled by and their maximum,
+    new_M; sum_M and acc_MD are of the blocks in front of it, relative to max_M.
     """
-    acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale = state
+    acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale = state
     q_smem, k_smem, v_smem, y_smem = smem
     q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
     BUFFERS: gl.constexpr = k_smem.shape[0]
@@ -216,58 +195,27 @@ def _step(
     acc_layout: gl.constexpr = acc_MD.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
     none_MD = gl.zeros(acc_MD.shape, gl.float32, acc_layout)
-    if OVERLAP == 1:
-        new_M = joins_M
-        weight_MN, fade_M, sum_M = _weigh(weight_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL)
-        max_M = new_M
-    else:
-        fade_M = decay_M
+    weight_MN, decay_M, sum_M = _weigh(product_MN, max_M, new_M, sum_M, scale)
+    max_M = new_M
     p_MN = _operand(weight_MN, p_layout)
     scale = q_scale * k_scale
     k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))  # of the next step
     buffer = taken % BUFFERS
     last = (taken - 1) % BUFFERS
     v = v_smem.index(last).permute((1, 0))
-    if OVERLAP == 0:
-        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-        last_MD = warpgroup_mma(p_MN, v, none_MD, use_acc=False)
-        mbarrier.arrive(v_empty.index(last), count=1)
-        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-        score = _products(q, k_smem.index(buffer), score_layout, BIASED)
-        acc_MD = _join(acc_MD, fade_M, last_MD)
-        score_MN = warpgroup_mma_wait(0, deps=(score,))
-        mbarrier.arrive(k_empty.index(buffer), count=1)
-    else:
-        mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-        score = _products(q, k_smem.index(buffer), score_layout, BIASED)
-        if OVERLAP == 2:
-            acc_MD = _join(acc_MD, joins_M, fresh_MD)
-        mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-        fresh = warpgroup_mma(p_MN, v, none_MD, use_acc=False, is_async=True)
-        score_MN = warpgroup_mma_wait(1, deps=(score,))
-        if not LATE:
-            mbarrier.arrive(k_empty.index(buffer), count=1)
+    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    score = _products(q, k_smem.index(buffer), score_layout)
+    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    fresh = warpgroup_mma(p_MN, v, none_MD, use_acc=False, is_async=True)
+    score_MN = warpgroup_mma_wait(1, deps=(score,))
+    mbarrier.arrive(k_empty.index(buffer), count=1)
     product_MN, new_M = _largest(
-        score_MN, max_M, scale, first_M, N, block * BLOCK_N, MASKED, CAUSAL, BIASED
+        score_MN, max_M, scale, first_M, N, block * BLOCK_N, MASKED, CAUSAL
     )
-    if OVERLAP == 1:
-        last_MD = warpgroup_mma_wait(0, deps=(fresh,))
-        acc_MD = _join(acc_MD, fade_M, last_MD)
-        weight_MN = product_MN
-        joins_M = new_M
-    else:
-        weight_MN, decay_M, sum_M = _weigh(
-            product_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL
-        )
-        max_M = new_M
-    if OVERLAP == 2:
-        joins_M = fade_M
-        fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
-    if OVERLAP > 0:
-        if LATE:
-            mbarrier.arrive(k_empty.index(buffer), count=1)
-        mbarrier.arrive(v_empty.index(last), count=1)
-    return acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale
+    fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
+    acc_MD = _join(acc_MD, decay_M, fresh_MD)
+    mbarrier.arrive(v_empty.index(last), count=1)
+    return acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale
 
 
 @gluon.jit
@@ -281,15 +229,10 @@ def _attend_tile(
     phase,
     pointers,
     G: gl.constexpr,
-    GROUPS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     """64 query rows against all their keys, from the last block to the first."""
     q_smem, k_smem, v_smem, y_smem = smem
@@ -319,31 +262,20 @@ def _attend_tile(
     k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
-    joins_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
-    fresh_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = q_smem.index(G)
     mbarrier.wait(q_full, phase)
     buffer = taken % BUFFERS
     mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-    score = _products(q, k_smem.index(buffer), score_layout, BIASED)
+    score = _products(q, k_smem.index(buffer), score_layout)
     score_MN = warpgroup_mma_wait(0, deps=(score,))
     mbarrier.arrive(k_empty.index(buffer), count=1)
     product_MN, new_M = _largest(
-        score_MN, max_M, scale, first_M, N, block * BLOCK_N, CAUSAL or RAGGED, CAUSAL, BIASED
+        score_MN, max_M, scale, first_M, N, block * BLOCK_N, CAUSAL or RAGGED, CAUSAL
     )
-    if OVERLAP != 1:
-        weight_MN, decay_M, sum_M = _weigh(
-            product_MN, max_M, new_M, sum_M, scale, BIASED, POLYNOMIAL
-        )
-        max_M = new_M
-    else:
-        weight_MN = product_MN
-        decay_M = joins_M
-        joins_M = new_M
     taken += 1
-    state = (acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale)
-    if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
+    state = (acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale)
+    if CAUSAL and (_GROUPS * 64 > BLOCK_N or _GROUPS * 64 % BLOCK_N != 0):
         while block * BLOCK_N > row:
             block -= 1
             state = _step(
@@ -360,10 +292,6 @@ def _attend_tile(
                 score_layout,
                 True,
                 True,
-                BIASED,
-                POLYNOMIAL,
-                LATE,
-                OVERLAP,
             )
             taken += 1
     for i in range(block):
@@ -382,21 +310,12 @@ def _attend_tile(
             score_layout,
             False,
             CAUSAL,
-            BIASED,
-            POLYNOMIAL,
-            LATE,
-            OVERLAP,
         )
         taken += 1
-    acc_MD, fresh_MD, joins_M, weight_MN, decay_M, max_M, sum_M, k_scale, scale = state
+    acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale = state
     mbarrier.arrive(q_empty, count=1)
     last = (taken - 1) % BUFFERS
-    if OVERLAP == 2:
-        acc_MD = _join(acc_MD, joins_M, fresh_MD)
-    if OVERLAP == 1:
-        weight_MN, decay_M, sum_M = _weigh(
-            weight_MN, max_M, joins_M, sum_M, scale, BIASED, POLYNOMIAL
-        )
+    weight_MN, decay_M, sum_M = _weigh(product_MN, max_M, new_M, sum_M, scale)
     mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     fresh_MD = warpgroup_mma(
         _operand(weight_MN, p_layout),
@@ -437,15 +356,10 @@ def _consume(
     scalars,
     pointers,
     G: gl.constexpr,
-    GROUPS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     """Tile after tile, in step with the producer."""
     N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
@@ -453,7 +367,7 @@ def _consume(
     taken = 0
     done = 0
     for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, bh, blocks = _tile(index, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+        row, bh, blocks = _tile(index, N, H, BLOCK_N, CAUSAL)
         taken = _attend_tile(
             smem,
             bars,
@@ -464,15 +378,10 @@ def _consume(
             done & 1,
             pointers,
             G,
-            GROUPS,
             Q_BLOCK,
             CAUSAL,
             RAGGED,
             PARAMETRIZATION,
-            BIASED,
-            POLYNOMIAL,
-            LATE,
-            OVERLAP,
         )
         done += 1
 
@@ -484,15 +393,10 @@ def _consume_0(
     descs,
     scalars,
     pointers,
-    GROUPS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     _consume(
         smem,
@@ -501,15 +405,10 @@ def _consume_0(
         scalars,
         pointers,
         0,
-        GROUPS,
         Q_BLOCK,
         CAUSAL,
         RAGGED,
         PARAMETRIZATION,
-        BIASED,
-        POLYNOMIAL,
-        LATE,
-        OVERLAP,
     )
 
 
@@ -520,15 +419,10 @@ def _consume_1(
     descs,
     scalars,
     pointers,
-    GROUPS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     _consume(
         smem,
@@ -537,51 +431,10 @@ def _consume_1(
         scalars,
         pointers,
         1,
-        GROUPS,
         Q_BLOCK,
         CAUSAL,
         RAGGED,
         PARAMETRIZATION,
-        BIASED,
-        POLYNOMIAL,
-        LATE,
-        OVERLAP,
-    )
-
-
-@gluon.jit
-def _consume_2(
-    smem,
-    bars,
-    descs,
-    scalars,
-    pointers,
-    GROUPS: gl.constexpr,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        pointers,
-        2,
-        GROUPS,
-        Q_BLOCK,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-        BIASED,
-        POLYNOMIAL,
-        LATE,
-        OVERLAP,
     )
 
 
@@ -592,17 +445,12 @@ def _produce_all(
     descs,
     scalars,
     pointers,
-    GROUPS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
-    _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
+    _produce(smem, bars, descs, scalars, CAUSAL, PARAMETRIZATION != "none")
 
 
 @gluon.jit(do_not_specialize=("N", "H", "total", "q_rows", "q_tiles", "k_tiles"))
@@ -624,42 +472,37 @@ def attend(
     q_rows,
     q_tiles,
     k_tiles,
-    GROUPS: gl.constexpr,
     BUFFERS: gl.constexpr,
     REGISTERS: gl.constexpr,
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     PARAMETRIZATION: gl.constexpr,
-    BIASED: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     D: gl.constexpr = k_desc.block_type.shape[1]
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[0]
     dtype: gl.constexpr = y_desc.dtype
     y_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
-    q_smem = gl.allocate_shared_memory(gl.int8, [GROUPS, 64, D], q_desc.layout)
+    q_smem = gl.allocate_shared_memory(gl.int8, [_GROUPS, 64, D], q_desc.layout)
     k_smem = gl.allocate_shared_memory(gl.int8, [BUFFERS, BLOCK_N, D], k_desc.layout)
     v_smem = gl.allocate_shared_memory(gl.float8e4nv, [BUFFERS, D, BLOCK_N], v_desc.layout)
-    y_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], y_layout)
+    y_smem = gl.allocate_shared_memory(dtype, [_GROUPS, 64, D], y_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    x_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    x_full = gl.allocate_shared_memory(gl.int64, [_GROUPS, 1], mbarrier.MBarrierLayout())
+    x_empty = gl.allocate_shared_memory(gl.int64, [_GROUPS, 1], mbarrier.MBarrierLayout())
     mbarrier.init(q_full, count=1)
-    mbarrier.init(q_empty, count=GROUPS)
+    mbarrier.init(q_empty, count=_GROUPS)
     for i in gl.static_range(BUFFERS):
         mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(k_empty.index(i), count=_GROUPS)
         mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=GROUPS)
-    for g in gl.static_range(GROUPS):
+        mbarrier.init(v_empty.index(i), count=_GROUPS)
+    for g in gl.static_range(_GROUPS):
         mbarrier.init(x_full.index(g), count=1)
         mbarrier.init(x_empty.index(g), count=1)
     fence_async_shared()
@@ -668,179 +511,69 @@ def attend(
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc)
     scalars = (N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma)
     pointers = (q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr)
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
+    gl.warp_specialize(
+        [
+            (
+                _consume_0,
                 (
-                    _consume_0,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
+                    smem,
+                    bars,
+                    descs,
+                    scalars,
+                    pointers,
+                    Q_BLOCK,
+                    CAUSAL,
+                    RAGGED,
+                    PARAMETRIZATION,
                 ),
+            ),
+            (
+                _consume_1,
                 (
-                    _consume_1,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
+                    smem,
+                    bars,
+                    descs,
+                    scalars,
+                    pointers,
+                    Q_BLOCK,
+                    CAUSAL,
+                    RAGGED,
+                    PARAMETRIZATION,
                 ),
+            ),
+            (
+                _produce_all,
                 (
-                    _produce_all,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
+                    smem,
+                    bars,
+                    descs,
+                    scalars,
+                    pointers,
+                    Q_BLOCK,
+                    CAUSAL,
+                    RAGGED,
+                    PARAMETRIZATION,
                 ),
-            ],
-            [4, 1],
-            [REGISTERS, 24],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (
-                    _consume_0,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
-                ),
-                (
-                    _consume_1,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
-                ),
-                (
-                    _consume_2,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
-                ),
-                (
-                    _produce_all,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        pointers,
-                        GROUPS,
-                        Q_BLOCK,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        BIASED,
-                        POLYNOMIAL,
-                        LATE,
-                        OVERLAP,
-                    ),
-                ),
-            ],
-            [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
-        )
+            ),
+        ],
+        [4, 1],
+        [REGISTERS, 24],
+    )
 
 
 @dataclass(frozen=True)
 class Int8HopperTile:
     """How the 8-bit Hopper forward cuts up its work; keys at a time are the blocks of `Packed`.
 
-    groups: consumer warpgroups of 64 query rows each, 2 or 3.
     buffers: blocks of k and of v that fit in shared memory at a time.
     registers: of a consumer's thread.
-    overlap: what a group does while its products of weights and values are under way: 0 nothing,
-        1 the next scores and their maxima, 2 also their weights, for which registers are scarce.
-    polynomial: every fourth exponential is computed, not looked up.
-    biased: as in `RcmInt8Config`.
-    late: buffers of k are given back with those of v.
     """
 
-    groups: int
     buffers: int
     registers: int
-    overlap: int = 1
-    polynomial: bool = False
-    biased: bool = False
-    late: bool = False
 
 
-TILE = Int8HopperTile(2, 4, 240)  # 1.3 times the `tl` kernel at D = 128; none beats that at 64
+TILE = Int8HopperTile(4, 240)  # 1.3 times the `tl` kernel at D = 128; none beats that at 64
 
 
 def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
@@ -878,7 +611,7 @@ def attend_launch(
 ) -> Launch:
     """The launch that `rcm_int8.attend_launch` describes, by the kernel for Hopper."""
     config = packed.config
-    total = ceil_div(packed.N, tile.groups * 64) * packed.H * packed.B
+    total = ceil_div(packed.N, _GROUPS.value * 64) * packed.H * packed.B
     kind = formula.parametrization
     if kind == "none":
         x = t = None
@@ -902,17 +635,12 @@ def attend_launch(
         "k_tiles": packed.k_scale.shape[1],
     }
     constexprs = {
-        "GROUPS": tile.groups,
         "BUFFERS": tile.buffers,
         "REGISTERS": tile.registers,
         "Q_BLOCK": config.block_m,
         "CAUSAL": formula.causal,
         "RAGGED": not formula.causal and packed.N % config.block_n != 0,
         "PARAMETRIZATION": kind,
-        "BIASED": tile.biased,
-        "POLYNOMIAL": tile.polynomial,
-        "LATE": tile.late,
-        "OVERLAP": tile.overlap,
     }
     programs = min(total, sm_count(packed.q8.device))
     return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})
