@@ -798,14 +798,15 @@ class HopperTile:
     """How the Hopper forward cuts up its work.
 
     groups: consumer warpgroups of 64 query rows each, 2 or 3.
-    block_n: keys at a time, 64 or 128, in `buffers` buffers.
+    block_n: keys at a time, 64 or 128, in `buffers` buffers, 2 or more.
     registers: of a consumer's thread.
     polynomial: one in so many exponentials, 4 or 8, is computed, not looked up; none for 0.
     late: buffers of keys are freed with those of values, after the softmax.
-    persistent: as many programs as multiprocessors, which take tile after tile.
     tiles, rest: no more than so many tiles of each head, and what cuts up its other rows, in a
         launch of its own.
     early: programs of the launch of `rest` begin as those of this one end.
+
+    Raises ValueError for what is none of these.
     """
 
     groups: int
@@ -813,13 +814,20 @@ class HopperTile:
     buffers: int
     registers: int
     polynomial: int = 0
-    persistent: bool = True
     late: bool = False
     tiles: int | None = None
     rest: "HopperTile | None" = None
     early: bool = False
 
     def __post_init__(self) -> None:
+        if self.groups not in (2, 3):
+            raise ValueError(f"HopperTile: groups is 2 or 3, got {self}")
+        if self.block_n not in (64, 128):
+            raise ValueError(f"HopperTile: block_n is 64 or 128, got {self}")
+        if self.buffers < 2:
+            raise ValueError(f"HopperTile: buffers is 2 or more, got {self}")
+        if self.tiles is not None and self.tiles < 1:
+            raise ValueError(f"HopperTile: tiles is 1 or more, got {self}")
         if self.polynomial not in (0, 4, 8):
             raise ValueError(f"HopperTile: polynomial is 0, 4 or 8, got {self}")
         if (self.tiles is None) != (self.rest is None):
@@ -969,6 +977,6 @@ def forward_launch(
         "LEADS": tile.early,
         "FOLLOWS": follows,
     }
-    programs = min(total, sm_count(q.device)) if tile.persistent else total
+    programs = min(total, sm_count(q.device))
     options = {"num_warps": 4, "launch_pdl": follows}
     return Launch(attend, (programs,), args, constexprs, options)

@@ -250,6 +250,14 @@ def test_tiles_that_there_cannot_be_are_refused():
         HopperTile(3, 128, 4, 160, early=True)
     with pytest.raises(ValueError, match="polynomial is 0, 4 or 8"):
         HopperTile(3, 128, 4, 160, polynomial=2)
+    with pytest.raises(ValueError, match="groups is 2 or 3"):
+        HopperTile(4, 128, 4, 160)
+    with pytest.raises(ValueError, match="block_n is 64 or 128"):
+        HopperTile(3, 96, 4, 160)
+    with pytest.raises(ValueError, match="buffers is 2 or more"):
+        HopperTile(3, 128, 1, 160)
+    with pytest.raises(ValueError, match="tiles is 1 or more"):
+        HopperTile(3, 128, 4, 160, tiles=0, rest=HopperTile(2, 128, 4, 240))
 
 
 def test_hopper_tiles_are_refused_where_they_cannot_run(device):
