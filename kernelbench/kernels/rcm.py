@@ -64,7 +64,7 @@ def pitch(N):
 def statistic_of(q: Tensor) -> Tensor:
     """For a number in fp32 of each row of q, (B,N,H,D): (B,H,N), heads `pitch(N)` apart."""
     B, N, H, _ = q.shape
-    apart = (N + 3) // 4 * 4
+    apart = pitch.fn(N)
     return q.new_empty_strided((B, H, N), (H * apart, apart, 1), dtype=torch.float32)
 
 
