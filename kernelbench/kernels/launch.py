@@ -1,8 +1,9 @@
 """What every kernel of this room shares: the description of a launch, and where one can run."""
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
@@ -39,11 +40,62 @@ class Launch:
     def run(self) -> Any:
         """Queue the kernel on the current device's current stream; an empty grid is no work.
 
-        Returns Triton's compiled kernel, None without work or in the interpreter.
+        Returns Triton's compiled kernel, None without work or in the interpreter. Where launches
+        are `watched`, the watcher decides instead.
         """
         if 0 in self.grid:
             return None
+        watcher = _watcher.get()
+        return self.queue() if watcher is None else watcher(self)
+
+    def queue(self) -> Any:
+        """As `run`, watched or not; the grid is not empty."""
         return self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
+
+
+_watcher: ContextVar[Callable[[Launch], Any] | None] = ContextVar("watcher", default=None)
+_target: ContextVar["Target | None"] = ContextVar("target", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[Launch], Any]) -> Iterator[None]:
+    """Hand every launch that this thread makes to `watcher`, which may `queue` it, or not."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU that is not there: its architecture, `sm_90`, and how many multiprocessors it has."""
+
+    arch: str
+    sms: int
+
+
+@contextmanager
+def described_for(target: Target) -> Iterator[list[Launch]]:
+    """What would be launched on a GPU that is not there, by calls on meta tensors in this thread.
+
+    Yields a list that grows with every launch described; nothing is run. Meta tensors count as
+    tensors of that GPU, at addresses that are multiples of 16.
+    """
+    launches: list[Launch] = []
+    token = _target.set(target)
+    _forget_devices()
+    try:
+        with watched(launches.append):
+            yield launches
+    finally:
+        _target.reset(token)
+        _forget_devices()
+
+
+def _forget_devices() -> None:
+    for known in (refusal, arch_of, sm_count):
+        known.cache_clear()
 
 
 class _Prepared:
@@ -93,7 +145,7 @@ class Repeats:
         tensors: of each launch, in the order of the kernel's parameters.
         """
         addresses, aligned = _addresses(tensors)
-        ready = self._prepared.get(kind)
+        ready = self._prepared.get(kind) if _watcher.get() is None else None
         if ready is not None and aligned and self._device.index == torch.cuda.current_device():
             stream = triton.runtime.driver.active.get_current_stream(self._device.index)
             for prepared, given in zip(ready, addresses, strict=True):
@@ -130,6 +182,8 @@ def _addresses(
 @cache
 def refusal(device: torch.device) -> str | None:
     """Why these kernels cannot run on a device, with the remedy, or None when they can."""
+    if device.type == "meta" and _target.get() is not None:
+        return None
     if device.type == "cpu":
         if INTERPRETED:
             return None
@@ -174,6 +228,8 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 @cache
 def arch_of(device: torch.device) -> str:
     """`sm_90` for a CUDA device, else the device type: `cpu`."""
+    if device.type == "meta" and (target := _target.get()):
+        return target.arch
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
@@ -183,6 +239,8 @@ def arch_of(device: torch.device) -> str:
 @cache
 def sm_count(device: torch.device) -> int:
     """Streaming multiprocessors of a CUDA device; a small constant where there is none."""
+    if device.type == "meta" and (target := _target.get()):
+        return target.sms
     if device.type != "cuda":
         return _INTERPRETER_SMS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -15,6 +15,7 @@ from kernelbench.spec.family import (
     Traffic,
 )
 from kernelbench.spec.job import Job, Measure
+from kernelbench.spec.measured import KernelUse, Measured, Tool
 from kernelbench.spec.record import (
     SCHEMA,
     Context,
@@ -39,8 +40,10 @@ __all__ = [
     "Draw",
     "Family",
     "Job",
+    "KernelUse",
     "KernelbenchError",
     "Measure",
+    "Measured",
     "Mode",
     "NoGPUError",
     "OutputError",
@@ -50,6 +53,7 @@ __all__ = [
     "Status",
     "Tensors",
     "Timing",
+    "Tool",
     "Traffic",
     "UsageError",
     "axis",

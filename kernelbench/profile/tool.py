@@ -1,0 +1,111 @@
+"""External profilers as processes: where they are, how they are started, and how they end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernelbench.spec import KernelbenchError
+
+# Profilers store the whole environment in their reports, secrets too. So they, and what they
+# profile, see these variables and no others.
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+    "VIRTUAL_ENV",
+    "CC",
+    "CXX",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_MODULE_LOADING",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TRITON_HOME",
+    "TRITON_PTXAS_PATH",
+)
+TAIL_BYTES = 1 << 14
+
+
+class ToolError(KernelbenchError):
+    """A profiler is not there, may not look, or brought nothing. Says the remedy."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a profiler's process ended. code: negative for a signal, None when it was killed for
+    having said nothing of its end in time. tail: the end of what it printed."""
+
+    code: int | None
+    seconds: float
+    tail: str
+
+
+def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a profiled process may know of this one's environment: `KEPT`."""
+    return {name: given[name] for name in KEPT if name in given}
+
+
+def find(name: str, places: Sequence[str] = ()) -> Path | None:
+    """An executable on the PATH, or the last by name of those that match a glob of `places`."""
+    on_path = shutil.which(name)
+    if on_path:
+        return Path(on_path)
+    for place in places:
+        root, pattern = Path(place).anchor, str(Path(place).relative_to(Path(place).anchor))
+        found = sorted(p for p in Path(root).glob(pattern) if os.access(p, os.X_OK))
+        if found:
+            return found[-1]
+    return None
+
+
+def run(command: Sequence[str | Path], log: Path, timeout: float, env: Mapping[str, str]) -> Ended:
+    """Run a command to its end in a process group of its own; what it prints goes to `log`.
+
+    Raises ToolError when it cannot be started, or the log cannot be written.
+    """
+    start = time.monotonic()
+    try:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise ToolError(f"{command[0]}: cannot be started ({error.strerror or error})") from None
+    code: int | None = None
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # also whatever it left running
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Ended(code, time.monotonic() - start, _tail(log))
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        return file.read().decode(errors="replace").strip()
