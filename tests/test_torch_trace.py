@@ -110,7 +110,7 @@ def test_a_backward_is_seen(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ToolError, match="traces cannot be written there.*another folder"):
+    with pytest.raises(ToolError, match=r"traces cannot be written there.*another folder"):
         trace(matmul_relu(), 1, tmp_path / "file" / "a", name=NAME, cuda=False)
 
 

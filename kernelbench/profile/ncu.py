@@ -218,7 +218,7 @@ def _end(ended: Ended) -> str:
     if ended.code is None:
         return "did not end in time"
     if ended.code < 0:
-        return f"was killed by {signal.Signals(-ended.code).name}"
+        return f"was killed by signal {-ended.code} ({signal.strsignal(-ended.code)})"
     return f"ended with code {ended.code}"
 
 
@@ -227,7 +227,7 @@ def _code(code: int) -> str:
     number = code - 128 if code > 128 else code
     if number not in KILLED:
         return f"code {code}"
-    return f"code {code} ({signal.Signals(number).name}, if it was killed)"
+    return f"code {code} ({signal.strsignal(number)}, if it was killed)"
 
 
 def _last(ended: Ended) -> str:
