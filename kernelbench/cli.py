@@ -240,6 +240,72 @@ def list_(
 
 
 @app.command()
+def profile(
+    words: Annotated[
+        Words,
+        typer.Argument(
+            metavar="[SUITE|CASE]...",
+            help="A suite, or cases of it; without a suite, the newest run's, else smoke.",
+        ),
+    ] = None,
+    nsys: Annotated[bool, typer.Option("--nsys", help="Timeline: Nsight Systems.")] = False,
+    ncu: Annotated[
+        bool, typer.Option("--ncu", help="Measured DRAM bytes: Nsight Compute.")
+    ] = False,
+    torch: Annotated[bool, typer.Option("--torch", help="torch.profiler; no GPU needed.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All three.")] = False,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    case: CaseOption = None,
+    calls: Annotated[int, typer.Option("--calls", min=1, max=1000, help="Of a provider.")] = 3,
+    gpu_metrics: Annotated[
+        bool, typer.Option("--gpu-metrics", help="nsys: sample the GPU's counters, too.")
+    ] = False,
+    shapes: Annotated[bool, typer.Option("--shapes", help="torch: by input shapes.")] = False,
+    stacks: Annotated[bool, typer.Option("--stacks", help="torch: stacks in the trace.")] = False,
+    nsys_args: Annotated[str, typer.Option("--nsys-args", help="More options for nsys.")] = "",
+    ncu_args: Annotated[str, typer.Option("--ncu-args", help="More options for ncu.")] = "",
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders are.")] = Path("results"),
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, max=604800, help="Seconds for a case.")
+    ] = 900.0,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at providers with nsys, ncu or torch.profiler; nothing is timed.
+
+    What was seen goes to the run's `profiles/` and `measured.jsonl`. Exit code: 0 well, 1 a
+    provider failed, 2 bad input or a tool that is missing or may not look.
+    """
+    from kernelbench import profiling
+
+    picked = {"nsys": nsys or all_, "ncu": ncu or all_, "torch": torch or all_}
+    asked = _asked(device, plugin=plugin, narrow=_narrow(family, provider, case=case), seed=seed)
+    code = profiling.profile(
+        profiling.wanted(
+            words or [],
+            [name for name, is_on in picked.items() if is_on],
+            asked,
+            out,
+            calls=calls,
+            timeout=timeout,
+            gpu_metrics=gpu_metrics,
+            nsys_args=nsys_args,
+            ncu_args=ncu_args,
+            shapes=shapes,
+            stacks=stacks,
+        ),
+        yes,
+        _output(quiet=quiet, as_json=as_json),
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of them.")

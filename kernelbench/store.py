@@ -9,16 +9,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, TypeVar
 
-from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
+from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, UsageError
+
+L = TypeVar("L", RunRecord, Measured)
 
 RECORDS = "records.jsonl"
+MEASURED = "measured.jsonl"  # what profilers saw, beside the records
+PROFILES = "profiles"
 MANIFEST = "manifest.json"
 RESULTS_CSV = "results.csv"
 MIN_FREE_BYTES = 50 * 2**20
@@ -78,6 +82,22 @@ class Store:
                 f"{before} bytes stored before are safe; the last {len(records)} records are "
                 f"not kept. Free some space, then: kernelbench run --resume {self.path}"
             ) from None
+
+    def keep(self, measured: Measured) -> None:
+        """Store what a profiler saw; when this returns it is on the disk.
+
+        Raises KernelbenchError when it cannot be written.
+        """
+        file = self.path / MEASURED
+        try:
+            with file.open("a+b") as lines:
+                if lines.tell() and not _ends_a_line(lines):
+                    lines.write(b"\n")  # what a kill left torn stays a damaged line of its own
+                lines.write(f"{measured.to_json()}\n".encode())
+                lines.flush()
+                os.fsync(lines.fileno())
+        except OSError as error:
+            raise _unwritable(file, error) from None
 
     def _undo(self, size: int) -> None:
         os.ftruncate(self._fd, size)
@@ -302,6 +322,17 @@ def read_with_problems(path: str | Path) -> tuple[list[RunRecord], list[str]]:
     return list(current.values()), problems
 
 
+def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:
+    """What profilers saw of a run, of each (tool, family, case, provider) the newest; and a
+    message for every line that is none. Nothing where no profiler looked."""
+    file, problems = Path(path) / MEASURED, list[str]()
+    lines = _lines(file) if file.exists() else []
+    found: dict[tuple[str, ...], Measured] = {}
+    for measured in _parsed(file, lines, Measured.from_json, problems):
+        found[measured.key] = measured
+    return list(found.values()), problems
+
+
 def history(path: str | Path) -> list[RunRecord]:
     """Every record of a run in the order of measurement, also those measured again since."""
     return list(_scan(Path(path), []))
@@ -312,15 +343,30 @@ def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
     if not file.exists():
         read_manifest(path)  # a run that has measured nothing yet, or no run
         return
+    yield from _parsed(file, _lines(file), RunRecord.from_json, problems)
+
+
+def _lines(file: Path) -> list[bytes]:
+    """Whole lines."""
     try:
-        *lines, _torn = file.read_bytes().split(b"\n")
+        return file.read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _parsed(
+    file: Path, lines: Sequence[bytes], parse: Callable[[str], L], problems: list[str]
+) -> Iterator[L]:
     for number, line in enumerate(lines, 1):
         try:
-            yield RunRecord.from_json(line.decode())
+            yield parse(line.decode())
         except (KernelbenchError, UnicodeDecodeError) as error:
             problems.append(f"{file}:{number}: {error}")
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

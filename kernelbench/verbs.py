@@ -185,7 +185,7 @@ def _store_for(each: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) 
     if each.folder is None:
         if wanted and wanted.lower() not in name.lower():
             watcher.note(f"{each.suite.name} was made for {wanted}; this is {name}")
-        return store.create(out, each.suite.name, name, _manifest(each, machine))
+        return store.create(out, each.suite.name, name, manifest_of(each, machine))
     opened = store.open_run(each.folder)
     before = opened.manifest.get("gpu")
     if before != name:
@@ -194,7 +194,8 @@ def _store_for(each: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) 
     return opened
 
 
-def _manifest(each: Plan, machine: dict[str, Any]) -> dict[str, Any]:
+def manifest_of(each: Plan, machine: dict[str, Any]) -> dict[str, Any]:
+    """What a new run folder says of its run, besides what `store.create` adds."""
     return {
         "kernelbench": __version__,
         "machine": machine,

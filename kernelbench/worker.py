@@ -20,7 +20,7 @@ import threading
 from dataclasses import asdict
 from typing import Any
 
-from kernelbench.spec import Context, Job, KernelbenchError, Measure
+from kernelbench.spec import Context, Job, KernelbenchError
 
 
 class Pipe:
@@ -46,36 +46,19 @@ class Pipe:
 
 def encode(job: Job, context: Context, **options: Any) -> dict[str, Any]:
     """A request to measure a job. options: the other fields of `measure.job.Request`."""
-    return {
-        "job": {
-            "family": job.family,
-            "axes": job.case.as_axes(),
-            "providers": job.providers,
-            "label": job.label,
-            "measure": asdict(job.measure),
-        },
-        "context": asdict(context),
-        "options": options,
-    }
+    return {"job": job.as_json(), "context": asdict(context), "options": options}
 
 
 def _decode(request: dict[str, Any], families: dict[str, Any]) -> Any:
     from kernelbench.measure.job import Request
 
     facts, options = request["job"], request["options"]
-    measure = {**facts["measure"], "timers": tuple(facts["measure"]["timers"])}
-    job = Job(
-        family=facts["family"],
-        case=families[facts["family"]].case.from_axes(facts["axes"]),
-        providers=tuple(facts["providers"]),
-        label=facts["label"],
-        measure=Measure(**measure),
-    )
+    job = Job.from_json(facts, families[facts["family"]].case)
     without = tuple(options.pop("without"))
     return Request(job, Context(**request["context"]), without=without, **options)
 
 
-def _session(kind: str, ceilings: dict[str, Any] | None, timing: bool) -> Any:
+def _session(kind: str, ceilings: dict[str, Any] | None, timing: bool, phases: Any) -> Any:
     """The clock and limits of this machine; the limits are measured once a run."""
     from kernelbench.measure import environment
     from kernelbench.measure.ceilings import Ceilings, gpu_uuid, measure
@@ -85,14 +68,14 @@ def _session(kind: str, ceilings: dict[str, Any] | None, timing: bool) -> Any:
 
     device = environment.device(kind)
     if kind == "cpu":
-        return Session(device, HostClock(), Ceilings(), Telemetry.open(None))
-    clock = CudaClock(device)
+        return Session(device, HostClock(phases), Ceilings(), Telemetry.open(None))
+    clock = CudaClock(device, phases)
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
     else:
         known = measure(clock, device) if timing else Ceilings()
-    return Session(device, clock, known, Telemetry.open(gpu_uuid()))
+    return Session(device, clock, known, Telemetry.open(gpu_uuid()), phases.seen)
 
 
 def _freeze_imports() -> None:
@@ -106,24 +89,28 @@ def _work(pipe: Pipe) -> int:
     from kernelbench import families
     from kernelbench.measure import environment
     from kernelbench.measure.job import DeviceLostError, JobRun
+    from kernelbench.profile.phases import watch
 
     start = pipe.receive()
     kind = environment.use(start["device"])
     known = families.load(tuple(start["plugins"]))
     _freeze_imports()
     pipe.send("hello", machine=environment.describe(kind))
-    session = _session(kind, pipe.receive()["ceilings"], start["timing"])
+    phases = watch()
+    session = _session(kind, pipe.receive()["ceilings"], start["timing"], phases)
     pipe.send("ceilings", ceilings=session.ceilings.as_json())
     while True:
         request = _decode(pipe.receive(), known)
         family = known[request.job.family]
 
         def tell(provider: str, phase: str) -> None:
+            phases.enter(phase)
             pipe.send("at", provider=provider, phase=phase)
 
         try:
-            for records in JobRun(family, request, session, tell).run():
-                pipe.send("records", records=[record.to_json() for record in records])
+            with phases.job(request.job):
+                for records in JobRun(family, request, session, tell).run():
+                    pipe.send("records", records=[record.to_json() for record in records])
         except DeviceLostError as lost:
             pipe.send("lost", provider=lost.provider, reason=str(lost))
             return 1

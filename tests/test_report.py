@@ -292,7 +292,7 @@ def test_plain_where_nobody_can_see_colour(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_figures_are_three_and_never_round_a_number_away(value: float, expected: str) -> None:
-    assert tables._figures(value) == expected
+    assert tables.figures(value) == expected
 
 
 def test_scientific() -> None:

@@ -282,7 +282,7 @@ class JobRun:
         clock = self.session.clock
         held = sampled.held and (again is None or again.held)
         return Timing(
-            timer=clock.name if held else "ungated",
+            timer=self.session.timer(held),
             blocks_ns=tuple(sampled.blocks_ns),
             again_ns=tuple(again.blocks_ns) if again else (),
             overhead_ns=clock.overhead_ns,
@@ -357,8 +357,8 @@ class JobRun:
         failure = again if isinstance(again, Failure) else candidate.failure
         if failure is not None:
             return self._record(provider, failure, candidate.facts)
-        ungated = ("ungated",) if timing is not None and timing.timer == "ungated" else ()
-        flags = (*candidate.flags, *doubts, *ungated)
+        doubtful = timing is not None and timing.timer in ("ungated", "profiled")
+        flags = (*candidate.flags, *doubts, *((timing.timer,) if timing and doubtful else ()))
         errors, reason = again
         if reason:
             candidate.facts["errors"] = errors

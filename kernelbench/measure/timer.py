@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2
+from kernelbench.measure.ranges import Ranges, Unseen
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.trace import WINDOW, Spans, spans, tracing
 from kernelbench.spec import Device
@@ -44,6 +45,9 @@ class HostClock:
     name = "host"
     overhead_ns = 0
 
+    def __init__(self, ranges: Ranges | None = None) -> None:
+        self.ranges = ranges or Unseen()
+
     def disturbed(self) -> str:
         """Nothing that others would feel."""
         return ""
@@ -53,9 +57,11 @@ class HostClock:
         with part.grad_mode():
             for _ in range(n):
                 part.restore()
+                self.ranges.call(part.name)
                 start = time.perf_counter_ns()
                 part.call()
                 samples.append(time.perf_counter_ns() - start)
+                self.ranges.close()
         return Batch(tuple(samples))
 
 
@@ -81,8 +87,9 @@ class CudaClock:
 
     name = "gated"
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, ranges: Ranges | None = None) -> None:
         self.overhead_ns = 0
+        self.ranges = ranges or Unseen()
         self.flush = ColdL2(device)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
@@ -129,9 +136,11 @@ class CudaClock:
             for _ in range(n):
                 part.restore()
                 torch.cuda.synchronize()
+                self.ranges.call(part.name)
                 start = time.perf_counter_ns()
                 call()
                 samples.append(time.perf_counter_ns() - start)
+                self.ranges.close()
             torch.cuda.synchronize()
         return tuple(samples)
 
@@ -207,28 +216,38 @@ class CudaClock:
             self._events.append((pair[0], pair[1]))
         return self._events[:n]
 
-    def _iteration(self, part: Timed, start: Any, end: Any) -> None:
+    def _cold(self, part: Timed, settle: int) -> None:
+        """What comes between two calls, after so many launches of next to no work."""
+        self.ranges.open("flush")
+        self.flush.settle(settle)
         part.restore()
         self.flush()
+        self.ranges.close()
+
+    def _iteration(self, part: Timed, start: Any, end: Any, settle: int = 0) -> None:
+        self._cold(part, settle)
+        self.ranges.call(part.name)
         start.record()
         part.call()
         end.record()
+        self.ranges.close()
 
     def _plan(self, part: Timed) -> _Plan:
         """Host and GPU time of an ungated iteration; the first ones also fill the allocator."""
         if part in self._plans:
             return self._plans[part]
         start, end = self._pairs(1)[0]
+        self.ranges.open("warmup")
         self._iteration(part, start, end)
         torch.cuda.synchronize()
         submits, wholes = [], []
         for _ in range(3):
             begin = time.perf_counter_ns()
-            self.flush.settle(CYCLE // 2)
-            self._iteration(part, start, end)
+            self._iteration(part, start, end, CYCLE // 2)
             submits.append(time.perf_counter_ns() - begin)
             torch.cuda.synchronize()
             wholes.append(time.perf_counter_ns() - begin)
+        self.ranges.close()
         self._plans[part] = plan = _Plan(median(submits), min(wholes))
         return plan
 
@@ -236,8 +255,7 @@ class CudaClock:
         pairs = self._pairs(n)
         self.gate(gate_ns)
         for i, (start, end) in enumerate(pairs):
-            self.flush.settle(i % CYCLE)
-            self._iteration(part, start, end)
+            self._iteration(part, start, end, i % CYCLE)
         self.flush.settle(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
@@ -275,9 +293,7 @@ class CudaClock:
             self.gate(int(min(gate_ns, MAX_GATE_NS)))
             pairs = self._pairs(calls)
             for i, (start, end) in enumerate(pairs):
-                part.restore()
-                self.flush.settle(i % CYCLE)
-                self.flush()
+                self._cold(part, i % CYCLE)
                 start.record()
                 with torch.profiler.record_function(f"{WINDOW}{part.name}.{attempt}.{i}"):
                     part.call()

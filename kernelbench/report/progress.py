@@ -32,7 +32,7 @@ def result(record: RunRecord) -> str:
     timer = record.timing.timer if record.timing else ""
     if ns is None or timer == "host":
         return "ok"
-    return f"{ns / 1e3:.2f} µs" + (" (ungated)" if timer == "ungated" else "")
+    return f"{ns / 1e3:.2f} µs" + (f" ({timer})" if timer != "gated" else "")
 
 
 def wall(spent_s: Mapping[str, float]) -> str:

@@ -26,6 +26,10 @@ Row = Mapping[str, Any]
 _GAP = 2
 _LEAST_PROVIDER = 12
 _LONGEST_REASON = 200
+_NO_SPEEDUP = {
+    "ungated": "the queue ran dry while it was timed",
+    "profiled": "a profiler looked on while it was timed",
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,11 @@ def _time(row: Row) -> str:
         ((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)) if ns >= s), ("ns", 1.0)
     )
     arm = max(row["hi_us"] - row["median_us"], row["median_us"] - row["lo_us"]) * 1e3
-    share = f" ±{_percent(arm / ns * 100)}" if ns else ""
-    return f"{_figures(ns / scale, 4)} {unit}{share}"
+    share = f" ±{percent(arm / ns * 100)}" if ns else ""
+    return f"{figures(ns / scale, 4)} {unit}{share}"
 
 
-def _figures(value: float, significant: int = 3) -> str:
+def figures(value: float, significant: int = 3) -> str:
     """A number with so many figures, never with an exponent: 1234, 123.4, 12.34, 1.234, 0.01."""
     if math.isnan(value):
         return ""
@@ -64,7 +68,8 @@ def _figures(value: float, significant: int = 3) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """2.3%, 45%; nothing for what is no number."""
     if math.isnan(value):
         return ""
     return f"{value:.2g}%" if abs(value) < 9.95 else f"{value:.0f}%"
@@ -83,14 +88,14 @@ def within_noise(row: Row, column: str = "speedup") -> bool:
 
 
 def _speedup_best(row: Row) -> str:
-    return "~" if within_noise(row, "speedup_best") else _figures(row["speedup_best"])
+    return "~" if within_noise(row, "speedup_best") else figures(row["speedup_best"])
 
 
 def _speedup(row: Row) -> str:
-    mid = "~" if within_noise(row) else _figures(row["speedup"])
+    mid = "~" if within_noise(row) else figures(row["speedup"])
     if math.isnan(row["speedup_lo"]):
         return mid
-    return f"{mid} [{_figures(row['speedup_lo'])}, {_figures(row['speedup_hi'])}]"
+    return f"{mid} [{figures(row['speedup_lo'])}, {figures(row['speedup_hi'])}]"
 
 
 def _error(row: Row) -> str:
@@ -98,7 +103,7 @@ def _error(row: Row) -> str:
     if math.isnan(row["error_rel"]):
         return ""
     used = row["error_rel"] / row["error_budget"] * 100 if row["error_budget"] else math.inf
-    return f"{_scientific(row['error_rel'])} {_percent(used):>4}"
+    return f"{_scientific(row['error_rel'])} {percent(used):>4}"
 
 
 def _cosine(row: Row) -> str:
@@ -121,11 +126,11 @@ _SPEED = (
     _Column("time\nmedian ±95%", _time),
     _Column("× best\nother", _speedup_best),
     _Column("× baseline\n[95% interval]", _speedup),
-    _Column("% of\nceiling", lambda row: _percent(row["sol_pct"])),
+    _Column("% of\nceiling", lambda row: percent(row["sol_pct"])),
     _Column(
-        "HBM MiB\nmodelled", lambda row: _figures(row["model_read_mib"] + row["model_write_mib"])
+        "HBM MiB\nmodelled", lambda row: figures(row["model_read_mib"] + row["model_write_mib"])
     ),
-    _Column("saved\nmodelled", lambda row: _percent(row["hbm_saved_pct"])),
+    _Column("saved\nmodelled", lambda row: percent(row["hbm_saved_pct"])),
     _Column("error and\n% of budget", _error),
 )
 _CHECKS = (
@@ -253,8 +258,8 @@ def _add_case(
         if told := _cosine(row):
             answers.add_row(name, Text(told))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
-        if row["timer"] == "ungated":
-            doubts.append("no speedup: the queue ran dry while it was timed")
+        if row["timer"] in _NO_SPEEDUP:
+            doubts.append(f"no speedup: {_NO_SPEEDUP[row['timer']]}")
         if doubts:
             answers.add_row(name, Text(f"! {', '.join(doubts)}", style="yellow"))
     if answers.row_count:
@@ -303,7 +308,7 @@ def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
         f"{doubtful} flagged" if doubtful else "",
     ]
     return (
-        f"{family} {mode}{where}: {provider} {_figures(mean)} × the best other "
+        f"{family} {mode}{where}: {provider} {figures(mean)} × the best other "
         f"({', '.join(note for note in notes if note)})"
     )
 

@@ -1,6 +1,8 @@
 """A job: the unit that is isolated, timed out, retried and resumed; and how it is measured."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kernelbench.spec.case import Case
 from kernelbench.spec.errors import UsageError
@@ -50,3 +52,25 @@ class Job:
     @property
     def id(self) -> str:
         return f"{self.family}/{self.case.id}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For the process that does it."""
+        return {
+            "family": self.family,
+            "axes": self.case.as_axes(),
+            "providers": self.providers,
+            "label": self.label,
+            "measure": asdict(self.measure),
+        }
+
+    @staticmethod
+    def from_json(facts: Mapping[str, Any], case: type[Case]) -> "Job":
+        """The inverse. case: the family's."""
+        measure = {**facts["measure"], "timers": tuple(facts["measure"]["timers"])}
+        return Job(
+            family=facts["family"],
+            case=case.from_axes(facts["axes"]),
+            providers=tuple(facts["providers"]),
+            label=facts["label"],
+            measure=Measure(**measure),
+        )

@@ -55,7 +55,8 @@ class Measured:
     """One (job, provider) as one tool saw it.
 
     calls: how many calls were profiled; `kernels` hold their sums.
-    span_ns: from the first kernel's start to the last one's end, summed over the calls (nsys).
+    span_ns: from the first kernel's start to the last one's end, summed over the calls; gaps_ns:
+        how long no kernel of the call ran meanwhile (nsys).
     host_ns: length of the calls' NVTX ranges on the CPU, summed (nsys).
     model_*_bytes: of one call, modelled: the provider's traffic. None where it has no model.
     largest_bytes: of the largest tensor; l2_bytes: the GPU's L2. Both say whether reads can be
@@ -82,6 +83,7 @@ class Measured:
     calls: int = 0
     kernels: tuple[KernelUse, ...] = ()
     span_ns: int | None = None
+    gaps_ns: int | None = None
     host_ns: int | None = None
     model_read_bytes: int | None = None
     model_write_bytes: int | None = None

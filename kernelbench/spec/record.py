@@ -61,7 +61,8 @@ class Timing:
     """Raw samples in ns, nothing removed. Blocks of the same index ran in the same round.
 
     timer: `gated` (CUDA events behind a gate that was proven to hold), `ungated` (it was not:
-        no speedup), or `host` (a machine without a GPU: no speeds at all).
+        no speedup), `profiled` (a profiler looked on: no speedup either), or `host` (a machine
+        without a GPU: no speeds at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
     overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `times`.
         traced_overhead_ns: what it adds while CUPTI looks on.

@@ -1,0 +1,190 @@
+"""The process that is profiled: every provider of one job, made ready, then called a few times.
+
+argv: the file of the request, a JSON object (see `session.Request`). What becomes of each provider
+goes, a JSON line each, to the file that the request calls `answers`: first `{"at": PROVIDER}`, so
+that a crash has a culprit, then its facts. Nothing is timed, and no answer is checked: that is a
+run's work, and what a run records never comes from here.
+"""
+
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernelbench import families
+from kernelbench.measure import environment, tune
+from kernelbench.measure.failure import failure_of
+from kernelbench.measure.flush import ColdL2
+from kernelbench.measure.probes import set_precision
+from kernelbench.measure.workload import CaseInputs, Workload, why_not
+from kernelbench.profile.phases import Phases, call_name, watch
+from kernelbench.spec import Context, Device, Family, Job, Provider, Tool
+
+WARMUP = 3
+
+
+class Answers:
+    """Facts a line, written as soon as they are known."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+
+    def say(self, **facts: Any) -> None:
+        self._file.write(json.dumps(facts) + "\n")
+        self._file.flush()
+
+
+class Child:
+    """One job under one tool."""
+
+    def __init__(self, request: Mapping[str, Any], kind: str, family: Family[Any]) -> None:
+        self.request, self.family = request, family
+        self.job = Job.from_json(request["job"], family.case)
+        self.context = Context(**request["context"])
+        self.tool = Tool(request["tool"])
+        self.device: Device = environment.device(kind)
+        self.answers = Answers(request["answers"])
+        # Ranges of NVTX for the tools that know them; torch's profiler has ranges of its own.
+        self.phases = Phases(None) if self.tool is Tool.torch else watch(always=True)
+        self._flush = ColdL2(self.device) if kind == "cuda" and self.tool is Tool.nsys else None
+
+    def run(self) -> None:
+        with self.phases.job(self.job):
+            ready = list(self._ready())
+            with self._captured():
+                for provider, workload in ready:
+                    self._attempt(provider, lambda w=workload, p=provider: self._call(p, w))
+        self.answers.say(done=True)
+
+    def _ready(self) -> Iterator[tuple[Provider[Any], Workload]]:
+        """Providers that can run here, built and warm."""
+        self.phases.enter("setup")
+        case = self.job.case
+        inputs = CaseInputs(self.family, case, self.device.kind, self.context.seed)
+        for name in self.job.providers:
+            provider = self.family.provider(name)
+            reason = why_not(provider, case, self.device)
+            if reason is not None:
+                self.answers.say(provider=name, status="skipped", reason=reason)
+                continue
+            made = self._attempt(provider, lambda p=provider: self._made(p, inputs))
+            if made is not None:
+                yield provider, made
+
+    def _made(self, provider: Provider[Any], inputs: CaseInputs) -> Workload:
+        self.phases.enter("compile")
+        config = None
+        if provider.configs is not None:
+            configs = list(provider.configs(self.job.case, self.device))
+            facts = tune.identity(self.device, self.context, self.job, provider)
+            config, _ = tune.choose(configs, facts)
+        workload = Workload(self.family, self.job.case, provider, inputs, config)
+        set_precision(self.job.case.dtype)  # what `build` imported may have meddled with it
+        workload.ready()
+        self.phases.enter("warmup")
+        with workload.grad_mode():
+            for _ in range(WARMUP):
+                workload.restore()
+                workload.call()
+        self._synchronize()
+        self.answers.say(provider=provider.name, **self._facts(provider, workload, config))
+        return workload
+
+    def _facts(self, provider: Provider[Any], workload: Workload, config: Any) -> dict[str, Any]:
+        traffic = provider.traffic(self.job.case) if provider.traffic else None
+        return {
+            "config": asdict(config) if config is not None else None,
+            "model_read_bytes": sum(row.read for row in traffic) if traffic else None,
+            "model_write_bytes": sum(row.write for row in traffic) if traffic else None,
+            "largest_bytes": max(t.numel() * t.element_size() for t in workload.args.values()),
+            "l2_bytes": self.device.l2_bytes or None,
+        }
+
+    @contextmanager
+    def _captured(self) -> Iterator[None]:
+        """What nsys is to look at; ncu goes by the ranges."""
+        started = self.device.kind == "cuda" and self.tool is Tool.nsys
+        if started:
+            torch.cuda.cudart().cudaProfilerStart()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            if started:
+                torch.cuda.cudart().cudaProfilerStop()
+
+    def _call(self, provider: Provider[Any], workload: Workload) -> bool:
+        self.phases.enter("measure")
+        if self.tool is Tool.torch:
+            self._trace(provider, workload)
+            return True
+        with workload.grad_mode():
+            for _ in range(self.request["calls"]):
+                self.phases.open("flush")
+                workload.restore()
+                if self._flush is not None:
+                    self._flush()
+                self.phases.close()
+                self.phases.call(provider.name)
+                workload.call()
+                self.phases.close()
+        self._synchronize()
+        self.answers.say(provider=provider.name, status="ok", calls=self.request["calls"])
+        return True
+
+    def _trace(self, provider: Provider[Any], workload: Workload) -> None:
+        from kernelbench.profile import torch_trace
+
+        def call() -> Any:
+            workload.restore()
+            return workload.call()
+
+        with workload.grad_mode():
+            kernels, files = torch_trace.trace(
+                call,
+                self.request["calls"],
+                Path(f"{self.request['stem']}.{provider.name}"),
+                name=call_name(self.job.family, provider.name, self.job.case),
+                cuda=self.device.kind == "cuda",
+                shapes=self.request["shapes"],
+                stacks=self.request["stacks"],
+            )
+        self.answers.say(
+            provider=provider.name,
+            status="ok",
+            calls=self.request["calls"],
+            kernels=[asdict(kernel) for kernel in kernels],
+            files=[str(file) for file in files],
+        )
+
+    def _attempt(self, provider: Provider[Any], step: Any) -> Any:
+        """What a step returns; None once its failure is said."""
+        self.answers.say(at=provider.name)
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001
+            traceback.print_exc()
+            failure = failure_of(error)
+        gc.collect()
+        self.answers.say(provider=provider.name, status=failure.status, reason=failure.reason)
+        return None
+
+    def _synchronize(self) -> None:
+        if self.device.kind == "cuda":
+            torch.cuda.synchronize()
+
+
+def serve(path: str) -> None:
+    """The whole life of a profiled process. path: of its request."""
+    request = json.loads(Path(path).read_text(encoding="utf-8"))
+    kind = environment.use(request["device"])
+    known = families.load(tuple(request["plugins"]))
+    Child(request, kind, known[request["job"]["family"]]).run()
+    sys.stdout.flush()

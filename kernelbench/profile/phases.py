@@ -1,0 +1,108 @@
+"""What a profiler sees of a run: a range a job, in it one a phase, in it one a measured call.
+
+job.<family>.<case-id>          with a mark `axis.<name>` for every number among its axes
+  setup | compile | check | measure | …
+    warmup | flush
+    kb.<family>.<provider>.<case-id>      one measured call, nothing else
+
+All in the NVTX domain `kernelbench`. Autograd would run a CUDA backward on a thread of its own,
+where ranges pushed on this one do not hold its kernels; so where a tool looks on, it may not.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from kernelbench.profile import nvtx
+from kernelbench.spec import Case, Job
+
+# What a worker says that it is at, and the phase that this is.
+PHASES = {
+    "inputs": "setup",
+    "tune": "compile",
+    "fresh": "check",
+    "host": "measure",
+    "graph": "measure",
+    "kernel": "measure",
+}
+
+
+def call_name(family: str, provider: str, case: Case) -> str:
+    """The name of the range around one measured call."""
+    return nvtx.name_of("kb", family, provider, case.id)
+
+
+class Phases:
+    """The ranges of a worker's jobs; without a tool that looks on, nothing at all."""
+
+    def __init__(self, ranges: nvtx.Ranges | None) -> None:
+        self._ranges = ranges
+        self._job: Job | None = None
+        self._names: dict[str, str] = {}
+        self._depth = 0
+
+    @property
+    def seen(self) -> bool:
+        """Whether a tool looks on."""
+        return self._ranges is not None
+
+    @contextmanager
+    def job(self, job: Job) -> Iterator[None]:
+        """The range of a job, with its axes."""
+        self._names, self._job = {}, job
+        self.open(nvtx.name_of("job", job.family, job.case.id))
+        if self._ranges is not None:
+            for name, value in job.case.as_axes().items():
+                if not isinstance(value, str):
+                    self._ranges.mark(f"axis.{name}", value)
+        try:
+            yield
+        finally:
+            self._close_above(0)
+            self._job = None
+
+    def enter(self, told: str) -> None:
+        """The phase that the job is in from now on. What an exception left open is closed."""
+        if self._ranges is not None:
+            self._close_above(1)
+            word = told.split()[0]
+            self.open(PHASES.get(word, word))
+
+    def call(self, provider: str) -> None:
+        """Open the range of one measured call."""
+        if self._ranges is not None:
+            self.open(self._names.get(provider) or self._named(provider))
+
+    def open(self, name: str) -> None:
+        if self._ranges is not None:
+            self._ranges.push(name)
+            self._depth += 1
+
+    def close(self) -> None:
+        if self._ranges is not None:
+            self._ranges.pop()
+            self._depth -= 1
+
+    def _named(self, provider: str) -> str:
+        job = self._job
+        name = call_name(job.family, provider, job.case) if job else nvtx.name_of("probe", provider)
+        self._names[provider] = name
+        return name
+
+    def _close_above(self, depth: int) -> None:
+        while self._depth > depth:
+            self.close()
+
+
+def watch(always: bool = False) -> Phases:
+    """Ranges for the tool that looks on; always: even if none is known to.
+
+    Raises KernelbenchError where a tool looks on and would see no ranges.
+    """
+    if not (always or nvtx.attached()):
+        return Phases(None)
+    ranges: Any = nvtx.open_ranges()
+    torch.autograd.set_multithreading_enabled(False)  # type: ignore[no-untyped-call]
+    return Phases(ranges)

@@ -1,0 +1,267 @@
+"""One job under one profiler: its providers in a child process, and what the tool saw of each.
+
+A child that dies takes with it what the tool saw; the provider that was at work is to blame and
+gets a line that says so, the others are profiled again without it.
+"""
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kernelbench.profile import ncu, nsys
+from kernelbench.profile.phases import call_name
+from kernelbench.profile.tool import ToolError, environment, run
+from kernelbench.spec import (
+    Context,
+    Family,
+    Job,
+    KernelUse,
+    Measured,
+    Status,
+    Tool,
+)
+
+# The child looks for modules where its parent does, and nowhere else.
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "from kernelbench.profile.child import serve; serve(sys.argv[1])"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How to profile. calls: of each provider. timeout: seconds for one child.
+
+    args: more arguments for nsys or ncu. shapes, stacks: of torch's profiler.
+    """
+
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+    calls: int = 3
+    timeout: float = 600.0
+    gpu_metrics: bool = False
+    nsys_args: tuple[str, ...] = ()
+    ncu_args: tuple[str, ...] = ()
+    shapes: bool = False
+    stacks: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tool saw of one child: by provider, the fields of a Measured; and files for all."""
+
+    version: str
+    of: Mapping[str, Mapping[str, Any]]
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Profiler:
+    """One tool over many jobs. folder: of the run; files go to `profiles/<tool>/` in it.
+
+    Raises ToolError when the tool is not there.
+    """
+
+    def __init__(self, tool: Tool, asked: Asked, folder: Path, cuda: bool) -> None:
+        self.tool, self._asked, self._folder, self._cuda = tool, asked, folder, cuda
+        self._found: Any = {Tool.nsys: nsys.find, Tool.ncu: ncu.find, Tool.torch: _torch}[tool]()
+        self._into = folder / "profiles" / tool.value
+        try:
+            self._into.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ToolError(f"{self._into}: cannot be written ({error.strerror})") from None
+
+    def profile(
+        self,
+        job: Job,
+        family: Family[Any],
+        context: Context,
+        note: Callable[[str], None],
+    ) -> Iterator[Measured]:
+        """A line for every provider of the job. Raises ToolError when the tool itself fails."""
+        left = list(job.providers)
+        stem = self._into / f"{job.family}.{job.case.id}"
+        line = partial(self._line, job, family, context)
+        while left:
+            answers = _file(stem, "answers")
+            try:
+                seen = self._capture(replace(job, providers=tuple(left)), context, stem)
+            except ToolError as error:
+                culprit = _at_work(answers)
+                if culprit not in left:
+                    raise
+                facts = {"status": Status.crashed, "reason": str(error)}
+                yield line(culprit, facts, Seen(self.version, {}))
+                left.remove(culprit)
+                continue
+            for text in seen.notes:
+                note(f"{job.id}: {text}")
+            known = _by_provider(answers)
+            yield from (line(name, known.get(name, {}), seen) for name in left)
+            return
+
+    def _capture(self, job: Job, context: Context, stem: Path) -> Seen:
+        request, answers = _file(stem, "request"), _file(stem, "answers")
+        asked = self._asked
+        facts = {
+            "tool": self.tool,
+            "job": job.as_json(),
+            "context": asdict(context),
+            "device": asked.device,
+            "plugins": asked.plugins,
+            "calls": asked.calls,
+            "shapes": asked.shapes,
+            "stacks": asked.stacks,
+            "stem": str(stem),
+            "answers": str(answers),
+        }
+        try:
+            answers.unlink(missing_ok=True)
+            request.write_text(json.dumps(facts), encoding="utf-8")
+        except OSError as error:
+            raise ToolError(f"{request}: cannot be written ({error.strerror})") from None
+        child = [sys.executable, "-P", "-c", START, str(request), json.dumps(sys.path)]
+        try:
+            look = {Tool.nsys: self._by_nsys, Tool.ncu: self._by_ncu, Tool.torch: self._by_torch}
+            return look[self.tool](child, stem, job)
+        finally:
+            request.unlink(missing_ok=True)
+
+    def _by_nsys(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+        found = nsys.capture(
+            self._found,
+            child,
+            stem,
+            cuda=self._cuda,
+            gpu_metrics=self._asked.gpu_metrics,
+            extra=self._asked.nsys_args,
+            timeout=self._asked.timeout,
+            env=environment(),
+        )
+        of = {
+            name: {
+                "kernels": one.kernels,
+                "calls": one.instances,
+                "span_ns": one.span_ns,
+                "gaps_ns": one.gaps_ns,
+                "host_ns": one.host_ns,
+            }
+            for name, range_name in _ranges(job)
+            for one in found.ranges
+            if one.name == range_name
+        }
+        files = [file for file in (found.rep, found.sqlite, found.qdstrm) if file]
+        return Seen(found.version, of, tuple(files), found.notes)
+
+    def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+        found = ncu.capture(
+            self._found,
+            child,
+            stem,
+            extra=self._asked.ncu_args,
+            timeout=self._asked.timeout,
+            env=environment(),
+        )
+        of = {
+            name: {"kernels": found.ranges[range_name]}
+            for name, range_name in _ranges(job)
+            if range_name in found.ranges
+        }
+        return Seen(found.version, of, (found.rep,), found.notes)
+
+    def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+        log = stem.with_name(f"{stem.name}.log")
+        ended = run(child, log, self._asked.timeout, environment())
+        if ended.code != 0:
+            how = "did not end in time" if ended.code is None else f"ended with code {ended.code}"
+            last = " | ".join(ended.tail.splitlines()[-4:])
+            raise ToolError(f"the profiled process {how}: {last}. Its log: {log}")
+        return Seen(self.version, {})
+
+    @property
+    def version(self) -> str:
+        """Of the tool."""
+        return str(self._found.version)
+
+    def _line(
+        self,
+        job: Job,
+        family: Family[Any],
+        context: Context,
+        name: str,
+        facts: Mapping[str, Any],
+        seen: Seen,
+    ) -> Measured:
+        """What is known of one provider: its own facts, and what the tool saw."""
+        provider, found = family.provider(name), dict(facts)
+        status = Status(found.pop("status", "failed"))
+        reason = found.pop("reason", "") or ("" if facts else "the process said nothing of it")
+        files = [*seen.files, *map(Path, found.pop("files", ()))]
+        found["kernels"] = tuple(KernelUse(**one) for one in found.pop("kernels", ()))
+        if status is Status.ok:
+            found |= seen.of.get(name, {})
+            if not found["kernels"] and self._cuda:
+                status, reason = Status.failed, f"{self.tool} saw no kernel in its calls"
+        return Measured(
+            run_id=context.run_id,
+            utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            tool=self.tool,
+            tool_version=seen.version,
+            status=status,
+            reason=reason,
+            family=job.family,
+            provider=name,
+            role=provider.role,
+            case=job.case.id,
+            mode=job.case.mode.value,
+            dtype=job.case.dtype.value,
+            axes=job.case.as_axes(),
+            gpu=context.gpu,
+            files=tuple(str(file.relative_to(self._folder)) for file in files),
+            **found,
+        )
+
+
+def _file(stem: Path, what: str) -> Path:
+    return stem.with_name(f"{stem.name}.{what}.jsonl")
+
+
+def _torch() -> Any:
+    """torch's profiler comes with torch."""
+    return nsys.Found(Path(sys.executable), importlib.metadata.version("torch"))
+
+
+def _ranges(job: Job) -> Iterable[tuple[str, str]]:
+    """Every provider, and the name of the range around its calls."""
+    return [(name, call_name(job.family, name, job.case)) for name in job.providers]
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of what the child said; none where it said nothing."""
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _at_work(path: Path) -> str:
+    """The provider that was at work when the child ended, or nothing if it did its work."""
+    answers = _answers(path)
+    if any("done" in answer for answer in answers):
+        return ""
+    return next((answer["at"] for answer in reversed(answers) if "at" in answer), "")
+
+
+def _by_provider(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for answer in _answers(path):
+        if "provider" in answer:
+            name = answer.pop("provider")
+            found[name] = found.get(name, {}) | answer
+    return found

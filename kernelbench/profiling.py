@@ -1,0 +1,203 @@
+"""What `kernelbench profile` does: which jobs, under which tools, into which run folder."""
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kernelbench import audit, executor, families, plan, store, suite
+from kernelbench.profile import ncu, nsys
+from kernelbench.profile.session import Asked as Look
+from kernelbench.profile.session import Profiler
+from kernelbench.profile.tool import ToolError
+from kernelbench.report import profiles
+from kernelbench.run import START_TIMEOUT, check_device, sources_of
+from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
+from kernelbench.verbs import Output, Plan, begun, manifest_of, refuse_many, resumed
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to profile: words name suites, or cases of the newest run; tools, none for the best
+    that is here; narrow: as `suite.narrow` takes it."""
+
+    words: tuple[str, ...]
+    tools: tuple[Tool, ...]
+    asked: plan.Asked
+    look: Look
+    out: Path
+
+
+def wanted(
+    words: Sequence[str],
+    tools: Sequence[str],
+    asked: plan.Asked,
+    out: Path,
+    *,
+    nsys_args: str,
+    ncu_args: str,
+    **look: Any,
+) -> Wanted:
+    """What was asked on the command line. Raises UsageError for arguments that no shell splits."""
+    split: dict[str, Any] = {}
+    for name, text in (("nsys_args", nsys_args), ("ncu_args", ncu_args)):
+        try:
+            split[name] = tuple(shlex.split(text))
+        except ValueError as error:
+            raise UsageError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
+    chosen = Look(plugins=asked.plugins, **split, **look)
+    return Wanted(tuple(words), tuple(Tool(name) for name in tools), asked, chosen, out)
+
+
+def profile(wanted: Wanted, yes: bool, output: Output) -> int:
+    """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
+    machine = _machine(wanted.asked)
+    cuda = machine["kind"] == "cuda"
+    each = _plan(wanted, machine["name"])
+    refuse_many([each], yes)
+    tools = wanted.tools or (_best(cuda, output),)
+    seen, errors = list[Measured](), list[str]()
+    with closing(_open(each, wanted.out, machine)) as opened:
+        for tool in tools:
+            try:
+                look = replace(wanted.look, device=machine["kind"])
+                profiler = Profiler(tool, look, opened.path, cuda)
+                for measured in _through(profiler, each, opened, machine["name"], output):
+                    opened.keep(measured)
+                    seen.append(measured)
+            except ToolError as error:
+                errors.append(f"--{tool}: {error}")
+    _show(seen, opened.path, output)
+    for text in errors:
+        output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+    return 2 if errors else int(any(one.status.bad for one in seen))
+
+
+def _machine(asked: plan.Asked) -> dict[str, Any]:
+    """What this machine is; asked of a worker, since this process keeps off the GPU."""
+    with TemporaryDirectory() as folder:
+        worker, machine = executor.start(
+            Path(folder) / "log", asked.device, asked.plugins, timing=False, timeout=START_TIMEOUT
+        )
+        worker.kill()
+    return machine
+
+
+def _plan(wanted: Wanted, gpu: str) -> Plan:
+    """The suite that is named, else that of the newest run on this GPU, else smoke; of it the
+    cases that are named, and what else was asked."""
+    files, cases = _suites(wanted.words)
+    known = families.load(wanted.asked.plugins)
+    if len(files) > 1:
+        raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
+    runs = _runs(wanted.out, gpu)
+    if files:
+        text = files[0].read_text(encoding="utf-8")
+        folder = next((path for path, facts in runs if facts["suite_text"] == text), None)
+        found = replace(begun([str(files[0])], replace(wanted.asked, narrow={}))[0], folder=folder)
+    elif runs:
+        found = resumed(runs[0][0], [], plan.Asked())[0]
+    else:
+        found = begun(None, replace(wanted.asked, narrow={}))[0]
+    check_device(found.suite.device, wanted.asked.device)
+    jobs = _named(found.jobs, cases, found.suite.name)
+    if any(wanted.asked.narrow.values()):
+        jobs = suite.narrow(jobs, known, **wanted.asked.narrow)
+    return replace(found, jobs=tuple(jobs))
+
+
+def _suites(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Words that are suites, and those that are not."""
+    files, others = list[Path](), list[str]()
+    for word in words:
+        try:
+            files.append(suite.find(word))
+        except UsageError:
+            if word.endswith((".yaml", ".yml")):
+                raise
+            others.append(word)
+    return files, others
+
+
+def _named(jobs: Sequence[Job], cases: Sequence[str], name: str) -> Sequence[Job]:
+    known = [word for job in jobs for word in (job.id, job.case.id)]
+    for case in cases:
+        if case not in known:
+            near = [job.id for job in jobs]
+            raise UsageError(
+                f"{case}: no suite, and no case of {name}{suggest(case, [*suite.shipped(), *near])}"
+            )
+    return [job for job in jobs if not cases or {job.id, job.case.id} & {*cases}]
+
+
+def _runs(out: Path, gpu: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Runs right in `out` that were measured on this GPU, the newest first, with manifests."""
+    found = []
+    for path in out.glob(f"*/{store.MANIFEST}"):
+        try:
+            facts = store.read_manifest(path.parent)
+        except KernelbenchError:
+            continue
+        if facts.get("gpu") == gpu and {"suite_text", "asked", "utc", "suite"} <= {*facts}:
+            found.append((path.parent, facts))
+    return sorted(found, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
+
+
+def _open(each: Plan, out: Path, machine: dict[str, Any]) -> store.Store:
+    """The run that was profiled, or a new one that holds nothing else."""
+    if each.folder is not None:
+        return store.open_run(each.folder)
+    return store.create(out, each.suite.name, machine["name"], manifest_of(each, machine))
+
+
+def _best(cuda: bool, output: Output) -> Tool:
+    """The tool to take when none is asked for: nsys, on a GPU also ncu, else torch's profiler."""
+    missing = []
+    for tool, find in ((Tool.nsys, nsys.find), (Tool.ncu, ncu.find)):
+        try:
+            find()
+        except ToolError as error:
+            missing.append(str(error))
+        else:
+            if tool is Tool.nsys or cuda:
+                return tool
+    said = "\n".join([*missing, "so torch's profiler looks, which needs no other tool"])
+    output.errors.print(said, highlight=False, markup=False, soft_wrap=True)
+    return Tool.torch
+
+
+def _through(
+    profiler: Profiler, each: Plan, opened: store.Store, gpu: str, output: Output
+) -> Iterator[Measured]:
+    known = families.load(each.asked.plugins)
+    sources = sources_of(each.jobs, known)
+
+    def say(text: str) -> None:
+        if not (output.quiet or output.as_json):
+            output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    for number, job in enumerate(each.jobs, 1):
+        say(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
+        context = Context(
+            run_id=opened.run_id, gpu=gpu, seed=each.asked.seed, source=sources[job.family]
+        )
+        yield from profiler.profile(job, known[job.family], context, say)
+
+
+def _show(seen: Sequence[Measured], folder: Path, output: Output) -> None:
+    if output.as_json:
+        lines = [json.loads(one.to_json()) for one in seen]
+        print(json.dumps({"run": str(folder), "measured": lines}, allow_nan=False))
+        return
+    if not output.quiet:
+        profiles.render(seen, output.console)
+    for text in profiles.answers(seen):
+        output.say(text)
+    if off := audit.failed_audits(seen):
+        output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
+    if seen:
+        output.say(f"files: {folder / store.PROFILES}, lines: {folder / store.MEASURED}")
