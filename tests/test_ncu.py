@@ -209,7 +209,7 @@ Fake = Callable[..., ncu.Found]
 SCRIPT = """#!/bin/bash
 case "$1" in
 --version) {version} ;;
---import) printf '%s\\n' "$@" > "{seen}.import"; {table} ;;
+--import) printf '%s\\n' "$@" "LC_ALL=$LC_ALL" > "{seen}.import"; {table} ;;
 *)
     printf '%s\\n' "$@" > "{seen}.record"
     while [ "$1" != -o ]; do shift; done
@@ -267,7 +267,7 @@ def test_a_capture(fake: Fake, tmp_path: Path) -> None:
     assert recorded[recorded.index("--metrics") + 1].split(",") == [*METRICS.values()]
     assert recorded.index("--launch-count") < recorded.index(sys.executable)
     imported = (tmp_path / "seen.import").read_text().split("\n")
-    assert "base" in imported and "--nvtx" not in imported
+    assert "base" in imported and "--nvtx" not in imported and "LC_ALL=C" in imported
 
 
 def test_paths_with_spaces_and_percent_signs(fake: Fake, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_warnings_are_notes(fake: Fake, tmp_path: Path) -> None:
             "(like DCGM) is concurrently collecting profiling data.",
             "dcgmi profile --pause",
         ),
-        ("Failed to profile: hardware busy", "dcgmi profile --pause"),
+        ("Failed to profile: HardwareBusy", "dcgmi profile --pause"),
         ("Failed to open/create lock file /tmp/nsight-compute-lock.", "set TMPDIR"),
     ],
 )
