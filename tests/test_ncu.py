@@ -1,6 +1,6 @@
 """Nsight Compute's part of a profile: its table, its sums, and each way in which it fails.
 
-The table in data/ is ncu 2025.3.1's own, of an H200. What is run here is a script in its place.
+The tables in data/ are ncu 2025.3.1's own, of an H200. What is run here is a script in its place.
 """
 
 import shlex
@@ -15,6 +15,7 @@ from kernelbench.profile.ncu_csv import METRICS, by_range
 from kernelbench.profile.tool import ToolError
 
 TABLE = Path(__file__).parent / "data" / "ncu_h200.csv"
+NESTED = TABLE.with_name("ncu_h200_nested.csv")  # as `capture` asks for it
 PUSHED = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
 STARTED = "Id:Domain:Start/Stop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
 FIRST = ["ID", "Process ID", PUSHED, STARTED, "Kernel Name", "Block Size", "Grid Size"]
@@ -71,6 +72,21 @@ def test_sums_over_the_calls_of_a_range() -> None:
     (norm,) = found["kb.rms_norm.eager"]
     assert norm.name.startswith("void at::<unnamed>::vectorized_layer_norm_kernel<c10::BFloat16")
     assert (norm.registers, norm.shared_bytes) == (27, 24)
+
+
+def test_nested_ranges_and_all_metrics_of_an_h200() -> None:
+    found = by_range(ncu.parse(NESTED.read_text(encoding="utf-8")))
+    assert set(found) == {"kb.toy.add.M4-bf16-fwd", "kb.toy.bwd.M4-bf16-bwd"}  # not `measure`
+    (add,) = found["kb.toy.add.M4-bf16-fwd"]
+    assert (add.name, add.launches, add.gpu_ns) == ("add", 2, 246_816)
+    assert add.dram_read_bytes == 536_904_704  # 2 × 268,435,456 bytes of x, and 0.006 %
+    assert (add.dram_write_bytes, add.l2_bytes) == (486_951_936, 1_650_632_608)
+    assert (add.registers, add.shared_bytes) == (18, 0)
+    shares = (add.dram_pct, add.sm_pct, add.occupancy_pct)
+    assert shares == pytest.approx((86.234, 6.900, 85.515), abs=1e-3)
+    norm, fill = found["kb.toy.bwd.M4-bf16-bwd"]
+    assert "layer_norm_grad_input_kernel" in norm.name and "FillFunctor<float>" in fill.name
+    assert (norm.gpu_ns, fill.gpu_ns, fill.dram_read_bytes) == (187_008, 58_944, 15_616)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +146,8 @@ def test_shares_are_weighted_by_time_and_resources_are_the_most() -> None:
     )
     assert found.dram_pct == pytest.approx(70)
     assert (found.registers, found.shared_bytes) == (64, 2000)
-    assert use(table(units, ("k", ["300", "n/a", "32", "0", "2"]))).dram_pct is None
+    partly = [("k", ["300", "n/a", "32", "0", "2"]), ("k", ["100", "40", "32", "0", "2"])]
+    assert use(table(units, *partly)).dram_pct is None
 
 
 def test_kernels_of_a_range_are_apart_the_longest_first() -> None:
@@ -192,7 +209,7 @@ Fake = Callable[..., ncu.Found]
 SCRIPT = """#!/bin/bash
 case "$1" in
 --version) {version} ;;
---import) printf '%s\\n' "$@" > "{seen}.import"; {table} ;;
+--import) printf '%s\\n' "$@" "LC_ALL=$LC_ALL" > "{seen}.import"; {table} ;;
 *)
     printf '%s\\n' "$@" > "{seen}.record"
     while [ "$1" != -o ]; do shift; done
@@ -250,7 +267,7 @@ def test_a_capture(fake: Fake, tmp_path: Path) -> None:
     assert recorded[recorded.index("--metrics") + 1].split(",") == [*METRICS.values()]
     assert recorded.index("--launch-count") < recorded.index(sys.executable)
     imported = (tmp_path / "seen.import").read_text().split("\n")
-    assert "base" in imported and "--nvtx" not in imported
+    assert "base" in imported and "--nvtx" not in imported and "LC_ALL=C" in imported
 
 
 def test_paths_with_spaces_and_percent_signs(fake: Fake, tmp_path: Path) -> None:
@@ -258,10 +275,14 @@ def test_paths_with_spaces_and_percent_signs(fake: Fake, tmp_path: Path) -> None
     (tmp_path / "a folder").mkdir()
     report = captured(fake('echo report > "${rep//%%/%}"'), stem)
     assert report.rep.exists() and report.rep.name == "50% of it.ncu-rep"
+    assert (
+        str(tmp_path / "a folder" / "50%% of it.ncu-rep") in (tmp_path / "seen.record").read_text()
+    )
 
 
 def test_warnings_are_notes(fake: Fake, tmp_path: Path) -> None:
-    record = "echo '==WARNING== Launching may be slow.'; echo report > \"$rep\""
+    record = """echo '==WARNING== Note: Running with unmodified GPU clocks. If not'
+    echo '==WARNING== Launching may be slow.'; echo report > "$rep" """
     assert captured(fake(record), tmp_path / "a").notes == ("Launching may be slow",)
 
 
@@ -281,7 +302,7 @@ def test_warnings_are_notes(fake: Fake, tmp_path: Path) -> None:
             "(like DCGM) is concurrently collecting profiling data.",
             "dcgmi profile --pause",
         ),
-        ("Failed to profile: hardware busy", "dcgmi profile --pause"),
+        ("Failed to profile: HardwareBusy", "dcgmi profile --pause"),
         ("Failed to open/create lock file /tmp/nsight-compute-lock.", "set TMPDIR"),
     ],
 )
@@ -373,8 +394,10 @@ def test_find(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     fake()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     assert ncu.find() == ncu.Found(tmp_path / "bin" / "ncu", "2025.3.1.0")
-    fake(version="echo no such file; exit 127")
-    with pytest.raises(ToolError, match="--version: ended with code 127: no such file"):
+    fake(version="echo Version 1 of no such file; exit 127")
+    with pytest.raises(
+        ToolError, match="--version: ended with code 127: Version 1 of no such file"
+    ):
         ncu.find()
 
 

@@ -67,7 +67,8 @@ FAULTS = (
         "another user's lock is in the temporary folder: set TMPDIR to a folder of your own",
     ),
 )
-CHILD = re.compile(r"application returned an error code \((\d+)\)|application.*signal")
+CHILD = re.compile(r"application returned an error code \((\d+)\)")
+MEANT = "unmodified GPU clocks"  # ncu warns of --clock-control none
 KILLED = {
     signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
     signal.SIGTERM,
@@ -184,10 +185,9 @@ def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
         )
     for text in errors:
         if failed := CHILD.search(text):
-            code = f" with {_code(int(failed[1]))}" if failed[1] else f" ({text})"
             raise ToolError(
-                f"the profiled program failed{code}, not ncu: try it without ncu. It last said: "
-                f"{_last(ended) or 'nothing'}. {at}"
+                f"the profiled program failed with {_code(int(failed[1]))}, not ncu: try it "
+                f"without ncu. It last said: {_last(ended) or 'nothing'}. {at}"
             )
     if errors:
         raise ToolError(f"ncu: {'; '.join(dict.fromkeys(errors))}. {at}")
@@ -195,7 +195,7 @@ def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
         raise ToolError(_nothing(log))
     if ended.code:
         raise ToolError(f"ncu {_end(ended)}: {_last(ended) or 'it said nothing'}. {at}")
-    return warnings
+    return tuple(text for text in warnings if MEANT not in text)
 
 
 def _said(log: Path) -> Iterator[tuple[str, str]]:
@@ -210,7 +210,8 @@ def _nothing(log: Path) -> str:
     return (
         "ncu saw no kernel in a range kb.… of the NVTX domain kernelbench: does the program get as "
         "far as its profiled calls, and launch from the thread that opens the range (autograd's "
-        f"own threads do not)? Its log: {log}"
+        "own threads do not, see torch.autograd.set_multithreading_enabled)? "
+        f"Its log: {log}"
     )
 
 

@@ -80,9 +80,8 @@ def parse(text: str) -> list[Launched]:
 
 
 def _rows(text: str) -> Iterator[list[str]]:
-    # Only a newline ends a line of the table: a printed form feed or the like does not.
-    at = (_ROW.search(line) for line in text.split("\n"))
-    return csv.reader(m.string[m.start() :].rstrip("\r") for m in at if m)
+    at = (_ROW.search(line) for line in text.splitlines())
+    return csv.reader(match.string[match.start() :] for match in at if match)
 
 
 def _launched(cells: Mapping[str, str], units: Mapping[str, str]) -> Launched:
