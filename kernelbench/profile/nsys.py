@@ -1,0 +1,370 @@
+"""Nsight Systems: which kernels a profiled process ran in which NVTX range, and what ran between.
+
+Nothing that it shows is a latency to quote: tracing every launch takes time of its own.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from kernelbench.profile import tool
+from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, look
+from kernelbench.profile.nvtx import DOMAIN
+from kernelbench.profile.tool import ToolError
+
+__all__ = ["Found", "RangeUse", "Report", "capture", "find", "import_qdstrm", "read"]
+
+CACHE = platformdirs.user_cache_path("kernelbench", appauthor=False) / "nsys"
+PLACES = (
+    "/opt/nvidia/nsight-systems/*/bin/nsys",
+    "/opt/nvidia/nsight-systems*/*/target-linux-*/nsys",
+    "/usr/local/cuda*/bin/nsys",
+    "/usr/lib/nsight-systems/*/nsys",
+    "/usr/lib/*/nsight-systems/target-linux-*/nsys",
+    f"{CACHE}/nsys/bin/nsys",
+    "/opt/nvidia/nsight-compute/*/host/target-linux-*/nsys",  # captures, cannot import
+)
+IMPORTERS = (
+    "/opt/nvidia/nsight-systems*/*/host-linux-*/QdstrmImporter",
+    "/usr/lib/nsight-systems/host-linux-*/QdstrmImporter",
+    f"{CACHE}/nsys/host-linux-*/QdstrmImporter",
+)
+HOW_TO_GET = (
+    "Install Debian's package nsight-systems or NVIDIA's CUDA toolkit, or, without being root, "
+    f"run tools/nsys_bundle.sh {CACHE} in a checkout of kernelbench"
+)
+OLDEST = (2021, 4)  # before, reports were .qdrep files
+# What nsys says when it could not even start what it was to look at; a second try may succeed.
+START_FAILURES = (
+    "Agent launcher failed",
+    "Failed to create CLI's file lock",
+    "Failed to initialize client to server communication",
+    "Failed to initialize server to client communication",
+)
+UNKNOWN_OPTION = ("unrecognised option", "unrecognized option")
+PROGRESS = re.compile(r"\[\d+/\d+\] \[|Generating '|Generated:|Processing \d+ events|^    /|^$")
+QUICK_S, EXPORT_S = 60.0, 600.0
+_session = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An nsys; importer: its QdstrmImporter, without which it captures but makes no report."""
+
+    path: Path
+    version: str
+    importer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a capture brought. notes: what is to be known of it; an importer's absence, too.
+
+    qdstrm: the raw capture, where no report could be made of it; then there are no ranges.
+    """
+
+    version: str
+    rep: Path | None
+    sqlite: Path | None
+    qdstrm: Path | None
+    ranges: tuple[RangeUse, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find(env: Mapping[str, str] = os.environ) -> Found:
+    """The nsys on the PATH, or the first that is found in `PLACES`.
+
+    Raises ToolError saying where it was looked for, why what was found does not do, and the
+    remedy.
+    """
+    on_path = shutil.which("nsys", path=env.get("PATH", os.defpath))
+    paths = [Path(on_path)] if on_path else []
+    bad: list[str] = []
+    for path in itertools.chain(paths, *map(_matching, PLACES)):
+        try:
+            return _asked(path, env)
+        except ToolError as error:
+            bad.append(str(error))
+    raise ToolError(
+        f"nsys (Nsight Systems) was looked for on the PATH and as {', '.join(PLACES)}: "
+        f"{'; '.join(bad) or 'there is none'}. {HOW_TO_GET}"
+    )
+
+
+def _matching(place: str) -> list[Path]:
+    """Executables that match an absolute glob, the newest by name first."""
+    found = Path("/").glob(place.lstrip("/"))
+    return sorted((path for path in found if os.access(path, os.X_OK)), reverse=True)
+
+
+def _asked(path: Path, env: Mapping[str, str]) -> Found:
+    said = _said([path, "--version"], env)
+    match = re.search(r"version ((\d+)\.(\d+)[\w.-]*)", said)
+    if match is None:
+        raise ToolError(f"{path} does not say its version, but {said[-200:] or 'nothing'!r}")
+    if (int(match[2]), int(match[3])) < OLDEST:
+        raise ToolError(
+            f"{path} is version {match[1]}; before {'.'.join(map(str, OLDEST))} reports were of "
+            "another format"
+        )
+    beside = f"{path.resolve().parent.parent}/host-linux-*/QdstrmImporter"
+    importers = itertools.chain.from_iterable(map(_matching, (beside, *IMPORTERS)))
+    return Found(path, match[1], next(importers, None))
+
+
+def _said(command: Sequence[str | Path], env: Mapping[str, str]) -> str:
+    """What a command prints that only asks; also when it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tool.run(command, Path(folder) / "log", QUICK_S, tool.environment(env)).tail
+
+
+def capture(
+    found: Found,
+    child: Sequence[str | Path],
+    stem: Path,
+    *,
+    cuda: bool,
+    gpu_metrics: bool = False,
+    extra: Sequence[str] = (),
+    timeout: float,
+    env: Mapping[str, str] = os.environ,
+) -> Report:
+    """Run a command under nsys and read its ranges. Files: `stem` with .nsys-rep, .sqlite, .log.
+
+    cuda: only what lies between the child's cudaProfilerStart and cudaProfilerStop is seen.
+    gpu_metrics: also sample the GPU's counters, where that is permitted; else a note says why
+        not. extra: further options of `nsys profile`. timeout: seconds for the child and nsys.
+    env: nsys stores it, so the child sees only what `tool.environment` keeps of it.
+    Raises ToolError when the child fails or hangs, or nsys brings no report or no range: what
+    happened, the last lines that were printed, and the remedy.
+    """
+    _prepare(stem)
+    asked, notes = _gpu_metrics(found, env) if gpu_metrics else ([], [])
+    command = [*_options(stem, cuda), *asked, *extra, *child]
+    ended = _run(found, command, stem, timeout, env)
+    if ended.code and not _written(stem) and _matches(START_FAILURES, ended.tail):
+        notes.append(f"nsys could not start at first, and was tried again: {_last(ended.tail)}")
+        ended = _run(found, command, stem, timeout, env)
+    _check(found, ended, stem, cuda, timeout)
+    rep, qdstrm = _path(stem, ".nsys-rep"), _path(stem, ".qdstrm")
+    exporter = found.path
+    if not rep.exists():
+        try:
+            exporter = import_qdstrm(found, qdstrm, rep, env=env)
+        except ToolError as error:
+            return Report(found.version, None, None, qdstrm, (), (*notes, str(error)))
+    sqlite = _export(exporter, rep, _path(stem, ".sqlite"), env)
+    seen = look(sqlite)
+    if not seen.ranges:
+        raise ToolError(_nothing(seen, rep, stem))
+    notes += _warnings(seen, cuda)
+    return Report(found.version, rep, sqlite, None, seen.ranges, tuple(notes))
+
+
+def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[RangeUse, ...]:
+    """The ranges of an export, see `nsys_sql.look`. Raises ToolError when it cannot be read."""
+    return look(sqlite, domain, prefix).ranges
+
+
+def import_qdstrm(
+    found: Found, qdstrm: Path, rep: Path, *, env: Mapping[str, str] = os.environ
+) -> Path:
+    """Make a report of a raw capture, which is then removed; returns the nsys that can read it.
+
+    Raises ToolError, saying how to do it on another machine, when that cannot be done here.
+    """
+    elsewhere = (
+        f"Keep {qdstrm}; on a machine with Nsight Systems {found.version} or newer: QdstrmImporter "
+        f"-i {qdstrm.name} -o {rep.name}, then nsys export -t sqlite {rep.name}"
+    )
+    if found.importer is None:
+        raise ToolError(
+            f"{found.path} has no QdstrmImporter beside it, nor is there one as "
+            f"{', '.join(IMPORTERS)}: the capture is there, but no report. {elsewhere}"
+        )
+    log = rep.with_name(f"{rep.name}.import.log")
+    command: list[str | Path] = [found.importer, "-i", qdstrm, "-o", rep]
+    ended = tool.run(command, log, EXPORT_S, tool.environment(env))
+    if ended.code != 0 or not _size(rep):
+        raise ToolError(
+            f"{found.importer} could not make a report of {qdstrm} ({_how(ended.code)}): "
+            f"{_last(ended.tail)}. {elsewhere}"
+        )
+    log.unlink()
+    qdstrm.unlink()
+    beside = found.importer.parent.parent / "bin" / "nsys"
+    return beside if os.access(beside, os.X_OK) else found.path
+
+
+def _options(stem: Path, cuda: bool) -> list[str]:
+    ranged = [
+        "--trace=cuda,nvtx",
+        "--capture-range=cudaProfilerApi",
+        "--capture-range-end=stop",
+        "--kill=none",  # else the child is killed when it calls cudaProfilerStop
+        "--cuda-graph-trace=node",  # else a graph's kernels are not seen
+    ]
+    return [
+        *(ranged if cuda else ["--trace=nvtx,osrt"]),
+        "--sample=none",
+        "--cpuctxsw=none",
+        "--force-overwrite=true",
+        f"--output={str(stem).replace('%', '%%')}",  # % begins a pattern
+    ]
+
+
+def _gpu_metrics(found: Found, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Options to sample the GPU's counters, or a note why that cannot be; newer names first."""
+    said = ""
+    for option in ("--gpu-metrics-devices", "--gpu-metrics-device"):
+        said = _said([found.path, "profile", f"{option}=help"], env)
+        for devices in ("cuda-visible", "all"):
+            if re.search(rf"^\s*{devices}:", said, re.MULTILINE):
+                return [f"{option}={devices}"], []
+        if not _matches(UNKNOWN_OPTION, said):
+            break
+    may = "an administrator can permit it: options nvidia NVreg_RestrictProfilingToAdminUsers=0"
+    why = f"{_last(said)}; {may}" if "NVGPUCTRPERM" in said else _last(said)
+    return [], [f"GPU metrics were not sampled: {why}"]
+
+
+def _prepare(stem: Path) -> None:
+    """Where nsys cannot write, it writes elsewhere and says it went well: so try it first."""
+    try:
+        for suffix in (".nsys-rep", ".sqlite", ".qdstrm"):
+            _path(stem, suffix).unlink(missing_ok=True)
+        _path(stem, ".log").write_bytes(b"")
+    except OSError as error:
+        raise ToolError(
+            f"{stem.parent}: nsys cannot write its report there ({error.strerror or error}). "
+            "Make the folder, or name another"
+        ) from None
+
+
+def _run(
+    found: Found, command: Sequence[str | Path], stem: Path, timeout: float, env: Mapping[str, str]
+) -> tool.Ended:
+    """Run `nsys profile`. When it must be killed, or is, nothing that it started goes on."""
+    session = f"kernelbench-{os.getpid()}-{next(_session)}"
+    profile = [found.path, "profile", f"--session-new={session}", *command]
+    code: int | None = None
+    try:
+        ended = tool.run(profile, _path(stem, ".log"), timeout, tool.environment(env))
+        code = ended.code
+    finally:
+        if code is None or code < 0:  # the child and nsys's agent are in sessions of their own
+            _said([found.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
+    return ended
+
+
+def _check(found: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
+    """Raises ToolError unless the child ended well and left a report or a raw capture."""
+    log, last = _path(stem, ".log"), _last(ended.tail)
+    if ended.code is None:
+        raise ToolError(
+            f"nsys {found.version} and what it profiles did not end within {timeout:g} s and were "
+            f"killed. Last lines, see {log}: {last}. Give more time, or see whether the case "
+            "hangs without a profiler"
+        )
+    written = _written(stem)
+    if ended.code and written:
+        raise ToolError(
+            f"what nsys {found.version} profiled {_how(ended.code)}; {written} shows it until "
+            f"then. Last lines, see {log}: {last}"
+        )
+    if ended.code and _matches(UNKNOWN_OPTION, ended.tail):
+        raise ToolError(
+            f"{found.path} is version {found.version}, which lacks an option: {last}. Use a newer "
+            f"one. {HOW_TO_GET}"
+        )
+    if ended.code:
+        raise ToolError(
+            f"nsys {found.version} {_how(ended.code)} and wrote no report. Last lines, see {log}: "
+            f"{last}"
+        )
+    if not written:
+        went = re.search(r"Generated:\s+(/.*)", ended.tail)
+        where = f"; it wrote {went[1]} instead, is {stem.parent} writable" if went else ""
+        never = "; was cudaProfilerStart never called" if cuda and not went else ""
+        raise ToolError(
+            f"nsys {found.version} ended well without a report {_path(stem, '.nsys-rep')}"
+            f"{where}{never}? Last lines, see {log}: {last}"
+        )
+
+
+def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path:
+    log = rep.with_name(f"{rep.name}.export.log")
+    options = ["--type=sqlite", "--force-overwrite=true", f"--output={sqlite}"]
+    ended = tool.run([nsys, "export", *options, rep], log, EXPORT_S, tool.environment(env))
+    if ended.code != 0 or not _size(sqlite):
+        newer = "; the report is newer than this nsys" if "newer than" in ended.tail else ""
+        raise ToolError(
+            f"{nsys} could not export {rep} to SQLite ({_how(ended.code)}{newer}): "
+            f"{_last(ended.tail)}. The report is kept: nsys-ui opens it, and a newer nsys exports "
+            f"it: nsys export -t sqlite -f true -o {sqlite} {rep}"
+        )
+    log.unlink()
+    return sqlite
+
+
+def _nothing(seen: Seen, rep: Path, stem: Path) -> str:
+    open_ = f"; {', '.join(seen.endless)} had no end" if seen.endless else ""
+    return (
+        f"{rep}: holds no range {PREFIX}* of the NVTX domain {DOMAIN}{open_}, and "
+        f"{seen.operations} operations of the GPU. Ranges are lost without a word where the nvtx "
+        "package hands out a dummy domain, which profile.nvtx.open_ranges replaces, or when the "
+        f"child opened none; see {_path(stem, '.log')}"
+    )
+
+
+def _warnings(seen: Seen, cuda: bool) -> Iterator[str]:
+    if seen.outside:
+        yield (
+            f"{seen.outside} of {seen.operations} GPU operations were launched outside every "
+            "range, or by a thread that none can be told for; they are in no sum"
+        )
+    if seen.endless:
+        yield f"the capture ended within {', '.join(seen.endless)}; these ranges are in no sum"
+    if cuda and not seen.operations:
+        yield "no GPU operation was seen: is another profiler attached to the GPU?"
+
+
+def _written(stem: Path) -> Path | None:
+    paths = (_path(stem, suffix) for suffix in (".nsys-rep", ".qdstrm"))
+    return next((path for path in paths if _size(path)), None)
+
+
+def _path(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)  # with_suffix would cut a name that has a dot
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _matches(texts: Sequence[str], said: str) -> bool:
+    return any(text in said for text in texts)
+
+
+def _how(code: int | None) -> str:
+    """How a process ended; nsys gives a child's signal on as 128 more than its number."""
+    if code is None:
+        return "did not end in time"
+    number = -code if code < 0 else code - 128
+    known = {one.value: one.name for one in signal.Signals}
+    by = f" ({known[number]})" if number in known else ""
+    return f"was killed by signal {number}{by}" if code < 0 else f"ended with code {code}{by}"
+
+
+def _last(tail: str, lines: int = 5) -> str:
+    """The last lines that are no progress of nsys, on one line."""
+    said = [line for line in re.split(r"[\r\n]+", tail) if not PROGRESS.match(line)]
+    return " | ".join(line.strip() for line in said[-lines:]) or "nothing"

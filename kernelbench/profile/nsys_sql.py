@@ -1,0 +1,239 @@
+"""What the SQLite export of Nsight Systems holds: NVTX ranges, and what the GPU did in them.
+
+Tables are read, not the reports of `nsys stats`, whose names and columns change with the version.
+A table that is not there is a table without rows. A globalTid is machine << 48 | pid << 24 | tid.
+"""
+
+import sqlite3
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernelbench.profile.nvtx import DOMAIN
+from kernelbench.profile.tool import ToolError
+from kernelbench.spec import KernelUse
+
+PREFIX = "kb."
+TID_BITS = 24
+
+# eventType 75 creates a domain, 59 is a push/pop range. A domain may be made more than once.
+RANGES = """
+SELECT COALESCE(e.text, s.value), e.globalTid, e.start, e.end
+FROM NVTX_EVENTS e LEFT JOIN StringIds s ON s.id = e.textId
+WHERE e.eventType = 59 AND (e.globalTid >> 24, e.domainId) IN (
+  SELECT d.globalTid >> 24, d.domainId
+  FROM NVTX_EVENTS d LEFT JOIN StringIds n ON n.id = d.textId
+  WHERE d.eventType = 75 AND COALESCE(d.text, n.value) = :domain)
+ORDER BY e.start, e.end DESC
+"""
+CALLS = "SELECT globalTid, correlationId, start FROM CUPTI_ACTIVITY_KIND_RUNTIME"
+OPERATIONS = {
+    "CUPTI_ACTIVITY_KIND_KERNEL": """
+SELECT n.value, k.start, k.end, k.globalPid, k.correlationId, k.registersPerThread,
+  k.staticSharedMemory + k.dynamicSharedMemory
+FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds n ON n.id = k.demangledName""",
+    "CUPTI_ACTIVITY_KIND_MEMSET": """
+SELECT '[memset]', start, end, globalPid, correlationId, NULL, NULL
+FROM CUPTI_ACTIVITY_KIND_MEMSET""",
+    "CUPTI_ACTIVITY_KIND_MEMCPY": """
+SELECT '[memcpy ' || CASE copyKind WHEN 1 THEN 'HtoD' WHEN 2 THEN 'DtoH' WHEN 8 THEN 'DtoD'
+  WHEN 10 THEN 'PtoP' ELSE copyKind END || ']', start, end, globalPid, correlationId, NULL, NULL
+FROM CUPTI_ACTIVITY_KIND_MEMCPY""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeUse:
+    """All ranges of one name. What the GPU did belongs to the innermost range that launched it.
+
+    instances: how many ranges. launches: kernels, and copies and fills by the driver.
+    kernels: the same by name, the longest first; `[memset]` and `[memcpy …]` are the driver's.
+    busy_ns: sum of their times. span_ns: first start to last end. gaps_ns: the part of the span
+        in which none of them ran. host_ns: the ranges' length on the CPU. Sums over instances.
+    """
+
+    name: str
+    instances: int
+    launches: int = 0
+    kernels: tuple[KernelUse, ...] = ()
+    busy_ns: int = 0
+    span_ns: int = 0
+    gaps_ns: int = 0
+    host_ns: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """An export's ranges, and what does not belong to any.
+
+    operations: of the GPU, in the whole capture; outside: of them, those that no range launched.
+    endless: names of ranges that were open when the capture ended; they are not in `ranges`.
+    """
+
+    ranges: tuple[RangeUse, ...]
+    operations: int = 0
+    outside: int = 0
+    endless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Operation:
+    name: str
+    start: int
+    end: int
+    process: int
+    correlation: int
+    registers: int | None
+    shared_bytes: int | None
+
+
+@dataclass
+class _Range:
+    name: str
+    thread: int
+    start: int
+    end: int
+    parent: "_Range | None" = None
+    operations: list[_Operation] = field(default_factory=list)
+
+
+def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> Seen:
+    """The push/pop ranges of a domain whose names begin with `prefix`, in order of appearance.
+
+    A kernel belongs to the innermost range that its thread had open at the launch. Launches of a
+    thread without ranges, such as autograd's, belong to the one thread of their process that has
+    a range open; where several have, to none.
+    Raises ToolError when the file is no SQLite export.
+    """
+    try:
+        with closing(sqlite3.connect(f"{sqlite.resolve().as_uri()}?mode=ro", uri=True)) as export:
+            tables = {name for (name,) in export.execute("SELECT name FROM sqlite_master")}
+            rows = _rows(export, tables, "NVTX_EVENTS", RANGES, {"domain": domain})
+            named = [row for row in rows if (row[0] or "").startswith(prefix)]
+            calls = {
+                (thread >> TID_BITS, correlation): (thread, start)
+                for thread, correlation, start in _rows(
+                    export, tables, "CUPTI_ACTIVITY_KIND_RUNTIME", CALLS
+                )
+            }
+            operations = [
+                _Operation(*row)
+                for table, query in OPERATIONS.items()
+                for row in _rows(export, tables, table, query)
+            ]
+    except sqlite3.Error as error:
+        raise ToolError(
+            f"{sqlite}: is no SQLite export of Nsight Systems that can be read ({error}). Make "
+            f"it again: nsys export -t sqlite -f true -o {sqlite} THE_REPORT.nsys-rep"
+        ) from None
+    ranges = [_Range(*row) for row in named if row[3] is not None]
+    outside = _attribute(ranges, calls, operations)
+    return Seen(
+        ranges=tuple(_used(name, same) for name, same in _grouped(ranges)),
+        operations=len(operations),
+        outside=outside,
+        endless=tuple(dict.fromkeys(row[0] for row in named if row[3] is None)),
+    )
+
+
+def _rows(
+    export: sqlite3.Connection, tables: set[str], table: str, query: str, values: Any = ()
+) -> Iterator[Any]:
+    return export.execute(query, values) if table in tables else iter(())
+
+
+def _attribute(
+    ranges: Iterable[_Range],
+    calls: dict[tuple[int, int], tuple[int, int]],
+    operations: Sequence[_Operation],
+) -> int:
+    """Hand every operation to its range; returns how many have none."""
+    threads: dict[int, list[_Range]] = defaultdict(list)
+    for one in ranges:  # by start: the last of its thread that holds it is its parent
+        before = threads[one.thread]
+        one.parent = _open_at(before, one.start)
+        before.append(one)
+    outside = 0
+    for operation in operations:
+        process = operation.process >> TID_BITS
+        thread, at = calls.get((process, operation.correlation), (-1, -1))
+        owner = _open_at(threads.get(thread, []), at)
+        if owner is None:
+            others = [
+                found
+                for other, theirs in threads.items()
+                if other >> TID_BITS == process and (found := _open_at(theirs, at))
+            ]
+            owner = others[0] if len(others) == 1 else None
+        if owner is None:
+            outside += 1
+        else:
+            owner.operations.append(operation)
+    return outside
+
+
+def _open_at(ranges: Sequence[_Range], at: int) -> _Range | None:
+    """The innermost of a thread's ranges at a time; what is open encloses what began last."""
+    after = bisect_right(ranges, at, key=lambda one: one.start)
+    found = ranges[after - 1] if after else None
+    while found is not None and found.end <= at:
+        found = found.parent
+    return found
+
+
+def _grouped(ranges: Iterable[_Range]) -> Iterable[tuple[str, list[_Range]]]:
+    groups: dict[str, list[_Range]] = defaultdict(list)
+    for one in ranges:
+        groups[one.name].append(one)
+    return groups.items()
+
+
+def _used(name: str, ranges: Sequence[_Range]) -> RangeUse:
+    span = sum(
+        max(o.end for o in one.operations) - min(o.start for o in one.operations)
+        for one in ranges
+        if one.operations
+    )
+    operations = [operation for one in ranges for operation in one.operations]
+    return RangeUse(
+        name=name,
+        instances=len(ranges),
+        launches=len(operations),
+        kernels=_kernels(operations),
+        busy_ns=sum(o.end - o.start for o in operations),
+        span_ns=span,
+        gaps_ns=span - sum(_covered(one.operations) for one in ranges),
+        host_ns=sum(one.end - one.start for one in ranges),
+    )
+
+
+def _covered(operations: Iterable[_Operation]) -> int:
+    """ns in which at least one of the operations ran."""
+    covered, until = 0, 0
+    for start, end in sorted((o.start, o.end) for o in operations):
+        covered += max(0, end - max(start, until))
+        until = max(until, end)
+    return covered
+
+
+def _kernels(operations: Iterable[_Operation]) -> tuple[KernelUse, ...]:
+    groups: dict[str, list[_Operation]] = defaultdict(list)
+    for operation in operations:
+        groups[operation.name].append(operation)
+    uses = [
+        KernelUse(
+            name=name,
+            launches=len(same),
+            gpu_ns=sum(o.end - o.start for o in same),
+            registers=max((o.registers for o in same if o.registers is not None), default=None),
+            shared_bytes=max(
+                (o.shared_bytes for o in same if o.shared_bytes is not None), default=None
+            ),
+        )
+        for name, same in groups.items()
+    ]
+    return tuple(sorted(uses, key=lambda use: (-(use.gpu_ns or 0), use.name)))
