@@ -195,8 +195,6 @@ def _show(seen: Sequence[Measured], folder: Path, output: Output) -> None:
         return
     if not output.quiet:
         profiles.render(seen, output.console)
-    for text in profiles.answers(seen):
-        output.say(text)
     if off := audit.failed_audits(seen):
         output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
     if seen:

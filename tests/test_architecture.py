@@ -151,7 +151,8 @@ def test_failures_become_records_where_providers_are_called() -> None:
         "kernelbench/profile/child.py",
     ], (
         f"broad `except` at {found}: only JobRun._attempt and the profiled Child._attempt (a "
-        "failure becomes a record) and the loader of plugins have one; name what you expect elsewhere"
+        "failure becomes a record) and the loader of plugins have one; name what you expect "
+        "elsewhere"
     )
 
 

@@ -104,5 +104,5 @@ def watch(always: bool = False) -> Phases:
     if not (always or nvtx.attached()):
         return Phases(None)
     ranges: Any = nvtx.open_ranges()
-    torch.autograd.set_multithreading_enabled(False)  # type: ignore[no-untyped-call]
+    torch.autograd.set_multithreading_enabled(False)
     return Phases(ranges)

@@ -70,7 +70,8 @@ class Profiler:
 
     def __init__(self, tool: Tool, asked: Asked, folder: Path, cuda: bool) -> None:
         self.tool, self._asked, self._folder, self._cuda = tool, asked, folder, cuda
-        self._found: Any = {Tool.nsys: nsys.find, Tool.ncu: ncu.find, Tool.torch: _torch}[tool]()
+        finds: Mapping[Tool, Callable[[], Any]] = {Tool.nsys: nsys.find, Tool.ncu: ncu.find}
+        self._found: Any = finds[tool]() if tool in finds else None
         self._into = folder / "profiles" / tool.value
         try:
             self._into.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,7 @@ class Profiler:
                 note(f"{job.id}: {text}")
             known = _by_provider(answers)
             yield from (line(name, known.get(name, {}), seen) for name in left)
+            answers.unlink(missing_ok=True)
             return
 
     def _capture(self, job: Job, context: Context, stem: Path) -> Seen:
@@ -186,8 +188,8 @@ class Profiler:
 
     @property
     def version(self) -> str:
-        """Of the tool."""
-        return str(self._found.version)
+        """Of the tool; torch's profiler comes with torch."""
+        return str(self._found.version if self._found else importlib.metadata.version("torch"))
 
     def _line(
         self,
@@ -230,11 +232,6 @@ class Profiler:
 
 def _file(stem: Path, what: str) -> Path:
     return stem.with_name(f"{stem.name}.{what}.jsonl")
-
-
-def _torch() -> Any:
-    """torch's profiler comes with torch."""
-    return nsys.Found(Path(sys.executable), importlib.metadata.version("torch"))
 
 
 def _ranges(job: Job) -> Iterable[tuple[str, str]]:

@@ -88,63 +88,73 @@ _COLUMNS = {
 
 
 def render(measured: Sequence[Measured], console: Console) -> None:
-    """Print a table for each tool, family and GPU, and what became of those that failed."""
-    groups: dict[tuple[Tool, str, str], list[Measured]] = {}
+    """Print a table for each tool, GPU, family and case, below it what became of the others."""
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for one in measured:
-        groups.setdefault((one.tool, one.family, one.gpu), []).append(one)
+        groups.setdefault((one.tool, one.gpu, one.family, one.case), []).append(one)
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        for (tool, family, gpu), part in groups.items():
-            version = ", ".join(sorted({one.tool_version for one in part}))
-            title = f"{family} as {tool} {version} saw it on {gpu}"
-            console.print(_kernels(part, title) if tool is Tool.torch else _table(part, title))
+        for part in groups.values():
+            good = [one for one in part if one.status is Status.ok]
+            console.print(_title(part), style="bold", highlight=False, soft_wrap=True)
+            if good:
+                make = _operators if good[0].tool is Tool.torch else _table
+                console.print(make(good))
+            for one in part:
+                if one not in good:
+                    console.print(
+                        f"{one.provider}: {one.status}: {one.reason}",
+                        style="yellow",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
             console.print()
-        for tool in dict.fromkeys(tool for tool, _, _ in groups):
+        for tool in dict.fromkeys(Tool(tool) for tool, *_ in groups):
             console.print(f"{tool}: {LEGENDS[tool]}", highlight=False)
     finally:
         console.width = narrow
 
 
-def _table(measured: Sequence[Measured], title: str) -> Table:
-    columns = _COLUMNS[measured[0].tool]
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _title(measured: Sequence[Measured]) -> str:
+    one = measured[0]
+    versions = ", ".join(sorted({each.tool_version for each in measured}))
+    return f"{one.family} · {one.case} · {one.tool} {versions} · {one.gpu}"
+
+
+def _table(measured: Sequence[Measured]) -> Table:
+    """One row a provider; columns of which nothing is known are left out."""
+    rows = [audit.row(one) for one in measured]
+    whole = sum(row["busy_us"] for row in rows if not math.isnan(row["busy_us"]))
+    rows = [
+        {**row, "share_pct": row["busy_us"] / whole * 100 if whole else math.nan} for row in rows
+    ]
+    columns = [
+        column for column in _COLUMNS[measured[0].tool] if any(column.cell(row) for row in rows)
+    ]
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column.head, justify=column.justify, overflow="fold")
-    cases: dict[str, list[Measured]] = {}
-    for one in measured:
-        cases.setdefault(one.case, []).append(one)
-    for case, part in cases.items():
-        table.add_row(Text(case, style="bold"))
-        rows = [audit.row(one) for one in part]
-        whole = sum(row["busy_us"] for row in rows if not math.isnan(row["busy_us"]))
-        for one, row in zip(part, rows, strict=True):
-            share = row["busy_us"] / whole * 100 if whole else math.nan
-            cells = [Text(column.cell({**row, "share_pct": share})) for column in columns]
-            if one.status is not Status.ok:
-                cells = [Text(one.provider), *[Text("")] * (len(columns) - 1)]
-            style = "red" if row["audit"] == "off" else ""
-            table.add_row(*cells, style=style)
+    for row in rows:
+        style = "red" if row["audit"] == "off" else ""
+        table.add_row(*(Text(column.cell(row)) for column in columns), style=style)
     return table
 
 
-def _kernels(measured: Sequence[Measured], title: str) -> Table:
-    """The kernels, or operators, that took longest."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("provider, kernel or operator")
+def _operators(measured: Sequence[Measured]) -> Table:
+    """The kernels, or operators, that took longest of each provider."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("provider\n  kernel or operator")
     for head in ("launches\na call", "µs\na call", "share\n"):
         table.add_column(head, justify="right")
-    case = ""
     for one in measured:
-        if one.case != case:
-            case = one.case
-            table.add_row(Text(case, style="bold"))
         table.add_row(Text(one.provider))
         times = [kernel.gpu_ns or kernel.host_ns or 0 for kernel in one.kernels]
         for kernel, ns in [*zip(one.kernels, times, strict=True)][:MOST_KERNELS]:
-            name = kernel.name if len(kernel.name) <= LONGEST_NAME else kernel.name[:LONGEST_NAME]
+            name = f"{kernel.name} {kernel.shapes}".strip()
             table.add_row(
-                Text(f"  {name}" + (f" {kernel.shapes}" if kernel.shapes else "")),
+                Text(f"  {name if len(name) <= LONGEST_NAME else f'{name[:LONGEST_NAME]}…'}"),
                 figures(kernel.launches / one.calls, 2),
                 figures(ns / one.calls / 1e3, 4),
                 percent(ns / sum(times) * 100 if sum(times) else math.nan),
@@ -152,12 +162,3 @@ def _kernels(measured: Sequence[Measured], title: str) -> Table:
         if len(times) > MOST_KERNELS:
             table.add_row(Text(f"  … {len(times) - MOST_KERNELS} more"))
     return table
-
-
-def answers(measured: Sequence[Measured]) -> list[str]:
-    """A line for each that was not profiled, with its reason."""
-    return [
-        f"{one.tool} {one.family}/{one.case} {one.provider}: {one.status}: {one.reason}"
-        for one in measured
-        if one.status is not Status.ok
-    ]
