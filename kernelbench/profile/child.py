@@ -1,9 +1,9 @@
 """The process that is profiled: every provider of one job, made ready, then called a few times.
 
-argv: the file of the request, a JSON object (see `session.Request`). What becomes of each provider
+argv: the file of the request, a JSON object (see `session.Profiler`). What becomes of each provider
 goes, a JSON line each, to the file that the request calls `answers`: first `{"at": PROVIDER}`, so
-that a crash has a culprit, then its facts. Nothing is timed, and no answer is checked: that is a
-run's work, and what a run records never comes from here.
+that a crash has a culprit, then its facts; `{"done": true}` at the end. Nothing is timed, and no
+answer is checked: that is a run's work, and what a run records never comes from here.
 """
 
 import gc
@@ -56,6 +56,7 @@ class Child:
         self._flush = ColdL2(self.device) if kind == "cuda" and self.tool is Tool.nsys else None
 
     def run(self) -> None:
+        self.answers.say(at="")
         with self.phases.job(self.job):
             ready = list(self._ready())
             with self._captured():
@@ -66,19 +67,18 @@ class Child:
     def _ready(self) -> Iterator[tuple[Provider[Any], Workload]]:
         """Providers that can run here, built and warm."""
         self.phases.enter("setup")
-        case = self.job.case
-        inputs = CaseInputs(self.family, case, self.device.kind, self.context.seed)
+        inputs = CaseInputs(self.family, self.job.case, self.device.kind, self.context.seed)
         for name in self.job.providers:
             provider = self.family.provider(name)
-            reason = why_not(provider, case, self.device)
-            if reason is not None:
-                self.answers.say(provider=name, status="skipped", reason=reason)
-                continue
             made = self._attempt(provider, lambda p=provider: self._made(p, inputs))
             if made is not None:
                 yield provider, made
 
-    def _made(self, provider: Provider[Any], inputs: CaseInputs) -> Workload:
+    def _made(self, provider: Provider[Any], inputs: CaseInputs) -> Workload | None:
+        reason = why_not(provider, self.job.case, self.device)
+        if reason is not None:
+            self.answers.say(provider=provider.name, status="skipped", reason=reason)
+            return None
         self.phases.enter("compile")
         config = None
         if provider.configs is not None:

@@ -33,6 +33,8 @@ START = (
     "from kernelbench.profile.child import serve; serve(sys.argv[1])"
 )
 
+PENDING = "captured; nsys cannot make a report of it here: kernelbench profile --import elsewhere"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -60,6 +62,7 @@ class Seen:
     of: Mapping[str, Mapping[str, Any]]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    pending: str = ""  # why there is a capture that could not be read here
 
 
 class Profiler:
@@ -95,11 +98,12 @@ class Profiler:
                 seen = self._capture(replace(job, providers=tuple(left)), context, stem)
             except ToolError as error:
                 culprit = _at_work(answers)
-                if culprit not in left:
+                if culprit is None:
                     raise
                 facts = {"status": Status.crashed, "reason": str(error)}
-                yield line(culprit, facts, Seen(self.version, {}))
-                left.remove(culprit)
+                blamed = [name for name in left if culprit in ("", name)]
+                yield from (line(name, facts, Seen(self.version, {})) for name in blamed)
+                left = [name for name in left if name not in blamed]
                 continue
             for text in seen.notes:
                 note(f"{job.id}: {text}")
@@ -159,7 +163,8 @@ class Profiler:
             if one.name == range_name
         }
         files = [file for file in (found.rep, found.sqlite, found.qdstrm) if file]
-        return Seen(found.version, of, tuple(files), found.notes)
+        pending = PENDING if found.qdstrm else ""
+        return Seen(found.version, of, tuple(files), found.notes, pending)
 
     def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
         found = ncu.capture(
@@ -208,7 +213,9 @@ class Profiler:
         found["kernels"] = tuple(KernelUse(**one) for one in found.pop("kernels", ()))
         if status is Status.ok:
             found |= seen.of.get(name, {})
-            if not found["kernels"] and self._cuda:
+            if seen.pending:
+                status, reason = Status.skipped, seen.pending
+            elif not found["kernels"] and self._cuda:
                 status, reason = Status.failed, f"{self.tool} saw no kernel in its calls"
         return Measured(
             run_id=context.run_id,
@@ -247,12 +254,13 @@ def _answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _at_work(path: Path) -> str:
-    """The provider that was at work when the child ended, or nothing if it did its work."""
+def _at_work(path: Path) -> str | None:
+    """The provider that was at work when the child ended, `` where none was yet; None where the
+    child never began, or did its work."""
     answers = _answers(path)
     if any("done" in answer for answer in answers):
-        return ""
-    return next((answer["at"] for answer in reversed(answers) if "at" in answer), "")
+        return None
+    return next((answer["at"] for answer in reversed(answers) if "at" in answer), None)
 
 
 def _by_provider(path: Path) -> dict[str, dict[str, Any]]:

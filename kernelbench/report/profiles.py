@@ -16,18 +16,12 @@ from kernelbench.spec import Measured, Status, Tool
 Row = Mapping[str, Any]
 LONGEST_NAME = 58
 MOST_KERNELS = 5  # of a provider, in the table of torch's profiler
-AUDITS = {
-    "ok": "✓",
-    "off": "✗ off",
-    "small": "fits the L2",
-    "no model": "no model",
-    "": "",
-}
+AUDITS = {"ok": "✓", "off": "✗", "small": "·", "no model": "no model", "": ""}
 LEGENDS = {
     Tool.ncu: (
-        "DRAM read and written, time, registers, occupancy: measured by ncu, caches flushed before "
-        "each kernel. model: modelled. A row is audited (✓ within 3 %, ✗ off) where a tensor is at "
-        "least 4 × L2; writes are not: dirty lines stay in the L2."
+        "measured by ncu, a call's kernels summed, caches flushed before each; read: from DRAM; "
+        "model: modelled reads. error: ✓ within 3 %, ✗ not, · not audited, since no tensor is 4 × "
+        "L2. Writes are not audited: dirty lines stay in the L2. n: launches."
     ),
     Tool.nsys: (
         "measured by nsys, with its overhead: no latency to quote. busy: kernel time of a call; "
@@ -54,24 +48,28 @@ def _share(name: str) -> Callable[[Row], str]:
 
 
 def _error(row: Row) -> str:
-    return "" if math.isnan(row["model_error_pct"]) else f"{row['model_error_pct']:+.1f}%"
+    mark = AUDITS[row["audit"]]
+    return mark if math.isnan(row["model_error_pct"]) else f"{row['model_error_pct']:+.1f}% {mark}"
+
+
+def _peaks(row: Row) -> str:
+    return "/".join(percent(row[name]).rstrip("%") for name in ("dram_pct", "sm_pct"))
 
 
 _PROVIDER = _Column("provider\n", lambda row: str(row["provider"]), "left")
 _COLUMNS = {
     Tool.ncu: (
         _PROVIDER,
-        _Column("launches\n", _number("launches", 2)),
-        _Column("read MiB\nmeasured", _number("dram_read_mib")),
-        _Column("read MiB\nmodelled", _number("model_read_mib")),
+        _Column("n\n", lambda row: f"{row['launches']:.3g}"),
+        _Column("read\nMiB", _number("dram_read_mib")),
+        _Column("model\nMiB", _number("model_read_mib")),
         _Column("error\n", _error),
-        _Column("audit\n", lambda row: AUDITS[row["audit"]], "left"),
-        _Column("written MiB\nmeasured", _number("dram_write_mib")),
-        _Column("DRAM\n% peak", _share("dram_pct")),
-        _Column("SM\n% peak", _share("sm_pct")),
+        _Column("written\nMiB", _number("dram_write_mib")),
+        _Column("L2\nMiB", _number("l2_mib")),
+        _Column("DRAM/SM\n% of peak", _peaks),
         _Column("µs\nin ncu", _number("busy_us")),
-        _Column("regs\n", _number("registers", 3)),
-        _Column("occu-\npancy", _share("occupancy_pct")),
+        _Column("regs\n", lambda row: f"{row['registers']:.0f}"),
+        _Column("warps\n", _share("occupancy_pct")),
     ),
     Tool.nsys: (
         _PROVIDER,
@@ -135,7 +133,7 @@ def _table(measured: Sequence[Measured]) -> Table:
     ]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column.head, justify=column.justify, overflow="fold")
+        table.add_column(column.head, justify=column.justify, no_wrap=True)
     for row in rows:
         style = "red" if row["audit"] == "off" else ""
         table.add_row(*(Text(column.cell(row)) for column in columns), style=style)
