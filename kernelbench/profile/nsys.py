@@ -367,4 +367,4 @@ def _how(code: int | None) -> str:
 def _last(tail: str, lines: int = 5) -> str:
     """The last lines that are no progress of nsys, on one line."""
     said = [line for line in re.split(r"[\r\n]+", tail) if not PROGRESS.match(line)]
-    return " | ".join(line.strip() for line in said[-lines:]) or "nothing"
+    return " | ".join(line.strip()[-300:] for line in said[-lines:]) or "nothing"
