@@ -21,7 +21,9 @@ class Export:
         self.path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         kernels = sqlite3.connect(H200).execute(f"SELECT * FROM {KERNEL} LIMIT 1")
-        self._kernel = dict(zip([c[0] for c in kernels.description], kernels.fetchone()))
+        self._kernel = dict(
+            zip([c[0] for c in kernels.description], kernels.fetchone(), strict=True)
+        )
         self._correlation = 1000
 
     @staticmethod
