@@ -273,6 +273,12 @@ def test_no_other_failure_is_tried_again(fake: Fake) -> None:
     assert len(fake.profiled) == 1
 
 
+def test_a_child_that_says_the_same_is_not_run_again(fake: Fake) -> None:
+    assert fake.capture(f"echo '{STARTS}'; {REPORT}").notes == ()
+    assert "ended with code 3" in fake.fails(f"echo '{STARTS}'; {REPORT}; exit 3")
+    assert len(fake.profiled) == 2
+
+
 def test_an_option_that_an_old_nsys_lacks_is_told_as_that(fake: Fake) -> None:
     message = fake.fails("echo \"unrecognised option '--cuda-graph-trace=node'\"; exit 1")
     assert "which lacks an option: unrecognised option '--cuda-graph-trace=node'" in message
@@ -397,9 +403,9 @@ def test_the_newest_of_a_place_is_taken_and_its_importer(
 ) -> None:
     for year in ("2023", "2025", "2024"):
         path = fake.write(fake.folder / year / "target-linux-x64" / "nsys")
+        (fake.folder / year / "bin").mkdir()
+        (fake.folder / year / "bin" / "nsys").symlink_to("../target-linux-x64/nsys")
     importer = fake.write(fake.folder / "2025" / "host-linux-x64" / "QdstrmImporter")
-    (fake.folder / "2025" / "bin").mkdir()
-    (fake.folder / "2025" / "bin" / "nsys").symlink_to("../target-linux-x64/nsys")
     found = nsys.find(nowhere(f"{fake.folder}/*/bin/nsys", str(path)))
     assert found.path == fake.folder / "2025" / "bin" / "nsys"
     assert found.importer == importer

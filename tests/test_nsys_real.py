@@ -190,6 +190,13 @@ def test_a_program_that_is_not_there_is_told(real: nsys.Found, stem: Path) -> No
         nsys.capture(real, ["/nowhere/python"], stem, cuda=False, timeout=60, env={})
 
 
+def test_a_capture_on_a_gpu_waits_for_the_child_to_begin_it(real: nsys.Found, stem: Path) -> None:
+    """All flags of such a capture are known to this nsys, and a child that never begins is told."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with pytest.raises(ToolError, match="was cudaProfilerStart never called"):
+        nsys.capture(real, child(RANGES), stem, cuda=True, timeout=90, env=env)
+
+
 def test_a_gpu_that_is_not_there_gives_no_metrics(real: nsys.Found, stem: Path) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has an NVIDIA driver")

@@ -44,7 +44,7 @@ done
 # and for libssh among its libraries.
 cp -a "$host/QdstrmImporter" "$new/host-linux-x64/"
 LD_LIBRARY_PATH=$host:$out/full/usr/lib/x86_64-linux-gnu ldd "$host/QdstrmImporter" |
-  awk '/full/ { print $3 }' | sort -u |
+  sed -n 's/.* => \(.*\) (0x.*/\1/p' | grep -F "$out/full/" | sort -u |
   while read -r library; do cp -L "$library" "$new/host-linux-x64/"; done
 cp -L "$out/full/usr/lib/x86_64-linux-gnu/libssh.so.4" "$new/host-linux-x64/libssh.so.4"
 ln -sf libssh.so.4 "$new/host-linux-x64/libssh.so"

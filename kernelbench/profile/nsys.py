@@ -102,7 +102,7 @@ def find(env: Mapping[str, str] = os.environ) -> Found:
 def _matching(place: str) -> list[Path]:
     """Executables that match an absolute glob, the newest by name first."""
     found = Path("/").glob(place.lstrip("/"))
-    return sorted((path for path in found if os.access(path, os.X_OK)), reverse=True)
+    return sorted((p for p in found if p.is_file() and os.access(p, os.X_OK)), reverse=True)
 
 
 def _asked(path: Path, env: Mapping[str, str]) -> Found:
