@@ -440,6 +440,14 @@ def test_an_nsys_that_does_not_do_is_told_and_the_next_taken(
     assert nsys.find(nowhere(str(old), str(good))).path == good
 
 
+def test_an_nsys_in_a_folder_with_a_space_cannot_start(
+    fake: Fake, nowhere: Callable[..., dict[str, str]]
+) -> None:
+    spaced = fake.write(fake.folder / "cache dir" / "nsys")
+    with pytest.raises(ToolError, match="cannot start its parts from a folder with a space"):
+        nsys.find(nowhere(str(spaced)))
+
+
 @pytest.mark.parametrize(
     "version", ["2021.4.1.73-08591f7", "2022.4.2.50", "2025.3.1.90-253135822126v0", "2026.10.1"]
 )

@@ -11,6 +11,7 @@ set -euo pipefail
 for needed in apt-get dpkg; do
   command -v "$needed" > /dev/null || { echo "nsys_bundle: no $needed here; it takes Debian's packages" >&2; exit 1; }
 done
+[[ $1 != *" "* ]] || { echo "nsys_bundle: nsys cannot start from a folder with a space" >&2; exit 1; }
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 archive() { [ -z "$1" ] || tar -C "$out" -cJf "$1" nsys; }
 if "$out/nsys/bin/nsys" --version 2> /dev/null; then

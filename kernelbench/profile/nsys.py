@@ -106,6 +106,8 @@ def _matching(place: str) -> list[Path]:
 
 
 def _asked(path: Path, env: Mapping[str, str]) -> Found:
+    if " " in str(path.resolve()):
+        raise ToolError(f"{path}: nsys cannot start its parts from a folder with a space; move it")
     said = _said([path, "--version"], env)
     match = re.search(r"version ((\d+)\.(\d+)[\w.-]*)", said)
     if match is None:
