@@ -1,17 +1,23 @@
 #!/bin/bash
 # A real Nsight Systems, for tests and for machines without one, from Debian's packages; nothing is
 # installed. The binaries are NVIDIA's and proprietary: they stay out of the repository.
-#   usage: tools/nsys_bundle.sh DIR
-# makes DIR/nsys/bin/nsys and DIR/nsys-min.tar.xz (31 MB), which runs from any path on x86-64 Linux
-# with glibc ≥ 2.34. kernelbench finds it where DIR is ~/.cache/kernelbench/nsys. Takes a minute,
-# and none when DIR/nsys/bin/nsys answers already. Needs apt-get, dpkg and some 1 GB in between.
+#   usage: tools/nsys_bundle.sh DIR [ARCHIVE.tar.xz]
+# makes DIR/nsys/bin/nsys (144 MB), which runs from any path on x86-64 Linux with glibc ≥ 2.34, and
+# an archive of it (31 MB) to take elsewhere. kernelbench finds it where DIR is
+# ~/.cache/kernelbench/nsys. Needs apt-get, dpkg and some 1 GB of disk meanwhile; unpacks nothing
+# where DIR/nsys/bin/nsys answers already.
 set -euo pipefail
-[ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
-for needed in apt-get dpkg xz; do
+[ $# = 1 ] || [ $# = 2 ] || { echo "usage: $0 DIR [ARCHIVE.tar.xz]" >&2; exit 2; }
+for needed in apt-get dpkg; do
   command -v "$needed" > /dev/null || { echo "nsys_bundle: no $needed here; it takes Debian's packages" >&2; exit 1; }
 done
+[[ $1 != *" "* ]] || { echo "nsys_bundle: nsys cannot start from a folder with a space" >&2; exit 1; }
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-"$out/nsys/bin/nsys" --version 2>/dev/null && exit 0
+archive() { [ -z "$1" ] || tar -C "$out" -cJf "$1" nsys; }
+if "$out/nsys/bin/nsys" --version 2> /dev/null; then
+  archive "${2:-}"
+  exit 0
+fi
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/$' || true)
 [ -n "$mirror" ] || { echo "nsys_bundle: apt knows no Debian mirror here" >&2; exit 1; }
 mkdir -p "$out"/apt/{lists/partial,cache/archives/partial} "$out/debs" "$out/full"
@@ -39,7 +45,7 @@ done
 # and for libssh among its libraries.
 cp -a "$host/QdstrmImporter" "$new/host-linux-x64/"
 LD_LIBRARY_PATH=$host:$out/full/usr/lib/x86_64-linux-gnu ldd "$host/QdstrmImporter" |
-  awk '/full/ { print $3 }' | sort -u |
+  sed -n 's/.* => \(.*\) (0x.*/\1/p' | grep -F "$out/full/" | sort -u |
   while read -r library; do cp -L "$library" "$new/host-linux-x64/"; done
 cp -L "$out/full/usr/lib/x86_64-linux-gnu/libssh.so.4" "$new/host-linux-x64/libssh.so.4"
 ln -sf libssh.so.4 "$new/host-linux-x64/libssh.so"
@@ -50,5 +56,5 @@ ln -sf ../target-linux-x64/nsys "$new/bin/nsys"
 
 rm -rf "$out/full" "$out/debs" "$out/apt" "$out/nsys"
 mv "$new" "$out/nsys"
-tar -C "$out" -cJf "$out/nsys-min.tar.xz" nsys
+archive "${2:-}"
 "$out/nsys/bin/nsys" --version

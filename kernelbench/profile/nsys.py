@@ -102,10 +102,12 @@ def find(env: Mapping[str, str] = os.environ) -> Found:
 def _matching(place: str) -> list[Path]:
     """Executables that match an absolute glob, the newest by name first."""
     found = Path("/").glob(place.lstrip("/"))
-    return sorted((path for path in found if os.access(path, os.X_OK)), reverse=True)
+    return sorted((p for p in found if p.is_file() and os.access(p, os.X_OK)), reverse=True)
 
 
 def _asked(path: Path, env: Mapping[str, str]) -> Found:
+    if " " in str(path.resolve()):
+        raise ToolError(f"{path}: nsys cannot start its parts from a folder with a space; move it")
     said = _said([path, "--version"], env)
     match = re.search(r"version ((\d+)\.(\d+)[\w.-]*)", said)
     if match is None:
@@ -367,4 +369,4 @@ def _how(code: int | None) -> str:
 def _last(tail: str, lines: int = 5) -> str:
     """The last lines that are no progress of nsys, on one line."""
     said = [line for line in re.split(r"[\r\n]+", tail) if not PROGRESS.match(line)]
-    return " | ".join(line.strip() for line in said[-lines:]) or "nothing"
+    return " | ".join(line.strip()[-300:] for line in said[-lines:]) or "nothing"
