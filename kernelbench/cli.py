@@ -265,6 +265,10 @@ def profile(
     stacks: Annotated[bool, typer.Option("--stacks", help="torch: stacks in the trace.")] = False,
     nsys_args: Annotated[str, typer.Option("--nsys-args", help="More options for nsys.")] = "",
     ncu_args: Annotated[str, typer.Option("--ncu-args", help="More options for ncu.")] = "",
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="RUN_DIR", help="Read what nsys captured elsewhere."),
+    ] = None,
     plugin: PluginOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -283,6 +287,9 @@ def profile(
     """
     from kernelbench import profiling
 
+    output = _output(quiet=quiet, as_json=as_json)
+    if import_:
+        raise typer.Exit(profiling.read_captures(import_, output))
     picked = {"nsys": nsys or all_, "ncu": ncu or all_, "torch": torch or all_}
     asked = _asked(device, plugin=plugin, narrow=_narrow(family, provider, case=case), seed=seed)
     code = profiling.profile(
@@ -300,7 +307,7 @@ def profile(
             stacks=stacks,
         ),
         yes,
-        _output(quiet=quiet, as_json=as_json),
+        output,
     )
     raise typer.Exit(code)
 

@@ -12,7 +12,7 @@ from typing import Any
 from kernelbench import audit, executor, families, plan, store, suite
 from kernelbench.profile import ncu, nsys
 from kernelbench.profile.session import Asked as Look
-from kernelbench.profile.session import Profiler
+from kernelbench.profile.session import Profiler, imported
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
 from kernelbench.run import START_TIMEOUT, check_device, sources_of
@@ -75,6 +75,22 @@ def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     for text in errors:
         output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
     return 2 if errors else int(any(one.status.bad for one in seen))
+
+
+def read_captures(run: Path, output: Output) -> int:
+    """Make reports of what nsys captured where it could not; exit code 1 if a provider failed.
+
+    Raises KernelbenchError where that cannot be done here either.
+    """
+    with closing(store.open_run(run)) as opened:
+        seen = []
+        for measured in imported(store.read_measured(run)[0], run):
+            opened.keep(measured)
+            seen.append(measured)
+    if not seen:
+        output.say(f"{run}: no capture waits to be read")
+    _show(seen, run, output)
+    return int(any(one.status.bad for one in seen))
 
 
 def _machine(asked: plan.Asked) -> dict[str, Any]:

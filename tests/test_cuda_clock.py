@@ -12,6 +12,7 @@ from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
+from kernelbench.measure.ranges import Unseen
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
 from kernelbench.spec import Mode, Status
@@ -75,6 +76,7 @@ def clock(paper: Paper) -> CudaClock:
     made = CudaClock.__new__(CudaClock)
     made.overhead_ns, made._events, made._cycles_per_ns = 3_000, [], 1.0
     made._plans = WeakKeyDictionary()
+    made.ranges = Unseen()
     made.flush = Flush(paper)  # type: ignore[assignment]
     made._tail_ns = made._tail()
     paper.queued.clear()
@@ -91,6 +93,32 @@ def test_a_batch_is_a_gate_then_samples_in_turn_and_a_tail(paper: Paper, clock: 
     for i in range(ROUND):
         expected += ["launch"] * (i % CYCLE) + ["flush", "event", "call", "event"]
     assert paper.queued == expected + ["launch"] * TAIL
+
+
+def test_ranges_hold_the_call_and_the_flush_apart_and_are_not_timed(
+    paper: Paper, clock: CudaClock
+) -> None:
+    class Ranges:
+        def call(self, provider: str) -> None:
+            paper.queued.append(f"<{provider}")
+
+        def open(self, name: str) -> None:
+            paper.queued.append(f"<{name}")
+
+        def close(self) -> None:
+            paper.queued.append(">")
+
+    clock.ranges = Ranges()
+    probe = Probe("p", lambda: paper.queued.append("call"))
+    clock.batch(probe, 1)  # the first look
+    first = " ".join(paper.queued)
+    assert first.startswith("<warmup <flush flush > <p event call event >")
+    assert paper.queued.count(">") == sum(word.startswith("<") for word in paper.queued)
+    paper.queued.clear()
+    clock.batch(probe, 2)
+    once = "<flush {}flush > <p event call event >"
+    expected = f"gate {once.format('')} {once.format('launch ')} {'launch ' * TAIL}".split()
+    assert paper.queued == expected
 
 
 def test_a_gate_that_never_holds_ends_ungated(paper: Paper, clock: CudaClock) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -20,7 +20,7 @@ from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, look
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
-__all__ = ["Found", "RangeUse", "Report", "capture", "find", "import_qdstrm", "read"]
+__all__ = ["Found", "RangeUse", "Report", "capture", "find", "finish", "import_qdstrm", "read"]
 
 CACHE = platformdirs.user_cache_path("kernelbench", appauthor=False) / "nsys"
 PLACES = (
@@ -77,6 +77,10 @@ class Report:
     qdstrm: Path | None
     ranges: tuple[RangeUse, ...]
     notes: tuple[str, ...] = ()
+
+
+class NoImporterError(ToolError):
+    """There is a raw capture, of which no report can be made here."""
 
 
 def find(env: Mapping[str, str] = os.environ) -> Found:
@@ -156,19 +160,29 @@ def capture(
         notes.append(f"nsys could not start at first, and was tried again: {_last(ended.tail)}")
         ended = _run(found, command, stem, timeout, env)
     _check(found, ended, stem, cuda, timeout)
-    rep, qdstrm = _path(stem, ".nsys-rep"), _path(stem, ".qdstrm")
-    exporter = found.path
+    try:
+        report = finish(found, stem, cuda=cuda, env=env)
+    except NoImporterError as error:
+        qdstrm = _path(stem, ".qdstrm")
+        return Report(found.version, None, None, qdstrm, (), (*notes, str(error)))
+    return replace(report, notes=(*notes, *report.notes))
+
+
+def finish(found: Found, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.environ) -> Report:
+    """Read what a capture left at `stem`, here or on another machine: a report, or a .qdstrm.
+
+    Raises ToolError when it holds nothing that can be used; NoImporterError when nothing here
+    makes a report of the .qdstrm.
+    """
+    rep, exporter = _path(stem, ".nsys-rep"), found.path
     if not rep.exists():
-        try:
-            exporter = import_qdstrm(found, qdstrm, rep, env=env)
-        except ToolError as error:
-            return Report(found.version, None, None, qdstrm, (), (*notes, str(error)))
+        exporter = import_qdstrm(found, _path(stem, ".qdstrm"), rep, env=env)
     sqlite = _export(exporter, rep, _path(stem, ".sqlite"), env)
     seen = look(sqlite)
     if not seen.ranges:
         raise ToolError(_nothing(seen, rep, stem))
-    notes += _warnings(seen, cuda)
-    return Report(found.version, rep, sqlite, None, seen.ranges, tuple(notes))
+    notes = tuple(_warnings(seen, cuda))
+    return Report(found.version, rep, sqlite, None, seen.ranges, notes)
 
 
 def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[RangeUse, ...]:
@@ -181,14 +195,14 @@ def import_qdstrm(
 ) -> Path:
     """Make a report of a raw capture, which is then removed; returns the nsys that can read it.
 
-    Raises ToolError, saying how to do it on another machine, when that cannot be done here.
+    Raises NoImporterError, saying how to do it on another machine, when that cannot be done here.
     """
     elsewhere = (
         f"Keep {qdstrm}; on a machine with Nsight Systems {found.version} or newer: QdstrmImporter "
         f"-i {qdstrm.name} -o {rep.name}, then nsys export -t sqlite {rep.name}"
     )
     if found.importer is None:
-        raise ToolError(
+        raise NoImporterError(
             f"{found.path} has no QdstrmImporter beside it, nor is there one as "
             f"{', '.join(IMPORTERS)}: the capture is there, but no report. {elsewhere}"
         )
@@ -196,7 +210,7 @@ def import_qdstrm(
     command: list[str | Path] = [found.importer, "-i", qdstrm, "-o", rep]
     ended = tool.run(command, log, EXPORT_S, tool.environment(env))
     if ended.code != 0 or not _size(rep):
-        raise ToolError(
+        raise NoImporterError(
             f"{found.importer} could not make a report of {qdstrm} ({_how(ended.code)}): "
             f"{_last(ended.tail)}. {elsewhere}"
         )

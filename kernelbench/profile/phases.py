@@ -56,7 +56,9 @@ class Phases:
         if self._ranges is not None:
             for name, value in job.case.as_axes().items():
                 if not isinstance(value, str):
-                    self._ranges.mark(f"axis.{name}", value)
+                    self._ranges.mark(
+                        f"axis.{name}", int(value) if isinstance(value, bool) else value
+                    )
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kernelbench.profile import ncu, nsys
+from kernelbench.profile import ncu, nsys, nvtx
 from kernelbench.profile.phases import call_name
 from kernelbench.profile.tool import ToolError, environment, run
 from kernelbench.spec import (
@@ -150,21 +150,14 @@ class Profiler:
             timeout=self._asked.timeout,
             env=environment(),
         )
+        by_name = {one.name: one for one in found.ranges}
         of = {
-            name: {
-                "kernels": one.kernels,
-                "calls": one.instances,
-                "span_ns": one.span_ns,
-                "gaps_ns": one.gaps_ns,
-                "host_ns": one.host_ns,
-            }
+            name: _timeline(by_name[range_name])
             for name, range_name in _ranges(job)
-            for one in found.ranges
-            if one.name == range_name
+            if range_name in by_name
         }
-        files = [file for file in (found.rep, found.sqlite, found.qdstrm) if file]
         pending = PENDING if found.qdstrm else ""
-        return Seen(found.version, of, tuple(files), found.notes, pending)
+        return Seen(found.version, of, _files(found), found.notes, pending)
 
     def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
         found = ncu.capture(
@@ -235,6 +228,45 @@ class Profiler:
             files=tuple(str(file.relative_to(self._folder)) for file in files),
             **found,
         )
+
+
+def imported(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
+    """Lines whose capture waits for a machine that can read it, read here; see `PENDING`.
+
+    folder: of the run. Raises ToolError where this machine cannot, either.
+    """
+    waiting: dict[str, list[Measured]] = {}
+    for line in lines:
+        for file in line.files if line.reason == PENDING else ():
+            waiting.setdefault(file, []).append(line)
+    found = nsys.find() if waiting else None
+    for file, part in waiting.items():
+        assert found is not None
+        stem = folder / file.removesuffix(".qdstrm")
+        report = nsys.finish(found, stem, cuda=True, env=environment())
+        by_name = {one.name: one for one in report.ranges}
+        files = tuple(str(path.relative_to(folder)) for path in _files(report))
+        for line in part:
+            one = by_name.get(nvtx.name_of("kb", line.family, line.provider, line.case))
+            told = _timeline(one) if one else {}
+            status = Status.ok if one and one.launches else Status.failed
+            reason = "" if status is Status.ok else "nsys saw no kernel in its calls"
+            yield replace(line, status=status, reason=reason, files=files, **told)
+
+
+def _timeline(one: nsys.RangeUse) -> dict[str, Any]:
+    """The fields of a Measured that nsys tells."""
+    return {
+        "kernels": one.kernels,
+        "calls": one.instances,
+        "span_ns": one.span_ns,
+        "gaps_ns": one.gaps_ns,
+        "host_ns": one.host_ns,
+    }
+
+
+def _files(report: nsys.Report) -> tuple[Path, ...]:
+    return tuple(file for file in (report.rep, report.sqlite, report.qdstrm) if file)
 
 
 def _file(stem: Path, what: str) -> Path:
