@@ -1,0 +1,215 @@
+"""The bytes that a provider touches in memory, counted on a CPU, against the model it states.
+
+Our kernels run in Triton's interpreter, PyTorch's operators as they are. Counted are distinct
+bytes of a launch or operator: what a kernel reads again comes from a cache. The counts say nothing
+of time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelbench.kernels.launch import Launch, Target, described_for, watched
+from kernelbench.measure.workload import CaseInputs, Workload, why_not
+from kernelbench.profile.touched_kernels import Kernels, kernel_name
+from kernelbench.profile.touched_operators import AsOnGPU, Operators, Use
+from kernelbench.spec import Case, Device, Family, KernelbenchError, Provider, Traffic
+
+SLACK = 0.01  # of a model's total that may be touched beside it
+HOPPER = Device("cuda", "a GPU of sm_90", (9, 0), sms=132)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """One tensor (its storage), in distinct bytes of each launch or operator, summed over them.
+
+    tensor: the name of an input or output; else of a kernel's parameter, else of the operator that
+        touched it first.
+    names: all names that it goes by, inputs' and outputs' where it has such, else parameters';
+        none for what an operator makes for another.
+    by: kernels and operators that touched it.
+    issued_*: every lane's bytes, repeats included; masked lanes are in none of the counts.
+    """
+
+    tensor: str
+    names: tuple[str, ...]
+    by: tuple[str, ...]
+    read: int
+    written: int
+    issued_read: int
+    issued_written: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one call of a provider touched.
+
+    kernels: Triton kernels in the order of their launches. operators: PyTorch's.
+    uncovered: Gluon kernels that an H200 would run instead of the kernels counted here.
+    """
+
+    kernels: tuple[str, ...]
+    operators: tuple[str, ...]
+    rows: tuple[Touched, ...]
+    uncovered: tuple[str, ...]
+
+    @property
+    def read(self) -> int:
+        return sum(row.read for row in self.rows)
+
+    @property
+    def written(self) -> int:
+        return sum(row.written for row in self.rows)
+
+    def without(self, *tensors: str) -> "Count":
+        """The same without some tensors, by name."""
+        rows = tuple(row for row in self.rows if row.tensor not in tensors)
+        return Count(self.kernels, self.operators, rows, self.uncovered)
+
+
+def touched(
+    family: Family[Any], case: Case, provider: Provider[Any], config: Any = None, seed: int = 0
+) -> Count:
+    """Run a provider once in the case's mode on CPU tensors, and count what the call touches.
+
+    config: one of the provider's, the table's choice if None.
+    Raises KernelbenchError where a kernel reaches out of bounds, where it is not interpreted, and
+    where the provider does not run on a CPU.
+    """
+    cpu = Device("cpu", "a CPU")
+    if reason := why_not(provider, case, cpu):
+        raise KernelbenchError(f"{family.name} {provider.name} {case.id}: {reason}")
+    if config is None and provider.configs:
+        config = provider.configs(case, cpu)[0]
+    inputs = CaseInputs(family, case, "cpu", seed)
+    workload = Workload(family, case, provider, inputs, config)
+    uses: list[Use] = []
+    results = _run(workload, uses)
+    names = _names(workload, results)
+    return Count(
+        tuple(launched(uses)),
+        tuple(dict.fromkeys(use.by for use in uses if not use.names)),
+        _rows(uses, names),
+        _uncovered(family, case, provider, inputs),
+    )
+
+
+def launched(uses: Sequence[Use]) -> Iterator[str]:
+    yield from dict.fromkeys(use.by for use in uses if use.names)
+
+
+def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
+    """The timed call. Nothing that it touches is freed before the end: addresses stay apart."""
+    operators = Operators(uses.append)
+    kernels = Kernels(uses.append)
+
+    def watcher(launch: Launch) -> Any:
+        if not operators.counting:
+            return launch.queue()
+        with operators.counted(False):
+            return kernels(launch)
+
+    with workload.grad_mode(), operators, AsOnGPU(operators), watched(watcher):
+        workload.ready()
+        with operators.counted(True):
+            return workload.call()
+
+
+def _names(workload: Workload, results: Sequence[Tensor]) -> dict[int, list[str]]:
+    """Of inputs and outputs, by the address of their storage."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in (*workload.known().items(), *zip(workload.names, results, strict=True)):
+        known = found.setdefault(tensor.untyped_storage().data_ptr(), [])
+        if name not in known:
+            known.append(name)
+    return found
+
+
+def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ...]:
+    by_storage: dict[int, list[Use]] = {}
+    for use in uses:
+        by_storage.setdefault(use.storage.data_ptr(), []).append(use)
+    rows = []
+    for address, found in by_storage.items():
+        parameters = dict.fromkeys(name for use in found for name in use.names)
+        known = tuple(names.get(address) or parameters)
+        rows.append(
+            Touched(
+                known[0] if known else f"of {found[0].by}",
+                known,
+                tuple(dict.fromkeys(use.by for use in found)),
+                sum(use.read for use in found),
+                sum(use.written for use in found),
+                sum(use.issued_read for use in found),
+                sum(use.issued_written for use in found),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: -row.read - row.written))
+
+
+def _uncovered(
+    family: Family[Any], case: Case, provider: Provider[Any], inputs: CaseInputs
+) -> tuple[str, ...]:
+    """The Gluon kernels among what an H200 would launch, described on tensors without memory."""
+    if "triton" not in provider.requires or provider.unsupported(case, HOPPER):
+        return ()
+    config = provider.configs(case, HOPPER)[0] if provider.configs else None
+    launches = described(family, case, provider, inputs, config)
+    gluon = (one for one in launches if getattr(one.kernel, "is_gluon", bool)())
+    return tuple(dict.fromkeys(kernel_name(one) for one in gluon))
+
+
+def described(
+    family: Family[Any], case: Case, provider: Provider[Any], inputs: CaseInputs, config: Any
+) -> list[Launch]:
+    """What a provider would launch on an H200, in the case's mode."""
+    with _without_memory(inputs) as bare:
+        workload = Workload(family, case, provider, bare, config)
+        with described_for(Target(HOPPER.arch, HOPPER.sms)) as launches, workload.grad_mode():
+            workload.ready()
+            launches.clear()
+            workload.call()
+    return launches
+
+
+@contextmanager
+def _without_memory(inputs: CaseInputs) -> Iterator[CaseInputs]:
+    """The inputs as meta tensors."""
+    kept = inputs.tensors, inputs.pristine
+    try:
+        inputs.tensors, inputs.pristine = (
+            {name: torch.empty_like(t, device="meta") for name, t in some.items()} for some in kept
+        )
+        yield inputs
+    finally:
+        inputs.tensors, inputs.pristine = kept
+
+
+def discrepancies(count: Count, traffic: Sequence[Traffic]) -> list[str]:
+    """Where what was touched and a model differ; none where the model is a right one.
+
+    Totals read and written may differ by less than 1 % either way: a model that says too much
+    flatters whoever moves less. A tensor of 1 % of the total and more that has a name must be in
+    the model: a row's words, apart at ", " and spaces, name tensors, or operators.
+    """
+    found = []
+    for what, model, seen in (
+        ("read", sum(row.read for row in traffic), count.read),
+        ("written", sum(row.write for row in traffic), count.written),
+    ):
+        if abs(seen - model) >= SLACK * max(model, 1):
+            percent = f"{(seen - model) / model:+.1%}" if model else "nothing is modelled"
+            found.append(f"{what}: {seen} bytes are touched, {model} are modelled ({percent})")
+    words = {word for row in traffic for word in row.tensor.replace(",", " ").split()}
+    least = SLACK * (count.read + count.written)
+    found += [
+        f"{row.tensor} is in no row of the model: {row.read} bytes read, {row.written} written by "
+        f"{', '.join(row.by)}"
+        for row in count.rows
+        if row.names and row.read + row.written >= least and not words & {*row.names, *row.by}
+    ]
+    return found
