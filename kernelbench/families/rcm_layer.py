@@ -315,6 +315,7 @@ _MOVES = {  # tensor, times read, times written, each time B·N·C elements
     # Backward. dF on its way to da, dw_proj and db_proj; attention; dqkv to dh, dw_qkv and db_qkv.
     "back": (("A", 2, 0), ("qkv", 3, 0), ("dA", 1, 1), ("dqkv", 0, 3), ("dqkv", 6, 0),
              ("x", 1, 0)),
+    "back stacked": (("dq, dk, dv", 3, 0), ("dqkv, stacked", 0, 3)),
     "back eager": (("grad_y", 4, 0), ("x", 1, 0), ("F", 1, 0), ("grad_y·x", 1, 1),
                    ("grad_y·F", 1, 1), ("dF", 3, 1), ("dqkv, db", 3, 0), ("dx, of skip", 1, 1),
                    ("dh", 1, 1), ("dx", 0, 1)),
@@ -331,11 +332,13 @@ def _traffic(kind: str, back: str, case: RCMLayerCase) -> tuple[Traffic, ...]:
     """kind: of skip, `eager`, `kernel` (one of its own) or `epilogue` (of the projection).
 
     A kernel reads a tensor once: what it reads again comes from the L2. PyTorch's attention
-    backward is taken for one kernel that writes into a packed dqkv: a lower bound. Ours, on sm_90
-    in 16 bits with D = 64, adds dq up in fp32. Left out: coefficients, partial sums, row sums.
+    backward is taken for one kernel; what is compiled writes into a packed dqkv, a lower bound,
+    else a kernel stacks dq, dk and dv. Ours, on sm_90 in 16 bits with D = 64, adds dq up in fp32.
+    Left out: coefficients, partial sums, row sums.
     """
     mine = back == "back ours" and case.C == 64 * case.H and case.dtype.bytes == 2
     u, w, b = sizes(case)
+    stacked = () if back == "back kernel" else _MOVES["back stacked"]
     t, lse = 4 * case.B if case.skips else 0, 4 * case.B * case.H * case.N
     kind, back = (kind, back) if case.skips else ("no skip", "back no skip")
     rows: list[tuple[str, int, int]] = []
@@ -344,8 +347,10 @@ def _traffic(kind: str, back: str, case: RCMLayerCase) -> tuple[Traffic, ...]:
         rows += _MOVES[kind]
         found += [Traffic("w_qkv, w_proj", w), Traffic("b_qkv, b_proj", b)]
     if case.mode is not Mode.fwd:
-        rows += _MOVES["back"] + _MOVES[back] + (_MOVES["back attention"] if mine else ())
-        found.append(Traffic("w_qkv, w_proj and gradients", w, w + b))
+        rows += _MOVES["back"] + stacked + _MOVES[back]
+        rows += _MOVES["back attention"] if mine else ()
+        found.append(Traffic("w_qkv, w_proj", w))
+        found.append(Traffic("dw_qkv, dw_proj, db_qkv, db_proj", write=w + b))
         found.append(Traffic("lse", lse, lse if case.mode is Mode.full else 0))
     if case.skips:
         read = 2 * t if case.mode is Mode.full else t

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.experimental.gluon._runtime import GluonJITFunction
 
 from kernelbench.kernels.launch import Launch, Target, described_for, watched
 from kernelbench.measure.workload import CaseInputs, Workload, why_not
 from kernelbench.profile.touched_kernels import Kernels, kernel_name
-from kernelbench.profile.touched_operators import AsOnGPU, Operators, Use
+from kernelbench.profile.touched_operators import CLEARING, AsOnGPU, Operators, Use
 from kernelbench.spec import Case, Device, Family, KernelbenchError, Provider, Traffic
 
 SLACK = 0.01  # of a model's total that may be touched beside it
@@ -29,8 +30,8 @@ class Touched:
 
     tensor: the name of an input or output; else of a kernel's parameter, else of the operator that
         touched it first.
-    names: all names that it goes by, inputs' and outputs' where it has such, else parameters';
-        none for what an operator makes for another.
+    names: all names that it goes by: inputs' and outputs' where it has such, else parameters';
+        none for what PyTorch's operators make for each other or for a kernel.
     by: kernels and operators that touched it.
     issued_*: every lane's bytes, repeats included; masked lanes are in none of the counts.
     """
@@ -77,8 +78,8 @@ def touched(
     """Run a provider once in the case's mode on CPU tensors, and count what the call touches.
 
     config: one of the provider's, the table's choice if None.
-    Raises KernelbenchError where a kernel reaches out of bounds, where it is not interpreted, and
-    where the provider does not run on a CPU.
+    Raises KernelbenchError where a kernel reaches out of bounds or is not interpreted, and where
+    the provider does not run on a CPU, or is compiled.
     """
     cpu = Device("cpu", "a CPU")
     if reason := why_not(provider, case, cpu):
@@ -86,20 +87,17 @@ def touched(
     if config is None and provider.configs:
         config = provider.configs(case, cpu)[0]
     inputs = CaseInputs(family, case, "cpu", seed)
-    workload = Workload(family, case, provider, inputs, config)
     uses: list[Use] = []
-    results = _run(workload, uses)
+    with _uncompiled(f"{family.name} {provider.name}"):
+        workload = Workload(family, case, provider, inputs, config)
+        results = _run(workload, uses)
     names = _names(workload, results)
     return Count(
-        tuple(launched(uses)),
+        tuple(dict.fromkeys(use.by for use in uses if use.names)),
         tuple(dict.fromkeys(use.by for use in uses if not use.names)),
         _rows(uses, names),
-        _uncovered(family, case, provider, inputs),
+        uncovered(family, case, provider),
     )
-
-
-def launched(uses: Sequence[Use]) -> Iterator[str]:
-    yield from dict.fromkeys(use.by for use in uses if use.names)
 
 
 def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
@@ -114,6 +112,8 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
             return kernels(launch)
 
     with workload.grad_mode(), operators, AsOnGPU(operators), watched(watcher):
+        workload.ready()
+        workload.call()  # what a first call makes and keeps is not timed
         workload.ready()
         with operators.counted(True):
             return workload.call()
@@ -135,7 +135,8 @@ def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ..
         by_storage.setdefault(use.storage.data_ptr(), []).append(use)
     rows = []
     for address, found in by_storage.items():
-        parameters = dict.fromkeys(name for use in found for name in use.names)
+        ours = all(use.names or use.by in CLEARING for use in found)
+        parameters = dict.fromkeys(name for use in found if ours for name in use.names)
         known = tuple(names.get(address) or parameters)
         rows.append(
             Touched(
@@ -151,42 +152,41 @@ def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ..
     return tuple(sorted(rows, key=lambda row: -row.read - row.written))
 
 
-def _uncovered(
-    family: Family[Any], case: Case, provider: Provider[Any], inputs: CaseInputs
-) -> tuple[str, ...]:
-    """The Gluon kernels among what an H200 would launch, described on tensors without memory."""
-    if "triton" not in provider.requires or provider.unsupported(case, HOPPER):
+@contextmanager
+def _uncompiled(who: str) -> Iterator[None]:
+    """Raises KernelbenchError where torch.compile is called."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise KernelbenchError(
+            f"{who} is compiled: Inductor's kernels for a GPU are not those that it makes on a "
+            "CPU. Nsight Compute (ncu) counts theirs"
+        )
+
+    original = torch.compile
+    torch.compile = refuse
+    try:
+        yield
+    finally:
+        torch.compile = original
+
+
+def uncovered(family: Family[Any], case: Case, provider: Provider[Any]) -> tuple[str, ...]:
+    """The Gluon kernels among what an H200 would launch, which no interpreter runs: by their names
+    in the source. Nothing is run; Nsight Compute (ncu) counts their bytes."""
+    if "triton" not in provider.requires or why_not(provider, case, HOPPER):
         return ()
     config = provider.configs(case, HOPPER)[0] if provider.configs else None
-    launches = described(family, case, provider, inputs, config)
-    gluon = (one for one in launches if getattr(one.kernel, "is_gluon", bool)())
-    return tuple(dict.fromkeys(kernel_name(one) for one in gluon))
-
-
-def described(
-    family: Family[Any], case: Case, provider: Provider[Any], inputs: CaseInputs, config: Any
-) -> list[Launch]:
-    """What a provider would launch on an H200, in the case's mode."""
-    with _without_memory(inputs) as bare:
-        workload = Workload(family, case, provider, bare, config)
-        with described_for(Target(HOPPER.arch, HOPPER.sms)) as launches, workload.grad_mode():
+    inputs = CaseInputs(family, case, "cpu", 0)
+    inputs.tensors = {n: torch.empty_like(t, device="meta") for n, t in inputs.tensors.items()}
+    inputs.pristine = dict(inputs.tensors)
+    with described_for(Target(HOPPER.arch, HOPPER.sms)) as launches:
+        workload = Workload(family, case, provider, inputs, config)
+        with workload.grad_mode():
             workload.ready()
             launches.clear()
             workload.call()
-    return launches
-
-
-@contextmanager
-def _without_memory(inputs: CaseInputs) -> Iterator[CaseInputs]:
-    """The inputs as meta tensors."""
-    kept = inputs.tensors, inputs.pristine
-    try:
-        inputs.tensors, inputs.pristine = (
-            {name: torch.empty_like(t, device="meta") for name, t in some.items()} for some in kept
-        )
-        yield inputs
-    finally:
-        inputs.tensors, inputs.pristine = kept
+    gluon = [one for one in launches if isinstance(one.kernel, GluonJITFunction)]
+    return tuple(dict.fromkeys(kernel_name(one) for one in gluon))
 
 
 def discrepancies(count: Count, traffic: Sequence[Traffic]) -> list[str]:

@@ -13,8 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators whose tensor arguments say how large to be, and no more.
-_LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_empty_strided")
-_LIKE += ("new_zeros", "new_ones", "new_full")
+_LIKE = (
+    *("empty_like", "zeros_like", "ones_like", "full_like"),
+    *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
+)
+CLEARING = ("zeros", "zero_", "fill_", "full", *_LIKE)
 _UNWRITTEN = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
 _OVERWRITING = ("copy_", "fill_", "zero_")  # in place, without a look at what was there
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -174,7 +177,7 @@ class AsOnGPU(TorchFunctionMode):
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, operators: Operators, x: Tensor, shape: Any, weight: Tensor, eps: float
     ) -> Tensor:
         with operators.counted(False):
@@ -187,7 +190,7 @@ class _RmsNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         operators, shape, eps = ctx.given
         x, weight, rstd = ctx.saved_tensors
         with operators.counted(False), torch.enable_grad():
