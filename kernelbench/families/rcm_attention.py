@@ -294,7 +294,8 @@ def _traffic(skip: str, ours: bool, case: RCMAttentionCase) -> tuple[Traffic, ..
         rows += mine if ours else (*_MOVES["library"], *_MOVES[f"library {skip}"])
         rows += _MOVES["gradients"] + (_MOVES["ours skip"] if ours and case.skips else ())
     u, row, t = _unit(case), 4 * case.B * case.H * case.N, 4 * case.B
-    found = [Traffic(name, read * u, write * u) for name, read, write in rows]
+    output = {} if case.skips else {"o": "y"}
+    found = [Traffic(output.get(n, n), read * u, write * u) for n, read, write in rows]
     if back:
         read = 2 if one else 4 if ours else 1  # both of them in each kernel of ours
         found.append(Traffic("lse, delta", read * row, (full + ours) * row))

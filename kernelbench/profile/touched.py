@@ -5,14 +5,13 @@ bytes of a launch or operator: what a kernel reads again comes from a cache. The
 of time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon._runtime import GluonJITFunction
 
 from kernelbench.kernels.launch import Launch, Target, described_for, watched
 from kernelbench.measure.workload import CaseInputs, Workload, why_not
@@ -50,7 +49,7 @@ class Count:
     """What one call of a provider touched.
 
     kernels: Triton kernels in the order of their launches. operators: PyTorch's.
-    uncovered: Gluon kernels that an H200 would run instead of the kernels counted here.
+    uncovered: kernels that an H200 would run instead of those counted here, see `uncovered`.
     """
 
     kernels: tuple[str, ...]
@@ -92,11 +91,12 @@ def touched(
         workload = Workload(family, case, provider, inputs, config)
         results = _run(workload, uses)
     names = _names(workload, results)
+    kernels = tuple(dict.fromkeys(use.by for use in uses if use.names))
     return Count(
-        tuple(dict.fromkeys(use.by for use in uses if use.names)),
+        kernels,
         tuple(dict.fromkeys(use.by for use in uses if not use.names)),
         _rows(uses, names),
-        uncovered(family, case, provider),
+        uncovered(family, case, provider, kernels),
     )
 
 
@@ -149,7 +149,7 @@ def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ..
                 sum(use.issued_written for use in found),
             )
         )
-    return tuple(sorted(rows, key=lambda row: -row.read - row.written))
+    return tuple(sorted(rows, key=lambda row: (-row.read - row.written, row.tensor)))
 
 
 @contextmanager
@@ -170,9 +170,14 @@ def _uncompiled(who: str) -> Iterator[None]:
         torch.compile = original
 
 
-def uncovered(family: Family[Any], case: Case, provider: Provider[Any]) -> tuple[str, ...]:
-    """The Gluon kernels among what an H200 would launch, which no interpreter runs: by their names
-    in the source. Nothing is run; Nsight Compute (ncu) counts their bytes."""
+def uncovered(
+    family: Family[Any], case: Case, provider: Provider[Any], counted: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Kernels that an H200 would launch and that are not among the counted ones.
+
+    Those in Gluon, which no interpreter runs, and those whose programs wait for each other, which
+    an interpreter runs one after another. Nothing is run; Nsight Compute (ncu) counts their bytes.
+    """
     if "triton" not in provider.requires or why_not(provider, case, HOPPER):
         return ()
     config = provider.configs(case, HOPPER)[0] if provider.configs else None
@@ -185,8 +190,7 @@ def uncovered(family: Family[Any], case: Case, provider: Provider[Any]) -> tuple
             workload.ready()
             launches.clear()
             workload.call()
-    gluon = [one for one in launches if isinstance(one.kernel, GluonJITFunction)]
-    return tuple(dict.fromkeys(kernel_name(one) for one in gluon))
+    return tuple(n for n in dict.fromkeys(map(kernel_name, launches)) if n not in counted)
 
 
 def discrepancies(count: Count, traffic: Sequence[Traffic]) -> list[str]:

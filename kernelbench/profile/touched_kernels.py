@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import triton
 from torch import Tensor
+from triton.runtime.errors import InterpreterError
 
 from kernelbench.kernels.launch import Launch
 from kernelbench.profile.touched_operators import Use, extent
@@ -114,7 +115,12 @@ class Kernels:
     def __call__(self, launch: Launch) -> Any:
         memory = _Memory(launch)
         with _observed(memory):
-            done = launch.queue()
+            try:
+                done = launch.queue()
+            except InterpreterError as error:
+                if isinstance(error.__cause__, KernelbenchError):
+                    raise error.__cause__ from None
+                raise
         for use in memory.uses():
             self.record(use)
         return done
@@ -169,7 +175,9 @@ def _callable(module: Any, name: str) -> bool:
 
 
 def kernel_name(launch: Launch) -> str:
-    return str(getattr(launch.kernel, "__name__", launch.kernel))
+    """`rcm_attention_hopper.attend`: kernels in several files have the same name."""
+    function = launch.kernel.fn
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
 
 
 def _tensors(args: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
