@@ -112,8 +112,9 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
             return kernels(launch)
 
     with workload.grad_mode(), operators, AsOnGPU(operators), watched(watcher):
-        workload.ready()
-        workload.call()  # what a first call makes and keeps is not timed
+        with watched(lambda launch: None):  # what a first call makes and keeps is not timed
+            workload.ready()
+            workload.call()
         workload.ready()
         with operators.counted(True):
             return workload.call()

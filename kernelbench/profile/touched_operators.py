@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernelbench.spec import KernelbenchError
+
 # Operators whose tensor arguments say how large to be, and no more.
 _LIKE = (
     *("empty_like", "zeros_like", "ones_like", "full_like"),
@@ -171,14 +173,26 @@ class AsOnGPU(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is F.rms_norm:
-            return _RmsNorm.apply(self._operators, *args, **(kwargs or {}))  # type: ignore[no-untyped-call]
+            return self._norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Any:
+        if weight is None:
+            raise KernelbenchError("F.rms_norm without a weight is not counted: give it one")
+        given = self._operators, input, normalized_shape, weight, eps
+        return _RmsNorm.apply(*given)  # type: ignore[no-untyped-call]
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, operators: Operators, x: Tensor, shape: Any, weight: Tensor, eps: float
+        ctx: Any, operators: Operators, x: Tensor, shape: Any, weight: Tensor, eps: float | None
     ) -> Tensor:
         with operators.counted(False):
             y = F.rms_norm(x, shape, weight, eps)
