@@ -51,7 +51,8 @@ class _OpBytes(TorchDispatchMode):
     """Every aten operator reads its tensor arguments once and writes its results once.
 
     Views move nothing; neither do constructors that leave memory as it is. What an operator
-    reads by broadcasting is counted at its stored size.
+    reads by broadcasting is counted at its stored size. An operator that
+    is two kernels, such as zeros and a copy into them, moves what both do.
     """
 
     def __init__(self) -> None:
@@ -69,13 +70,13 @@ class _OpBytes(TorchDispatchMode):
         sources = _flat([*args, *(kwargs or {}).values()])
         if name == "copy_":
             sources = sources[1:]
-        self.rows.append(
-            Traffic(
-                tensor=f"{len(self.rows) + 1} {name}",
-                read=sum(_stored(t) for t in sources),
-                write=sum(_stored(t) for t in targets if isinstance(t, torch.Tensor)),
-            )
-        )
+        read = sum(_stored(t) for t in sources if not name.endswith("_like"))
+        write = sum(_stored(t) for t in targets if isinstance(t, torch.Tensor))
+        if name in ("slice_backward", "select_backward"):  # zeros, then a copy into them
+            write += read
+        if name == "masked_fill":  # a copy, then a pass over it
+            read, write = read + write, 2 * write
+        self.rows.append(Traffic(f"{len(self.rows) + 1} {name}", read, write))
         return out
 
 

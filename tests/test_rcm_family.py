@@ -213,7 +213,7 @@ def passes(provider: str, mode: Mode, **axes: Any) -> float:
     model = FAMILY.provider(provider).traffic
     assert model is not None
     rows = model(replace(HAND, mode=mode, **axes))
-    small = ("t, dt", "lse, δ")
+    small = ("t, dt", "lse, delta")
     return sum(row.read + row.write for row in rows if row.tensor not in small) / 384
 
 

@@ -256,6 +256,7 @@ def _traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
     """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there."""
     u = rcm_layer.sizes(case)[0]
     w, b, norms = _more(case)
+    weights = names(case)[len(rcm_layer.WEIGHTS) :]
     fused = back == "back kernel"
     rows: list[tuple[str, int, int]] = []
     found = [*rcm_layer._traffic(kind, back, case)]
@@ -263,12 +264,14 @@ def _traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
         rows += _UP_AND_DOWN if fused else (*_UP_AND_DOWN, ("down", 1, 1))
         if norms:
             rows += [("norm1", 1, 1), ("norm2", 0 if fused else 1, 1)]
-        found.append(Traffic("MLP, weights of norms", w + b + norms))
+        found.append(Traffic(", ".join(weights), w + b + norms))
     if case.mode is not Mode.fwd:
         rows += _BACK if fused else (*_BACK, *_EAGER_BACK)
         if norms:
-            rows += [("norm1, backward", 2, 1), ("norm2, backward", 2, 1)]
-        found.append(Traffic("MLP, weights of norms, gradients", w + norms, w + b + norms))
+            read = 4 if back == "back eager" else 2  # F.rms_norm's dw is a kernel of its own
+            rows += [("norm1, backward", read, 1), ("norm2, backward", read, 1)]
+        found.append(Traffic(", ".join(weights), w + norms))
+        found.append(Traffic(", ".join(f"d{name}" for name in weights), write=w + b + norms))
     return (*found, *(Traffic(name, read * u, write * u) for name, read, write in rows))
 
 

@@ -253,23 +253,23 @@ def naive_traffic(case: RCMAttentionCase) -> tuple[Traffic, ...]:
     return tuple(row for row in rows if "view" not in row.tensor)  # `_unsafe_view` moves nothing
 
 
-_MOVES = {  # tensor, times read, times written, each time B·N·C elements
+_MOVES = {  # tensor (o: the attention), times read and written, each time B·N·C elements
     "attention": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0)),
     "no skip": (("y", 0, 1),),
     "epilogue": (("x", 1, 0), ("y", 0, 1)),
-    "kernel": (("attention", 1, 1), ("x", 1, 0), ("y", 0, 1)),
-    "eager": (("attention", 1, 1), ("x", 1, 0), ("c_skip·x", 1, 1), ("c_out·attention", 1, 1),
+    "kernel": (("o", 1, 1), ("x", 1, 0), ("y", 0, 1)),
+    "eager": (("o", 1, 1), ("x", 1, 0), ("c_skip·x", 1, 1), ("c_out·o", 1, 1),
               ("y", 0, 1)),
     "gradients": (("dq", 0, 1), ("dk", 0, 1), ("dv", 0, 1)),
-    "library": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("attention", 1, 0)),
+    "library": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("o", 1, 0)),
     "library no skip": (("grad_y", 1, 0),),
-    "library kernel": (("grad_y", 1, 0), ("attention", 1, 0), ("x", 1, 0), ("dx", 0, 1),
+    "library kernel": (("grad_y", 1, 0), ("o", 1, 0), ("x", 1, 0), ("dx", 0, 1),
                        ("c_out·grad_y", 1, 1)),
-    "library eager": (("grad_y", 4, 0), ("attention", 1, 0), ("x", 1, 0), ("dx", 0, 1),
-                      ("c_out·grad_y", 1, 1), ("grad_y·x", 1, 1), ("grad_y·attention", 1, 1)),
-    "ours": (("q", 2, 0), ("k", 2, 0), ("v", 2, 0), ("grad_y", 3, 0), ("attention", 1, 0)),
+    "library eager": (("grad_y", 4, 0), ("o", 1, 0), ("x", 1, 0), ("dx", 0, 1),
+                      ("c_out·grad_y", 1, 1), ("grad_y·x", 1, 1), ("grad_y·o", 1, 1)),
+    "ours": (("q", 2, 0), ("k", 2, 0), ("v", 2, 0), ("grad_y", 3, 0), ("o", 1, 0)),
     "ours, one kernel": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("grad_y", 2, 0),
-                         ("attention", 1, 0), ("dq, summed in fp32", 4, 4)),
+                         ("o", 1, 0), ("dq, summed in fp32", 4, 4)),
     "ours skip": (("x", 1, 0), ("dx", 0, 1)),
 }  # fmt: skip
 
@@ -287,17 +287,18 @@ def _traffic(skip: str, ours: bool, case: RCMAttentionCase) -> tuple[Traffic, ..
     rows = [] if case.mode is Mode.bwd else [*_MOVES["attention"], *_MOVES[skip]]
     full, back = case.mode is Mode.full, case.mode is not Mode.fwd
     if full and skip == "epilogue":
-        rows.append(("attention, kept", 0, 1))
+        rows.append(("o, kept", 0, 1))
     one = ours and case.dtype.bytes == 2 and case.D in (64, 128)
     if back:
         mine = _MOVES["ours, one kernel" if one else "ours"]
         rows += mine if ours else (*_MOVES["library"], *_MOVES[f"library {skip}"])
         rows += _MOVES["gradients"] + (_MOVES["ours skip"] if ours and case.skips else ())
     u, row, t = _unit(case), 4 * case.B * case.H * case.N, 4 * case.B
-    found = [Traffic(name, read * u, write * u) for name, read, write in rows]
+    output = {} if case.skips else {"o": "y"}
+    found = [Traffic(output.get(n, n), read * u, write * u) for n, read, write in rows]
     if back:
         read = 2 if one else 4 if ours else 1  # both of them in each kernel of ours
-        found.append(Traffic("lse, δ", read * row, (full + ours) * row))
+        found.append(Traffic("lse, delta", read * row, (full + ours) * row))
     if case.skips:
         found.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
     return tuple(found)

@@ -313,16 +313,17 @@ _MOVES = {  # tensor, times read, times written, each time B·N·C elements
     "epilogue": (*_QKV, ("A", 1, 0), ("x", 1, 0), ("y", 0, 1)),
     "no skip": (*_QKV, ("A", 1, 0), ("y", 0, 1)),
     # Backward. dF on its way to da, dw_proj and db_proj; attention; dqkv to dh, dw_qkv and db_qkv.
-    "back": (("A", 2, 0), ("qkv", 3, 0), ("dA", 1, 1), ("dqkv", 0, 3), ("dqkv", 6, 0),
-             ("x", 1, 0)),
+    "back": (("A", 2, 0), ("qkv", 3, 0), ("dA", 1, 1), ("dqkv", 6, 3), ("x", 1, 0)),
+    "back apart": (("dq, dk, dv", 3, 0), ("dqkv, stacked", 0, 3), ("dqkv, db", 3, 0)),
     "back eager": (("grad_y", 4, 0), ("x", 1, 0), ("F", 1, 0), ("grad_y·x", 1, 1),
-                   ("grad_y·F", 1, 1), ("dF", 3, 1), ("dqkv, db", 3, 0), ("dx, of skip", 1, 1),
-                   ("dh", 1, 1), ("dx", 0, 1)),
+                   ("grad_y·F", 1, 1), ("dF", 3, 1), ("dx, of skip", 1, 1), ("dh", 1, 1),
+                   ("dx", 0, 1)),
     "back kernel": (("grad_y", 2, 0), ("x", 1, 0), ("F", 1, 0), ("dF", 2, 1), ("dh", 1, 1),
                     ("dx", 0, 1)),
     "back ours": (("grad_y", 2, 0), ("x", 1, 0), ("dF", 1, 1), ("A", 1, 0), ("dA, scaled", 1, 1),
-                  ("dqkv, db", 3, 0), ("dx, of skip", 1, 1), ("dh", 1, 1), ("dx", 0, 1)),
+                  ("dx, of skip", 1, 1), ("dh", 1, 1), ("dx", 0, 1)),
     "back no skip": (("grad_y", 2, 0), ("dx", 0, 1)),
+    "back no skip apart": (("grad_y", 3, 0), ("dx", 0, 1)),
     "back attention": (("dA", 1, 0), ("dq, summed in fp32", 4, 4)),  # ours, beside PyTorch's
 }  # fmt: skip
 
@@ -331,25 +332,27 @@ def _traffic(kind: str, back: str, case: RCMLayerCase) -> tuple[Traffic, ...]:
     """kind: of skip, `eager`, `kernel` (one of its own) or `epilogue` (of the projection).
 
     A kernel reads a tensor once: what it reads again comes from the L2. PyTorch's attention
-    backward is taken for one kernel that writes into a packed dqkv: a lower bound. Ours, on sm_90
-    in 16 bits with D = 64, adds dq up in fp32. Left out: coefficients, partial sums, row sums.
+    backward is one kernel. A compiled one is taken to write into a packed dqkv, and biases to be
+    summed on the way: a lower bound; else kernels stack dqkv, and sum. Ours, on sm_90 in 16 bits
+    with D = 64, adds dq up in fp32. Left out: coefficients, partial sums, row sums.
     """
+    apart = "" if back == "back kernel" else " apart"
     mine = back == "back ours" and case.C == 64 * case.H and case.dtype.bytes == 2
     u, w, b = sizes(case)
     t, lse = 4 * case.B if case.skips else 0, 4 * case.B * case.H * case.N
-    kind, back = (kind, back) if case.skips else ("no skip", "back no skip")
-    rows: list[tuple[str, int, int]] = []
-    found: list[Traffic] = []
+    kind, back = (kind, back) if case.skips else ("no skip", f"back no skip{apart}")
+    rows = [] if case.mode is Mode.bwd else [*_MOVES[kind]]
+    passes = 2 if case.mode is Mode.full else 1
+    found = [Traffic("w_qkv, w_proj", passes * w)]
     if case.mode is not Mode.bwd:
-        rows += _MOVES[kind]
-        found += [Traffic("w_qkv, w_proj", w), Traffic("b_qkv, b_proj", b)]
+        found.append(Traffic("b_qkv, b_proj", b))
     if case.mode is not Mode.fwd:
-        rows += _MOVES["back"] + _MOVES[back] + (_MOVES["back attention"] if mine else ())
-        found.append(Traffic("w_qkv, w_proj and gradients", w, w + b))
+        rows += _MOVES["back"] + (_MOVES["back apart"] if apart else ()) + _MOVES[back]
+        rows += _MOVES["back attention"] if mine else ()
+        found.append(Traffic("dw_qkv, dw_proj, db_qkv, db_proj", write=w + b))
         found.append(Traffic("lse", lse, lse if case.mode is Mode.full else 0))
     if case.skips:
-        read = 2 * t if case.mode is Mode.full else t
-        found.append(Traffic("t, dt", read, 0 if case.mode is Mode.fwd else t))
+        found.append(Traffic("t, dt", passes * t, 0 if case.mode is Mode.fwd else t))
     return (*(Traffic(name, read * u, write * u) for name, read, write in rows), *found)
 
 
@@ -387,13 +390,10 @@ FAMILY = Family(
     checks=CHECKS,
     providers=(
         _provider("baseline", Role.baseline, baseline, "eager", "eager"),
-        _provider(
-            "compile", Role.torch_fused, compile_layer, "kernel", "kernel", unsupported=no_compiler
-        ),
-        _provider(
-            "compile_max_autotune", Role.torch_fused, compile_max_autotune, "kernel", "kernel",
-            unsupported=gpu_only,
-        ),
+        _provider("compile", Role.torch_fused, compile_layer, "kernel", "kernel",
+                  unsupported=no_compiler),
+        _provider("compile_max_autotune", Role.torch_fused, compile_max_autotune, "kernel",
+                  "kernel", unsupported=gpu_only),
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue", "ours"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel", "ours"),
     ),

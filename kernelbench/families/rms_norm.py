@@ -277,9 +277,11 @@ def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
 def fused_traffic(
     case: RMSNormCase, *, bwd_passes: int = 1, add_apart: bool = False
 ) -> tuple[Traffic, ...]:
-    """One pass over each tensor forward; `bwd_passes` over h and dy backward (2: dw apart).
+    """One pass over each tensor forward; `bwd_passes` over what was normalised (x, or the sum r)
+    and dy backward (2: dw apart).
 
-    add_apart: the residual is added by a kernel of its own, and its sum read again.
+    add_apart: kernels of their own add the residual forward, the gradient of r backward.
+    Left out: partial sums of dw, N numbers in fp32 for each program, however many rows there are.
     """
     size, w = _size(case), case.N * case.dtype.bytes
     rstd = 4 * case.M
@@ -293,7 +295,7 @@ def fused_traffic(
             rows.append(Traffic("rstd", write=rstd))
     if case.mode is not Mode.fwd:
         rows += [
-            Traffic("h", read=bwd_passes * size),
+            Traffic("r" if case.residual else "x", read=bwd_passes * size),
             Traffic("grad_y", read=bwd_passes * size),
             Traffic("rstd", read=bwd_passes * rstd),
             Traffic("weight", read=w),
@@ -302,6 +304,8 @@ def fused_traffic(
         ]
         if case.residual:
             rows.append(Traffic("grad_r", read=size))
+        if case.residual and add_apart:
+            rows.append(Traffic("dr, before grad_r is added", read=size, write=size))
     return tuple(rows)
 
 
@@ -311,7 +315,7 @@ def two_pass_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
 
 
 def f_rms_norm_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """F.rms_norm knows no residual: the add is a kernel of its own, and so is dw."""
+    """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw."""
     return fused_traffic(case, bwd_passes=2, add_apart=True)
 
 

@@ -270,14 +270,18 @@ def fused_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
     rows: list[Traffic] = []
     if case.mode is not Mode.bwd:
         rows += [
-            Traffic("q", read=case.Hq * unit, write=case.Hq * unit),
-            Traffic("k", read=case.Hk * unit, write=case.Hk * unit),
+            Traffic("q", read=case.Hq * unit),
+            Traffic("k", read=case.Hk * unit),
+            Traffic("q_out", write=case.Hq * unit),
+            Traffic("k_out", write=case.Hk * unit),
             Traffic("cos, sin", read=table),
         ]
     if case.mode is not Mode.fwd:
         rows += [
-            Traffic("dq", read=case.Hq * unit, write=case.Hq * unit),
-            Traffic("dk", read=case.Hk * unit, write=case.Hk * unit),
+            Traffic("grad_q_out", read=case.Hq * unit),
+            Traffic("grad_k_out", read=case.Hk * unit),
+            Traffic("dq", write=case.Hq * unit),
+            Traffic("dk", write=case.Hk * unit),
             Traffic("cos, sin (backward)", read=table),
         ]
     return tuple(rows)

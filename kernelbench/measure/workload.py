@@ -134,6 +134,10 @@ class Workload:
         outputs = () if self.mode is Mode.bwd else self._outputs
         return (*outputs, *(f"d{name}" for name in self._graded))
 
+    def known(self) -> Tensors:
+        """The inputs, and what a backward's forward returned, by name."""
+        return self.args | dict(zip(self._outputs, self._graph, strict=False))
+
     def grad_mode(self) -> Any:
         """`fwd` runs without a graph and stores nothing for a backward."""
         return torch.set_grad_enabled(self.mode is not Mode.fwd)
