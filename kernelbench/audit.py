@@ -7,9 +7,10 @@ is dirty in the L2 when a kernel ends has not been written yet.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelbench.spec import KernelUse, Measured, Status
+from kernelbench.spec import KernelbenchError, KernelUse, Measured, Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -116,6 +117,16 @@ def frame(measured: Sequence[Measured]) -> "DataFrame":
     import pandas as pd
 
     return pd.DataFrame([row(one) for one in measured], columns=list(COLUMNS))
+
+
+def to_csv(measured: Sequence[Measured], path: Path) -> None:
+    """COLUMNS of every line, written in one step. Raises KernelbenchError where it cannot be."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        frame(measured).to_csv(part, index=False, float_format="%.6g")
+        part.replace(path)
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def failed_audits(measured: Sequence[Measured]) -> list[Measured]:

@@ -133,14 +133,22 @@ def _tools() -> Iterator[Finding]:
         compiler or "not on the PATH",
         "" if compiler else "torch.compile needs one on a CPU: install g++",
     )
-    for tool, package in (("nsys", "Nsight Systems"), ("ncu", "Nsight Compute")):
-        path = shutil.which(tool)
-        yield Finding(
-            tool,
-            True if path else None,
-            path or "not on the PATH",
-            "" if path else f"{package} comes with the CUDA toolkit",
-        )
+    yield from _profilers()
+
+
+def _profilers() -> Iterator[Finding]:
+    from kernelbench.profile import ncu, nsys
+    from kernelbench.profile.tool import ToolError
+
+    for name, find in (("nsys", nsys.find), ("ncu", ncu.find)):
+        try:
+            found: Any = find()
+        except ToolError as error:
+            yield Finding(name, None, "not found", str(error))
+        else:
+            denied = ncu.why_not() if name == "ncu" else None
+            told = f"{found.path}, version {found.version}"
+            yield Finding(name, None if denied else True, told, denied or "")
 
 
 def _peers() -> Iterator[Finding]:

@@ -71,7 +71,7 @@ def profile(wanted: Wanted, yes: bool, output: Output) -> int:
                     seen.append(measured)
             except ToolError as error:
                 errors.append(f"--{tool}: {error}")
-    _show(seen, opened.path, output)
+    _finish(seen, opened.path, output)
     for text in errors:
         output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
     return 2 if errors else int(any(one.status.bad for one in seen))
@@ -89,7 +89,7 @@ def read_captures(run: Path, output: Output) -> int:
             seen.append(measured)
     if not seen:
         output.say(f"{run}: no capture waits to be read")
-    _show(seen, run, output)
+    _finish(seen, run, output)
     return int(any(one.status.bad for one in seen))
 
 
@@ -204,7 +204,10 @@ def _through(
         yield from profiler.profile(job, known[job.family], context, say)
 
 
-def _show(seen: Sequence[Measured], folder: Path, output: Output) -> None:
+def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
+    """Write the table of all that was ever seen of the run, and show what was seen now."""
+    if seen:
+        audit.to_csv(store.read_measured(folder)[0], folder / store.MEASURED_CSV)
     if output.as_json:
         lines = [json.loads(one.to_json()) for one in seen]
         print(json.dumps({"run": str(folder), "measured": lines}, allow_nan=False))

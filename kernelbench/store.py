@@ -22,6 +22,7 @@ L = TypeVar("L", RunRecord, Measured)
 
 RECORDS = "records.jsonl"
 MEASURED = "measured.jsonl"  # what profilers saw, beside the records
+MEASURED_CSV = "measured.csv"
 PROFILES = "profiles"
 MANIFEST = "manifest.json"
 RESULTS_CSV = "results.csv"

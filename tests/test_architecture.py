@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
-    "doctor": {"spec", "suite", "measure", "families"},
+    "doctor": {"spec", "suite", "measure", "families", "profile"},
 }
 STDLIB_ONLY = ("spec", "limits", "source", "ledger", "dispatch")
 WITHOUT_TORCH = (

@@ -1,8 +1,10 @@
 """`kernelbench profile`: what a tool saw becomes lines of the run, whatever the child does."""
 
+import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import stat
 from collections import Counter
@@ -298,3 +300,21 @@ def test_what_a_tool_saw_survives_its_file(tmp_path):
     assert found == [one, other]
     (problem,) = problems
     assert f"{store.MEASURED}:2: not JSON" in problem
+
+
+def test_the_table_of_all_that_was_seen_is_written(tmp_path):
+    out, path = tmp_path / "out", suite(tmp_path)
+    args = ("profile", path, "--torch", "--case", "n8-fp32-fwd")
+    for provider in ("first", "second"):
+        assert invoke(*args, "--provider", provider, out=out).exit_code == 0
+    (run,) = store.find_runs([out])
+    rows = [*csv.DictReader((run / store.MEASURED_CSV).open())]
+    assert [row["provider"] for row in rows] == ["first", "second"]
+    assert list(rows[0]) == list(audit.COLUMNS)
+    assert float(rows[0]["busy_us"]) > 0 and rows[0]["dram_read_mib"] == ""
+
+
+def test_every_column_of_it_is_explained():
+    text = (HERE.parent / "results" / "README.md").read_text().split("## measured.csv")[1]
+    named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
+    assert sorted(named) == sorted(audit.COLUMNS)

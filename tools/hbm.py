@@ -1,0 +1,78 @@
+"""Tables of measured DRAM bytes beside modelled ones in the documentation, from a kept run."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cog
+
+from kernelbench import audit, store
+from kernelbench.spec import Measured, Role, Status
+
+RUNS = Path("results/h200")
+MARKS = {"ok": "✓", "off": "✗", "small": "·", "no model": "–"}
+Row = Mapping[str, Any]
+
+
+def _groups(run: str, family: str) -> Iterator[tuple[str, list[tuple[Measured, Row]]]]:
+    """Cases of a run with what was measured of each provider."""
+    (folder,) = RUNS.glob(f"{run}*")
+    lines, problems = store.read_measured(folder)
+    assert not problems, problems
+    cases: dict[str, list[tuple[Measured, Row]]] = {}
+    for line in lines:
+        if line.family == family and line.status is Status.ok:
+            cases.setdefault(line.case, []).append((line, audit.row(line)))
+    yield from cases.items()
+
+
+def _mib(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _saved(row: Row, base: Row | None, read: str) -> str:
+    if base is None or math.isnan(row[read]) or math.isnan(base[read]):
+        return "–"
+    return f"{(1 - row[read] / base[read]) * 100:.0f} %"
+
+
+def reads(run: str, family: str) -> None:
+    """Reads measured and modelled, what is saved of the baseline's by either, writes, and time's
+    bound: a row a provider, a bold row a case."""
+    cog.outl(
+        "| provider | kernels | read, measured MiB | read, modelled MiB | error | saved, measured "
+        "| saved, modelled | written, measured MiB | DRAM % of peak |"
+    )
+    cog.outl("|---" * 9 + "|")
+    for case, rows in _groups(run, family):
+        cog.outl(f"| **{case}** " + "| " * 8 + "|")
+        base = next((row for line, row in rows if line.role is Role.baseline), None)
+        for line, row in rows:
+            error = row["model_error_pct"]
+            said = "–" if math.isnan(error) else f"{error:+.1f} % {MARKS[row['audit']]}"
+            cells = [
+                line.provider,
+                f"{row['launches']:.0f}",
+                _mib(row["dram_read_mib"]),
+                _mib(row["model_read_mib"]),
+                said,
+                _saved(row, base, "dram_read_mib"),
+                _saved(row, base, "model_read_mib"),
+                _mib(row["dram_write_mib"]),
+                f"{row['dram_pct']:.0f}",
+            ]
+            cog.outl(f"| {' | '.join(cells)} |")
+
+
+def summary(run: str) -> None:
+    """How many audited rows agree with their model, and those that do not."""
+    families = ("rms_norm", "rotary", "rcm_attention", "rcm_layer")
+    rows = [row for name in families for _, part in _groups(run, name) for _, row in part]
+    judged = [row for row in rows if row["audit"] in ("ok", "off")]
+    off = [row for row in judged if row["audit"] == "off"]
+    cog.outl(f"{len(judged) - len(off)} of {len(judged)} audited rows agree within 3 %.")
+    for row in off:
+        cog.outl(
+            f"* {row['family']} {row['case']} `{row['provider']}`: {row['model_error_pct']:+.1f} %"
+        )
