@@ -140,12 +140,13 @@ _MEASURED = ("registers", "spill_bytes", "smem_bytes", "warps", "serialized")
 def _compiled(
     places: Sequence[Place], processes: int | None, done: Callable[[int], None]
 ) -> list[_Outcome]:
-    """Where a process dies, what it was at is found by giving what is left one process each."""
+    """Where a process died, what it was at is found by going on with one, in order."""
     found = _together(range(len(places)), places, processes or os.cpu_count() or 1, done)
-    for number in range(len(places)):
-        if number not in found:
-            alone = _together([number], places, 1, done)
-            found[number] = alone.get(number, _Outcome(error=DIED))
+    while left := [number for number in range(len(places)) if number not in found]:
+        found |= _together(left, places, 1, done)
+        dead = next((number for number in left if number not in found), None)
+        if dead is not None:
+            found[dead] = _Outcome(error=DIED)
     return [found[number] for number in range(len(places))]
 
 
