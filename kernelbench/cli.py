@@ -272,9 +272,7 @@ def inspect(
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="Of spills,smem,serialized,registers:10%.")
     ] = "",
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Write what --against reads.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write what --against reads.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What the compiler makes of our kernels: registers, spills, shared memory, instructions.

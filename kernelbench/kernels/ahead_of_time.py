@@ -104,7 +104,7 @@ def _last_word(error: BaseException) -> str:
     while isinstance(error.__cause__, BaseException):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    told = [line for line in lines if "error" in line.lower()] or lines[-1:]
+    told = [line for line in lines if re.match(r"ptxas .*error", line)] or lines[-1:]
     return f"{type(error).__name__}: {told[0] if told else 'no message'}"
 
 

@@ -83,7 +83,9 @@ class _Outcome:
 
 
 def rows(
-    found: Sequence[Described], processes: int | None = None, done: Callable[[int], None] = int
+    found: Sequence[Described],
+    processes: int | None = None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> list[Row]:
     """Compile what was described, each kernel once a target, and say what came of it, in order.
 
@@ -138,7 +140,7 @@ _MEASURED = ("registers", "spill_bytes", "smem_bytes", "warps", "serialized")
 
 
 def _compiled(
-    places: Sequence[Place], processes: int | None, done: Callable[[int], None]
+    places: Sequence[Place], processes: int | None, done: Callable[[int], object]
 ) -> list[_Outcome]:
     """Where a process died, what it was at is found by going on with one, in order."""
     found = _together(range(len(places)), places, processes or os.cpu_count() or 1, done)
@@ -151,7 +153,7 @@ def _compiled(
 
 
 def _together(
-    numbers: Iterable[int], places: Sequence[Place], processes: int, done: Callable[[int], None]
+    numbers: Iterable[int], places: Sequence[Place], processes: int, done: Callable[[int], object]
 ) -> dict[int, _Outcome]:
     """What could be compiled before a process died, if one did."""
     found: dict[int, _Outcome] = {}

@@ -17,8 +17,8 @@ from kernelbench.spec import UsageError, suggest
 KEY = ("family", "provider", "case", "kernel", "config", "target")
 COMPARED = ("registers", "spill_bytes", "smem_bytes", "serialized", "error")
 KINDS = ("spills", "smem", "serialized", "registers")
-_TYPES: dict[str, type] = {name: str for name in (*KEY, "triton", "error")}
-_TYPES |= {name: int for name in ("registers", "spill_bytes", "smem_bytes")} | {"serialized": list}
+_TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
+_TYPES |= dict.fromkeys(("registers", "spill_bytes", "smem_bytes"), int) | {"serialized": list}
 
 Key = tuple[str, ...]
 Facts = Mapping[str, Any]

@@ -81,8 +81,8 @@ def describe(
 ) -> list[Described]:
     """Every kernel that the jobs' providers would launch, once a family.
 
-    every: with all configs of the tables. Without it, with the tables' choices, and with such
-        others as launch a kernel that those of the same case and provider before them do not.
+    every: with all configs of the tables. Without it, with the tables' choices; of the others,
+        the kernels that those before them do not launch for the same case and provider.
     harness: also the kernels with which the harness measures.
     """
     found: dict[tuple[str, str], Described] = {}
@@ -120,9 +120,7 @@ def ours(provider: Provider[Any]) -> bool:
     return provider.role.ours and provider.requires == ("triton",)
 
 
-def _of_provider(
-    family: Family[Any], case: Case, place: Place, every: bool
-) -> Iterator[Described]:
+def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> Iterator[Described]:
     provider, seen = family.provider(place.provider), set[str]()
     count = len(provider.configs(case, place.limits.device)) if provider.configs else 1
     for number in range(count):
@@ -133,10 +131,10 @@ def _of_provider(
             told = f"cannot be called on tensors without memory: {type(error).__name__}: {error}"
             yield Described(at, case.id, "", "", False, None, error=told)
             return
-        names = {launch.kernel.__name__ for launch in launches}
-        if every or number == 0 or names - seen:
-            yield from _rows_of(launches, at, case.id)
-        seen |= names
+        for row in _rows_of(launches, at, case.id):
+            if every or number == 0 or row.name not in seen:
+                yield row
+        seen |= {launch.kernel.__name__ for launch in launches}
 
 
 def _rows_of(launches: Sequence[Launch], place: Place, case: str) -> Iterator[Described]:
