@@ -273,6 +273,7 @@ def inspect(
         str, typer.Option("--fail-on", help="Of spills,smem,serialized,registers:10%.")
     ] = "",
     save: Annotated[Path | None, typer.Option("--save", help="Write what --against reads.")] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """What the compiler makes of our kernels: registers, spills, shared memory, instructions.
@@ -296,6 +297,7 @@ def inspect(
         against=against,
         fail_on=fail_on,
         save=save,
+        quiet=quiet,
     )
     raise typer.Exit(answer(question, _console(), _console(err=True), as_json))
 

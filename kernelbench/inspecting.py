@@ -33,6 +33,7 @@ class Question:
     against: Path | None
     fail_on: str
     save: Path | None
+    quiet: bool = False
 
 
 def inspect(asked: Question, console: Console, errors: Console, as_json: bool) -> int:
@@ -50,15 +51,15 @@ def inspect(asked: Question, console: Console, errors: Console, as_json: bool) -
     limits = gate.bounds(asked.fail_on, asked.against is not None)
     before = None if asked.against is None else gate.read(asked.against)
     known = families.load(asked.plugins)
-    rows = _rows(asked, known, chosen, errors)
+    rows = _rows(asked, known, chosen, errors, counts=as_json or not asked.quiet)
     verdict = gate.judge(rows, before, limits)
     if asked.save is not None:
         gate.save(rows, asked.save)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], allow_nan=False))
-    else:
+    elif not asked.quiet:
         table.render(rows, console)
-    table.show(verdict, errors if as_json else console)
+    table.show(verdict, rows, errors if as_json else console)
     return int(bool(verdict.failed))
 
 
@@ -77,6 +78,7 @@ def _rows(
     known: Mapping[str, Family[Any]],
     chosen: Sequence["Limits"],
     errors: Console,
+    counts: bool,
 ) -> list["Row"]:
     from kernelbench.profile.inspect import rows
     from kernelbench.profile.inspect_launches import describe
@@ -93,7 +95,7 @@ def _rows(
         raise UsageError("none of these providers launches a Triton kernel: see kernelbench list")
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("compiling", total=len({each.kernel for each in found}))
-        return rows(found, done=lambda count: progress.advance(task, count))
+        return rows(found, done=lambda count: progress.advance(task, count), counts=counts)
 
 
 def jobs_of(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import triton
@@ -32,7 +33,8 @@ class Row:
         instruction once. smem_bytes: of a program; smem_limit: what the target lets it have.
     blocks_per_sm, occupancy_pct: modelled from registers, shared memory and warps; 0 where the
         kernel cannot be launched.
-    wgmma, mma, tcgen05, tma_loads, tma_stores, loads, loads_128, code_bytes: see `Code`.
+    wgmma, mma, tcgen05, tma_loads, tma_stores, loads, loads_128, code_bytes, counted_in: see
+        `Code`; nothing where instructions were not counted.
     serialized: ptxas's notes (C7510 to C7515) of wgmma that are waited for one by one.
     error: why it could not be compiled, or its provider not be called.
     """
@@ -71,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a process made of a place; code is None with an error."""
+    """What a process made of a place; code is None where it was not counted."""
 
     registers: int = 0
     spill_bytes: int = 0
@@ -86,16 +88,19 @@ def rows(
     found: Sequence[Described],
     processes: int | None = None,
     done: Callable[[int], object] = lambda count: None,
+    counts: bool = True,
 ) -> list[Row]:
     """Compile what was described, each kernel once a target, and say what came of it, in order.
 
     processes: at once, by default one a processor. done: told of each kernel that is through.
+    counts: whether instructions are counted, which takes a third of the time.
     """
     wanted: dict[tuple[str, str], Place] = {}
     for each in sorted(found, key=lambda each: not each.gluon):  # what takes longest comes first
         if each.kernel is not None:
             wanted.setdefault((each.kernel, each.place.limits.arch), each.place)
-    outcomes = dict(zip(wanted, _compiled(list(wanted.values()), processes, done), strict=True))
+    run = partial(_together, list(wanted.values()), counts, done)
+    outcomes = dict(zip(wanted, _compiled(len(wanted), processes, run), strict=True))
     made, names = [], dict[tuple[Any, ...], int]()
     for each in found:
         arch = each.place.limits.arch
@@ -111,15 +116,12 @@ def _row(each: Described, outcome: _Outcome, number: int) -> Row:
     place, limits = each.place, each.place.limits
     again = f" #{number}" if number > 1 else ""
     facts: dict[str, Any] = {}
-    if outcome.code is not None:
+    if not outcome.error:
         blocks = limits.blocks_per_sm(outcome.registers, outcome.smem_bytes, outcome.warps)
-        facts = vars(outcome.code) | {"code_bytes": outcome.code.size}
-        facts |= {name: getattr(outcome, name) for name in _MEASURED}
-        facts |= {
-            "blocks_per_sm": blocks,
-            "occupancy_pct": round(limits.occupancy_pct(blocks, outcome.warps), 1),
-        }
-        del facts["size"]
+        facts = {name: getattr(outcome, name) for name in _MEASURED} | {"blocks_per_sm": blocks}
+        facts["occupancy_pct"] = round(limits.occupancy_pct(blocks, outcome.warps), 1)
+    if outcome.code is not None:
+        facts |= vars(outcome.code)
     return Row(
         family=place.family,
         provider=place.provider,
@@ -140,27 +142,31 @@ _MEASURED = ("registers", "spill_bytes", "smem_bytes", "warps", "serialized")
 
 
 def _compiled(
-    places: Sequence[Place], processes: int | None, done: Callable[[int], object]
+    count: int, processes: int | None, run: Callable[[Iterable[int], int], dict[int, _Outcome]]
 ) -> list[_Outcome]:
     """Where a process died, what it was at is found by going on with one, in order."""
-    found = _together(range(len(places)), places, processes or os.cpu_count() or 1, done)
-    while left := [number for number in range(len(places)) if number not in found]:
-        found |= _together(left, places, 1, done)
+    found = run(range(count), processes or os.cpu_count() or 1)
+    while left := [number for number in range(count) if number not in found]:
+        found |= run(left, 1)
         dead = next((number for number in left if number not in found), None)
         if dead is not None:
             found[dead] = _Outcome(error=DIED)
-    return [found[number] for number in range(len(places))]
+    return [found[number] for number in range(count)]
 
 
 def _together(
-    numbers: Iterable[int], places: Sequence[Place], processes: int, done: Callable[[int], object]
+    places: Sequence[Place],
+    counts: bool,
+    done: Callable[[int], object],
+    numbers: Iterable[int],
+    processes: int,
 ) -> dict[int, _Outcome]:
-    """What could be compiled before a process died, if one did."""
+    """What could be compiled of the numbered places before a process died, if one did."""
     found: dict[int, _Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         try:
-            futures = {pool.submit(_compile, places[number]): number for number in numbers}
+            futures = {pool.submit(_compile, places[number], counts): number for number in numbers}
             future: Future[_Outcome]
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
@@ -173,7 +179,7 @@ def _together(
     return found
 
 
-def _compile(place: Place) -> _Outcome:
+def _compile(place: Place, counts: bool) -> _Outcome:
     """In a process of its own."""
     limits: Limits = place.limits
     try:
@@ -186,5 +192,5 @@ def _compile(place: Place) -> _Outcome:
         smem_bytes=compiled.shared_bytes,
         warps=compiled.warps,
         serialized=compiled.serialised,
-        code=code_of(compiled.cubin, compiled.ptx),
+        code=code_of(compiled.cubin, compiled.ptx) if counts else None,
     )

@@ -21,7 +21,7 @@ class Code:
 
     counted_in: `SASS` or `PTX`. wgmma, mma, tcgen05: products of tensor cores by kind.
     tma_loads, tma_stores: of tiles and of bulk memory; stores include those that add.
-    loads: from global memory, not by TMA, loads_128: those of 16 bytes. size: bytes of SASS.
+    loads: from global memory, not by TMA, loads_128: those of 16 bytes. code_bytes: of SASS.
     """
 
     counted_in: str
@@ -32,13 +32,13 @@ class Code:
     tma_stores: int
     loads: int
     loads_128: int
-    size: int
+    code_bytes: int
 
 
 def code_of(cubin: bytes, ptx: str) -> Code:
     """Count the instructions of a kernel."""
     sass = _disassembled(cubin)
-    size = code_bytes(cubin)
+    size = size_of(cubin)
     return of_ptx(ptx, size) if sass is None else of_sass(sass, size)
 
 
@@ -68,7 +68,7 @@ def of_sass(text: str, size: int) -> Code:
         tma_stores=_total(found, r"UTMASTG|UTMAREDG|UBLKCP\.G|UBLKRED"),
         loads=_total(found, r"LDG\.|LDG$|LDGSTS"),
         loads_128=_total(found, r"(LDG|LDGSTS)\b.*\.128"),
-        size=size,
+        code_bytes=size,
     )
 
 
@@ -86,7 +86,7 @@ def of_ptx(text: str, size: int) -> Code:
         tma_stores=_total(found, r"cp\.(async|reduce\.async)\.bulk(\.tensor\.\w+)?\.global"),
         loads=_total(found, r"ld\.global|cp\.async\.c[ag]\."),
         loads_128=_total(found, vectors) + copies,
-        size=size,
+        code_bytes=size,
     )
 
 
@@ -102,7 +102,7 @@ _TEXT = b".text."
 _HEADER, _SECTION = struct.Struct("<40xQ10xHHH"), struct.Struct("<I20xQQ24x")
 
 
-def code_bytes(cubin: bytes) -> int:
+def size_of(cubin: bytes) -> int:
     """The sections of code in an ELF of 64 bits, which a cubin is."""
     start, size, count, names = _HEADER.unpack_from(cubin)
     sections = [_SECTION.unpack_from(cubin, start + size * i) for i in range(count)]

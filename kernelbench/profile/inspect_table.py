@@ -119,8 +119,8 @@ def problems(row: Row) -> list[str]:
     return found
 
 
-def show(verdict: Verdict, console: Console) -> None:
-    """What changed against an earlier output, and what fails."""
+def show(verdict: Verdict, rows: Sequence[Row], console: Console) -> None:
+    """What changed against an earlier output, what fails, and how many kernels there are."""
     if verdict.versions:
         told = f"compared with triton {', '.join(verdict.versions)}"
         console.print(told, highlight=False)
@@ -133,3 +133,10 @@ def show(verdict: Verdict, console: Console) -> None:
     for word, lines, style in parts:
         for line in lines:
             console.print(Text(f"{word}: {line}", style=style), soft_wrap=True)
+    spill, beyond = sum(bool(r.spill_bytes) for r in rows), sum(r.blocks_per_sm == 0 for r in rows)
+    versions = ", ".join(sorted({row.triton for row in rows}))
+    console.print(
+        f"{len(rows)} kernels, triton {versions}: {spill} spill, {beyond} cannot be launched, "
+        f"{len(verdict.failed)} failed",
+        highlight=False,
+    )

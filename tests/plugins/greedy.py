@@ -32,7 +32,7 @@ def cram(x, y, BLOCK: tl.constexpr):
     for i in tl.range(0, 64):
         a = tl.load(x + at + i * BLOCK * BLOCK)
         total += tl.dot(a, tl.load(y + at + i * BLOCK * BLOCK))
-    tl.store(y + at, total.to(a.dtype))
+    tl.store(y + at, total.to(x.dtype.element_ty))
 
 
 @triton.jit
