@@ -246,7 +246,7 @@ def test_what_is_saved_is_read_as_what_is_printed(tmp_path: Path) -> None:
     rows, saved, printed = [ROW, replace(ROW, kernel="other")], tmp_path / "a", tmp_path / "b"
     gate.save(rows, saved)
     printed.write_text(json.dumps([row.as_json() for row in rows]))
-    assert len(saved.read_text().splitlines()) == 2
+    assert len(saved.read_text().splitlines()) == 3
     for path in (saved, printed):
         found = gate.judge(rows, gate.read(path), gate.bounds("spills", against=True))
         assert found == gate.Verdict(failed=())

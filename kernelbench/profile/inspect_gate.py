@@ -16,6 +16,7 @@ from kernelbench.spec import UsageError, suggest
 
 KEY = ("family", "provider", "case", "kernel", "config", "target")
 COMPARED = ("registers", "spill_bytes", "smem_bytes", "serialized", "error")
+SAVED = (*KEY, "triton", *COMPARED)
 KINDS = ("spills", "smem", "serialized", "registers")
 _TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
 _TYPES |= dict.fromkeys(("registers", "spill_bytes", "smem_bytes"), int) | {"serialized": list}
@@ -64,13 +65,15 @@ def key_of(facts: Facts) -> Key:
 def read(path: Path) -> list[Facts]:
     """What `--json` or `--save` wrote. Raises UsageError saying what is wrong with the file."""
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = [text] if text.lstrip().startswith("[") else text.splitlines()
-        parsed = [json.loads(line) for line in lines if line.strip()]
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         told = (error.strerror or error) if isinstance(error, OSError) else error
         raise UsageError(f"--against {path}: cannot be read: {told}") from None
-    found = parsed[0] if len(parsed) == 1 and isinstance(parsed[0], list) else parsed
+    found: list[Any]
+    if lines and lines[0] == list(SAVED):
+        found = [dict(zip(SAVED, line, strict=False)) for line in lines[1:] if line]
+    else:
+        found = lines[0] if len(lines) == 1 and isinstance(lines[0], list) else lines
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
             raise UsageError(f"--against {path}: row {number} is no object but {row!r}")
@@ -84,15 +87,12 @@ def read(path: Path) -> list[Facts]:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """What `read` takes, a row a line, with nothing but what is compared.
+    """What `read` takes: what is compared and no more, names first and then a row a line.
 
     Raises UsageError where the file cannot be written.
     """
-    names = (*KEY, "triton", *COMPARED)
-    lines = [
-        json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"))
-        for row in rows
-    ]
+    values = [[getattr(row, name) for name in SAVED] for row in rows]
+    lines = [json.dumps(line, separators=(",", ":")) for line in (SAVED, *values)]
     try:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     except OSError as error:
