@@ -1,11 +1,12 @@
 """`kernelbench inspect`: what is described, compiled, counted, and let through."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from kernelbench import families, inspecting, suite
+from kernelbench.profile import inspect
 from kernelbench.profile import inspect_gate as gate
 from kernelbench.profile.inspect import Row
 from kernelbench.profile.inspect_code import of_ptx, of_sass
@@ -149,6 +151,22 @@ def test_problems_are_told_in_words() -> None:
         "240.0 KiB of shared memory, sm_90 has 227: it cannot be launched",
         "wgmma are waited for one by one (C7510)",
     ]
+
+
+def test_a_process_that_dies_costs_its_own_kernel_alone() -> None:
+    """The second of four kills whatever compiles it; two processes are at work at first."""
+    calls = []
+
+    def run(numbers: Iterable[int], processes: int) -> dict[int, Any]:
+        calls.append((list(numbers), processes))
+        done = [0] if processes > 1 else itertools.takewhile(lambda n: n != 1, calls[-1][0])
+        return {number: f"row {number}" for number in done}
+
+    found = inspect._compiled(4, 2, run)
+    assert [getattr(each, "error", each) for each in found] == [
+        "row 0", inspect.DIED, "row 2", "row 3",
+    ]  # fmt: skip
+    assert calls == [([0, 1, 2, 3], 2), ([1, 2, 3], 1), ([2, 3], 1)]
 
 
 # The gate.
@@ -300,7 +318,7 @@ def kernels() -> set[str]:
 
 
 DESCRIBED = """
-import json
+import json, sys
 from kernelbench import families, inspecting
 from kernelbench.profile.inspect_launches import describe, launches_at
 from kernelbench.profile.inspect_target import targets
@@ -309,25 +327,28 @@ jobs, harness = inspecting.jobs_of((), known, ())
 def name(each):
     function = launches_at(each.place)[each.place.launch].kernel.fn
     return f"{function.__module__}.{function.__name__}"
-def found(order):
-    return {limits.arch: [(name(each), each.kernel, each.error) for each in
-            describe(known, jobs, limits, every=False, harness=harness)]
-            for limits in targets(order)}
-print(json.dumps([found(["sm_80", "sm_90"]), found(["sm_90", "sm_80"])]))
+print(json.dumps({limits.arch: [(name(each), each.kernel, each.error) for each in
+      describe(known, jobs, limits, every=False, harness=harness)]
+      for limits in targets(sys.argv[1:])}))
 """
+
+
+def described(*order: str) -> dict[str, list[list[Any]]]:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", DESCRIBED, *order],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[list[Any]]] = json.loads(done.stdout)
+    return found
 
 
 @LINUX
 @pytest.mark.slow
 def test_every_kernel_is_described_and_for_each_target_alike_in_any_order() -> None:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", DESCRIBED],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    there, back = json.loads(done.stdout)
-    assert there == back
+    there = described("sm_80", "sm_90")
+    assert there == described("sm_90", "sm_80"), "what was kept of one GPU served another"
     names = {arch: {name for name, _, _ in each} for arch, each in there.items()}
     assert len(kernels()) > 25
     assert names["sm_90"] == kernels(), "a case of inspect.yaml must reach each kernel"

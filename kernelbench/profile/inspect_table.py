@@ -11,8 +11,9 @@ from kernelbench.profile.inspect_gate import Verdict
 
 WIDTH = 100
 KINDS = (
-    "ptxas: registers, spills, shared memory, notes. counted in {}: instructions, each once. "
-    "modelled: programs that fit on a multiprocessor, and the share of its warps they fill."
+    "ptxas: registers, spills, shared memory, notes. counted in {}: instructions, each once; TMA "
+    "in/out, loads of 16 bytes/all. modelled: programs that fit on a multiprocessor, and the share "
+    "of its warps they fill."
 )
 _HEADS = (
     ("kernel\n", 24, "left"),
@@ -35,7 +36,8 @@ def render(rows: Sequence[Row], console: Console) -> None:
         for row in rows:
             parts.setdefault((row.target, row.family), []).append(row)
         for (target, family), part in parts.items():
-            console.print(_table(f"{family} · {target} · triton {part[0].triton}", part))
+            has = f"{target} with {part[0].smem_limit >> 10} KiB of shared memory a program"
+            console.print(_table(f"{family} · {has} · triton {part[0].triton}", part))
             console.print()
         counted = sorted({row.counted_in for row in rows} - {""})
         console.print(KINDS.format(" and ".join(counted) or "nothing"), highlight=False)
@@ -98,9 +100,9 @@ def _instructions(row: Row) -> list[str]:
             found[name] = found.get(name, 0) + count
     lines = [f"{count} {name}" for name, count in found.items()]
     if row.tma_loads or row.tma_stores:
-        lines.append(f"TMA {row.tma_loads} in, {row.tma_stores} out")
+        lines.append(f"TMA {row.tma_loads}/{row.tma_stores}")
     if row.loads:
-        lines.append(f"ld128 {row.loads_128} of {row.loads}")
+        lines.append(f"ld128 {row.loads_128}/{row.loads}")
     return lines
 
 

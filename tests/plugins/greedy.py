@@ -44,7 +44,7 @@ def refuse(x, y, BLOCK: tl.constexpr):
 def launches(x: torch.Tensor, y: torch.Tensor) -> tuple[Launch, ...]:
     args = {"x": x, "y": y}
     return (
-        Launch(hoard, (1,), args, {"BLOCK": 128}, {"num_warps": 1}),
+        Launch(hoard, (1,), args, {"BLOCK": 64}, {"num_warps": 1}),
         Launch(cram, (1,), args, {"BLOCK": 128}, {"num_warps": 8, "num_stages": 6}),
         Launch(refuse, (1,), args, {"BLOCK": 16}, {}),
     )
