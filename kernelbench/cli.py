@@ -327,6 +327,55 @@ def report(
 
 
 @app.command()
+def inspect(
+    names: Annotated[
+        Words, typer.Argument(metavar="[SUITE|FAMILY]...", help="All families, if none is named.")
+    ] = None,
+    target: Annotated[
+        Words, typer.Option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_100; one or several.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--every", help="All configs of the tables, not their choice.")
+    ] = False,
+    provider: ProviderOption = None,
+    plugin: PluginOption = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="What --json or --save wrote earlier.")
+    ] = None,
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", help="Of spills,smem,serialized,registers:10%.")
+    ] = "",
+    save: Annotated[Path | None, typer.Option("--save", help="Write what --against reads.")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the compiler makes of our kernels: registers, spills, shared memory, instructions.
+
+    Needs no GPU: every kernel is compiled ahead of time, as a launch would have it.
+
+    --fail-on: spills, more than in --against, or any; smem, more than the target has; serialized,
+    wgmma that are waited for one by one and were not; registers:10%, so many more than before.
+
+    Exit code: 0 all is well, 1 a kernel fails that or does not compile, 2 bad input.
+    """
+    from kernelbench.inspecting import Question
+    from kernelbench.inspecting import inspect as answer
+
+    question = Question(
+        names=tuple(names or ()),
+        targets=tuple(target or ["sm_80,sm_90"]),
+        providers=tuple(provider or ()),
+        plugins=_asked("auto", plugin=plugin).plugins,
+        every=every,
+        against=against,
+        fail_on=fail_on,
+        save=save,
+        quiet=quiet,
+    )
+    raise typer.Exit(answer(question, _console(), _console(err=True), as_json))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine can do, and how to get what is missing."""
     from kernelbench.doctor import examine, show
