@@ -137,7 +137,8 @@ def bands(case: Any) -> int:
     """
     if case.dtype.bytes != 2 or unit(case) <= _L2:
         return 1
-    return ceil(3 * case.C / _BAND)
+    columns: int = 3 * case.C
+    return ceil(columns / _BAND)
 
 
 def layer_traffic(kind: str, back: str, case: Any) -> tuple[Traffic, ...]:

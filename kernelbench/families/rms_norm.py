@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -313,14 +314,14 @@ def fused_traffic(
 
 def _partial_rows(M: int, N: int) -> int:
     """Rows of partial sums of dw that one kernel of Inductor's leaves, which reads h and dy once;
-    0 where it makes two kernels. One (torch's MixOrderReduction) is for at least 4096 rows, twice the columns and 5 Mi
-    elements, and for at most 16384 columns. Each partial sum is of 16 to 128 rows, a power of two:
-    8 of them for each of an H200's 132 multiprocessors.
+    0 where it makes two kernels. One (torch's MixOrderReduction) is for at least 4096 rows, twice
+    as many as columns, 5 Mi elements, and at most 16384 columns. A partial sum is of 16 to 128
+    rows, a power of two: about 8 of them for each of an H200's 132 multiprocessors.
     """
-    if M < max(4096, 2 * N) or M * N < 5 << 20 or N > 16384:
+    if max(4096, 2 * N, ceil((5 << 20) / N)) > M or N > 16384:
         return 0
     rows = 1 << (M // (132 * 8)).bit_length() - 1
-    return -(-M // min(max(rows, 16), 128))
+    return ceil(M / min(max(rows, 16), 128))
 
 
 def compiled_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
