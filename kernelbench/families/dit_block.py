@@ -257,8 +257,8 @@ _SUM_BACK = (("grad_y", 1, 0), ("dy1", 0, 1))
 def _traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
     """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there.
 
-    Biases are summed by kernels of their own, and matrix products of the MLP read each operand
-    once: lower bounds where they are wide or compiled, of which no profiler was asked.
+    As measured in `rcm_layer`, biases are summed by kernels of their own. Not measured: matrix
+    products of the MLP are taken to read each operand once, compiled norms h and dn once, too.
     """
     u = sizes(case)[0]
     w, b, norms = _more(case)
