@@ -327,6 +327,28 @@ def report(
 
 
 @app.command()
+def claims(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|DIR]...", help="Claims files, or folders of them; else shipped ones."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="DIR", help="Runs to hold them against.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, md, json or csv.")] = "table",
+) -> None:
+    """Figures that documents publish, beside what was measured; impossible ones by arithmetic.
+
+    Needs no GPU and no torch.
+    """
+    from kernelbench.report import claimed
+
+    raise typer.Exit(claimed.verb(files or [], against, format, _console(), _console(err=True)))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine can do, and how to get what is missing."""
     from kernelbench.doctor import examine, show

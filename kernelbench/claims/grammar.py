@@ -78,14 +78,14 @@ def _known(loc: Loc, root: Node) -> Loc:
     """Without what pydantic adds for members of a union."""
     node, kept = root, list[str | int]()
     for part in loc:
-        inside = node.value
-        if isinstance(inside, dict) and part in inside:
-            node = inside[part]
-        elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
-            node = inside[part]
+        inside: Any = node.value
+        if isinstance(inside, list):
+            there = isinstance(part, int) and part < len(inside)
         else:
-            continue
-        kept.append(part)
+            there = isinstance(inside, dict) and part in inside
+        if there:
+            node = inside[part]
+            kept.append(part)
     return tuple(kept)
 
 

@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 class Row:
     """One claim with its verdict.
 
-    why: of what is not comparable or not yet measured. label: what else the reader must know of a
+    whys: of what is not comparable or not yet measured. label: what else the reader must know of a
     verdict, such as `on other hardware`. ratio: measured over claimed, of a range its nearest end.
     """
 
@@ -33,7 +33,7 @@ class Row:
     claim: Claim
     verdict: Verdict
     fault: Fault | None = None
-    why: str = ""
+    whys: tuple[str, ...] = ()
     label: str = ""
     found: Evidence = Evidence()
     notes: tuple[str, ...] = ()
@@ -77,25 +77,25 @@ def _row(
     fact: dict[str, Any] = {"document": document, "claim": claim, "found": found}
     fact["notes"] = tuple(notes)
     if said := arithmetic.impossible(claim, document):
-        return Row(verdict=Verdict.not_comparable, fault=Fault.impossible, why=said, **fact)
+        return Row(verdict=Verdict.not_comparable, fault=Fault.impossible, whys=(said,), **fact)
     if claim.doubts:
-        doubt = claim.doubts[0]
-        why = "; ".join(one.why for one in claim.doubts)
-        return Row(verdict=Verdict.not_comparable, fault=doubt.fault, why=why, **fact)
+        fault, whys = claim.doubts[0].fault, tuple(doubt.why for doubt in claim.doubts)
+        return Row(verdict=Verdict.not_comparable, fault=fault, whys=whys, **fact)
     if found.value is None:
-        return Row(verdict=Verdict.not_yet_measured, why=found.why, **fact)
+        return Row(verdict=Verdict.not_yet_measured, whys=(found.why,), **fact)
     stated = arithmetic.hardware_of(claim, document)
-    label = _elsewhere(claim, gpus, stated, found.gpu)
+    label = _elsewhere(claim, gpus, stated, found)
     if label and claim.sort.nature is Nature.absolute:
         where = f"claimed on {stated}" if stated else "no hardware stated"
         why = f"{where}, measured on {found.gpu}"
-        return Row(verdict=Verdict.not_comparable, fault=Fault.hardware, why=why, **fact)
+        return Row(verdict=Verdict.not_comparable, fault=Fault.hardware, whys=(why,), **fact)
     return Row(verdict=judged(claim, found.value), label=label, **fact)
 
 
-def _elsewhere(claim: Claim, gpus: Sequence[str], stated: str, gpu: str) -> str:
+def _elsewhere(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
     """What is to be said of the machine; nothing where it is the claim's, or plays no part."""
-    if claim.sort.nature is Nature.amount or same(gpus, gpu):
+    without = claim.sort.nature is Nature.amount or found.kind == "modelled"
+    if without or same(gpus, found.gpu):
         return ""
     return "on other hardware" if stated else "hardware not stated"
 
@@ -138,7 +138,7 @@ def plain(row: Row) -> Mapping[str, Any]:
         "verdict": row.verdict.value,
         "fault": row.fault.value if row.fault else "",
         "label": row.label,
-        "why": row.why,
+        "why": "; ".join(row.whys),
         "notes": "; ".join(row.notes),
         "gpu": row.found.gpu,
         "run_id": row.found.run_id,
