@@ -39,6 +39,7 @@ class Metric(StrEnum):
     tokens = "tokens"
     max_error = "max_error"
     cosine = "cosine"
+    cycles = "cycles"
     ms = "ms"
     overhead_ms = "overhead_ms"
     tokens_per_s = "tokens_per_s"
@@ -71,6 +72,7 @@ SORTS: Mapping[Metric, Sort] = {
     Metric.tokens: Sort("tokens", True, Nature.amount, False),
     Metric.max_error: Sort("max error", False, Nature.amount, True),
     Metric.cosine: Sort("cosine", True, Nature.amount, True),
+    Metric.cycles: Sort("cycles", False, Nature.absolute, False),
     Metric.ms: Sort("ms", False, Nature.absolute, True),
     Metric.overhead_ms: Sort("ms overhead", False, Nature.absolute, True, True),
     Metric.tokens_per_s: Sort("tokens/s", True, Nature.absolute, True),
