@@ -9,6 +9,7 @@ is quoted; it never enters a run.
 from importlib.resources import files
 from pathlib import Path
 
+from kernelbench.claims.arithmetic import hardware_of
 from kernelbench.claims.grammar import load, parse
 from kernelbench.claims.verdicts import Row, Verdict, plain, rows
 from kernelbench.claims.words import Claim, ClaimsFile, Document
@@ -19,6 +20,7 @@ __all__ = [
     "Document",
     "Row",
     "Verdict",
+    "hardware_of",
     "load",
     "parse",
     "plain",

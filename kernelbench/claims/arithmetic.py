@@ -1,18 +1,35 @@
 """What is wrong with a claim, by its own figures alone: no run is needed."""
 
+import re
 from collections.abc import Mapping
 
-from kernelbench.claims.peaks import MARGIN, PEAKS, named, rate
+from kernelbench.claims.peaks import MARGIN, PEAKS, mentioned, named, rate
 from kernelbench.claims.words import Bound, Claim, Document, Metric
 
 MIB = 2**20
+_COUNT = re.compile(r"\b(\d{1,5}) ?[x×](?= ?[A-Za-z])")
 
 
 def gpus_of(claim: Claim, document: Document) -> tuple[str, ...]:
-    return document.gpus if claim.gpus is None else claim.gpus
+    """The GPUs that a claim is about: as listed, else those that its hardware mentions, else the
+    text itself."""
+    if claim.gpus is not None:
+        return claim.gpus
+    if claim.hardware and (found := mentioned(claim.hardware)):
+        return found
+    stated = (document.hardware,) if document.hardware else ()
+    return document.gpus or mentioned(document.hardware) or stated
+
+
+def gpu_count_of(claim: Claim, document: Document) -> int:
+    """As given, else the most of `2x NVIDIA …` and `8 × …` in the hardware, else 1."""
+    if count := claim.gpu_count or document.gpu_count:
+        return count
+    return max(map(int, _COUNT.findall(hardware_of(claim, document))), default=1) or 1
 
 
 def hardware_of(claim: Claim, document: Document) -> str:
+    """As the document states it; nothing where it does not."""
     return document.hardware if claim.hardware is None else claim.hardware
 
 
@@ -25,7 +42,7 @@ def impossible(claim: Claim, document: Document) -> str:
     known = [name for gpu in gpus_of(claim, document) if (name := named(gpu))]
     if not known or len(known) < len(gpus_of(claim, document)):
         return ""
-    count = claim.gpu_count or document.gpu_count
+    count = gpu_count_of(claim, document)
     reasons = [_beyond(claim, name, count) for name in known]
     return reasons[0] if all(reasons) else ""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from kernelbench import audit, metrics, times
 from kernelbench.claims.peaks import same
@@ -28,7 +29,8 @@ class Evidence:
 def find(
     claim: Claim, gpus: Sequence[str], records: Group, measured: Sequence[Measured]
 ) -> Evidence:
-    """The newest evidence on a GPU that the claim names, else the newest on any."""
+    """The newest evidence on a GPU that the claim names, else the newest on any. A record that is
+    incorrect or failed is an answer: no older one is looked for behind it."""
     compare = claim.compare
     if compare is None:
         return Evidence(why=claim.unmeasured or "the claim names no case of kernelbench")
@@ -41,8 +43,14 @@ def find(
         return Evidence(why=f"no record of {_asked(compare)}")
     if several := _several(mine):
         return Evidence(why=several)
-    found = [_of_record(claim, record, fitting) for record in _best_first(mine, gpus)]
-    return next((one for one in found if one.value is not None), found[0])
+    ordered = _best_first(mine, gpus)
+    found = [_of_record(claim, record, fitting) for record in ordered]
+    answers = [
+        one
+        for one, of in zip(found, ordered, strict=True)
+        if one.value is not None or of.status.bad
+    ]
+    return [*answers, *found][0]
 
 
 def _fits(compare: Compare, line: RunRecord | Measured) -> bool:
@@ -101,7 +109,7 @@ def _speedup(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | 
         return None
     floors = [metrics.noise_pct(r) for r in (record, against) if r.role is Role.baseline]
     floor = max((one for one in floors if one is not None), default=0.0) / 100
-    low, high = ratio.mid * (1 - floor), ratio.mid * (1 + floor)
+    low, high = ratio.mid / (1 + floor), ratio.mid * (1 + floor)
     return Interval(ratio.mid, min(ratio.lo, low), max(ratio.hi, high))
 
 
@@ -145,7 +153,11 @@ def _per_ms(
 
     def rate(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
         done = amount(claim, record)
-        return _mapped(_ms(claim, record, against), lambda ms: done / ms) if done else None
+        return (
+            _mapped(_ms(claim, record, against), lambda ms: done / ms if ms else inf)
+            if done
+            else None
+        )
 
     return rate
 
@@ -204,7 +216,7 @@ def _counted(
     if several := _several(lines):
         return Evidence(why=several)
     for line in sorted(lines, key=lambda one: (same(gpus, one.gpu), one.utc), reverse=True):
-        if line.provider != compare.provider:
+        if line.provider != compare.provider or line.status is not Status.ok:
             continue
         other = next(
             (o for o in lines if o.provider == compare.against and o.run_id == line.run_id), None

@@ -124,6 +124,8 @@ def _sense(found: ClaimsFile) -> Iterator[tuple[Loc, str, bool]]:
     """What no single value tells."""
     if not _NAME.fullmatch(found.document.id):
         yield ("document", "id"), "'id' takes a word of a-z 0-9 _ . -", False
+    if found.document.gpu_count is not None and found.document.gpu_count < 1:
+        yield ("document", "gpu_count"), "'gpu_count' is at least 1", False
     if not found.claims:
         yield ("claims",), "'claims' is empty; a document without figures needs no file", True
     first: dict[str, int] = {}

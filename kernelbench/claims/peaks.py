@@ -55,6 +55,12 @@ def named(gpu: str) -> str | None:
     return max(hits, key=len, default=None)
 
 
+def mentioned(text: str) -> tuple[str, ...]:
+    """The GPUs of the table that a text names."""
+    words = _words(text)
+    return tuple(name for name in PEAKS if _within(_words(name), words))
+
+
 def same(claimed: Sequence[str], gpu: str) -> bool:
     """Whether a record's GPU is one of those that a claim names."""
     return any(_within(_words(name), _words(gpu)) for name in claimed)

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 from kernelbench.claims import arithmetic, evidence
 from kernelbench.claims.evidence import Evidence
 from kernelbench.claims.peaks import same
-from kernelbench.claims.words import Claim, ClaimsFile, Document, Fault, Nature
+from kernelbench.claims.words import Bound, Claim, ClaimsFile, Document, Fault, Nature
 from kernelbench.spec import Measured, RunRecord
 from kernelbench.statistics import Interval
+
+TOLERANCE = 0.03  # of a figure: two machines, two versions of a library
+POINTS = 1.0  # of a figure in %
 
 
 class Verdict(StrEnum):
@@ -84,7 +88,7 @@ def _row(
     if found.value is None:
         return Row(verdict=Verdict.not_yet_measured, whys=(found.why,), **fact)
     stated = arithmetic.hardware_of(claim, document)
-    label = _elsewhere(claim, gpus, stated, found)
+    label = _label(claim, gpus, stated, found)
     if label and claim.sort.nature is Nature.absolute:
         where = f"claimed on {stated}" if stated else "no hardware stated"
         why = f"{where}, measured on {found.gpu}"
@@ -92,26 +96,39 @@ def _row(
     return Row(verdict=judged(claim, found.value), label=label, **fact)
 
 
-def _elsewhere(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
-    """What is to be said of the machine; nothing where it is the claim's, or plays no part."""
-    without = claim.sort.nature is Nature.amount or found.kind == "modelled"
-    if without or same(gpus, found.gpu):
+def _label(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
+    """What is to be said of the evidence: that no machine gave it, or not the claim's."""
+    if found.kind == "modelled":
+        return found.kind
+    if claim.sort.nature is Nature.amount or same(gpus, found.gpu):
         return ""
     return "on other hardware" if stated else "hardware not stated"
 
 
 def judged(claim: Claim, value: Interval) -> Verdict:
-    """`reproduced` where what was measured reaches what would be printed like the claim; else
-    which side of it."""
-    low, high = claim.reach
+    """`reproduced` where the interval of what was measured reaches what is accepted as the claim;
+    else which side of it."""
+    low, high = accepted(claim)
     if value.lo <= high and low <= value.hi:
         return Verdict.reproduced
     above = value.lo > high
     return Verdict.better if above == claim.sort.more_is_better else Verdict.not_reproduced
 
 
+def accepted(claim: Claim) -> tuple[float, float]:
+    """The values that count as the claimed one: what would be printed like it, and 3 % of it to
+    either side, of a figure in % one point. A bound and an amount are met or not."""
+    low, high = claim.reach
+    if claim.bound is not Bound.exact or claim.sort.nature is Nature.amount:
+        return low, high
+    percent = claim.sort.unit.startswith("%")
+    below, above = (POINTS if percent else abs(end) * TOLERANCE for end in claim.value)
+    return min(low, claim.value[0] - below), max(high, claim.value[1] + above)
+
+
 def plain(row: Row) -> Mapping[str, Any]:
-    """One row for CSV and JSON; None where a field does not apply."""
+    """One row for CSV and JSON; None where a field does not apply, the text `inf` for what is
+    infinite."""
     claim, document, value = row.claim, row.document, row.found.value
     low, high = claim.value
     return {
@@ -124,17 +141,17 @@ def plain(row: Row) -> Mapping[str, Any]:
         "unit": claim.sort.unit,
         "of": claim.of,
         "against": claim.against,
-        "hardware": arithmetic.hardware_of(claim, document),
+        "hardware": arithmetic.hardware_of(claim, document) or "not stated",
         "shape": claim.shape,
         "said": claim.said.value,
         "bound": claim.bound.value,
         "claimed_lo": low,
         "claimed_hi": high,
-        "measured": value.mid if value else None,
-        "measured_lo": value.lo if value else None,
-        "measured_hi": value.hi if value else None,
+        "measured": _number(value.mid if value else None),
+        "measured_lo": _number(value.lo if value else None),
+        "measured_hi": _number(value.hi if value else None),
         "kind": row.found.kind,
-        "ratio": row.ratio,
+        "ratio": _number(row.ratio),
         "verdict": row.verdict.value,
         "fault": row.fault.value if row.fault else "",
         "label": row.label,
@@ -145,3 +162,7 @@ def plain(row: Row) -> Mapping[str, Any]:
         "case": row.found.case,
         "provider": claim.compare.provider if claim.compare else "",
     }
+
+
+def _number(value: float | None) -> float | str | None:
+    return str(value) if value is not None and not isfinite(value) else value

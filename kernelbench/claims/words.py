@@ -113,6 +113,7 @@ class Fault(StrEnum):
     unequal_work = "unequal work"
     wrong_output = "wrong output"
     unspecified = "unspecified"
+    definition = "by definition"
 
 
 def _span(value: Any) -> Any:
@@ -222,8 +223,8 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Where the claims of one file come from. hardware, gpus and gpu_count hold for every claim
-    that does not name its own."""
+    """Where the claims of one file come from. hardware: as it states it; gpus and gpu_count: where
+    that text does not tell. They hold for every claim that does not name its own."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     id: str
@@ -233,7 +234,7 @@ class Document:
     sha256: str = ""
     hardware: str = ""
     gpus: tuple[str, ...] = ()
-    gpu_count: int = 1
+    gpu_count: int | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -3,35 +3,55 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kernelbench import claims, store
 from kernelbench.claims.words import Bound, Claim
-from kernelbench.report.tables import WIDTH, percent
+from kernelbench.report.tables import percent
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
 FORMATS = ("table", "md", "json", "csv")
 KINDS = (
-    "claimed: quoted. measured, modelled: as each says, ± the 95 % interval. ratio: measured "
+    "claimed: quoted. measured: so, unless it says modelled; ± the 95 % interval. ratio: measured "
     "over claimed, of a range its nearest end. Verdicts and their rules: docs/claims.md."
 )
-HEADS = ("claim", "claimed (quoted)", "found", "ratio", "verdict", "notes")
+HEADS = ("claim", "claimed (quoted)", "measured", "ratio", "verdict")
+STYLES = {
+    claims.Verdict.reproduced: "green",
+    claims.Verdict.better: "green",
+    claims.Verdict.not_reproduced: "red",
+}
+Cells = tuple[str, ...]
+
+_GAP = 2
+_LEAST = 80
+_LEAST_CLAIMED, _LEAST_VERDICT = 13, 17
+
+
+class Part(NamedTuple):
+    """What one section of a document claims for one machine: a line of HEADS a claim."""
+
+    head: str
+    rows: list[claims.Row]
+    cells: list[Cells]
 
 
 class Page(NamedTuple):
-    """A document's claims as text. cells: one line of HEADS a claim; notes: numbered from 1, those
-    in their last cell; remarks: of the whole document."""
+    """A document's claims as text. notes: numbered from 1, as in brackets behind a verdict;
+    remarks: of the whole document."""
 
     title: str
     source: str
-    cells: list[tuple[str, ...]]
+    parts: list[Part]
     notes: list[str]
     remarks: tuple[str, ...]
 
@@ -40,16 +60,18 @@ def verb(
     paths: Sequence[Path],
     against: Path | None,
     format: str,
+    fail_on: Sequence[str],
     console: Console,
     errors: Console,
 ) -> int:
     """Print the verdicts on claims files, the shipped ones if none is named; name what could not be
-    read. Exit code 1 if a record's line could not be read.
+    read. Exit code 1 if a record's line could not be read, 3 for a verdict of `fail_on`.
 
-    Raises UsageError for a format, a file or a folder that is none.
+    Raises UsageError for a format, a verdict, a file or a folder that is none.
     """
     if format not in FORMATS:
-        raise UsageError(f"--format: no format {format!r}{suggest(format, FORMATS)}")
+        raise UsageError(f"--format: no {format!r}{suggest(format, FORMATS)}")
+    dreaded = {_verdict(word) for word in fail_on}
     files = claims.load(paths or claims.shipped())
     records, measured, problems = _read(against)
     for problem in problems:
@@ -59,7 +81,18 @@ def verb(
         render(found, console)
     else:
         print({"md": markdown, "json": to_json, "csv": to_csv}[format](found), end="")
-    return int(bool(problems))
+    hit = [row for row in found if row.verdict in dreaded]
+    for row in hit:
+        said = f"{row.document.id} {row.claim.id}: {row.verdict_text}"
+        errors.print(said, highlight=False, markup=False, soft_wrap=True)
+    return 3 if hit else int(bool(problems))
+
+
+def _verdict(word: str) -> claims.Verdict:
+    known = {str(verdict).replace(" ", "-"): verdict for verdict in claims.Verdict}
+    if word not in known:
+        raise UsageError(f"--fail-on: no verdict {word!r}{suggest(word, known)}")
+    return known[word]
 
 
 def _read(against: Path | None) -> tuple[list[RunRecord], list[Measured], list[str]]:
@@ -77,18 +110,27 @@ def _read(against: Path | None) -> tuple[list[RunRecord], list[Measured], list[s
 
 def pages(rows: Sequence[claims.Row]) -> Iterator[Page]:
     """One a document, in order."""
-    for document, part in groupby(rows, key=lambda row: row.document):
+    for document, group in groupby(rows, key=lambda row: row.document):
         numbers: dict[str, int] = {}
-        cells = [_cells(row, numbers) for row in part]
+        parts = [
+            Part(head, inside, [_cells(row, numbers) for row in inside])
+            for head, each in groupby(group, key=_head)
+            if (inside := list(each))
+        ]
         place = "/".join(word for word in (document.repository, document.path) if word)
-        yield Page(document.title, place, cells, list(numbers), document.notes)
+        yield Page(document.title, place, parts, list(numbers), document.notes)
 
 
-def _cells(row: claims.Row, numbers: dict[str, int]) -> tuple[str, ...]:
+def _head(row: claims.Row) -> str:
+    hardware = claims.hardware_of(row.claim, row.document)
+    return f"{row.claim.section} · {hardware or 'hardware not stated'}"
+
+
+def _cells(row: claims.Row, numbers: dict[str, int]) -> Cells:
     said = [numbers.setdefault(note, len(numbers) + 1) for note in (*row.whys, *row.notes)]
     ratio = "" if row.ratio is None else figure(row.ratio)
-    notes = " ".join(f"[{number}]" for number in said)
-    return (row.claim.id, claimed(row.claim), found(row), ratio, row.verdict_text, notes)
+    verdict = " ".join([row.verdict_text, *(f"[{number}]" for number in said)])
+    return (row.claim.id, claimed(row.claim), found(row), ratio, verdict)
 
 
 def claimed(claim: Claim) -> str:
@@ -103,12 +145,14 @@ def _printed(value: float, places: int) -> str:
 
 
 def found(row: claims.Row) -> str:
-    """`2.23 ±0.6% measured`, the longer arm of its interval; nothing where nothing was found."""
+    """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
+    found."""
     value = row.found.value
     if value is None:
         return ""
     spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
-    return f"{figure(value.mid)}{spread} {row.found.kind}"
+    kind = row.found.kind.removeprefix("measured").strip()
+    return f"{figure(value.mid)}{spread} {kind}".rstrip()
 
 
 def figure(value: float) -> str:
@@ -116,23 +160,27 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def counts(rows: Sequence[claims.Row]) -> str:
-    """`124 claims: 3 reproduced, 20 better, …`"""
-    each = [(verdict, sum(row.verdict is verdict for row in rows)) for verdict in claims.Verdict]
-    said = ", ".join(f"{number} {verdict}" for verdict, number in each if number)
-    return f"{len(rows)} claim{'s' * (len(rows) != 1)}: {said}" if rows else "no claims"
+def summary(rows: Sequence[claims.Row]) -> list[Cells]:
+    """How often each verdict fell: a head, a line a document, and all of them."""
+    verdicts = list(claims.Verdict)
+    lines: list[Cells] = [("document", "claims", *map(str, verdicts))]
+    named = [(doc.id, list(part)) for doc, part in groupby(rows, key=lambda row: row.document)]
+    for name, part in [*named, ("all", list(rows))]:
+        found = [sum(row.verdict is verdict for row in part) for verdict in verdicts]
+        lines.append((name, str(len(part)), *map(str, found)))
+    return lines
 
 
 def render(rows: Sequence[claims.Row], console: Console) -> None:
-    """Print it; at least 100 columns wide, so that a pipe cuts no number."""
+    """Print it, 80 columns wide or wider."""
     narrow = console.width
-    console.width = max(narrow, WIDTH)
+    console.width = max(narrow, _LEAST)
     try:
         for page in pages(rows):
             _page(page, console)
-        console.print(KINDS, highlight=False)
+        console.print(_totals(rows))
         console.print()
-        console.print(counts(rows), highlight=False)
+        console.print(KINDS, highlight=False)
     finally:
         console.width = narrow
 
@@ -140,48 +188,94 @@ def render(rows: Sequence[claims.Row], console: Console) -> None:
 def _page(page: Page, console: Console) -> None:
     console.print(Text(page.title, style="bold"))
     if page.source:
-        console.print(Text(page.source))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown = _shown(page)
-    for head in (HEADS[at] for at in shown):
-        right = head in ("claimed (quoted)", "ratio")
-        table.add_column(head, justify="right" if right else "left", overflow="fold")
-    for cells in page.cells:
-        table.add_row(*(Text(cells[at]) for at in shown))
-    console.print(table)
-    for number, note in enumerate(page.notes, 1):
-        console.print(Text(f"[{number}] {note}"))
-    for remark in page.remarks:
-        console.print(Text(f"* {remark}"))
+        console.print(Text(page.source, style="dim"))
+    widths = _widths(page, console.width)
+    for number, part in enumerate(page.parts):
+        console.print()
+        console.print(Text(part.head, style="italic"))
+        console.print(_table(part, widths, heads=not number))
+    if page.notes or page.remarks:
+        console.print()
+        console.print(_remarks(page))
     console.print()
 
 
-def _shown(page: Page) -> list[int]:
-    """The columns that hold something."""
-    return [at for at in range(len(HEADS)) if any(cells[at] for cells in page.cells)]
+def _widths(page: Page, whole: int) -> dict[int, int]:
+    """Of each column that holds something; what is left is the verdict's."""
+    every = [HEADS, *(cells for part in page.parts for cells in part.cells)]
+    shown = [at for at in range(len(HEADS)) if any(cells[at] for cells in every[1:])]
+    widths = {at: max(cell_len(cells[at]) for cells in every) for at in shown[:-1]}
+    left = whole - sum(widths.values()) - _GAP * len(widths)
+    if left < _LEAST_VERDICT:
+        widths[1] = max(_LEAST_CLAIMED, widths[1] - (_LEAST_VERDICT - left))
+    last = max(_LEAST_VERDICT, whole - sum(widths.values()) - _GAP * len(widths))
+    return widths | {shown[-1]: last}
+
+
+def _table(part: Part, widths: dict[int, int], heads: bool) -> Table:
+    table = Table(
+        box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim", show_header=heads
+    )
+    for at, width in widths.items():
+        right = HEADS[at] in ("claimed (quoted)", "ratio")
+        table.add_column(
+            HEADS[at], width=width, justify="right" if right else "left", overflow="fold"
+        )
+    for row, cells in zip(part.rows, part.cells, strict=True):
+        style = STYLES.get(row.verdict, "")
+        table.add_row(
+            *(Text(cells[at], style=style if HEADS[at] == "verdict" else "") for at in widths)
+        )
+    return table
+
+
+def _remarks(page: Page) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(justify="right")
+    grid.add_column(overflow="fold")
+    for number, note in enumerate(page.notes, 1):
+        grid.add_row(Text(f"[{number}]"), Text(note))
+    for remark in page.remarks:
+        grid.add_row(Text("*"), Text(remark))
+    return grid
+
+
+def _totals(rows: Sequence[claims.Row]) -> Table:
+    head, *lines = summary(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for at, word in enumerate(head):
+        table.add_column(word, justify="right" if at else "left")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def markdown(rows: Sequence[claims.Row]) -> str:
     """The same as Markdown, a heading of the third level a document."""
-    lines: list[str] = []
+    lines = [*_grid(summary(rows)), "", KINDS, ""]
     for page in pages(rows):
         lines += [f"### {_escaped(page.title)}", ""]
         lines += [_escaped(page.source), ""] if page.source else []
-        shown = _shown(page)
-        lines += [f"| {' | '.join(HEADS[at] for at in shown)} |", "|---" * len(shown) + "|"]
-        lines += [f"| {' | '.join(_escaped(cells[at]) for at in shown)} |" for cells in page.cells]
-        notes = [f"* [{number}] {note}" for number, note in enumerate(page.notes, 1)]
-        remarks = [f"* {remark}" for remark in page.remarks]
-        lines += ["", *(_escaped(line, but="*") for line in (*notes, *remarks)), ""]
-    return "\n".join([*lines, KINDS, "", counts(rows), ""])
+        shown = list(_widths(page, 0))
+        table: list[Cells] = [HEADS]
+        for part in page.parts:
+            table += [(f"**{_escaped(part.head)}**", *[""] * (len(HEADS) - 1))]
+            table += [tuple(map(_escaped, cells)) for cells in part.cells]
+        lines += _grid([[cells[at] for at in shown] for cells in table])
+        notes = [f"[{number}] {note}" for number, note in enumerate(page.notes, 1)]
+        lines += ["", *(f"* {_escaped(note)}" for note in (*notes, *page.remarks)), ""]
+    return "\n".join(lines)
 
 
-def _escaped(text: str, but: str = "") -> str:
+def _grid(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown, its first line the head."""
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
+
+
+def _escaped(text: str) -> str:
     """Nothing of a document becomes markup."""
-    return "".join(
-        f"\\{char}" if char in "\\`*_<>|#" and char not in but else char
-        for char in " ".join(text.split())
-    )
+    return re.sub(r"([\\`*_<>|#\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def to_json(rows: Sequence[claims.Row]) -> str:
