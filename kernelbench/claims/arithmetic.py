@@ -54,15 +54,18 @@ def _beyond(claim: Claim, gpu: str, count: int) -> str:
     flops = implied_gflops(claim, ms)
     most = rate(peak, dtype) * count * 1e3
     if flops and flops > most * MARGIN:
+        how = f"{work.flops:,} flops / {ms:g} ms = " if work and ms else ""
         kind = f" in {dtype}" if dtype else ""
         return (
-            f"{flops:,.0f} GFLOP/s, {flops / most:.2f} × the peak of {of}{kind} "
+            f"{how}{flops:,.0f} GFLOP/s, {flops / most:.2f} × the peak of {of}{kind} "
             f"({most:,.0f}: {peak.source})"
         )
     moved = implied_gbps(claim, ms, peak.l2_mib * count)
     if moved and moved > peak.gbps * count * MARGIN:
+        l2 = f"{peak.l2_mib * count:g} MiB of L2"
+        how = f"({work.bytes:,} bytes − {l2}) / {ms:g} ms = " if work and ms else ""
         return (
-            f"{moved:,.0f} GB/s, {moved / peak.gbps / count:.2f} × the bandwidth of {of} "
+            f"{how}{moved:,.0f} GB/s, {moved / peak.gbps / count:.2f} × the bandwidth of {of} "
             f"({peak.gbps * count:,.0f}: {peak.source})"
         )
     return ""

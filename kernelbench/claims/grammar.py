@@ -97,7 +97,8 @@ def _message(kind: str, loc: Loc, given: Any, error: Mapping[str, Any]) -> str:
         return f"missing key {key!r}{_of(loc)}"
     if kind == "enum":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{key!r}: no value {shown(given)}{suggest(str(given), known)}"
+        word = repr(given) if isinstance(given, str) else shown(given)
+        return f"{key!r}: no value {word}{suggest(str(given), known)}"
     if kind == "value_error":
         return f"{key!r} {error['ctx']['error']}, got {shown(given)}"
     return f"{key!r} {_TAKES.get(kind, error['msg'])}, got {shown(given)}"
@@ -161,8 +162,8 @@ def _claim(claim: Claim, here: Loc, names: Mapping[str, int]) -> Iterator[tuple[
     if not sort.measurable:
         yield spot, f"no record holds {claim.metric.value!r}; leave 'compare' out", True
     elif sort.pair and not compare.against:
-        yield spot, f"missing key 'against' of compare: a {claim.metric} is of two", True
+        yield spot, f"missing key 'against' of compare: {claim.metric.value!r} is of two", True
     elif not sort.pair and compare.against:
-        yield (*spot, "against"), f"a {claim.metric} is of one provider; leave it out", True
+        yield (*spot, "against"), f"{claim.metric.value!r} is of one provider; leave it out", True
     if claim.metric.value == "tokens_per_s" and not (claim.work and claim.work.tokens):
         yield spot, "tokens per second need work.tokens, those of one call", True

@@ -14,6 +14,7 @@ from kernelbench.spec import Measured, RunRecord
 from kernelbench.statistics import Interval
 
 TOLERANCE = 0.03  # of a figure: two machines, two versions of a library
+COARSE = 0.05  # of a figure at the most, however few decimals it has
 POINTS = 1.0  # of a figure in %
 
 
@@ -116,14 +117,17 @@ def judged(claim: Claim, value: Interval) -> Verdict:
 
 
 def accepted(claim: Claim) -> tuple[float, float]:
-    """The values that count as the claimed one: what would be printed like it, and 3 % of it to
-    either side, of a figure in % one point. A bound and an amount are met or not."""
+    """The values that count as the claimed one: 3 % of it to either side, up to 5 % where it was
+    printed so coarsely, of a figure in % one point. A bound and an amount are met or not."""
     low, high = claim.reach
     if claim.bound is not Bound.exact or claim.sort.nature is Nature.amount:
         return low, high
     percent = claim.sort.unit.startswith("%")
-    below, above = (POINTS if percent else abs(end) * TOLERANCE for end in claim.value)
-    return min(low, claim.value[0] - below), max(high, claim.value[1] + above)
+    arms = [
+        POINTS if percent else max(TOLERANCE * size, min(half, COARSE * size))
+        for size, half in ((abs(end), high - claim.value[1]) for end in claim.value)
+    ]
+    return claim.value[0] - arms[0], claim.value[1] + arms[1]
 
 
 def plain(row: Row) -> Mapping[str, Any]:

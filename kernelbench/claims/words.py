@@ -1,5 +1,6 @@
 """What a claims file says, as it was read: a document, and the figures that it publishes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,6 +14,7 @@ from kernelbench.spec import DType, Mode
 from kernelbench.spec.case import AxisValue
 
 STRICT = ConfigDict(extra="forbid", strict=True)
+_NUMBER = re.compile(r"(\d[\d,]*)(?:\.(\d+))?")
 
 
 class Nature(StrEnum):
@@ -131,7 +133,11 @@ def _span(value: Any) -> Any:
     raise ValueError("takes a number or [low, high]")
 
 
-def _places(value: float) -> int:
+def _places(value: float, quote: str) -> int:
+    """Decimals that a number stands with in a quote; where it does not, as few as it needs."""
+    for whole, decimals in _NUMBER.findall(quote):
+        if float(f"{whole.replace(',', '')}.{decimals or 0}") == value:
+            return len(decimals)
     exponent = Decimal(repr(value)).normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
@@ -206,7 +212,9 @@ class Claim:
     @property
     def places(self) -> int:
         """Decimals that the figure was printed with."""
-        return self.decimals if self.decimals is not None else max(map(_places, self.value))
+        if self.decimals is not None:
+            return self.decimals
+        return max(_places(end, self.quote) for end in self.value)
 
     @property
     def reach(self) -> tuple[float, float]:
