@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -425,6 +426,11 @@ def test_every_figure_of_five_documents_is_shipped() -> None:
             assert claim.compare or claim.unmeasured or claim.doubts, claim.id
             if claim.sort.pair and claim.compare:
                 assert claim.against, claim.id
+
+
+def test_the_package_brings_them() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "configs/claims/*.yaml" in told["tool"]["setuptools"]["package-data"]["kernelbench"]
 
 
 def test_hardware_is_as_the_documents_state_it() -> None:

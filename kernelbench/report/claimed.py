@@ -244,7 +244,7 @@ def _totals(rows: Sequence[claims.Row]) -> Table:
     head, *lines = summary(rows)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
     for at, word in enumerate(head):
-        table.add_column(word, justify="right" if at else "left", overflow="fold")
+        table.add_column(word, justify="right" if at else "left", no_wrap=not at)
     for line in lines:
         table.add_row(*map(Text, line))
     return table
