@@ -97,6 +97,14 @@ def kb(*arguments: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
         ("metric: ms, value: 2, gpu_count: 0", "'gpu_count' is at least 1"),
         ("metric: speedup, value: 2, ratio_of: [c0, c1]", "no claim 'c1'"),
         ("metric: speedup, value: 2, ratio_of: [c0]", "'ratio_of' takes two claims"),
+        ("metric: ms, value: 0", "'ms' is above 0"),
+        ("metric: speedup, value: [-1, 2]", "'speedup' is above 0"),
+        ("metric: ms, value: 2, work: {flops: -1}", "'flops' is at least 0"),
+        ("metric: ms, value: 2, work: {dtype: fp12}", "no dtype 'fp12'; did you mean 'fp32'?"),
+        (
+            f"metric: ms, value: 2, {ONE.replace('512', '[1, 2]')}",
+            "'N' takes a number, a word, true or false, got a list",
+        ),
         ("metric: ms, value: 2, doubts: [{fault: bad, why: x}]", "'fault': no value 'bad'"),
     ],
 )
@@ -163,6 +171,9 @@ def test_15_percent_above_the_datasheet_is_granted() -> None:
     assert impossible("metric: gflops, value: 1137000, work: {dtype: bf16}") == ""
     assert impossible("metric: gflops, value: 1140000") == ""  # perhaps fp8
     assert impossible("metric: gflops, value: 560000, work: {dtype: fp32}") == ""  # perhaps TF32
+    halves = "metric: gflops, value: {}, work: {{dtype: fp16}}"  # 140 GFLOP/s, 8,870 converted
+    assert impossible(halves.format(9000), "GTX 1080") == ""
+    assert "1.24 × the peak" in impossible(halves.format(11000), "GTX 1080")
 
 
 def test_the_work_of_a_call_over_its_time_is_a_rate() -> None:
@@ -553,12 +564,14 @@ def test_all_formats_say_the_same(tmp_path: Path) -> None:
     )
     assert (row["claimed_lo"], row["verdict"]) == (1.28, "not reproduced")
     assert row["ratio"] == pytest.approx(row["measured"] / 1.28)
+    assert by_name["hbm-theoretical"]["kind"] == "modelled"
     assert by_name["headline"]["hardware"] == "not stated"
     assert by_name["headline"]["measured"] is None
     table = csv.DictReader(io.StringIO(kb("--against", str(LAYER), "--format", "csv").stdout))
     for mine, theirs in zip(table, flat, strict=True):
         assert mine == {key: "" if value is None else str(value) for key, value in theirs.items()}
     page = kb("--against", str(LAYER), "--format", "md").stdout
+    assert "| hbm-theoretical | 27.3 % HBM saved | 34.8 modelled | 1.27 | better, modelled" in page
     assert "| a100-8192-triton | 1.28 × | 1.22 ±0.32% | 0.956 | not reproduced, on other" in page
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from kernelbench.claims.peaks import DTYPES
 from kernelbench.claims.words import Claim, ClaimsFile, Compare, Document, Doubt, Work
 from kernelbench.spec import UsageError, suggest
 from kernelbench.suite.grammar import TAKES, shown
@@ -99,6 +100,8 @@ def _message(kind: str, loc: Loc, given: Any, error: Mapping[str, Any]) -> str:
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         word = repr(given) if isinstance(given, str) else shown(given)
         return f"{key!r}: no value {word}{suggest(str(given), known)}"
+    if loc[-1] in ("int", "float", "bool", "str") and "axes" in loc:  # members of its union
+        return f"{loc[-2]!r} takes a number, a word, true or false, got {shown(given)}"
     if kind == "value_error":
         return f"{key!r} {error['ctx']['error']}, got {shown(given)}"
     return f"{key!r} {_TAKES.get(kind, error['msg'])}, got {shown(given)}"
@@ -141,7 +144,20 @@ def _sense(found: ClaimsFile) -> Iterator[tuple[Loc, str, bool]]:
         yield from _claim(claim, ("claims", at), first)
 
 
+def _amounts(claim: Claim, here: Loc) -> Iterator[tuple[Loc, str, bool]]:
+    if claim.sort.positive and claim.value[0] <= 0:
+        yield (*here, "value"), f"{claim.metric.value!r} is above 0", False
+    if work := claim.work:
+        for name in ("flops", "bytes", "tokens"):
+            if getattr(work, name) < 0:
+                yield (*here, "work", name), f"{name!r} is at least 0", False
+        if work.dtype and work.dtype not in DTYPES:
+            said = f"no dtype {work.dtype!r}{suggest(work.dtype, DTYPES)}"
+            yield (*here, "work", "dtype"), said, False
+
+
 def _claim(claim: Claim, here: Loc, names: Mapping[str, int]) -> Iterator[tuple[Loc, str, bool]]:
+    yield from _amounts(claim, here)
     if claim.line < 1:
         yield (*here, "line"), "'line' counts from 1", False
     if claim.decimals is not None and not 0 <= claim.decimals <= 12:

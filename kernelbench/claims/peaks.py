@@ -47,6 +47,8 @@ PEAKS: Mapping[str, Peak] = {
 }
 # fmt: on
 
+DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
+
 
 def named(gpu: str) -> str | None:
     """`NVIDIA A100-SXM4-80GB` → `A100`; None for a GPU that the table does not have."""
@@ -67,11 +69,12 @@ def same(claimed: Sequence[str], gpu: str) -> bool:
 
 
 def rate(peak: Peak, dtype: str) -> float:
-    """TFLOP/s at the most. fp32 is granted TF32, in which PyTorch may multiply; a dtype that is
-    not stated, the fastest."""
-    if dtype == "fp32":
-        return max(peak.tflops.get(name, 0.0) for name in ("fp32", "tf32"))
-    return peak.tflops.get(dtype) or max(peak.tflops.values())
+    """TFLOP/s at the most. fp32 is granted TF32, in which PyTorch may multiply; any dtype, fp32, to
+    which it may be converted; a dtype that is not stated or not in the datasheet, the fastest."""
+    if dtype not in peak.tflops:
+        return max(peak.tflops.values())
+    also = ("fp32", "tf32") if dtype == "fp32" else ("fp32", dtype)
+    return max(peak.tflops.get(name, 0.0) for name in also)
 
 
 def _words(text: str) -> list[str]:

@@ -58,6 +58,11 @@ class Sort(NamedTuple):
     measurable: bool
     pair: bool = False
 
+    @property
+    def positive(self) -> bool:
+        """Whether 0 and less are no figure at all: of times, rates and their quotients."""
+        return self.unit.startswith("×") or (self.nature is Nature.absolute and not self.pair)
+
 
 # fmt: off
 SORTS: Mapping[Metric, Sort] = {
