@@ -81,21 +81,22 @@ def summary(run: str) -> None:
         )
 
 
-def saved(run: str) -> None:
-    """DRAM reads of the documents' shape, saved of the baseline's and of PyTorch's own fusion's."""
+def saved(*cases: tuple[str, str, str, str]) -> None:
+    """DRAM reads of (run, family, start of the case's id, provider that PyTorch fuses), saved of
+    the baseline's and of that provider's."""
     cog.outl(
-        "| family | provider | read, measured MiB | saved of the baseline's "
+        "| family | case | provider | read, measured MiB | saved of the baseline's "
         "| saved of torch's fusion |"
     )
-    cog.outl("|---" * 5 + "|")
-    for family, fused in (("rcm_attention", "torch_fused"), ("rcm_layer", "compile")):
-        groups = _groups(run, family)
-        (rows,) = (rows for case, rows in groups if case.startswith("B4-N2048"))
+    cog.outl("|---" * 6 + "|")
+    for run, family, start, fused in cases:
+        groups = {case: rows for case, rows in _groups(run, family) if case.startswith(start)}
+        ((case, rows),) = groups.items()
         found = {line.provider: row for line, row in rows}
         for name in ("baseline", fused, "triton_fused"):
             read = found[name]["dram_read_mib"]
             parts = (_saved(found[name], found[of], "dram_read_mib") for of in ("baseline", fused))
-            cog.outl(f"| {family} | {name} | {_mib(read)} | {' | '.join(parts)} |")
+            cog.outl(f"| {family} | {case} | {name} | {_mib(read)} | {' | '.join(parts)} |")
 
 
 def timeline(run: str) -> None:
