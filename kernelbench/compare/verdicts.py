@@ -13,11 +13,12 @@ from kernelbench.compare.attribution import Cause, Difference, Shift, cause, dif
 from kernelbench.compare.noise import Seen
 from kernelbench.compare.sides import Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
-from kernelbench.statistics import false_discovery, t_reach, two_sided_p
+from kernelbench.statistics import Floats, false_discovery, t_reach, two_sided_p
 
 LIMIT_PCT = 3.0
 FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
 CLOCKS_DIFFER = 0.01
+CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
 Key = tuple[str, str, str, str]  # family, case, provider, GPU
 
 
@@ -86,7 +87,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every row, and what else differs between the sides. limit_pct: see `compare`."""
+    """Every row, and what else differs between the sides.
+
+    limit_pct: see `compare`. widened: by what every interval was multiplied, because rows that
+    are not ours lay farther apart than their errors allow.
+    """
 
     a: Side
     b: Side
@@ -94,6 +99,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     limit_pct: float
     one_gpu: bool
+    widened: float = 1.0
 
     @property
     def exit_code(self) -> int:
@@ -133,11 +139,12 @@ def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
             "Measure both builds on a GPU without a profiler"
         )
     differing = differences(a, b)
-    rows |= _judge(rows, judged, limit_pct)
+    widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
+    rows |= _judge(rows, judged, limit_pct, widened)
     rows |= _attribute(rows, judged, differing)
     limit = 1 + limit_pct / 100
     final = (replace(r, regression=one_gpu and _regressed(r, limit)) for r in rows.values() if r.why != _SKIPPED)
-    return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu)
+    return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
 
 
 _SKIPPED = "skipped on both sides"
@@ -285,15 +292,30 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
+def _measures(judged: Mapping[Key, _Judged]) -> tuple[Floats, Floats, Floats]:
+    """Of each row: the logarithm of B over A, its standard error, its degrees of freedom."""
+    logs = np.array([each.log_ratio for each in judged.values()])
+    pairs = noise.errors([each.observed() for each in judged.values()])
+    error, degrees = np.array(pairs, np.float64).reshape(-1, 2).T
+    return logs, error, degrees
+
+
+def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, _Judged]) -> float:
+    """How much farther apart than their errors allow those rows lie that no change of ours can
+    move: baselines, PyTorch's own and peers, on the same system. At least 1."""
+    logs, error, _ = _measures(judged)
+    t = (logs / error)[[not rows[key].role.ours for key in judged]]
+    if len(t) < CONTROLS:
+        return 1.0
+    return max(1.0, 1.4826 * float(np.median(np.abs(t - np.median(t)))))
+
+
 def _judge(
-    rows: Mapping[Key, Row], judged: Mapping[Key, _Judged], limit_pct: float
+    rows: Mapping[Key, Row], judged: Mapping[Key, _Judged], limit_pct: float, widened: float
 ) -> dict[Key, Row]:
     """The rows that times decide. Significance is settled over all of them at once."""
-    if not judged:
-        return {}
-    pairs = noise.errors([each.observed() for each in judged.values()])
-    logs = np.array([each.log_ratio for each in judged.values()])
-    error, degrees = np.array(pairs, np.float64).T
+    logs, error, degrees = _measures(judged)
+    error = error * widened
     p = two_sided_p(logs / error, degrees)
     adjusted = false_discovery(p)
     limit = math.log1p(limit_pct / 100)
