@@ -194,7 +194,9 @@ def noise_floor(baseline_blocks: Blocks, again_blocks: Blocks) -> float:
     return max(abs(ratio.lo - 1), abs(ratio.hi - 1), step / median(chain(*baseline_blocks)))
 
 
-def log_medians(series: Sequence[Blocks], *, draws: int = 64, seed: int = 0) -> tuple[Floats, Floats]:
+def log_medians(
+    series: Sequence[Blocks], *, draws: int = 64, seed: int = 0
+) -> tuple[Floats, Floats]:
     """The natural logarithm of each series' median, and the standard error of that.
 
     A bootstrap over blocks, all series of one shape at once; fewer than twelve blocks say too

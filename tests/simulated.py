@@ -55,9 +55,7 @@ def _again(
             for place, pick in enumerate(picks[: len(blocks)])
         )
 
-    changed = replace(
-        timing, blocks_ns=drawn(timing.blocks_ns), again_ns=drawn(timing.again_ns)
-    )
+    changed = replace(timing, blocks_ns=drawn(timing.blocks_ns), again_ns=drawn(timing.again_ns))
     return replace(record, run_id=name, timing=changed)
 
 

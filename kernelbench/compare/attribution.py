@@ -144,7 +144,9 @@ def why(
         told.append(f"config {_either(configs[0])} → {_either(configs[1])}")
     slowed = [any(seen.throttled for seen in side) for side in (a, b)]
     if any(slowed):
-        told.append(f"throttled in {' and '.join(n for n, s in zip('AB', slowed, strict=True) if s)}")
+        told.append(
+            f"throttled in {' and '.join(n for n, s in zip('AB', slowed, strict=True) if s)}"
+        )
     changed = sources[0] != sources[1] or configs[0] != configs[1]
     return "; ".join(part for part in told if part), changed
 

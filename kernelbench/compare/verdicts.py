@@ -143,7 +143,11 @@ def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
     rows |= _judge(rows, judged, limit_pct, widened)
     rows |= _attribute(rows, judged, differing)
     limit = 1 + limit_pct / 100
-    final = (replace(r, regression=one_gpu and _regressed(r, limit)) for r in rows.values() if r.why != _SKIPPED)
+    final = (
+        replace(r, regression=one_gpu and _regressed(r, limit))
+        for r in rows.values()
+        if r.why != _SKIPPED
+    )
     return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
 
 
@@ -176,7 +180,8 @@ def _seen(side: Side, one_gpu: bool) -> dict[Key, list[Seen]]:
 
 def _nothing_common(a: Side, b: Side, found: Sequence[Mapping[Key, object]]) -> str:
     told = [
-        f"{side.name} has {len(keys)} rows" + (f", such as {' '.join(next(iter(keys))[:3])}" if keys else "")
+        f"{side.name} has {len(keys)} rows"
+        + (f", such as {' '.join(next(iter(keys))[:3])}" if keys else "")
         for side, keys in zip((a, b), found, strict=True)
     ]
     return f"no row in common: {'; '.join(told)}. Compare runs of the same suite"
