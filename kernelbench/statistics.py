@@ -269,7 +269,7 @@ def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
     sizes = [lgamma(u + v) - lgamma(u) - lgamma(v) for u, v in zip(p.flat, q.flat, strict=True)]
     with np.errstate(divide="ignore"):
         front = np.exp(np.reshape(sizes, y.shape) + p * np.log(y) + q * np.log1p(-y)) / p
-    return np.where(swap, 1 - front * found, front * found)
+    return np.asarray(np.where(swap, 1 - front * found, front * found))
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Runs of one build that never ran: a real run's rounds drawn anew, and noise from run to run.
+"""Runs that never ran: real runs of one build drawn with replacement, and their rounds drawn anew.
 
-Each simulated run multiplies every row by its own lognormal factor (`apart`), all rows by a common
-one (a third of it), and each row's rounds by a slow drift; and adds what its own calibration of
-the clock was off by. It is a simulation: what real runs do is tested in test_compare_aa.py.
+It is a simulation. What differs from run to run comes with the run that is drawn; what differs
+within a run comes with the rounds, which all rows of a job draw alike, so that a drift that hit
+them together still does. What six real runs do as they are is tested beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,50 +14,56 @@ import numpy as np
 from kernelbench.compare.sides import Run, Side
 from kernelbench.spec import RunRecord
 
-CALIBRATION_NS = 25.0
+Slower = Callable[[RunRecord], float]
+Blocks = tuple[tuple[int, ...], ...]
 
 
-def simulated(
-    run: Run,
-    random: np.random.Generator,
-    number: int,
-    *,
-    apart: float = 0.003,
-    slower: Callable[[RunRecord], float] = lambda record: 1.0,
-) -> Run:
-    """Another run of the build. slower: by what a record's times are multiplied."""
-    common = random.lognormal(0, apart / 3)
-    off = random.normal(0, CALIBRATION_NS)
-    name = f"run{number}"
+def as_measured(record: RunRecord) -> float:
+    return 1.0
+
+
+def drawn_side(
+    name: str, runs: Sequence[Run], count: int, random: np.random.Generator, slower: Slower
+) -> Side:
+    """A side of `count` runs. slower: by what the times of a record are multiplied."""
+    picked = [runs[place] for place in random.integers(0, len(runs), count)]
+    return Side(
+        name, tuple(_again(run, f"{name}{n}", random, slower) for n, run in enumerate(picked))
+    )
+
+
+def _again(run: Run, name: str, random: np.random.Generator, slower: Slower) -> Run:
+    seeds = {record.group: int(random.integers(2**31)) for record in run.records}
     records = [
-        _again(record, random, common * random.lognormal(0, apart) * slower(record), off, name)
-        for record in run.records
+        scaled(_redrawn(record, seeds[record.group]), slower(record)) for record in run.records
     ]
-    return Run(Path(name), run.manifest, tuple(records))
+    return Run(Path(name), run.manifest, tuple(replace(r, run_id=name) for r in records))
 
 
-def _again(
-    record: RunRecord, random: np.random.Generator, factor: float, off: float, name: str
-) -> RunRecord:
+def _redrawn(record: RunRecord, seed: int) -> RunRecord:
+    assert record.timing is not None
+    rounds = len(record.timing.blocks_ns)
+    picks = np.random.default_rng(seed).integers(0, rounds, rounds)
+
+    def drawn(blocks: Blocks) -> Blocks:
+        return tuple(blocks[pick] for pick in picks) if blocks else ()
+
+    changed = replace(
+        record.timing,
+        blocks_ns=drawn(record.timing.blocks_ns),
+        again_ns=drawn(record.timing.again_ns),
+    )
+    return replace(record, timing=changed)
+
+
+def scaled(record: RunRecord, factor: float) -> RunRecord:
+    """The record with its times multiplied, what the clock adds apart."""
     timing = record.timing
-    if timing is None:
-        return replace(record, run_id=name)
-    rounds = len(timing.blocks_ns)
-    picks = random.integers(0, rounds, rounds)
-    drift = 1 + random.normal(0, 0.001) * np.linspace(-1, 1, rounds)
+    assert timing is not None
+    off = timing.overhead_ns
 
-    def drawn(blocks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(
-                round((ns - timing.overhead_ns) * factor * drift[place] + off) + timing.overhead_ns
-                for ns in blocks[min(pick, len(blocks) - 1)]
-            )
-            for place, pick in enumerate(picks[: len(blocks)])
-        )
+    def longer(blocks: Blocks) -> Blocks:
+        return tuple(tuple(round((ns - off) * factor) + off for ns in block) for block in blocks)
 
-    changed = replace(timing, blocks_ns=drawn(timing.blocks_ns), again_ns=drawn(timing.again_ns))
-    return replace(record, run_id=name, timing=changed)
-
-
-def side(name: str, runs: Sequence[Run]) -> Side:
-    return Side(name, tuple(runs))
+    changed = replace(timing, blocks_ns=longer(timing.blocks_ns), again_ns=longer(timing.again_ns))
+    return replace(record, timing=changed)

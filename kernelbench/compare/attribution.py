@@ -81,7 +81,7 @@ def _ceilings_differ(a: Sequence[Any], b: Sequence[Any]) -> bool:
     if not ours or not theirs:
         return False
     ratio = (sum(theirs) / len(theirs)) / (sum(ours) / len(ours))
-    return abs(ratio - 1) > CEILING_DIFFERS
+    return bool(abs(ratio - 1) > CEILING_DIFFERS)
 
 
 def _facts(run: Run) -> dict[tuple[str, str], Any]:

@@ -3,8 +3,9 @@
 The observation is the logarithm of a run's median, so that differences are relative. Its variance
 from run to run is a sum of what a run says about itself (its bootstrap over rounds, and its
 baseline against the baseline's second run) and of what no single run can say: ASSUMED, and
-ASSUMED_NS, which is large for short kernels. Five processes in turn on an H200 gave these
-(results/h200/measuring/processes.csv). Several runs a side are believed before the assumption.
+ASSUMED_NS for each launch, which rule short kernels and chains of them. Processes in turn on an
+H200 gave these (results/h200/measuring/processes.csv, results/h200/aa). Several runs a side are
+believed before the assumption.
 """
 
 import math
@@ -18,7 +19,7 @@ from kernelbench.statistics import log_medians
 from kernelbench.times import again_ns, blocks_ns
 
 ASSUMED = 0.004  # standard deviation from run to run, relative
-ASSUMED_NS = 60.0  # and in ns: the clock's step, and each run's own calibrated overhead
+ASSUMED_NS = 60.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
 ASSUMED_RUNS = 8  # degrees of freedom that the assumption is worth
 THROTTLED = 0.015  # more, where the GPU was slowed: its clock wanders within a job
 CLOCK_READING = 0.003  # of a clock that NVML reads in steps of 15 MHz
@@ -53,8 +54,16 @@ class Seen:
     @property
     def variance(self) -> float:
         """From run to run, as far as this run can say and the rest assumed."""
-        parts = (ASSUMED, ASSUMED_NS / math.exp(self.log_ns), self.within, self.floor)
+        launched = ASSUMED_NS * launches(self.record) / math.exp(self.log_ns)
+        parts = (ASSUMED, launched, self.within, self.floor)
         return sum(p * p for p in parts) + self.throttled * THROTTLED**2
+
+
+def launches(record: RunRecord) -> int:
+    """How many operators a call launches one after another: those that the byte model of an eager
+    baseline numbers as they ran; 1 where nothing tells."""
+    told = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
+    return max(1, sum(name.isdecimal() for name in told))
 
 
 def gated(record: RunRecord) -> bool:
@@ -85,7 +94,7 @@ def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Spread:
     """The observations of one row on both sides, in logarithms, and the variance of each as
     `Seen.variance` has it. least: a variance that none can be below, that within the runs."""
 
@@ -107,7 +116,7 @@ class Row:
         return math.fsum(self.variances) / len(self.variances)
 
 
-def errors(rows: Sequence[Row]) -> list[tuple[float, int]]:
+def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
     """(standard error of the log ratio of the sides, degrees of freedom) of each row.
 
     The variance of a run is the larger of what its class does, and of what this row itself did.

@@ -1,110 +1,23 @@
 """What became of every row from one side to the other, by how much, and what it is put down to."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from kernelbench import metrics
 from kernelbench.compare import noise
 from kernelbench.compare.attribution import Cause, Difference, Shift, cause, differences, why
 from kernelbench.compare.noise import Seen
+from kernelbench.compare.pairs import Pair
+from kernelbench.compare.rows import LIMIT_PCT, Comparison, Key, Row, Verdict
 from kernelbench.compare.sides import Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 from kernelbench.statistics import Floats, false_discovery, t_reach, two_sided_p
 
-LIMIT_PCT = 3.0
 FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
-CLOCKS_DIFFER = 0.01
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
-Key = tuple[str, str, str, str]  # family, case, provider, GPU
-
-
-class Verdict(StrEnum):
-    """What became of a row from A to B."""
-
-    slower = "SLOWER"  # beyond noise, and not known to be within the limit
-    faster = "FASTER"
-    same = "SAME"  # the whole 95 % interval lies within the limit
-    unsure = "UNSURE"  # neither
-    broken = "BROKEN"  # it was right, and now it is wrong, or does not run
-    fixed = "FIXED"  # the other way round
-    bad = "BAD"  # on both sides
-    new = "NEW"
-    gone = "GONE"
-    unjudged = "UNJUDGED"  # it has no times that may be compared, and why
-
-    @property
-    def moved(self) -> bool:
-        return self in (Verdict.slower, Verdict.faster)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A (family, case, provider) from A to B.
-
-    ratio: time of B over time of A, so above 1 is slower; lo, hi: its 95 % interval. raw: from
-    the clock of the GPU as it ran; normalised: in cycles instead, where the sides' SM clocks
-    differ by more than 1 %. used: which of them `ratio` is, `raw` or `normalised`. p: of no
-    change; adjusted: for the number of rows. floor_pct: the larger noise floor of the two sides.
-    """
-
-    family: str
-    case: str
-    provider: str
-    gpu: str
-    role: Role
-    mode: str
-    dtype: str
-    label: str
-    verdict: Verdict
-    runs_a: int = 0
-    runs_b: int = 0
-    a_us: float | None = None
-    b_us: float | None = None
-    ratio: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-    raw: float | None = None
-    normalised: float | None = None
-    used: str = ""
-    a_mhz: float | None = None
-    b_mhz: float | None = None
-    floor_pct: float | None = None
-    p: float | None = None
-    adjusted: float | None = None
-    cause: str = ""
-    why: str = ""
-    regression: bool = False
-
-    @property
-    def change_pct(self) -> float | None:
-        """How much longer B takes than A."""
-        return None if self.ratio is None else (self.ratio - 1) * 100
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Every row, and what else differs between the sides.
-
-    limit_pct: see `compare`. widened: by what every interval was multiplied, because rows that
-    are not ours lay farther apart than their errors allow.
-    """
-
-    a: Side
-    b: Side
-    rows: tuple[Row, ...]
-    differences: tuple[Difference, ...]
-    limit_pct: float
-    one_gpu: bool
-    widened: float = 1.0
-
-    @property
-    def exit_code(self) -> int:
-        """3 where a row regressed, else 0."""
-        return 3 if any(row.regression for row in self.rows) else 0
 
 
 def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
@@ -119,43 +32,43 @@ def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
     found = [_by_key(side, one_gpu) for side in (a, b)]
     if not set(found[0]) & set(found[1]):
         raise KernelbenchError(_nothing_common(a, b, found))
-    seen = [_seen(side, one_gpu) for side in (a, b)]
-    judged: dict[Key, _Judged] = {}
-    rows: dict[Key, Row] = {}
-    for key in dict.fromkeys([*found[0], *found[1]]):
-        sides = [records.get(key, []) for records in found]
-        state = _state(*sides)
-        pair = [where.get(key, []) for where in seen]
-        rows[key] = _row(key, *sides, *state)
-        if state[0] is None and all(pair):
-            judged[key] = _Judged(*pair)
-        elif state[0] is None:
-            rows[key] = replace(rows[key], verdict=Verdict.unjudged, why=_untimed(*sides))
-    settled = {Verdict.broken, Verdict.fixed}
-    if not judged and not any(row.verdict in settled for row in rows.values()):
-        told = dict.fromkeys(row.why for row in rows.values() if row.verdict is Verdict.unjudged)
-        raise KernelbenchError(
-            f"no row can be judged: {'; '.join(told) or 'nothing was timed on both sides'}. "
-            "Measure both builds on a GPU without a profiler"
-        )
+    rows, judged = _by_status(*found, _seen(a, one_gpu), _seen(b, one_gpu))
+    if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
+        raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(a, b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
     rows |= _judge(rows, judged, limit_pct, widened)
     rows |= _attribute(rows, judged, differing)
     limit = 1 + limit_pct / 100
-    final = (
-        replace(r, regression=one_gpu and _regressed(r, limit))
-        for r in rows.values()
-        if r.why != _SKIPPED
-    )
+    final = (replace(row, regression=_regressed(row, limit, one_gpu)) for row in rows.values())
     return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
 
 
-_SKIPPED = "skipped on both sides"
+def _by_status(
+    found_a: Mapping[Key, Sequence[RunRecord]],
+    found_b: Mapping[Key, Sequence[RunRecord]],
+    seen_a: Mapping[Key, Sequence[Seen]],
+    seen_b: Mapping[Key, Sequence[Seen]],
+) -> tuple[dict[Key, Row], dict[Key, Pair]]:
+    """All rows, those that statuses settle with their verdict; and those that times decide. What
+    was skipped on both sides is no row."""
+    rows, judged = dict[Key, Row](), dict[Key, Pair]()
+    for key in dict.fromkeys([*found_a, *found_b]):
+        a, b = found_a.get(key, []), found_b.get(key, [])
+        if all(record.status is Status.skipped for record in (*a, *b)):
+            continue
+        verdict, reason = _state(a, b)
+        if verdict is None and key in seen_a and key in seen_b:
+            judged[key] = Pair(seen_a[key], seen_b[key])
+        elif verdict is None:
+            verdict, reason = Verdict.unjudged, _untimed(a, b)
+        rows[key] = _row(key, a, b, verdict, reason)
+    return rows, judged
 
 
-def _regressed(row: Row, limit: float) -> bool:
-    slower = row.verdict is Verdict.slower and (row.ratio or 0) > limit
+def _regressed(row: Row, limit: float, one_gpu: bool) -> bool:
+    """Whether it is worse than the caller allows; times of two GPUs say nothing of that."""
+    slower = one_gpu and row.verdict is Verdict.slower and (row.ratio or 0) > limit
     return row.verdict is Verdict.broken or (slower and row.cause != Cause.environment)
 
 
@@ -180,19 +93,28 @@ def _seen(side: Side, one_gpu: bool) -> dict[Key, list[Seen]]:
 
 def _nothing_common(a: Side, b: Side, found: Sequence[Mapping[Key, object]]) -> str:
     told = [
-        f"{side.name} has {len(keys)} rows"
-        + (f", such as {' '.join(next(iter(keys))[:3])}" if keys else "")
+        f"{side.name} has {len(keys)}"
+        + "".join(f", such as {' '.join(k[:3])}" for k in [*keys][:1])
         for side, keys in zip((a, b), found, strict=True)
     ]
-    return f"no row in common: {'; '.join(told)}. Compare runs of the same suite"
+    return (
+        f"no case and provider in common: {'; '.join(told)}. Compare runs of the same suite "
+        "(kernelbench report DIR shows what a run holds)"
+    )
+
+
+def _nothing_judged(rows: Iterable[Row]) -> str:
+    told = dict.fromkeys(row.why for row in rows if row.verdict is Verdict.unjudged)
+    return (
+        f"no row can be judged: {'; '.join(told) or 'nothing was timed on both sides'}. Measure "
+        "both builds on a GPU without a profiler"
+    )
 
 
 def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Verdict | None, str]:
     """The verdict that follows from statuses alone, and why; None where times decide."""
     ran_a, ran_b = ([r for r in side if r.status is not Status.skipped] for side in (a, b))
     bad_a, bad_b = ([r for r in side if r.status.bad] for side in (ran_a, ran_b))
-    if not ran_a and not ran_b:
-        return Verdict.unjudged, _SKIPPED
     if not ran_a:
         return Verdict.new, _told(bad_b or [r for r in a if r.reason])
     if not ran_b:
@@ -246,69 +168,18 @@ def _row(
     )
 
 
-class _Judged:
-    """The observations of a row, raw, and in cycles where the clocks of the sides differ."""
-
-    def __init__(self, a: Sequence[Seen], b: Sequence[Seen]) -> None:
-        self.a, self.b = a, b
-        self.mhz = [_mean([s.mhz for s in side if s.mhz]) for side in (a, b)]
-        self.cycles = all(s.mhz for s in (*a, *b)) and self.clocks_differ
-        record = b[0].record
-        self.normalised = self.cycles and _bound(record) == "compute"
-        slowed = any(s.throttled for s in (*a, *b))
-        self.kind = f"{record.family} {record.mode} {record.role} {slowed}"
-        self.raw = _mean([s.log_ns for s in b]) - _mean([s.log_ns for s in a])
-        self.in_cycles = self.raw + self._log_clock(b) - self._log_clock(a) if self.cycles else None
-
-    @property
-    def clocks_differ(self) -> bool:
-        before, after = self.mhz
-        return bool(before and after) and abs(after / before - 1) > CLOCKS_DIFFER
-
-    @staticmethod
-    def _log_clock(side: Sequence[Seen]) -> float:
-        return _mean([math.log(s.mhz) for s in side if s.mhz])
-
-    @property
-    def log_ratio(self) -> float:
-        return self.in_cycles if self.normalised and self.in_cycles is not None else self.raw
-
-    def observed(self) -> noise.Row:
-        """As `noise` wants it. A clock that was read is uncertain, and one that differs where
-        nothing says whether the row depends on it makes the row so."""
-        more = noise.CLOCK_READING**2 if self.normalised else 0.0
-        if self.clocks_differ and not self.normalised and _bound(self.b[0].record) is None:
-            more = math.log(self.mhz[1] / self.mhz[0]) ** 2
-        sides = [
-            tuple(s.log_ns + (math.log(s.mhz) if self.normalised and s.mhz else 0) for s in side)
-            for side in (self.a, self.b)
-        ]
-        both = (*self.a, *self.b)
-        least = _mean([s.within**2 for s in both])
-        return noise.Row(self.kind, *sides, tuple(s.variance + more for s in both), least)
-
-
-def _bound(record: RunRecord) -> str | None:
-    share = metrics.share_of_ceiling(record)
-    return share[1] if share else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
-
-
-def _measures(judged: Mapping[Key, _Judged]) -> tuple[Floats, Floats, Floats]:
-    """Of each row: the logarithm of B over A, its standard error, its degrees of freedom."""
-    logs = np.array([each.log_ratio for each in judged.values()])
+def _errors(judged: Mapping[Key, Pair]) -> tuple[Floats, Floats]:
+    """Of each row: the standard error of the logarithm of B over A, its degrees of freedom."""
     pairs = noise.errors([each.observed() for each in judged.values()])
     error, degrees = np.array(pairs, np.float64).reshape(-1, 2).T
-    return logs, error, degrees
+    return error, degrees
 
 
-def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, _Judged]) -> float:
+def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
     """How much farther apart than their errors allow those rows lie that no change of ours can
     move: baselines, PyTorch's own and peers, on the same system. At least 1."""
-    logs, error, _ = _measures(judged)
+    logs = np.array([each.log_ratio for each in judged.values()])
+    error, _ = _errors(judged)
     t = (logs / error)[[not rows[key].role.ours for key in judged]]
     if len(t) < CONTROLS:
         return 1.0
@@ -316,46 +187,61 @@ def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, _Judged]) -> float:
 
 
 def _judge(
-    rows: Mapping[Key, Row], judged: Mapping[Key, _Judged], limit_pct: float, widened: float
+    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], limit_pct: float, widened: float
 ) -> dict[Key, Row]:
     """The rows that times decide. Significance is settled over all of them at once."""
-    logs, error, degrees = _measures(judged)
+    if not judged:
+        return {}
+    error, degrees = _errors(judged)
     error = error * widened
-    p = two_sided_p(logs / error, degrees)
+    ends = [each.ends for each in judged.values()]
+    nearest = np.array([0.0 if lo <= 0 <= hi else min(abs(lo), abs(hi)) for lo, hi in ends])
+    p = two_sided_p(nearest / error, degrees)
     adjusted = false_discovery(p)
     limit = math.log1p(limit_pct / 100)
     found = {}
     for n, (key, each) in enumerate(judged.items()):
-        reach = t_reach(int(degrees[n])) * error[n]
-        verdict = _verdict(float(logs[n]), float(reach), adjusted[n] <= FALSE_SHARE, limit)
+        reach = t_reach(int(degrees[n])) * float(error[n])
+        lo, hi = ends[n][0] - reach, ends[n][1] + reach
+        called = bool(adjusted[n] <= FALSE_SHARE)
         found[key] = replace(
             rows[key],
-            verdict=verdict,
+            verdict=_verdict(each.log_ratio, max(-lo, hi) <= limit, called),
             runs_a=len(each.a),
             runs_b=len(each.b),
-            a_us=math.exp(_mean([s.log_ns for s in each.a])) / 1e3,
-            b_us=math.exp(_mean([s.log_ns for s in each.b])) / 1e3,
-            ratio=math.exp(logs[n]),
-            lo=math.exp(logs[n] - reach),
-            hi=_exp(logs[n] + reach),
-            raw=math.exp(each.raw),
-            normalised=None if each.in_cycles is None else math.exp(each.in_cycles),
-            used="normalised" if each.normalised else "raw",
-            a_mhz=each.mhz[0] or None,
-            b_mhz=each.mhz[1] or None,
-            floor_pct=max(s.reach for s in (*each.a, *each.b)) * 100 or None,
+            ratio=math.exp(each.log_ratio),
+            lo=math.exp(lo),
+            hi=_exp(hi),
             p=float(p[n]),
             adjusted=float(adjusted[n]),
+            **_facts(each),
         )
     return found
+
+
+def _facts(pair: Pair) -> dict[str, Any]:
+    """What a row says of its sides, noise apart."""
+    times = [[s.log_ns for s in side] for side in (pair.a, pair.b)]
+    a_us, b_us = (math.exp(math.fsum(side) / len(side)) / 1e3 for side in times)
+    return {
+        "a_us": a_us,
+        "b_us": b_us,
+        "raw": math.exp(pair.raw),
+        "normalised": None if pair.in_cycles is None else math.exp(pair.in_cycles),
+        "used": "normalised" if pair.normalised else "raw",
+        "a_mhz": pair.mhz[0] or None,
+        "b_mhz": pair.mhz[1] or None,
+        "floor_pct": max(s.reach for s in (*pair.a, *pair.b)) * 100 or None,
+        "why": pair.clocks,
+    }
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _verdict(log_ratio: float, reach: float, called: bool, limit: float) -> Verdict:
-    if abs(log_ratio) + reach <= limit:
+def _verdict(log_ratio: float, within: bool, called: bool) -> Verdict:
+    if within:
         return Verdict.same
     if not called:
         return Verdict.unsure
@@ -363,7 +249,7 @@ def _verdict(log_ratio: float, reach: float, called: bool, limit: float) -> Verd
 
 
 def _attribute(
-    rows: Mapping[Key, Row], judged: Mapping[Key, _Judged], differing: Sequence[Difference]
+    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], differing: Sequence[Difference]
 ) -> dict[Key, Row]:
     """The rows that moved, with what that is put down to."""
     shifts: dict[tuple[str, str, str], list[Shift]] = {}
@@ -379,5 +265,6 @@ def _attribute(
             mates = [s for s in shifts[key[0], key[1], key[3]] if s is not of[key]]
             told, changed = why(of[key], mates, each.a, each.b)
             put_down = cause(of[key], mates, differing, changed)
-            found[key] = replace(rows[key], cause=put_down.value, why=told)
+            words = "; ".join(filter(None, [told, rows[key].why]))
+            found[key] = replace(rows[key], cause=put_down.value, why=words)
     return found
