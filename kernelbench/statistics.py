@@ -293,12 +293,15 @@ def false_discovery(p: Floats) -> Floats:
     return adjusted
 
 
-def change_points(values: Sequence[float], error: float, least: float) -> list[int]:
+def change_points(
+    values: Sequence[float], error: float, least: float, *, series: int = 1
+) -> list[int]:
     """Where a new level begins, as places in `values`; a level holds at least two of them.
 
     The partition into levels with the least (squared distances from the means) / error² plus
-    3 · ln(n) a level, found exactly; then steps smaller than `least` are taken back, the
-    smallest first. error: standard deviation of a value about its level.
+    3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least` are taken
+    back, the smallest first. error: standard deviation of a value about its level, above 0.
+    series: how many are searched at once, any of which may look changed by chance.
     """
     n = len(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -309,7 +312,7 @@ def change_points(values: Sequence[float], error: float, least: float) -> list[i
         start = np.arange(end - 1)
         mean = (sums[end] - sums[start]) / (end - start)
         off = squares[end] - squares[start] - (end - start) * mean**2
-        cost = best[start] + off / error**2 + 3 * log(n)
+        cost = best[start] + off / error**2 + 3 * log(n) + 2 * log(series)
         cut[end] = start[np.argmin(cost)]
         best[end] = cost.min()
     found, end = list[int](), n

@@ -57,8 +57,10 @@ class Shift:
 
 
 def differences(a: Side, b: Side) -> tuple[Difference, ...]:
-    """Where the manifests of the sides differ. Ceilings within 2 % are alike."""
-    ours, theirs = ([_facts(run) for run in side.runs] for side in (a, b))
+    """Where the manifests of the sides differ; of runs without one, nothing but the GPU is known.
+    Ceilings within 2 % are alike."""
+    known = all(run.manifest for run in (*a.runs, *b.runs))
+    ours, theirs = ([_facts(run) if known else _gpu(run) for run in s.runs] for s in (a, b))
     names = dict.fromkeys(name for facts in (*ours, *theirs) for name in facts)
     found = []
     for part, what in names:
@@ -73,7 +75,7 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
 
 def _joined(values: Iterable[Any]) -> str:
     texts = (json.dumps(v) if isinstance(v, (dict, list, bool)) else str(v) for v in values)
-    return ", ".join(dict.fromkeys("—" if text == "None" else text for text in texts))
+    return ", ".join(sorted({"—" if text == "None" else text for text in texts}))
 
 
 def _ceilings_differ(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -89,17 +91,22 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     manifest = run.manifest
     machine = dict(manifest.get("machine") or {})
     versions = dict(machine.pop("versions", None) or {})
-    gpus = sorted({record.gpu for record in run.records})
-    found: dict[tuple[str, str], Any] = {("gpu", "gpu"): ", ".join(gpus)}
+    found = _gpu(run)
     found |= {("machine", name): value for name, value in machine.items() if name != "name"}
     found |= {("versions", name): value for name, value in versions.items()}
     found["kernelbench", "kernelbench"] = manifest.get("kernelbench")
-    found |= {("git", name): v for name, v in (manifest.get("git") or {}).items()}
+    git = manifest.get("git") or {}
+    found["git", "commit"] = str(git.get("commit"))[:12]
+    found["git", "dirty"] = git.get("dirty")
     asked = manifest.get("asked") or {}
     for name in ("overrides", "quick", "interleave", "tune", "seed"):
         found["asked", name] = asked.get(name)
     found["suite", "suite"] = manifest.get("suite")
     return found | _ceilings(manifest.get("ceilings") or {})
+
+
+def _gpu(run: Run) -> dict[tuple[str, str], Any]:
+    return {("gpu", "gpu"): ", ".join(sorted({record.gpu for record in run.records}))}
 
 
 def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -153,8 +160,8 @@ def why(
 
 def _mates(moved: Shift, mates: Sequence[Shift]) -> str:
     if moved.baseline:
-        still = sum(not mate.as_much_as(moved) for mate in mates)
-        return f"{still} of {len(mates)} others of its job did not move with it" if mates else ""
+        along = sum(mate.as_much_as(moved) for mate in mates)
+        return f"{along} of {len(mates)} others of its job moved with it" if mates else ""
     shift = next((mate.log_ratio for mate in mates if mate.baseline), None)
     return "" if shift is None else f"baseline {change(shift)}"
 

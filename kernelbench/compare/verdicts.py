@@ -29,10 +29,10 @@ def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
     Raises KernelbenchError where the sides have no row in common, or none that can be judged.
     """
     a, b, one_gpu = of_one_machine(a, b)
-    found = [_by_key(side, one_gpu) for side in (a, b)]
-    if not set(found[0]) & set(found[1]):
-        raise KernelbenchError(_nothing_common(a, b, found))
-    rows, judged = _by_status(*found, _seen(a, one_gpu), _seen(b, one_gpu))
+    found_a, found_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
+    if not set(found_a) & set(found_b):
+        raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
+    rows, judged = _by_status(found_a, found_b, _seen(a, one_gpu), _seen(b, one_gpu))
     if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(a, b)
