@@ -28,9 +28,7 @@ def _plain(row: Row) -> dict[str, Any]:
 def known_format(name: str, known: Sequence[str]) -> str:
     """Raises UsageError for a format that is none."""
     if name not in known:
-        raise UsageError(
-            f"--format: no format {name!r}{suggest(name, known)}; known: {', '.join(known)}"
-        )
+        raise UsageError(f"--format: no format {name!r}{suggest(name, known)}")
     return name
 
 

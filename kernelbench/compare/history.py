@@ -16,7 +16,6 @@ METRIC = "median_us"
 LEAST_STEP = 0.01  # a change of level that is smaller is not marked
 _TIMES = ("median_us", "lo_us", "hi_us", "p20_us", "p80_us", "kernel_us", "graph_us")
 _RATES = ("gbps", "tflops", "sol_pct")
-_TEXT = ("schema", "run_id", "utc", "family", "provider", "case", "gpu")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,9 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
     for rows in found.values():
         rows.sort(key=lambda row: (row[1].utc, row[1].run))
-    return [_series(key, metric, rows, len(found)) for key, rows in found.items()]
+    cases = list(dict.fromkeys((key[:2], key[3]) for key in found))
+    ordered = sorted(found, key=lambda key: cases.index((key[:2], key[3])))
+    return [_series(key, metric, found[key], len(found)) for key in ordered]
 
 
 def _asked(record: RunRecord, wanted: Wanted) -> bool:
@@ -103,11 +104,10 @@ def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
     """The records that have the metric as a finite number. A time counts where it is right and
     was taken behind a gate that held."""
     table = metrics.frame(run.records)
-    known = [n for n in table.columns if table[n].dtype.kind in "if" and n not in _TEXT]
+    numbers = table.select_dtypes("number").columns
+    known = [name for name in metrics.csv_columns([]) if name in numbers and name != "schema"]
     if metric not in known:
-        raise UsageError(
-            f"--metric: no number {metric!r}{suggest(metric, known)}; known: {', '.join(known)}"
-        )
+        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
     values = [float(v) for v in table[metric].astype("float64")]
     timed = metric in _TIMES
     return [

@@ -104,8 +104,8 @@ def _tell(found: Comparison, console: Console) -> None:
         console.print(Text("Moves, and what they are put down to", style="bold"))
         for row in rows:
             words = f"{row.verdict} {percent(row.ratio)}".strip()
-            head = Text(f"{words}  {row.family} {row.case}  {row.provider}", STYLES[row.verdict])
-            console.print(head)
+            line = f"{words}  {row.family} {row.case}  {row.provider}"
+            console.print(Text(line, style=STYLES[row.verdict]))
             if told := telling.reasons(row):
                 console.print(Padding(Text(told), (0, 0, 0, 2)))
         console.print()
