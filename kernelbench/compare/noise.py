@@ -19,7 +19,7 @@ from kernelbench.statistics import log_medians
 from kernelbench.times import again_ns, blocks_ns
 
 ASSUMED = 0.004  # standard deviation from run to run, relative
-ASSUMED_NS = 60.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
+ASSUMED_NS = 80.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
 ASSUMED_RUNS = 8  # degrees of freedom that the assumption is worth
 THROTTLED = 0.015  # more, where the GPU was slowed: its clock wanders within a job
 CLOCK_READING = 0.003  # of a clock that NVML reads in steps of 15 MHz
@@ -52,10 +52,14 @@ class Seen:
         return any(flag.startswith("throttled") for flag in self.record.flags)
 
     @property
+    def launched(self) -> float:
+        """The assumed standard deviation that its launches bring."""
+        return ASSUMED_NS * launches(self.record) / math.exp(self.log_ns)
+
+    @property
     def variance(self) -> float:
         """From run to run, as far as this run can say and the rest assumed."""
-        launched = ASSUMED_NS * launches(self.record) / math.exp(self.log_ns)
-        parts = (ASSUMED, launched, self.within, self.floor)
+        parts = (ASSUMED, self.launched, self.within, self.floor)
         return sum(p * p for p in parts) + self.throttled * THROTTLED**2
 
 

@@ -53,13 +53,14 @@ class Pair:
         """As `noise` wants it. A clock that was read is itself uncertain."""
         record, both = self.b[0].record, (*self.a, *self.b)
         slowed = any(s.throttled for s in both)
+        short = any(s.launched > noise.ASSUMED for s in both)
         more = 0.0 if self.in_cycles is None else noise.CLOCK_READING**2
         sides = [
             tuple(s.log_ns + (math.log(s.mhz) if self.normalised and s.mhz else 0) for s in side)
             for side in (self.a, self.b)
         ]
         return noise.Spread(
-            kind=f"{record.family} {record.mode} {record.role} {slowed}",
+            kind=f"{record.family} {record.mode} {record.role} {slowed} {short}",
             a=sides[0],
             b=sides[1],
             variances=tuple(s.variance + more for s in both),

@@ -44,6 +44,10 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
                 f"{SCHEMA} alone, since what is measured changes with it. Measure that build again"
             )
         records, damaged = store.read_with_problems(folder)
+        if damaged and not records:
+            raise KernelbenchError(
+                f"{folder}: no line could be read, such as {damaged[0]}. Measure that build again"
+            )
         problems += damaged
         runs.append(Run(folder, manifest, tuple(records)))
     if not runs:
