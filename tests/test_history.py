@@ -14,6 +14,7 @@ from rich.console import Console
 from simulated import scaled
 from test_compare import AA, job, kb, saved
 
+from kernelbench import metrics
 from kernelbench.compare import trends
 from kernelbench.compare.history import Series, Wanted, series
 from kernelbench.compare.sides import Run, read_runs
@@ -119,6 +120,14 @@ def test_six_real_runs_of_one_build_show_no_change() -> None:
         assert len(found) == 13
         assert {len(s.points) for s in found} == {6}
         assert not [s for s in found if s.changes]
+
+
+def test_a_clocks_own_numbers_are_those_of_the_csv() -> None:
+    run = runs_of([1.0])[0]
+    for metric in ("median_us", "lo_us", "p80_us", "iqr_pct", "samples"):
+        table = metrics.frame(run.records)
+        told = [s.points[0].value for s in series([run], metric, Wanted())]
+        assert told == pytest.approx([float(v) for v in table[metric]])
 
 
 def test_wrong_and_ungated_times_are_left_out() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from kernelbench import metrics
+from kernelbench import metrics, times
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, launches
 from kernelbench.compare.sides import Run
 from kernelbench.spec import RunRecord, UsageError, suggest
@@ -15,6 +15,7 @@ from kernelbench.statistics import change_points
 METRIC = "median_us"
 LEAST_STEP = 0.01  # a change of level that is smaller is not marked
 _TIMES = ("median_us", "lo_us", "hi_us", "p20_us", "p80_us", "kernel_us", "graph_us")
+_CLOCKED = (*_TIMES, "host_us", "samples", "iqr_pct")
 _RATES = ("gbps", "tflops", "sol_pct")
 
 
@@ -63,6 +64,9 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
 
     Raises UsageError for a metric, family, provider or case that no run has.
     """
+    known = [str(n) for n in metrics.frame([]).select_dtypes("number") if n != "schema"]
+    if metric not in known:
+        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
     records = [record for run in runs for record in run.records]
     for option, names, given in (
         ("family", [r.family for r in records], wanted.families),
@@ -103,12 +107,11 @@ def _asked(record: RunRecord, wanted: Wanted) -> bool:
 def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
     """The records that have the metric as a finite number. A time counts where it is right and
     was taken behind a gate that held."""
-    table = metrics.frame(run.records)
-    numbers = table.select_dtypes("number").columns
-    known = [name for name in metrics.csv_columns([]) if name in numbers and name != "schema"]
-    if metric not in known:
-        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
-    values = [float(v) for v in table[metric].astype("float64")]
+    if metric in _CLOCKED:  # without all that else is derived, which takes a bootstrap a row
+        found = [times.columns(r.timing).get(metric) if r.timing else None for r in run.records]
+        values = [math.nan if value is None else float(value) for value in found]
+    else:
+        values = [float(v) for v in metrics.frame(run.records)[metric].astype("float64")]
     timed = metric in _TIMES
     return [
         (record, value)
@@ -152,6 +155,6 @@ def _assumed(metric: str, records: Sequence[RunRecord]) -> float:
     """The least that runs lie apart, as `noise` assumes it."""
     if metric not in _TIMES and metric not in _RATES and not metric.startswith("speedup"):
         return ASSUMED
-    times = [metrics.median_ns(record) or math.inf for record in records]
-    shares = [ASSUMED_NS * launches(r) / ns for r, ns in zip(records, times, strict=True) if ns]
+    medians = [metrics.median_ns(record) or math.inf for record in records]
+    shares = [ASSUMED_NS * launches(r) / ns for r, ns in zip(records, medians, strict=True)]
     return math.hypot(ASSUMED, median(shares) if shares else 0.0)
