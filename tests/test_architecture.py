@@ -31,7 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "times": {"spec", "statistics"},
     "metrics": {"spec", "limits", "statistics", "times"},
     "audit": {"spec"},
-    "report": {"spec", "metrics", "store", "audit"},
+    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
+    "report": {"spec", "metrics", "store", "audit", "claims"},
     "compare": {"spec", "metrics", "store", "statistics", "times"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
@@ -57,6 +58,8 @@ WITHOUT_TORCH = (
     "compare.trends",
     "report.tables",
     "report.profiles",
+    "report.claimed",
+    "claims",
     "suite",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}

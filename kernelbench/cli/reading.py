@@ -1,4 +1,4 @@
-"""Verbs that read results, without torch: report, compare, history."""
+"""Verbs that read results, without torch: report, claims, compare, history."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,37 @@ def report(
     raise typer.Exit(
         verb.report(folders, family or [], console_of(), console_of(err=True), as_json)
     )
+
+
+@app.command()
+def claims(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|DIR]...", help="Claims files, or folders of them; else shipped ones."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="DIR", help="Runs to hold them against.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, md, json or csv.")] = "table",
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option("--fail-on", metavar="VERDICT", help="Exit with 3 for such a verdict."),
+    ] = None,
+) -> None:
+    """Figures that documents publish, beside what was measured; impossible ones by arithmetic.
+
+    Needs no GPU and no torch.
+
+    Exit code: 0 whatever the verdicts, 1 a record could not be read, 2 bad input, 3 --fail-on.
+    """
+    from kernelbench.report import claimed
+
+    code = claimed.verb(
+        files or [], against, format, fail_on or [], console_of(), console_of(err=True)
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
