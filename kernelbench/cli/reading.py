@@ -1,4 +1,4 @@
-"""Verbs that read results, without torch: report, claims."""
+"""Verbs that read results, without torch: report, claims, compare, history."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,10 @@ import typer
 
 from kernelbench.cli.app import app, console_of
 from kernelbench.cli.options import (
+    CaseOption,
     FamilyOption,
     JsonOption,
+    ProviderOption,
 )
 
 
@@ -57,3 +59,41 @@ def claims(
         files or [], against, format, fail_on or [], console_of(), console_of(err=True)
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Before: a run, or a folder of runs.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="After: likewise, of another build.")],
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", metavar="slower:PCT%", help="Beyond it the exit code is 3.")
+    ] = "slower:3%",
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="table, md, json or csv.")
+    ] = "table",
+) -> None:
+    """What became faster, slower or broken between two builds. Needs no GPU and no torch."""
+    from kernelbench.compare import verb
+
+    raise typer.Exit(verb.verb(a, b, fail_on, form, console_of(), console_of(err=True)))
+
+
+@app.command()
+def history(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="A number of results.csv.")
+    ] = "median_us",
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    case: CaseOption = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="table, json or csv.")
+    ] = "table",
+) -> None:
+    """One number over the runs of a folder, and where its level changed. Needs no GPU."""
+    from kernelbench.compare import trends
+    from kernelbench.compare.history import Wanted
+
+    wanted = Wanted(family or [], provider or [], case or [])
+    raise typer.Exit(trends.verb(folder, metric, wanted, form, console_of(), console_of(err=True)))

@@ -1,0 +1,179 @@
+"""What differs between the sides besides the times, and what a move is therefore put down to."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from kernelbench.compare.noise import Seen
+from kernelbench.compare.sides import Run, Side
+
+CEILING_DIFFERS = 0.05
+_SYSTEM = ("machine", "versions", "gpu")
+
+
+class Cause(StrEnum):
+    """What a move is put down to."""
+
+    provider = "this provider"
+    environment = "environment"  # the others of its job moved with it
+    versions = "versions"  # likewise, or its source did not change, and the software differs
+    gpu = "GPU"  # the sides were measured on different ones
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact that the manifests of the two sides do not agree on; several values of a side are
+    joined by `, `. part: `gpu`, `machine`, `versions`, `git`, `kernelbench`, `asked`, `suite` or
+    `ceilings`."""
+
+    part: str
+    what: str
+    a: str
+    b: str
+
+    @property
+    def system(self) -> bool:
+        """Whether it can change how fast an unchanged kernel runs."""
+        return self.part in _SYSTEM
+
+
+@dataclass(frozen=True)
+class Shift:
+    """By how much a row of a job moved: the logarithm of B over A, and its 95 % reach."""
+
+    provider: str
+    baseline: bool
+    log_ratio: float
+    reach: float
+
+    def as_much_as(self, other: "Shift") -> bool:
+        """Whether it moved for sure, the same way, and at least half as far."""
+        same_way = self.log_ratio * other.log_ratio > 0
+        far = abs(self.log_ratio) >= abs(other.log_ratio) / 2
+        return same_way and far and abs(self.log_ratio) > self.reach
+
+
+def differences(a: Side, b: Side) -> tuple[Difference, ...]:
+    """Where the manifests of the sides differ; of runs without one, nothing but the GPU is known.
+    Ceilings within 5 % are alike."""
+    known = all(run.manifest for run in (*a.runs, *b.runs))
+    ours, theirs = ([_facts(run) if known else _gpu(run) for run in s.runs] for s in (a, b))
+    names = dict.fromkeys(name for facts in (*ours, *theirs) for name in facts)
+    found = []
+    for part, what in names:
+        values = [[facts.get((part, what)) for facts in side] for side in (ours, theirs)]
+        if part == "ceilings" and not _ceilings_differ(*values):
+            continue
+        before, after = (_joined(side) for side in values)
+        if before != after:
+            found.append(Difference(part, what, before, after))
+    return tuple(found)
+
+
+def _joined(values: Iterable[Any]) -> str:
+    texts = (json.dumps(v) if isinstance(v, (dict, list, bool)) else str(v) for v in values)
+    return ", ".join(sorted({"—" if text == "None" else text for text in texts}))
+
+
+def _ceilings_differ(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    ours, theirs = ([v for v in side if v] for side in (a, b))
+    if not ours or not theirs:
+        return False
+    ratio = (sum(theirs) / len(theirs)) / (sum(ours) / len(ours))
+    return bool(abs(ratio - 1) > CEILING_DIFFERS)
+
+
+def _facts(run: Run) -> dict[tuple[str, str], Any]:
+    """(part, name) → value of a manifest, as far as two measurements may differ by it."""
+    manifest = run.manifest
+    machine = dict(manifest.get("machine") or {})
+    versions = dict(machine.pop("versions", None) or {})
+    found = _gpu(run)
+    found |= {("machine", name): value for name, value in machine.items() if name != "name"}
+    found |= {("versions", name): value for name, value in versions.items()}
+    found["kernelbench", "kernelbench"] = manifest.get("kernelbench")
+    git = manifest.get("git") or {}
+    found["git", "commit"] = str(git.get("commit"))[:12]
+    found["git", "dirty"] = git.get("dirty")
+    asked = manifest.get("asked") or {}
+    for name in ("overrides", "quick", "interleave", "tune", "seed"):
+        found["asked", name] = asked.get(name)
+    found["suite", "suite"] = manifest.get("suite")
+    return found | _ceilings(manifest.get("ceilings") or {})
+
+
+def _gpu(run: Run) -> dict[tuple[str, str], Any]:
+    return {("gpu", "gpu"): ", ".join(sorted({record.gpu for record in run.records}))}
+
+
+def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Each rate at its largest footprint, in GB/s and TFLOP/s; the overhead in ns is not one: it
+    is subtracted."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, points in (ceilings.get("bandwidth") or {}).items():
+        if points and points[-1][1]:
+            found["ceilings", f"{name} GB/s"] = round(points[-1][0] / points[-1][1])
+    for name, rate in (ceilings.get("tflops") or {}).items():
+        if isinstance(rate, (int, float)):
+            found["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
+    return found
+
+
+def cause(
+    moved: Shift, mates: Sequence[Shift], differing: Sequence[Difference], changed: bool
+) -> Cause:
+    """What a move is put down to.
+
+    mates: the other rows of the same job. changed: whether the provider's source or config did.
+    """
+    parts = {difference.part for difference in differing if difference.system}
+    if "gpu" in parts:
+        return Cause.gpu
+    system = Cause.versions if parts else Cause.environment
+    yard = [mate for mate in mates if mate.baseline] or mates
+    if yard and sum(mate.as_much_as(moved) for mate in yard) * 2 > len(yard):
+        return system
+    return Cause.versions if parts and not changed else Cause.provider
+
+
+def why(
+    moved: Shift, mates: Sequence[Shift], a: Sequence[Seen], b: Sequence[Seen]
+) -> tuple[str, bool]:
+    """What speaks for the cause, in words; and whether the provider's source or config changed."""
+    told = [_mates(moved, mates)]
+    sources = [{seen.record.source for seen in side} for side in (a, b)]
+    configs = [{_config(seen.record.config) for seen in side} for side in (a, b)]
+    told.append("same source" if sources[0] == sources[1] else "source changed")
+    if configs[0] != configs[1]:
+        told.append(f"config {_either(configs[0])} → {_either(configs[1])}")
+    slowed = [any(seen.throttled for seen in side) for side in (a, b)]
+    if any(slowed):
+        told.append(
+            f"throttled in {' and '.join(n for n, s in zip('AB', slowed, strict=True) if s)}"
+        )
+    changed = sources[0] != sources[1] or configs[0] != configs[1]
+    return "; ".join(part for part in told if part), changed
+
+
+def _mates(moved: Shift, mates: Sequence[Shift]) -> str:
+    if moved.baseline:
+        along = sum(mate.as_much_as(moved) for mate in mates)
+        return f"{along} of {len(mates)} others of its job moved with it" if mates else ""
+    shift = next((mate.log_ratio for mate in mates if mate.baseline), None)
+    return "" if shift is None else f"baseline {change(shift)}"
+
+
+def change(log_ratio: float) -> str:
+    """`+2.1%` of time, from the logarithm of B over A."""
+    return f"{math.expm1(log_ratio) * 100:+.1f}%"
+
+
+def _config(config: Mapping[str, Any] | None) -> str:
+    return " ".join(f"{name}={value}" for name, value in (config or {}).items()) or "none"
+
+
+def _either(texts: set[str]) -> str:
+    return " or ".join(sorted(texts))

@@ -1,0 +1,160 @@
+"""One metric over the runs of a folder in order of time, and where its level changed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from kernelbench import metrics, times
+from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, launches
+from kernelbench.compare.sides import Run
+from kernelbench.spec import RunRecord, UsageError, suggest
+from kernelbench.statistics import change_points
+
+METRIC = "median_us"
+LEAST_STEP = 0.01  # a change of level that is smaller is not marked
+_TIMES = ("median_us", "lo_us", "hi_us", "p20_us", "p80_us", "kernel_us", "graph_us")
+_CLOCKED = (*_TIMES, "host_us", "samples", "iqr_pct")
+_RATES = ("gbps", "tflops", "sol_pct")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one run says. change: of the level that begins here against the one before, as a share
+    of that one; None where no new level begins."""
+
+    run: str
+    utc: str
+    value: float
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric of one (family, case, provider) on one GPU, run by run.
+
+    error: the standard deviation, as a share, of a run about its level that was reckoned with.
+    """
+
+    family: str
+    case: str
+    provider: str
+    gpu: str
+    metric: str
+    points: tuple[Point, ...]
+    error: float
+
+    @property
+    def changes(self) -> tuple[Point, ...]:
+        return tuple(point for point in self.points if point.change is not None)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `series` is asked for; empty is all."""
+
+    families: Sequence[str] = ()
+    providers: Sequence[str] = ()
+    cases: Sequence[str] = ()
+
+
+def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
+    """A series for every row of the runs that has the metric.
+
+    Raises UsageError for a metric, family, provider or case that no run has.
+    """
+    known = [str(n) for n in metrics.frame([]).select_dtypes("number") if n != "schema"]
+    if metric not in known:
+        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
+    records = [record for run in runs for record in run.records]
+    for option, names, given in (
+        ("family", [r.family for r in records], wanted.families),
+        ("provider", [r.provider for r in records], wanted.providers),
+        ("case", [r.case for r in records], wanted.cases),
+    ):
+        for name in given:
+            if name not in names:
+                raise UsageError(
+                    f"--{option}: no {option} {name!r} in these runs{suggest(name, set(names))}"
+                )
+    found: dict[tuple[str, ...], list[tuple[RunRecord, Point]]] = {}
+    for run in runs:
+        for record, value in _values(run, metric):
+            if _asked(record, wanted):
+                point = Point(run.path.name, record.utc, value)
+                found.setdefault((*record.key, record.gpu), []).append((record, point))
+    if not found:
+        raise UsageError(f"--metric: no run has a {metric} of what was asked for")
+    for rows in found.values():
+        rows.sort(key=lambda row: (row[1].utc, row[1].run))
+    cases = list(dict.fromkeys((key[:2], key[3]) for key in found))
+    ordered = sorted(found, key=lambda key: cases.index((key[:2], key[3])))
+    return [_series(key, metric, found[key], len(found)) for key in ordered]
+
+
+def _asked(record: RunRecord, wanted: Wanted) -> bool:
+    return all(
+        not names or name in names
+        for name, names in (
+            (record.family, wanted.families),
+            (record.provider, wanted.providers),
+            (record.case, wanted.cases),
+        )
+    )
+
+
+def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
+    """The records that have the metric as a finite number. A time counts where it is right and
+    was taken behind a gate that held."""
+    if metric in _CLOCKED:  # without all that else is derived, which takes a bootstrap a row
+        found = [times.columns(r.timing).get(metric) if r.timing else None for r in run.records]
+        values = [math.nan if value is None else float(value) for value in found]
+    else:
+        values = [float(v) for v in metrics.frame(run.records)[metric].astype("float64")]
+    timed = metric in _TIMES
+    return [
+        (record, value)
+        for record, value in zip(run.records, values, strict=True)
+        if math.isfinite(value) and (not timed or metrics.timed(record))
+    ]
+
+
+def _series(
+    key: tuple[str, ...], metric: str, rows: Sequence[tuple[RunRecord, Point]], count: int
+) -> Series:
+    """Levels are sought on a scale where steps are shares: of logarithms where all values are
+    above 0, else of values over their median size."""
+    points = [point for _, point in rows]
+    values = [point.value for point in points]
+    logs = min(values) > 0
+    size = median(map(abs, values)) or max(map(abs, values)) or 1.0
+    scaled = [math.log(v) if logs else v / size for v in values]
+    error = max(_scatter(scaled), _assumed(metric, [record for record, _ in rows]))
+    starts = change_points(scaled, error, LEAST_STEP, series=count)
+    edges = [0, *starts, len(values)]
+    levels = [math.fsum(scaled[a:b]) / (b - a) for a, b in pairwise(edges)]
+    steps = [math.expm1(b - a) if logs else b - a for a, b in pairwise(levels)]
+    changes = dict(zip(starts, steps, strict=True))
+    marked = tuple(
+        Point(point.run, point.utc, point.value, changes.get(place))
+        for place, point in enumerate(points)
+    )
+    family, case, provider, gpu = key
+    return Series(family, case, provider, gpu, metric, marked, error)
+
+
+def _scatter(values: Sequence[float]) -> float:
+    """The standard deviation about the levels: of neighbours' differences, which a step is in but
+    once, by the median of their sizes (Gaussian: 0.6745 √2 of it)."""
+    apart = [abs(b - a) for a, b in pairwise(values)]
+    return median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
+
+
+def _assumed(metric: str, records: Sequence[RunRecord]) -> float:
+    """The least that runs lie apart, as `noise` assumes it."""
+    if metric not in _TIMES and metric not in _RATES and not metric.startswith("speedup"):
+        return ASSUMED
+    medians = [metrics.median_ns(record) or math.inf for record in records]
+    shares = [ASSUMED_NS * launches(r) / ns for r, ns in zip(records, medians, strict=True)]
+    return math.hypot(ASSUMED, median(shares) if shares else 0.0)

@@ -1,0 +1,144 @@
+"""How far two runs of one build lie apart: assumed where nothing else is known, else measured.
+
+The observation is the logarithm of a run's median, so that differences are relative. Its variance
+from run to run is a sum of what a run says about itself (its bootstrap over rounds, and its
+baseline against the baseline's second run) and of what no single run can say: ASSUMED, and
+ASSUMED_NS for each launch, which rule short kernels and chains of them. Processes in turn on an
+H200 gave these (results/h200/measuring/processes.csv, results/h200/aa). Several runs a side are
+believed before the assumption.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernelbench.spec import RunRecord, Status
+from kernelbench.statistics import log_medians
+from kernelbench.times import again_ns, blocks_ns
+
+ASSUMED = 0.004  # standard deviation from run to run, relative
+ASSUMED_NS = 80.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
+ASSUMED_RUNS = 8  # degrees of freedom that the assumption is worth
+THROTTLED = 0.015  # more, where the GPU was slowed: its clock wanders within a job
+CLOCK_READING = 0.003  # of a clock that NVML reads in steps of 15 MHz
+
+_MOST_OUTLYING = 10.0  # times the variance of its class that a row may count in it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One record's median, as its logarithm; standard deviations are relative, too.
+
+    within: of the median within the run. floor: of one run of the same code in one job, from the
+    baseline and its second run; 0 where there was none. reach: the farthest that the 95 % interval
+    of those two reaches from no difference.
+    """
+
+    record: RunRecord
+    run: int
+    log_ns: float
+    within: float
+    floor: float = 0.0
+    reach: float = 0.0
+
+    @property
+    def mhz(self) -> float | None:
+        return (self.record.telemetry or {}).get("sm_mhz") or None
+
+    @property
+    def throttled(self) -> bool:
+        return any(flag.startswith("throttled") for flag in self.record.flags)
+
+    @property
+    def launched(self) -> float:
+        """The assumed standard deviation that its launches bring."""
+        return ASSUMED_NS * launches(self.record) / math.exp(self.log_ns)
+
+    @property
+    def variance(self) -> float:
+        """From run to run, as far as this run can say and the rest assumed."""
+        parts = (ASSUMED, self.launched, self.within, self.floor)
+        return sum(p * p for p in parts) + self.throttled * THROTTLED**2
+
+
+def launches(record: RunRecord) -> int:
+    """How many operators a call launches one after another: those that the byte model of an eager
+    baseline numbers as they ran; 1 where nothing tells."""
+    told = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
+    return max(1, sum(name.isdecimal() for name in told))
+
+
+def gated(record: RunRecord) -> bool:
+    """Whether it is right and was timed behind a gate that held."""
+    timing = record.timing
+    return record.status is Status.ok and timing is not None and timing.timer == "gated"
+
+
+def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
+    """What each right and gated record says, the runs by their places."""
+    found = [(number, r) for number, run in enumerate(runs) for r in run if gated(r)]
+    found = [(number, r) for number, r in found if r.timing and any(r.timing.blocks_ns)]
+    times = [blocks_ns(r.timing) for _, r in found if r.timing]
+    logs, within = log_medians(times)
+    twice = [n for n, (_, r) in enumerate(found) if r.group and r.timing and any(r.timing.again_ns)]
+    again, error = log_medians([again_ns(t) for n in twice if (t := found[n][1].timing)])
+    floors: dict[tuple[int, str], tuple[float, float]] = {}
+    for n, log_again, error_again in zip(twice, again, error, strict=True):
+        number, record = found[n]
+        off = abs(float(log_again - logs[n]))
+        reach = off + 1.96 * math.hypot(error_again, within[n])
+        floors[number, record.group] = (off / math.sqrt(2), reach)
+    return [
+        Seen(record, number, float(log), float(error), *floors.get((number, record.group), ()))
+        for (number, record), log, error in zip(found, logs, within, strict=True)
+        if math.isfinite(log)
+    ]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The observations of one row on both sides, in logarithms, and the variance of each as
+    `Seen.variance` has it. least: a variance that none can be below, that within the runs."""
+
+    kind: str
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    variances: tuple[float, ...]
+    least: float
+
+    @property
+    def own(self) -> tuple[float, int]:
+        """(variance from run to run within the sides, its degrees of freedom)."""
+        off = sum(float(np.var(side)) * len(side) for side in (self.a, self.b))
+        degrees = len(self.a) + len(self.b) - 2
+        return (off / degrees if degrees else 0.0), degrees
+
+    @property
+    def prior(self) -> float:
+        return math.fsum(self.variances) / len(self.variances)
+
+
+def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
+    """(standard error of the log ratio of the sides, degrees of freedom) of each row.
+
+    The variance of a run is the larger of what its class does, and of what this row itself did.
+    The class's is the assumed one, scaled by how the rows of one kind that have several runs
+    compare with it; the assumption counts as much as eight further runs.
+    """
+    scales: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        own, degrees = row.own
+        weight, total = scales.get(row.kind, (float(ASSUMED_RUNS), float(ASSUMED_RUNS)))
+        share = min(own / row.prior, _MOST_OUTLYING) if math.isfinite(row.prior) else 0.0
+        degrees = degrees if math.isfinite(row.prior) else 0
+        scales[row.kind] = (weight + degrees, total + degrees * share)
+    found = []
+    for row in rows:
+        own, degrees = row.own
+        weight, total = scales[row.kind]
+        variance = max(row.prior * total / weight, own, row.least)
+        each_side = 1 / len(row.a) + 1 / len(row.b)
+        found.append((math.sqrt(variance * each_side), max(ASSUMED_RUNS, degrees)))
+    return found

@@ -1,0 +1,102 @@
+"""The runs of one side of a comparison: one run, or several of one build."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kernelbench import store
+from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. manifest: empty where the folder has none."""
+
+    path: Path
+    manifest: dict[str, Any]
+    records: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the caller named, and the runs that it holds, in the order of their folders' names."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return tuple(sorted({record.gpu for run in self.runs for record in run.records}))
+
+
+def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
+    """The runs at or below a path, and a message for every line that could not be read.
+
+    Raises KernelbenchError where there is none, or where a run is of another schema.
+    """
+    problems: list[str] = []
+    runs = []
+    for folder in store.find_runs([path]):
+        manifest = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else {}
+        if manifest.get("schema", SCHEMA) != SCHEMA:
+            raise KernelbenchError(
+                f"{folder}: records of schema {manifest['schema']}, this version compares schema "
+                f"{SCHEMA} alone, since what is measured changes with it. Measure that build again"
+            )
+        records, damaged = store.read_with_problems(folder)
+        if damaged and not records:
+            raise KernelbenchError(
+                f"{folder}: no line could be read, such as {damaged[0]}. Measure that build again"
+            )
+        problems += damaged
+        runs.append(Run(folder, manifest, tuple(records)))
+    if not runs:
+        raise UsageError(f"no run in {path}: kernelbench run smoke")
+    return tuple(runs), problems
+
+
+def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
+    """Both sides, and what could not be read.
+
+    Raises UsageError where a run is on both sides, and KernelbenchError as `read_runs` does, or
+    where nothing has a GPU's time.
+    """
+    (runs_a, bad_a), (runs_b, bad_b) = read_runs(a), read_runs(b)
+    both = {run.path.resolve() for run in runs_a} & {run.path.resolve() for run in runs_b}
+    if both:
+        raise UsageError(f"{min(both)} is on both sides. Name two builds: compare BEFORE AFTER")
+    found = Side(str(a), runs_a), Side(str(b), runs_b)
+    for side in found:
+        _refuse_smoke(side)
+    return *found, [*bad_a, *bad_b]
+
+
+def _refuse_smoke(side: Side) -> None:
+    timers = {r.timing.timer for run in side.runs for r in run.records if r.timing}
+    if timers == {"host"}:
+        raise KernelbenchError(
+            f"{side.name}: smoke runs, which check correctness on a CPU and have no GPU times. "
+            "There is nothing to compare: measure on a GPU (kernelbench run SUITE --device cuda)"
+        )
+
+
+def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:
+    """The sides without what was measured on GPUs that the other one lacks, and whether a GPU is
+    on both; where none is, they are as they were.
+
+    Raises KernelbenchError where the sides share no GPU and one of them has several.
+    """
+    shared = set(a.gpus) & set(b.gpus)
+    if shared:
+        return _only(a, shared), _only(b, shared), True
+    if max(len(a.gpus), len(b.gpus)) > 1:
+        raise KernelbenchError(
+            f"{a.name} is of {', '.join(a.gpus)} and {b.name} of {', '.join(b.gpus)}: name the "
+            "runs of one GPU on each side"
+        )
+    return a, b, False
+
+
+def _only(side: Side, gpus: set[str]) -> Side:
+    kept = [(run, tuple(r for r in run.records if r.gpu in gpus)) for run in side.runs]
+    return replace(side, runs=tuple(replace(run, records=some) for run, some in kept if some))

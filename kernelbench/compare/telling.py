@@ -1,0 +1,108 @@
+"""A comparison in words: what the table of every format has above and below it."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from kernelbench.compare.noise import ASSUMED, ASSUMED_NS
+from kernelbench.compare.rows import Comparison, Row, Verdict
+from kernelbench.compare.sides import Side
+
+NOTABLE = (Verdict.broken, Verdict.slower, Verdict.faster, Verdict.fixed)
+KINDS = (
+    "measured: times, medians of a GPU's clock, L2 cold. change: of B's time against A's, with its "
+    "95 % interval; above 0 is slower"
+)
+
+
+def title(found: Comparison) -> list[str]:
+    """A line a side."""
+    return [f"{name}: {_side(side)}" for name, side in (("A", found.a), ("B", found.b))]
+
+
+def _side(side: Side) -> str:
+    runs = f"{len(side.runs)} run{'s' * (len(side.runs) != 1)}"
+    return f"{side.name} ({runs}, {', '.join(side.gpus)})"
+
+
+def verdicts(found: Comparison) -> str:
+    """`13 rows: 10 SAME, 3 UNSURE; no regression beyond 3 %`."""
+    counts = Counter(row.verdict for row in found.rows)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    worse = sum(row.regression for row in found.rows)
+    beyond = f"{worse or 'no'} regression{'s' * (worse > 1)} beyond {found.limit_pct:g} %"
+    if not found.one_gpu:
+        beyond = "two GPUs: nothing slower is a regression"
+        beyond += f"; {worse} broken" if worse else ""
+    return f"{len(found.rows)} row{'s' * (len(found.rows) != 1)}: {told}; {beyond}"
+
+
+def notable(found: Comparison) -> list[Row]:
+    """What moved or broke, regressions first."""
+    rows = [row for row in found.rows if row.verdict in NOTABLE]
+    return sorted(rows, key=lambda row: (not row.regression, NOTABLE.index(row.verdict)))
+
+
+def reasons(row: Row) -> str:
+    """`this provider (baseline +0.1%; same source)`."""
+    why = f" ({row.why})" if row.cause and row.why else row.why
+    return f"{row.cause}{why}"
+
+
+def settled(found: Comparison) -> list[str]:
+    """Why a row has no times to compare, where that is known and it did not break."""
+    known = (Verdict.same, Verdict.unsure, *NOTABLE)
+    return [
+        f"{row.verdict}  {row.family} {row.case}  {row.provider}: {row.why}"
+        for row in found.rows
+        if row.verdict not in known and row.why
+    ]
+
+
+def differing(found: Comparison) -> list[str]:
+    """`versions torch: 2.11.0 → 2.12.0`, what can change an unchanged kernel's speed first."""
+    ordered = sorted(found.differences, key=lambda difference: not difference.system)
+    return [
+        f"{d.part if d.part == d.what else f'{d.part} {d.what}'}: {d.a or '—'} → {d.b or '—'}"
+        for d in ordered
+    ]
+
+
+def notes(found: Comparison) -> list[str]:
+    return list(_notes(found))
+
+
+def _notes(found: Comparison) -> Iterator[str]:
+    runs = [len(side.runs) for side in (found.a, found.b)]
+    assumed = f"{ASSUMED:.1%} and {ASSUMED_NS:g} ns a launch"
+    if max(runs) == 1:
+        yield (
+            f"Noise from run to run: one run a side cannot tell, so it is assumed ({assumed}, "
+            "modelled), with what each run says of itself: its rounds, and its baseline against "
+            "the baseline's second run. Several runs a side measure it."
+        )
+    else:
+        yield (
+            f"Noise from run to run: measured from {runs[0]} + {runs[1]} runs, beside an "
+            f"assumption ({assumed}, modelled) that is worth eight more."
+        )
+    if found.widened > 1.05:
+        yield (
+            f"Every interval is {found.widened:.1f} × as wide as that: rows that no change of ours "
+            "can move lie that far apart."
+        )
+    if any(row.normalised is not None for row in found.rows):
+        yield (
+            "The SM clocks of some rows differ by more than 1 %. Where flops bound a row it is "
+            "judged in cycles; any other counts as moved only if it did so in time and in cycles."
+        )
+    for side in (found.a, found.b):
+        commits = {str((run.manifest.get("git") or {}).get("commit")) for run in side.runs}
+        if len(commits) > 1:
+            yield f"{side.name} holds runs of {len(commits)} commits, taken for one build here."
+        if not all(run.manifest for run in side.runs):
+            yield f"{side.name} has a run without manifest.json: versions are not compared."
+    if any(row.verdict is Verdict.unsure for row in found.rows):
+        yield (
+            f"UNSURE: it may have moved, or lie within ± {found.limit_pct:g} %; the noise does not "
+            "tell. More runs a side in the same folder do, or a wider limit."
+        )

@@ -1,0 +1,139 @@
+"""`kernelbench history`, on any machine, without torch: tables, JSON and CSV of series."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kernelbench.compare.formats import known_format, table
+from kernelbench.compare.history import LEAST_STEP, Point, Series, Wanted, series
+from kernelbench.compare.sides import read_runs
+from kernelbench.compare.tables import LEAST, percent, time
+
+FORMATS = ("table", "json", "csv")
+COLUMNS = ("family", "case", "provider", "gpu", "metric", "run", "utc", "value", "change_pct")
+MOST_BARS = 40
+KINDS = (
+    f"one bar a run, the oldest first, on a scale of its own; │: a new level begins, of at least "
+    f"two runs and {LEAST_STEP:.0%} away. A level of one run, as of the last, is not one yet."
+)
+_BARS = "▁▂▃▄▅▆▇█"
+_LEAST_SPAN = 8  # of the bars, in standard deviations, so that noise looks like noise
+
+
+def verb(
+    folder: Path, metric: str, wanted: Wanted, form: str, console: Console, errors: Console
+) -> int:
+    """Print a metric over the runs of a folder. Exit code 0.
+
+    Raises UsageError for options that are none, and KernelbenchError as `read_runs` does.
+    """
+    known_format(form, FORMATS)
+    runs, problems = read_runs(folder)
+    for problem in problems:
+        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    found = series(runs, metric, wanted)
+    if form == "json":
+        print(json.dumps([asdict(one) for one in found], allow_nan=False))
+    elif form == "csv":
+        print(as_csv(found), end="")
+    else:
+        render(found, console)
+    return 0
+
+
+def as_csv(found: Sequence[Series]) -> str:
+    """One line a run of a series; the change stands where a new level begins."""
+    lines = [
+        (
+            *(one.family, one.case, one.provider, one.gpu, one.metric),
+            *(point.run, point.utc, f"{point.value:.6g}"),
+            "" if point.change is None else f"{point.change * 100:.6g}",
+        )
+        for one in found
+        for point in one.points
+    ]
+    return table(COLUMNS, lines)
+
+
+def render(found: Sequence[Series], console: Console) -> None:
+    """Print it; at least 80 columns wide."""
+    narrow = console.width
+    console.width = max(narrow, LEAST)
+    try:
+        _print(found, console)
+    finally:
+        console.width = narrow
+
+
+def _print(found: Sequence[Series], console: Console) -> None:
+    runs = {point.run for one in found for point in one.points}
+    gpus = dict.fromkeys(one.gpu for one in found)
+    head = f"{found[0].metric} of {len(runs)} run{'s' * (len(runs) != 1)}, {', '.join(gpus)}"
+    console.print(Text(head, style="bold"))
+    console.print()
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    grid.add_column(Text("case\n  provider"), overflow="fold", min_width=16)
+    grid.add_column("runs", justify="right", no_wrap=True)
+    for name in ("first", "last", "change"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("history", no_wrap=True)
+    shown = ""
+    for one in found:
+        gpu = one.gpu if len(gpus) > 1 else ""
+        case = " ".join(filter(None, [one.family, one.case, gpu]))
+        if case != shown:
+            grid.add_row(Text(case, style="cyan"))
+        shown = case
+        grid.add_row(*map(Text, _cells(one)))
+    console.print(grid)
+    console.print()
+    _print_changes(found, console)
+    console.print(Text(KINDS, style="dim"))
+
+
+def _cells(one: Series) -> list[str]:
+    first, last = one.points[0].value, one.points[-1].value
+    ratio = percent(last / first) if first > 0 and last > 0 and len(one.points) > 1 else ""
+    return [
+        f"  {one.provider}", str(len(one.points)), _value(one, first), _value(one, last), ratio,
+        bars(one),
+    ]  # fmt: skip
+
+
+def _value(one: Series, value: float) -> str:
+    return time(value) if one.metric.endswith("_us") and value >= 0 else f"{value:.4g}"
+
+
+def bars(one: Series) -> str:
+    """The newest forty runs; a level begins behind `│`."""
+    points = one.points[-MOST_BARS:]
+    values = [point.value for point in points]
+    middle = (max(values) + min(values)) / 2
+    span = max(max(values) - min(values), _LEAST_SPAN * one.error * abs(middle))
+    low = middle - span / 2
+
+    def bar(point: Point) -> str:
+        place = min(int((point.value - low) / span * len(_BARS)), len(_BARS) - 1) if span else 0
+        return ("│" if point.change is not None else "") + _BARS[place]
+
+    return "".join(map(bar, points))
+
+
+def _print_changes(found: Sequence[Series], console: Console) -> None:
+    changed = [one for one in found if one.changes]
+    if not changed:
+        console.print(Text(f"No change of level in {len(found)} series"))
+        return
+    console.print(Text("New levels, and the first run of each", style="bold"))
+    for one in changed:
+        for point in one.changes:
+            step = percent(1 + (point.change or 0))
+            where = f"{step}  {one.family} {one.case}  {one.provider}"
+            console.print(Padding(Text(where), (0, 0, 0, 2)))
+            console.print(Padding(Text(f"{point.run}, {point.utc}", style="dim"), (0, 0, 0, 4)))

@@ -1,0 +1,270 @@
+"""What became of every row from one side to the other, by how much, and what it is put down to."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kernelbench.compare import noise
+from kernelbench.compare.attribution import Cause, Difference, Shift, cause, differences, why
+from kernelbench.compare.noise import Seen
+from kernelbench.compare.pairs import Pair
+from kernelbench.compare.rows import LIMIT_PCT, Comparison, Key, Row, Verdict
+from kernelbench.compare.sides import Side, of_one_machine
+from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
+from kernelbench.statistics import Floats, false_discovery, t_reach, two_sided_p
+
+FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
+CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
+
+
+def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
+    """Judge every row of two sides.
+
+    limit_pct: a change within ± this much is the same for the caller. A row that is SLOWER by
+    more, and not because of its environment, is a regression, as is one that is BROKEN.
+
+    Raises KernelbenchError where the sides have no row in common, or none that can be judged.
+    """
+    a, b, one_gpu = of_one_machine(a, b)
+    found_a, found_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
+    if not set(found_a) & set(found_b):
+        raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
+    rows, judged = _by_status(found_a, found_b, _seen(a, one_gpu), _seen(b, one_gpu))
+    if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
+        raise KernelbenchError(_nothing_judged(rows.values()))
+    differing = differences(a, b)
+    widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
+    rows |= _judge(rows, judged, limit_pct, widened)
+    rows |= _attribute(rows, judged, differing)
+    limit = 1 + limit_pct / 100
+    final = (replace(row, regression=_regressed(row, limit, one_gpu)) for row in rows.values())
+    return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
+
+
+def _by_status(
+    found_a: Mapping[Key, Sequence[RunRecord]],
+    found_b: Mapping[Key, Sequence[RunRecord]],
+    seen_a: Mapping[Key, Sequence[Seen]],
+    seen_b: Mapping[Key, Sequence[Seen]],
+) -> tuple[dict[Key, Row], dict[Key, Pair]]:
+    """All rows, those that statuses settle with their verdict; and those that times decide. What
+    was skipped on both sides is no row."""
+    rows, judged = dict[Key, Row](), dict[Key, Pair]()
+    for key in dict.fromkeys([*found_a, *found_b]):
+        a, b = found_a.get(key, []), found_b.get(key, [])
+        if all(record.status is Status.skipped for record in (*a, *b)):
+            continue
+        verdict, reason = _state(a, b)
+        if verdict is None and key in seen_a and key in seen_b:
+            judged[key] = Pair(seen_a[key], seen_b[key])
+        elif verdict is None:
+            verdict, reason = Verdict.unjudged, _untimed(a, b)
+        rows[key] = _row(key, a, b, verdict, reason)
+    return rows, judged
+
+
+def _regressed(row: Row, limit: float, one_gpu: bool) -> bool:
+    """Whether it is worse than the caller allows; times of two GPUs say nothing of that."""
+    slower = one_gpu and row.verdict is Verdict.slower and (row.ratio or 0) > limit
+    return row.verdict is Verdict.broken or (slower and row.cause != Cause.environment)
+
+
+def _key(record: RunRecord, one_gpu: bool) -> Key:
+    return (*record.key, record.gpu if one_gpu else "")
+
+
+def _by_key(side: Side, one_gpu: bool) -> dict[Key, list[RunRecord]]:
+    found: dict[Key, list[RunRecord]] = {}
+    for run in side.runs:
+        for record in run.records:
+            found.setdefault(_key(record, one_gpu), []).append(record)
+    return found
+
+
+def _seen(side: Side, one_gpu: bool) -> dict[Key, list[Seen]]:
+    found: dict[Key, list[Seen]] = {}
+    for seen in noise.observe([run.records for run in side.runs]):
+        found.setdefault(_key(seen.record, one_gpu), []).append(seen)
+    return found
+
+
+def _nothing_common(a: Side, b: Side, found: Sequence[Mapping[Key, object]]) -> str:
+    told = [
+        f"{side.name} has {len(keys)}"
+        + "".join(f", such as {' '.join(k[:3])}" for k in [*keys][:1])
+        for side, keys in zip((a, b), found, strict=True)
+    ]
+    return (
+        f"no case and provider in common: {'; '.join(told)}. Compare runs of the same suite "
+        "(kernelbench report DIR shows what a run holds)"
+    )
+
+
+def _nothing_judged(rows: Iterable[Row]) -> str:
+    told = dict.fromkeys(row.why for row in rows if row.verdict is Verdict.unjudged)
+    return (
+        f"no row can be judged: {'; '.join(told) or 'nothing was timed on both sides'}. Measure "
+        "both builds on a GPU without a profiler"
+    )
+
+
+def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Verdict | None, str]:
+    """The verdict that follows from statuses alone, and why; None where times decide."""
+    ran_a, ran_b = ([r for r in side if r.status is not Status.skipped] for side in (a, b))
+    bad_a, bad_b = ([r for r in side if r.status.bad] for side in (ran_a, ran_b))
+    if not ran_a:
+        return Verdict.new, _told(bad_b or [r for r in a if r.reason])
+    if not ran_b:
+        return Verdict.gone, _told(b)
+    if bad_a and bad_b:
+        return Verdict.bad, _told(bad_b)
+    if bad_a or bad_b:
+        bad, ran = (bad_a, ran_a) if bad_a else (bad_b, ran_b)
+        some = f"{len(bad)} of {len(ran)} runs: " if len(bad) < len(ran) else ""
+        return (Verdict.fixed if bad_a else Verdict.broken), some + _told(bad)
+    works = [{(r.flops, r.read_bytes, r.write_bytes) for r in side} for side in (ran_a, ran_b)]
+    if works[0] != works[1]:
+        return Verdict.unjudged, "its case states other work (flops or bytes) than before"
+    return None, ""
+
+
+def _told(records: Sequence[RunRecord]) -> str:
+    if not records:
+        return ""
+    reason = (records[0].reason.strip().splitlines() or [""])[0]
+    return f"{records[0].status}: {reason}" if reason else str(records[0].status)
+
+
+def _untimed(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> str:
+    """Why a row that is right on both sides has no times to compare."""
+    told = []
+    for name, side in (("A", a), ("B", b)):
+        if not any(noise.gated(record) for record in side):
+            timers = sorted({r.timing.timer if r.timing else "not timed" for r in side})
+            told.append(f"{'/'.join(timers)} in {name}")
+    return ", ".join(told) or "no time above the clock's own overhead"
+
+
+def _row(
+    key: Key, a: Sequence[RunRecord], b: Sequence[RunRecord], verdict: Verdict | None, why: str
+) -> Row:
+    record = (b or a)[0]
+    return Row(
+        family=record.family,
+        case=record.case,
+        provider=record.provider,
+        gpu=key[3] or " → ".join(dict.fromkeys(r.gpu for r in (*a, *b))),
+        role=record.role,
+        mode=record.mode,
+        dtype=record.dtype,
+        label=record.label,
+        verdict=verdict or Verdict.unsure,
+        runs_a=len(a),
+        runs_b=len(b),
+        why=why,
+    )
+
+
+def _errors(judged: Mapping[Key, Pair]) -> tuple[Floats, Floats]:
+    """Of each row: the standard error of the logarithm of B over A, its degrees of freedom."""
+    pairs = noise.errors([each.observed() for each in judged.values()])
+    error, degrees = np.array(pairs, np.float64).reshape(-1, 2).T
+    return error, degrees
+
+
+def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
+    """How much farther apart than their errors allow those rows lie that no change of ours can
+    move: baselines, PyTorch's own and peers, on the same system. At least 1."""
+    logs = np.array([each.log_ratio for each in judged.values()])
+    error, _ = _errors(judged)
+    t = (logs / error)[[not rows[key].role.ours for key in judged]]
+    if len(t) < CONTROLS:
+        return 1.0
+    return max(1.0, 1.4826 * float(np.median(np.abs(t - np.median(t)))))
+
+
+def _judge(
+    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], limit_pct: float, widened: float
+) -> dict[Key, Row]:
+    """The rows that times decide. Significance is settled over all of them at once."""
+    if not judged:
+        return {}
+    error, degrees = _errors(judged)
+    error = error * widened
+    ends = [each.ends for each in judged.values()]
+    nearest = np.array([0.0 if lo <= 0 <= hi else min(abs(lo), abs(hi)) for lo, hi in ends])
+    p = two_sided_p(nearest / error, degrees)
+    adjusted = false_discovery(p)
+    limit = math.log1p(limit_pct / 100)
+    found = {}
+    for n, (key, each) in enumerate(judged.items()):
+        reach = t_reach(int(degrees[n])) * float(error[n])
+        lo, hi = ends[n][0] - reach, ends[n][1] + reach
+        called = bool(adjusted[n] <= FALSE_SHARE)
+        found[key] = replace(
+            rows[key],
+            verdict=_verdict(each.log_ratio, max(-lo, hi) <= limit, called),
+            runs_a=len(each.a),
+            runs_b=len(each.b),
+            ratio=math.exp(each.log_ratio),
+            lo=math.exp(lo),
+            hi=_exp(hi),
+            p=float(p[n]),
+            adjusted=float(adjusted[n]),
+            **_facts(each),
+        )
+    return found
+
+
+def _facts(pair: Pair) -> dict[str, Any]:
+    """What a row says of its sides, noise apart."""
+    times = [[s.log_ns for s in side] for side in (pair.a, pair.b)]
+    a_us, b_us = (math.exp(math.fsum(side) / len(side)) / 1e3 for side in times)
+    return {
+        "a_us": a_us,
+        "b_us": b_us,
+        "raw": math.exp(pair.raw),
+        "normalised": None if pair.in_cycles is None else math.exp(pair.in_cycles),
+        "used": "normalised" if pair.normalised else "raw",
+        "a_mhz": pair.mhz[0] or None,
+        "b_mhz": pair.mhz[1] or None,
+        "floor_pct": max(s.reach for s in (*pair.a, *pair.b)) * 100 or None,
+        "why": pair.clocks,
+    }
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _verdict(log_ratio: float, within: bool, called: bool) -> Verdict:
+    if within:
+        return Verdict.same
+    if not called:
+        return Verdict.unsure
+    return Verdict.slower if log_ratio > 0 else Verdict.faster
+
+
+def _attribute(
+    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], differing: Sequence[Difference]
+) -> dict[Key, Row]:
+    """The rows that moved, with what that is put down to."""
+    shifts: dict[tuple[str, str, str], list[Shift]] = {}
+    of: dict[Key, Shift] = {}
+    for key in judged:
+        row = rows[key]
+        log_ratio, reach = math.log(row.ratio or 1), math.log((row.hi or 1) / (row.ratio or 1))
+        of[key] = Shift(row.provider, row.role is Role.baseline, log_ratio, reach)
+        shifts.setdefault((key[0], key[1], key[3]), []).append(of[key])
+    found = {}
+    for key, each in judged.items():
+        if rows[key].verdict.moved:
+            mates = [s for s in shifts[key[0], key[1], key[3]] if s is not of[key]]
+            told, changed = why(of[key], mates, each.a, each.b)
+            put_down = cause(of[key], mates, differing, changed)
+            words = "; ".join(filter(None, [told, rows[key].why]))
+            found[key] = replace(rows[key], cause=put_down.value, why=words)
+    return found

@@ -1,0 +1,473 @@
+"""What became of a build: verdicts from samples, their causes, and the gate; six real runs of one
+build and runs drawn from them, which are a simulation."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from simulated import as_measured, drawn_side, scaled
+from test_metrics import blocks, fused, ours, record, timing
+from typer.testing import CliRunner
+
+from kernelbench import store
+from kernelbench.cli import app
+from kernelbench.compare import formats, noise, tables, telling
+from kernelbench.compare.rows import Comparison, Row, Verdict
+from kernelbench.compare.sides import Run, Side, read_runs
+from kernelbench.compare.verb import limit_of
+from kernelbench.compare.verdicts import compare
+from kernelbench.spec import KernelbenchError, RunRecord, Status, Traffic, UsageError
+from kernelbench.statistics import false_discovery, log_medians, t_reach, two_sided_p
+
+AA = Path(__file__).parent.parent / "results" / "h200" / "aa"
+VERSIONS = {"torch": "2.11.0", "triton": "3.6.0"}
+PLANTED = 1.05
+
+
+def manifest(versions: Mapping[str, str] = VERSIONS, **facts: Any) -> dict[str, Any]:
+    machine = {"kind": "cuda", "name": "NVIDIA H200", "versions": dict(versions)}
+    return {"schema": 1, "suite": "s", "kernelbench": "0.1.0", "machine": machine} | facts
+
+
+def job(ours_us: float = 100, base_us: float = 400, **facts: Any) -> list[RunRecord]:
+    """A baseline with its second run, PyTorch's own, and ours; on an idle machine."""
+    facts = {"source": "s1", "telemetry": {"sm_mhz": 1980.0}} | facts
+    again = timing(base_us, again_ns=blocks(base_us))
+    return [
+        record(timing=again, **facts),
+        fused(timing=timing(base_us / 2), **facts),
+        ours(timing=timing(ours_us), **facts),
+    ]
+
+
+def side(name: str, *runs: list[RunRecord], **facts: Any) -> Side:
+    known = manifest(**facts)
+    return Side(name, tuple(Run(Path(f"{name}{n}"), known, tuple(r)) for n, r in enumerate(runs)))
+
+
+def row(found: Comparison, provider: str = "triton") -> Row:
+    return next(r for r in found.rows if r.provider == provider)
+
+
+def held(before: list[RunRecord], after: list[RunRecord], **facts: Any) -> Comparison:
+    return compare(side("a", before), side("b", after, **facts))
+
+
+def kb(*args: str | Path) -> Any:
+    return CliRunner().invoke(app, [*map(str, args)], env={"COLUMNS": "100", "NO_COLOR": "1"})
+
+
+def saved(folder: Path, records: Iterable[RunRecord], **facts: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / store.MANIFEST).write_text(json.dumps(manifest(**facts)))
+    (folder / store.RECORDS).write_text("".join(f"{r.to_json()}\n" for r in records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Run, ...]:
+    runs, problems = read_runs(AA)
+    assert not problems
+    assert len(runs) == 6
+    return runs
+
+
+# Six real runs of one build, in separate processes on an H200.
+
+
+@pytest.mark.parametrize("runs_a_side", [1, 2, 3])
+def test_real_runs_of_one_build_raise_no_alarm(real: tuple[Run, ...], runs_a_side: int) -> None:
+    splits = [
+        (some, others)
+        for some in combinations(real, runs_a_side)
+        for others in combinations([run for run in real if run not in some], runs_a_side)
+        if some[0].path < others[0].path
+    ]
+    assert len(splits) == {1: 15, 2: 45, 3: 10}[runs_a_side]
+    found = [compare(Side("a", some), Side("b", others)) for some, others in splits]
+    verdicts = Counter(r.verdict for one in found for r in one.rows)
+    assert set(verdicts) == {Verdict.same, Verdict.unsure}
+    assert verdicts[Verdict.same] > 0.75 * verdicts.total()
+    assert not any(one.exit_code for one in found)
+    assert not any(one.differences for one in found)
+
+
+# Simulations: runs drawn from those six with replacement, their rounds drawn anew.
+
+
+@pytest.mark.parametrize("runs_a_side", [1, 3])
+def test_drawn_runs_of_one_build_raise_no_alarm_in_20_pairs(
+    real: tuple[Run, ...], runs_a_side: int
+) -> None:
+    random = np.random.default_rng(20)
+    for _ in range(20):
+        a, b = (drawn_side(n, real, runs_a_side, random, as_measured) for n in "ab")
+        found = compare(a, b)
+        assert not [r for r in found.rows if r.verdict.moved]
+        assert found.exit_code == 0
+
+
+@pytest.mark.parametrize("runs_a_side", [1, 3])
+def test_a_planted_slowdown_of_5_percent_is_found_in_19_of_20(
+    real: tuple[Run, ...], runs_a_side: int
+) -> None:
+    def slower(one: RunRecord) -> float:
+        planted = (one.family, one.provider) == ("rms_norm", "triton_fused")
+        return PLANTED if planted else 1.0
+
+    random, hits, false = np.random.default_rng(5), 0, 0
+    for _ in range(20):
+        a = drawn_side("a", real, runs_a_side, random, as_measured)
+        found = compare(a, drawn_side("b", real, runs_a_side, random, slower))
+        worse = {(r.case, r.family, r.provider) for r in found.rows if r.regression}
+        long = {(f"M32768-N4096-bf16-{m}", "rms_norm", "triton_fused") for m in ("fwd", "bwd")}
+        hits += long <= worse and found.exit_code == 3
+        false += bool({(family, provider) for _, family, provider in worse} - {long.pop()[1:]})
+        assert all(r.cause == "this provider" for r in found.rows if r.regression)
+    assert hits >= 19
+    assert false <= 1
+
+
+# Verdicts.
+
+
+def test_a_change_beyond_noise_is_slower_or_faster_and_one_within_the_limit_is_the_same() -> None:
+    for factor, verdict in (
+        (1.10, Verdict.slower), (0.90, Verdict.faster), (1.0, Verdict.same), (1.01, Verdict.same),
+    ):  # fmt: skip
+        found = row(held(job(), job(100 * factor)))
+        assert found.verdict is verdict
+        assert found.ratio == pytest.approx(factor, rel=1e-3)
+        assert found.lo is not None and found.hi is not None
+        assert found.lo < factor < found.hi
+
+
+def test_same_says_that_the_whole_interval_is_within_the_limit() -> None:
+    assert row(held(job(), job())).verdict is Verdict.same
+    tight = compare(side("a", job()), side("b", job()), limit_pct=1)
+    assert row(tight).verdict is Verdict.unsure  # one run a side does not tell 1 %
+    short = held(job(3), job(3))
+    assert row(short).verdict is Verdict.unsure  # nor 3 % of 3 µs
+
+
+def test_the_limit_is_the_callers() -> None:
+    before, after = side("a", job()), side("b", job(108))
+    assert compare(before, after, limit_pct=3).exit_code == 3
+    assert compare(before, after, limit_pct=10).exit_code == 0
+    assert compare(before, side("b", job(90)), limit_pct=3).exit_code == 0
+
+
+def test_rows_that_statuses_settle() -> None:
+    base, compiled, kernel = job()
+    wrong = replace(kernel, status=Status.incorrect, reason="y: rel 0.2\nmore", timing=None)
+    skipped = replace(kernel, status=Status.skipped, reason="needs sm_90", timing=None)
+    for before, after, verdict, code in (
+        (kernel, wrong, Verdict.broken, 3),
+        (wrong, kernel, Verdict.fixed, 0),
+        (wrong, wrong, Verdict.bad, 0),
+        (skipped, kernel, Verdict.new, 0),
+        (kernel, skipped, Verdict.gone, 0),
+    ):
+        found = held([base, compiled, before], [base, compiled, after])
+        assert (row(found).verdict, found.exit_code) == (verdict, code)
+        assert row(found).ratio is None
+    found = held(job(), [base, wrong])
+    assert row(found).why == "incorrect: y: rel 0.2"
+    assert row(found, "compile").verdict is Verdict.gone
+    assert [r.provider for r in held([base, skipped], [base, skipped]).rows] == ["eager"]
+
+
+def test_one_broken_run_of_several_is_broken() -> None:
+    base, _, kernel = job()
+    crashed = replace(kernel, status=Status.crashed, reason="gone", timing=None)
+    found = compare(side("a", job()), side("b", job(), [base, crashed], job()))
+    assert row(found).verdict is Verdict.broken
+    assert row(found).why == "1 of 3 runs: crashed: gone"
+
+
+def test_ungated_times_and_other_work_are_not_judged() -> None:
+    loose = job()
+    loose[2] = replace(loose[2], timing=timing(200, timer="ungated"))
+    found = row(held(job(), loose))
+    assert (found.verdict, found.why) == (Verdict.unjudged, "ungated in B")
+    other = job()
+    other[2] = replace(other[2], flops=4_000_000)
+    assert "other work" in row(held(job(), other)).why
+
+
+# Noise.
+
+
+def test_several_runs_a_side_narrow_the_interval() -> None:
+    def arm(found: Comparison) -> float:
+        one = row(found)
+        assert one.ratio and one.hi
+        return one.hi / one.ratio - 1
+
+    alone = arm(held(job(), job()))
+    assert alone == pytest.approx(0.0136, abs=0.002)  # 2.306 · √2 · 0.4 % and a little
+    several = arm(compare(side("a", *[job()] * 4), side("b", *[job()] * 4)))
+    assert several < alone / 2.5
+
+
+def test_runs_that_lie_apart_widen_it() -> None:
+    """The mean moved by 6 %, as single runs do."""
+    a = side("a", job(100), job(106), job(94))
+    b = side("b", job(106), job(112), job(100))
+    assert row(compare(a, b)).verdict is Verdict.unsure
+    steady = compare(side("a", *[job()] * 3), side("b", *[job(106)] * 3))
+    assert row(steady).verdict is Verdict.slower
+
+
+def test_a_chain_of_launches_is_noisier_than_one_kernel() -> None:
+    one = record(traffic=(Traffic("x", read=1), Traffic("y", write=1)))
+    chain = record(traffic=tuple(Traffic(f"{n} mul", read=1) for n in range(1, 10)))
+    assert (noise.launches(one), noise.launches(chain)) == (1, 9)
+    short, long = (noise.observe([[r]])[0].variance for r in (one, chain))
+    assert math.sqrt(long - short) == pytest.approx(
+        math.sqrt(80) * noise.ASSUMED_NS / 10_000, rel=0.01
+    )
+
+
+def test_the_baselines_second_run_is_a_floor_of_its_job() -> None:
+    noisy = job()
+    noisy[0] = replace(noisy[0], timing=timing(400, again_ns=blocks(416)))
+    quiet, loud = (row(held(job(), other)) for other in (job(), noisy))
+    assert loud.floor_pct == pytest.approx(4, abs=0.2)
+    assert (quiet.floor_pct or 0) < 0.5
+    assert (loud.hi or 0) - (loud.lo or 0) > 2 * ((quiet.hi or 0) - (quiet.lo or 0))
+
+
+def test_a_table_of_chance_moves_is_not_called() -> None:
+    """A single row of p = 0.03 is a move; one of sixty such rows is what chance does."""
+    p = np.array([0.03])
+    assert false_discovery(p) == pytest.approx([0.03])
+    many = np.concatenate([p, np.linspace(0.1, 1, 59)])
+    assert false_discovery(many)[0] > 0.5
+    assert false_discovery(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
+        [0.02, 0.04, 0.04, 0.02]
+    )
+    cases = [f"c{n}" for n in range(40)]
+    alone = held(job(), job(102.4))
+    assert row(alone).verdict is Verdict.slower
+    before = [r for case in cases for r in job(case=case, group=case)]
+    after = [r for c in cases for r in job(102.4 if c == "c7" else 100, case=c, group=c)]
+    moved = [r for r in held(before, after).rows if r.verdict.moved]
+    assert not moved
+
+
+def test_students_t_against_its_tables() -> None:
+    for degrees, reach in ((1, 12.7062), (4, 2.7764), (8, 2.3060), (30, 2.0423)):
+        assert t_reach(degrees) == pytest.approx(reach, abs=1e-3)
+    assert two_sided_p(np.array([3.355]), np.array([8.0])) == pytest.approx([0.01], abs=1e-4)
+
+
+def test_the_error_of_a_median_is_that_of_its_rounds() -> None:
+    random = np.random.default_rng(1)
+    drift = random.normal(1000, 10, (40, 1)) + random.normal(0, 0.1, (40, 8))
+    logs, errors = log_medians([drift.tolist()])
+    assert math.exp(logs[0]) == pytest.approx(1000, rel=0.01)
+    assert errors[0] == pytest.approx(1.2533 * 0.01 / math.sqrt(40), rel=0.5)
+    assert log_medians([[[5.0]]])[1][0] == math.inf
+
+
+# Clocks.
+
+SLOW_CLOCK = {"telemetry": {"sm_mhz": 1800.0}}
+
+
+def test_what_flops_bound_is_judged_in_cycles_where_clocks_differ() -> None:
+    heavy = {"flops": 20_000_000_000}
+    found = row(held(job(**heavy), job(110, 440, **heavy, **SLOW_CLOCK)))
+    assert (found.used, found.verdict) == ("normalised", Verdict.same)
+    assert found.raw == pytest.approx(1.10, rel=1e-3)
+    assert found.ratio == found.normalised == pytest.approx(1.0, rel=1e-3)
+    worse = row(held(job(**heavy), job(121, 440, **heavy, **SLOW_CLOCK)))
+    assert worse.verdict is Verdict.slower
+    assert worse.ratio == pytest.approx(1.1, rel=1e-3)
+    assert "SM clock 1980 → 1800 MHz, normalised" in worse.why
+
+
+def test_any_other_row_must_have_moved_in_time_and_in_cycles() -> None:
+    clocked = row(held(job(), job(110, **SLOW_CLOCK)))
+    assert (clocked.used, clocked.verdict) == ("raw", Verdict.unsure)
+    assert clocked.lo is not None and clocked.lo < 1 < 1.1 < (clocked.hi or 0)
+    worse = row(held(job(), job(125, **SLOW_CLOCK)))
+    assert worse.verdict is Verdict.slower
+    assert "in time and in cycles" in worse.why
+    still = row(held(job(), job(telemetry={"sm_mhz": 1965.0})))
+    assert (still.normalised, still.verdict) == (None, Verdict.same)
+
+
+# Causes.
+
+
+def test_a_move_alone_is_the_providers() -> None:
+    found = row(held(job(), job(110, source="s2")))
+    assert (found.cause, found.why) == ("this provider", "baseline +0.0%; source changed")
+    assert found.regression
+
+
+def test_a_move_with_its_baseline_is_the_environments_and_no_regression() -> None:
+    found = held(job(), job(110, 440))
+    assert {r.cause for r in found.rows} == {"environment"}
+    assert {r.verdict for r in found.rows} == {Verdict.slower}
+    assert found.exit_code == 0
+
+
+def test_a_move_with_other_versions_is_theirs_and_the_manifests_are_told_apart() -> None:
+    newer = {"versions": VERSIONS | {"torch": "2.12.0"}}
+    found = held(job(), job(110, 440), **newer)
+    assert {r.cause for r in found.rows} == {"versions"}
+    assert found.exit_code == 3
+    assert telling.differing(found) == ["versions torch: 2.11.0 → 2.12.0"]
+    alone = held(job(), job(110, source="s2"), **newer)
+    assert row(alone).cause == "this provider"
+    assert row(held(job(), job(110), **newer)).cause == "versions"
+
+
+def test_another_gpu_is_named_and_nothing_slower_is_a_regression() -> None:
+    found = held(job(), job(200, 800, gpu="NVIDIA H100"))
+    assert {r.cause for r in found.rows} == {"GPU"}
+    assert found.exit_code == 0
+    assert "gpu: NVIDIA H200 → NVIDIA H100" in telling.differing(found)
+    wrong = job(gpu="NVIDIA H100")
+    wrong[2] = replace(wrong[2], status=Status.incorrect, timing=None)
+    assert held(job(), wrong).exit_code == 3
+
+
+def test_runs_without_a_manifest_differ_in_nothing_known() -> None:
+    bare = Side("b", (Run(Path("b"), {}, tuple(job(110))),))
+    found = compare(side("a", job()), bare)
+    assert found.differences == ()
+    assert row(found).cause == "this provider"
+    assert any("without manifest.json" in note for note in telling.notes(found))
+
+
+# The verb.
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    def made(after: list[RunRecord], **facts: Any) -> tuple[Path, Path]:
+        return saved(tmp_path / "a" / "run", job()), saved(tmp_path / "b" / "run", after, **facts)
+
+    return made
+
+
+def test_exit_codes_and_the_summary(two: Callable[..., tuple[Path, Path]]) -> None:
+    a, b = two(job(110, source="s2"))
+    done = kb("compare", a, b)
+    assert done.exit_code == 3
+    assert done.stdout.splitlines()[-1] == "3 rows: 1 SLOWER, 2 SAME; 1 regression beyond 3 %"
+    assert "this provider (baseline +0.0%; source changed)" in done.stdout
+    assert "one run a side cannot tell, so it is assumed" in done.stdout
+    loose = kb("compare", a.parent, b.parent, "--fail-on", "slower:12.5%")
+    assert loose.exit_code == 0
+    assert "no regression beyond 12.5 %" in loose.stdout
+
+
+def test_formats(two: Callable[..., tuple[Path, Path]]) -> None:
+    a, b = two(job(110, source="s|<2>"), suite="o|t<b>her")
+    found = json.loads(kb("compare", a, b, "--format", "json").stdout)
+    assert found["exit_code"] == 3
+    assert [r["verdict"] for r in found["rows"]] == ["SAME", "SAME", "SLOWER"]
+    assert found["rows"][2]["change_pct"] == pytest.approx(10, abs=0.1)
+    assert found["differences"] == [{"part": "suite", "what": "suite", "a": "s", "b": "o|t<b>her"}]
+    lines = list(csv.DictReader(io.StringIO(kb("compare", a, b, "--format", "csv").stdout)))
+    assert [line["regression"] for line in lines] == ["false", "false", "true"]
+    assert lines[2]["normalised"] == ""
+    done = kb("compare", a, b, "--format", "md")
+    assert done.exit_code == 3
+    assert "**3 rows: 1 SLOWER, 2 SAME; 1 regression beyond 3 %**" in done.stdout
+    assert "| **SLOWER** | rms\\_norm | M1024-N512-bf16-fwd | triton | +10.0% |" in done.stdout
+    assert "o\\|t&lt;b>her" in done.stdout
+
+
+def test_an_endless_interval_is_strict_json() -> None:
+    few = [replace(r, timing=replace(r.timing, blocks_ns=((100_000,),), again_ns=())) for r in job()
+           if r.timing]  # fmt: skip
+    found = held(few, few)
+    assert row(found).verdict is Verdict.unsure
+    assert json.loads(formats.as_json(found))["rows"][0]["hi"] == "inf"
+    assert "∞" in tables.interval(row(found))
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_fits(real: tuple[Run, ...], width: int) -> None:
+    out = io.StringIO()
+    slow = Run(Path("slow"), real[5].manifest, tuple(scaled(r, 1.07) for r in real[5].records))
+    found = compare(Side("before", real[:1]), Side("after", (slow,)))
+    tables.render(found, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "  triton_fused          SLOWER    +7.0%   [+5.6, +8.4]  122.5 µs  131.1 µs" in text
+    assert ("adjusted p" in text) == (width == 140)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "slower", "slower:", "slower:3", "slower:-1%", "slower:0%", "faster:3%", "slower:x%",
+     "slower:1e9%", "slower:3%,", "slower:9999%"],
+)  # fmt: skip
+def test_a_limit_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no limit; it is slower:PERCENT%, .* slower:3%"):
+        limit_of(text)
+    assert limit_of("slower:0.5%") == 0.5
+
+
+def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a", job())
+    b = saved(tmp_path / "b", job())
+    (tmp_path / "empty").mkdir()
+    other = saved(tmp_path / "other", job(family="rotary"))
+    later = saved(tmp_path / "later", job(), schema=2)
+    bare = saved(tmp_path / "bare", job())
+    (bare / store.MANIFEST).unlink()
+    (bare / store.RECORDS).write_text('{"schema":2}\n')
+    host = saved(
+        tmp_path / "host", [replace(r, timing=timing(9, timer="host")) for r in job()]
+    )  # fmt: skip
+    for args, told in (
+        ((a, a), "is on both sides. Name two builds"),
+        ((AA, next(AA.glob("2*"))), "is on both sides"),
+        ((a, tmp_path / "none"), "no such file or folder"),
+        ((a, tmp_path / "empty"), "no run in"),
+        ((a, other), "no case and provider in common"),
+        ((a, later), "records of schema 2, this version compares schema 1"),
+        ((a, bare), "schema 2, this version reads schema 1"),
+        ((a, host), "smoke runs"),
+        ((a, b, "--fail-on", "slower"), "--fail-on: 'slower' is no limit"),
+        ((a, b, "--format", "tabel"), "did you mean 'table'?"),
+    ):
+        done = kb("compare", *args)
+        assert done.exit_code == 2, (args, done.output)
+        assert told in done.stderr
+        assert done.stderr.count("error: ") == 1
+    assert kb("compare", a, b).exit_code == 0
+
+
+def test_damaged_lines_are_named_and_the_rest_is_compared(tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job())
+    with (b / store.RECORDS).open("a") as file:
+        file.write("{torn\n")
+    done = kb("compare", a, b)
+    assert done.exit_code == 0
+    assert "records.jsonl:4: not JSON" in done.stderr
+
+
+def test_nothing_timed_cannot_be_judged() -> None:
+    loose = [replace(r, timing=timing(9, timer="ungated")) for r in job()]
+    with pytest.raises(KernelbenchError, match="no row can be judged: ungated in A, ungated in B"):
+        held(loose, loose)
