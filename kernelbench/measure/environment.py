@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.measure.telemetry import driver_version
 from kernelbench.spec import Device, DType, NoGPUError
 
 TORCH_DTYPES = {
@@ -105,6 +106,8 @@ def versions() -> dict[str, str]:
         found["cuda"] = torch.version.cuda
         if torch.backends.cudnn.is_available():
             found["cudnn"] = str(torch.backends.cudnn.version())
+    if driver := driver_version():
+        found["driver"] = driver
     return found
 
 

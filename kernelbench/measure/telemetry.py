@@ -16,6 +16,19 @@ THROTTLE = {
 }
 
 
+def driver_version() -> str:
+    """Of NVIDIA's driver, `580.159.03`; empty where there is none, or it cannot be asked."""
+    try:
+        import pynvml
+    except ImportError:
+        return ""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
+
+
 @dataclass
 class Telemetry:
     """Snapshots of one job. Every field degrades to absent; `missing` says why."""
