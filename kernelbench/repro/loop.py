@@ -145,7 +145,9 @@ def time(restore: Callable[[], None], call: Callable[[], Any]) -> list[float]:
         if held:
             samples += [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
         elif (cycles := cycles * 3) > GATE_CYCLES * 100:
-            raise RuntimeError("the queue runs dry however long the gate: times would hold launches")
+            raise RuntimeError(
+                "the queue runs dry however long the gate: times would hold launches"
+            )
     return samples
 
 

@@ -30,10 +30,14 @@ class _Module:
 
 
 class Needed:
-    """Collects the sources of one provider, beginning at its family's file."""
+    """Collects the sources of one provider, beginning at its family's file.
 
-    def __init__(self, family: Path, name: str) -> None:
-        self._family = name
+    name: of the family's module. device_code: False where no kernel of ours is run: then what
+    functions import of `kernels` and `nn` is left out.
+    """
+
+    def __init__(self, family: Path, name: str, *, device_code: bool = True) -> None:
+        self._family, self._device_code = name, device_code
         self._modules = {name: _Module(family)}
         self._whole: set[Path] = set()
 
@@ -75,7 +79,8 @@ class Needed:
                 self._name(module_name, part.id)
             elif isinstance(part, (ast.Import, ast.ImportFrom)):
                 for alias in part.names:
-                    self._import(part, alias)
+                    if self._device_code or not str(getattr(part, "module", "")).startswith(WHOLE):
+                        self._import(part, alias)
 
     def _import(self, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> None:
         base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
@@ -85,7 +90,9 @@ class Needed:
         if dotted.startswith(WHOLE):
             for name in (dotted, dotted.rpartition(".")[0]):
                 if path := _file(name):
-                    self._whole |= {p for p in reached(path) if _place(p) != "kernelbench/__init__.py"}
+                    self._whole |= {
+                        p for p in reached(path) if _place(p) != "kernelbench/__init__.py"
+                    }
                     return
         if path := _file(dotted):  # a module as a name: all of it
             for name in self._open(dotted, path).binds:

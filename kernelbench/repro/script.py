@@ -46,9 +46,7 @@ if __name__ == "__main__":
 IMPORTS = "import importlib\nimport os\nimport pathlib\nimport sys\nimport tempfile\n"
 
 
-def write(
-    record: Mapping[str, Any], files: Mapping[str, str], module: str, notes: str = ""
-) -> str:
+def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, notes: str = "") -> str:
     """The script. record: what `loop.reproduce` reads; module: the one that has FAMILY."""
     used = [name for name, text in files.items() if text.strip()]
     uses_triton = any("triton" in text for name, text in files.items() if "/kernels/" in name)

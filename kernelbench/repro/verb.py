@@ -9,17 +9,26 @@ from kernelbench import families, metrics, store
 from kernelbench.repro.needed import Needed
 from kernelbench.repro.script import write
 from kernelbench.source import source_hash
-from kernelbench.spec import Family, Role, RunRecord, UsageError, suggest
+from kernelbench.spec import Family, KernelbenchError, Role, RunRecord, UsageError, suggest
 
 RESULTS = Path("results")
 
 
-def repro(case: str, provider: str, run: Path | None, plugins: Sequence[str] = ()) -> str:
-    """The script of one record. case: its id, or FAMILY/ID where several families have it.
+def repro(
+    case: str,
+    provider: str,
+    run: Path | None,
+    plugins: Sequence[str] = (),
+    out: Path | None = None,
+) -> str:
+    """The script of one record; nothing where it was written to a file instead.
+
+    case: its id, or FAMILY/ID where several families have it.
 
     provider: its name; else our headline's, else the baseline.
     run: a run folder, or one of runs, of which the newest that has the case is taken.
-    Raises UsageError for a case, provider or family that is not there.
+    Raises UsageError for a case, provider or family that is not there; KernelbenchError for a file
+    that cannot be written.
     """
     records, folder = _records(case, run or RESULTS)
     record = _chosen(records, provider, case)
@@ -28,7 +37,14 @@ def repro(case: str, provider: str, run: Path | None, plugins: Sequence[str] = (
         raise UsageError(
             f"{folder}: family {record.family!r} is not here; name its file: --plugin FILE"
         )
-    return script_of(record, records, known[record.family])
+    text = script_of(record, records, known[record.family])
+    if out is None:
+        return text
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise KernelbenchError(f"{out}: cannot be written ({error.strerror})") from None
+    return ""
 
 
 def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]) -> str:
@@ -37,7 +53,8 @@ def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]
     package = families.__name__
     inside = path.parent == Path(str(families.__file__)).parent
     module = f"{package}.{path.stem}" if inside else f"family_{path.stem}"
-    needed = Needed(path, module)
+    ours = family.provider(record.provider)
+    needed = Needed(path, module, device_code="triton" in ours.requires)
     needed.add({record.provider, family.baseline.name})
     notes = ""
     if record.source and record.source != source_hash(family):
@@ -55,15 +72,14 @@ def _records(case: str, where: Path) -> tuple[list[RunRecord], Path]:
         found = [r for r in records if case in (r.case, f"{r.family}/{r.case}")]
         names = sorted({r.family for r in found})
         if len(names) > 1:
-            raise UsageError(
-                f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}"
-            )
+            raise UsageError(f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}")
         if found:
             return found, run
     if not seen:
         raise UsageError(f"no record in {where}: kernelbench run smoke, or --run DIR")
-    near = suggest(case if "/" in case else case, [name.partition("/")[2] for name in seen])
-    raise UsageError(f"{where}: no case {case!r}{near.partition(' Known')[0]} See: kernelbench report {where}")
+    names = seen if "/" in case else dict.fromkeys(name.partition("/")[2] for name in seen)
+    near = suggest(case, names).partition(" Known: ")[0]
+    raise UsageError(f"{where}: no case {case!r}{near} `kernelbench report {where}` shows them")
 
 
 def _chosen(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord:
@@ -73,7 +89,9 @@ def _chosen(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord
             raise UsageError(f"--provider: {case} has no {provider!r}{suggest(provider, names)}")
         return records[names.index(provider)]
     order = [Role.triton_fused, Role.baseline]
-    ranked = sorted(records, key=lambda r: (r.role not in order, r.role != order[0], r.status != "ok"))
+    ranked = sorted(
+        records, key=lambda r: (r.role not in order, r.role != order[0], r.status != "ok")
+    )
     return ranked[0]
 
 
