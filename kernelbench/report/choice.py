@@ -23,7 +23,8 @@ SHORT = (
 
 @dataclass(frozen=True)
 class Choice:
-    """cases: what is shown a line a provider. sheets: the tables after it. note: how to read them."""
+    """cases: what is shown a line a provider. sheets: the tables after it, and note: how to read
+    them."""
 
     cases: "DataFrame"
     sheets: Sequence[Sheet]

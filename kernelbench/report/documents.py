@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from kernelbench import audit
-from kernelbench.report.sheets import Row, Sheet, Source
+from kernelbench.report.sheets import Row, Sheet, Source, config
 from kernelbench.report.tables import answer, figures, percent, short_time, within_noise
 from kernelbench.spec import Tool
 
@@ -48,7 +48,7 @@ def _sheet(
     lines, before = list[Cells](), ("", "")
     for (label, case, run), part in _jobs(rows).items():
         same = (label, case) == before
-        shown = ("" if same else _config(part[0]), given.short.get(run, ""))
+        shown = ("" if same else config(part[0]), given.short.get(run, ""))
         told = "" if label == before[0] else label
         lines.append((*shown, *_cells(given, part, reads), told))
         before = (label, case)
@@ -61,11 +61,6 @@ def _sheet(
         left=2 if 1 in kept else 1,
         last_left=len(heads) - 1 in kept,
     )
-
-
-def _config(row: Row) -> str:
-    """A case without what the title says."""
-    return str(row["case"]).removesuffix(f"-{row['dtype']}-{row['mode']}")
 
 
 def _jobs(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:

@@ -72,6 +72,9 @@ def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str =
     if families:
         found.rows = [row for row in found.rows if row["family"] in families]
         found.measured = [m for m in found.measured if m.family in families]
+        left = {r["run_id"] for r in found.rows} | {m.run_id for m in found.measured}
+        found.manifests = {run: m for run, m in found.manifests.items() if run in left}
+        found.folders = {run: f for run, f in found.folders.items() if run in left}
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Lines = tuple[tuple[str, ...], ...]
 TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
-VERSIONS = ("torch", "triton", "driver")
+RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"}
+GAP = 2
+LEAST_CONFIG, LEAST_WORD = 24, 12  # columns that words keep before they fold
 COMMIT = 12  # characters of a commit
 LEAST_POINTS = 3  # of a scaling table
 
@@ -84,26 +87,52 @@ def source(
 
 
 def show(sheet: Sheet, console: Console) -> None:
-    """Print it: its title, the table, its note."""
+    """Print it: its title, the table, its note. Words fold where it is wider than the console,
+    labels are cut short; no number is, however wide that makes it."""
     console.print(Text(sheet.title, style="bold"))
     if sheet.heads:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        widths = _widths(sheet, console.width)
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
         for number, head in enumerate(sheet.heads):
-            is_word = sheet.is_word(number)
-            justify: Any = "left" if is_word else "right"
-            table.add_column(Text(head), justify=justify, overflow="fold", no_wrap=not is_word)
+            justify: Any = "left" if sheet.is_word(number) else "right"
+            cut = sheet.last_left and number == len(sheet.heads) - 1
+            overflow: Any = "ellipsis" if cut else "fold"
+            table.add_column(
+                Text(head), justify=justify, width=widths[number], overflow=overflow, no_wrap=cut
+            )
         for row in sheet.rows:
             table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+        console.print(table, width=max(console.width, sum(widths) + GAP * len(widths)), crop=False)
     if sheet.note:
         console.print(Text(sheet.note))
+
+
+def _widths(sheet: Sheet, width: int) -> list[int]:
+    """Of each column: what it needs; less for words, the last ones first, where that is too much."""
+    needed = [
+        max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows)))
+        for n, head in enumerate(sheet.heads)
+    ]
+    over = sum(needed) + GAP * (len(needed) - 1) - width
+    for number in reversed(range(len(needed))):
+        if over > 0 and sheet.is_word(number):
+            least = LEAST_CONFIG if number == 0 else LEAST_WORD
+            gained = min(over, max(0, needed[number] - least))
+            needed[number] -= gained
+            over -= gained
+    return needed
+
+
+def config(row: Row) -> str:
+    """A case without what the title of its table says."""
+    return str(row["case"]).removesuffix(f"-{row['dtype']}-{row['mode']}")
 
 
 def _by_case(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) -> Lines:
     """A line a row: its case, said once, what `cells` says of it, its label, said once."""
     lines, before = list[tuple[str, ...]](), ("", "")
     for row in rows:
-        found, case = cells(row), (str(row["case"]), str(row["label"]))
+        found, case = cells(row), (config(row), str(row["label"]))
         if found is not None:
             shown = case if case != before else ("", "")
             lines.append((shown[0], *found, shown[1]))
@@ -140,7 +169,7 @@ def scaling(given: Source) -> Iterator[Sheet]:
     """Time and rate against each axis that was swept while the others stood still."""
     for title, rows in given.parts():
         for axis in given.axes:
-            if not all(type(row[axis]) in (int, float) for row in rows):
+            if not all(type(row[axis]) in (int, float) and row[axis] == row[axis] for row in rows):
                 continue
             swept: dict[tuple[Any, ...], list[Row]] = {}
             for row in rows:
@@ -226,16 +255,17 @@ def runs(given: Source) -> Iterator[Sheet]:
     lines = []
     for run, number in given.short.items():
         facts = _flat(given.manifests.get(run, {}))
-        gpu = next((str(row["gpu"]) for row in given.rows if row["run_id"] == run), "")
-        lines.append((number, run, gpu, *(facts.get(f"versions.{n}", "") for n in VERSIONS)))
-    yield Sheet("Runs", ("run", "id", "GPU", *VERSIONS), tuple(lines), "", 3 + len(VERSIONS))
+        lines.append((number, run, *(facts.get(name, "") for name in RUN.values())))
+    yield Sheet("Runs", ("run", "id", *RUN), tuple(lines), "", 2 + len(RUN))
 
 
 def environment(given: Source) -> Iterator[Sheet]:
     """What differs between the machines and versions of the runs."""
     found = differences(given.manifests)
-    heads = ("", *(given.short.get(run, run) for run in given.manifests))
-    lines = tuple((name, *values) for name, values in found.items())
+    order = sorted(given.manifests, key=lambda run: int(given.short.get(run, 0)))
+    heads = ("", *(given.short.get(run, run) for run in order))
+    places = [list(given.manifests).index(run) for run in order]
+    lines = tuple((name, *(values[n] for n in places)) for name, values in found.items())
     yield Sheet("What differs between the runs", heads, lines, "", len(heads))
 
 
