@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kernelbench.report.tables import figures, short_time, within_noise
@@ -22,7 +21,7 @@ Lines = tuple[tuple[str, ...], ...]
 TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
 RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"}
 GAP = 2
-LEAST_CONFIG, LEAST_WORD = 24, 12  # columns that words keep before they fold
+LEAST_CONFIG, LEAST_WORD = 28, 10  # columns that words keep before they fold
 COMMIT = 12  # characters of a commit
 LEAST_POINTS = 3  # of a scaling table
 
@@ -90,25 +89,35 @@ def show(sheet: Sheet, console: Console) -> None:
     """Print it: its title, the table, its note. Words fold where it is wider than the console,
     labels are cut short; no number is, however wide that makes it."""
     console.print(Text(sheet.title, style="bold"))
-    if sheet.heads:
-        widths = _widths(sheet, console.width)
-        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-        for number, head in enumerate(sheet.heads):
-            justify: Any = "left" if sheet.is_word(number) else "right"
-            cut = sheet.last_left and number == len(sheet.heads) - 1
-            overflow: Any = "ellipsis" if cut else "fold"
-            table.add_column(
-                Text(head), justify=justify, width=widths[number], overflow=overflow, no_wrap=cut
-            )
-        for row in sheet.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table, width=max(console.width, sum(widths) + GAP * len(widths)), crop=False)
+    widths = _widths(sheet, console.width) if sheet.heads else []
+    for row in (sheet.heads, *sheet.rows) if sheet.heads else ():
+        for line in zip(*_folded(sheet, row, widths), strict=True):
+            console.print(Text((" " * GAP).join(line).rstrip()), soft_wrap=True)
     if sheet.note:
         console.print(Text(sheet.note))
 
 
+def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
+    """Each cell as equally many lines of its column's width; heads stand at the bottom."""
+    cells = []
+    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        cut = sheet.last_left and number == len(row) - 1 and cell_len(cell) > width
+        lines = [f"{cell[: width - 1]}…"] if cut else cell.split("\n")
+        cells.append([part for line in lines for part in chop_cells(line, width) or [""]])
+    high = max(map(len, cells))
+    for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
+        missing = [""] * (high - len(lines))
+        padded = [*missing, *lines] if row is sheet.heads else [*lines, *missing]
+        yield [_aligned(line, width, left=sheet.is_word(number)) for line in padded]
+
+
+def _aligned(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
+
+
 def _widths(sheet: Sheet, width: int) -> list[int]:
-    """Of each column: what it needs; less for words, the last ones first, where that is too much."""
+    """Of each column: what it needs; of words less, the last ones first, where that is too much."""
     needed = [
         max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows)))
         for n, head in enumerate(sheet.heads)
