@@ -1,6 +1,7 @@
 """A report as Markdown, for a README, a pull request, or the summary of a CI job."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,7 @@ def _escaped(text: str) -> str:
     """Text that is no markup, on one line."""
     for plain, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(plain, safe)
-    for mark in "|*_`[]":
-        text = text.replace(mark, f"\\{mark}")
+    text = re.sub(r"[|*`\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
     return "<br>".join(text.splitlines())
 
 

@@ -21,7 +21,7 @@ Lines = tuple[tuple[str, ...], ...]
 TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
 RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"}
 GAP = 2
-LEAST_CONFIG, LEAST_WORD = 28, 10  # columns that words keep before they fold
+LEAST_CONFIG, LEAST_WORD = 24, 9  # columns that words keep before they fold
 COMMIT = 12  # characters of a commit
 LEAST_POINTS = 3  # of a scaling table
 
@@ -119,7 +119,7 @@ def _aligned(text: str, width: int, *, left: bool) -> str:
 def _widths(sheet: Sheet, width: int) -> list[int]:
     """Of each column: what it needs; of words less, the last ones first, where that is too much."""
     needed = [
-        max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows)))
+        max(1, *(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows))))
         for n, head in enumerate(sheet.heads)
     ]
     over = sum(needed) + GAP * (len(needed) - 1) - width
