@@ -88,7 +88,7 @@ class _Report:
                 self.found.records,
                 self.found.measured,
                 self.found.manifests,
-                baseline=self.wanted.baseline,
+                baseline=self.wanted.baseline or None,
                 title=f"kernelbench: {runs}",
             )
         )
