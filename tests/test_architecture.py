@@ -31,7 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "times": {"spec", "statistics"},
     "metrics": {"spec", "limits", "statistics", "times"},
     "audit": {"spec"},
-    "report": {"spec", "metrics", "store", "audit"},
+    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
+    "report": {"spec", "metrics", "store", "audit", "claims"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
     "parallel": {"kernels"},
@@ -56,6 +57,8 @@ WITHOUT_TORCH = (
     "report.tables",
     "report.profiles",
     "report.verb",
+    "report.claimed",
+    "claims",
     "suite",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
