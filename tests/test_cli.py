@@ -18,7 +18,10 @@ from kernelbench import store
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
-VERBS = ("run", "check", "list", "inspect", "report", "doctor", "cache")
+VERBS = (
+    "run", "check", "list", "profile", "inspect", "report", "compare", "history", "repro", "claims",
+    "doctor", "cache",
+)  # fmt: skip
 
 
 def kb(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.telemetry import Telemetry, driver_version
 
 
 class NVMLError(Exception):
@@ -115,3 +115,12 @@ def test_without_nvml_nothing_is_known_and_why(nvml: Nvml, monkeypatch: pytest.M
     for telemetry in known_nothing:
         telemetry.sample()
         assert (telemetry.facts(), telemetry.flags()) == ({}, ())
+
+
+def test_the_drivers_version_is_known_or_empty(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.answers["nvmlSystemGetDriverVersion"] = "580.159.03"
+    assert driver_version() == "580.159.03"
+    nvml.answers["nvmlInit"] = NVMLError("Driver Not Loaded")
+    assert driver_version() == ""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert driver_version() == ""

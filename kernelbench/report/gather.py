@@ -1,0 +1,133 @@
+"""What a report is made of: the records of any mix of runs, and what could not be read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kernelbench import store
+from kernelbench.report.kept import derived
+from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, suggest
+
+T = TypeVar("T")
+FEW = 5  # problems of one kind that are named one by one
+
+
+@dataclass
+class Gathered:
+    """Rows and records of one case stand together, in the order in which runs were named.
+
+    rows: as `metrics.rows_of`. manifests: by run id. folders: likewise, the first of a run.
+    runs: every run folder. problems: what could not be read, and why.
+    notes: what was read, but not as it stands.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    manifests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    runs: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def records(self) -> list[RunRecord]:
+        """What the rows were derived from, raw samples and all: reading it takes longest."""
+        known = {(row["run_id"], row["family"]) for row in self.rows}
+        found = (record for run in self.runs for record in _quietly(run))
+        return _merged(
+            (record for record in found if (record.run_id, record.family) in known),
+            lambda r: (r.run_id, r.family, r.case, r.provider, r.utc),
+        )
+
+
+def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str = "") -> Gathered:
+    """Everything that the run folders at and below these hold, of these families or of all.
+
+    Lines and files that cannot be read are named and left out. A record that two folders hold
+    (a copy of a run) counts once, the newer one.
+    against: the provider that speedups of the rows hold up, instead of the baseline.
+    Raises UsageError for a path that is not there, for one without runs where no other has any,
+    and for a family that no run has.
+    """
+    found = Gathered(runs=store.find_runs(folders))
+    if not found.runs:
+        raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
+    for folder in folders:
+        if not store.find_runs([folder]):
+            found.problems.append(f"{folder}: no run in it; left out")
+    for run in found.runs:
+        _read(run, found, against)
+    found.rows = _merged(
+        found.rows, lambda r: tuple(r[n] for n in ("run_id", "family", "case", "provider", "utc"))
+    )
+    known = dict.fromkeys([r["family"] for r in found.rows] + [m.family for m in found.measured])
+    for family in families:
+        if family not in known:
+            raise UsageError(
+                f"--family: no family {family!r} in these runs{suggest(family, known)}"
+            )
+    if families:
+        found.rows = [row for row in found.rows if row["family"] in families]
+        found.measured = [m for m in found.measured if m.family in families]
+        left = {r["run_id"] for r in found.rows} | {m.run_id for m in found.measured}
+        found.manifests = {run: m for run, m in found.manifests.items() if run in left}
+        found.folders = {run: f for run, f in found.folders.items() if run in left}
+    return found
+
+
+def _read(run: Path, found: Gathered, against: str) -> None:
+    problems = list[str]()
+    try:
+        manifest: Mapping[str, Any] = store.read_manifest(run)
+    except KernelbenchError as error:
+        manifest = {}
+        problems.append(f"{error}; its records are read without it")
+    try:
+        kept = derived(run, against)
+        found.rows += kept.rows
+        problems += kept.problems
+        found.notes += [
+            f"{run / store.RECORDS}: {count} records of schema {schema} were read as today's"
+            for schema, count in kept.older.items()
+        ]
+        measured, damaged = store.read_measured(run)
+        found.measured += measured
+        problems += damaged
+    except KernelbenchError as error:
+        problems.append(str(error))
+    run_id = str(manifest.get("run_id", run.name))
+    found.manifests.setdefault(run_id, manifest)
+    found.folders.setdefault(run_id, run)
+    found.problems += _few(run, problems)
+
+
+def _quietly(run: Path) -> list[RunRecord]:
+    """The records of a run whose problems have been named already."""
+    try:
+        return store.read(run)
+    except KernelbenchError:
+        return []
+
+
+def _few(run: Path, problems: Sequence[str]) -> list[str]:
+    """Problems that are all alike in one line: a run of another schema is one problem."""
+    alike = Counter(problem.partition(": ")[2] for problem in problems)
+    shown = [p for p in problems if alike[p.partition(": ")[2]] <= FEW]
+    many = [f"{run}: {count} lines: {what}" for what, count in alike.items() if count > FEW]
+    return [*shown, *many]
+
+
+def _merged(found: Iterable[T], key: Callable[[T], tuple[str, ...]]) -> list[T]:
+    """Each once, the newest, those of one case together. key: run, family, case, provider, utc."""
+    newest: dict[tuple[str, ...], tuple[str, T]] = {}
+    for each in found:
+        name, utc = key(each)[:-1], key(each)[-1]
+        if name not in newest or newest[name][0] < utc:
+            newest[name] = (utc, each)
+    cases: dict[tuple[str, ...], list[T]] = {}
+    for name, (_, each) in newest.items():
+        cases.setdefault(name[1:3], []).append(each)
+    return [each for case in cases.values() for each in case]
