@@ -1,10 +1,19 @@
 # Two commands on a fresh machine: `make smoke`, `make test`. `make help` lists the others.
-# Needs Linux and Python 3.11 or newer with venv. Once installed, nothing here goes online.
+# Needs Linux and Python 3.11 or newer with venv. Once installed, nothing here goes online, but for
+# what says so.
 
 PYTHON ?= python3
 CONFIG ?= configs/h200.yaml
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+
+# The gate of `make inspect` holds for the version that constraints.txt pins, and for this one, which
+# torch's CUDA build of the H200's image requires.
+OTHER_TRITON := 3.6.0
+OTHER := build/triton-$(OTHER_TRITON)
+INSPECT := inspect --quiet --target sm_80,sm_90
+GATE := --fail-on spills,smem,serialized,registers:10%
+COMPILED := tests/data/inspect-triton
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-gpu check schema docs bench constraints clean
+.PHONY: help venv smoke test test-gpu check inspect inspected schema docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## Show this
@@ -38,6 +47,14 @@ check: $(STAMP) ## Lint, format, types, architecture, and whether the documents 
 	$(BIN)/python -m pytest tests/test_architecture.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" cog --check --check-fail-msg="run make docs" $(DOCS)
 
+inspect: $(STAMP) $(OTHER)/.installed ## What the compiler makes of every kernel, against the past (online once)
+	$(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.7.json $(ARGS)
+	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.6.json $(ARGS)
+
+inspected: $(STAMP) $(OTHER)/.installed ## Write that past anew, after a change that is meant
+	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json $(ARGS)
+	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json $(ARGS)
+
 schema: $(STAMP) ## Write the JSON Schema of suites anew, after a family's axes changed
 	$(BIN)/python tools/schema.py
 
@@ -59,6 +76,12 @@ constraints: ## Resolve every dependency anew around the torch and triton pinned
 		| grep -vE '^(#|nvidia-[^m]|cuda-)' | sed 's/+.*//' | LC_ALL=C sort -f > build/found.txt
 	{ grep '^#' build/chosen.txt; cat build/found.txt; } > constraints.txt
 	rm -rf build
+
+# Beside .venv, not in it: on PYTHONPATH it stands before the one that is there.
+$(OTHER)/.installed: $(STAMP) Makefile
+	@rm -rf $(OTHER)
+	@$(PIP) install -q --no-deps --target $(OTHER) triton==$(OTHER_TRITON)
+	@touch $@
 
 # One interpreter new enough, then one install. The stamp is as old as what it was made from, so a
 # second call does nothing at all; setuptools lies in .venv, so that building needs no network

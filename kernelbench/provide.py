@@ -34,7 +34,7 @@ def no_compiler(case: Any, device: Device) -> str | None:
     return None
 
 
-class _MetaDraw:
+class MetaDraw:
     """Shapes and strides of a family's inputs without their memory (see spec.Draw)."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -110,7 +110,7 @@ def eager_traffic(
     The provider runs on tensors without memory, so the model costs nothing and follows whatever
     operators this torch dispatches to.
     """
-    tensors = dict(inputs(case, _MetaDraw(DTYPES[case.dtype])))
+    tensors = dict(inputs(case, MetaDraw(DTYPES[case.dtype])))
     graded = [tensors[name].requires_grad_() for name in grads] if case.mode != Mode.fwd else []
     forward, backward = _OpBytes(), _OpBytes()
     with torch.set_grad_enabled(bool(graded)):

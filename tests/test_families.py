@@ -281,9 +281,7 @@ ONE_PASS = (
     ("rms_norm", "triton_fused"),
     ("rms_norm", "liger"),
     ("rms_norm", "quack"),
-    ("rotary", "torch_fused"),
     ("rotary", "triton_fused"),
-    ("rotary", "quack"),
 )
 
 
@@ -294,6 +292,16 @@ def test_one_pass_moves_the_compulsory_bytes(family: str, provider: str) -> None
             cost = FAMILIES[family].cost(case)
             read, write = moved(FAMILIES[family].provider(provider), case, without="rstd")
             assert (read, write) == (cost.read, cost.write), case.id
+
+
+@pytest.mark.parametrize(
+    ("provider", "Hk", "kernels"),
+    [("torch_fused", 2, 1), ("torch_fused", 1, 2), ("quack", 2, 2), ("triton_fused", 1, 1)],
+)
+def test_each_kernel_that_turns_reads_the_tables(provider: str, Hk: int, kernels: int) -> None:
+    case = RotaryCase(B=1, S=2, Hq=2, Hk=Hk, D=4, dtype=DType.fp32)
+    read, write = moved(FAMILIES["rotary"].provider(provider), case)
+    assert (read, write) == (write + kernels * 32, FAMILIES["rotary"].cost(case).write)
 
 
 # Which code a family's records stand for.

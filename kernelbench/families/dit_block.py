@@ -20,7 +20,9 @@ from torch.nn.attention import sdpa_kernel
 
 from kernelbench.families import rcm_layer
 from kernelbench.families._rcm import Function, backends, coefficients, sdpa, slopes, times
+from kernelbench.families._rcm_traffic import layer_traffic, sizes
 from kernelbench.families.rcm_layer import Piece, RCMLayerCase, through_attention
+from kernelbench.families.rms_norm import f_rms_norm_passes
 from kernelbench.provide import DTYPES, compiled, no_compiler
 from kernelbench.spec import (
     Call,
@@ -245,30 +247,35 @@ def triton_configs(case: DiTBlockCase, device: Device) -> tuple[Any, ...]:
 
 
 _UP_AND_DOWN = (("n", 1, 0), ("u", 4, 4), ("g", 4, 4), ("y1", 1, 0), ("y", 0, 1))
-_BACK = (  # of down, gelu and up; then of the sum
+_BACK = (  # of down, gelu and up
     ("grad_y", 2, 0), ("dg", 4, 4), ("g", 4, 0), ("u", 4, 0), ("du", 8, 4), ("n", 1, 0),
-    ("dn", 1, 1),
+    ("dn", 1, 1), ("du, db", 4, 0), ("grad_y, db", 1, 0),
 )  # fmt: skip
-_EAGER_BACK = (("du, db", 4, 0), ("grad_y, db", 1, 0), ("grad_y", 1, 0), ("dy1", 0, 1))
+_SUM_BACK = (("grad_y", 1, 0), ("dy1", 0, 1))
 
 
 def _traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
-    """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there."""
-    u = rcm_layer.sizes(case)[0]
+    """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there.
+
+    As measured in `rcm_layer`, biases are summed by kernels of their own. Not measured: matrix
+    products of the MLP are taken to read each operand once, compiled norms h and dn once, too.
+    """
+    u = sizes(case)[0]
     w, b, norms = _more(case)
     weights = names(case)[len(rcm_layer.WEIGHTS) :]
     fused = back == "back kernel"
     rows: list[tuple[str, int, int]] = []
-    found = [*rcm_layer._traffic(kind, back, case)]
+    found = [*layer_traffic(kind, back, case)]
     if case.mode is not Mode.bwd:
         rows += _UP_AND_DOWN if fused else (*_UP_AND_DOWN, ("down", 1, 1))
         if norms:
             rows += [("norm1", 1, 1), ("norm2", 0 if fused else 1, 1)]
         found.append(Traffic(", ".join(weights), w + b + norms))
     if case.mode is not Mode.fwd:
-        rows += _BACK if fused else (*_BACK, *_EAGER_BACK)
+        rows += _BACK if fused else (*_BACK, *_SUM_BACK)
         if norms:
-            read = 4 if back == "back eager" else 2  # F.rms_norm's dw is a kernel of its own
+            passes = f_rms_norm_passes(case.C, case.dtype.bytes) if back == "back eager" else 1
+            read = 2 * passes
             rows += [("norm1, backward", read, 1), ("norm2, backward", read, 1)]
         found.append(Traffic(", ".join(weights), w + norms))
         found.append(Traffic(", ".join(f"d{name}" for name in weights), write=w + b + norms))

@@ -27,6 +27,7 @@ from kernelbench.families._rcm import (
     times,
 )
 from kernelbench.families._rcm_peers import peers
+from kernelbench.families._rcm_traffic import attention_traffic, unit
 from kernelbench.provide import DTYPES, compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
@@ -147,17 +148,12 @@ def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch
             yield "dt", b, dt
 
 
-def _unit(case: RCMAttentionCase) -> int:
-    """Bytes of one tensor of (B,N,C)."""
-    return case.B * case.N * case.H * case.D * case.dtype.bytes
-
-
 def cost(case: RCMAttentionCase) -> Cost:
     """Flops: two matrix products forward, 4·B·H·N²·D; five backward (the scores again, dP, dv, dq,
     dk), 2.5 ×; half if causal; the skip's are left out. Bytes: each input and output once."""
     forward = 4 * case.B * case.H * case.N**2 * case.D // (2 if case.causal else 1)
     flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
-    u, t = _unit(case), 4 * case.B if case.skips else 0
+    u, t = unit(case), 4 * case.B if case.skips else 0
     read = (4 if case.skips else 3) * u + t
     if case.mode is Mode.fwd:
         return Cost(flops[case.mode], read, u)
@@ -253,57 +249,6 @@ def naive_traffic(case: RCMAttentionCase) -> tuple[Traffic, ...]:
     return tuple(row for row in rows if "view" not in row.tensor)  # `_unsafe_view` moves nothing
 
 
-_MOVES = {  # tensor (o: the attention), times read and written, each time B·N·C elements
-    "attention": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0)),
-    "no skip": (("y", 0, 1),),
-    "epilogue": (("x", 1, 0), ("y", 0, 1)),
-    "kernel": (("o", 1, 1), ("x", 1, 0), ("y", 0, 1)),
-    "eager": (("o", 1, 1), ("x", 1, 0), ("c_skip·x", 1, 1), ("c_out·o", 1, 1),
-              ("y", 0, 1)),
-    "gradients": (("dq", 0, 1), ("dk", 0, 1), ("dv", 0, 1)),
-    "library": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("o", 1, 0)),
-    "library no skip": (("grad_y", 1, 0),),
-    "library kernel": (("grad_y", 1, 0), ("o", 1, 0), ("x", 1, 0), ("dx", 0, 1),
-                       ("c_out·grad_y", 1, 1)),
-    "library eager": (("grad_y", 4, 0), ("o", 1, 0), ("x", 1, 0), ("dx", 0, 1),
-                      ("c_out·grad_y", 1, 1), ("grad_y·x", 1, 1), ("grad_y·o", 1, 1)),
-    "ours": (("q", 2, 0), ("k", 2, 0), ("v", 2, 0), ("grad_y", 3, 0), ("o", 1, 0)),
-    "ours, one kernel": (("q", 1, 0), ("k", 1, 0), ("v", 1, 0), ("grad_y", 2, 0),
-                         ("o", 1, 0), ("dq, summed in fp32", 4, 4)),
-    "ours skip": (("x", 1, 0), ("dx", 0, 1)),
-}  # fmt: skip
-
-
-def _traffic(skip: str, ours: bool, case: RCMAttentionCase) -> tuple[Traffic, ...]:
-    """skip: `eager`, `kernel` (one of its own) or `epilogue` (of the attention).
-
-    A kernel reads a tensor once: what it reads again comes from the L2. PyTorch's attention
-    backward is taken for one kernel, without scratch: a lower bound. Ours is the skip with
-    δ = rowsum(dy⊙attention), then what runs on sm_90: in 16 bits with D of 64 or 128 one kernel
-    that adds dq up in fp32 (cleared, added to, read), else dk with dv and then dq. Left out:
-    coefficients, and the partial sums of dt.
-    """
-    skip = skip if case.skips else "no skip"
-    rows = [] if case.mode is Mode.bwd else [*_MOVES["attention"], *_MOVES[skip]]
-    full, back = case.mode is Mode.full, case.mode is not Mode.fwd
-    if full and skip == "epilogue":
-        rows.append(("o, kept", 0, 1))
-    one = ours and case.dtype.bytes == 2 and case.D in (64, 128)
-    if back:
-        mine = _MOVES["ours, one kernel" if one else "ours"]
-        rows += mine if ours else (*_MOVES["library"], *_MOVES[f"library {skip}"])
-        rows += _MOVES["gradients"] + (_MOVES["ours skip"] if ours and case.skips else ())
-    u, row, t = _unit(case), 4 * case.B * case.H * case.N, 4 * case.B
-    output = {} if case.skips else {"o": "y"}
-    found = [Traffic(output.get(n, n), read * u, write * u) for n, read, write in rows]
-    if back:
-        read = 2 if one else 4 if ours else 1  # both of them in each kernel of ours
-        found.append(Traffic("lse, delta", read * row, (full + ours) * row))
-    if case.skips:
-        found.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
-    return tuple(found)
-
-
 def _check(B: int, N: int, H: int, D: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:
     kinds = {"dtype": dtypes.split(), "mode": modes.split()}
     return [*RCMAttentionCase.grid(B=B, N=N, H=H, D=D, **kinds, **axes)]
@@ -324,7 +269,7 @@ def _provider(name: str, role: Role, build: Any, skip: str, **fields: Any) -> Pr
     if ours:
         tiles = partial(triton_configs, skip == "epilogue")
         fields |= {"configs": tiles, "requires": ("triton",), "unsupported": serves}
-    return Provider(name, role, build, traffic=partial(_traffic, skip, ours), **fields)
+    return Provider(name, role, build, traffic=partial(attention_traffic, skip, ours), **fields)
 
 
 FAMILY = Family(
@@ -343,6 +288,6 @@ FAMILY = Family(
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel"),
         Provider("naive", Role.ablation, naive, traffic=naive_traffic, unsupported=naive_serves),
-        *peers(partial(_traffic, "kernel", False)),
+        *peers(partial(attention_traffic, "kernel", False)),
     ),
 )

@@ -4,7 +4,8 @@ softmax(q kᵀ/√D) v and q, k, v = x w_qkvᵀ + b_qkv.
 Shapes: B samples, N tokens, C channels, H heads, D = C / H; x and y (B,N,C), w_qkv (3C,C), w_proj
 (C,C) in the case's dtype, t (B,) in fp32; A is not causal. The projection stands between attention
 and skip, so the skip is fused into its matrix product, not into the attention. In passes over
-(B,N,C), forward, an eager skip makes 17, a kernel of its own 13, that epilogue 11: see `_MOVES`.
+(B,N,C), forward, an eager skip makes 17, a kernel of its own 13, that epilogue 11: see
+`_rcm_traffic`.
 Sources: Karras et al., EDM, 2022 (`edm`); Song et al., Consistency Models, 2023 (`cm`); Lu and
 Song, sCM, 2024 (`trigflow`).
 """
@@ -31,6 +32,7 @@ from kernelbench.families._rcm import (
     slopes,
     times,
 )
+from kernelbench.families._rcm_traffic import layer_traffic, sizes
 from kernelbench.provide import DTYPES, compiled, no_compiler
 from kernelbench.spec import (
     Call,
@@ -44,7 +46,6 @@ from kernelbench.spec import (
     Provider,
     Role,
     Tensors,
-    Traffic,
     axis,
 )
 
@@ -183,12 +184,6 @@ def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:
         yield from ((f"d{name}", ..., total) for name, total in totals.items())
 
 
-def sizes(case: RCMLayerCase) -> tuple[int, int, int]:
-    """Bytes of one tensor of (B,N,C), of the two matrices, of the two biases."""
-    item, C = case.dtype.bytes, case.C
-    return case.B * case.N * C * item, 4 * C * C * item, 4 * C * item
-
-
 def cost(case: RCMLayerCase) -> Cost:
     """Flops: projections 8·B·N·C² and attention 4·B·N²·C forward, 2 and 2.5 × that backward; the
     skip's are left out. Bytes: each input and output once; a backward needs no bias."""
@@ -305,57 +300,6 @@ def serves(case: Case, device: Device) -> str | None:
     return None
 
 
-_QKV = (("x", 1, 0), ("qkv", 0, 3), ("qkv", 3, 0), ("A", 0, 1))
-_MOVES = {  # tensor, times read, times written, each time B·N·C elements
-    "eager": (*_QKV, ("A", 1, 0), ("F", 0, 1), ("x", 1, 0), ("c_skip·x", 0, 1), ("F", 1, 0),
-              ("c_out·F", 0, 1), ("c_skip·x", 1, 0), ("c_out·F", 1, 0), ("y", 0, 1)),
-    "kernel": (*_QKV, ("A", 1, 0), ("F", 0, 1), ("x", 1, 0), ("F", 1, 0), ("y", 0, 1)),
-    "epilogue": (*_QKV, ("A", 1, 0), ("x", 1, 0), ("y", 0, 1)),
-    "no skip": (*_QKV, ("A", 1, 0), ("y", 0, 1)),
-    # Backward. dF on its way to da, dw_proj and db_proj; attention; dqkv to dh, dw_qkv and db_qkv.
-    "back": (("A", 2, 0), ("qkv", 3, 0), ("dA", 1, 1), ("dqkv", 6, 3), ("x", 1, 0)),
-    "back apart": (("dq, dk, dv", 3, 0), ("dqkv, stacked", 0, 3), ("dqkv, db", 3, 0)),
-    "back eager": (("grad_y", 4, 0), ("x", 1, 0), ("F", 1, 0), ("grad_y·x", 1, 1),
-                   ("grad_y·F", 1, 1), ("dF", 3, 1), ("dx, of skip", 1, 1), ("dh", 1, 1),
-                   ("dx", 0, 1)),
-    "back kernel": (("grad_y", 2, 0), ("x", 1, 0), ("F", 1, 0), ("dF", 2, 1), ("dh", 1, 1),
-                    ("dx", 0, 1)),
-    "back ours": (("grad_y", 2, 0), ("x", 1, 0), ("dF", 1, 1), ("A", 1, 0), ("dA, scaled", 1, 1),
-                  ("dx, of skip", 1, 1), ("dh", 1, 1), ("dx", 0, 1)),
-    "back no skip": (("grad_y", 2, 0), ("dx", 0, 1)),
-    "back no skip apart": (("grad_y", 3, 0), ("dx", 0, 1)),
-    "back attention": (("dA", 1, 0), ("dq, summed in fp32", 4, 4)),  # ours, beside PyTorch's
-}  # fmt: skip
-
-
-def _traffic(kind: str, back: str, case: RCMLayerCase) -> tuple[Traffic, ...]:
-    """kind: of skip, `eager`, `kernel` (one of its own) or `epilogue` (of the projection).
-
-    A kernel reads a tensor once: what it reads again comes from the L2. PyTorch's attention
-    backward is one kernel. A compiled one is taken to write into a packed dqkv, and biases to be
-    summed on the way: a lower bound; else kernels stack dqkv, and sum. Ours, on sm_90 in 16 bits
-    with D = 64, adds dq up in fp32. Left out: coefficients, partial sums, row sums.
-    """
-    apart = "" if back == "back kernel" else " apart"
-    mine = back == "back ours" and case.C == 64 * case.H and case.dtype.bytes == 2
-    u, w, b = sizes(case)
-    t, lse = 4 * case.B if case.skips else 0, 4 * case.B * case.H * case.N
-    kind, back = (kind, back) if case.skips else ("no skip", f"back no skip{apart}")
-    rows = [] if case.mode is Mode.bwd else [*_MOVES[kind]]
-    passes = 2 if case.mode is Mode.full else 1
-    found = [Traffic("w_qkv, w_proj", passes * w)]
-    if case.mode is not Mode.bwd:
-        found.append(Traffic("b_qkv, b_proj", b))
-    if case.mode is not Mode.fwd:
-        rows += _MOVES["back"] + (_MOVES["back apart"] if apart else ()) + _MOVES[back]
-        rows += _MOVES["back attention"] if mine else ()
-        found.append(Traffic("dw_qkv, dw_proj, db_qkv, db_proj", write=w + b))
-        found.append(Traffic("lse", lse, lse if case.mode is Mode.full else 0))
-    if case.skips:
-        found.append(Traffic("t, dt", passes * t, 0 if case.mode is Mode.fwd else t))
-    return (*(Traffic(name, read * u, write * u) for name, read, write in rows), *found)
-
-
 def _check(B: int, N: int, C: int, H: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:
     kinds = {"dtype": dtypes.split(), "mode": modes.split()}
     return [*RCMLayerCase.grid(B=B, N=N, C=C, H=H, **kinds, **axes)]
@@ -375,7 +319,7 @@ def _provider(
 ) -> Provider[Any]:
     if name.startswith("triton"):
         more = {"configs": triton_configs, "requires": ("triton",), "unsupported": serves}
-    return Provider(name, role, build, traffic=partial(_traffic, kind, f"back {back}"), **more)
+    return Provider(name, role, build, traffic=partial(layer_traffic, kind, f"back {back}"), **more)
 
 
 FAMILY = Family(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -271,6 +272,8 @@ def quack_serves(case: RMSNormCase, device: Device) -> str | None:
 
 @cache
 def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
+    """One operator of the backward, pow(h, 1), is a copy by the driver: it moves what its row says,
+    but profilers of kernels do not see it (512 of 7936 MiB at (16384, 8192))."""
     return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
 
 
@@ -278,7 +281,7 @@ def fused_traffic(
     case: RMSNormCase, *, bwd_passes: int = 1, add_apart: bool = False
 ) -> tuple[Traffic, ...]:
     """One pass over each tensor forward; `bwd_passes` over what was normalised (x, or the sum r)
-    and dy backward (2: dw apart).
+    and dy backward.
 
     add_apart: kernels of their own add the residual forward, the gradient of r backward.
     Left out: partial sums of dw, N numbers in fp32 for each program, however many rows there are.
@@ -309,14 +312,48 @@ def fused_traffic(
     return tuple(rows)
 
 
-def two_pass_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """dw in a kernel of its own: h and dy are read again."""
-    return fused_traffic(case, bwd_passes=2)
+def _partial_rows(M: int, N: int) -> int:
+    """Rows of partial sums of dw that one kernel of Inductor's leaves, which reads h and dy once;
+    0 where it makes two kernels. One (torch's MixOrderReduction) is for at least 4096 rows, twice
+    as many as columns, 5 Mi elements, and at most 16384 columns. A partial sum is of 16 to 128
+    rows, a power of two: about 8 of them for each of an H200's 132 multiprocessors.
+    """
+    if max(4096, 2 * N, ceil((5 << 20) / N)) > M or N > 16384:
+        return 0
+    rows = 1 << (M // (132 * 8)).bit_length() - 1
+    return ceil(M / min(max(rows, 16), 128))
+
+
+def compiled_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
+    """Backward one kernel, then one that sums what it left of dw; or dw in a kernel of its own,
+    which reads h and dy again: see `_partial_rows`. Measured on an H200 at (16384, 8192)."""
+    partial = 4 * case.N * _partial_rows(case.M, case.N)
+    if case.mode is Mode.fwd or not partial:
+        return fused_traffic(case, bwd_passes=2)
+    return (*fused_traffic(case), Traffic("dweight, partial sums", partial, partial))
+
+
+_WIDEST_IN_L2 = 8192  # bytes of a row; measured: 16384 do not stay there
+
+
+def f_rms_norm_passes(N: int, itemsize: int) -> int:
+    """How often F.rms_norm's backward reads h and dy from HBM: for dx, and for dw.
+
+    The kernel of dx reads each row twice. On an H200 16 blocks a multiprocessor hold a row each of
+    h, dy and dx: 99 MiB for 8192 columns of 2 bytes, more than the L2 of 60 MiB, so that dx takes
+    two passes, as measured; half as wide rows are taken to stay in the L2.
+    """
+    return 2 if N * itemsize <= _WIDEST_IN_L2 else 3
 
 
 def f_rms_norm_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw."""
-    return fused_traffic(case, bwd_passes=2, add_apart=True)
+    """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw.
+
+    Forward, one pass over x is a lower bound: it, too, reads a row twice (on an H200 x came from
+    HBM once at N = 4096, 1.73 times at 8192).
+    """
+    passes = f_rms_norm_passes(case.N, case.dtype.bytes)
+    return fused_traffic(case, bwd_passes=passes, add_apart=True)
 
 
 def _check(M: int, N: int, **axes: Any) -> list[RMSNormCase]:
@@ -349,43 +386,15 @@ FAMILY = Family(
     checks=CHECKS,
     providers=(
         Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager),
-        Provider(
-            "torch_fused",
-            Role.torch_fused,
-            torch_fused,
-            traffic=f_rms_norm_traffic,
-            unsupported=rounds_once,
-        ),
-        Provider(
-            "compile",
-            Role.torch_fused,
-            compile_eager,
-            traffic=two_pass_traffic,
-            unsupported=no_compiler,
-        ),
-        Provider(
-            "triton_fused",
-            Role.triton_fused,
-            triton_fused,
-            traffic=fused_traffic,
-            configs=triton_configs,
-            requires=("triton",),
-        ),
-        Provider(
-            "liger",
-            Role.peer,
-            liger,
-            traffic=fused_traffic,
-            requires=("triton", "liger_kernel"),
-            unsupported=liger_serves,
-        ),
-        Provider(
-            "quack",
-            Role.peer,
-            quack,
-            traffic=fused_traffic,
-            requires=("quack",),
-            unsupported=quack_serves,
-        ),
+        Provider("torch_fused", Role.torch_fused, torch_fused, traffic=f_rms_norm_traffic,
+                 unsupported=rounds_once),
+        Provider("compile", Role.torch_fused, compile_eager, traffic=compiled_traffic,
+                 unsupported=no_compiler),
+        Provider("triton_fused", Role.triton_fused, triton_fused, traffic=fused_traffic,
+                 configs=triton_configs, requires=("triton",)),
+        Provider("liger", Role.peer, liger, traffic=fused_traffic,
+                 requires=("triton", "liger_kernel"), unsupported=liger_serves),
+        Provider("quack", Role.peer, quack, traffic=fused_traffic, requires=("quack",),
+                 unsupported=quack_serves),
     ),
-)
+)  # fmt: skip

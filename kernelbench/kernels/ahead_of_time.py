@@ -9,17 +9,23 @@ import io
 import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.errors import TritonError
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import create_function_from_signature
 
 from kernelbench.kernels.launch import INTERPRETED, Launch
 
 _WARP = 32
+
+
+class CompileError(RuntimeError):
+    """A kernel that the compiler refuses for an architecture, with the compiler's last word."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,10 @@ class Compiled:
     spill_stores, spill_loads: bytes of local memory that a thread writes and reads for want of
         registers, each instruction counted once.
     shared_bytes: of a program, static and dynamic.
+    warps: of a program, those that specialised partitions add included.
     notes: numbers of ptxas's notes on performance, such as `C7510`, without repetition. C7510 to
         C7515 tell of wgmma products that are waited for one by one.
-    ptx: what ptxas was given.
+    ptx: what ptxas was given. cubin: what it made of it.
     """
 
     kernel: str
@@ -41,8 +48,10 @@ class Compiled:
     spill_stores: int
     spill_loads: int
     shared_bytes: int
+    warps: int
     notes: tuple[str, ...]
     ptx: str
+    cubin: bytes
 
     @property
     def serialised(self) -> tuple[str, ...]:
@@ -50,24 +59,53 @@ class Compiled:
         return tuple(note for note in self.notes if "C7510" <= note <= "C7515")
 
 
+def identity(launch: Launch, arch: str) -> str:
+    """What two launches share that would run the same compiled kernel."""
+    source, options = _specialised(launch, _target(arch))
+    return f"{source.hash()} {sorted(options.items(), key=str)}"
+
+
 def ahead_of_time(launch: Launch, arch: str) -> Compiled:
     """Compile a launch's kernel for `sm_90` and the like; no GPU is needed, nothing is run.
 
-    Takes seconds, always: the compiler's log is wanted, which Triton's cache does not keep. Raises
-    RuntimeError where the kernels were made for the interpreter, which have no code.
+    Takes a second or so, always: the compiler's log is wanted, which Triton's cache does not keep.
+    Raises CompileError where the kernel does not compile, and RuntimeError where the kernels were
+    made for the interpreter, which have no code.
     """
     if INTERPRETED:
         raise RuntimeError(
             "kernels made under TRITON_INTERPRET=1 cannot be compiled: unset it in a new process"
         )
-    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
-    source, options = _specialised(launch, target)
-    log = io.StringIO()
-    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(log):
-        triton.knobs.compilation.always_compile = True
-        triton.knobs.nvidia.dump_ptxas_log = True
-        compiled = triton.compile(source, target=target, options=options)
+    log, knobs = io.StringIO(), triton.knobs
+    with (
+        knobs.compilation.scope(),
+        knobs.nvidia.scope(),
+        knobs.cache.scope(),
+        TemporaryDirectory() as folder,
+        redirect_stdout(log),
+    ):
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.cache.dir = folder
+        try:
+            source, options = _specialised(launch, _target(arch))
+            compiled = triton.compile(source, target=_target(arch), options=options)
+        except (TritonError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise CompileError(_last_word(error)) from error
     return _read(log.getvalue(), compiled, launch.kernel.__name__, arch)
+
+
+def _target(arch: str) -> GPUTarget:
+    return GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
+
+
+def _last_word(error: BaseException) -> str:
+    """Of the chain of calls that the compiler was in, the innermost says what is wrong."""
+    while isinstance(error.__cause__, BaseException):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    told = [line for line in lines if re.match(r"ptxas .*error", line)] or lines[-1:]
+    return f"{type(error).__name__}: {told[0] if told else 'no message'}"
 
 
 def _specialised(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
@@ -93,6 +131,7 @@ def _read(log: str, compiled: Any, kernel: str, arch: str) -> Compiled:
     registers = re.findall(r"Used (\d+) registers", log)
     if not registers:
         raise RuntimeError(f"ptxas told nothing of {kernel} for {arch}: {log!r}")
+    threads = re.findall(r"\.reqntid\s+(\d+)", compiled.asm["ptx"])
     return Compiled(
         kernel=kernel,
         arch=arch,
@@ -100,6 +139,8 @@ def _read(log: str, compiled: Any, kernel: str, arch: str) -> Compiled:
         spill_stores=total(r"(\d+) bytes spill stores"),
         spill_loads=total(r"(\d+) bytes spill loads"),
         shared_bytes=compiled.metadata.shared + total(r"(\d+) bytes smem"),
+        warps=max(map(int, threads), default=compiled.metadata.num_warps * _WARP) // _WARP,
         notes=tuple(sorted(set(re.findall(r"\((C\d{4})\)", log)))),
         ptx=compiled.asm["ptx"],
+        cubin=compiled.asm["cubin"],
     )

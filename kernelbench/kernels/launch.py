@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -93,9 +93,21 @@ def described_for(target: Target) -> Iterator[list[Launch]]:
         _forget_devices()
 
 
+_kept: list[dict[Hashable, Any]] = []
+Kept = TypeVar("Kept")
+
+
+def of_devices(kept: dict[Hashable, Kept]) -> dict[Hashable, Kept]:
+    """What is kept for a device's tensors, to be forgotten when meta tensors change their GPU."""
+    _kept.append(kept)
+    return kept
+
+
 def _forget_devices() -> None:
     for known in (refusal, arch_of, sm_count):
         known.cache_clear()
+    for kept in _kept:
+        kept.clear()
 
 
 class _Prepared:

@@ -26,6 +26,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     differentiable_once,
+    of_devices,
     power_of_2,
     shared_memory,
     sm_count,
@@ -551,7 +552,7 @@ class _Plan:
 
 
 _MOST_PLANS = 4096
-_PLANS: dict[Hashable, _Plan] = {}
+_PLANS: dict[Hashable, _Plan] = of_devices({})
 
 
 class _RmsNorm(torch.autograd.Function):

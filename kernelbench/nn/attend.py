@@ -38,7 +38,7 @@ def _prefers_cudnn(device: torch.device) -> bool:
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
 def _arch(device: torch.device) -> str:
     """`sm_90` and the like where our kernels run on a GPU, else a word that no table has."""
-    return arch_of(device) if device.type != "cpu" and refusal(device) is None else "none"
+    return arch_of(device) if refusal(device) is None else "none"
 
 
 def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:

@@ -33,6 +33,7 @@ START = (
     "from kernelbench.profile.child import serve; serve(sys.argv[1])"
 )
 
+LONGEST_NAME = 120
 PENDING = "captured; nsys cannot make a report of it here: kernelbench profile --import elsewhere"
 
 
@@ -210,6 +211,7 @@ class Profiler:
                 status, reason = Status.skipped, seen.pending
             elif not found["kernels"] and self._cuda:
                 status, reason = Status.failed, f"{self.tool} saw no kernel in its calls"
+        found["kernels"] = tuple(map(_named_shortly, found["kernels"]))
         return Measured(
             run_id=context.run_id,
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -252,6 +254,13 @@ def imported(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
             status = Status.ok if one and one.launches else Status.failed
             reason = "" if status is Status.ok else "nsys saw no kernel in its calls"
             yield replace(line, status=status, reason=reason, files=files, **told)
+
+
+def _named_shortly(kernel: KernelUse) -> KernelUse:
+    """Names of templates run to thousands of letters; the tool's own file has them whole."""
+    if len(kernel.name) <= LONGEST_NAME:
+        return kernel
+    return replace(kernel, name=f"{kernel.name[:LONGEST_NAME]}…")
 
 
 def _timeline(one: nsys.RangeUse) -> dict[str, Any]:

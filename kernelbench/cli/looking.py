@@ -1,0 +1,144 @@
+"""Verbs that look inside: profile, inspect."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelbench.cli.app import app, asked_of, console_of, narrow_of, output_of
+from kernelbench.cli.options import (
+    CaseOption,
+    DeviceOption,
+    FamilyOption,
+    JsonOption,
+    PluginOption,
+    ProviderOption,
+    QuietOption,
+    SeedOption,
+    Words,
+    YesOption,
+)
+
+
+@app.command()
+def profile(
+    words: Annotated[
+        Words,
+        typer.Argument(
+            metavar="[SUITE|CASE]...",
+            help="A suite, or cases of it; without a suite, the newest run's, else smoke.",
+        ),
+    ] = None,
+    nsys: Annotated[bool, typer.Option("--nsys", help="Timeline: Nsight Systems.")] = False,
+    ncu: Annotated[
+        bool, typer.Option("--ncu", help="Measured DRAM bytes: Nsight Compute.")
+    ] = False,
+    torch: Annotated[bool, typer.Option("--torch", help="torch.profiler; no GPU needed.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All three.")] = False,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    case: CaseOption = None,
+    calls: Annotated[int, typer.Option("--calls", min=1, max=1000, help="Of a provider.")] = 3,
+    gpu_metrics: Annotated[
+        bool, typer.Option("--gpu-metrics", help="nsys: sample the GPU's counters, too.")
+    ] = False,
+    shapes: Annotated[bool, typer.Option("--shapes", help="torch: by input shapes.")] = False,
+    stacks: Annotated[bool, typer.Option("--stacks", help="torch: stacks in the trace.")] = False,
+    nsys_args: Annotated[str, typer.Option("--nsys-args", help="More options for nsys.")] = "",
+    ncu_args: Annotated[str, typer.Option("--ncu-args", help="More options for ncu.")] = "",
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="RUN_DIR", help="Read what nsys captured elsewhere."),
+    ] = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders are.")] = Path("results"),
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, max=604800, help="Seconds for a case.")
+    ] = 900.0,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at providers with nsys, ncu or torch.profiler; nothing is timed.
+
+    What was seen goes to the run's `profiles/` and `measured.jsonl`. Exit code: 0 well, 1 a
+    provider failed, 2 bad input or a tool that is missing or may not look.
+    """
+    from kernelbench import profiling
+
+    output = output_of(quiet=quiet, as_json=as_json)
+    if import_:
+        raise typer.Exit(profiling.read_captures(import_, output))
+    picked = {"nsys": nsys or all_, "ncu": ncu or all_, "torch": torch or all_}
+    asked = asked_of(
+        device, plugin=plugin, narrow=narrow_of(family, provider, case=case), seed=seed
+    )
+    code = profiling.profile(
+        profiling.wanted(
+            words or [],
+            [name for name, is_on in picked.items() if is_on],
+            asked,
+            out,
+            calls=calls,
+            timeout=timeout,
+            gpu_metrics=gpu_metrics,
+            nsys_args=nsys_args,
+            ncu_args=ncu_args,
+            shapes=shapes,
+            stacks=stacks,
+        ),
+        yes,
+        output,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def inspect(
+    names: Annotated[
+        Words, typer.Argument(metavar="[SUITE|FAMILY]...", help="All families, if none is named.")
+    ] = None,
+    target: Annotated[
+        Words, typer.Option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_100; one or several.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--every", help="All configs of the tables, not their choice.")
+    ] = False,
+    provider: ProviderOption = None,
+    plugin: PluginOption = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="What --json or --save wrote earlier.")
+    ] = None,
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", help="Of spills,smem,serialized,registers:10%.")
+    ] = "",
+    save: Annotated[Path | None, typer.Option("--save", help="Write what --against reads.")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the compiler makes of our kernels: registers, spills, shared memory, instructions.
+
+    Needs no GPU: every kernel is compiled ahead of time, as a launch would have it.
+
+    --fail-on: spills, more than in --against, or any; smem, more than the target has; serialized,
+    wgmma that are waited for one by one and were not; registers:10%, so many more than before.
+
+    Exit code: 0 all is well, 1 a kernel fails that or does not compile, 2 bad input.
+    """
+    from kernelbench.inspecting import Question
+    from kernelbench.inspecting import inspect as answer
+
+    question = Question(
+        names=tuple(names or ()),
+        targets=tuple(target or ["sm_80,sm_90"]),
+        providers=tuple(provider or ()),
+        plugins=asked_of("auto", plugin=plugin).plugins,
+        every=every,
+        against=against,
+        fail_on=fail_on,
+        save=save,
+        quiet=quiet,
+    )
+    raise typer.Exit(answer(question, console_of(), console_of(err=True), as_json))

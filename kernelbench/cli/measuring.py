@@ -1,0 +1,171 @@
+"""Verbs that measure, and those about the machine: run, check, list, doctor, cache."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelbench.cli.app import app, asked_of, cache_app, console_of, narrow_of, output_of
+from kernelbench.cli.options import (
+    CaseOption,
+    DeviceOption,
+    DTypeOption,
+    FamilyOption,
+    FilterOption,
+    JsonOption,
+    ModeOption,
+    PluginOption,
+    ProviderOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    SkipOption,
+    Suites,
+    TimeoutOption,
+    VerboseOption,
+    YesOption,
+)
+
+
+@app.command()
+def run(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    skip: SkipOption = None,
+    case: CaseOption = None,
+    filter: FilterOption = "",
+    mode: ModeOption = None,
+    dtype: DTypeOption = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("results"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN_DIR", help="Go on with a run.")
+    ] = None,
+    timeout: TimeoutOption = 300.0,
+    budget: Annotated[str, typer.Option("--budget", help="Time for all of it: 90s, 10m.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples, no other clocks.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Search kernel configs, keep them.")] = False,
+    no_interleave: Annotated[
+        bool, typer.Option("--no-interleave", help="One provider after the other.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, and stop.")] = False,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure suites: every provider is proven right, then timed with the others of its case.
+
+    Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
+    130 interrupted.
+    """
+    from kernelbench import verbs
+    from kernelbench.plan import seconds
+    from kernelbench.run import Options
+
+    asked = asked_of(
+        device,
+        overrides=tuple(set_ or ()),
+        plugin=plugin,
+        narrow=narrow_of(family, provider, skip, case, filter, mode, dtype),
+        quick=quick,
+        interleave=not no_interleave,
+        tune=tune,
+        seed=seed,
+    )
+    options = Options(timeout=timeout, fail_fast=fail_fast)
+    plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
+    verbs.refuse_many(plans, yes)
+    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
+    if dry_run:
+        verbs.show_jobs(plans, output)
+        return
+    time = seconds(budget) if budget else None
+    raise typer.Exit(verbs.measure(plans, options, out, output, time))
+
+
+@app.command()
+def check(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    skip: SkipOption = None,
+    case: CaseOption = None,
+    filter: FilterOption = "",
+    mode: ModeOption = None,
+    dtype: DTypeOption = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    timeout: TimeoutOption = 300.0,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Correctness only, of suites or of every family's own small cases; nothing is stored."""
+    from kernelbench import verbs
+    from kernelbench.run import Options
+
+    asked = asked_of(
+        device,
+        overrides=tuple(set_ or ()),
+        plugin=plugin,
+        narrow=narrow_of(family, provider, skip, case, filter, mode, dtype),
+        seed=seed,
+    )
+    options = Options(timeout=timeout, timing=False)
+    output = output_of(quiet=quiet, as_json=as_json)
+    raise typer.Exit(verbs.check(suites or [], asked, options, yes, output))
+
+
+@app.command("list")
+def list_(
+    suites: Suites = None,
+    family: FamilyOption = None,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Families with their providers and axes; or the jobs of suites."""
+    from kernelbench import verbs
+
+    asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
+    if suites:
+        verbs.show_jobs(verbs.begun(suites, asked), output_of(as_json=as_json))
+    else:
+        verbs.show_families(family or [], asked.plugins, output_of(as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can do, and how to get what is missing."""
+    from kernelbench.doctor import examine, show
+
+    findings = examine()
+    show(findings, console_of(), as_json)
+    raise typer.Exit(2 if any(finding.ok is False for finding in findings) else 0)
+
+
+@cache_app.callback()
+def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """Show where the configs that `--tune` found are kept, and how many there are."""
+    if ctx.invoked_subcommand is None:
+        from kernelbench.measure.tune import cache_dir, cached_files
+
+        count, folder = len(cached_files()), str(cache_dir())
+        facts = json.dumps({"folder": folder, "configs": count})
+        typer.echo(facts if as_json else f"{count} tuned configs in {folder}")
+
+
+@cache_app.command()
+def clear() -> None:
+    """Forget every tuned config."""
+    from kernelbench.measure.tune import clear as forget
+
+    typer.echo(f"{forget()} tuned configs forgotten")

@@ -1,0 +1,110 @@
+"""What instructions a compiled kernel is made of: from its SASS, or where the tool for that is
+missing from its PTX, which has the same instructions by other names before they are unrolled."""
+
+import re
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
+
+import triton
+
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+_PTX = re.compile(r"^\s*(?:@!?%\w+\s+)?((?:wgmma|mma|tcgen05|cp|ld|st|red)\.[\w.:]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Instructions of a kernel, each counted once wherever it stands.
+
+    counted_in: `SASS` or `PTX`. wgmma, mma, tcgen05: products of tensor cores by kind.
+    tma_loads, tma_stores: of tiles and of bulk memory; stores include those that add.
+    loads: from global memory, not by TMA, loads_128: those of 16 bytes. code_bytes: of SASS.
+    """
+
+    counted_in: str
+    wgmma: Mapping[str, int]
+    mma: Mapping[str, int]
+    tcgen05: Mapping[str, int]
+    tma_loads: int
+    tma_stores: int
+    loads: int
+    loads_128: int
+    code_bytes: int
+
+
+def code_of(cubin: bytes, ptx: str) -> Code:
+    """Count the instructions of a kernel."""
+    sass = _disassembled(cubin)
+    size = size_of(cubin)
+    return of_ptx(ptx, size) if sass is None else of_sass(sass, size)
+
+
+def _disassembled(cubin: bytes) -> str | None:
+    """None where Triton came without NVIDIA's disassembler, or that knows no such code."""
+    try:
+        tool = triton.knobs.nvidia.nvdisasm.path
+        with NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            command = [tool, "-c", "-ndf", file.name]  # no data flow, which takes as long again
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+def of_sass(text: str, size: int) -> Code:
+    """From lines such as `/*0b50*/  @P0 HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;`."""
+    found = Counter(_SASS.findall(text))
+    return Code(
+        "SASS",
+        wgmma=_kinds(found, r"[HQI]GMMA\."),
+        mma=_kinds(found, r"[HIQOD]MMA\."),
+        tcgen05=_kinds(found, r"UTC\w*MMA"),
+        tma_loads=_total(found, r"UTMALDG|UBLKCP\.S"),
+        tma_stores=_total(found, r"UTMASTG|UTMAREDG|UBLKCP\.G|UBLKRED"),
+        loads=_total(found, r"LDG\.|LDG$|LDGSTS"),
+        loads_128=_total(found, r"(LDG|LDGSTS)\b.*\.128"),
+        code_bytes=size,
+    )
+
+
+def of_ptx(text: str, size: int) -> Code:
+    """From lines such as `wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {…`."""
+    found = Counter(_PTX.findall(text))
+    vectors = r"(ld\.global.*\.v4\.(b|u|s|f)32)|(ld\.global.*\.v2\.(b|u|s|f)64)"
+    copies = len(re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x10[,; ]", text))
+    return Code(
+        "PTX",
+        wgmma=_kinds(found, r"wgmma\.mma_async"),
+        mma=_kinds(found, r"mma\.sync"),
+        tcgen05=_kinds(found, r"tcgen05\.mma"),
+        tma_loads=_total(found, r"cp\.async\.bulk(\.tensor\.\w+)?\.shared"),
+        tma_stores=_total(found, r"cp\.(async|reduce\.async)\.bulk(\.tensor\.\w+)?\.global"),
+        loads=_total(found, r"ld\.global|cp\.async\.c[ag]\."),
+        loads_128=_total(found, vectors) + copies,
+        code_bytes=size,
+    )
+
+
+def _kinds(found: Mapping[str, int], pattern: str) -> dict[str, int]:
+    return {name: count for name, count in sorted(found.items()) if re.match(pattern, name)}
+
+
+def _total(found: Mapping[str, int], pattern: str) -> int:
+    return sum(_kinds(found, pattern).values())
+
+
+_TEXT = b".text."
+_HEADER, _SECTION = struct.Struct("<40xQ10xHHH"), struct.Struct("<I20xQQ24x")
+
+
+def size_of(cubin: bytes) -> int:
+    """The sections of code in an ELF of 64 bits, which a cubin is."""
+    start, size, count, names = _HEADER.unpack_from(cubin)
+    sections = [_SECTION.unpack_from(cubin, start + size * i) for i in range(count)]
+    at = sections[names][1]
+    return sum(length for name, _, length in sections if cubin.startswith(_TEXT, at + name))

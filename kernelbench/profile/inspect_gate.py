@@ -1,0 +1,186 @@
+"""Whether compiled kernels are as good as they were: limits, and an earlier output to hold against.
+
+A kernel that does not compile fails, unless it did not before. Rows that are new are held to the
+limits alone; rows that are gone are named, and fail nothing.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernelbench.profile.inspect import Row
+from kernelbench.spec import UsageError, suggest
+
+KEY = ("family", "provider", "case", "kernel", "config", "target")
+COMPARED = ("registers", "spill_bytes", "smem_bytes", "serialized", "error")
+SAVED = (*KEY, "triton", *COMPARED)
+KINDS = ("spills", "smem", "serialized", "registers")
+_TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
+_TYPES |= dict.fromkeys(("registers", "spill_bytes", "smem_bytes"), int) | {"serialized": list}
+
+Key = tuple[str, ...]
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What fails. registers_pct: how many more a kernel may take than it did; None for any."""
+
+    spills: bool = False
+    smem: bool = False
+    serialized: bool = False
+    registers_pct: float | None = None
+
+
+def bounds(text: str, against: bool) -> Bounds:
+    """`spills,smem,serialized,registers:10%`. Raises UsageError for what is none of these.
+
+    against: whether there is an output to compare with, which `registers` needs.
+    """
+    given: dict[str, Any] = {}
+    for word in (part.strip() for part in text.split(",") if part.strip()):
+        kind, colon, share = word.partition(":")
+        if kind not in KINDS:
+            raise UsageError(f"--fail-on: no limit {kind!r}{suggest(kind, KINDS)}")
+        if kind != "registers":
+            if colon:
+                raise UsageError(f"--fail-on {word}: {kind} takes no number")
+            given[kind] = True
+        elif not re.fullmatch(r"(\d+(\.\d+)?%)?", share) or bool(colon) != bool(share):
+            raise UsageError(f"--fail-on {word}: a share of what it was, such as registers:10%")
+        elif not against:
+            raise UsageError(f"--fail-on {word}: more than what? Name --against FILE")
+        else:
+            given["registers_pct"] = float(share.rstrip("%") or 0)
+    return Bounds(**given)
+
+
+def key_of(facts: Facts) -> Key:
+    return tuple(str(facts[name]) for name in KEY)
+
+
+def read(path: Path) -> list[Facts]:
+    """What `--json` or `--save` wrote. Raises UsageError saying what is wrong with the file."""
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        told = (error.strerror or error) if isinstance(error, OSError) else error
+        raise UsageError(f"--against {path}: cannot be read: {told}") from None
+    found: list[Any]
+    if lines and lines[0] == list(SAVED):
+        found = [dict(zip(SAVED, line, strict=False)) for line in lines[1:] if line]
+    else:
+        found = lines[0] if len(lines) == 1 and isinstance(lines[0], list) else lines
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"--against {path}: row {number} is no object but {row!r}")
+        wrong = [name for name, kind in _TYPES.items() if type(row.get(name)) is not kind]
+        if wrong:
+            raise UsageError(
+                f"--against {path}: row {number} is not of `kernelbench inspect --json`: "
+                f"{wrong[0]} is {row.get(wrong[0])!r}"
+            )
+    return found
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """What `read` takes: what is compared and no more, names first and then a row a line.
+
+    Raises UsageError where the file cannot be written.
+    """
+    values = [[getattr(row, name) for name in SAVED] for row in rows]
+    lines = [json.dumps(line, separators=(",", ":")) for line in (SAVED, *values)]
+    try:
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--save {path}: cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """failed: rows and why. changed, new, gone: against the earlier output, as text.
+
+    versions: the versions of Triton before, where they are not today's.
+    """
+
+    failed: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+
+def judge(rows: Sequence[Row], before: Sequence[Facts] | None, limits: Bounds) -> Verdict:
+    """Hold rows to limits and, if there is one, to an earlier output.
+
+    Gone are only rows of targets, families and providers that are there now.
+    """
+    was, today = _by_key(rows, before or ()), {key_of(row.as_json()): row for row in rows}
+    failed, changed, new = [], [], []
+    for key, row in today.items():
+        old = was.get(key)
+        failed += [f"{title(key)}: {fault}" for fault in _faults(row, old, limits)]
+        if old is not None and (told := _changes(row, old)):
+            changed.append(f"{title(key)}: {told}")
+        elif old is None and before is not None:
+            new.append(title(key))
+    kept = {(row.target, row.family, row.provider) for row in rows}
+    gone = [
+        title(key)
+        for key, old in was.items()
+        if key not in today and (old["target"], old["family"], old["provider"]) in kept
+    ]
+    others = {str(old["triton"]) for old in was.values()} - {row.triton for row in rows}
+    return Verdict(tuple(failed), tuple(changed), tuple(new), tuple(gone), tuple(sorted(others)))
+
+
+def title(key: Key) -> str:
+    family, provider, case, kernel, config, target = key
+    where = f"{family}/{case}" if case != family else family
+    return f"{target} {where} {provider} {kernel} [{config}]"
+
+
+def _by_key(rows: Sequence[Row], before: Sequence[Facts]) -> dict[Key, Facts]:
+    """Where a file has a row twice, by two versions of Triton, today's counts."""
+    today = {row.triton for row in rows}
+    return {key_of(old): old for old in sorted(before, key=lambda old: old["triton"] in today)}
+
+
+def _faults(row: Row, old: Facts | None, limits: Bounds) -> Iterator[str]:
+    if row.error:
+        if old is None or not old["error"]:
+            yield row.error
+        return
+    was: Facts = old or {"spill_bytes": 0, "registers": 0, "serialized": []}
+    said = "before" if old else "are allowed"
+    if limits.spills and row.spill_bytes > was["spill_bytes"]:
+        yield f"spills {row.spill_bytes} bytes, {was['spill_bytes']} {said}"
+    if limits.smem and row.smem_bytes > row.smem_limit:
+        yield f"{row.smem_bytes} bytes of shared memory, the target has {row.smem_limit}"
+    added = [note for note in row.serialized if note not in was["serialized"]]
+    if limits.serialized and added:
+        yield f"wgmma are waited for one by one ({', '.join(added)})"
+    if limits.registers_pct is not None and was["registers"]:
+        most = was["registers"] * (1 + limits.registers_pct / 100)
+        if row.registers > most:
+            share = (row.registers / was["registers"] - 1) * 100
+            yield f"{row.registers} registers, {was['registers']} before (+{share:.3g}%)"
+
+
+def _changes(row: Row, old: Facts) -> str:
+    now = row.as_json()
+    pairs = ((name, old[name], now[name]) for name in COMPARED)
+    return ", ".join(
+        f"{name} {_text(before)} → {_text(after)}"
+        for name, before, after in pairs
+        if _text(before) != _text(after)
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(value) or "none"
+    return str(value) or "none"
