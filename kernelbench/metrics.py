@@ -167,26 +167,28 @@ def _finite(value: float) -> float:
 
 def csv_columns(records: Sequence[RunRecord]) -> list[str]:
     """The columns of `frame(records)` in their order."""
-    return [*_IDENTITY, *_axis_columns(records), *_RESULT]
+    return [*_IDENTITY, *axis_columns(records), *_RESULT]
 
 
-def _axis_columns(records: Sequence[RunRecord]) -> dict[str, str]:
+def axis_columns(records: Sequence[RunRecord]) -> dict[str, str]:
     """Column → axis. An axis that is named like another column is called `axis_<name>`."""
     axes = dict.fromkeys(chain(*(r.axes for r in records)))
     taken = {*_IDENTITY, *_RESULT}
     return {f"axis_{a}" if a in taken else a: a for a in axes if a not in ("dtype", "mode")}
 
 
-def frame(records: Sequence[RunRecord]) -> "DataFrame":
+def frame(records: Sequence[RunRecord], against: str = "") -> "DataFrame":
     """One row a record in their order, every column of results/README.md in its order.
+
+    against: the provider that `speedup` and `hbm_saved_pct` hold up, instead of the baseline.
 
     Whole numbers are `Int64`, real ones `float64` with NaN where they do not apply, text is ""
     there; axes take the narrowest of these that holds their values.
     """
     import pandas as pd
 
-    axes = _axis_columns(records)
-    rows = _rows(records)
+    axes = axis_columns(records)
+    rows = _rows(records, against)
     columns: dict[str, Series[Any]] = {}
     for name in csv_columns(records):
         values: list[Any] = [row.get(name) for row in rows]
@@ -210,26 +212,31 @@ def _axis_dtype(values: list[Any]) -> Any:
     return "float64" if kinds and kinds <= {int, float} else "object"
 
 
-def _rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _is_yardstick(record: RunRecord, against: str) -> bool:
+    return record.provider == against if against else record.role is Role.baseline
+
+
+def _rows(records: Sequence[RunRecord], against: str) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     models: dict[tuple[str, ...], RunRecord] = {}
     for record in records:
         case = (record.run_id, record.family, record.case)
         groups.setdefault((*case, record.group), []).append(record)
-        if record.role is Role.baseline and record.traffic is not None:
+        if _is_yardstick(record, against) and record.traffic is not None:
             models[case] = record
     rows = {
         id(record): {**_facts(record, models.get(key[:3])), **found}
         for key, group in groups.items()
-        for record, found in zip(group, _comparisons(group), strict=True)
+        for record, found in zip(group, _comparisons(group, against), strict=True)
     }
     return [rows[id(record)] for record in records]
 
 
-def _comparisons(group: list[RunRecord]) -> Iterator[dict[str, Any]]:
-    """What holds between the records of one group."""
-    baseline = next((r for r in group if r.role is Role.baseline), None)
-    noise = noise_pct(baseline) if baseline and baseline.group else None
+def _comparisons(group: list[RunRecord], against: str) -> Iterator[dict[str, Any]]:
+    """What holds between the records of one group. Its noise is always the baseline's."""
+    ran_twice = next((r for r in group if r.role is Role.baseline), None)
+    noise = noise_pct(ran_twice) if ran_twice and ran_twice.group else None
+    baseline = next((r for r in group if _is_yardstick(r, against)), None)
     bests = {accuracy: best_other(group, accuracy) for accuracy in {r.accuracy for r in group}}
     for record in group:
         best = bests[record.accuracy]
@@ -285,12 +292,12 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
 
 
 def to_csv(records: Sequence[RunRecord], path: Path) -> None:
-    """Write the canonical CSV: RFC 4180, UTF-8, floats to 6 significant digits, NaN empty.
+    """Write the canonical CSV in UTF-8.
 
     The file is replaced in one step, so a reader or a crash never meets half of it.
     Raises KernelbenchError when it cannot be written.
     """
-    _replace(path, _text([csv_columns(records), *_cells(frame(records))]))
+    _replace(path, csv_text(records))
 
 
 def append_csv(records: Sequence[RunRecord], path: Path) -> None:
@@ -316,10 +323,15 @@ def append_csv(records: Sequence[RunRecord], path: Path) -> None:
     return _replace(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
 
 
-def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def csv_text(records: Sequence[RunRecord], against: str = "") -> str:
+    """The canonical CSV: RFC 4180, floats to 6 significant digits, NaN empty."""
+    return _text([csv_columns(records), *_cells(frame(records, against))])
+
+
+def rows_json(records: Sequence[RunRecord], against: str = "") -> list[dict[str, Any]]:
     """The rows of `frame` for strict JSON: floats in full, null where a number does not apply,
     and the text "inf" for what JSON has no number for."""
-    rows = _plain(frame(records)).to_dict("records")
+    rows = _plain(frame(records, against)).to_dict("records")
     ends = (math.inf, -math.inf)
     return [{str(k): str(v) if v in ends else v for k, v in row.items()} for row in rows]
 

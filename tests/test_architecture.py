@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "nn": {"kernels", "dispatch"},
     "parallel": {"kernels"},
     "integrations": {"nn", "parallel", "kernels", "dispatch"},
+    "repro": {"spec", "families", "store", "metrics", "source"},
     "provide": {"spec"},
     "families": {"spec", "kernels", "nn", "parallel", "provide"},
     "measure": {"spec", "limits", "statistics", "kernels"},
@@ -54,6 +55,7 @@ WITHOUT_TORCH = (
     "audit",
     "report.tables",
     "report.profiles",
+    "report.verb",
     "suite",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -14,7 +14,7 @@ from test_metrics import MIB, blocks, error, fused, ours, record, timing
 
 from kernelbench import metrics, store
 from kernelbench.report import tables
-from kernelbench.report.verb import report
+from kernelbench.report.verb import Wanted, report
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic
 
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
@@ -325,8 +325,7 @@ def test_within_noise(value: float, lo: float, hi: float, noise: float, expected
 
 def reported(folder: Path, **options: Any) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
-    options = {"families": [], "as_json": False} | options
-    code = report([folder], console=Console(file=out), errors=Console(file=err), **options)
+    code = report([folder], Wanted(**options), Console(file=out), Console(file=err))
     return code, out.getvalue(), err.getvalue()
 
 
@@ -346,7 +345,7 @@ def test_report_names_lines_that_it_cannot_read_and_shows_the_rest(tmp_path: Pat
     assert [line.split(": ")[0] for line in said.splitlines()[:-1]] == [
         f"{file}:{number}" for number in (5, 6, 7)
     ]
-    assert said.splitlines()[-1] == "3 lines could not be read"
+    assert said.splitlines()[-1] == "3 things could not be read"
 
 
 def test_report_as_json_loses_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,7 +353,7 @@ def test_report_as_json_loses_no_figure(tmp_path: Path, capsys: pytest.CaptureFi
     bad = record("bad", status=Status.incorrect, errors=(error("y", math.nan, 1),), timing=None)
     with store.create(tmp_path, "h200", "NVIDIA H200", {}) as run:
         run.append([record(errors=(error("y", tiny, 1e-2),)), bad])
-    assert reported(tmp_path, as_json=True)[0] == 1
+    assert reported(tmp_path, format="json")[0] == 1
     first, second = json.loads(capsys.readouterr().out)
     assert (first["error_rel"], second["error_rel"]) == (tiny, "inf")
     assert second["median_us"] is None

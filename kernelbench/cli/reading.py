@@ -1,4 +1,4 @@
-"""Verbs that read results, without torch: report."""
+"""Verbs that read results: report, without torch, and repro."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from kernelbench.cli.app import app, console_of
 from kernelbench.cli.options import (
     FamilyOption,
     JsonOption,
+    PluginOption,
 )
 
 
@@ -18,11 +19,65 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of them.")
     ],
     family: FamilyOption = None,
+    baseline: Annotated[
+        str, typer.Option("--baseline", metavar="PROVIDER", help="Speedups against this one.")
+    ] = "",
+    format: Annotated[
+        str, typer.Option("--format", help="table, md, html, csv or json.")
+    ] = "table",
+    tables: Annotated[
+        str,
+        typer.Option(
+            "--tables",
+            help="More of them: documents, memory, scaling, launch, breakeven, environment; or all.",
+        ),
+    ] = "",
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Also what documents claim, beside it.")
+    ] = False,
+    to: Annotated[
+        str, typer.Option("--to", help="Export: github, hud, wandb or tensorboard.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write here, not to the terminal.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Also as JUnit XML.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tables of what was measured. Needs no GPU and no torch."""
+    """What was measured, in tables or in files. Needs no GPU and no torch.
+
+    Appended as Markdown to $GITHUB_STEP_SUMMARY where that is set. Exit code: 0 all well, 1 a
+    provider is bad or something could not be read, 2 bad input.
+    """
     from kernelbench.report import verb
 
-    raise typer.Exit(
-        verb.report(folders, family or [], console_of(), console_of(err=True), as_json)
+    wanted = verb.Wanted(
+        families=tuple(family or ()),
+        format="json" if as_json else format,
+        baseline=baseline,
+        tables=tuple(name.strip() for name in tables.split(",") if name.strip()),
+        out=out,
+        junit=junit,
+        claims=claims,
+        to=to,
     )
+    raise typer.Exit(verb.report(folders, wanted, console_of(), console_of(err=True)))
+
+
+@app.command()
+def repro(
+    case: Annotated[str, typer.Argument(metavar="CASE-ID", help="Or FAMILY/CASE-ID.")],
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Else ours.")] = "",
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="A run, or a folder of them; else results."),
+    ] = None,
+    plugin: PluginOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the script here.")] = None,
+) -> None:
+    """Print a script that reproduces one record with torch and triton alone."""
+    from kernelbench.repro import verb
+
+    typer.echo(verb.repro(case, provider, run, plugin or [], out), nl=False)

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
@@ -45,15 +45,22 @@ def _provider(row: Row) -> str:
 
 def _time(row: Row) -> str:
     """The median in the unit that suits it, ± the longer arm of its interval in %."""
-    if math.isnan(row["median_us"]):
+    us = row["median_us"]
+    if math.isnan(us):
         return ""
-    ns = row["median_us"] * 1e3
+    arm = max(row["hi_us"] - us, us - row["lo_us"])
+    return f"{short_time(us)} ±{percent(arm / us * 100)}" if us else short_time(us)
+
+
+def short_time(us: float) -> str:
+    """Four figures in the unit that suits them: 12.35 µs, 1.234 ms; nothing for no number."""
+    if math.isnan(us):
+        return ""
+    ns = us * 1e3
     unit, scale = next(
         ((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)) if ns >= s), ("ns", 1.0)
     )
-    arm = max(row["hi_us"] - row["median_us"], row["median_us"] - row["lo_us"]) * 1e3
-    share = f" ±{percent(arm / ns * 100)}" if ns else ""
-    return f"{figures(ns / scale, 4)} {unit}{share}"
+    return f"{figures(ns / scale, 4)} {unit}"
 
 
 def figures(value: float, significant: int = 3) -> str:
@@ -142,14 +149,15 @@ _CHECKS = (
 )
 
 
-def run_tables(frame: "DataFrame", width: int = WIDTH) -> list[Table]:
+def run_tables(frame: "DataFrame", width: int = WIDTH, against: str = "") -> list[Table]:
     """One table a GPU, family, mode and dtype of a `metrics.frame`, cases one below another.
 
     Smoke runs, which compare nothing, have one a family.
     width: columns to stay within; what does not fit folds provider names, never numbers.
+    against: the provider that speedups hold up instead of the baseline.
     """
     rows = _rows(frame)
-    smoke = _smoke(rows)
+    smoke = smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         small = row["gpu"] in smoke
@@ -157,26 +165,41 @@ def run_tables(frame: "DataFrame", width: int = WIDTH) -> list[Table]:
         key = (*(str(row[name]) for name in names), "smoke" if small else "")
         parts.setdefault(key, []).append(row)
     several = len({row["run_id"] for row in rows}) > 1
-    return [_table(key, part, width, several) for key, part in parts.items()]
+    columns = {bool(smoke): columns_of(bool(smoke), against) for *_, smoke in parts}
+    return [
+        _table(key, part, columns[bool(key[-1])], width, several) for key, part in parts.items()
+    ]
+
+
+def columns_of(smoke: bool, against: str = "") -> tuple[_Column, ...]:
+    """Of a table: of a CPU's smoke run, or of speeds."""
+    if smoke:
+        return _CHECKS
+    head = f"× {against}\n[95% interval]"
+    renamed = (replace(c, head=head) if against and c.cell is _speedup else c for c in _SPEED)
+    return tuple(renamed)
 
 
 def _rows(frame: "DataFrame") -> list[Row]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _smoke(rows: Sequence[Row]) -> set[str]:
+def smoke_machines(rows: Sequence[Row]) -> set[str]:
     """The machines without a GPU, known by their timer. Where nothing at all could be timed,
     there is nothing that might be taken for a GPU's speed."""
     return {row["gpu"] for row in rows if row["timer"] == "host"}
 
 
-def _table(key: tuple[str, ...], rows: Sequence[Row], width: int, several_runs: bool) -> Table:
-    smoke = key[-1]
+def _table(
+    key: tuple[str, ...],
+    rows: Sequence[Row],
+    known: Sequence[_Column],
+    width: int,
+    several_runs: bool,
+) -> Table:
     good = [row for row in rows if row["status"] == "ok"]
     columns = [
-        column
-        for column in (_CHECKS if smoke else _SPEED)
-        if column is _PROVIDER or any(column.cell(row) for row in good)
+        column for column in known if column is _PROVIDER or any(column.cell(row) for row in good)
     ]
     widths = _widths(columns, rows, good, width)
     title = Text(" · ".join(part for part in key if part), style="bold")
@@ -254,7 +277,7 @@ def _add_case(
     for row in rows:
         name = Text(_fold(_provider(row), widths[0]))
         if row["status"] != "ok":
-            answers.add_row(name, Text(_answer(row), style="yellow"))
+            answers.add_row(name, Text(answer(row), style="yellow"))
         if told := _cosine(row):
             answers.add_row(name, Text(told))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
@@ -266,7 +289,7 @@ def _add_case(
         table.add_row(answers)
 
 
-def _answer(row: Row) -> str:
+def answer(row: Row) -> str:
     lines = str(row["reason"]).strip().splitlines() or [""]
     reason = lines[0] if len(lines[0]) <= _LONGEST_REASON else f"{lines[0][:_LONGEST_REASON]}…"
     return f"{row['status']}: {reason}" if reason else str(row["status"])
@@ -284,8 +307,8 @@ def summary(frame: "DataFrame") -> Text:
     runs, gpus = ({row[name] for row in rows} for name in ("run_id", "gpu"))
     of = f" of {len(runs)} runs" if len(runs) > 1 else ""
     lines = [f"{len(rows)} record{plural}{of}: {counts}" if rows else "no records"]
-    if _smoke(rows):
-        lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(_smoke(rows)))})")
+    if smoke := smoke_machines(rows):
+        lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(smoke))})")
     ours: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
@@ -313,13 +336,13 @@ def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
     )
 
 
-def render(frame: "DataFrame", console: Console) -> None:
+def render(frame: "DataFrame", console: Console, against: str = "") -> None:
     """Print the tables of a frame and their summary; at least 100 columns wide, so that a pipe
     or a narrow terminal cuts no number."""
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        for table in run_tables(frame, console.width):
+        for table in run_tables(frame, console.width, against):
             console.print(table)
             console.print()
         if (frame["timer"] == "gated").any():

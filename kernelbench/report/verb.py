@@ -1,53 +1,217 @@
-"""`kernelbench report`: tables from run folders, on any machine, without torch."""
+"""`kernelbench report`: what runs hold, in one of several formats, on any machine, without torch."""
 
+import importlib
+import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from kernelbench import metrics, store
-from kernelbench.report import profiles, tables
-from kernelbench.spec import Measured, RunRecord, UsageError, suggest
+from kernelbench import metrics
+from kernelbench.report import export, profiles, sheets, tables, trackers
+from kernelbench.report.gather import Gathered, gather
+from kernelbench.report.junit import junit
+from kernelbench.report.markdown import append_summary, markdown
+from kernelbench.spec import KernelbenchError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMATS = ("table", "md", "html", "csv", "json")
 
 
-def report(
-    folders: Sequence[Path],
-    families: Sequence[str],
-    console: Console,
-    errors: Console,
-    as_json: bool,
-) -> int:
-    """Print what the runs hold; name what cannot be read. Exit code 1 if a provider is bad or a
-    line could not be read.
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a report is to say and where.
 
-    Raises UsageError for a folder without runs and for a family that no run has.
+    tables: kinds of `sheets` beside the default tables. out: a file instead of the terminal; for
+    a tracker the folder of its files. baseline: the provider that speedups are to be against.
     """
-    runs = store.find_runs(folders)
-    if not runs:
-        raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
-    records, measured, problems = list[RunRecord](), list[Measured](), list[str]()
-    for run in runs:
-        found, damaged = store.read_with_problems(run)
-        seen, torn = store.read_measured(run)
-        records, measured = [*records, *found], [*measured, *seen]
-        problems += [*damaged, *torn]
-    for problem in problems:
-        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    known = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
-    for family in families:
-        if family not in known:
-            raise UsageError(
-                f"--family: no family {family!r} in these runs{suggest(family, known)}"
+
+    families: tuple[str, ...] = ()
+    format: str = "table"
+    baseline: str = ""
+    tables: tuple[str, ...] = ()
+    out: Path | None = None
+    junit: Path | None = None
+    claims: bool = False
+    to: str = ""
+
+
+class _Report:
+    """What was gathered, and each format of it made when it is asked for."""
+
+    def __init__(self, found: Gathered, wanted: Wanted) -> None:
+        self.found, self.wanted = found, wanted
+
+    @cached_property
+    def frame(self) -> "DataFrame":
+        return metrics.frame(self.found.records, self.wanted.baseline)
+
+    @cached_property
+    def sheets(self) -> list[sheets.Sheet]:
+        given = sheets.source(
+            self.frame,
+            list(metrics.axis_columns(self.found.records)),
+            self.found.measured,
+            self.found.manifests,
+            self.wanted.baseline,
+        )
+        return sheets.made(sheets.chosen(self.wanted.tables), given)
+
+    def markdown(self) -> str:
+        text = markdown(self.frame, self.sheets, self.wanted.baseline)
+        return f"{text}\n{_claimed().markdown(self._claims())}" if self.wanted.claims else text
+
+    def csv(self) -> str:
+        return metrics.csv_text(self.found.records, self.wanted.baseline)
+
+    def json(self) -> str:
+        rows = metrics.rows_json(self.found.records, self.wanted.baseline)
+        return json.dumps(rows, allow_nan=False) + "\n"
+
+    def html(self) -> str:
+        runs = ", ".join(self.found.manifests)
+        try:
+            page = importlib.import_module("kernelbench.report.page")
+        except ModuleNotFoundError as error:
+            raise KernelbenchError(
+                f"--format html needs {error.name}: pip install 'kernelbench[report]'"
+            ) from None
+        return str(
+            page.render(
+                self.found.records,
+                self.found.measured,
+                self.found.manifests,
+                baseline=self.wanted.baseline,
+                title=f"kernelbench: {runs}",
             )
-    records = [record for record in records if not families or record.family in families]
-    measured = [one for one in measured if not families or one.family in families]
-    if as_json:
-        print(json.dumps(metrics.rows_json(records), allow_nan=False))
+        )
+
+    def exported(self) -> str:
+        if self.wanted.to == "github":
+            return json.dumps(export.github(self.frame), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(export.hud(self.frame, self.found.manifests), indent=1) + "\n"
+
+    def show(self, console: Console) -> None:
+        """The default tables, the profilers', then those that were asked for."""
+        if self.found.records or not self.found.measured:
+            tables.render(self.frame, console, self.wanted.baseline)
+        profiles.render(self.found.measured, console)
+        narrow, console.width = console.width, max(console.width, tables.WIDTH)
+        for sheet in self.sheets:
+            console.print()
+            console.print(sheets.as_table(sheet))
+        console.width = narrow
+        if self.wanted.claims:
+            console.print()
+            _claimed().render(self._claims(), console)
+
+    def as_text(self) -> str:
+        """What `show` would, at 100 columns without colour."""
+        paper = Console(file=io.StringIO(), width=tables.WIDTH, color_system=None)
+        self.show(paper)
+        return cast(io.StringIO, paper.file).getvalue()
+
+    def _claims(self) -> Any:
+        claims = importlib.import_module("kernelbench.claims")
+        files = claims.load(claims.shipped())
+        return claims.rows(self.found.records, files, self.found.measured)
+
+    def written(self) -> str:
+        """The report as the text of a file."""
+        makers: dict[str, Callable[[], str]] = {
+            "table": self.as_text,
+            "md": self.markdown,
+            "html": self.html,
+            "csv": self.csv,
+            "json": self.json,
+        }
+        return self.exported() if self.wanted.to else makers[self.wanted.format]()
+
+
+def _claimed() -> Any:
+    return importlib.import_module("kernelbench.report.claimed")
+
+
+def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Console) -> int:
+    """Print or write what the runs hold; name what cannot be read. Exit code 1 if a provider is
+    bad or something could not be read.
+
+    Raises UsageError for a path without runs, and for a family, baseline, format, table or
+    target that there is not; KernelbenchError for what cannot be written, or a missing package.
+    """
+    _check(wanted)
+    found = gather(folders, wanted.families)
+    _refuse_baseline(wanted.baseline, found)
+    for text in (*found.problems, *found.notes):
+        errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    made = _Report(found, wanted)
+    _main(made, console, errors)
+    if wanted.junit:
+        _write(wanted.junit, junit(made.frame))
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        append_summary(made.markdown())
+    if len(found.manifests) > 1 and not wanted.tables:
+        if differing := ", ".join(sheets.differences(found.manifests)):
+            _say(errors, f"runs differ in {differing} (--tables environment)")
+    if found.problems:
+        count = len(found.problems)
+        _say(errors, f"{count} thing{'s' * (count != 1)} could not be read")
+    return int(bool(found.problems) or any(record.status.bad for record in found.records))
+
+
+def _main(made: _Report, console: Console, errors: Console) -> None:
+    """The one thing that goes to the terminal, or to `out`."""
+    wanted = made.wanted
+    if wanted.to in export.TRACKERS:
+        folder = wanted.out or Path()
+        for line in trackers.log(wanted.to, made.frame, made.found.manifests, folder):
+            _say(errors, line)
+    elif wanted.out is not None:
+        _write(wanted.out, made.written())
+    elif wanted.format == "table" and not wanted.to:
+        made.show(console)
     else:
-        if records or not measured:
-            tables.render(metrics.frame(records), console)
-        profiles.render(measured, console)
-    if problems:
-        errors.print(f"{len(problems)} line{'s' * (len(problems) != 1)} could not be read")
-    return int(bool(problems) or any(record.status.bad for record in records))
+        print(made.written(), end="")
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.format not in FORMATS:
+        raise UsageError(f"--format: no {wanted.format!r}{suggest(wanted.format, FORMATS)}")
+    if wanted.to:
+        export.known(wanted.to)
+        if wanted.format != "table":
+            raise UsageError(f"--to {wanted.to} has a format of its own: leave --format out")
+    if wanted.claims and (wanted.to or wanted.format not in ("table", "md")):
+        raise UsageError("--claims goes with --format table and md; see `kernelbench claims`")
+    sheets.chosen(wanted.tables)
+    if wanted.tables and (wanted.to or wanted.format not in ("table", "md")):
+        raise UsageError("--tables goes with --format table and md")
+
+
+def _refuse_baseline(baseline: str, found: Gathered) -> None:
+    providers = dict.fromkeys(record.provider for record in found.records)
+    if baseline and baseline not in providers:
+        raise UsageError(
+            f"--baseline: no provider {baseline!r} in these runs{suggest(baseline, providers)}"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step: a reader meets the old file or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _say(errors: Console, text: str) -> None:
+    errors.print(text, highlight=False, markup=False, soft_wrap=True)

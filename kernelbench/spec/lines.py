@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kernelbench.spec.errors import KernelbenchError
+from kernelbench.spec.migrations import Migrations, migrate
 
 M = TypeVar("M")
 
@@ -24,19 +25,22 @@ def to_line(value: Any) -> str:
     return json.dumps(_plain(facts), separators=(",", ":"), allow_nan=False)
 
 
-def from_line(kind: type[M], line: str, schema: int) -> M:
-    """The inverse. Raises KernelbenchError saying what is wrong with the line."""
+def from_line(kind: type[M], line: str, schema: int, migrations: Migrations) -> M:
+    """The inverse; a line of an older schema is migrated first.
+
+    Raises KernelbenchError saying what is wrong with the line.
+    """
     try:
         facts = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise KernelbenchError(f"not JSON ({error})") from None
     if not isinstance(facts, dict) or type(facts.get("schema")) is not int:
         raise KernelbenchError("not a record: no 'schema'")
-    if facts["schema"] != schema:
-        raise KernelbenchError(f"schema {facts['schema']}, this version reads schema {schema}")
     try:
+        if facts["schema"] != schema:
+            facts = migrate(facts, schema, migrations)
         return _made(kind, facts)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise KernelbenchError(f"not a record of schema {schema}: {error}") from None
 
 

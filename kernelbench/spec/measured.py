@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from kernelbench.spec import migrations
 from kernelbench.spec.case import AxisValue
 from kernelbench.spec.family import Role
 from kernelbench.spec.lines import from_line, to_line
@@ -103,4 +104,4 @@ class Measured:
     @staticmethod
     def from_json(line: str) -> "Measured":
         """The inverse of `to_json`. Raises KernelbenchError saying what is wrong with the line."""
-        return from_line(Measured, line, SCHEMA)
+        return from_line(Measured, line, SCHEMA, migrations.MEASURED)

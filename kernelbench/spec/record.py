@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from kernelbench.spec import migrations
 from kernelbench.spec.case import AxisValue
 from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
 from kernelbench.spec.job import Job
@@ -133,7 +134,7 @@ class RunRecord:
     @staticmethod
     def from_json(line: str) -> "RunRecord":
         """The inverse of `to_json`. Raises KernelbenchError saying what is wrong with the line."""
-        return from_line(RunRecord, line, SCHEMA)
+        return from_line(RunRecord, line, SCHEMA, migrations.RECORDS)
 
 
 @dataclass(frozen=True, kw_only=True)

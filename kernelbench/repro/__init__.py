@@ -1,0 +1,1 @@
+"""One record as a script that needs neither this package nor its results."""

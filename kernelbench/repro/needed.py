@@ -1,0 +1,201 @@
+"""Which source a provider needs: device code as whole files, of the rest only what is reached.
+
+Of a family's file, and of what it imports from this package, those top-level statements are kept,
+word for word, that `FAMILY` reaches by name, once the family is cut down to its baseline and the
+one provider that is wanted. Files of `kernels` and `nn` are kept whole, with what they import.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernelbench.source import OURS, reached
+
+ROOT = "FAMILY"
+WHOLE = ("kernelbench.kernels", "kernelbench.nn")
+DROPPED = ("traffic", "unsupported")  # what a provider says of itself, and nobody asks here
+
+
+class _Module:
+    """One file: its statements, what each binds, and which names of it are needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+        self.lines = self.text.splitlines()
+        self.body = ast.parse(self.text).body
+        self.binds = {name: node for node in self.body for name in _bound(node)}
+        self.kept: dict[ast.stmt, set[str]] = {}  # statement → the names of it that are needed
+        self.rewritten: dict[ast.stmt, str] = {}
+
+
+class Needed:
+    """Collects the sources of one provider, beginning at its family's file.
+
+    name: of the family's module. device_code: False where no kernel of ours is run: then what
+    functions import of `kernels` and `nn` is left out.
+    """
+
+    def __init__(self, family: Path, name: str, *, device_code: bool = True) -> None:
+        self._family, self._device_code = name, device_code
+        self._modules = {name: _Module(family)}
+        self._whole: set[Path] = set()
+
+    def add(self, providers: set[str]) -> None:
+        """Everything that the family needs, cut down to these providers."""
+        module = self._modules[self._family]
+        node = module.binds.get(ROOT)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            _cut_down(node.value, providers)
+            module.rewritten[node] = _spelled(node.value)
+        self._name(self._family, ROOT)
+
+    def files(self) -> dict[str, str]:
+        """Text by path from the root of an import, device code first."""
+        found = {_place(path): path.read_text(encoding="utf-8") for path in sorted(self._whole)}
+        for name, module in self._modules.items():
+            place = _place(module.path) if name.startswith(f"{OURS.name}.") else f"{name}.py"
+            found[place] = _text(module)
+        packages = {str(p / "__init__.py") for place in found for p in Path(place).parents[:-1]}
+        order = sorted({*found, *packages}, key=lambda place: ("/kernels/" not in place, place))
+        return {place: found.get(place, "") for place in order}
+
+    def _name(self, module_name: str, name: str) -> None:
+        module = self._modules[module_name]
+        node = module.binds.get(name)
+        if node is None or name in module.kept.get(node, ()):
+            return  # a builtin, or a name of a function's own; or seen already
+        first = node not in module.kept
+        module.kept.setdefault(node, set()).add(name)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                if (alias.asname or alias.name.partition(".")[0]) == name:
+                    self._import(node, alias)
+            return
+        if not first:
+            return
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name):
+                self._name(module_name, part.id)
+            elif isinstance(part, (ast.Import, ast.ImportFrom)):
+                for alias in part.names:
+                    if self._device_code or not str(getattr(part, "module", "")).startswith(WHOLE):
+                        self._import(part, alias)
+
+    def _import(self, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> None:
+        base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        dotted = f"{base}{alias.name}"
+        if not dotted.startswith(f"{OURS.name}."):
+            return
+        if dotted.startswith(WHOLE):
+            for name in (dotted, dotted.rpartition(".")[0]):
+                if path := _file(name):
+                    self._whole |= {
+                        p for p in reached(path) if _place(p) != "kernelbench/__init__.py"
+                    }
+                    return
+        if path := _file(dotted):  # a module as a name: all of it
+            for name in self._open(dotted, path).binds:
+                self._name(dotted, name)
+            return
+        owner = dotted.rpartition(".")[0]
+        if path := _file(owner):
+            self._open(owner, path)
+            self._name(owner, alias.name)
+
+    def _open(self, name: str, path: Path) -> _Module:
+        if name not in self._modules:
+            self._modules[name] = _Module(path)
+        return self._modules[name]
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        yield node.name
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try, ast.With)):
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                yield part.id
+            elif isinstance(part, ast.alias):
+                yield part.asname or part.name.partition(".")[0]
+
+
+def _cut_down(family: ast.Call, providers: set[str]) -> None:
+    """`FAMILY = Family(…)`: no cost, no checks, and of the providers those that are named.
+
+    One that is no call with its name first, as `*peers(…)`, stays unless all others are found.
+    """
+    nothing = {"cost": ast.Constant(None), "checks": ast.Tuple([], ast.Load())}
+    for keyword in family.keywords:
+        if keyword.arg in nothing:
+            keyword.value = nothing[keyword.arg]
+        if keyword.arg == "providers" and isinstance(keyword.value, ast.Tuple):
+            every = keyword.value.elts
+            named = {_first(each): each for each in every}
+            kept = [each for name, each in named.items() if name in providers]
+            others = [each for each in every if _first(each) is None]
+            keyword.value.elts = kept if providers <= named.keys() else [*kept, *others]
+            for each in kept:
+                if isinstance(each, ast.Call):
+                    each.keywords = [k for k in each.keywords if k.arg not in DROPPED]
+
+
+def _spelled(family: ast.Call) -> str:
+    """The statement, an argument a line."""
+    lines = []
+    for keyword in family.keywords:
+        value = keyword.value
+        if isinstance(value, ast.Tuple) and value.elts:
+            inner = "".join(f"        {ast.unparse(each)},\n" for each in value.elts)
+            lines.append(f"    {keyword.arg}=(\n{inner}    ),\n")
+        else:
+            lines.append(f"    {ast.unparse(keyword)},\n")
+    return f"{ROOT} = {ast.unparse(family.func)}(\n{''.join(lines)})"
+
+
+def _first(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        return str(node.args[0].value)
+    return None
+
+
+def _file(dotted: str) -> Path | None:
+    stem = OURS.parent.joinpath(*dotted.split("."))
+    found = (path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
+    return next(found, None)
+
+
+def _place(path: Path) -> str:
+    return path.relative_to(OURS.parent).as_posix()
+
+
+def _text(module: _Module) -> str:
+    """The statements that are kept, with their comments and decorators, in their order."""
+    parts = []
+    docstring = ast.get_docstring(ast.parse(module.text), clean=False)
+    if docstring and isinstance(module.body[0], ast.Expr):
+        parts.append(f"{_lines(module, module.body[0])}\n")
+    for node in module.body:
+        if node in module.rewritten:
+            parts.append(f"\n{module.rewritten[node]}")
+        elif node in module.kept:
+            names = module.kept[node]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                node.names = [
+                    a for a in node.names if (a.asname or a.name.partition(".")[0]) in names
+                ]
+                parts.append(ast.unparse(node))
+            else:
+                gap = "" if isinstance(node, (ast.Assign, ast.AnnAssign)) else "\n"
+                parts.append(f"\n{gap}{_lines(module, node)}")
+    return "\n".join(parts).strip() + "\n"
+
+
+def _lines(module: _Module, node: ast.stmt) -> str:
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(d.lineno for d in decorators)]) - 1
+    while first and module.lines[first - 1].startswith("#"):
+        first -= 1
+    return "\n".join(module.lines[first : node.end_lineno])

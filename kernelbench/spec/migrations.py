@@ -1,0 +1,37 @@
+"""How a line of an older schema becomes one of the next: schema → function of its JSON object.
+
+A function returns the new object, and invents nothing: a fact that was not taken then stays
+missing. Lines of a schema that is not in the table are named and left out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kernelbench.spec.errors import KernelbenchError
+
+Facts = dict[str, Any]
+Migrations = Mapping[int, Callable[[Facts], Facts]]
+
+RECORDS: dict[int, Callable[[Facts], Facts]] = {}
+MEASURED: dict[int, Callable[[Facts], Facts]] = {}
+
+
+def migrate(facts: Facts, schema: int, migrations: Migrations) -> Facts:
+    """An object of `schema`, step by step.
+
+    Raises KernelbenchError for one that is newer, and for one that nothing can turn into it.
+    """
+    found = int(facts["schema"])
+    if found > schema:
+        raise KernelbenchError(
+            f"schema {found}, this version reads schema {schema}: upgrade kernelbench to read it"
+        )
+    while found < schema:
+        if found not in migrations:
+            raise KernelbenchError(
+                f"schema {found}, this version reads schema {schema} and cannot turn one into the "
+                "other: report it with the version that wrote it"
+            )
+        found += 1
+        facts = {**migrations[found - 1](facts), "schema": found}
+    return facts
