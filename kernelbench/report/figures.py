@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kernelbench.spec import KernelbenchError
@@ -25,10 +26,18 @@ Row = Mapping[str, Any]
 
 WIDTH = 460  # of a figure, in its own units; about px on a phone
 TEXT, SMALL = 10.5, 9.5
-HUES = tuple(f"--hue-{number}" for number in range(8))
+HUES = {
+    "baseline": ("--base",),
+    "torch_fused": ("--torch-1", "--torch-2", "--torch-3"),
+    "triton_fused": ("--ours-1", "--ours-2", "--ours-3"),
+    "ablation": ("--part-1", "--part-2", "--part-3"),
+    "peer": ("--peer-1", "--peer-2", "--peer-3", "--peer-4"),
+}  # of each role
 INKS = ("--ink", "--muted", "--rule", "--band", "--paper")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*")
-_CODES = {name: f"#a1{number:04x}" for number, name in enumerate((*HUES, *INKS), 1)}
+_CODES = {
+    name: f"#a1{number:04x}" for number, name in enumerate((*chain(*HUES.values()), *INKS), 1)
+}
 _NAMES = {code: name for name, code in _CODES.items()}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -96,18 +105,25 @@ def require() -> None:
 
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """A look for each provider: the baseline grey, ours first among the hues, approximate ones
-    hatched. Past eight the colours come again, with other markers."""
-    ranks = {"baseline": 0, "triton_fused": 1}
-    facts = {str(row["provider"]): (row["role"], row["accuracy"]) for row in rows}
-    order = sorted(facts, key=lambda name: ranks.get(facts[name][0], 2))
-    found, hue = dict[str, Look](), 1
-    for number, name in enumerate(order):
+    """A look for each provider: its role's colours in turn, a marker of its own, approximate ones
+    hatched. Where a role has more providers than colours, the markers tell them apart."""
+    facts = {str(row["provider"]): (str(row["role"]), row["accuracy"]) for row in rows}
+    seen: dict[str, int] = {}
+    found = dict[str, Look]()
+    for number, name in enumerate(sorted(facts, key=lambda name: facts[name][0] != "baseline")):
         role, accuracy = facts[name]
-        colour = HUES[0] if role == "baseline" else HUES[hue]
-        hue = hue if role == "baseline" else hue % (len(HUES) - 1) + 1
+        hues, turn = HUES[role], seen.get(role, 0)
+        seen[role] = turn + 1
         hatch = "////" if accuracy == "approximate" else ""
-        found[name] = Look(_CODES[colour], MARKERS[number % len(MARKERS)], hatch)
+        found[name] = Look(_CODES[hues[turn % len(hues)]], MARKERS[number % len(MARKERS)], hatch)
+    return found
+
+
+def parts(rows: Sequence[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by the values of these columns, in the order of the rows."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row[name]) for name in names), []).append(row)
     return found
 
 
@@ -161,26 +177,43 @@ def svg(figure: "Canvas", title: str, message: str) -> str:
 
 
 def _tidied(body: str) -> str:
-    """Names for colours, the page's font, two decimals, and no ids but those referred to."""
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'style="[^"]*"', lambda found: _style(found[0]), body)
+    """Names for colours, the page's font, one decimal, no clipping, and no ids but those that
+    something refers to. What is everywhere the same is said once, in page.css."""
+    body = re.sub(r"<!--.*?-->|<defs>\s*<clipPath.*?</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
+    body = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", body)
+    body = re.sub(r' style="[^"]*"', lambda found: _style(found[0]), body)
     body = re.sub(
         r' (?:d|x|y|points|transform|width|height)="[^"]*"',
-        lambda found: re.sub(r"-?\d+\.\d+", _two_decimals, found[0]).replace("\n", ""),
+        lambda found: re.sub(r"-?\d+\.\d+", _one_decimal, found[0]).replace("\n", ""),
         body,
     )
-    return re.sub(r"\s*\n\s*", "", re.sub(r"<g>\s*</g>", "", body))
+    body = re.sub(r"\s*\n\s*", "", body)
+    while (less := re.sub(r"<g>\s*</g>|<g/>|<defs>\s*</defs>", "", body)) != body:
+        body = less
+    return body
+
+
+_SAID_ONCE = r"(?:font-family: [^;\"]*|stroke-line(?:cap: square|join: miter)|text-anchor: start);?\s*"
 
 
 def _style(style: str) -> str:
-    style = re.sub(r"font-family: [^;\"]*;?\s*", "", style)
-    style = re.sub(r"font: (?:\w+ )?([\d.]+px) [^;\"]*", r"font-size: \1", style)
-    return re.sub(r"#[0-9a-f]{6}", lambda found: f"var({_NAMES.get(found[0], '--ink')})", style)
+    style = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, style)
+    style = re.sub(_SAID_ONCE, "", style).replace(f"font-size: {SMALL:g}px; ", "")
+    style = re.sub(r"#[0-9a-f]{6}", lambda found: f"var({_NAMES.get(found[0], '--ink')})", style)
+    style = re.sub(r"([:;]) ", r"\1", style).replace(';"', '"')
+    return "" if style == ' style=""' else style
 
 
-def _two_decimals(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+def _font(found: re.Match[str]) -> str:
+    weight = f"font-weight: {found[1]}; " if found[1] else ""
+    return f"{weight}font-size: {found[2]}"
+
+
+def _one_decimal(number: re.Match[str]) -> str:
+    short = f"{float(number[0]):.1f}".removesuffix(".0")
+    return "0" if short == "-0" else short
 
 
 def log_axes(

@@ -43,11 +43,14 @@
     });
   }
 
-  // A link to a record opens it.
+  // A link to a record opens it, and the case that it is in.
   const reveal = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target instanceof HTMLDetailsElement) target.open = true;
+    for (let at = target; at; at = at.parentElement) {
+      if (at instanceof HTMLDetailsElement) at.open = true;
+    }
+    target?.scrollIntoView();
   };
   addEventListener("hashchange", reveal);
-  reveal();
+  if (location.hash) reveal();
 })();

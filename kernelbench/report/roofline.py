@@ -6,7 +6,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
-from kernelbench.report.charts import parts
 from kernelbench.report.figures import (
     SMALL,
     Figure,
@@ -18,6 +17,7 @@ from kernelbench.report.figures import (
     legend,
     legend_height,
     log_axes,
+    parts,
     plain,
     short,
     svg,
@@ -98,7 +98,7 @@ def _roofline(
     with canvas(270 + top, left=50, top=top) as (figure, axes):
         for name, mine in points.items():
             axes.plot(*zip(*mine, strict=True), look[name].marker, color=look[name].colour,
-                      markersize=5, alpha=0.8, markeredgecolor=code("--paper"),
+                      markersize=6, alpha=0.85, markeredgecolor=code("--paper"),
                       markeredgewidth=0.5, label=short(name, 22))  # fmt: skip
         _limits(axes, gbps, tops if seen else {}, low, high)
         highest = min(high * gbps / 1e3, max(tops.values(), default=math.inf))
