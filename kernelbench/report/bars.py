@@ -266,7 +266,7 @@ def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str)
         _bare(axes)
         share = audit.AUDIT_PCT / 100
         axes.axvspan(1 - share, 1 + share, color=code("--band"), linewidth=0, zorder=0.5)
-        axes.axvline(1, color=code("--muted"), linewidth=1)
+        axes.axvline(1, color=code("--muted"), linewidth=1, zorder=0.55)
         y = 0.0
         for case in cases:
             _heading(axes, case[0], y + _HEAD - 8)
@@ -277,9 +277,8 @@ def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str)
         axes.set_xlabel("measured / modelled reads; right: MiB measured / modelled")
         off = [f"{row['provider']} on {row['case']}" for row in rows if row["audit"] == "off"]
         judged = sum(row["audit"] in ("ok", "off") for row in rows)
-        message = (
-            f"{judged} of {len(rows)} can be audited; "
-            + (f"the model misses {len(off)}: {', '.join(off)}." if off else "the model holds.")
+        message = f"{judged} of {len(rows)} can be audited; " + (
+            f"the model misses {len(off)}: {', '.join(off)}." if off else "the model holds."
         )
         return Figure(
             title,

@@ -177,4 +177,3 @@ def _strip(axes: "Axes", row: Row, look: Look) -> None:
     case = short(row["case"], 34)
     said = f"{short(row['provider'], 22)} · {case} · ±{percent(arm_pct(row))}{short(flags, 26)}"
     axes.set_title(said, fontsize=SMALL, loc="left", x=-0.1, pad=9)
-

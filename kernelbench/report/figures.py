@@ -129,7 +129,9 @@ def parts(rows: Sequence[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
 
 def text(value: object) -> str:
     """A name without the control characters that no document may hold."""
-    return re.sub(r"[^\x20-\U0010ffff]|[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(value))
+    return re.sub(
+        r"[^\x20-\U0010ffff]|[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(value)
+    )
 
 
 def short(value: object, most: int) -> str:
@@ -148,7 +150,12 @@ def canvas(
 
     with matplotlib.style.context(["default", _STYLE], after_reset=True):
         figure = Canvas(figsize=(WIDTH / 72, height / 72))
-        box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
+        box = (
+            left / WIDTH,
+            bottom / height,
+            1 - (left + right) / WIDTH,
+            1 - (top + bottom) / height,
+        )
         yield figure, figure.add_axes(box)
 
 
@@ -195,7 +202,9 @@ def _tidied(body: str) -> str:
     return body
 
 
-_SAID_ONCE = r"(?:font-family: [^;\"]*|stroke-line(?:cap: square|join: miter)|text-anchor: start);?\s*"
+_SAID_ONCE = (
+    r"(?:font-family: [^;\"]*|stroke-line(?:cap: square|join: miter)|text-anchor: start);?\s*"
+)
 
 
 def _style(style: str) -> str:
@@ -237,7 +246,9 @@ def log_axes(
 
 def _ticks(low: float, high: float, base: int) -> list[float]:
     """Powers of the base inside, thinned to eight at most; more finely where there are few."""
-    powers = range(math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1)
+    powers = range(
+        math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1
+    )
     found = [float(base) ** power for power in powers]
     if len(found) >= 3:
         return found[:: math.ceil(len(found) / 8)]

@@ -63,12 +63,11 @@ def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]
     ]
     if more := len(bad) - NAMED:
         found += [Problem(f"… and {more} more that are wrong, in the tables")] if more > 0 else []
-    found += [
-        Problem(f"{text(m.family)} {text(m.case)} {text(m.provider)}: reads {_off(m)} what is modelled")
-        for m in audit.failed_audits(measured)[:NAMED]
-    ]  # fmt: skip
+    found += _missed(measured)
     failed = [one for one in measured if one.status.bad]
-    found += [Problem(f"{len(failed)} calls could not be profiled")] if failed else []
+    if failed:
+        calls = "1 call" if len(failed) == 1 else f"{len(failed)} calls"
+        found.append(Problem(f"{calls} could not be profiled: {_first_reason(failed)}"))
     return [*found, *_flagged(rows)]
 
 
@@ -81,9 +80,23 @@ def _why(row: Row) -> str:
     return f"{row['status']}: {reason[:160]}" if reason else str(row["status"])
 
 
-def _off(measured: Measured) -> str:
-    error = audit.model_error_pct(measured) or 0.0
-    return f"{abs(error):.1f} % {'more' if error > 0 else 'less'} than"
+def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
+    """A line a family: the providers whose reads are not what their models say, and how far."""
+    off: dict[str, list[str]] = {}
+    for one in audit.failed_audits(measured):
+        error = audit.model_error_pct(one) or 0.0
+        off.setdefault(one.family, []).append(f"{text(one.provider)} {one.mode} {error:+.0f} %")
+    for family, names in off.items():
+        yield Problem(
+            f"{text(family)}: HBM reads measured are not those modelled, within "
+            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}"
+        )
+
+
+def _first_reason(measured: Sequence[Measured]) -> str:
+    one = measured[0]
+    reason = text(one.reason.strip().partition("\n")[0])[:160] or str(one.status)
+    return f"{text(one.family)} {text(one.case)} {text(one.provider)}: {reason}"
 
 
 def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
@@ -135,10 +148,20 @@ def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
         Head("of these", number=False),
     ]
     lines = [
-        Line("", [*(Cell(text(word), False) for word in key), *_numbers(some)])
-        for key, some in parts(ours, *named).items()
+        Line(
+            "",
+            [
+                *(Cell(text(some[0][name]) + _approximate(some[0], name), False) for name in named),
+                *_numbers(some),
+            ],
+        )
+        for some in parts(ours, *named).values()
     ]
     return Grid("Geometric means", heads, lines)
+
+
+def _approximate(row: Row, name: str) -> str:
+    return " ≈" if name == "provider" and row["accuracy"] == "approximate" else ""
 
 
 def _compared(row: Row) -> bool:

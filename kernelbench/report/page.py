@@ -6,7 +6,6 @@ record says is escaped wherever it is printed.
 
 import base64
 import html
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,7 +17,15 @@ from kernelbench.report import bars, charts, environment, headline, roofline, ta
 from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
 from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, text
 from kernelbench.report.grid import Grid, checks, speeds
-from kernelbench.spec import KernelbenchError, Measured, RunRecord, Status, Tool, UsageError, suggest
+from kernelbench.spec import (
+    KernelbenchError,
+    Measured,
+    RunRecord,
+    Status,
+    Tool,
+    UsageError,
+    suggest,
+)
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
@@ -137,13 +144,13 @@ def _asset(name: str) -> str:
         return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     except OSError as error:
         raise KernelbenchError(
-            f"{name}: a part of the page cannot be read ({error.strerror}). Install kernelbench anew"
+            f"{name}: a part of the page cannot be read ({error.strerror}); install it anew"
         ) from None
 
 
 def _rows(records: Sequence[RunRecord], baseline: str) -> list[Row]:
     """Rows of the frame, each with its record and whether its machine has no GPU."""
-    found = metrics.frame(records, baseline).to_dict("records")
+    found: list[dict[Any, Any]] = metrics.frame(records, baseline).to_dict("records")
     smoke = {row["run_id"] for row in found if row["timer"] == "host"}
     return [
         {**row, "record": record, "smoke": record.run_id in smoke}
@@ -185,7 +192,13 @@ def _family(family: _Family, manifests: Manifests) -> FamilyView:
 
 def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
     look = family.look
-    found: dict[str, list[Figure]] = {"speed": [], "scaling": [], "roof": [], "error": [], "raw": []}
+    found: dict[str, list[Figure]] = {
+        "speed": [],
+        "scaling": [],
+        "roof": [],
+        "error": [],
+        "raw": [],
+    }
     for run, where, rows in family.runs():
         base = family.baseline or _baseline(rows)
         found["speed"] += bars.speedups(rows, look, where, base)
@@ -196,7 +209,9 @@ def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
     if family.speedy:
         yield _part("Speedup", found["speed"], "No speedup could be formed: see the table.")
         yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
-        yield _part("Roofline", found["roof"], "No ceiling was measured, or no rate could be formed.")
+        yield _part(
+            "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."
+        )
     yield _part("Modelled and measured bytes", _bytes(family), NO_BYTES)
     if family.speedy:
         yield _part("Error against speed", found["error"], "Too few providers have both.")

@@ -131,9 +131,7 @@ def _share(point: tuple[float, float], gbps: float, tops: Mapping[str, float]) -
     return rate / min(flops * gbps / 1e3, max(tops.values(), default=math.inf))
 
 
-def _limits(
-    axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, high: float
-) -> None:
+def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, high: float) -> None:
     """The slope of the memory, and a plateau for each precision."""
     most = max(tops.values(), default=math.inf)
     end = min(high, most * 1e3 / gbps)
