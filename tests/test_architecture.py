@@ -56,6 +56,7 @@ WITHOUT_TORCH = (
     "report.tables",
     "report.profiles",
     "report.verb",
+    "report.page",
     "suite",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}

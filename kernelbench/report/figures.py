@@ -190,6 +190,7 @@ def _tidied(body: str) -> str:
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
     body = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", body)
     body = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", body)
+    body = re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', body)  # of a hatch
     body = re.sub(r' style="[^"]*"', lambda found: _style(found[0]), body)
     body = re.sub(
         r' (?:d|x|y|points|transform|width|height)="[^"]*"',

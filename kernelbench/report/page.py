@@ -36,6 +36,7 @@ READING = (
     "a modelled amount over a measured time. Quoted: claimed by somebody else; none is on this "
     "page. ~: no difference beyond noise. Approximate providers are marked ≈."
 )
+_SMOKE = tables.SMOKE[0].upper() + tables.SMOKE[1:]
 FOOTER = "Made by kernelbench report --format html from the records of the runs named above."
 NO_BYTES = (
     "Not measured here: no profiler counted bytes of this family. kernelbench profile --ncu does, "
@@ -114,7 +115,7 @@ def render(
             machine=headline.machine(rows, measured, known),
             problems=headline.problems(rows, measured),
             means=headline.headlines(rows, baseline),
-            smoke=tables.SMOKE.capitalize() if any(row["smoke"] for row in rows) else "",
+            smoke=_SMOKE if any(row["smoke"] for row in rows) else "",
             families=[_family(_gathered(n, rows, measured, baseline), known) for n in names],
             runs=[environment.view(run, manifest) for run, manifest in known.items()],
             differences=environment.differences(known),
@@ -132,10 +133,18 @@ def _template() -> Any:
     import jinja2
     from markupsafe import Markup
 
-    shown = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    def finalize(value: Any) -> Any:
+        return text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    def between_tags(said: str) -> Markup:
+        """Lines in which a quote stays a quote: records have many."""
+        return Markup("\n".join(html.escape(text(line), quote=False) for line in said.split("\n")))
+
+    shown = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize
+    )
     shown.filters["drawn"] = Markup  # our own SVG, CSS and script alone
-    # between tags a quote is only a quote, and records have many
-    shown.filters["between_tags"] = lambda said: Markup(html.escape(said, quote=False))
+    shown.filters["between_tags"] = between_tags
     return shown.from_string(_asset("page.html"))
 
 
@@ -183,7 +192,7 @@ def _family(family: _Family, manifests: Manifests) -> FamilyView:
     return FamilyView(
         anchor("family", family.name),
         text(family.name),
-        about + (tables.SMOKE.capitalize() + "." if smoke else ""),
+        about + (_SMOKE + "." if smoke else ""),
         list(_parts(family, manifests)) if rows or family.measured else (),
         [grid for grid in grids if grid],
         list(cases(family.rows, manifests)),
