@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: it sorts, filters, opens, prints, and complains of nothing."""
+"""The page in a real headless Chromium: it sorts, filters, opens and prints without complaint."""
 
 import importlib.util
 import os
@@ -114,7 +114,8 @@ def test_no_label_of_a_figure_leaves_it_or_lies_on_another(tab: Any) -> None:
     bad = tab.evaluate(
         """[...document.querySelectorAll('svg')].flatMap(svg => {
             const all = svg.getBoundingClientRect();
-            const boxes = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()]);
+            const boxes = [...svg.querySelectorAll('text')]
+                .map(t => [t, t.getBoundingClientRect()]);
             return boxes.flatMap(([t, a], i) => {
                 const out = a.left < all.left - 1 || a.right > all.right + 1
                     || a.top < all.top - 1 || a.bottom > all.bottom + 1;
@@ -176,7 +177,8 @@ def test_every_colour_of_text_stands_out_as_it_is_drawn(tab: Any) -> None:
         """(() => {
             const rgb = c => c.match(/[\\d.]+/g).map(Number);
             const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-            const light = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+            const light = ([r, g, b]) =>
+                0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
             const behind = e => {
                 for (; e; e = e.parentElement) {
                     const c = rgb(getComputedStyle(e).backgroundColor);

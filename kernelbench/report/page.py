@@ -140,9 +140,7 @@ def _template() -> Any:
         """Lines in which a quote stays a quote: records have many."""
         return Markup("\n".join(html.escape(text(line), quote=False) for line in said.split("\n")))
 
-    shown = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize
-    )
+    shown = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize)
     shown.filters["drawn"] = Markup  # our own SVG, CSS and script alone
     shown.filters["between_tags"] = between_tags
     return shown.from_string(_asset("page.html"))
