@@ -8,10 +8,9 @@ behind a gate that held.
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import times
@@ -45,8 +44,7 @@ _TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", 
 
 def median_ns(record: RunRecord) -> float | None:
     """The median of the corrected samples, in ns."""
-    samples = list(chain(*blocks_ns(record.timing))) if record.timing else []
-    return median(samples) if samples else None
+    return times.median_ns(record.timing) if record.timing else None
 
 
 def timed(record: RunRecord) -> bool:
@@ -167,12 +165,12 @@ def _finite(value: float) -> float:
 
 def csv_columns(records: Sequence[RunRecord]) -> list[str]:
     """The columns of `frame(records)` in their order."""
-    return [*_IDENTITY, *axis_columns(records), *_RESULT]
+    return [*_IDENTITY, *axis_columns([r.axes for r in records]), *_RESULT]
 
 
-def axis_columns(records: Sequence[RunRecord]) -> dict[str, str]:
+def axis_columns(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Column → axis. An axis that is named like another column is called `axis_<name>`."""
-    axes = dict.fromkeys(chain(*(r.axes for r in records)))
+    axes = dict.fromkeys(chain(*cases))
     taken = {*_IDENTITY, *_RESULT}
     return {f"axis_{a}" if a in taken else a: a for a in axes if a not in ("dtype", "mode")}
 
@@ -181,19 +179,24 @@ def frame(records: Sequence[RunRecord], against: str = "") -> "DataFrame":
     """One row a record in their order, every column of results/README.md in its order.
 
     against: the provider that `speedup` and `hbm_saved_pct` hold up, instead of the baseline.
+    """
+    return frame_of(rows_of(records, against))
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> "DataFrame":
+    """The frame of `rows_of`, of one run or of several.
 
     Whole numbers are `Int64`, real ones `float64` with NaN where they do not apply, text is ""
     there; axes take the narrowest of these that holds their values.
     """
     import pandas as pd
 
-    axes = axis_columns(records)
-    rows = _rows(records, against)
+    axes = axis_columns(row["axes"] for row in rows)
     columns: dict[str, Series[Any]] = {}
-    for name in csv_columns(records):
+    for name in (*_IDENTITY, *axes, *_RESULT):
         values: list[Any] = [row.get(name) for row in rows]
         if name in axes:
-            values = [record.axes.get(axes[name]) for record in records]
+            values = [row["axes"].get(axes[name]) for row in rows]
             columns[name] = pd.Series(values, dtype=_axis_dtype(values))
         elif name in _TEXT or name in _IDENTITY[1:]:
             text = ["" if value is None else str(value) for value in values]
@@ -216,7 +219,9 @@ def _is_yardstick(record: RunRecord, against: str) -> bool:
     return record.provider == against if against else record.role is Role.baseline
 
 
-def _rows(records: Sequence[RunRecord], against: str) -> list[dict[str, Any]]:
+def rows_of(records: Sequence[RunRecord], against: str = "") -> list[dict[str, Any]]:
+    """What `frame_of` makes a frame from: a record a row in plain types, its `axes` apart. The
+    records of one group must come together; those of several runs may come run by run."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     models: dict[tuple[str, ...], RunRecord] = {}
     for record in records:
@@ -268,6 +273,7 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     telemetry = record.telemetry or {}
     return {
         **{name: getattr(record, name) for name in (*_IDENTITY, "status", "reason", "gpu")},
+        "axes": dict(record.axes),
         "flags": ";".join((*record.flags, *more)),
         **(times.columns(record.timing) if record.timing else {}),
         "compile_s": record.compile_s,
@@ -325,13 +331,23 @@ def append_csv(records: Sequence[RunRecord], path: Path) -> None:
 
 def csv_text(records: Sequence[RunRecord], against: str = "") -> str:
     """The canonical CSV: RFC 4180, floats to 6 significant digits, NaN empty."""
-    return _text([csv_columns(records), *_cells(frame(records, against))])
+    return csv_of(frame(records, against))
 
 
-def rows_json(records: Sequence[RunRecord], against: str = "") -> list[dict[str, Any]]:
-    """The rows of `frame` for strict JSON: floats in full, null where a number does not apply,
+def csv_of(table: "DataFrame") -> str:
+    """A `frame` as `csv_text` gives it."""
+    return _text([list(table.columns), *_cells(table)])
+
+
+def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The rows of `frame`, as `json_of` gives them."""
+    return json_of(frame(records))
+
+
+def json_of(table: "DataFrame") -> list[dict[str, Any]]:
+    """The rows of a `frame` for strict JSON: floats in full, null where a number does not apply,
     and the text "inf" for what JSON has no number for."""
-    rows = _plain(frame(records, against)).to_dict("records")
+    rows = _plain(table).to_dict("records")
     ends = (math.inf, -math.inf)
     return [{str(k): str(v) if v in ends else v for k, v in row.items()} for row in rows]
 

@@ -7,6 +7,7 @@ providers ran in the same *round* of an interleaved measurement.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, pairwise
 from math import inf
 from statistics import median
@@ -112,9 +113,10 @@ def ratio_interval(
     if above <= 0 or below <= 0:
         raise ValueError("a ratio needs medians above 0")
     random = np.random.default_rng(seed)
-    counts = _draw(random, len(pairs), draws)
+    few = len(pairs) < _FEW_ROUNDS
+    counts = _draw(random, len(pairs), draws) if few else _drawn(seed, len(pairs), draws)
     ratios = [_ratios(_medians(tops, counts), _medians(bottoms, counts))]
-    if len(pairs) < _FEW_ROUNDS:
+    if few:
         ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
     cut = draws // 40
     mid = above / below
@@ -123,6 +125,12 @@ def ratio_interval(
         min(mid, *(float(drawn[cut]) for drawn in ratios)),
         max(mid, *(float(drawn[-1 - cut]) for drawn in ratios)),
     )
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, units: int, draws: int) -> Counts:
+    """`_draw` of a new generator: the same for every ratio of as many rounds."""
+    return _draw(np.random.default_rng(seed), units, draws)
 
 
 def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_it_asks_nobody(full: str, seen: Seen) -> None:
 def test_its_structure_is_that_of_a_document(full: str, seen: Seen) -> None:
     levels = [int(tag[1]) for tag, _ in seen.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1
-    assert all(later <= now + 1 for now, later in zip(levels, levels[1:], strict=False))
+    assert all(later <= now + 1 for now, later in pairwise(levels))
     ids = [attributes["id"] for _, attributes in seen.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in seen.elements:
@@ -353,7 +354,7 @@ def test_the_newest_real_run_is_drawn() -> None:
     found = gather([folder])
     html = page.render(found.records, found.measured, found.manifests)
     Seen(html)
-    for one in {record.case for record in found.records}:
+    for one in {each.case for each in found.records}:
         assert f"<h4>{one}</h4>" in html
-    assert {record.accuracy for record in found.records} == set(Accuracy)
+    assert {each.accuracy for each in found.records} == set(Accuracy)
     assert len(html.encode()) < 2_000_000

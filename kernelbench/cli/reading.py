@@ -29,7 +29,7 @@ def report(
         str,
         typer.Option(
             "--tables",
-            help="More of them: documents, memory, scaling, launch, breakeven, environment; or all.",
+            help="cases, documents, memory, scaling, launch, breakeven, environment; or all.",
         ),
     ] = "",
     claims: Annotated[

@@ -1,104 +1,115 @@
 """What a report is made of: the records of any mix of runs, and what could not be read."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kernelbench import store
-from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, migrations, suggest
+from kernelbench.report.kept import derived
+from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, suggest
 
+T = TypeVar("T")
 FEW = 5  # problems of one kind that are named one by one
 
 
 @dataclass
 class Gathered:
-    """Records of one case stand together, in the order in which runs were named.
+    """Rows and records of one case stand together, in the order in which runs were named.
 
-    manifests: by run id. folders: likewise. problems: what could not be read, and why.
+    rows: as `metrics.rows_of`. manifests: by run id. folders: likewise, the first of a run.
+    runs: every run folder. problems: what could not be read, and why.
     notes: what was read, but not as it stands.
     """
 
-    records: list[RunRecord] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     manifests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+    runs: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @cached_property
+    def records(self) -> list[RunRecord]:
+        """What the rows were derived from, raw samples and all: reading it takes longest."""
+        known = {(row["run_id"], row["family"]) for row in self.rows}
+        found = (record for run in self.runs for record in _quietly(run))
+        return _merged(
+            (record for record in found if (record.run_id, record.family) in known),
+            lambda r: (r.run_id, r.family, r.case, r.provider, r.utc),
+        )
 
-def gather(folders: Sequence[Path], families: Sequence[str] = ()) -> Gathered:
+
+def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str = "") -> Gathered:
     """Everything that the run folders at and below these hold, of these families or of all.
 
     Lines and files that cannot be read are named and left out. A record that two folders hold
     (a copy of a run) counts once, the newer one.
-    Raises UsageError for a path without runs, and for a family that no run has.
+    against: the provider that speedups of the rows hold up, instead of the baseline.
+    Raises UsageError for a path that is not there, for one without runs where no other has any,
+    and for a family that no run has.
     """
-    found = Gathered()
+    found = Gathered(runs=store.find_runs(folders))
+    if not found.runs:
+        raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
     for folder in folders:
         if not store.find_runs([folder]):
             found.problems.append(f"{folder}: no run in it; left out")
-    runs = store.find_runs(folders)
-    if not runs:
-        raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
-    for run in runs:
-        _read(run, found)
-    found.records = _merged(found.records)
-    known = dict.fromkeys([r.family for r in found.records] + [m.family for m in found.measured])
+    for run in found.runs:
+        _read(run, found, against)
+    found.rows = _merged(
+        found.rows, lambda r: tuple(r[n] for n in ("run_id", "family", "case", "provider", "utc"))
+    )
+    known = dict.fromkeys([r["family"] for r in found.rows] + [m.family for m in found.measured])
     for family in families:
         if family not in known:
             raise UsageError(
                 f"--family: no family {family!r} in these runs{suggest(family, known)}"
             )
     if families:
-        found.records = [r for r in found.records if r.family in families]
+        found.rows = [row for row in found.rows if row["family"] in families]
         found.measured = [m for m in found.measured if m.family in families]
+        left = {r["run_id"] for r in found.rows} | {m.run_id for m in found.measured}
+        found.manifests = {run: m for run, m in found.manifests.items() if run in left}
+        found.folders = {run: f for run, f in found.folders.items() if run in left}
     return found
 
 
-def _read(run: Path, found: Gathered) -> None:
+def _read(run: Path, found: Gathered, against: str) -> None:
     problems = list[str]()
     try:
         manifest: Mapping[str, Any] = store.read_manifest(run)
     except KernelbenchError as error:
         manifest = {}
         problems.append(f"{error}; its records are read without it")
-    for read in (_records, _measured):
-        try:
-            read(run, found, problems)
-        except KernelbenchError as error:
-            problems.append(str(error))
+    try:
+        kept = derived(run, against)
+        found.rows += kept.rows
+        problems += kept.problems
+        found.notes += [
+            f"{run / store.RECORDS}: {count} records of schema {schema} were read as today's"
+            for schema, count in kept.older.items()
+        ]
+        measured, damaged = store.read_measured(run)
+        found.measured += measured
+        problems += damaged
+    except KernelbenchError as error:
+        problems.append(str(error))
     run_id = str(manifest.get("run_id", run.name))
     found.manifests.setdefault(run_id, manifest)
     found.folders.setdefault(run_id, run)
     found.problems += _few(run, problems)
 
 
-def _records(run: Path, found: Gathered, problems: list[str]) -> None:
-    records, damaged = store.read_with_problems(run)
-    found.records += records
-    problems += damaged
-    found.notes += [
-        f"{run / store.RECORDS}: {count} records of schema {schema} were read as today's"
-        for schema, count in _older(run).items()
-    ]
-
-
-def _older(run: Path) -> Mapping[int, int]:
-    """How many lines have a schema that is migrated, by schema: the first field of a line."""
-    file = run / store.RECORDS
-    if not migrations.RECORDS or not file.exists():
-        return {}
-    found = re.findall(rb'^\{"schema": ?(\d+),', file.read_bytes(), re.MULTILINE)
-    return {n: c for n, c in sorted(Counter(map(int, found)).items()) if n in migrations.RECORDS}
-
-
-def _measured(run: Path, found: Gathered, problems: list[str]) -> None:
-    measured, damaged = store.read_measured(run)
-    found.measured += measured
-    problems += damaged
+def _quietly(run: Path) -> list[RunRecord]:
+    """The records of a run whose problems have been named already."""
+    try:
+        return store.read(run)
+    except KernelbenchError:
+        return []
 
 
 def _few(run: Path, problems: Sequence[str]) -> list[str]:
@@ -109,13 +120,14 @@ def _few(run: Path, problems: Sequence[str]) -> list[str]:
     return [*shown, *many]
 
 
-def _merged(records: Sequence[RunRecord]) -> list[RunRecord]:
-    newest: dict[tuple[str, ...], RunRecord] = {}
-    for record in records:
-        key = (record.run_id, *record.key)
-        if key not in newest or newest[key].utc < record.utc:
-            newest[key] = record
-    places: dict[tuple[str, str], int] = {}
-    for record in newest.values():
-        places.setdefault((record.family, record.case), len(places))
-    return sorted(newest.values(), key=lambda r: places[r.family, r.case])
+def _merged(found: Iterable[T], key: Callable[[T], tuple[str, ...]]) -> list[T]:
+    """Each once, the newest, those of one case together. key: run, family, case, provider, utc."""
+    newest: dict[tuple[str, ...], tuple[str, T]] = {}
+    for each in found:
+        name, utc = key(each)[:-1], key(each)[-1]
+        if name not in newest or newest[name][0] < utc:
+            newest[name] = (utc, each)
+    cases: dict[tuple[str, ...], list[T]] = {}
+    for name, (_, each) in newest.items():
+        cases.setdefault(name[1:3], []).append(each)
+    return [each for case in cases.values() for each in case]

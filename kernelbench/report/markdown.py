@@ -1,12 +1,14 @@
 """A report as Markdown, for a README, a pull request, or the summary of a CI job."""
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelbench.report import tables
+from kernelbench.report.choice import Choice
+from kernelbench.report.documents import untimed
 from kernelbench.report.sheets import Sheet
 from kernelbench.spec import KernelbenchError
 
@@ -18,9 +20,18 @@ SUMMARY_LIMIT = 1 << 20  # bytes that GitHub takes of one step
 CUT = "\n\n*Truncated: more than the 1 MiB that GitHub shows of a step.*\n"
 
 
-def markdown(frame: "DataFrame", sheets: Sequence[Sheet] = (), against: str = "") -> str:
-    """The summary, a table a family, mode, dtype and GPU, and more sheets."""
+def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
+    """The summary, and the tables that were chosen."""
     lines = [f"- {_escaped(line)}" for line in str(tables.summary(frame)).splitlines()]
+    found = ["\n".join(lines), *_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
+    if (shown.cases["timer"] == "gated").any():
+        found.append(_escaped(tables.KINDS))
+    found.append(_escaped(shown.note))
+    return "\n\n".join(text for text in found if text) + "\n"
+
+
+def _cases(frame: "DataFrame", against: str) -> Iterator[str]:
+    """A table a family, mode, dtype and GPU, a line a provider; a smoke run has one a family."""
     rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     smoke = tables.smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
@@ -29,14 +40,10 @@ def markdown(frame: "DataFrame", sheets: Sequence[Sheet] = (), against: str = ""
         names = ("family", "gpu") if small else ("family", "mode", "dtype", "gpu")
         parts.setdefault((*(str(row[n]) for n in names), "smoke" * small), []).append(row)
     several = len({row["run_id"] for row in rows}) > 1
-    found = ["\n".join(lines)]
     for key, part in parts.items():
         title = " · ".join(word for word in key if word)
-        found += [of_sheet(_speeds(title, part, bool(key[-1]), several, against)), _others(part)]
-    found += map(of_sheet, sheets)
-    if any(row["timer"] == "gated" for row in rows):
-        found.append(_escaped(tables.KINDS))
-    return "\n\n".join(text for text in found if text) + "\n"
+        yield of_sheet(_speeds(title, part, bool(key[-1]), several, against))
+        yield "\n".join(f"- {_escaped(line)}" for line in untimed(part))
 
 
 def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against: str) -> Sheet:
@@ -52,40 +59,27 @@ def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against
         config = " ".join(str(word) for word in words if word)
         shown, before = ("" if config == before else config), config
         lines.append((shown, *(column.cell(row) for column in columns)))
-    heads = ("Config", *(" ".join(column.head.split()) for column in columns))
+    heads = ("Config", *(column.head for column in columns))
     return Sheet(title, heads, tuple(lines), left=2)
-
-
-def _others(rows: Sequence[Row]) -> str:
-    """What has no time and why, a reason a line."""
-    told = Counter(
-        (str(row["provider"]), tables.answer(row)) for row in rows if row["status"] != "ok"
-    )
-    return "\n".join(
-        f"- {_escaped(provider)}: {_escaped(why)}{f' ({count} cases)' if count > 1 else ''}"
-        for (provider, why), count in told.items()
-    )
 
 
 def of_sheet(sheet: Sheet) -> str:
     """A heading, the table, its note; nothing for a table without rows."""
+    note = "\n".join(f"- {_escaped(line)}" for line in sheet.note.splitlines())
     if not sheet.rows:
-        return ""
-    rule = ["---" if n < sheet.left else "---:" for n in range(len(sheet.heads))]
-    lines = [
-        f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (sheet.heads, *sheet.rows)
-    ]
+        return f"### {_escaped(sheet.title)}\n\n{note}" if note and not sheet.heads else ""
+    rule = ["---" if sheet.is_word(n) else "---:" for n in range(len(sheet.heads))]
+    heads = (" ".join(head.split()) for head in sheet.heads)
+    lines = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in (heads, *sheet.rows)]
     table = "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
-    note = f"\n\n{_escaped(sheet.note)}" if sheet.note else ""
-    return f"### {_escaped(sheet.title)}\n\n{table}{note}"
+    return f"### {_escaped(sheet.title)}\n\n{table}\n\n{note}".strip()
 
 
 def _escaped(text: str) -> str:
     """Text that is no markup, on one line."""
     for plain, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(plain, safe)
-    for mark in "|*_`[]":
-        text = text.replace(mark, f"\\{mark}")
+    text = re.sub(r"[|*`\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
     return "<br>".join(text.splitlines())
 
 

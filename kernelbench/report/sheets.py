@@ -3,32 +3,43 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
 from rich.text import Text
 
-from kernelbench import audit
-from kernelbench.report.tables import figures, percent, short_time, within_noise
-from kernelbench.spec import Measured, Tool, UsageError, suggest
+from kernelbench.report.tables import figures, short_time, within_noise
+from kernelbench.spec import Measured
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Row = Mapping[str, Any]
+Lines = tuple[tuple[str, ...], ...]
 TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
+RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"}
+GAP = 2
+LEAST_CONFIG, LEAST_WORD = 24, 9  # columns that words keep before they fold
+COMMIT = 12  # characters of a commit
 LEAST_POINTS = 3  # of a scaling table
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as text. left: how many columns, the first ones, are words and not numbers."""
+    """A table as text. left: how many columns, the first ones, are words and not numbers; the last
+    one, too, with last_left. Without heads it is a title and a note."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     left: int = 1
+    last_left: bool = False
+
+    def is_word(self, column: int) -> bool:
+        return column < self.left or (self.last_left and column == len(self.heads) - 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,12 @@ class Source:
     manifests: Mapping[str, Mapping[str, Any]]
     axes: Sequence[str]
     against: str = ""
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """Numbers for runs; none where there is only one."""
+        runs = dict.fromkeys([*(str(row["run_id"]) for row in self.rows), *self.manifests])
+        return {run: str(n) for n, run in enumerate(runs, 1)} if len(runs) > 1 else {}
 
     def parts(self) -> Iterator[tuple[str, list[Row]]]:
         """Rows that ran on a GPU, by family, mode, dtype, GPU and run, each with its title."""
@@ -68,92 +85,68 @@ def source(
     return Source(rows, measured, manifests or {}, axes, against)
 
 
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of sheets that were asked for, `all` being every one.
-
-    Raises UsageError for one that there is not.
-    """
-    for name in names:
-        if name != "all" and name not in KINDS:
-            raise UsageError(f"--tables: no table {name!r}{suggest(name, [*KINDS, 'all'])}")
-    return tuple(KINDS) if "all" in names else tuple(dict.fromkeys(names))
-
-
-def made(names: Sequence[str], given: Source) -> list[Sheet]:
-    """The sheets of these kinds that have a row."""
-    return [sheet for name in names for sheet in KINDS[name](given) if sheet.rows]
+def show(sheet: Sheet, console: Console) -> None:
+    """Print it: its title, the table, its note. Words fold where it is wider than the console,
+    labels are cut short; no number is, however wide that makes it."""
+    console.print(Text(sheet.title, style="bold"))
+    widths = _widths(sheet, console.width) if sheet.heads else []
+    for row in (sheet.heads, *sheet.rows) if sheet.heads else ():
+        for line in zip(*_folded(sheet, row, widths), strict=True):
+            console.print(Text((" " * GAP).join(line).rstrip()), soft_wrap=True)
+    if sheet.note:
+        console.print(Text(sheet.note))
 
 
-def as_table(sheet: Sheet) -> Table:
-    """For a terminal."""
-    table = Table(
-        title=Text(sheet.title, style="bold"),
-        title_justify="left",
-        caption=Text(sheet.note) if sheet.note else None,
-        caption_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-        min_width=min(len(sheet.title), 100),
-    )
-    for number, head in enumerate(sheet.heads):
-        justify: Any = "left" if number < sheet.left else "right"
-        table.add_column(Text(head), justify=justify, overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
+    """Each cell as equally many lines of its column's width; heads stand at the bottom."""
+    cells = []
+    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        cut = sheet.last_left and number == len(row) - 1 and cell_len(cell) > width
+        lines = [f"{cell[: width - 1]}…"] if cut else cell.split("\n")
+        cells.append([part for line in lines for part in chop_cells(line, width) or [""]])
+    high = max(map(len, cells))
+    for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
+        missing = [""] * (high - len(lines))
+        padded = [*missing, *lines] if row is sheet.heads else [*lines, *missing]
+        yield [_aligned(line, width, left=sheet.is_word(number)) for line in padded]
 
 
-def _cases(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    found: dict[tuple[str, str], list[Row]] = {}
+def _aligned(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
+
+
+def _widths(sheet: Sheet, width: int) -> list[int]:
+    """Of each column: what it needs; of words less, the last ones first, where that is too much."""
+    needed = [
+        max(1, *(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows))))
+        for n, head in enumerate(sheet.heads)
+    ]
+    over = sum(needed) + GAP * (len(needed) - 1) - width
+    for number in reversed(range(len(needed))):
+        if over > 0 and sheet.is_word(number):
+            least = LEAST_CONFIG if number == 0 else LEAST_WORD
+            gained = min(over, max(0, needed[number] - least))
+            needed[number] -= gained
+            over -= gained
+    return needed
+
+
+def config(row: Row) -> str:
+    """A case without what the title of its table says."""
+    return str(row["case"]).removesuffix(f"-{row['dtype']}-{row['mode']}")
+
+
+def _by_case(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) -> Lines:
+    """A line a row: its case, said once, what `cells` says of it, its label, said once."""
+    lines, before = list[tuple[str, ...]](), ("", "")
     for row in rows:
-        found.setdefault((str(row["label"]), str(row["case"])), []).append(row)
-    for (label, case), part in found.items():
-        yield "  ".join(word for word in (label, case) if word), part
-
-
-def _fastest(rows: Sequence[Row], role: str) -> Row | None:
-    exact = [row for row in rows if row["role"] == role and row["accuracy"] == "exact"]
-    return min(exact, key=lambda row: float(row["median_us"]), default=None)
-
-
-def documents(given: Source) -> Iterator[Sheet]:
-    """One row a case: the baseline, the best of PyTorch, ours."""
-    reads = {
-        (m.run_id, m.family, m.case, m.provider): audit.per_call(m, "dram_read_bytes")
-        for m in given.measured
-        if m.tool is Tool.ncu
-    }
-    head = given.against or "baseline"
-    heads = ("Config", head, "torch fused", "triton fused", "speedup", "HBM ↓ (modelled)")
-    for title, rows in given.parts():
-        lines = []
-        for case, part in _cases(rows):
-            base = next((row for row in part if given.is_baseline(row)), None)
-            best, ours = _fastest(part, "torch_fused"), _fastest(part, "triton_fused")
-            times = (short_time(row["median_us"]) if row else "" for row in (base, best, ours))
-            speedup = f"{figures(ours['speedup'])}×" if ours and ours["speedup"] > 0 else ""
-            told = "~" if ours and within_noise(ours) else speedup
-            saved = percent(ours["hbm_saved_pct"]) if ours else ""
-            lines.append((case, *times, told, saved, _saved_reads(reads, base, ours)))
-        width = 7 if any(line[-1] for line in lines) else 6
-        yield Sheet(
-            title,
-            (*heads, "HBM reads ↓ (measured)")[:width],
-            tuple(line[:width] for line in lines),
-            "Times and speedup are measured, each the fastest exact provider of its kind.",
-        )
-
-
-def _saved_reads(
-    reads: Mapping[tuple[str, ...], float | None], base: Row | None, ours: Row | None
-) -> str:
-    if base is None or ours is None:
-        return ""
-    theirs, mine = (
-        reads.get(tuple(str(row[n]) for n in ("run_id", "family", "case", "provider")))
-        for row in (base, ours)
-    )
-    return percent((theirs - mine) / theirs * 100) if theirs and mine is not None else ""
+        found, case = cells(row), (config(row), str(row["label"]))
+        if found is not None:
+            shown = case if case != before else ("", "")
+            lines.append((shown[0], *found, shown[1]))
+            before = case
+    return tuple(lines)
 
 
 def tokens(row: Row) -> int | None:
@@ -167,24 +160,25 @@ def tokens(row: Row) -> int | None:
 
 def memory(given: Source) -> Iterator[Sheet]:
     """Tokens a second, and the memory that a call takes over its inputs."""
+
+    def cells(row: Row) -> Sequence[str] | None:
+        count, time = tokens(row), row["median_us"]
+        rate = figures(count / time, 4) if count and time else ""
+        peak = figures(row["peak_mem_mib"], 4)
+        return (row["provider"], rate, peak) if rate or peak else None
+
     for title, rows in given.parts():
-        lines = []
-        for case, part in _cases(rows):
-            for row in part:
-                count, time = tokens(row), row["median_us"]
-                rate = figures(count / time, 4) if count and time else ""
-                lines.append((case, row["provider"], rate, figures(row["peak_mem_mib"], 4)))
-        if any(line[2] or line[3] for line in lines):
-            heads = ("Config", "provider", "million tokens/s", "peak MiB over inputs")
-            note = "tokens/s: tokens of the case over the measured median. peak: measured."
-            yield Sheet(f"{title} · throughput and memory", heads, tuple(lines), note, 2)
+        heads = ("Config", "provider", "million\ntokens/s", "peak MiB\nover inputs", "")
+        note = "measured: peak; tokens/s: tokens of the case over the median."
+        lines = _by_case(rows, cells)
+        yield Sheet(f"{title} · throughput and memory", heads, lines, note, 2, True)
 
 
 def scaling(given: Source) -> Iterator[Sheet]:
     """Time and rate against each axis that was swept while the others stood still."""
     for title, rows in given.parts():
         for axis in given.axes:
-            if not all(type(row[axis]) in (int, float) for row in rows):
+            if not all(type(row[axis]) in (int, float) and row[axis] == row[axis] for row in rows):
                 continue
             swept: dict[tuple[Any, ...], list[Row]] = {}
             for row in rows:
@@ -221,46 +215,43 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
 
 def launch(given: Source) -> Iterator[Sheet]:
     """What a call costs the CPU beside the GPU, and which calls the CPU holds back."""
+
+    def cells(row: Row) -> Sequence[str]:
+        host, time = row["host_us"], row["median_us"]
+        bound = "" if math.isnan(host) else "launch" if host > time else "GPU"
+        return (row["provider"], *(figures(v, 4) for v in (host, time, row["graph_us"])), bound)
+
     for title, rows in given.parts():
-        lines = []
-        for case, part in _cases(rows):
-            for row in part:
-                host, time = row["host_us"], row["median_us"]
-                bound = "" if math.isnan(host) else "launch" if host > time else "GPU"
-                times = (figures(value, 4) for value in (host, time, row["graph_us"]))
-                lines.append((case, row["provider"], *times, bound))
-        heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "bound by")
+        heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "bound by", "")
         note = (
             "measured. host: CPU time to submit a call; GPU: median, L2 cold; graph: replay, L2 "
             "warm, not comparable. launch: submitting takes longer than running."
         )
-        yield Sheet(f"{title} · launches", heads, tuple(lines), note, 2)
+        yield Sheet(f"{title} · launches", heads, _by_case(rows, cells), note, 2, True)
 
 
 def breakeven(given: Source) -> Iterator[Sheet]:
     """After how many calls ours has earned what it took to compile and tune."""
     for title, rows in given.parts():
-        lines = []
-        for case, part in _cases(rows):
-            times = {row["provider"]: row["median_us"] for row in part}
-            for row in part:
-                if row["role"] != "triton_fused" or row["best_other"] not in times:
-                    continue
-                saved = times[row["best_other"]] - row["median_us"]
-                calls = math.ceil(row["compile_s"] * 1e6 / saved) if _pays(row, saved) else None
-                lines.append(
-                    (
-                        case,
-                        row["provider"],
-                        str(row["best_other"]),
-                        figures(row["compile_s"]),
-                        figures(saved),
-                        "never" if calls is None else f"{calls:,}",
-                    )
-                )
-        heads = ("Config", "provider", "best other", "compile s", "saved µs a call", "calls")
-        note = "measured. calls: compile time over time saved. never: no faster beyond noise."
-        yield Sheet(f"{title} · break-even", heads, tuple(lines), note, 3)
+        times = {(row["case"], row["provider"]): row["median_us"] for row in rows}
+
+        def cells(row: Row, times: Mapping[Any, float] = times) -> Sequence[str] | None:
+            theirs = times.get((row["case"], row["best_other"]))
+            if row["role"] != "triton_fused" or theirs is None:
+                return None
+            saved = theirs - row["median_us"]
+            calls = math.ceil(row["compile_s"] * 1e6 / saved) if _pays(row, saved) else None
+            counted = "never" if calls is None else f"{calls:,}"
+            names = (row["provider"], str(row["best_other"]))
+            return (*names, figures(row["compile_s"]), figures(saved), counted)
+
+        heads = ("Config", "provider", "best other", "compile\nand tune s", "saved µs\na call",
+                 "calls", "")  # fmt: skip
+        note = (
+            "measured. calls: time to compile and tune over time saved. never: no faster beyond "
+            "noise."
+        )
+        yield Sheet(f"{title} · break-even", heads, _by_case(rows, cells), note, 3, True)
 
 
 def _pays(row: Row, saved: float) -> bool:
@@ -268,12 +259,23 @@ def _pays(row: Row, saved: float) -> bool:
     return known and saved > 0 and not within_noise(row, "speedup_best")
 
 
+def runs(given: Source) -> Iterator[Sheet]:
+    """Which runs the numbers stand for."""
+    lines = []
+    for run, number in given.short.items():
+        facts = _flat(given.manifests.get(run, {}))
+        lines.append((number, run, *(facts.get(name, "") for name in RUN.values())))
+    yield Sheet("Runs", ("run", "id", *RUN), tuple(lines), "", 2 + len(RUN))
+
+
 def environment(given: Source) -> Iterator[Sheet]:
     """What differs between the machines and versions of the runs."""
-    runs = list(given.manifests)
-    differing = differences(given.manifests)
-    lines = tuple((name, *values) for name, values in differing.items())
-    yield Sheet("Runs differ in", ("", *runs), lines, "", len(runs) + 1)
+    found = differences(given.manifests)
+    order = sorted(given.manifests, key=lambda run: int(given.short.get(run, 0)))
+    heads = ("", *(given.short.get(run, run) for run in order))
+    places = [list(given.manifests).index(run) for run in order]
+    lines = tuple((name, *(values[n] for n in places)) for name, values in found.items())
+    yield Sheet("What differs between the runs", heads, lines, "", len(heads))
 
 
 def differences(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
@@ -291,12 +293,12 @@ def _flat(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             if isinstance(value, Mapping):
                 found |= _flat(value, f"{prefix}{name}.")
             else:
-                found[f"{prefix}{name}".removeprefix("machine.")] = str(value)
+                name = f"{prefix}{name}".removeprefix("machine.")
+                found[name] = str(value)[:COMMIT] if name == "git.commit" else str(value)
     return found
 
 
-KINDS: dict[str, Callable[[Source], Iterator[Sheet]]] = {
-    "documents": documents,
+MORE: dict[str, Callable[[Source], Iterator[Sheet]]] = {
     "memory": memory,
     "scaling": scaling,
     "launch": launch,

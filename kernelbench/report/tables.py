@@ -342,12 +342,17 @@ def render(frame: "DataFrame", console: Console, against: str = "") -> None:
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        for table in run_tables(frame, console.width, against):
-            console.print(table)
-            console.print()
-        if (frame["timer"] == "gated").any():
-            console.print(KINDS, highlight=False)
-            console.print()
+        show_cases(frame, console, against)
         console.print(summary(frame), highlight=False)
     finally:
         console.width = narrow
+
+
+def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
+    """Print the tables of a frame, each with an empty line below it, as wide as the console."""
+    for table in run_tables(frame, console.width, against):
+        console.print(table)
+        console.print()
+    if (frame["timer"] == "gated").any():
+        console.print(KINDS, highlight=False)
+        console.print()

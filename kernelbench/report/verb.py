@@ -1,4 +1,4 @@
-"""`kernelbench report`: what runs hold, in one of several formats, on any machine, without torch."""
+"""`kernelbench report`: what runs hold, in one of several formats, without torch."""
 
 import importlib
 import io
@@ -14,10 +14,11 @@ from rich.console import Console
 
 from kernelbench import metrics
 from kernelbench.report import export, profiles, sheets, tables, trackers
+from kernelbench.report.choice import Choice, choice, chosen
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
-from kernelbench.spec import KernelbenchError, UsageError, suggest
+from kernelbench.spec import KernelbenchError, Status, UsageError, suggest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,7 +30,7 @@ FORMATS = ("table", "md", "html", "csv", "json")
 class Wanted:
     """What a report is to say and where.
 
-    tables: kinds of `sheets` beside the default tables. out: a file instead of the terminal; for
+    tables: exactly these, instead of the default ones. out: a file instead of the terminal; for
     a tracker the folder of its files. baseline: the provider that speedups are to be against.
     """
 
@@ -51,29 +52,28 @@ class _Report:
 
     @cached_property
     def frame(self) -> "DataFrame":
-        return metrics.frame(self.found.records, self.wanted.baseline)
+        return metrics.frame_of(self.found.rows)
 
     @cached_property
-    def sheets(self) -> list[sheets.Sheet]:
+    def shown(self) -> Choice:
         given = sheets.source(
             self.frame,
-            list(metrics.axis_columns(self.found.records)),
+            list(metrics.axis_columns(row["axes"] for row in self.found.rows)),
             self.found.measured,
             self.found.manifests,
             self.wanted.baseline,
         )
-        return sheets.made(sheets.chosen(self.wanted.tables), given)
+        return choice(self.wanted.tables, self.frame, given)
 
     def markdown(self) -> str:
-        text = markdown(self.frame, self.sheets, self.wanted.baseline)
+        text = markdown(self.frame, self.shown, self.wanted.baseline)
         return f"{text}\n{_claimed().markdown(self._claims())}" if self.wanted.claims else text
 
     def csv(self) -> str:
-        return metrics.csv_text(self.found.records, self.wanted.baseline)
+        return metrics.csv_of(self.frame)
 
     def json(self) -> str:
-        rows = metrics.rows_json(self.found.records, self.wanted.baseline)
-        return json.dumps(rows, allow_nan=False) + "\n"
+        return json.dumps(metrics.json_of(self.frame), allow_nan=False) + "\n"
 
     def html(self) -> str:
         runs = ", ".join(self.found.manifests)
@@ -88,7 +88,7 @@ class _Report:
                 self.found.records,
                 self.found.measured,
                 self.found.manifests,
-                baseline=self.wanted.baseline,
+                baseline=self.wanted.baseline or None,
                 title=f"kernelbench: {runs}",
             )
         )
@@ -99,18 +99,24 @@ class _Report:
         return json.dumps(export.hud(self.frame, self.found.manifests), indent=1) + "\n"
 
     def show(self, console: Console) -> None:
-        """The default tables, the profilers', then those that were asked for."""
-        if self.found.records or not self.found.measured:
-            tables.render(self.frame, console, self.wanted.baseline)
-        profiles.render(self.found.measured, console)
+        """The tables that were chosen, then the summary; at least as wide as they need."""
         narrow, console.width = console.width, max(console.width, tables.WIDTH)
-        for sheet in self.sheets:
+        if len(self.shown.cases):
+            tables.show_cases(self.shown.cases, console, self.wanted.baseline)
+        for sheet in self.shown.sheets:
+            sheets.show(sheet, console)
             console.print()
-            console.print(sheets.as_table(sheet))
-        console.width = narrow
+        if self.shown.profiles:
+            profiles.render(self.found.measured, console)
         if self.wanted.claims:
-            console.print()
             _claimed().render(self._claims(), console)
+            console.print()
+        if self.shown.note:
+            console.print(self.shown.note, highlight=False)
+            console.print()
+        if self.found.rows or not self.found.measured:
+            console.print(tables.summary(self.frame), highlight=False)
+        console.width = narrow
 
     def as_text(self) -> str:
         """What `show` would, at 100 columns without colour."""
@@ -147,7 +153,7 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
     target that there is not; KernelbenchError for what cannot be written, or a missing package.
     """
     _check(wanted)
-    found = gather(folders, wanted.families)
+    found = gather(folders, wanted.families, wanted.baseline)
     _refuse_baseline(wanted.baseline, found)
     for text in (*found.problems, *found.notes):
         errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -157,13 +163,13 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
         _write(wanted.junit, junit(made.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
-    if len(found.manifests) > 1 and not wanted.tables:
-        if differing := ", ".join(sheets.differences(found.manifests)):
-            _say(errors, f"runs differ in {differing} (--tables environment)")
+    differing = ", ".join(sheets.differences(found.manifests))
+    if differing and "environment" not in chosen(wanted.tables):
+        _say(errors, f"runs differ in {differing} (--tables environment)")
     if found.problems:
         count = len(found.problems)
         _say(errors, f"{count} thing{'s' * (count != 1)} could not be read")
-    return int(bool(found.problems) or any(record.status.bad for record in found.records))
+    return int(bool(found.problems) or any(Status(row["status"]).bad for row in found.rows))
 
 
 def _main(made: _Report, console: Console, errors: Console) -> None:
@@ -190,13 +196,13 @@ def _check(wanted: Wanted) -> None:
             raise UsageError(f"--to {wanted.to} has a format of its own: leave --format out")
     if wanted.claims and (wanted.to or wanted.format not in ("table", "md")):
         raise UsageError("--claims goes with --format table and md; see `kernelbench claims`")
-    sheets.chosen(wanted.tables)
+    chosen(wanted.tables)
     if wanted.tables and (wanted.to or wanted.format not in ("table", "md")):
         raise UsageError("--tables goes with --format table and md")
 
 
 def _refuse_baseline(baseline: str, found: Gathered) -> None:
-    providers = dict.fromkeys(record.provider for record in found.records)
+    providers = dict.fromkeys(row["provider"] for row in found.rows)
     if baseline and baseline not in providers:
         raise UsageError(
             f"--baseline: no provider {baseline!r} in these runs{suggest(baseline, providers)}"

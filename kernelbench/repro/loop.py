@@ -215,7 +215,7 @@ def _compare(
     wrong = False
     for name, (ours, baseline, norm) in sums.items():
         error, other = ((part / (norm or 1.0)) ** 0.5 for part in (ours, baseline))
-        known = recorded.get(name)
+        known = recorded.get(name, {})
         told = f"; recorded {known['rel']:.2e}, budget {known['rel_budget']:.2e}" if known else ""
         bad = bool(known) and not error <= known["rel_budget"]
         wrong |= bad

@@ -77,8 +77,8 @@ def _records(case: str, where: Path) -> tuple[list[RunRecord], Path]:
             return found, run
     if not seen:
         raise UsageError(f"no record in {where}: kernelbench run smoke, or --run DIR")
-    names = seen if "/" in case else dict.fromkeys(name.partition("/")[2] for name in seen)
-    near = suggest(case, names).partition(" Known: ")[0]
+    ids = list(seen) if "/" in case else [name.partition("/")[2] for name in seen]
+    near = suggest(case, list(dict.fromkeys(ids))).partition(" Known: ")[0]
     raise UsageError(f"{where}: no case {case!r}{near} `kernelbench report {where}` shows them")
 
 

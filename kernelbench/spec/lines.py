@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from kernelbench.spec.errors import KernelbenchError
 from kernelbench.spec.migrations import Migrations, migrate
@@ -56,44 +57,114 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
+Read = Callable[[Any], Any]
+
+
 def _made(kind: type[M], facts: Mapping[str, Any]) -> M:
     """A dataclass from a JSON object. Raises ValueError naming the field that is wrong, or
     TypeError naming those that are missing."""
-    known, found = get_type_hints(kind), {}
+    known, found = _readers(cast(Any, kind)), {}
     for name, value in facts.items():
         if name not in known:
             raise ValueError(f"unknown field {name!r}")
         try:
-            found[name] = _read(known[name], value)
+            found[name] = known[name](value)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return kind(**found)
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """A JSON value as the annotation `kind` wants it. Raises ValueError where it is another."""
-    given: type[Any] = type(value)
+@cache
+def _readers(kind: type[Any]) -> dict[str, Read]:
+    return {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
+
+
+@cache
+def _reader(kind: Any) -> Read:
+    """What turns a JSON value into what the annotation `kind` wants, and raises ValueError where
+    it is another. Chosen once an annotation: a run has millions of values."""
+    origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
-        nested: dict[Any, Any] = {dict: Mapping[str, Any], list: tuple[Any, ...]}
-        kind = nested.get(given, given)
-    elif isinstance(kind, UnionType):
-        kinds = get_args(kind)
-        kind = given if given in kinds else kinds[0]
-    if kind is int and (given is int or (given is float and value.is_integer())):
+        return _anything
+    if isinstance(kind, UnionType):
+        return partial(_one_of, {each: _reader(each) for each in inner}, _reader(inner[0]))
+    if kind is int:
+        return _whole
+    if kind is float:
+        return _real
+    if origin is tuple:
+        return _wholes if inner[0] is int else partial(_tuple, kind, _reader(inner[0]))
+    if origin is Mapping:
+        return partial(_mapping, kind, _reader(inner[1]))
+    if isinstance(kind, type) and is_dataclass(kind):
+        return partial(_dataclass, kind)
+    if isinstance(kind, type) and issubclass(kind, str):
+        return partial(_text, kind)
+    return partial(_itself, kind)
+
+
+def _refuse(kind: Any, value: Any) -> ValueError:
+    return ValueError(f"{type(value).__name__}, not {getattr(kind, '__name__', kind)}")
+
+
+def _anything(value: Any) -> Any:
+    nested: dict[Any, Any] = {dict: Mapping[str, Any], list: tuple[Any, ...]}
+    return _reader(nested.get(type(value), type(value)))(value)
+
+
+def _one_of(readers: Mapping[Any, Read], first: Read, value: Any) -> Any:
+    return readers.get(type(value), first)(value)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is int or (type(value) is float and value.is_integer()):
         if abs(value) >= _MOST:
             raise ValueError("a whole number of more than 62 bits")
         return int(value)
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple and given is list:
-        return tuple([_read(inner[0], each) for each in value])
-    if origin is Mapping and given is dict:
-        return {_read(str, name): _read(inner[1], each) for name, each in value.items()}
-    if given is dict and isinstance(kind, type) and is_dataclass(kind):
-        return _made(kind, value)
-    if kind is float and (given in (int, float) or (given is str and value in _ENDLESS)):
-        return float(_ENDLESS.get(value, value))
-    if given is str and isinstance(kind, type) and issubclass(kind, str):
-        return kind(value.encode(errors="replace").decode())  # half a surrogate prints nowhere
-    if kind in (bool, NoneType) and given is kind:
-        return value
-    raise ValueError(f"{given.__name__}, not {getattr(kind, '__name__', kind)}")
+    raise _refuse(int, value)
+
+
+def _wholes(value: Any) -> tuple[int, ...]:
+    if type(value) is list and set(map(type, value)) == {int}:
+        if max(value) < _MOST and min(value) > -_MOST:
+            return tuple(value)
+        raise ValueError("a whole number of more than 62 bits")
+    return cast(tuple[int, ...], _tuple(tuple[int, ...], _whole, value))
+
+
+def _tuple(kind: Any, inner: Read, value: Any) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise _refuse(kind, value)
+    return tuple([inner(each) for each in value])
+
+
+def _mapping(kind: Any, inner: Read, value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise _refuse(kind, value)
+    return {_text(str, name): inner(each) for name, each in value.items()}
+
+
+def _dataclass(kind: type[Any], value: Any) -> Any:
+    if type(value) is not dict:
+        raise _refuse(kind, value)
+    return _made(kind, value)
+
+
+def _real(value: Any) -> float:
+    if type(value) in (int, float):
+        return float(value)
+    if type(value) is str and value in _ENDLESS:
+        return _ENDLESS[value]
+    raise _refuse(float, value)
+
+
+def _text(kind: type[str], value: Any) -> str:
+    if type(value) is not str:
+        raise _refuse(kind, value)
+    return kind(value.encode(errors="replace").decode())  # half a surrogate prints nowhere
+
+
+def _itself(kind: Any, value: Any) -> Any:
+    if type(value) is not kind:
+        raise _refuse(kind, value)
+    return value

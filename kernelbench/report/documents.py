@@ -1,0 +1,115 @@
+"""A line a case, as documents on kernels print it: the baseline, the best of PyTorch, ours."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from kernelbench import audit
+from kernelbench.report.sheets import Row, Sheet, Source, config
+from kernelbench.report.tables import answer, figures, percent, short_time, within_noise
+from kernelbench.spec import Tool
+
+NOTE = (
+    "measured: times, speedup, × best other (the fastest exact provider that is not ours). "
+    "modelled: HBM ↓. torch, triton: the fastest exact one of its kind. ~: no difference beyond "
+    "noise. !: flagged."
+)
+Cells = tuple[str, ...]
+
+
+def documents(given: Source) -> Iterator[Sheet]:
+    """One sheet a family, mode and dtype; a case that several runs have in lines one below the
+    other, each with its run. What has no time is counted below, with the reason."""
+    reads: dict[tuple[str, ...], float | None] = {
+        (m.run_id, m.family, m.case, m.provider): audit.per_call(m, "dram_read_bytes")
+        for m in given.measured
+        if m.tool is Tool.ncu
+    }
+    parts: dict[tuple[str, ...], list[Row]] = {}
+    for row in given.rows:
+        parts.setdefault(tuple(str(row[n]) for n in ("family", "mode", "dtype")), []).append(row)
+    for key, rows in parts.items():
+        timed = [row for row in rows if row["status"] == "ok" and row["timer"] == "gated"]
+        if timed:
+            gpus = dict.fromkeys(str(row["gpu"]) for row in timed)
+            yield _sheet(" · ".join((*key, *gpus)), given, timed, reads, untimed(rows))
+        elif others := untimed(rows):
+            yield Sheet(" · ".join(key), (), (), "\n".join(others))
+
+
+def _sheet(
+    title: str,
+    given: Source,
+    rows: Sequence[Row],
+    reads: Mapping[tuple[str, ...], float | None],
+    others: Sequence[str],
+) -> Sheet:
+    heads = ("Config", "run", given.against or "baseline", "torch\nfused", "triton\nfused",
+             "speedup", "× best\nother", "HBM ↓\nmodelled", "reads ↓\nmeasured", "")  # fmt: skip
+    lines, before = list[Cells](), ("", "")
+    for (label, case, run), part in _jobs(rows).items():
+        same = (label, case) == before
+        shown = ("" if same else config(part[0]), given.short.get(run, ""))
+        told = "" if label == before[0] else label
+        lines.append((*shown, *_cells(given, part, reads), told))
+        before = (label, case)
+    kept = [n for n in range(len(heads)) if n == 0 or any(line[n] for line in lines)]
+    return Sheet(
+        title,
+        tuple(heads[n] for n in kept),
+        tuple(tuple(line[n] for n in kept) for line in lines),
+        "\n".join(others),
+        left=2 if 1 in kept else 1,
+        last_left=len(heads) - 1 in kept,
+    )
+
+
+def _jobs(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((str(row["label"]), str(row["case"]), str(row["run_id"])), []).append(row)
+    return found
+
+
+def _cells(
+    given: Source, part: Sequence[Row], reads: Mapping[tuple[str, ...], float | None]
+) -> Cells:
+    base = next((row for row in part if given.is_baseline(row)), None)
+    ours = _fastest(part, "triton_fused")
+    times = (_time(row) for row in (base, _fastest(part, "torch_fused"), ours))
+    if ours is None:
+        return (*times, "", "", "", "")
+    ratios = (_ratio(ours, name) for name in ("speedup", "speedup_best"))
+    return (*times, *ratios, percent(ours["hbm_saved_pct"]), _saved_reads(reads, base, ours))
+
+
+def _fastest(rows: Sequence[Row], role: str) -> Row | None:
+    exact = [row for row in rows if row["role"] == role and row["accuracy"] == "exact"]
+    return min(exact, key=lambda row: float(row["median_us"]), default=None)
+
+
+def _time(row: Row | None) -> str:
+    return f"{short_time(row['median_us'])}{'!' * bool(row['flags'])}" if row else ""
+
+
+def _ratio(row: Row, name: str) -> str:
+    told = figures(row[name])
+    return "~" if within_noise(row, name) else f"{told}×" if told else ""
+
+
+def _saved_reads(reads: Mapping[tuple[str, ...], float | None], base: Row | None, ours: Row) -> str:
+    if base is None:
+        return ""
+    theirs, mine = (
+        reads.get(tuple(str(row[n]) for n in ("run_id", "family", "case", "provider")))
+        for row in (base, ours)
+    )
+    return percent((theirs - mine) / theirs * 100) if theirs and mine is not None else ""
+
+
+def untimed(rows: Sequence[Row]) -> list[str]:
+    """What has no time and why, a reason a line, with how many cases it is of."""
+    told = Counter((str(row["provider"]), answer(row)) for row in rows if row["status"] != "ok")
+    return [
+        f"{provider}: {why}{f' ({count} cases)' if count > 1 else ''}"
+        for (provider, why), count in told.items()
+    ]

@@ -1,0 +1,86 @@
+"""What a run's records come to, kept between reports: the intervals take most of a report's time.
+
+Kept in the user's cache folder, by a hash of the records, of the code that derives figures from
+them, and of what speedups are against: what has changed is derived anew. A cache that cannot be
+read or written costs time, nothing else.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from kernelbench import metrics, store
+from kernelbench.spec import KernelbenchError, migrations
+
+MOST = 256  # files that are kept; a run has one for each provider that it was held against
+CODE = ("limits.py", "metrics.py", "statistics.py", "times.py", "store.py", "spec/*.py")
+SIGNS = re.compile(rb'^\{"schema": ?(\d+),', re.MULTILINE)  # the first field of a line
+
+
+@dataclass(frozen=True)
+class Derived:
+    """rows: as `metrics.rows_of`. problems: lines that cannot be read. older: how many lines were
+    of a schema that was migrated, by schema."""
+
+    rows: list[dict[str, Any]]
+    problems: list[str]
+    older: dict[str, int]
+
+
+def folder() -> Path:
+    """Where they are kept: the user's cache folder, `…/kernelbench/derived`."""
+    return platformdirs.user_cache_path("kernelbench", appauthor=False) / "derived"
+
+
+def derived(run: Path, against: str = "") -> Derived:
+    """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
+    file = run / store.RECORDS
+    try:
+        content = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+    words = json.dumps([str(run), against, _code(), sorted(migrations.RECORDS)])
+    kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return Derived(**json.loads(kept.read_bytes()))
+    records, problems = store.read_with_problems(run)
+    found = Derived(metrics.rows_of(records, against), problems, _older(content))
+    if found.rows:
+        _keep(kept, found)
+    return found
+
+
+def _older(content: bytes) -> dict[str, int]:
+    counts: Mapping[int, int] = Counter(map(int, SIGNS.findall(content)))
+    return {str(n): count for n, count in sorted(counts.items()) if n in migrations.RECORDS}
+
+
+@cache
+def _code() -> str:
+    """A hash of what derives figures from records."""
+    package, digest = Path(metrics.__file__).parent, sha256()
+    for pattern in CODE:
+        for path in sorted(package.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _keep(path: Path, found: Derived) -> None:
+    """In one step, so that nobody meets half of it; the oldest files make room."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        part.replace(path)
+        every = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
+        for old in every[:-MOST]:
+            old.unlink()
