@@ -200,7 +200,7 @@ def test_what_records_say_is_text() -> None:
     assert not [a for _, attributes in found.elements for a in attributes if a.startswith("on")]
     assert "\x00" not in html and "\x1b" not in html
     shown = EVIL + QUOTES.replace("\x00", "\ufffd").replace("\x1b", "\ufffd")
-    assert found.text_of("h1") == [shown]
+    assert found.text_of("title")[0] == shown
     assert any(shown in text for text in found.text_of("title")[1:])  # of a figure
     assert any(text.startswith(f"{shown}2") for text in found.text_of("td"))
 
@@ -316,6 +316,23 @@ def test_who_has_no_bar_is_named_under_the_case() -> None:
     drawn = section(render(records), "Speedup")
     assert ">failed: compile; skipped: quack<" in drawn
     assert drawn.count(">10.24 µs<") == 1  # the baseline's time, beside the case
+
+
+def test_raw_samples_are_of_what_is_flagged_or_wide() -> None:
+    records = case(1024)
+    records[2] = replace(records[2], flags=("shared",))
+    records[4] = noisy(records[4])
+    drawn = re.findall(
+        r">(\w+ · M1024-N1024-bf16-fwd · [^<]*)<", section(render(records), "Raw samples")
+    )
+    assert [line.split(" · ")[0] for line in drawn] == ["liger", "triton"]
+    assert drawn[1].endswith("±0% · shared")
+
+
+def test_bytes_of_two_modes_are_told_apart() -> None:
+    other = counted(case="M1024-N8192-bf16-bwd", mode="bwd")
+    drawn = section(render([], (counted(), other)), "Modelled and measured bytes")
+    assert drawn.count(">fwd bf16<") == drawn.count(">bwd bf16<") == 1
 
 
 def test_runs_are_told_apart() -> None:

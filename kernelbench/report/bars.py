@@ -169,7 +169,7 @@ def _heading(axes: "Axes", row: Row, y: float, right: str = "") -> None:
     """The case above its rows; no line runs through it."""
     case = name_of(str(row["case"]), str(row["mode"]), str(row["dtype"]))
     line = " · ".join(filter(None, (text(row.get("label", "")), text(case))))
-    axes.axhspan(y - _HEAD + 9, y + 6, color=code("--paper"), linewidth=0, zorder=0.6)
+    axes.axhspan(y - _HEAD + 8, y + 6, color=code("--paper"), linewidth=0, zorder=0.6)
     _at_left(axes, short(line, 74 - len(right)), y, "--ink", weight="bold")
     if right:
         _at_right(axes, right, y, "--muted")
@@ -269,7 +269,7 @@ def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str)
         axes.axvline(1, color=code("--muted"), linewidth=1, zorder=0.55)
         y = 0.0
         for case in cases:
-            _heading(axes, case[0], y + _HEAD - 8)
+            _heading(axes, case[0], y + _HEAD - 8, f"{case[0]['mode']} {case[0]['dtype']}")
             y += _HEAD
             for row in case:
                 _ratio(axes, row, look[str(row["provider"])], y + _ROW / 2)

@@ -7,9 +7,8 @@
     return text === "" || Number.isNaN(number) ? text : number;
   };
 
-  // Numbers before text, and what is empty last, whichever way is sorted.
+  // Numbers before text, and so before what is empty, whichever way is sorted.
   const compare = (a, b, sign) => {
-    if (a === "" || b === "") return (a === "") - (b === "");
     if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
     return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
   };

@@ -89,17 +89,19 @@ def render(
     measured: Sequence[Measured],
     manifests: Manifests,
     *,
-    baseline: str = "",
+    baseline: str | None = None,
     title: str = TITLE,
 ) -> str:
     """The page as HTML. The same arguments give the same text.
 
     manifests: of each run, by its id; a run without one says so.
     baseline: the provider that speedups are against; without it each family's own baseline.
+    title: of the browser's tab, to tell pages apart.
     Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
     that no record is of.
     """
     require()
+    baseline = baseline or ""
     providers = dict.fromkeys(record.provider for record in records)
     if baseline and records and baseline not in providers:
         raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
@@ -111,7 +113,8 @@ def render(
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
     return str(
         _template().render(
-            title=text(title),
+            title=title,
+            heading=TITLE,
             machine=headline.machine(rows, measured, known),
             problems=headline.problems(rows, measured),
             means=headline.headlines(rows, baseline),
