@@ -132,17 +132,23 @@ def _share(point: tuple[float, float], gbps: float, tops: Mapping[str, float]) -
 
 
 def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, high: float) -> None:
-    """The slope of the memory, and a plateau for each precision."""
+    """The slope of the memory, unless it is left of all that is shown, and a plateau for each
+    precision."""
     most = max(tops.values(), default=math.inf)
     end = min(high, most * 1e3 / gbps)
-    axes.plot([low, end], [low * gbps / 1e3, end * gbps / 1e3], color=code("--ink"), linewidth=1.2)
-    middle = math.sqrt(low * end)
-    axes.annotate(
-        f"HBM {digits(gbps / 1e3)} TB/s", (middle, middle * gbps / 1e3), (-6, 6),
-        textcoords="offset points", ha="right", fontsize=SMALL,
-    )  # fmt: skip
+    if end > low:
+        axes.plot(
+            [low, end], [low * gbps / 1e3, end * gbps / 1e3], color=code("--ink"), linewidth=1.2
+        )
+        middle = math.sqrt(low * end)
+        axes.annotate(
+            f"HBM {digits(gbps / 1e3)} TB/s", (middle, middle * gbps / 1e3), (-6, 6),
+            textcoords="offset points", ha="right", fontsize=SMALL,
+        )  # fmt: skip
     for name, rate in tops.items():
-        axes.plot([rate * 1e3 / gbps, high], [rate, rate], color=code("--ink"), linewidth=1.2)
+        axes.plot(
+            [max(low, rate * 1e3 / gbps), high], [rate, rate], color=code("--ink"), linewidth=1.2
+        )
         axes.annotate(
             f"{name} {digits(rate)}", (high, rate), (-4, 4), textcoords="offset points",
             ha="right", fontsize=SMALL,
