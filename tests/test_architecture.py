@@ -31,7 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "times": {"spec", "statistics"},
     "metrics": {"spec", "limits", "statistics", "times"},
     "audit": {"spec"},
-    "report": {"spec", "metrics", "store", "audit"},
+    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
+    "report": {"spec", "metrics", "store", "audit", "claims"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
     "parallel": {"kernels"},
@@ -57,6 +58,8 @@ WITHOUT_TORCH = (
     "report.profiles",
     "report.verb",
     "report.page",
+    "report.claimed",
+    "claims",
     "suite",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -18,7 +18,7 @@ from kernelbench import store
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
-VERBS = ("run", "check", "list", "inspect", "report", "doctor", "cache")
+VERBS = ("run", "check", "list", "inspect", "report", "repro", "claims", "doctor", "cache")
 
 
 def kb(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

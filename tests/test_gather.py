@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -220,6 +221,19 @@ def test_a_cache_that_is_broken_costs_time_and_nothing_else(
         assert gather([run]).rows == first
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
     assert gather([run]).rows == first
+
+
+def test_an_archived_run_is_gathered_like_any_other(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "one", [record(), ours()])
+    rows = gather([run]).rows
+    file = run / store.RECORDS
+    packed = lzma.compress(file.read_bytes())
+    file.unlink()
+    (run / f"{store.RECORDS}.xz").write_bytes(packed)
+    assert gather([run]).rows == rows and len(gather([run]).records) == 2
+    (run / f"{store.RECORDS}.xz").write_bytes(packed[:-20])
+    found = gather([run])
+    assert not found.rows and "cannot be unpacked" in found.problems[0]
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

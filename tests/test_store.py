@@ -2,6 +2,7 @@
 
 import errno
 import json
+import lzma
 import os
 import random
 import shutil
@@ -69,7 +70,7 @@ def test_runs_of_one_second_get_numbers(tmp_path: Path, monkeypatch: pytest.Monk
         def now(zone: Any) -> datetime:
             return datetime(2026, 7, 30, 12, 0, 1, tzinfo=UTC)
 
-    monkeypatch.setattr(store, "datetime", Clock)
+    monkeypatch.setattr("kernelbench.store.writing.datetime", Clock)
     names = [store.create(tmp_path, "a/b c", "cpu", {}).path.name for _ in range(3)]
     assert names == [f"20260730T120001Z-a-b-c-cpu{end}" for end in ("", "-2", "-3")]
 
@@ -250,6 +251,24 @@ def test_a_damaged_line_is_reported_and_the_rest_is_read(run: store.Store) -> No
     assert records == store.read(run.path) == [record(1), record(2)]
     assert [p.split(": ")[0] for p in problems] == [f"{file}:{n}" for n in (2, 3, 4, 5)]
     assert "schema 99" in problems[2]
+
+
+def test_an_archived_run_is_read_and_not_written(run: store.Store) -> None:
+    run.append([record(1), record(2)])
+    run.close()
+    whole = store.read_with_problems(run.path)
+    file = run.path / store.RECORDS
+    archive = file.with_name("records.jsonl.xz")
+    archive.write_bytes(lzma.compress(file.read_bytes()))
+    file.unlink()
+    assert store.read_with_problems(run.path) == whole
+    assert store.find_runs([run.path.parent]) == [run.path]
+    with pytest.raises(KernelbenchError, match=r"records\.jsonl\.xz: an archive: xz -d"):
+        store.open_run(run.path)
+    assert not file.exists()
+    archive.write_bytes(archive.read_bytes()[:-9])
+    with pytest.raises(KernelbenchError, match=r"records\.jsonl\.xz: cannot be unpacked"):
+        store.read(run.path)
 
 
 def test_open_refuses_what_is_not_its_own(tmp_path: Path, run: store.Store) -> None:

@@ -8,23 +8,26 @@ from typing import Any
 import cog
 
 from kernelbench import audit, store
-from kernelbench.spec import Measured, Role, Status
+from kernelbench.spec import Measured, Role, Status, Tool
 
 RUNS = Path("results/h200")
 MARKS = {"ok": "✓", "off": "✗", "small": "·", "no model": "–"}
 Row = Mapping[str, Any]
 
 
-def _groups(run: str, family: str) -> Iterator[tuple[str, list[tuple[Measured, Row]]]]:
-    """Cases of a run with what was measured of each provider."""
+def _groups(
+    run: str, family: str, tool: Tool = Tool.ncu
+) -> Iterator[tuple[str, list[tuple[Measured, Row]]]]:
+    """Cases of a run with what a tool saw of each provider, the baseline first."""
     (folder,) = RUNS.glob(f"{run}*")
     lines, problems = store.read_measured(folder)
     assert not problems, problems
     cases: dict[str, list[tuple[Measured, Row]]] = {}
     for line in lines:
-        if line.family == family and line.status is Status.ok:
+        if line.family == family and line.tool is tool and line.status is Status.ok:
             cases.setdefault(line.case, []).append((line, audit.row(line)))
-    yield from cases.items()
+    for case, rows in cases.items():
+        yield case, sorted(rows, key=lambda row: row[0].role is not Role.baseline)
 
 
 def _mib(value: float) -> str:
@@ -34,7 +37,7 @@ def _mib(value: float) -> str:
 def _saved(row: Row, base: Row | None, read: str) -> str:
     if base is None or math.isnan(row[read]) or math.isnan(base[read]):
         return "–"
-    return f"{(1 - row[read] / base[read]) * 100:.0f} %"
+    return f"{round((1 - row[read] / base[read]) * 100)} %"
 
 
 def reads(run: str, family: str) -> None:
@@ -76,3 +79,31 @@ def summary(run: str) -> None:
         cog.outl(
             f"* {row['family']} {row['case']} `{row['provider']}`: {row['model_error_pct']:+.1f} %"
         )
+
+
+def saved(run: str) -> None:
+    """DRAM reads of the documents' shape, saved of the baseline's and of PyTorch's own fusion's."""
+    cog.outl(
+        "| family | provider | read, measured MiB | saved of the baseline's "
+        "| saved of torch's fusion |"
+    )
+    cog.outl("|---" * 5 + "|")
+    for family, fused in (("rcm_attention", "torch_fused"), ("rcm_layer", "compile")):
+        groups = _groups(run, family)
+        (rows,) = (rows for case, rows in groups if case.startswith("B4-N2048"))
+        found = {line.provider: row for line, row in rows}
+        for name in ("baseline", fused, "triton_fused"):
+            read = found[name]["dram_read_mib"]
+            parts = (_saved(found[name], found[of], "dram_read_mib") for of in ("baseline", fused))
+            cog.outl(f"| {family} | {name} | {_mib(read)} | {' | '.join(parts)} |")
+
+
+def timeline(run: str) -> None:
+    """What nsys saw of a call of each provider."""
+    cog.outl("| provider | launches | kernel time, µs | span, µs | gaps, µs |")
+    cog.outl("|---" * 5 + "|")
+    for case, rows in _groups(run, "rms_norm", Tool.nsys):
+        cog.outl(f"| **{case}** " + "| " * 4 + "|")
+        for line, row in rows:
+            times = (f"{row[name]:.1f}" for name in ("busy_us", "span_us", "gaps_us"))
+            cog.outl(f"| {line.provider} | {row['launches']:.0f} | {' | '.join(times)} |")

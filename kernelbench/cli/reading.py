@@ -1,4 +1,4 @@
-"""Verbs that read results: report, without torch, and repro."""
+"""Verbs that read results: report and claims, without torch, and repro."""
 
 from pathlib import Path
 from typing import Annotated
@@ -81,3 +81,34 @@ def repro(
     from kernelbench.repro import verb
 
     typer.echo(verb.repro(case, provider, run, plugin or [], out), nl=False)
+
+
+@app.command()
+def claims(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|DIR]...", help="Claims files, or folders of them; else shipped ones."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="DIR", help="Runs to hold them against.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, md, json or csv.")] = "table",
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option("--fail-on", metavar="VERDICT", help="Exit with 3 for such a verdict."),
+    ] = None,
+) -> None:
+    """Figures that documents publish, beside what was measured; impossible ones by arithmetic.
+
+    Needs no GPU and no torch.
+
+    Exit code: 0 whatever the verdicts, 1 a record could not be read, 2 bad input, 3 --fail-on.
+    """
+    from kernelbench.report import claimed
+
+    code = claimed.verb(
+        files or [], against, format, fail_on or [], console_of(), console_of(err=True)
+    )
+    raise typer.Exit(code)

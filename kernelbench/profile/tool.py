@@ -39,6 +39,8 @@ KEPT = (
     "TRITON_HOME",
     "TRITON_PTXAS_PATH",
 )
+# torch.compile's pool of worker processes: profilers look into each of them, and ncu falls over it.
+SET = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 TAIL_BYTES = 1 << 14
 
 
@@ -57,8 +59,8 @@ class Ended:
 
 
 def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a profiled process may know of this one's environment: `KEPT`."""
-    return {name: given[name] for name in KEPT if name in given}
+    """What a profiled process may know of this one's environment, `KEPT`, and what is `SET`."""
+    return {name: given[name] for name in KEPT if name in given} | SET
 
 
 def find(name: str, places: Sequence[str] = ()) -> Path | None:

@@ -19,10 +19,10 @@ from typing import Any
 import platformdirs
 
 from kernelbench import metrics, store
-from kernelbench.spec import KernelbenchError, migrations
+from kernelbench.spec import migrations
 
 MOST = 256  # files that are kept; a run has one for each provider that it was held against
-CODE = ("limits.py", "metrics.py", "statistics.py", "times.py", "store.py", "spec/*.py")
+CODE = ("limits.py", "metrics.py", "statistics.py", "times.py", "store/*.py", "spec/*.py")
 SIGNS = re.compile(rb'^\{"schema": ?(\d+),', re.MULTILINE)  # the first field of a line
 
 
@@ -43,11 +43,7 @@ def folder() -> Path:
 
 def derived(run: Path, against: str = "") -> Derived:
     """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
-    file = run / store.RECORDS
-    try:
-        content = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+    content = b"\n".join(store.lines(run, store.RECORDS))
     words = json.dumps([str(run), against, _code(), sorted(migrations.RECORDS)])
     kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):

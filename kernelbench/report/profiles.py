@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kernelbench import audit
 from kernelbench.report.tables import WIDTH, figures, percent
-from kernelbench.spec import Measured, Status, Tool
+from kernelbench.spec import Measured, Role, Status, Tool
 
 Row = Mapping[str, Any]
 LONGEST_NAME = 58
@@ -95,6 +95,7 @@ def render(measured: Sequence[Measured], console: Console) -> None:
     try:
         for part in groups.values():
             good = [one for one in part if one.status is Status.ok]
+            good.sort(key=lambda one: one.role is not Role.baseline)
             console.print(_title(part), style="bold", highlight=False, soft_wrap=True)
             if good:
                 make = _operators if good[0].tool is Tool.torch else _table

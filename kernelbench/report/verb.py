@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from kernelbench import metrics
-from kernelbench.report import export, profiles, sheets, tables, trackers
+from kernelbench import claims, metrics
+from kernelbench.report import claimed, export, profiles, sheets, tables, trackers
 from kernelbench.report.choice import Choice, choice, chosen
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
@@ -67,7 +67,7 @@ class _Report:
 
     def markdown(self) -> str:
         text = markdown(self.frame, self.shown, self.wanted.baseline)
-        return f"{text}\n{_claimed().markdown(self._claims())}" if self.wanted.claims else text
+        return f"{text}\n{claimed.markdown(self._claims())}" if self.wanted.claims else text
 
     def csv(self) -> str:
         return metrics.csv_of(self.frame)
@@ -109,7 +109,7 @@ class _Report:
         if self.shown.profiles:
             profiles.render(self.found.measured, console)
         if self.wanted.claims:
-            _claimed().render(self._claims(), console)
+            claimed.render(self._claims(), console)
             console.print()
         if self.shown.note:
             console.print(self.shown.note, highlight=False)
@@ -124,8 +124,7 @@ class _Report:
         self.show(paper)
         return cast(io.StringIO, paper.file).getvalue()
 
-    def _claims(self) -> Any:
-        claims = importlib.import_module("kernelbench.claims")
+    def _claims(self) -> list[claims.Row]:
         files = claims.load(claims.shipped())
         return claims.rows(self.found.records, files, self.found.measured)
 
@@ -139,10 +138,6 @@ class _Report:
             "json": self.json,
         }
         return self.exported() if self.wanted.to else makers[self.wanted.format]()
-
-
-def _claimed() -> Any:
-    return importlib.import_module("kernelbench.report.claimed")
 
 
 def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Console) -> int:

@@ -180,7 +180,7 @@ _ALLOWED = {
     LINE: "one line of text",
     TEXT: "text without control characters",
 }
-_TAKES = {
+TAKES = {
     "int_type": "takes a whole number",
     "float_type": "takes a number",
     "bool_type": "takes true or false",
@@ -208,7 +208,7 @@ def _message(error: Any, loc: Loc, families: Families) -> str:
         return f"{thing}: no value {given!r}{suggest(given, known)}"
     if kind == "string_pattern_mismatch":
         return f"{thing} takes {_ALLOWED[context['pattern']]}, got {shown(given)}"
-    takes = _TAKES.get(kind, error["msg"])
+    takes = TAKES.get(kind, error["msg"])
     quote = "; put it in quotes" if kind == "string_type" and _is_scalar(given) else ""
     return f"{thing} {takes}, got {shown(given)}{quote}"
 

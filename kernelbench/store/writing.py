@@ -1,31 +1,28 @@
-"""The run directory: records as they are measured, safe against a kill at any moment.
-
-`records.jsonl` is the truth, one JSON line a record, appended and synced before `append`
-returns. `manifest.json` says what was run where. Everything else can be made again from them.
-"""
+"""Writing a run: lines are on the disk before the next job begins, whatever kills the process."""
 
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self
 
-from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord
+from kernelbench.store.reading import (
+    MANIFEST,
+    MEASURED,
+    RECORDS,
+    RESULTS_CSV,
+    archived,
+    read,
+    read_manifest,
+)
 
-L = TypeVar("L", RunRecord, Measured)
-
-RECORDS = "records.jsonl"
-MEASURED = "measured.jsonl"  # what profilers saw, beside the records
-MEASURED_CSV = "measured.csv"
-PROFILES = "profiles"
-MANIFEST = "manifest.json"
-RESULTS_CSV = "results.csv"
 MIN_FREE_BYTES = 50 * 2**20
 
 
@@ -251,8 +248,8 @@ def _locked(path: Path) -> int:
 def open_run(path: str | Path) -> Store:
     """Open a run to go on with it; a torn last line is moved to `records.jsonl.torn`.
 
-    Raises KernelbenchError for a folder that is no run, or of another schema, or in use, and as
-    `create` does for one that cannot be written or has under 50 MiB free.
+    Raises KernelbenchError for a folder that is no run, or of another schema, or an archive, or in
+    use, and as `create` does for one that cannot be written or has under 50 MiB free.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -261,6 +258,9 @@ def open_run(path: str | Path) -> Store:
             f"{path / MANIFEST}: schema {manifest.get('schema')}, this version writes schema "
             f"{SCHEMA}. Start a new run"
         )
+    for file in (path / RECORDS, path / MEASURED):
+        if archived(file).exists():
+            raise KernelbenchError(f"{archived(file)}: an archive: xz -d it to go on with this run")
     fd = _locked(path)
     try:
         _probe(path)
@@ -288,111 +288,6 @@ def _mend(path: Path, fd: int) -> None:
     os.fsync(fd)
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """What was run where. Raises KernelbenchError for a folder that is no run."""
-    path = Path(path)
-    try:
-        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise KernelbenchError(f"{path}: not a run folder (no {MANIFEST})") from None
-    except OSError as error:
-        raise KernelbenchError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise KernelbenchError(f"{path / MANIFEST}: not JSON ({error})") from None
-    if not isinstance(facts, dict):
-        raise KernelbenchError(f"{path / MANIFEST}: not a manifest")
-    return facts
-
-
-def read(path: str | Path) -> list[RunRecord]:
-    """The current records of a run: of each (family, case, provider) the newest.
-
-    They stand in the order in which their keys first came. A torn last line and lines that are
-    damaged are left out; `read_with_problems` names those.
-    """
-    return read_with_problems(path)[0]
-
-
-def read_with_problems(path: str | Path) -> tuple[list[RunRecord], list[str]]:
-    """`read`, and a message for every whole line that is no record of this schema.
-
-    Raises KernelbenchError for a folder that holds no run.
-    """
-    problems: list[str] = []
-    current = {record.key: record for record in _scan(Path(path), problems)}
-    return list(current.values()), problems
-
-
-def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:
-    """What profilers saw of a run, of each (tool, family, case, provider) the newest; and a
-    message for every line that is none. Nothing where no profiler looked."""
-    file, problems = Path(path) / MEASURED, list[str]()
-    lines = _lines(file) if file.exists() else []
-    found: dict[tuple[str, ...], Measured] = {}
-    for measured in _parsed(file, lines, Measured.from_json, problems):
-        found[measured.key] = measured
-    return list(found.values()), problems
-
-
-def history(path: str | Path) -> list[RunRecord]:
-    """Every record of a run in the order of measurement, also those measured again since."""
-    return list(_scan(Path(path), []))
-
-
-def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
-    file = path / RECORDS
-    if not file.exists():
-        read_manifest(path)  # a run that has measured nothing yet, or no run
-        return
-    yield from _parsed(file, _lines(file), RunRecord.from_json, problems)
-
-
-def _lines(file: Path) -> list[bytes]:
-    """Whole lines."""
-    try:
-        return file.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _parsed(
-    file: Path, lines: Sequence[bytes], parse: Callable[[str], L], problems: list[str]
-) -> Iterator[L]:
-    for number, line in enumerate(lines, 1):
-        try:
-            yield parse(line.decode())
-        except (KernelbenchError, UnicodeDecodeError) as error:
-            problems.append(f"{file}:{number}: {error}")
-
-
 def _ends_a_line(file: IO[bytes]) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read() == b"\n"
-
-
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """The run folders at and below these, each once however often and by whatever path it is
-    named; those of one path in the order of names.
-
-    Raises UsageError for a path that does not exist.
-    """
-    found: dict[Path, Path] = {}
-    for given in paths:
-        path = Path(given)
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        if path.is_file():
-            if path.name not in (RECORDS, MANIFEST, RESULTS_CSV):
-                raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
-            path = path.parent
-        for run in _runs_below(path):
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
-
-
-def _runs_below(path: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(path):
-        if RECORDS in files or MANIFEST in files:
-            below.clear()
-            yield Path(folder)
-        below.sort()

@@ -1,0 +1,293 @@
+"""Claimed beside measured: a table a document, what stands against a claim as numbered notes."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kernelbench import claims, store
+from kernelbench.claims.words import Bound, Claim
+from kernelbench.report.tables import percent
+from kernelbench.spec import Measured, RunRecord, UsageError, suggest
+
+FORMATS = ("table", "md", "json", "csv")
+KINDS = (
+    "claimed: quoted. measured: so, unless it says modelled; ± the 95 % interval. ratio: measured "
+    "over claimed, of a range its nearest end. Verdicts and their rules: docs/claims.md."
+)
+HEADS = ("claim", "claimed (quoted)", "measured", "ratio", "verdict")
+STYLES = {
+    claims.Verdict.reproduced: "green",
+    claims.Verdict.better: "green",
+    claims.Verdict.not_reproduced: "red",
+}
+Cells = tuple[str, ...]
+
+_GAP = 2
+_LEAST = 80
+_LEAST_CLAIMED, _LEAST_VERDICT = 13, 17
+
+
+class Part(NamedTuple):
+    """What one section of a document claims for one machine: a line of HEADS a claim."""
+
+    head: str
+    rows: list[claims.Row]
+    cells: list[Cells]
+
+
+class Page(NamedTuple):
+    """A document's claims as text. notes: numbered from 1, as in brackets behind a verdict;
+    remarks: of the whole document."""
+
+    title: str
+    source: str
+    parts: list[Part]
+    notes: list[str]
+    remarks: tuple[str, ...]
+
+
+def verb(
+    paths: Sequence[Path],
+    against: Path | None,
+    format: str,
+    fail_on: Sequence[str],
+    console: Console,
+    errors: Console,
+) -> int:
+    """Print the verdicts on claims files, the shipped ones if none is named; name what could not be
+    read. Exit code 1 if a record's line could not be read, 3 for a verdict of `fail_on`.
+
+    Raises UsageError for a format, a verdict, a file or a folder that is none.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"--format: no {format!r}{suggest(format, FORMATS)}")
+    dreaded = {_verdict(word) for word in fail_on}
+    files = claims.load(paths or claims.shipped())
+    records, measured, problems = _read(against)
+    for problem in problems:
+        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    found = claims.rows(records, files, measured)
+    if format == "table":
+        render(found, console)
+    else:
+        print({"md": markdown, "json": to_json, "csv": to_csv}[format](found), end="")
+    hit = [row for row in found if row.verdict in dreaded]
+    for row in hit:
+        said = f"{row.document.id} {row.claim.id}: {row.verdict_text}"
+        errors.print(said, highlight=False, markup=False, soft_wrap=True)
+    return 3 if hit else int(bool(problems))
+
+
+def _verdict(word: str) -> claims.Verdict:
+    known = {str(verdict).replace(" ", "-"): verdict for verdict in claims.Verdict}
+    if word not in known:
+        raise UsageError(f"--fail-on: no verdict {word!r}{suggest(word, known)}")
+    return known[word]
+
+
+def _read(against: Path | None) -> tuple[list[RunRecord], list[Measured], list[str]]:
+    records, measured, problems = list[RunRecord](), list[Measured](), list[str]()
+    runs = store.find_runs([against]) if against else []
+    if against and not runs:
+        raise UsageError(f"--against: no run in {against}: kernelbench run smoke")
+    for run in runs:
+        found, damaged = store.read_with_problems(run)
+        seen, torn = store.read_measured(run)
+        records, measured = [*records, *found], [*measured, *seen]
+        problems += [*damaged, *torn]
+    return records, measured, problems
+
+
+def pages(rows: Sequence[claims.Row]) -> Iterator[Page]:
+    """One a document, in order."""
+    for document, group in groupby(rows, key=lambda row: row.document):
+        numbers: dict[str, int] = {}
+        parts = [
+            Part(head, inside, [_cells(row, numbers) for row in inside])
+            for head, each in groupby(group, key=_head)
+            if (inside := list(each))
+        ]
+        place = "/".join(word for word in (document.repository, document.path) if word)
+        yield Page(document.title, place, parts, list(numbers), document.notes)
+
+
+def _head(row: claims.Row) -> str:
+    hardware = claims.hardware_of(row.claim, row.document)
+    return f"{row.claim.section} · {hardware or 'hardware not stated'}"
+
+
+def _cells(row: claims.Row, numbers: dict[str, int]) -> Cells:
+    said = [numbers.setdefault(note, len(numbers) + 1) for note in (*row.whys, *row.notes)]
+    ratio = "" if row.ratio is None else figure(row.ratio)
+    verdict = " ".join([row.verdict_text, *(f"[{number}]" for number in said)])
+    return (row.claim.id, claimed(row.claim), found(row), ratio, verdict)
+
+
+def claimed(claim: Claim) -> str:
+    """`1.24 ×`, `1.2–1.5 ×`, `≥ 1.5 ×`, `≤ 1e-06 max error`, with the decimals of the document."""
+    low, high = (_printed(value, claim.places) for value in claim.value)
+    sign = {Bound.exact: "", Bound.at_least: "≥ ", Bound.at_most: "≤ "}[claim.bound]
+    return f"{sign}{low if low == high else f'{low}–{high}'} {claim.sort.unit}"
+
+
+def _printed(value: float, places: int) -> str:
+    return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:,.{places}f}"
+
+
+def found(row: claims.Row) -> str:
+    """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
+    found."""
+    value = row.found.value
+    if value is None:
+        return ""
+    spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
+    kind = row.found.kind.removeprefix("measured").strip()
+    return f"{figure(value.mid)}{spread} {kind}".rstrip()
+
+
+def figure(value: float) -> str:
+    """Three figures, more where a whole number has them."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def summary(rows: Sequence[claims.Row]) -> list[Cells]:
+    """How often each verdict fell: a head, a line a document, and all of them."""
+    verdicts = list(claims.Verdict)
+    lines: list[Cells] = [("document", "claims", *map(str, verdicts))]
+    named = [(doc.id, list(part)) for doc, part in groupby(rows, key=lambda row: row.document)]
+    for name, part in [*named, ("all", list(rows))]:
+        found = [sum(row.verdict is verdict for row in part) for verdict in verdicts]
+        lines.append((name, str(len(part)), *map(str, found)))
+    return lines
+
+
+def render(rows: Sequence[claims.Row], console: Console) -> None:
+    """Print it, 80 columns wide or wider."""
+    narrow = console.width
+    console.width = max(narrow, _LEAST)
+    try:
+        for page in pages(rows):
+            _page(page, console)
+        console.print(_totals(rows))
+        console.print()
+        console.print(KINDS, highlight=False)
+    finally:
+        console.width = narrow
+
+
+def _page(page: Page, console: Console) -> None:
+    console.print(Text(page.title, style="bold"))
+    if page.source:
+        console.print(Text(page.source, style="dim"))
+    widths = _widths(page, console.width)
+    for number, part in enumerate(page.parts):
+        console.print()
+        console.print(Text(part.head, style="italic"))
+        console.print(_table(part, widths, heads=not number))
+    if page.notes or page.remarks:
+        console.print()
+        console.print(_remarks(page))
+    console.print()
+
+
+def _widths(page: Page, whole: int) -> dict[int, int]:
+    """Of each column that holds something; what is left is the verdict's."""
+    every = [HEADS, *(cells for part in page.parts for cells in part.cells)]
+    shown = [at for at in range(len(HEADS)) if any(cells[at] for cells in every[1:])]
+    widths = {at: max(cell_len(cells[at]) for cells in every) for at in shown[:-1]}
+    left = whole - sum(widths.values()) - _GAP * len(widths)
+    if left < _LEAST_VERDICT:
+        widths[1] = max(_LEAST_CLAIMED, widths[1] - (_LEAST_VERDICT - left))
+    last = max(_LEAST_VERDICT, whole - sum(widths.values()) - _GAP * len(widths))
+    return widths | {shown[-1]: last}
+
+
+def _table(part: Part, widths: dict[int, int], heads: bool) -> Table:
+    table = Table(
+        box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim", show_header=heads
+    )
+    for at, width in widths.items():
+        right = HEADS[at] in ("claimed (quoted)", "ratio")
+        table.add_column(
+            HEADS[at], width=width, justify="right" if right else "left", overflow="fold"
+        )
+    for row, cells in zip(part.rows, part.cells, strict=True):
+        style = STYLES.get(row.verdict, "")
+        table.add_row(
+            *(Text(cells[at], style=style if HEADS[at] == "verdict" else "") for at in widths)
+        )
+    return table
+
+
+def _remarks(page: Page) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(justify="right")
+    grid.add_column(overflow="fold")
+    for number, note in enumerate(page.notes, 1):
+        grid.add_row(Text(f"[{number}]"), Text(note))
+    for remark in page.remarks:
+        grid.add_row(Text("*"), Text(remark))
+    return grid
+
+
+def _totals(rows: Sequence[claims.Row]) -> Table:
+    head, *lines = summary(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for at, word in enumerate(head):
+        table.add_column(word, justify="right" if at else "left", no_wrap=not at)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def markdown(rows: Sequence[claims.Row]) -> str:
+    """The same as Markdown, a heading of the third level a document."""
+    lines = [*_grid(summary(rows)), "", KINDS, ""]
+    for page in pages(rows):
+        lines += [f"### {_escaped(page.title)}", ""]
+        lines += [_escaped(page.source), ""] if page.source else []
+        shown = list(_widths(page, 0))
+        table: list[Cells] = [HEADS]
+        for part in page.parts:
+            table += [(f"**{_escaped(part.head)}**", *[""] * (len(HEADS) - 1))]
+            table += [tuple(map(_escaped, cells)) for cells in part.cells]
+        lines += _grid([[cells[at] for at in shown] for cells in table])
+        notes = [f"[{number}] {note}" for number, note in enumerate(page.notes, 1)]
+        lines += ["", *(f"* {_escaped(note)}" for note in (*notes, *page.remarks)), ""]
+    return "\n".join(lines)
+
+
+def _grid(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown, its first line the head."""
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
+
+
+def _escaped(text: str) -> str:
+    """Nothing of a document becomes markup."""
+    return re.sub(r"([\\`*_<>|#\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def to_json(rows: Sequence[claims.Row]) -> str:
+    """Strict JSON: a list of flat rows, null where a field does not apply."""
+    return json.dumps([claims.plain(row) for row in rows], allow_nan=False, indent=1) + "\n"
+
+
+def to_csv(rows: Sequence[claims.Row]) -> str:
+    """The same fields, empty where one does not apply."""
+    out = io.StringIO()
+    flat = [claims.plain(row) for row in rows]
+    writer = csv.DictWriter(out, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()

@@ -1,0 +1,139 @@
+"""Reading runs: records, what profilers saw, manifests, and the folders they lie in."""
+
+import json
+import lzma
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError
+
+L = TypeVar("L", RunRecord, Measured)
+
+RECORDS = "records.jsonl"
+MEASURED = "measured.jsonl"  # what profilers saw, beside the records
+MEASURED_CSV = "measured.csv"
+PROFILES = "profiles"
+MANIFEST = "manifest.json"
+RESULTS_CSV = "results.csv"
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What was run where. Raises KernelbenchError for a folder that is no run."""
+    path = Path(path)
+    try:
+        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KernelbenchError(f"{path}: not a run folder (no {MANIFEST})") from None
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise KernelbenchError(f"{path / MANIFEST}: not JSON ({error})") from None
+    if not isinstance(facts, dict):
+        raise KernelbenchError(f"{path / MANIFEST}: not a manifest")
+    return facts
+
+
+def read(path: str | Path) -> list[RunRecord]:
+    """The current records of a run: of each (family, case, provider) the newest.
+
+    They stand in the order in which their keys first came. A torn last line and lines that are
+    damaged are left out; `read_with_problems` names those.
+    """
+    return read_with_problems(path)[0]
+
+
+def read_with_problems(path: str | Path) -> tuple[list[RunRecord], list[str]]:
+    """`read`, and a message for every whole line that is no record of this schema.
+
+    Raises KernelbenchError for a folder that holds no run.
+    """
+    problems: list[str] = []
+    current = {record.key: record for record in _scan(Path(path), problems)}
+    return list(current.values()), problems
+
+
+def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:
+    """What profilers saw of a run, of each (tool, family, case, provider) the newest; and a
+    message for every line that is none. Nothing where no profiler looked."""
+    path, problems = Path(path), list[str]()
+    found: dict[tuple[str, ...], Measured] = {}
+    measured_lines = lines(path, MEASURED)
+    for measured in _parsed(path / MEASURED, measured_lines, Measured.from_json, problems):
+        found[measured.key] = measured
+    return list(found.values()), problems
+
+
+def history(path: str | Path) -> list[RunRecord]:
+    """Every record of a run in the order of measurement, also those measured again since."""
+    return list(_scan(Path(path), []))
+
+
+def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
+    found = lines(path, RECORDS)
+    if not found and not (path / RECORDS).exists():
+        read_manifest(path)  # a run that has measured nothing yet, or no run
+    yield from _parsed(path / RECORDS, found, RunRecord.from_json, problems)
+
+
+def lines(path: Path, name: str) -> list[bytes]:
+    """The whole lines of `records.jsonl` or `measured.jsonl` of a run, from its archive if that is
+    what is there; none if neither is.
+
+    Raises KernelbenchError for a file that cannot be read.
+    """
+    file = path / name
+    try:
+        if file.exists() or not archived(file).exists():
+            content = file.read_bytes() if file.exists() else b""
+        else:
+            content = lzma.decompress(archived(file).read_bytes())
+    except OSError as error:
+        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+    except lzma.LZMAError as error:
+        raise KernelbenchError(f"{archived(file)}: cannot be unpacked ({error})") from None
+    return content.split(b"\n")[:-1]
+
+
+def archived(file: Path) -> Path:
+    """Where the lines of a run that is kept may be instead: `xz -9 records.jsonl`."""
+    return file.with_name(f"{file.name}.xz")
+
+
+def _parsed(
+    file: Path, found: Sequence[bytes], parse: Callable[[str], L], problems: list[str]
+) -> Iterator[L]:
+    for number, line in enumerate(found, 1):
+        try:
+            yield parse(line.decode())
+        except (KernelbenchError, UnicodeDecodeError) as error:
+            problems.append(f"{file}:{number}: {error}")
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders at and below these, each once however often and by whatever path it is
+    named; those of one path in the order of names.
+
+    Raises UsageError for a path that does not exist.
+    """
+    found: dict[Path, Path] = {}
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        if path.is_file():
+            if path.name not in (RECORDS, MANIFEST, RESULTS_CSV):
+                raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
+            path = path.parent
+        for run in _runs_below(path):
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _runs_below(path: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(path):
+        if RECORDS in files or MANIFEST in files:
+            below.clear()
+            yield Path(folder)
+        below.sort()
