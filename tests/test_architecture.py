@@ -60,6 +60,7 @@ WITHOUT_TORCH = (
     "report.tables",
     "report.profiles",
     "report.verb",
+    "report.page",
     "report.claimed",
     "claims",
     "suite",

@@ -84,7 +84,8 @@ def test_what_it_needs_besides_code_is_in_the_wheel(tmp_path: Path) -> None:
     wanted = {
         name
         for name in names
-        if name.startswith("kernelbench/") and name.endswith((".py", ".yaml", ".json", ".typed"))
+        if name.startswith("kernelbench/")
+        and name.endswith((".py", ".yaml", ".json", ".typed", ".html", ".css", ".js"))
     }
     assert {"kernelbench/py.typed", "kernelbench/suite.schema.json"} <= wanted
     assert "kernelbench/configs/smoke.yaml" in wanted

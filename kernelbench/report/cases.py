@@ -1,0 +1,136 @@
+"""What the page holds of each case: the lines that reproduce it, and its records in full."""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from kernelbench.report.figures import Row, parts, text
+from kernelbench.report.tables import figures
+from kernelbench.spec import RunRecord
+
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
+
+@dataclass(frozen=True)
+class RecordView:
+    anchor: str
+    summary: str
+    facts: str
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """A case in one run: how to run it again, and its records.
+
+    shared: the facts that all its records have in common, said once.
+    """
+
+    anchor: str
+    name: str
+    about: str
+    commands: str
+    shared: str
+    records: Sequence[RecordView]
+
+
+def cases(rows: Sequence[Row], manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[CaseView]:
+    """Every case of one family, run by run."""
+    several = len({row["run_id"] for row in rows}) > 1
+    for (run, family, case), part in parts(rows, "run_id", "family", "case").items():
+        about = " · ".join(filter(None, (text(part[0]["label"]), text(run) if several else "")))
+        shared, each = facts([row["record"] for row in part])
+        yield CaseView(
+            case_anchor(part[0]),
+            text(case),
+            about,
+            commands(family, case, manifests.get(run, {})),
+            shared,
+            [
+                RecordView(record_anchor(row), _summary(row), own)
+                for row, own in zip(part, each, strict=True)
+            ],
+        )
+
+
+def commands(family: str, case: str, manifest: Mapping[str, Any]) -> str:
+    """The lines that measure, repeat and profile this case, as a shell takes them."""
+    asked = manifest.get("asked") or {}
+    argv = [str(word) for word in manifest.get("argv") or ()]
+    files = [word for word in argv if word.endswith((".yaml", ".yml")) and word[0] != "-"]
+    suite = files[0] if files else str(manifest.get("suite") or "SUITE")
+    plugins = [w for name in asked.get("plugins") or () for w in ("--plugin", str(name))]
+    seed = ["--seed", str(asked["seed"])] if asked.get("seed") else []
+    words = [suite, "--family", family, "--case", case, *plugins, *seed]
+    again = [w for value in asked.get("overrides") or () for w in ("--set", str(value))]
+    lines = (
+        ["kernelbench", "run", *words, *again],
+        ["kernelbench", "repro", f"{family}/{case}", *plugins],
+        ["kernelbench", "profile", "--ncu", *words],
+    )
+    return "\n".join(text(shlex.join(line)) for line in lines)
+
+
+def _summary(row: Row) -> str:
+    time = row["median_us"]
+    said = "" if row["smoke"] or math.isnan(time) else f"{figures(time, 4)} µs"
+    return " · ".join(filter(None, (text(row["provider"]), str(row["status"]), said)))
+
+
+def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
+    """The records of a case as JSON, a field a line: what all say alike, and what each says.
+
+    Without empty fields; real numbers to six figures; of the samples only how many there are.
+    """
+    each = [_known(record) for record in records]
+    alike = {
+        name: value
+        for name, value in each[0].items()
+        if len(each) > 1 and all(other.get(name) == value for other in each[1:])
+    }
+    return _lines(alike), [
+        _lines({name: value for name, value in known.items() if name not in alike})
+        for known in each
+    ]
+
+
+def _known(record: RunRecord) -> dict[str, Any]:
+    known = json.loads(record.to_json())
+    if known.get("timing"):
+        known["timing"] = {name: _counted(value) for name, value in known["timing"].items()}
+    return {name: _short(value) for name, value in known.items() if value not in _NOTHING}
+
+
+def _counted(value: Any) -> Any:
+    if not isinstance(value, list) or not value:
+        return value
+    return f"{sum(len(each) if isinstance(each, list) else 1 for each in value)} samples"
+
+
+def _short(value: Any) -> Any:
+    """Without what is empty inside, and without figures that no one reads."""
+    if isinstance(value, dict):
+        return {name: _short(one) for name, one in value.items() if one not in _NOTHING}
+    if isinstance(value, list):
+        return [_short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _lines(known: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {json.dumps(v, ensure_ascii=False)}" for name, v in known.items())
+
+
+def anchor(kind: str, *words: str) -> str:
+    """An id of this page that holds nothing of what names it."""
+    return f"{kind}-{sha256('|'.join(map(repr, words)).encode()).hexdigest()[:10]}"
+
+
+def case_anchor(row: Row) -> str:
+    return anchor("case", *(str(row[name]) for name in ("run_id", "family", "case")))
+
+
+def record_anchor(row: Row) -> str:
+    return anchor("record", *(str(row[n]) for n in ("run_id", "family", "case", "provider")))

@@ -1,0 +1,69 @@
+"""What a run ran on, as a page says it, and where several runs differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kernelbench.report.figures import text
+from kernelbench.report.tables import figures
+
+Manifest = Mapping[str, Any]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Run:
+    id: str
+    facts: list[tuple[str, str]]
+
+
+def view(run: str, manifest: Manifest) -> Run:
+    """The facts of one run; none where it has no manifest."""
+    return Run(text(run), [*facts(manifest).items()])
+
+
+def facts(manifest: Manifest) -> dict[str, str]:
+    """Name → value: the machine, versions, the commit, the measured ceilings."""
+    if not manifest:
+        return {}
+    machine = manifest.get("machine") or {}
+    git = manifest.get("git") or {}
+    found: dict[str, Any] = {
+        "GPU": manifest.get("gpu"),
+        "suite": manifest.get("suite"),
+        "measured at": manifest.get("utc"),
+        "kernelbench": manifest.get("kernelbench"),
+        "commit": f"{str(git.get('commit', ''))[:12]}{' with changes' * bool(git.get('dirty'))}",
+        "architecture": machine.get("arch"),
+        "SMs": machine.get("sms"),
+        "memory": f"{b / GIB:.1f} GiB" if (b := machine.get("total_bytes")) else "",
+        "L2": f"{b / 2**20:.0f} MiB" if (b := machine.get("l2_bytes")) else "",
+        **(machine.get("versions") or {}),
+        **_ceilings(manifest.get("ceilings") or {}),
+    }
+    return {text(name): text(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _ceilings(ceilings: Manifest) -> dict[str, str]:
+    """The best rate of each kind, measured."""
+    found = {}
+    for kind, points in (ceilings.get("bandwidth") or {}).items():
+        best = max((size / ns for size, ns in points if ns), default=0)
+        found[f"{kind}, measured"] = f"{figures(best, 4)} GB/s" if best else ""
+    for dtype, rate in (ceilings.get("tflops") or {}).items():
+        found[f"{dtype}, measured"] = f"{figures(rate, 4)} TFLOP/s"
+    overhead = (ceilings.get("overhead") or {}).get("ns")
+    found["event pair, measured"] = f"{overhead} ns" if overhead else ""
+    return found
+
+
+def differences(manifests: Mapping[str, Manifest]) -> list[tuple[str, list[str]]]:
+    """(fact, its value in each run) where the runs do not agree; when they ran is no difference."""
+    each = [facts(manifest) for manifest in manifests.values()]
+    names = dict.fromkeys(name for found in each for name in found)
+    return [
+        (name, values)
+        for name in names
+        if name != "measured at"
+        and len(set(values := [found.get(name, "—") for found in each])) > 1
+    ]

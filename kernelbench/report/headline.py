@@ -1,0 +1,188 @@
+"""The top of the page: what was measured where, what is wrong, and how fast ours is in the mean."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernelbench import audit
+from kernelbench.report.cases import record_anchor
+from kernelbench.report.figures import Row, parts, text
+from kernelbench.report.grid import Cell, Grid, Head, Line
+from kernelbench.report.tables import figures, within_noise
+from kernelbench.spec import Measured, Status
+
+NAMED = 12  # problems of one kind that are named one by one
+_NORMAL = 1.96  # of the normal distribution, 95 % lie within so many standard deviations
+
+
+@dataclass(frozen=True)
+class Problem:
+    """href: where on the page its record stands; nothing where there is none."""
+
+    text: str
+    href: str = ""
+
+
+def machine(
+    rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """(fact, value): the GPUs, versions, dates and runs, and how its records ended."""
+    runs = dict.fromkeys([*(str(row["run_id"]) for row in rows), *(m.run_id for m in measured)])
+    known = [manifests.get(run) or {} for run in runs]
+    versions = [(manifest.get("machine") or {}).get("versions") or {} for manifest in known]
+    found = {
+        "GPU": [*(row["gpu"] for row in rows), *(one.gpu for one in measured)],
+        **{name: [v.get(name) for v in versions] for name in ("torch", "triton", "cuda", "driver")},
+        "kernelbench": [manifest.get("kernelbench") for manifest in known],
+        "date": sorted(
+            day for m in known if (day := str(m.get("utc", ""))[:10])
+        ) or sorted(str(row["utc"])[:10] for row in rows),
+        "suite": [manifest.get("suite") for manifest in known],
+    }  # fmt: skip
+    said = [
+        (name, ", ".join(dict.fromkeys(text(value) for value in values if value)))
+        for name, values in found.items()
+    ]
+    statuses = Counter(str(row["status"]) for row in rows)
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+    return [
+        *((name, value) for name, value in said if value),
+        ("runs", str(len(runs))),
+        ("records", f"{len(rows)}: {counts}" if rows else "none"),
+        *([("profiled", f"{len(measured)} calls")] if measured else []),
+    ]
+
+
+def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]:
+    """What went wrong, then what makes numbers doubtful. Empty where there is nothing."""
+    bad = [row for row in rows if row["record"].status.bad]
+    found = [
+        Problem(f"{_named(row)}: {_why(row)}", f"#{record_anchor(row)}") for row in bad[:NAMED]
+    ]
+    if more := len(bad) - NAMED:
+        found += [Problem(f"… and {more} more that are wrong, in the tables")] if more > 0 else []
+    found += _missed(measured)
+    failed = [one for one in measured if one.status.bad]
+    if failed:
+        calls = "1 call" if len(failed) == 1 else f"{len(failed)} calls"
+        found.append(Problem(f"{calls} could not be profiled: {_first_reason(failed)}"))
+    return [*found, *_flagged(rows)]
+
+
+def _named(row: Row) -> str:
+    return " ".join(text(row[name]) for name in ("family", "case", "provider"))
+
+
+def _why(row: Row) -> str:
+    reason = text(str(row["reason"]).strip().partition("\n")[0])
+    return f"{row['status']}: {reason[:160]}" if reason else str(row["status"])
+
+
+def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
+    """A line a family: the providers whose reads are not what their models say, and how far."""
+    off: dict[str, list[str]] = {}
+    for one in audit.failed_audits(measured):
+        error = audit.model_error_pct(one) or 0.0
+        off.setdefault(one.family, []).append(f"{text(one.provider)} {one.mode} {error:+.0f} %")
+    for family, names in off.items():
+        yield Problem(
+            f"{text(family)}: HBM reads measured are not those modelled, within "
+            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}"
+        )
+
+
+def _first_reason(measured: Sequence[Measured]) -> str:
+    one = measured[0]
+    reason = text(one.reason.strip().partition("\n")[0])[:160] or str(one.status)
+    return f"{text(one.family)} {text(one.case)} {text(one.provider)}: {reason}"
+
+
+def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
+    """A line a flag and family; `ungated` is a timer, but doubtful likewise."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        flags = [flag for flag in str(row["flags"]).split(";") if flag and flag != "prepacked"]
+        if row["timer"] in ("ungated", "profiled"):
+            flags.append(f"timer {row['timer']}: no speedup")
+        for flag in flags:
+            found.setdefault((flag, str(row["family"])), []).append(row)
+    for (flag, family), some in found.items():
+        plural = "s" if len(some) != 1 else ""
+        yield Problem(
+            f"{text(family)}: {len(some)} record{plural} flagged {text(flag)}",
+            f"#{record_anchor(some[0])}",
+        )
+
+
+def mean(rows: Sequence[Row], column: str) -> tuple[float, float, float] | None:
+    """(geometric mean, low, high) of a speedup over cases; None without any.
+
+    The interval is of this mean over these cases, from the cases' own 95 % intervals, taken as
+    independent: it says how well the cases were measured, not how they were chosen.
+    """
+    good = [row for row in rows if row[column] > 0 and row[f"{column}_lo"] > 0]
+    if not good:
+        return None
+    middle = sum(math.log(row[column]) for row in good) / len(good)
+    widths = [math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _NORMAL for row in good]
+    arm = _NORMAL * math.sqrt(sum(width**2 for width in widths)) / len(good)
+    return math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)
+
+
+def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
+    """Each of our kernels by family, mode and run against the best other and the baseline."""
+    ours = [r for r in rows if r["role"] == "triton_fused" and not r["smoke"] and _compared(r)]
+    if not ours:
+        return None
+    several = len({row["run_id"] for row in ours}) > 1
+    named = ("family", "mode", "provider", "run_id") if several else ("family", "mode", "provider")
+    heads = [
+        *(Head("run" if name == "run_id" else name, number=False) for name in named),
+        Head("× best other", "measured"),
+        Head("95 % interval", "measured"),
+        Head(f"× {text(baseline) or 'baseline'}", "measured"),
+        Head("95 % interval", "measured"),
+        Head("cases"),
+        Head("of these", number=False),
+    ]
+    lines = [
+        Line(
+            "",
+            [
+                *(Cell(text(some[0][name]) + _approximate(some[0], name), False) for name in named),
+                *_numbers(some),
+            ],
+        )
+        for some in parts(ours, *named).values()
+    ]
+    return Grid("Geometric means", heads, lines)
+
+
+def _approximate(row: Row, name: str) -> str:
+    return " ≈" if name == "provider" and row["accuracy"] == "approximate" else ""
+
+
+def _compared(row: Row) -> bool:
+    return row["status"] == Status.ok and not (
+        math.isnan(row["speedup_best"]) and math.isnan(row["speedup"])
+    )
+
+
+def _numbers(rows: Sequence[Row]) -> Iterator[Cell]:
+    for column in ("speedup_best", "speedup"):
+        found = mean(rows, column)
+        if found is None:
+            yield from (Cell(""), Cell(""))
+            continue
+        middle, low, high = found
+        yield Cell(figures(middle), sort=f"{middle:.6g}")
+        yield Cell(f"{figures(low, 4)} to {figures(high, 4)}", sort=f"{high - low:.6g}")
+    yield Cell(str(len(rows)))
+    beyond = [row["speedup_best"] for row in rows if not within_noise(row, "speedup_best")]
+    faster, slower = sum(v > 1 for v in beyond), sum(v < 1 for v in beyond)
+    equal = len(rows) - len(beyond)
+    flagged = sum(bool(row["flags"]) for row in rows)
+    counts = ((faster, "faster"), (equal, "within noise"), (slower, "slower"), (flagged, "flagged"))
+    yield Cell(", ".join(f"{count} {what}" for count, what in counts if count), False)

@@ -1,0 +1,253 @@
+"""One self-contained page: figures, sortable tables, and every case's records and commands.
+
+It loads nothing and asks nobody: its styles, its script and its figures are in the file. What a
+record says is escaped wherever it is printed.
+"""
+
+import base64
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+
+from kernelbench import metrics
+from kernelbench.report import bars, charts, environment, headline, roofline, tables
+from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
+from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, text
+from kernelbench.report.grid import Grid, checks, speeds
+from kernelbench.spec import (
+    KernelbenchError,
+    Measured,
+    RunRecord,
+    Status,
+    Tool,
+    UsageError,
+    suggest,
+)
+
+Manifests = Mapping[str, Mapping[str, Any]]
+
+TITLE = "Kernel benchmarks"
+READING = (
+    "Every number says its kind. Measured: read off a clock, a counter or a comparison, on the "
+    "machine that is named. Modelled: follows from shapes and an account of bytes or flops. Mixed: "
+    "a modelled amount over a measured time. Quoted: claimed by somebody else; none is on this "
+    "page. ~: no difference beyond noise. Approximate providers are marked ≈."
+)
+_SMOKE = tables.SMOKE[0].upper() + tables.SMOKE[1:]
+FOOTER = "Made by kernelbench report --format html from the records of the runs named above."
+NO_BYTES = (
+    "Not measured here: no profiler counted bytes of this family. kernelbench profile --ncu does, "
+    "on a GPU whose counters may be read."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading, a sentence, and figures that share one caption."""
+
+    title: str
+    says: str = ""
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
+class FamilyView:
+    anchor: str
+    name: str
+    about: str
+    parts: Sequence[Part]
+    grids: Sequence[Grid]
+    cases: Sequence[CaseView]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What there is of one family, run by run."""
+
+    name: str
+    rows: Sequence[Row]
+    measured: Sequence[Measured]
+    baseline: str
+    look: Mapping[str, Look] = field(default_factory=dict)
+
+    def runs(self) -> Iterator[tuple[str, str, list[Row]]]:
+        """(run, what its figures are called, the rows that say something about speed)."""
+        found = parts(self.speedy, "run_id")
+        for (run,), rows in found.items():
+            yield run, f"{self.name} · {run}" if len(found) > 1 else self.name, rows
+
+    @property
+    def speedy(self) -> list[Row]:
+        return [row for row in self.rows if not row["smoke"]]
+
+
+def render(
+    records: Sequence[RunRecord],
+    measured: Sequence[Measured],
+    manifests: Manifests,
+    *,
+    baseline: str | None = None,
+    title: str = TITLE,
+) -> str:
+    """The page as HTML. The same arguments give the same text.
+
+    manifests: of each run, by its id; a run without one says so.
+    baseline: the provider that speedups are against; without it each family's own baseline.
+    title: of the browser's tab, to tell pages apart.
+    Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
+    that no record is of.
+    """
+    require()
+    baseline = baseline or ""
+    providers = dict.fromkeys(record.provider for record in records)
+    if baseline and records and baseline not in providers:
+        raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
+    rows = _rows(records, baseline)
+    names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
+    runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
+    known = {run: manifests.get(run) or {} for run in runs}
+    script = _asset("page.js")
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    return str(
+        _template().render(
+            title=title,
+            heading=TITLE,
+            machine=headline.machine(rows, measured, known),
+            problems=headline.problems(rows, measured),
+            means=headline.headlines(rows, baseline),
+            smoke=_SMOKE if any(row["smoke"] for row in rows) else "",
+            families=[_family(_gathered(n, rows, measured, baseline), known) for n in names],
+            runs=[environment.view(run, manifest) for run, manifest in known.items()],
+            differences=environment.differences(known),
+            reading=READING,
+            footer=FOOTER,
+            css=_asset("page.css"),
+            script=script,
+            script_hash=f"sha256-{digest}",
+        )
+    )
+
+
+def _template() -> Any:
+    """page.html; whatever is printed into it is escaped, and a name it does not know raises."""
+    import jinja2
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        return text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    def between_tags(said: str) -> Markup:
+        """Lines in which a quote stays a quote: records have many."""
+        return Markup("\n".join(html.escape(text(line), quote=False) for line in said.split("\n")))
+
+    shown = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize)
+    shown.filters["drawn"] = Markup  # our own SVG, CSS and script alone
+    shown.filters["between_tags"] = between_tags
+    return shown.from_string(_asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    try:
+        return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KernelbenchError(
+            f"{name}: a part of the page cannot be read ({error.strerror}); install it anew"
+        ) from None
+
+
+def _rows(records: Sequence[RunRecord], baseline: str) -> list[Row]:
+    """Rows of the frame, each with its record and whether its machine has no GPU."""
+    found: list[dict[Any, Any]] = metrics.frame(records, baseline).to_dict("records")
+    smoke = {row["run_id"] for row in found if row["timer"] == "host"}
+    return [
+        {**row, "record": record, "smoke": record.run_id in smoke}
+        for row, record in zip(found, records, strict=True)
+    ]
+
+
+def _gathered(
+    name: str, rows: Sequence[Row], measured: Sequence[Measured], baseline: str
+) -> _Family:
+    mine = [row for row in rows if row["family"] == name]
+    seen = [one for one in measured if one.family == name]
+    known = {row["provider"] for row in mine}
+    others: list[Row] = [
+        {"provider": one.provider, "role": one.role, "accuracy": ""}
+        for one in seen
+        if one.provider not in known
+    ]
+    return _Family(name, mine, seen, baseline, looks([*mine, *others]))
+
+
+def _family(family: _Family, manifests: Manifests) -> FamilyView:
+    rows, smoke = family.speedy, [row for row in family.rows if row["smoke"]]
+    grids = [
+        speeds(rows, record_anchor, case_anchor) if rows else None,
+        checks(smoke, record_anchor, case_anchor) if smoke else None,
+    ]
+    count = len(parts(family.rows, "case"))
+    about = f"{count} case{'s' * (count != 1)}, {len(family.rows)} records. " if count else ""
+    return FamilyView(
+        anchor("family", family.name),
+        text(family.name),
+        about + (_SMOKE + "." if smoke else ""),
+        list(_parts(family, manifests)) if rows or family.measured else (),
+        [grid for grid in grids if grid],
+        list(cases(family.rows, manifests)),
+    )
+
+
+def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
+    look = family.look
+    found: dict[str, list[Figure]] = {
+        "speed": [],
+        "scaling": [],
+        "roof": [],
+        "error": [],
+        "raw": [],
+    }
+    for run, where, rows in family.runs():
+        base = family.baseline or _baseline(rows)
+        found["speed"] += bars.speedups(rows, look, where, base)
+        found["scaling"] += roofline.scaling(rows, look, where)
+        found["roof"] += roofline.roofline(rows, look, where, manifests.get(run, {}))
+        found["error"] += charts.accuracy(rows, look, where)
+        found["raw"] += charts.strips(rows, look, where)
+    if family.speedy:
+        yield _part("Speedup", found["speed"], "No speedup could be formed: see the table.")
+        yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
+        yield _part(
+            "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."
+        )
+    yield _part("Modelled and measured bytes", _bytes(family), NO_BYTES)
+    if family.speedy:
+        yield _part("Error against speed", found["error"], "Too few providers have both.")
+        widest = max(map(charts.arm_pct, family.speedy), default=0)
+        quiet = f"No case was noisy: the widest interval is ± {tables.percent(widest)}."
+        yield _part("Raw samples", found["raw"], quiet)
+
+
+def _part(title: str, figures: Sequence[Figure], absent: str) -> Part:
+    return Part(title, "" if figures else absent, figures)
+
+
+def _bytes(family: _Family) -> list[Figure]:
+    counted = [one for one in family.measured if one.tool is Tool.ncu and one.status is Status.ok]
+    runs = dict.fromkeys(one.run_id for one in counted)
+    return [
+        figure
+        for run in runs
+        for figure in bars.bytes_moved(
+            [one for one in counted if one.run_id == run],
+            family.look,
+            f"{family.name} · {run}" if len(runs) > 1 else family.name,
+        )
+    ]
+
+
+def _baseline(rows: Sequence[Row]) -> str:
+    names = dict.fromkeys(str(row["provider"]) for row in rows if row["role"] == "baseline")
+    return ", ".join(names) or "the baseline"
