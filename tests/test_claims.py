@@ -443,7 +443,7 @@ def test_exit_codes(tmp_path: Path) -> None:
 
 def test_a_torn_record_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes((LAYER / "manifest.json").read_bytes())
-    lines = (LAYER / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [line.decode() for line in store.lines(LAYER, store.RECORDS)]
     broken = "\n".join([*lines[:5], '{"schema": 1, "fam', *lines[5:]])
     (tmp_path / "records.jsonl").write_text(broken + "\n", encoding="utf-8")
     done = kb("--against", str(tmp_path))

@@ -1,6 +1,5 @@
 """`kernelbench report`: what runs hold, in one of several formats, without torch."""
 
-import importlib
 import io
 import json
 import os
@@ -76,21 +75,15 @@ class _Report:
         return json.dumps(metrics.json_of(self.frame), allow_nan=False) + "\n"
 
     def html(self) -> str:
-        runs = ", ".join(self.found.manifests)
-        try:
-            page = importlib.import_module("kernelbench.report.page")
-        except ModuleNotFoundError as error:
-            raise KernelbenchError(
-                f"--format html needs {error.name}: pip install 'kernelbench[report]'"
-            ) from None
-        return str(
-            page.render(
-                self.found.records,
-                self.found.measured,
-                self.found.manifests,
-                baseline=self.wanted.baseline or None,
-                title=f"kernelbench: {runs}",
-            )
+        from kernelbench.report import page
+
+        runs = [*self.found.manifests]
+        return page.render(
+            self.found.records,
+            self.found.measured,
+            self.found.manifests,
+            baseline=self.wanted.baseline or None,
+            title=f"kernelbench: {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}",
         )
 
     def exported(self) -> str:
