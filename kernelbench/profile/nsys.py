@@ -159,6 +159,8 @@ def capture(
     if ended.code and not _written(stem) and _matches(START_FAILURES, ended.tail):
         notes.append(f"nsys could not start at first, and was tried again: {_last(ended.tail)}")
         ended = _run(found, command, stem, timeout, env)
+    if ended.code and not _written(stem):
+        _refuse_unknown(extra, ended.tail)
     _check(found, ended, stem, cuda, timeout)
     try:
         report = finish(found, stem, cuda=cuda, env=env)
@@ -279,6 +281,13 @@ def _run(
         if code is None or code < 0:  # the child and nsys's agent are in sessions of their own
             _said([found.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
     return ended
+
+
+def _refuse_unknown(extra: Sequence[str], tail: str) -> None:
+    """Raises ToolError when it is a further option that nsys does not know."""
+    names = [word.partition("=")[0] for word in extra if word.startswith("-")]
+    if _matches(UNKNOWN_OPTION, tail) and (bad := [name for name in names if f"'{name}" in tail]):
+        raise ToolError(f"nsys has no option {bad[0]}: see `nsys profile --help`")
 
 
 def _check(found: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
