@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from kernelbench.profile import tool
-from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, look
+from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, forget_environments, look
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
@@ -337,6 +337,7 @@ def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path
             f"it: nsys export -t sqlite -f true -o {sqlite} {rep}"
         )
     log.unlink()
+    forget_environments(sqlite)
     return sqlite
 
 
