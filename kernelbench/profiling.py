@@ -205,16 +205,16 @@ def _through(
     known = families.load(each.asked.plugins)
     sources = sources_of(each.jobs, known)
 
-    def say(text: str) -> None:
-        if not (output.quiet or output.as_json):
-            output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+    def note(text: str) -> None:
+        output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
     for number, job in enumerate(each.jobs, 1):
-        say(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
+        if not (output.quiet or output.as_json):
+            note(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
         context = Context(
             run_id=opened.run_id, gpu=gpu, seed=each.asked.seed, source=sources[job.family]
         )
-        yield from profiler.profile(job, known[job.family], context, say)
+        yield from profiler.profile(job, known[job.family], context, note)
 
 
 def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:

@@ -239,7 +239,8 @@ def test_launches_that_were_left_out_are_noted(tmp_path, nothing_installed):
     args = ("profile", suite(tmp_path), "--ncu", "--case", "n8-fp32-fwd", "--calls")
     done = invoke(*args, "2", out=tmp_path / "out")
     assert done.exit_code == 0 and "no whole call" not in done.stderr, done.output
-    done = invoke(*args, "3", out=tmp_path / "out")
+    done = invoke(*args, "3", "--json", out=tmp_path / "out")
+    assert json.loads(done.stdout)["measured"]
     assert "first: ncu counted 2 launches in 3 calls" in done.stderr
 
 
