@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kernelbench import audit, executor, families, plan, store, suite
-from kernelbench.profile import ncu, nsys
 from kernelbench.profile.session import Asked as Look
-from kernelbench.profile.session import Profiler, imported
+from kernelbench.profile.session import Profiler, find, imported
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
 from kernelbench.run import START_TIMEOUT, check_device, sources_of
@@ -59,22 +58,34 @@ def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     cuda = machine["kind"] == "cuda"
     each = _plan(wanted, machine["name"])
     refuse_many([each], yes)
-    tools = wanted.tools or (_best(cuda, output),)
-    seen, errors = list[Measured](), list[str]()
-    with closing(_open(each, wanted.out, machine)) as opened:
-        for tool in tools:
-            try:
-                look = replace(wanted.look, device=machine["kind"])
-                profiler = Profiler(tool, look, opened.path, cuda)
-                for measured in _through(profiler, each, opened, machine["name"], output):
-                    opened.keep(measured)
-                    seen.append(measured)
-            except ToolError as error:
-                errors.append(f"--{tool}: {error}")
-    _finish(seen, opened.path, output)
+    found, errors = _found(wanted.tools or (_best(cuda, output),))
+    seen = list[Measured]()
+    if found:
+        look = replace(wanted.look, device=machine["kind"])
+        with closing(_open(each, wanted.out, machine)) as opened:
+            for tool, at in found.items():
+                try:
+                    profiler = Profiler(tool, at, look, opened.path, cuda)
+                    for measured in _through(profiler, each, opened, machine["name"], output):
+                        opened.keep(measured)
+                        seen.append(measured)
+                except ToolError as error:
+                    errors.append(f"--{tool}: {error}")
+        _finish(seen, opened.path, output)
     for text in errors:
         output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
     return 2 if errors else int(any(one.status.bad for one in seen))
+
+
+def _found(tools: Sequence[Tool]) -> tuple[dict[Tool, Any], list[str]]:
+    """Those that are here, and where; and why the others are not."""
+    found, errors = dict[Tool, Any](), list[str]()
+    for tool in tools:
+        try:
+            found[tool] = find(tool)
+        except ToolError as error:
+            errors.append(f"--{tool}: {error}")
+    return found, errors
 
 
 def read_captures(run: Path, output: Output) -> int:
@@ -142,6 +153,8 @@ def _suites(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def _named(jobs: Sequence[Job], cases: Sequence[str], name: str) -> Sequence[Job]:
     known = [word for job in jobs for word in (job.id, job.case.id)]
     for case in cases:
+        if case in {job.family for job in jobs}:
+            raise UsageError(f"{case}: a family; say --family {case}")
         if case not in known:
             near = [job.id for job in jobs]
             raise UsageError(
@@ -173,9 +186,9 @@ def _open(each: Plan, out: Path, machine: dict[str, Any]) -> store.Store:
 def _best(cuda: bool, output: Output) -> Tool:
     """The tool to take when none is asked for: nsys, on a GPU also ncu, else torch's profiler."""
     missing = []
-    for tool, find in ((Tool.nsys, nsys.find), (Tool.ncu, ncu.find)):
+    for tool in (Tool.nsys, Tool.ncu):
         try:
-            find()
+            find(tool)
         except ToolError as error:
             missing.append(str(error))
         else:
@@ -192,16 +205,16 @@ def _through(
     known = families.load(each.asked.plugins)
     sources = sources_of(each.jobs, known)
 
-    def say(text: str) -> None:
-        if not (output.quiet or output.as_json):
-            output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+    def note(text: str) -> None:
+        output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
     for number, job in enumerate(each.jobs, 1):
-        say(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
+        if not (output.quiet or output.as_json):
+            note(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
         context = Context(
             run_id=opened.run_id, gpu=gpu, seed=each.asked.seed, source=sources[job.family]
         )
-        yield from profiler.profile(job, known[job.family], context, say)
+        yield from profiler.profile(job, known[job.family], context, note)
 
 
 def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
@@ -218,3 +231,8 @@ def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
         output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
     if seen:
         output.say(f"files: {folder / store.PROFILES}, lines: {folder / store.MEASURED}")
+    if any(one.tool is Tool.nsys for one in seen):
+        output.say(
+            "nsys stores the environment of all your processes in its .nsys-rep and .qdstrm: "
+            "look for secrets before you hand one on"
+        )

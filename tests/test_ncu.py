@@ -260,7 +260,7 @@ def test_a_capture(fake: Fake, tmp_path: Path) -> None:
         "case.1.ncu-rep", "case.1.csv", "case.1.log",
     }  # fmt: skip
     assert set(report.ranges) == {"kb.rms_norm.eager", "kb.add.triton"}
-    assert (len(report.launches), report.version, report.notes) == (6, "2025.3.1.0", ())
+    assert (len(report.launches), report.version) == (6, "2025.3.1.0")
     assert "a line of the child" in Path(f"{stem}.log").read_text()
     recorded = (tmp_path / "seen.record").read_text().split("\n")
     assert recorded[recorded.index("--nvtx-include") + 1] == r"regex:kernelbench@kb\..+/"
@@ -283,7 +283,14 @@ def test_paths_with_spaces_and_percent_signs(fake: Fake, tmp_path: Path) -> None
 def test_warnings_are_notes(fake: Fake, tmp_path: Path) -> None:
     record = """echo '==WARNING== Note: Running with unmodified GPU clocks. If not'
     echo '==WARNING== Launching may be slow.'; echo report > "$rep" """
-    assert captured(fake(record), tmp_path / "a").notes == ("Launching may be slow",)
+    whole = f"cat {shlex.quote(str(NESTED))}"
+    assert captured(fake(record, whole), tmp_path / "a").notes == ("Launching may be slow",)
+
+
+def test_a_counter_that_no_launch_has_is_noted(fake: Fake, tmp_path: Path) -> None:
+    blind = f"sed s/{READ}/another/ {shlex.quote(str(NESTED))}"
+    (note,) = captured(fake(table=blind), tmp_path / "a").notes
+    assert note == f"ncu told no {READ}: what is made of them stays empty, and unaudited"
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,9 @@ class Fake:
         return path
 
     def capture(self, *args: str, **kwargs: Any) -> nsys.Report:
+        known = ("cuda", "timeout", "gpu_metrics", "extra")
         capturing = {"cuda": True, "timeout": 20.0} | {
-            name: kwargs.pop(name) for name in ("cuda", "timeout", "gpu_metrics") if name in kwargs
+            name: kwargs.pop(name) for name in known if name in kwargs
         }
         found = self.found(*args, **kwargs)
         return nsys.capture(found, CHILD, self.stem, **capturing)  # type: ignore[arg-type]
@@ -283,6 +284,13 @@ def test_an_option_that_an_old_nsys_lacks_is_told_as_that(fake: Fake) -> None:
     message = fake.fails("echo \"unrecognised option '--cuda-graph-trace=node'\"; exit 1")
     assert "which lacks an option: unrecognised option '--cuda-graph-trace=node'" in message
     assert "tools/nsys_bundle.sh" in message
+
+
+def test_a_further_option_that_there_is_not_is_told_as_that(fake: Fake) -> None:
+    says = "echo \"unrecognised option '--no-such=1'\"; exit 1"
+    message = fake.fails(says, extra=["--no-such=1"])
+    assert message == "nsys has no option --no-such: see `nsys profile --help`"
+    assert "which lacks an option" in fake.fails(says, extra=["--other"])
 
 
 def test_a_report_newer_than_the_nsys_that_reads_it(fake: Fake) -> None:

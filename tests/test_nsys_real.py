@@ -142,6 +142,16 @@ def test_without_the_whitelist_the_secret_would_be_stored(
     assert ".sqlite" in stored(stem)
 
 
+def test_what_other_processes_know_is_not_in_the_export(real: nsys.Found, stem: Path) -> None:
+    """nsys reads the environment of each that it may, and stores it."""
+    env = {**os.environ, "SECRET_TOKEN": SECRET}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env) as one:
+        capture(real, RANGES, stem)
+        one.communicate(b"\n")
+    assert ".sqlite" not in stored(stem)
+    assert nsys.read(stem.with_name(f"{stem.name}.sqlite"))
+
+
 def test_a_dummy_domain_loses_its_ranges_and_that_is_said(real: nsys.Found, stem: Path) -> None:
     try:
         report = capture(real, DUMMY, stem)

@@ -175,7 +175,7 @@ def test_a_missing_tool_says_where_it_was_looked_for(tool, tmp_path, nothing_ins
     assert done.exit_code == 2
     assert f"error: --{tool}: " in done.stderr and "on the PATH" in done.stderr
     assert "nstall" in done.stderr
-    assert not lines_of(tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "a run of nothing would be the newest"
 
 
 def test_torch_stands_in_only_when_it_was_asked(tmp_path, nothing_installed):
@@ -205,6 +205,45 @@ def test_counters_that_may_not_be_read_end_it_with_the_remedy(tmp_path, nothing_
     assert "NVreg_RestrictProfilingToAdminUsers=0" in done.stderr
 
 
+def test_a_machine_that_refuses_counters_is_blamed_on_no_provider(tmp_path, nothing_installed):
+    """ncu may end the program at its first profiled call."""
+    fake(
+        nothing_installed,
+        "ncu",
+        'case "$*" in *--version*) echo "Version 2025.3.1.0"; exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'echo \'{"at": "first"}\' > "${2%.ncu-rep}.answers.jsonl"\n'
+        'echo "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"\n'
+        'echo "==ERROR== The application returned an error code (9)."; exit 9',
+    )
+    done = invoke("profile", suite(tmp_path), "--ncu", out=tmp_path / "out")
+    assert done.exit_code == 2, done.output
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in done.stderr
+    assert not lines_of(tmp_path / "out")
+
+
+def test_launches_that_were_left_out_are_noted(tmp_path, nothing_installed):
+    """As by --ncu-args '--launch-count 5'."""
+    table = (HERE / "data" / "ncu_h200_nested.csv").read_text()
+    names = ("kb.toy.add.M4-bf16-fwd", "kb.toy.bwd.M4-bf16-bwd")
+    for name, provider in zip(names, ("first", "second"), strict=True):
+        table = table.replace(name, f"kb.steady.{provider}.n8-fp32-fwd")
+    (tmp_path / "table.csv").write_text(table)
+    fake(
+        nothing_installed,
+        "ncu",
+        'case "$1" in --version) echo "Version 2025.3.1.0"; exit;;\n'
+        f'--import) cat "{tmp_path}/table.csv"; exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done; rep=$2; shift 2; "$@" && echo report > "$rep"',
+    )
+    args = ("profile", suite(tmp_path), "--ncu", "--case", "n8-fp32-fwd", "--calls")
+    done = invoke(*args, "2", out=tmp_path / "out")
+    assert done.exit_code == 0 and "no whole call" not in done.stderr, done.output
+    done = invoke(*args, "3", "--json", out=tmp_path / "out")
+    assert json.loads(done.stdout)["measured"]
+    assert "first: ncu counted 2 launches in 3 calls" in done.stderr
+
+
 def test_bad_words_are_named_with_what_is_known(tmp_path):
     out = tmp_path / "out"
     done = invoke("profile", suite(tmp_path), "steady/n7-fp32-fwd", "--torch", out=out)
@@ -213,6 +252,10 @@ def test_bad_words_are_named_with_what_is_known(tmp_path):
     assert "did you mean 'steady/n" in done.stderr
     done = invoke("profile", suite(tmp_path), "smoke", "--torch", out=out)
     assert done.exit_code == 2 and "one suite at a time" in done.stderr
+    done = invoke("profile", suite(tmp_path), "steady", "--torch", out=out)
+    assert done.exit_code == 2 and "steady: a family; say --family steady" in done.stderr
+    done = invoke("profile", "smoke", "--import", str(tmp_path), out=out)
+    assert done.exit_code == 2 and "name nothing besides" in done.stderr
     done = invoke("profile", suite(tmp_path), "--nsys", "--nsys-args", "'", out=out)
     assert done.exit_code == 2 and "--nsys-args" in done.stderr
 

@@ -18,6 +18,7 @@ from kernelbench.cli.options import (
     Words,
     YesOption,
 )
+from kernelbench.spec import UsageError
 
 
 @app.command()
@@ -70,6 +71,8 @@ def profile(
 
     output = output_of(quiet=quiet, as_json=as_json)
     if import_:
+        if words or nsys or ncu or torch or all_ or family or provider or case:
+            raise UsageError("--import reads all that waits in RUN_DIR: name nothing besides")
         raise typer.Exit(profiling.read_captures(import_, output))
     picked = {"nsys": nsys or all_, "ncu": ncu or all_, "torch": torch or all_}
     asked = asked_of(

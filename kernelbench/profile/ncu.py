@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kernelbench.profile import tool
 from kernelbench.profile.ncu_csv import METRICS, Launched, by_range, parse
-from kernelbench.profile.tool import Ended, ToolError
+from kernelbench.profile.tool import Ended, RefusedError, ToolError
 from kernelbench.spec import KernelUse
 
 __all__ = ["METRICS", "Found", "Launched", "Report", "capture", "find", "parse", "why_not"]
@@ -164,12 +164,23 @@ def capture(
     ranges = by_range(launches)
     if not ranges:
         raise ToolError(_nothing(log))
-    return Report(found.version, rep, ranges, tuple(launches), notes)
+    return Report(found.version, rep, ranges, tuple(launches), (*notes, *_uncounted(launches)))
+
+
+def _uncounted(launches: Sequence[Launched]) -> Iterator[str]:
+    """GPUs with memory of another kind have no counters of DRAM, and ncu does not mind."""
+    missing = [
+        metric
+        for word, metric in METRICS.items()
+        if all(launch.values[word] is None for launch in launches)
+    ]
+    if missing:
+        yield f"ncu told no {', '.join(missing)}: what is made of them stays empty, and unaudited"
 
 
 def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
     """What ncu warned of. Raises ToolError for how it ended, or for an error that it printed:
-    it may exit with 0 all the same."""
+    it may exit with 0 all the same. RefusedError where no program could be profiled here."""
     said = [*_said(log)]
     errors = [text for kind, text in said if kind == "ERROR"]
     warnings = tuple(dict.fromkeys(text for kind, text in said if kind == "WARNING"))
@@ -177,7 +188,7 @@ def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
     for pattern, remedy in FAULTS:
         for text in errors:
             if re.search(pattern, text, re.I):
-                raise ToolError(f"ncu: {text} — {remedy}. {at}")
+                raise RefusedError(f"ncu: {text} — {remedy}. {at}")
     if ended.code is None:
         raise ToolError(
             f"ncu did not end within {timeout:g} s and was killed: profile fewer calls or a "

@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from kernelbench.profile import tool
-from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, look
+from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, forget_environments, look
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
@@ -159,6 +159,8 @@ def capture(
     if ended.code and not _written(stem) and _matches(START_FAILURES, ended.tail):
         notes.append(f"nsys could not start at first, and was tried again: {_last(ended.tail)}")
         ended = _run(found, command, stem, timeout, env)
+    if ended.code and not _written(stem):
+        _refuse_unknown(extra, ended.tail)
     _check(found, ended, stem, cuda, timeout)
     try:
         report = finish(found, stem, cuda=cuda, env=env)
@@ -281,6 +283,13 @@ def _run(
     return ended
 
 
+def _refuse_unknown(extra: Sequence[str], tail: str) -> None:
+    """Raises ToolError when it is a further option that nsys does not know."""
+    names = [word.partition("=")[0] for word in extra if word.startswith("-")]
+    if _matches(UNKNOWN_OPTION, tail) and (bad := [name for name in names if f"'{name}" in tail]):
+        raise ToolError(f"nsys has no option {bad[0]}: see `nsys profile --help`")
+
+
 def _check(found: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
     """Raises ToolError unless the child ended well and left a report or a raw capture."""
     log, last = _path(stem, ".log"), _last(ended.tail)
@@ -328,6 +337,7 @@ def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path
             f"it: nsys export -t sqlite -f true -o {sqlite} {rep}"
         )
     log.unlink()
+    forget_environments(sqlite)
     return sqlite
 
 

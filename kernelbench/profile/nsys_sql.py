@@ -126,10 +126,7 @@ def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> Seen:
                 for row in _rows(export, tables, table, query)
             ]
     except sqlite3.Error as error:
-        raise ToolError(
-            f"{sqlite}: is no SQLite export of Nsight Systems that can be read ({error}). Make "
-            f"it again: nsys export -t sqlite -f true -o {sqlite} THE_REPORT.nsys-rep"
-        ) from None
+        raise _unreadable(sqlite, error) from None
     ranges = [_Range(*row) for row in named if row[3] is not None]
     outside = _attribute(ranges, calls, operations)
     return Seen(
@@ -137,6 +134,29 @@ def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> Seen:
         operations=len(operations),
         outside=outside,
         endless=tuple(dict.fromkeys(row[0] for row in named if row[3] is None)),
+    )
+
+
+def forget_environments(sqlite: Path) -> None:
+    """Take out what nsys read of /proc/*/environ of every process that it may look into, be it
+    profiled or not: strings with a NUL between variables, which no table refers to.
+
+    Raises ToolError when the file is no SQLite export.
+    """
+    try:
+        with closing(sqlite3.connect(sqlite)) as export:
+            if export.execute("SELECT 1 FROM sqlite_master WHERE name = 'StringIds'").fetchone():
+                export.execute("DELETE FROM StringIds WHERE instr(CAST(value AS BLOB), x'00')")
+                export.commit()
+                export.execute("VACUUM")  # else they stay in free pages
+    except sqlite3.Error as error:
+        raise _unreadable(sqlite, error) from None
+
+
+def _unreadable(sqlite: Path, error: sqlite3.Error) -> ToolError:
+    return ToolError(
+        f"{sqlite}: is no SQLite export of Nsight Systems that can be read ({error}). Make "
+        f"it again: nsys export -t sqlite -f true -o {sqlite} THE_REPORT.nsys-rep"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from kernelbench.profile import ncu, nsys, nvtx
 from kernelbench.profile.phases import call_name
-from kernelbench.profile.tool import ToolError, environment, run
+from kernelbench.profile.tool import RefusedError, ToolError, environment, run
 from kernelbench.spec import (
     Context,
     Family,
@@ -66,16 +66,26 @@ class Seen:
     pending: str = ""  # why there is a capture that could not be read here
 
 
-class Profiler:
-    """One tool over many jobs. folder: of the run; files go to `profiles/<tool>/` in it.
+def find(tool: Tool) -> nsys.Found | ncu.Found | None:
+    """Where a tool is; None for torch's profiler, which comes along.
 
-    Raises ToolError when the tool is not there.
+    Raises ToolError when it is not there.
+    """
+    if tool is Tool.nsys:
+        return nsys.find()
+    return ncu.find() if tool is Tool.ncu else None
+
+
+class Profiler:
+    """One tool over many jobs. found: see `find`. folder: of the run; files go to
+    `profiles/<tool>/` in it.
+
+    Raises ToolError when they cannot.
     """
 
-    def __init__(self, tool: Tool, asked: Asked, folder: Path, cuda: bool) -> None:
+    def __init__(self, tool: Tool, found: Any, asked: Asked, folder: Path, cuda: bool) -> None:
         self.tool, self._asked, self._folder, self._cuda = tool, asked, folder, cuda
-        finds: Mapping[Tool, Callable[[], Any]] = {Tool.nsys: nsys.find, Tool.ncu: ncu.find}
-        self._found: Any = finds[tool]() if tool in finds else None
+        self._found = found
         self._into = folder / "profiles" / tool.value
         try:
             self._into.mkdir(parents=True, exist_ok=True)
@@ -99,10 +109,10 @@ class Profiler:
                 seen = self._capture(replace(job, providers=tuple(left)), context, stem)
             except ToolError as error:
                 culprit = _at_work(answers)
-                if culprit is None:
+                blamed = [name for name in left if culprit in ("", name)]
+                if not blamed or isinstance(error, RefusedError):
                     raise
                 facts = {"status": Status.crashed, "reason": str(error)}
-                blamed = [name for name in left if culprit in ("", name)]
                 yield from (line(name, facts, Seen(self.version, {})) for name in blamed)
                 left = [name for name in left if name not in blamed]
                 continue
@@ -174,7 +184,14 @@ class Profiler:
             for name, range_name in _ranges(job)
             if range_name in found.ranges
         }
-        return Seen(found.version, of, (found.rep,), found.notes)
+        counts = {name: sum(k.launches for k in facts["kernels"]) for name, facts in of.items()}
+        notes = [
+            f"{name}: ncu counted {count} launches in {self._asked.calls} calls, so figures of one "
+            "call are no whole call's"
+            for name, count in counts.items()
+            if count % self._asked.calls
+        ]
+        return Seen(found.version, of, (found.rep,), (*found.notes, *notes))
 
     def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
         log = stem.with_name(f"{stem.name}.log")
@@ -264,12 +281,12 @@ def _named_shortly(kernel: KernelUse) -> KernelUse:
 
 
 def _timeline(one: nsys.RangeUse) -> dict[str, Any]:
-    """The fields of a Measured that nsys tells."""
+    """The fields of a Measured that nsys tells; without a GPU there is no span."""
     return {
         "kernels": one.kernels,
         "calls": one.instances,
-        "span_ns": one.span_ns,
-        "gaps_ns": one.gaps_ns,
+        "span_ns": one.span_ns if one.launches else None,
+        "gaps_ns": one.gaps_ns if one.launches else None,
         "host_ns": one.host_ns,
     }
 

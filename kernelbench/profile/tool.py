@@ -48,6 +48,10 @@ class ToolError(KernelbenchError):
     """A profiler is not there, may not look, or brought nothing. Says the remedy."""
 
 
+class RefusedError(ToolError):
+    """This machine keeps the tool from looking, whatever was at work when that came out."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a profiler's process ended. code: negative for a signal, None when it was killed for
