@@ -231,8 +231,3 @@ def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
         output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
     if seen:
         output.say(f"files: {folder / store.PROFILES}, lines: {folder / store.MEASURED}")
-    if any(one.tool is Tool.nsys for one in seen):
-        output.say(
-            "nsys stores the environment of all your processes in its .nsys-rep and .qdstrm: "
-            "look for secrets before you hand one on"
-        )

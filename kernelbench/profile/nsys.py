@@ -23,6 +23,7 @@ from kernelbench.profile.tool import ToolError
 __all__ = ["Found", "RangeUse", "Report", "capture", "find", "finish", "import_qdstrm", "read"]
 
 CACHE = platformdirs.user_cache_path("kernelbench", appauthor=False) / "nsys"
+INDUCTOR = CACHE.with_name("inductor")  # torch.compile's, where TMPDIR is another each time
 PLACES = (
     "/opt/nvidia/nsight-systems/*/bin/nsys",
     "/opt/nvidia/nsight-systems*/*/target-linux-*/nsys",
@@ -50,6 +51,12 @@ START_FAILURES = (
     "Failed to initialize server to client communication",
 )
 UNKNOWN_OPTION = ("unrecognised option", "unrecognized option")
+# It reads /proc/*/environ of each process that it may; in a PID namespace there are only its own.
+EXPOSED = (
+    "nsys stores the environment of all your processes in its .nsys-rep and .qdstrm, since no PID "
+    "namespace could be made for it (unshare --pid --mount-proc): look for secrets before you hand "
+    "one on"
+)
 PROGRESS = re.compile(r"\[\d+/\d+\] \[|Generating '|Generated:|Processing \d+ events|^    /|^$")
 QUICK_S, EXPORT_S = 60.0, 600.0
 _session = itertools.count(1)
@@ -154,6 +161,8 @@ def capture(
     """
     _prepare(stem)
     asked, notes = _gpu_metrics(found, env) if gpu_metrics else ([], [])
+    if not tool.alone():
+        notes.append(EXPOSED)
     command = [*_options(stem, cuda), *asked, *extra, *child]
     ended = _run(found, command, stem, timeout, env)
     if ended.code and not _written(stem) and _matches(START_FAILURES, ended.tail):
@@ -270,12 +279,18 @@ def _prepare(stem: Path) -> None:
 def _run(
     found: Found, command: Sequence[str | Path], stem: Path, timeout: float, env: Mapping[str, str]
 ) -> tool.Ended:
-    """Run `nsys profile`. When it must be killed, or is, nothing that it started goes on."""
+    """Run `nsys profile`, alone if that can be. When it must be killed, or is, nothing that it
+    started goes on."""
     session = f"kernelbench-{os.getpid()}-{next(_session)}"
     profile = [found.path, "profile", f"--session-new={session}", *command]
+    log, env = _path(stem, ".log"), tool.environment(env)
+    if alone := tool.alone():
+        with tempfile.TemporaryDirectory(prefix="kb-") as own:  # it names files by process numbers
+            env = {"TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR), **env, "TMPDIR": own}
+            return tool.run([*alone, *profile], log, timeout, env)
     code: int | None = None
     try:
-        ended = tool.run(profile, _path(stem, ".log"), timeout, tool.environment(env))
+        ended = tool.run(profile, log, timeout, env)
         code = ended.code
     finally:
         if code is None or code < 0:  # the child and nsys's agent are in sessions of their own

@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kernelbench.spec import KernelbenchError
@@ -65,6 +67,22 @@ class Ended:
 def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What a profiled process may know of this one's environment, `KEPT`, and what is `SET`."""
     return {name: given[name] for name in KEPT if name in given} | SET
+
+
+@cache
+def alone() -> tuple[str, ...]:
+    """What to put before a command that shall see no process but its own: it becomes the first of
+    a PID namespace with a /proc of its own, and what it starts ends with it. Empty where neither
+    root nor a user's namespace may do that, or util-linux' unshare is missing."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return ()
+    own = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
+    with tempfile.TemporaryDirectory() as folder:
+        for command in (own, (*own, "--user", "--map-root-user")):
+            if run([*command, "true"], Path(folder, "log"), 10, environment()).code == 0:
+                return command
+    return ()
 
 
 def find(name: str, places: Sequence[str] = ()) -> Path | None:
