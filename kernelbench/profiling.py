@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from kernelbench.report import profiles
 from kernelbench.run import START_TIMEOUT, check_device, sources_of
 from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
 from kernelbench.verbs import Output, Plan, begun, manifest_of, refuse_many, resumed
+
+NEEDED = {"suite_text", "asked", "utc", "suite", "machine"}  # of a manifest, to add to its run
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
     machine = _machine(wanted.asked)
     cuda = machine["kind"] == "cuda"
-    each = _plan(wanted, machine["name"])
+    each = _plan(wanted, machine, output)
     refuse_many([each], yes)
     found, errors = _found(wanted.tools or (_best(cuda, output),))
     seen = list[Measured]()
@@ -114,14 +116,15 @@ def _machine(asked: plan.Asked) -> dict[str, Any]:
     return machine
 
 
-def _plan(wanted: Wanted, gpu: str) -> Plan:
+def _plan(wanted: Wanted, machine: Mapping[str, Any], output: Output) -> Plan:
     """The suite that is named, else that of the newest run on this GPU, else smoke; of it the
-    cases that are named, and what else was asked."""
+    cases that are named, and what else was asked. Its folder: the newest run of that suite, if
+    what is installed is what it was measured with."""
     files, cases = _suites(wanted.words)
     known = families.load(wanted.asked.plugins)
     if len(files) > 1:
         raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
-    runs = _runs(wanted.out, gpu)
+    runs = _runs(wanted.out, machine["name"])
     if files:
         text = files[0].read_text(encoding="utf-8")
         folder = next((path for path, facts in runs if facts["suite_text"] == text), None)
@@ -131,6 +134,9 @@ def _plan(wanted: Wanted, gpu: str) -> Plan:
     else:
         found = begun(None, replace(wanted.asked, narrow={}))[0]
     check_device(found.suite.device, wanted.asked.device)
+    if found.folder and dict(runs)[found.folder]["machine"]["versions"] != machine["versions"]:
+        output.say(f"{found.folder} was measured with other versions; a new run holds what is seen")
+        found = replace(found, folder=None)
     jobs = _named(found.jobs, cases, found.suite.name)
     if any(wanted.asked.narrow.values()):
         jobs = suite.narrow(jobs, known, **wanted.asked.narrow)
@@ -171,7 +177,7 @@ def _runs(out: Path, gpu: str) -> list[tuple[Path, dict[str, Any]]]:
             facts = store.read_manifest(path.parent)
         except KernelbenchError:
             continue
-        if facts.get("gpu") == gpu and {"suite_text", "asked", "utc", "suite"} <= {*facts}:
+        if facts.get("gpu") == gpu and {*facts} >= NEEDED:
             found.append((path.parent, facts))
     return sorted(found, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
 

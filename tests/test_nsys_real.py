@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from nsys_export import KERNEL, Export
+from test_profile import invoke, lines_of, suite
 
+from kernelbench import store
 from kernelbench.profile import nsys, tool
 from kernelbench.profile.tool import ToolError
+from kernelbench.spec import Status, Tool
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -259,6 +262,25 @@ def test_a_capturing_half_leaves_a_raw_capture_for_an_importer(
     imported = capture(nsys.Found(half.path, real.version, real.importer), RANGES, stem)
     assert [one.instances for one in imported.ranges] == [3, 3, 3, 3]
     assert not kept.qdstrm.exists()
+
+
+def test_the_verb_keeps_what_it_saw_and_imports_what_waits(
+    real: nsys.Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, args = tmp_path / "out", ("--nsys", "--case", "n8-fp32-fwd")
+    done = invoke("profile", suite(tmp_path), *args, out=out)
+    assert done.exit_code == 0, done.output
+    assert "range µs" in done.stdout and "span µs" not in done.stdout, "no GPU: nothing spans"
+    found = lines_of(out)
+    assert [(line.provider, line.status, line.calls) for line in found] == [
+        ("first", Status.ok, 3),
+        ("second", Status.ok, 3),
+    ]
+    assert all(line.host_ns and line.tool is Tool.nsys for line in found)
+    (run,) = store.find_runs([out])
+    again = invoke("profile", "--import", str(run))
+    assert again.exit_code == 0
+    assert "no capture waits to be read" in again.stdout
 
 
 def test_kernels_of_ranges_are_those_of_nsys_stats(real: nsys.Found, stem: Path) -> None:

@@ -111,6 +111,21 @@ def test_without_a_suite_the_newest_run_is_profiled_and_cases_narrow_it(tmp_path
     assert [(m.case, m.provider) for m in lines_of(out)] == [("n9-fp32-fwd", "second")]
 
 
+def test_a_run_of_other_versions_is_not_added_to(tmp_path):
+    out = tmp_path / "out"
+    assert invoke("run", suite(tmp_path), "--quick", out=out).exit_code == 0
+    (run,) = store.find_runs([out])
+    facts = store.read_manifest(run)
+    facts["machine"]["versions"]["torch"] = "2.0"
+    (run / store.MANIFEST).write_text(json.dumps(facts))
+    done = invoke("profile", "steady/n9-fp32-fwd", "--torch", out=out)
+    assert done.exit_code == 0, done.output
+    assert f"{run} was measured with other versions" in done.stdout
+    _, new = store.find_runs([out])
+    assert not (run / store.MEASURED).exists()
+    assert {line.source for line in store.read_measured(new)[0]} != {""}
+
+
 def test_whoever_falls_gets_a_line_and_the_others_are_profiled(tmp_path):
     providers = "plain, again, exits, segfaults, raises, oom, picky, absent"
     path, out = suite(tmp_path, "falls", providers), tmp_path / "out"

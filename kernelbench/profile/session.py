@@ -244,6 +244,7 @@ class Profiler:
             dtype=job.case.dtype.value,
             axes=job.case.as_axes(),
             gpu=context.gpu,
+            source=context.source,
             files=tuple(str(file.relative_to(self._folder)) for file in files),
             **found,
         )

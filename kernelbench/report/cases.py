@@ -83,7 +83,8 @@ def _summary(row: Row) -> str:
 def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
     """The records of a case as JSON, a field a line: what all say alike, and what each says.
 
-    Without empty fields; real numbers to six figures; of the samples only how many there are.
+    Without empty fields; real numbers to six figures; of the samples only how many there are;
+    traffic as [bytes read, bytes written] of each tensor.
     """
     each = [_known(record) for record in records]
     alike = {
@@ -99,6 +100,7 @@ def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
 
 def _known(record: RunRecord) -> dict[str, Any]:
     known = json.loads(record.to_json())
+    known["traffic"] = {one.tensor: [one.read, one.write] for one in record.traffic or ()}
     if known.get("timing"):
         known["timing"] = {name: _counted(value) for name, value in known["timing"].items()}
     return {name: _short(value) for name, value in known.items() if value not in _NOTHING}

@@ -80,6 +80,7 @@ class Measured:
     dtype: str
     axes: Mapping[str, AxisValue]
     gpu: str = ""
+    source: str = ""  # as of a record
     config: Mapping[str, Any] | None = None
     calls: int = 0
     kernels: tuple[KernelUse, ...] = ()
