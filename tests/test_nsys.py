@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from nsys_export import H200, Export
 
-from kernelbench.profile import nsys, tool
+from kernelbench.profile import nsys, nsys_find, tool
 from kernelbench.profile.tool import ToolError
 
 SCRIPT = """#!/bin/sh
@@ -101,8 +101,8 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """No nsys but those of the given globs; returns an environment with an empty PATH."""
 
     def only(*places: str) -> dict[str, str]:
-        monkeypatch.setattr(nsys, "PLACES", places)
-        monkeypatch.setattr(nsys, "IMPORTERS", ())
+        monkeypatch.setattr(nsys_find, "PLACES", places)
+        monkeypatch.setattr(nsys_find, "IMPORTERS", ())
         return {"PATH": "/nowhere"}
 
     return only
@@ -432,7 +432,9 @@ def test_an_importer_of_another_nsys_does_too(
     path = fake.write(fake.folder / "ncu" / "target-linux-x64" / "nsys")
     importer = fake.write(fake.folder / "other" / "host-linux-x64" / "QdstrmImporter")
     env = nowhere(str(path))
-    monkeypatch.setattr(nsys, "IMPORTERS", (f"{fake.folder}/other/host-linux-*/QdstrmImporter",))
+    monkeypatch.setattr(
+        nsys_find, "IMPORTERS", (f"{fake.folder}/other/host-linux-*/QdstrmImporter",)
+    )
     assert nsys.find(env).importer == importer
 
 

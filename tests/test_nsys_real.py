@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from nsys_export import KERNEL, Export
 from test_profile import invoke, lines_of, suite
+from typer.testing import CliRunner
 
 from kernelbench import store
-from kernelbench.profile import nsys, tool
+from kernelbench.cli import app
+from kernelbench.profile import nsys, nsys_find, tool
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import Status, Tool
 
@@ -58,15 +60,15 @@ HANG = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); ti
 
 def _unpack() -> str:
     """Put an nsys where `find` looks, one test process at a time; returns why not."""
-    nsys.CACHE.mkdir(parents=True, exist_ok=True)
-    with (nsys.CACHE / "lock").open("w") as lock:
+    nsys_find.CACHE.mkdir(parents=True, exist_ok=True)
+    with (nsys_find.CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(ToolError):
             nsys.find()
             return ""
         try:
             done = subprocess.run(
-                [ROOT / "tools" / "nsys_bundle.sh", nsys.CACHE],
+                [ROOT / "tools" / "nsys_bundle.sh", nsys_find.CACHE],
                 capture_output=True, text=True, timeout=300, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -278,7 +280,7 @@ def test_the_verb_keeps_what_it_saw_and_imports_what_waits(
     ]
     assert all(line.host_ns and line.tool is Tool.nsys for line in found)
     (run,) = store.find_runs([out])
-    again = invoke("profile", "--import", str(run))
+    again = CliRunner().invoke(app, ["profile", "--import", str(run)])
     assert again.exit_code == 0
     assert "no capture waits to be read" in again.stdout
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from kernelbench import audit, store
 from kernelbench.cli import app
-from kernelbench.profile import ncu, nsys
+from kernelbench.profile import ncu, nsys_find
 from kernelbench.spec import KernelUse, Measured, Role, Status, Tool
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def nothing_installed(monkeypatch, tmp_path):
     for tool in ("sh", "cat", "env", "kill", "sleep"):
         (empty / tool).symlink_to(shutil.which(tool))
     monkeypatch.setenv("PATH", str(empty))
-    monkeypatch.setattr(nsys, "PLACES", ())
+    monkeypatch.setattr(nsys_find, "PLACES", ())
     monkeypatch.setattr(ncu, "PLACES", ())
     return empty
 

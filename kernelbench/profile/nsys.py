@@ -6,43 +6,21 @@ Nothing that it shows is a latency to quote: tracing every launch takes time of 
 import itertools
 import os
 import re
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
-
 from kernelbench.profile import tool
+from kernelbench.profile.nsys_find import CACHE, HOW_TO_GET, IMPORTERS, Found, find, said
 from kernelbench.profile.nsys_sql import PREFIX, RangeUse, Seen, forget_environments, look
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
 __all__ = ["Found", "RangeUse", "Report", "capture", "find", "finish", "import_qdstrm", "read"]
 
-CACHE = platformdirs.user_cache_path("kernelbench", appauthor=False) / "nsys"
 INDUCTOR = CACHE.with_name("inductor")  # torch.compile's, where TMPDIR is another each time
-PLACES = (
-    "/opt/nvidia/nsight-systems/*/bin/nsys",
-    "/opt/nvidia/nsight-systems*/*/target-linux-*/nsys",
-    "/usr/local/cuda*/bin/nsys",
-    "/usr/lib/nsight-systems/*/nsys",
-    "/usr/lib/*/nsight-systems/target-linux-*/nsys",
-    f"{CACHE}/nsys/bin/nsys",
-    "/opt/nvidia/nsight-compute/*/host/target-linux-*/nsys",  # captures, cannot import
-)
-IMPORTERS = (
-    "/opt/nvidia/nsight-systems*/*/host-linux-*/QdstrmImporter",
-    "/usr/lib/nsight-systems/host-linux-*/QdstrmImporter",
-    f"{CACHE}/nsys/host-linux-*/QdstrmImporter",
-)
-HOW_TO_GET = (
-    "Install Debian's package nsight-systems or NVIDIA's CUDA toolkit, or, without being root, "
-    f"run tools/nsys_bundle.sh {CACHE} in a checkout of kernelbench"
-)
-OLDEST = (2021, 4)  # before, reports were .qdrep files
 # What nsys says when it could not even start what it was to look at; a second try may succeed.
 START_FAILURES = (
     "Agent launcher failed",
@@ -58,17 +36,8 @@ EXPOSED = (
     "one on"
 )
 PROGRESS = re.compile(r"\[\d+/\d+\] \[|Generating '|Generated:|Processing \d+ events|^    /|^$")
-QUICK_S, EXPORT_S = 60.0, 600.0
+EXPORT_S = 600.0
 _session = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An nsys; importer: its QdstrmImporter, without which it captures but makes no report."""
-
-    path: Path
-    version: str
-    importer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,55 +57,6 @@ class Report:
 
 class NoImporterError(ToolError):
     """There is a raw capture, of which no report can be made here."""
-
-
-def find(env: Mapping[str, str] = os.environ) -> Found:
-    """The nsys on the PATH, or the first that is found in `PLACES`.
-
-    Raises ToolError saying where it was looked for, why what was found does not do, and the
-    remedy.
-    """
-    on_path = shutil.which("nsys", path=env.get("PATH", os.defpath))
-    paths = [Path(on_path)] if on_path else []
-    bad: list[str] = []
-    for path in itertools.chain(paths, *map(_matching, PLACES)):
-        try:
-            return _asked(path, env)
-        except ToolError as error:
-            bad.append(str(error))
-    raise ToolError(
-        f"nsys (Nsight Systems) was looked for on the PATH and as {', '.join(PLACES)}: "
-        f"{'; '.join(bad) or 'there is none'}. {HOW_TO_GET}"
-    )
-
-
-def _matching(place: str) -> list[Path]:
-    """Executables that match an absolute glob, the newest by name first."""
-    found = Path("/").glob(place.lstrip("/"))
-    return sorted((p for p in found if p.is_file() and os.access(p, os.X_OK)), reverse=True)
-
-
-def _asked(path: Path, env: Mapping[str, str]) -> Found:
-    if " " in str(path.resolve()):
-        raise ToolError(f"{path}: nsys cannot start its parts from a folder with a space; move it")
-    said = _said([path, "--version"], env)
-    match = re.search(r"version ((\d+)\.(\d+)[\w.-]*)", said)
-    if match is None:
-        raise ToolError(f"{path} does not say its version, but {said[-200:] or 'nothing'!r}")
-    if (int(match[2]), int(match[3])) < OLDEST:
-        raise ToolError(
-            f"{path} is version {match[1]}; before {'.'.join(map(str, OLDEST))} reports were of "
-            "another format"
-        )
-    beside = f"{path.resolve().parent.parent}/host-linux-*/QdstrmImporter"
-    importers = itertools.chain.from_iterable(map(_matching, (beside, *IMPORTERS)))
-    return Found(path, match[1], next(importers, None))
-
-
-def _said(command: Sequence[str | Path], env: Mapping[str, str]) -> str:
-    """What a command prints that only asks; also when it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        return tool.run(command, Path(folder) / "log", QUICK_S, tool.environment(env)).tail
 
 
 def capture(
@@ -250,16 +170,16 @@ def _options(stem: Path, cuda: bool) -> list[str]:
 
 def _gpu_metrics(found: Found, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Options to sample the GPU's counters, or a note why that cannot be; newer names first."""
-    said = ""
+    answer = ""
     for option in ("--gpu-metrics-devices", "--gpu-metrics-device"):
-        said = _said([found.path, "profile", f"{option}=help"], env)
+        answer = said([found.path, "profile", f"{option}=help"], env)
         for devices in ("cuda-visible", "all"):
-            if re.search(rf"^\s*{devices}:", said, re.MULTILINE):
+            if re.search(rf"^\s*{devices}:", answer, re.MULTILINE):
                 return [f"{option}={devices}"], []
-        if not _matches(UNKNOWN_OPTION, said):
+        if not _matches(UNKNOWN_OPTION, answer):
             break
     may = "an administrator can permit it: options nvidia NVreg_RestrictProfilingToAdminUsers=0"
-    why = f"{_last(said)}; {may}" if "NVGPUCTRPERM" in said else _last(said)
+    why = f"{_last(answer)}; {may}" if "NVGPUCTRPERM" in answer else _last(answer)
     return [], [f"GPU metrics were not sampled: {why}"]
 
 
@@ -294,7 +214,7 @@ def _run(
         code = ended.code
     finally:
         if code is None or code < 0:  # the child and nsys's agent are in sessions of their own
-            _said([found.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
+            said([found.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
     return ended
 
 
