@@ -12,7 +12,8 @@ MARGIN = 1.15  # a board may clock above the boost of its datasheet
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """tflops: by dtype, TFLOP/s (FMA = 2). gbps: decimal GB/s of DRAM. l2_mib: its L2, as the device tells it."""
+    """tflops: by dtype, TFLOP/s (FMA = 2). gbps: decimal GB/s of DRAM. l2_mib: its L2, as the
+    device tells it."""
 
     tflops: Mapping[str, float]
     gbps: float
