@@ -138,6 +138,21 @@ def test_a_planted_slowdown_of_5_percent_is_found_in_19_of_20(
     assert false <= 1
 
 
+@pytest.mark.parametrize("family", ["rotary", "rcm_attention"])
+def test_a_row_that_is_slower_alone_is_found_in_19_of_20(
+    real: tuple[Run, ...], family: str
+) -> None:
+    def slower(one: RunRecord) -> float:
+        return PLANTED if (one.family, one.provider) == (family, "triton_fused") else 1.0
+
+    random, hits = np.random.default_rng(6), 0
+    for _ in range(20):
+        a = drawn_side("a", real, 1, random, as_measured)
+        found = compare(a, drawn_side("b", real, 1, random, slower))
+        hits += [r.family for r in found.rows if r.regression] == [family]
+    assert hits >= 19
+
+
 # Verdicts.
 
 
@@ -477,6 +492,29 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         assert done.exit_code == 2, (args, done.output)
         assert told in done.stderr
         assert done.stderr.count("error: ") == 1
+    assert kb("compare", a, b).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"machine": "H200"}, "machine is no mapping"),
+        ({"machine": {"versions": ["torch"]}}, "machine.versions is no mapping"),
+        ({"git": "abc"}, "git is no mapping"),
+        ({"asked": [1]}, "asked is no mapping"),
+        ({"ceilings": {"bandwidth": [1]}}, "ceilings.bandwidth is no mapping"),
+    ],
+)
+def test_a_foreign_manifest_is_named(tmp_path: Path, facts: dict[str, Any], told: str) -> None:
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job(), **facts)
+    done = kb("compare", a, b)
+    assert done.exit_code == 2
+    assert f"{b / store.MANIFEST}: {told}" in done.stderr
+
+
+def test_ceilings_that_are_none_are_left_out(tmp_path: Path) -> None:
+    odd = {"bandwidth": {"copy": [[1]], "read": 3, "write": [[4, 2]]}, "tflops": {"bf16": "x"}}
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job(), ceilings=odd)
     assert kb("compare", a, b).exit_code == 0
 
 

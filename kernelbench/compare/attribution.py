@@ -121,8 +121,9 @@ def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     is subtracted."""
     found: dict[tuple[str, str], Any] = {}
     for name, points in (ceilings.get("bandwidth") or {}).items():
-        if points and points[-1][1]:
-            found["ceilings", f"{name} GB/s"] = round(points[-1][0] / points[-1][1])
+        match points:
+            case [*_, [int() | float() as moved, int() | float() as ns]] if ns:
+                found["ceilings", f"{name} GB/s"] = round(moved / ns)
     for name, rate in (ceilings.get("tflops") or {}).items():
         if isinstance(rate, (int, float)):
             found["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
