@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_metrics import MIB, error, ours, record, timing
+from test_metrics import MIB, error, fused, ours, record, timing
 
 from kernelbench import claims, store
 from kernelbench.claims import Row, Verdict, arithmetic
@@ -113,6 +113,14 @@ def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:
     assert row.verdict is Verdict.reproduced
     assert row.found.value is not None
     assert row.found.value.hi == pytest.approx(2.5 * 1.1, rel=5e-3)
+
+
+def test_the_noise_of_a_job_is_that_of_its_baseline_whatever_the_pair() -> None:
+    noisy = record(timing=timing(10, again_ns=timing(11).blocks_ns))
+    other = f"compare: {{{RMS}, against: compile}}"
+    row = judge(f"metric: speedup, value: 1.35, {other}", noisy, fused(), ours(timing=timing(4)))
+    assert row.found.value is not None
+    assert row.found.value.hi == pytest.approx(row.found.value.mid * 1.1, rel=5e-3)
 
 
 @pytest.mark.parametrize(

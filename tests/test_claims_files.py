@@ -124,10 +124,10 @@ def test_the_work_of_a_call_over_its_time_is_a_rate() -> None:
     assert impossible(f"metric: ms, value: 2, bound: at_most, {flops}") != ""
     assert impossible(f"metric: ms, value: 2, bound: at_least, {flops}") == ""
     assert impossible("metric: gbps, value: 9000, bound: at_most") == ""
-    # 1,052,428,800 − 50 MiB = 10⁹ bytes; / 0.1 ms = 10,000 GB/s
-    bytes_ = "work: {bytes: 1052428800}"
+    # 1,062,914,560 − 60 MiB = 10⁹ bytes; / 0.1 ms = 10,000 GB/s
+    bytes_ = "work: {bytes: 1062914560}"
     assert (
-        "(1,052,428,800 bytes − 50 MiB of L2) / 0.1 ms = 10,000 GB/s, 2.08 × the bandwidth of H200"
+        "(1,062,914,560 bytes − 60 MiB of L2) / 0.1 ms = 10,000 GB/s, 2.08 × the bandwidth of H200"
         in impossible(f"metric: ms, value: 0.1, {bytes_}")
     )
     assert impossible(f"metric: ms, value: 0.2, {bytes_}") == ""
@@ -141,10 +141,34 @@ def test_the_work_of_a_call_over_its_time_is_a_rate() -> None:
 
 def test_of_several_models_the_best_must_not_reach_it() -> None:
     assert impossible("metric: gbps, value: 3000", "A100/H100") == ""
-    assert "A100" in impossible("metric: gbps, value: 4000", "A100/H100")
+    assert "A100" in impossible("metric: gbps, value: 4600", "A100/H100")
+
+
+@pytest.mark.parametrize(
+    ("line", "hardware"),
+    [
+        ("metric: gbps, value: 480", "GTX 1080 Ti"),  # 484 by its datasheet
+        ("metric: gbps, value: 3900", "H100 NVL"),
+        ("metric: gbps, value: 6000", "B200 and H100"),
+        ("metric: gbps, value: 20000", "H100 x8"),
+        ("metric: gflops, value: 250000, work: {dtype: int8}", "RTX A6000"),
+        ("metric: gflops, value: 30000, work: {dtype: int8}", "GTX 1080"),
+    ],
+)
+def test_a_board_that_can_or_that_nobody_knows_convicts_nobody(line: str, hardware: str) -> None:
+    assert impossible(line, hardware) == ""
+
+
+def test_a_claims_own_hardware_stands_before_the_documents() -> None:
+    assert impossible('metric: gbps, value: 1500, hardware: "RTX 5090"', "GTX 1080") == ""
+    assert impossible('metric: gbps, value: 1500, hardware: ""', "GTX 1080") == ""
+    assert "GTX 1080" in impossible("metric: gbps, value: 1500", "GTX 1080")
 
 
 def test_names_of_gpus() -> None:
+    assert named("NVIDIA GeForce GTX 1080 Ti") is None
+    assert not same(["GTX 1080"], "NVIDIA GeForce GTX 1080 Ti")
+    assert mentioned("B200 and H100-SXM5-80GB") == ("H100", "b200")
     assert named("NVIDIA A100-SXM4-80GB") == "A100"
     assert named("NVIDIA L40S") == "L40S"
     assert named("NVIDIA GeForce RTX 4090") == "RTX 4090"

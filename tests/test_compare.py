@@ -138,6 +138,21 @@ def test_a_planted_slowdown_of_5_percent_is_found_in_19_of_20(
     assert false <= 1
 
 
+@pytest.mark.parametrize("family", ["rotary", "rcm_attention"])
+def test_a_row_that_is_slower_alone_is_found_in_19_of_20(
+    real: tuple[Run, ...], family: str
+) -> None:
+    def slower(one: RunRecord) -> float:
+        return PLANTED if (one.family, one.provider) == (family, "triton_fused") else 1.0
+
+    random, hits = np.random.default_rng(6), 0
+    for _ in range(20):
+        a = drawn_side("a", real, 1, random, as_measured)
+        found = compare(a, drawn_side("b", real, 1, random, slower))
+        hits += [r.family for r in found.rows if r.regression] == [family]
+    assert hits >= 19
+
+
 # Verdicts.
 
 
@@ -325,6 +340,28 @@ def test_a_move_with_its_baseline_is_the_environments_and_no_regression() -> Non
     assert found.exit_code == 0
 
 
+def test_an_environment_excuses_no_more_than_it_took() -> None:
+    """The baseline lost 6 %: of ours, 8 % are within the limit of that, and 12 % are not."""
+    within, beyond = (row(held(job(), job(us, 424))) for us in (108, 112))
+    assert (within.cause, within.regression) == ("environment", False)
+    assert (beyond.cause, beyond.regression) == ("this provider", True)
+    assert beyond.why == "baseline +6.0%; same source"
+    wide = compare(side("a", job()), side("b", job(112, 424)), limit_pct=8)
+    assert (row(wide).cause, wide.exit_code) == ("environment", 0)
+
+
+def test_what_a_manifest_does_not_state_is_no_other_version() -> None:
+    """Runs from before the driver was recorded stand beside newer ones."""
+    newer = {"versions": VERSIONS | {"driver": "580.159.03"}}
+    found = held(job(), job(110, 440), **newer)
+    assert telling.differing(found) == ["versions driver: — → 580.159.03"]
+    assert {r.cause for r in found.rows} == {"environment"}
+    assert found.exit_code == 0
+    other = {"versions": VERSIONS | {"driver": "570.10"}}
+    known = compare(side("a", job(), **newer), side("b", job(110, 440), **other))
+    assert {r.cause for r in known.rows} == {"versions"}
+
+
 def test_a_move_with_other_versions_is_theirs_and_the_manifests_are_told_apart() -> None:
     newer = {"versions": VERSIONS | {"torch": "2.12.0"}}
     found = held(job(), job(110, 440), **newer)
@@ -419,7 +456,7 @@ def test_the_table_fits(real: tuple[Run, ...], width: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "slower", "slower:", "slower:3", "slower:-1%", "slower:0%", "faster:3%", "slower:x%",
-     "slower:1e9%", "slower:3%,", "slower:9999%"],
+     "slower:1e9%", "slower:3%,", "slower:9999%", "slower:٣%"],
 )  # fmt: skip
 def test_a_limit_that_is_none(text: str) -> None:
     with pytest.raises(UsageError, match=r"is no limit; it is slower:PERCENT%, .* slower:3%"):
@@ -455,6 +492,29 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         assert done.exit_code == 2, (args, done.output)
         assert told in done.stderr
         assert done.stderr.count("error: ") == 1
+    assert kb("compare", a, b).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"machine": "H200"}, "machine is no mapping"),
+        ({"machine": {"versions": ["torch"]}}, "machine.versions is no mapping"),
+        ({"git": "abc"}, "git is no mapping"),
+        ({"asked": [1]}, "asked is no mapping"),
+        ({"ceilings": {"bandwidth": [1]}}, "ceilings.bandwidth is no mapping"),
+    ],
+)
+def test_a_foreign_manifest_is_named(tmp_path: Path, facts: dict[str, Any], told: str) -> None:
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job(), **facts)
+    done = kb("compare", a, b)
+    assert done.exit_code == 2
+    assert f"{b / store.MANIFEST}: {told}" in done.stderr
+
+
+def test_ceilings_that_are_none_are_left_out(tmp_path: Path) -> None:
+    odd = {"bandwidth": {"copy": [[1]], "read": 3, "write": [[4, 2]]}, "tflops": {"bf16": "x"}}
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job(), ceilings=odd)
     assert kb("compare", a, b).exit_code == 0
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_verb_prints_tables_csv_and_json(folder: Path) -> None:
     done = kb("history", folder)
     assert done.exit_code == 0
-    assert "median_us of 6 runs, NVIDIA H200" in done.stdout
+    assert "median_us, measured, of 6 runs, NVIDIA H200" in done.stdout
     assert "▁▁▁│███" in done.stdout
     assert "+20.0%  rms_norm M1024-N512-bf16-fwd  triton" in done.stdout
     assert "run03, 2026-01-01T03:00:00+00:00" in done.stdout
@@ -176,6 +177,15 @@ def test_the_verb_prints_tables_csv_and_json(folder: Path) -> None:
     assert found[0]["points"][3]["change"] == pytest.approx(-1 / 6, rel=1e-3)
     flat = kb("history", folder, "--provider", "eager")
     assert "No change of level in 1 series" in flat.stdout
+
+
+def test_numbers_say_what_kind_they_are() -> None:
+    lines = (Path(__file__).parent.parent / "results" / "README.md").read_text().splitlines()
+    told = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \|", "\n".join(lines), re.MULTILINE))
+    numbers = [str(n) for n in metrics.frame([]).select_dtypes("number") if n != "schema"]
+    known = {name: told[name].replace("derived", "measured") for name in numbers}
+    said = {name: trends.kind_of(name).replace("a modelled amount", "mixed") for name in numbers}
+    assert {name: kind.split()[0] for name, kind in said.items()} == known
 
 
 def test_the_verbs_errors_are_one_line(folder: Path, tmp_path: Path) -> None:

@@ -7,25 +7,26 @@ from kernelbench.claims.peaks import MARGIN, PEAKS, mentioned, named, rate
 from kernelbench.claims.words import Bound, Claim, Document, Metric
 
 MIB = 2**20
-_COUNT = re.compile(r"\b(\d{1,5}) ?[x×](?= ?[A-Za-z])")
+_COUNT = re.compile(r"\b(\d{1,5}) ?[x×](?= ?[A-Za-z])|(?<![A-Za-z])[x×] ?(\d{1,3})\b")
 
 
 def gpus_of(claim: Claim, document: Document) -> tuple[str, ...]:
     """The GPUs that a claim is about: as listed, else those that its hardware mentions, else the
-    text itself."""
+    text itself. The document's, where the claim states no hardware of its own."""
     if claim.gpus is not None:
         return claim.gpus
-    if claim.hardware and (found := mentioned(claim.hardware)):
-        return found
-    stated = (document.hardware,) if document.hardware else ()
-    return document.gpus or mentioned(document.hardware) or stated
+    if claim.hardware is None and document.gpus:
+        return document.gpus
+    stated = hardware_of(claim, document)
+    return mentioned(stated) or ((stated,) if stated else ())
 
 
 def gpu_count_of(claim: Claim, document: Document) -> int:
-    """As given, else the most of `2x NVIDIA …` and `8 × …` in the hardware, else 1."""
+    """As given, else the most of `2x NVIDIA …`, `8 × …` and `H100 x8` in the hardware, else 1."""
     if count := claim.gpu_count or document.gpu_count:
         return count
-    return max(map(int, _COUNT.findall(hardware_of(claim, document))), default=1) or 1
+    told = _COUNT.findall(hardware_of(claim, document))
+    return max((int(before or behind) for before, behind in told), default=1) or 1
 
 
 def hardware_of(claim: Claim, document: Document) -> str:

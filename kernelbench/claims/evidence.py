@@ -44,7 +44,7 @@ def find(
     if several := _several(mine):
         return Evidence(why=several)
     ordered = _best_first(mine, gpus)
-    found = [_of_record(claim, record, fitting) for record in ordered]
+    found = [_of_record(claim, record, records) for record in ordered]
     answers = [
         one
         for one, of in zip(found, ordered, strict=True)
@@ -76,18 +76,18 @@ def _best_first(mine: Group, gpus: Sequence[str]) -> list[RunRecord]:
 
 
 def _of_record(claim: Claim, record: RunRecord, others: Group) -> Evidence:
-    compare = claim.compare
+    compare, job = claim.compare, list[RunRecord]()
     against = None
     if compare and compare.against:
-        group = [r for r in others if (r.run_id, r.case) == (record.run_id, record.case)]
-        against = next((r for r in group if r.provider == compare.against), None)
-    value, kind, why = _value(claim, record, against)
+        job = [r for r in others if (r.run_id, *r.key[:2]) == (record.run_id, *record.key[:2])]
+        against = next((r for r in job if r.provider == compare.against), None)
+    value, kind, why = _value(claim, record, against, job)
     where = {"gpu": record.gpu, "run_id": record.run_id, "case": record.case}
     return Evidence(value=value, kind=kind, why=why, **where)
 
 
 def _value(
-    claim: Claim, record: RunRecord, against: RunRecord | None
+    claim: Claim, record: RunRecord, against: RunRecord | None, job: Group
 ) -> tuple[Interval | None, str, str]:
     for one in (record, against):
         if one is not None and one.status is not Status.ok:
@@ -96,33 +96,25 @@ def _value(
     if claim.sort.pair and against is None:
         other = claim.compare.against if claim.compare else ""
         return None, "", f"{other} was not measured beside {record.provider}"
-    value = _READ[claim.metric](claim, record, against or record)
+    if change := _OF_SPEEDUP.get(claim.metric):
+        value = _mapped(_speedup(record, against or record, job), change)
+    else:
+        value = _READ[claim.metric](claim, record, against or record)
     kind = "modelled" if claim.metric in _MODELLED else "measured"
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing
 
 
-def _speedup(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
+def _speedup(record: RunRecord, against: RunRecord, job: Group) -> Interval | None:
     """Its interval, or the noise floor of its job where that reaches farther."""
     ratio = metrics.speedup(record, against)
     if ratio is None:
         return None
-    floors = [metrics.noise_pct(r) for r in (record, against) if r.role is Role.baseline]
+    twice = [r for r in job if r.role is Role.baseline and r.group == record.group]
+    floors = [metrics.noise_pct(baseline) for baseline in twice]
     floor = max((one for one in floors if one is not None), default=0.0) / 100
     low, high = ratio.mid / (1 + floor), ratio.mid * (1 + floor)
     return Interval(ratio.mid, min(ratio.lo, low), max(ratio.hi, high))
-
-
-def _slowdown(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    return _mapped(_speedup(claim, record, against), lambda x: 1 / x)
-
-
-def _gain(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    return _mapped(_speedup(claim, record, against), lambda x: (x - 1) * 100)
-
-
-def _overhead(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    return _mapped(_speedup(claim, record, against), lambda x: (1 / x - 1) * 100)
 
 
 def _mapped(found: Interval | None, change: Callable[[float], float]) -> Interval | None:
@@ -191,11 +183,13 @@ def _exactly(value: float | None) -> Interval | None:
 
 
 _MODELLED = {Metric.hbm_saved_pct, Metric.hbm_mib}
+_OF_SPEEDUP: Mapping[Metric, Callable[[float], float]] = {
+    Metric.speedup: lambda x: x,
+    Metric.slowdown: lambda x: 1 / x,
+    Metric.gain_pct: lambda x: (x - 1) * 100,
+    Metric.overhead_pct: lambda x: (1 / x - 1) * 100,
+}
 _READ: Mapping[Metric, Callable[[Claim, RunRecord, RunRecord], Interval | None]] = {
-    Metric.speedup: _speedup,
-    Metric.slowdown: _slowdown,
-    Metric.gain_pct: _gain,
-    Metric.overhead_pct: _overhead,
     Metric.hbm_saved_pct: _hbm_saved,
     Metric.memory_saved_pct: _memory_saved,
     Metric.hbm_mib: _hbm,

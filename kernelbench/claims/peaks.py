@@ -5,13 +5,15 @@ in 16 bits with the faster of its accumulators; the fastest board of the name.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 MARGIN = 1.15  # a board may clock above the boost of its datasheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """tflops: by dtype, TFLOP/s (FMA = 2). gbps: decimal GB/s of DRAM. l2_mib: its L2."""
+    """tflops: by dtype, TFLOP/s (FMA = 2). gbps: decimal GB/s of DRAM. l2_mib: its L2, as the
+    device tells it."""
 
     tflops: Mapping[str, float]
     gbps: float
@@ -32,7 +34,8 @@ PEAKS: Mapping[str, Peak] = {
     "A10": _peak(600, 6, "A10 datasheet", fp32=31.2, tf32=62.5, fp16=125, bf16=125, int8=250),
     "A100": _peak(2039, 40, "A100 datasheet (SXM, 80 GB)",
                   fp32=19.5, tf32=156, fp16=312, bf16=312, int8=624),
-    "A6000": _peak(768, 6, "RTX A6000 datasheet", fp32=38.7, tf32=77.4, fp16=154.8, bf16=154.8),
+    "A6000": _peak(768, 6, "RTX A6000 datasheet",
+                   fp32=38.7, tf32=77.4, fp16=154.8, bf16=154.8, int8=309.7),
     "RTX 3090": _peak(936, 6, "GA102 whitepaper",
                       fp32=35.6, tf32=35.6, fp16=142, bf16=71, int8=284),
     "RTX 4090": _peak(1008, 72, "Ada whitepaper",
@@ -40,13 +43,14 @@ PEAKS: Mapping[str, Peak] = {
     "L4": _peak(300, 48, "L4 datasheet", fp32=30.3, tf32=60, fp16=121, bf16=121, fp8=242, int8=242),
     "L40S": _peak(864, 96, "L40S datasheet",
                   fp32=91.6, tf32=183, fp16=362, bf16=362, fp8=733, int8=733),
-    "H100": _peak(3350, 50, "H100 datasheet (SXM)",
+    "H100": _peak(3900, 50, "H100 datasheet (SXM; memory of the NVL)",
                   fp32=67, tf32=494.7, fp16=989.4, bf16=989.4, fp8=1978.9, int8=1978.9),
-    "H200": _peak(4800, 50, "H200 datasheet (SXM)",
+    "H200": _peak(4800, 60, "H200 datasheet (SXM)",
                   fp32=67, tf32=494.7, fp16=989.4, bf16=989.4, fp8=1978.9, int8=1978.9),
 }
 # fmt: on
 
+_MODEL = re.compile(r"(?:[abhlmv]|gb|gh|mi)\d{2,3}[a-z]{0,2}|[1-9]\d{3}")
 DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 
@@ -58,9 +62,12 @@ def named(gpu: str) -> str | None:
 
 
 def mentioned(text: str) -> tuple[str, ...]:
-    """The GPUs of the table that a text names."""
+    """The GPUs that a text names: those of the table, and words that look like another one."""
     words = _words(text)
-    return tuple(name for name in PEAKS if _within(_words(name), words))
+    known = tuple(name for name in PEAKS if _within(_words(name), words))
+    theirs = {word for name in known for word in _words(name)}
+    others = (word for word in words if _MODEL.fullmatch(word) and word not in theirs)
+    return known + tuple(dict.fromkeys(others)) if known else ()
 
 
 def same(claimed: Sequence[str], gpu: str) -> bool:
@@ -70,7 +77,10 @@ def same(claimed: Sequence[str], gpu: str) -> bool:
 
 def rate(peak: Peak, dtype: str) -> float:
     """TFLOP/s at the most. fp32 is granted TF32, in which PyTorch may multiply; any dtype, fp32, to
-    which it may be converted; a dtype that is not stated or not in the datasheet, the fastest."""
+    which it may be converted; a dtype that is not stated or not in the datasheet, the fastest.
+    No datasheet has the int8 products of plain cores: those have no limit here."""
+    if dtype == "int8" and dtype not in peak.tflops:
+        return inf
     if dtype not in peak.tflops:
         return max(peak.tflops.values())
     also = ("fp32", "tf32") if dtype == "fp32" else ("fp32", dtype)
@@ -82,4 +92,6 @@ def _words(text: str) -> list[str]:
 
 
 def _within(part: list[str], whole: list[str]) -> bool:
-    return any(whole[at : at + len(part)] == part for at in range(len(whole)))
+    """Whether a text has these words together, and none behind them that makes it another board."""
+    ends = [at + len(part) for at in range(len(whole)) if whole[at : at + len(part)] == part]
+    return any(whole[end : end + 1] not in (["ti"], ["super"]) for end in ends)

@@ -11,6 +11,7 @@ from kernelbench.compare.noise import Seen
 from kernelbench.compare.sides import Run, Side
 
 CEILING_DIFFERS = 0.05
+UNKNOWN = "—"
 _SYSTEM = ("machine", "versions", "gpu")
 
 
@@ -36,8 +37,9 @@ class Difference:
 
     @property
     def system(self) -> bool:
-        """Whether it can change how fast an unchanged kernel runs."""
-        return self.part in _SYSTEM
+        """Whether it can change how fast an unchanged kernel runs. What one side does not state,
+        as older manifests and those without a package do, is shown but no known difference."""
+        return self.part in _SYSTEM and UNKNOWN not in (self.a, self.b)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Shift:
         same_way = self.log_ratio * other.log_ratio > 0
         far = abs(self.log_ratio) >= abs(other.log_ratio) / 2
         return same_way and far and abs(self.log_ratio) > self.reach
+
+    def lost_beyond(self, other: "Shift", limit: float) -> bool:
+        """Whether it is slower by more than the limit, a logarithm, and than noise, on top of what
+        the other one moved by."""
+        return self.log_ratio - other.log_ratio > max(limit, math.hypot(self.reach, other.reach))
 
 
 def differences(a: Side, b: Side) -> tuple[Difference, ...]:
@@ -75,7 +82,7 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
 
 def _joined(values: Iterable[Any]) -> str:
     texts = (json.dumps(v) if isinstance(v, (dict, list, bool)) else str(v) for v in values)
-    return ", ".join(sorted({"—" if text == "None" else text for text in texts}))
+    return ", ".join(sorted({UNKNOWN if text == "None" else text for text in texts}))
 
 
 def _ceilings_differ(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -114,8 +121,9 @@ def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     is subtracted."""
     found: dict[tuple[str, str], Any] = {}
     for name, points in (ceilings.get("bandwidth") or {}).items():
-        if points and points[-1][1]:
-            found["ceilings", f"{name} GB/s"] = round(points[-1][0] / points[-1][1])
+        match points:
+            case [*_, [int() | float() as moved, int() | float() as ns]] if ns:
+                found["ceilings", f"{name} GB/s"] = round(moved / ns)
     for name, rate in (ceilings.get("tflops") or {}).items():
         if isinstance(rate, (int, float)):
             found["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
@@ -123,18 +131,25 @@ def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def cause(
-    moved: Shift, mates: Sequence[Shift], differing: Sequence[Difference], changed: bool
+    moved: Shift,
+    mates: Sequence[Shift],
+    differing: Sequence[Difference],
+    changed: bool,
+    limit: float,
 ) -> Cause:
     """What a move is put down to.
 
     mates: the other rows of the same job. changed: whether the provider's source or config did.
+    limit: the logarithm of what the caller allows; a baseline's move excuses no loss beyond it.
     """
     parts = {difference.part for difference in differing if difference.system}
     if "gpu" in parts:
         return Cause.gpu
     system = Cause.versions if parts else Cause.environment
     yard = [mate for mate in mates if mate.baseline] or mates
-    if yard and sum(mate.as_much_as(moved) for mate in yard) * 2 > len(yard):
+    along = [mate for mate in yard if mate.as_much_as(moved)]
+    beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in along)
+    if len(along) * 2 > len(yard) and not beyond:
         return system
     return Cause.versions if parts and not changed else Cause.provider
 

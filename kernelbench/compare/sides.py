@@ -7,6 +7,11 @@ from typing import Any
 from kernelbench import store
 from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
 
+_MAPPINGS = (
+    "machine", "machine.versions", "git", "asked",
+    "ceilings", "ceilings.bandwidth", "ceilings.tflops",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,7 +42,7 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     problems: list[str] = []
     runs = []
     for folder in store.find_runs([path]):
-        manifest = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else {}
+        manifest = _manifest(folder)
         if manifest.get("schema", SCHEMA) != SCHEMA:
             raise KernelbenchError(
                 f"{folder}: records of schema {manifest['schema']}, this version compares schema "
@@ -53,6 +58,23 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     if not runs:
         raise UsageError(f"no run in {path}: kernelbench run smoke")
     return tuple(runs), problems
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Raises KernelbenchError where a part that is compared is not of the manifest's form."""
+    if not (folder / store.MANIFEST).exists():
+        return {}
+    manifest = store.read_manifest(folder)
+    for path in _MAPPINGS:
+        part: Any = manifest
+        for name in path.split("."):
+            part = part.get(name) or {}
+        if not isinstance(part, dict):
+            raise KernelbenchError(
+                f"{folder / store.MANIFEST}: {path} is no mapping. Without the file the run is "
+                "compared, its versions are not"
+            )
+    return manifest
 
 
 def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:

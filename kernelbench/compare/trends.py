@@ -18,6 +18,8 @@ from kernelbench.compare.tables import LEAST, percent, time
 FORMATS = ("table", "json", "csv")
 COLUMNS = ("family", "case", "provider", "gpu", "metric", "run", "utc", "value", "change_pct")
 MOST_BARS = 40
+MODELLED = ("flops", "bytes_min", "model_read_mib", "model_write_mib", "hbm_saved_pct")
+MIXED = ("gbps", "tflops", "sol_pct")  # a modelled amount over a measured time
 KINDS = (
     f"one bar a run, the oldest first, on a scale of its own; │: a new level begins, of at least "
     f"two runs and {LEAST_STEP:.0%} away. A level of one run, as of the last, is not one yet."
@@ -74,7 +76,8 @@ def render(found: Sequence[Series], console: Console) -> None:
 def _print(found: Sequence[Series], console: Console) -> None:
     runs = {point.run for one in found for point in one.points}
     gpus = dict.fromkeys(one.gpu for one in found)
-    head = f"{found[0].metric} of {len(runs)} run{'s' * (len(runs) != 1)}, {', '.join(gpus)}"
+    metric, count = found[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    head = f"{metric}, {kind_of(metric)}, of {count}, {', '.join(gpus)}"
     console.print(Text(head, style="bold"))
     console.print()
     grid = Table(box=None, padding=(0, 2, 0, 0))
@@ -95,6 +98,13 @@ def _print(found: Sequence[Series], console: Console) -> None:
     console.print()
     _print_changes(found, console)
     console.print(Text(KINDS, style="dim"))
+
+
+def kind_of(metric: str) -> str:
+    """Whether a number of results.csv is measured, or of a model."""
+    if metric in MODELLED:
+        return "modelled"
+    return "a modelled amount over measured time" if metric in MIXED else "measured"
 
 
 def _cells(one: Series) -> list[str]:

@@ -18,7 +18,7 @@ TEXTS: dict[str, Callable[[Comparison], str]] = {
     "csv": formats.as_csv,
 }
 FORMATS = ("table", *TEXTS)
-_LIMIT = re.compile(r"slower:(\d+(?:\.\d+)?)%")
+_LIMIT = re.compile(r"slower:([0-9]+(?:\.[0-9]+)?)%")
 MOST_PCT = 1000.0
 
 

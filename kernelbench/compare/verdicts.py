@@ -38,8 +38,8 @@ def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
     differing = differences(a, b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
     rows |= _judge(rows, judged, limit_pct, widened)
-    rows |= _attribute(rows, judged, differing)
     limit = 1 + limit_pct / 100
+    rows |= _attribute(rows, judged, differing, math.log(limit))
     final = (replace(row, regression=_regressed(row, limit, one_gpu)) for row in rows.values())
     return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
 
@@ -249,7 +249,10 @@ def _verdict(log_ratio: float, within: bool, called: bool) -> Verdict:
 
 
 def _attribute(
-    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], differing: Sequence[Difference]
+    rows: Mapping[Key, Row],
+    judged: Mapping[Key, Pair],
+    differing: Sequence[Difference],
+    limit: float,
 ) -> dict[Key, Row]:
     """The rows that moved, with what that is put down to."""
     shifts: dict[tuple[str, str, str], list[Shift]] = {}
@@ -264,7 +267,7 @@ def _attribute(
         if rows[key].verdict.moved:
             mates = [s for s in shifts[key[0], key[1], key[3]] if s is not of[key]]
             told, changed = why(of[key], mates, each.a, each.b)
-            put_down = cause(of[key], mates, differing, changed)
+            put_down = cause(of[key], mates, differing, changed, limit)
             words = "; ".join(filter(None, [told, rows[key].why]))
             found[key] = replace(rows[key], cause=put_down.value, why=words)
     return found
