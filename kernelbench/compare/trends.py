@@ -33,7 +33,8 @@ def verb(
 ) -> int:
     """Print a metric over the runs of a folder. Exit code 0.
 
-    Raises UsageError for options that are none, and KernelbenchError as `read_runs` does.
+    Exit code 1 where a line could not be read. Raises UsageError for options that are none, and
+    KernelbenchError as `read_runs` does.
     """
     known_format(form, FORMATS)
     runs, problems = read_runs(folder)
@@ -46,7 +47,7 @@ def verb(
         print(as_csv(found), end="")
     else:
         render(found, console)
-    return 0
+    return int(bool(problems))
 
 
 def as_csv(found: Sequence[Series]) -> str:

@@ -34,7 +34,8 @@ def limit_of(text: str) -> float:
 
 
 def verb(a: Path, b: Path, fail_on: str, form: str, console: Console, errors: Console) -> int:
-    """Print what became of every row from A to B. Exit code 3 where one regressed, else 0.
+    """Print what became of every row from A to B. Exit code 3 where one regressed, else 1
+    where a line could not be read, so that a row may be missing, else 0.
 
     Raises UsageError for options that are none and for sides that cannot be held against each
     other, and KernelbenchError where nothing can be judged.
@@ -49,4 +50,4 @@ def verb(a: Path, b: Path, fail_on: str, form: str, console: Console, errors: Co
         tables.render(found, console)
     else:
         print(TEXTS[form](found), end="" if form == "csv" else "\n")
-    return found.exit_code
+    return found.exit_code or int(bool(problems))
