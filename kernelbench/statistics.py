@@ -145,34 +145,26 @@ def _medians(blocks: tuple[tuple[float, ...], ...], seed: int, draws: int) -> Fl
     """The median of each draw's pooled samples; kept, since a baseline is held against many.
 
     The samples are sorted once; a draw holds each as often as its round, and its median is where
-    their running count passes half. How many of a round's samples lie at or below a place, times
-    how often the draw holds that round, is this count: a product of whole numbers, exact in any
-    order. A coarse look leaves few places to count at.
+    their running count passes half. A coarse count leaves few places to count at one by one. Whole
+    draws are columns, so that each step adds rows.
     """
-    values = _pool(blocks)
+    values, counts = _pool(blocks), _drawn(seed, len(blocks), draws)
     owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
     order = np.argsort(values, kind="stable")
-    below = np.zeros((len(values), len(blocks)))
-    below[np.arange(len(values)), owners[order]] = 1
-    below = below.cumsum(axis=0)
-    times = _drawn(seed, len(blocks), draws).astype(np.float64)
-    total = below[-1] @ times
-    half, beyond = (total + 1) // 2, total // 2 + 1
-    first, last = _narrowed(below, times, half, beyond)
-    reached = below[first:last] @ times
+    held = counts[owners[order]]
+    marks = np.arange(0, len(held), isqrt(len(held)))
+    reached = np.add.reduceat(held, marks, axis=0).cumsum(axis=0, dtype=np.int32)
+    half, beyond = (reached[-1] + 1) // 2, reached[-1] // 2 + 1
+    early = int((reached < half).all(axis=1).sum())  # steps that no draw's median is in
+    late = int((reached < beyond).any(axis=1).sum())
+    first, last = marks[early], (*marks, len(held))[late + 1]
+    near = held[first:last].cumsum(axis=0, dtype=np.int32)
+    if early:
+        near += reached[early - 1]
     ordered = values[order]
-    lower = first + np.count_nonzero(reached < half, axis=0)
-    upper = first + np.count_nonzero(reached < beyond, axis=0)
+    lower = first + np.count_nonzero(near < half, axis=0)
+    upper = first + np.count_nonzero(near < beyond, axis=0)
     return np.asarray((ordered[lower] + ordered[upper]) / 2)
-
-
-def _narrowed(below: Floats, times: Floats, half: Floats, beyond: Floats) -> tuple[int, int]:
-    """The places, first and behind the last, where any draw may reach its half and beyond."""
-    marks = np.arange(0, len(below), isqrt(len(below)))
-    reached = below[marks] @ times
-    early = marks[(reached < half).all(axis=1)]
-    late = marks[(reached >= beyond).all(axis=1)]
-    return int(early.max(initial=-1)) + 1, int(late.min(initial=len(below)))
 
 
 def _alone(random: np.random.Generator, blocks: Blocks, draws: int) -> Floats:
