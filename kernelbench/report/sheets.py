@@ -212,7 +212,8 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
         (str(value), *(cell(value, provider) for provider in providers))
         for value in sorted({row[axis] for row in rows})
     )
-    note = f"time (measured) · {unit} (modelled {'flops' if compute else 'bytes'} over that time)"
+    what = "flops" if compute else "compulsory bytes"
+    note = f"time (measured) · {unit} (modelled {what} over that time)"
     return Sheet(title, (axis, *providers), lines, note)
 
 
