@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, pairwise
-from math import inf, lgamma, log
+from math import inf, isqrt, lgamma, log
 from statistics import median
 
 import numpy as np
@@ -109,15 +109,14 @@ def ratio_interval(
     ]
     if not pairs:
         raise ValueError("no common round")
-    tops, bottoms = [top for top, _ in pairs], [bottom for _, bottom in pairs]
+    tops, bottoms = (tuple(map(tuple, part)) for part in zip(*pairs, strict=True))
     above, below = median(chain(*tops)), median(chain(*bottoms))
     if above <= 0 or below <= 0:
         raise ValueError("a ratio needs medians above 0")
-    random = np.random.default_rng(seed)
-    few = len(pairs) < _FEW_ROUNDS
-    counts = _draw(random, len(pairs), draws) if few else _drawn(seed, len(pairs), draws)
-    ratios = [_ratios(_medians(tops, counts), _medians(bottoms, counts))]
-    if few:
+    ratios = [_ratios(*(_medians(part, seed, draws) for part in (tops, bottoms)))]
+    if len(pairs) < _FEW_ROUNDS:
+        random = np.random.default_rng(seed)
+        _draw(random, len(pairs), draws)  # as `_drawn`: single samples are drawn after the rounds
         ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
     cut = draws // 40
     mid = above / below
@@ -141,20 +140,30 @@ def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:
     return counts.reshape(units, draws).astype(np.int32)
 
 
-def _medians(blocks: Blocks, counts: Counts) -> Floats:
-    """The median of each draw's pooled samples.
+@lru_cache(maxsize=32)
+def _medians(blocks: tuple[tuple[float, ...], ...], seed: int, draws: int) -> Floats:
+    """The median of each draw's pooled samples; kept, since a baseline is held against many.
 
     The samples are sorted once; a draw holds each as often as its round, and its median is where
-    their running count passes half. Whole draws are columns, so that each step adds rows.
+    their running count passes half. A coarse count leaves few places to count at one by one. Whole
+    draws are columns, so that each step adds rows.
     """
-    values = _pool(blocks)
+    values, counts = _pool(blocks), _drawn(seed, len(blocks), draws)
     owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
     order = np.argsort(values, kind="stable")
-    reached = counts[owners[order]].cumsum(axis=0, dtype=np.int32)
-    total = reached[-1]
+    held = counts[owners[order]]
+    marks = np.arange(0, len(held), isqrt(len(held)))
+    reached = np.add.reduceat(held, marks, axis=0).cumsum(axis=0, dtype=np.int32)
+    half, beyond = (reached[-1] + 1) // 2, reached[-1] // 2 + 1
+    early = int((reached < half).all(axis=1).sum())  # steps that no draw's median is in
+    late = int((reached < beyond).any(axis=1).sum())
+    first, last = marks[early], (*marks, len(held))[late + 1]
+    near = held[first:last].cumsum(axis=0, dtype=np.int32)
+    if early:
+        near += reached[early - 1]
     ordered = values[order]
-    lower = np.count_nonzero(reached < (total + 1) // 2, axis=0)
-    upper = np.count_nonzero(reached < total // 2 + 1, axis=0)
+    lower = first + np.count_nonzero(near < half, axis=0)
+    upper = first + np.count_nonzero(near < beyond, axis=0)
     return np.asarray((ordered[lower] + ordered[upper]) / 2)
 
 

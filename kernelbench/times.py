@@ -28,7 +28,7 @@ def median_ns(timing: Timing) -> float | None:
 
 
 def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:
-    return [[max(sample - overhead, 0) for sample in block] for block in blocks]
+    return [[ns - overhead if ns > overhead else 0 for ns in block] for block in blocks]
 
 
 def kernel_ns(timing: Timing) -> float | None:

@@ -197,9 +197,16 @@ def test_cache_shows_and_clears(tmp_path):
     kept = tmp_path / "kernelbench" / "tuned"
     kept.mkdir(parents=True)
     (kept / "x.json").write_text("{}")
-    assert kb("cache", XDG_CACHE_HOME=str(tmp_path)).stdout.startswith("1 tuned configs in")
-    assert kb("cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout.startswith("1 tuned configs")
-    assert not list(kept.iterdir())
+    derived = tmp_path / "kernelbench" / "derived"
+    derived.mkdir()
+    (derived / "y.json").write_text("{}")
+    shown = kb("cache", XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert shown.startswith("1 tuned configs in") and "\n1 runs' derived figures in" in shown
+    assert kb("cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout.splitlines() == [
+        "1 tuned configs forgotten",
+        "1 runs' derived figures forgotten",
+    ]
+    assert not [*kept.iterdir(), *derived.iterdir()]
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:

@@ -12,12 +12,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from page_run import counted
 from rich.console import Console
 from test_gather import a_run
 from test_report import job, reported, smoke
 
 from kernelbench import metrics
-from kernelbench.report import export, markdown, sheets, tables, trackers
+from kernelbench.report import export, markdown, page, sheets, tables, trackers
 from kernelbench.report.choice import MANY, NAMES, choice
 from kernelbench.report.junit import junit
 from kernelbench.report.sheets import Sheet
@@ -172,6 +173,34 @@ def test_words_fold_and_labels_are_cut_to_the_console() -> None:
     assert "".join(line.split()[0] for line in lines) == "c" * 70
 
 
+def test_configs_make_room_for_providers_and_fold_between_their_words() -> None:
+    config = "B4-N2048-H12-D64-parametrization=none"
+    sheet = Sheet("t", ("Config", "provider", "µs"), ((config, "triton_unfused", "12.34"),), left=2)
+    out = io.StringIO()
+    sheets.show(sheet, Console(file=out, width=50))
+    lines = [line.split() for line in out.getvalue().splitlines()[2:]]
+    assert lines == [["B4-N2048-H12-D64-", "triton_unfused", "12.34"], ["parametrization=none"]]
+
+
+def test_a_table_that_has_nothing_says_so(folder: Path, tmp_path: Path) -> None:
+    a_run(tmp_path / "x", "one", many()[:8])
+    shown = reported(tmp_path / "x", tables=("scaling", "environment", "memory"))[1]
+    assert "These runs have nothing for --tables scaling,environment." in shown
+    assert "nothing for" not in reported(tmp_path / "x", tables=("all",))[1]
+
+
+def test_what_is_not_known_never_breaks_even(tmp_path: Path) -> None:
+    a_run(tmp_path, "one", [replace(r, compile_s=None) for r in many()[:8]])
+    line = next(s for s in reported(tmp_path, tables=("breakeven",))[1].splitlines() if "6.58" in s)
+    assert line.split()[-2:] == ["6.58", "alone"]  # no "never": nobody measured it
+
+
+def test_nothing_is_left_of_a_report_that_cannot_be_written(folder: Path) -> None:
+    with pytest.raises(KernelbenchError, match="cannot be written"):
+        reported(folder, format="csv", out=folder / "one")
+    assert [path.name for path in folder.iterdir()] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -218,9 +247,7 @@ def test_html_is_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append((len(records), list(measured), list(manifests), more))
         return "<html>"
 
-    page = ModuleType("kernelbench.report.page")
-    page.render = render  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kernelbench.report.page", page)
+    monkeypatch.setattr(page, "render", render)
     reported(folder, format="html", out=folder / "x.html")
     assert (folder / "x.html").read_text() == "<html>"
     assert asked == [(104, [], ["one"], {"baseline": None, "title": "kernelbench: one"})]
@@ -423,6 +450,20 @@ def test_a_tracker_that_is_absent_is_named_with_the_remedy(
     with pytest.raises(KernelbenchError, match=rf"pip install 'kernelbench\[{target}\]'"):
         reported(folder, to=target)
     assert trackers.COLUMNS
+
+
+def test_profiles_of_two_runs_are_never_one_table(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        a_run(tmp_path, run, [])
+        seen = [
+            counted(name, run_id=run, tool="nsys", axes={"M": 1}) for name in ("eager", "triton")
+        ]
+        lines = "".join(f"{one.to_json()}\n" for one in seen)
+        (tmp_path / run / "measured.jsonl").write_text(lines)
+    shown = reported(tmp_path)[1]
+    assert shown.count("50%") == 4  # of a run's busy time, not of both
+    assert "NVIDIA H200 · one" in shown and "NVIDIA H200 · two" in shown
+    assert "NVIDIA H200 · one" not in reported(tmp_path / "one")[1]
 
 
 def test_profiles_alone_are_a_report(tmp_path: Path) -> None:

@@ -231,6 +231,10 @@ def test_an_archived_run_is_gathered_like_any_other(tmp_path: Path) -> None:
     file.unlink()
     (run / f"{store.RECORDS}.xz").write_bytes(packed)
     assert gather([run]).rows == rows and len(gather([run]).records) == 2
+    manifest = (run / store.MANIFEST).read_bytes()
+    (run / store.MANIFEST).unlink()
+    assert gather([tmp_path]).rows == gather([run / f"{store.RECORDS}.xz"]).rows == rows
+    (run / store.MANIFEST).write_bytes(manifest)
     (run / f"{store.RECORDS}.xz").write_bytes(packed[:-20])
     found = gather([run])
     assert not found.rows and "cannot be unpacked" in found.problems[0]

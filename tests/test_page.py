@@ -13,6 +13,7 @@ from page_run import MANIFEST, Seen, case, counted, noisy, sweep
 from test_metrics import error, ours, record, timing
 
 from kernelbench.report import cases, headline, page
+from kernelbench.report.bars import margin
 from kernelbench.report.figures import looks
 from kernelbench.report.gather import gather
 from kernelbench.spec import KernelbenchError, Measured, Role, RunRecord, Status
@@ -357,6 +358,13 @@ def test_what_only_a_profiler_saw_is_shown() -> None:
     assert "<h3>Speedup</h3>" not in html
 
 
+def test_the_band_of_the_audit_ends_where_the_picture_does() -> None:
+    """Nothing clips it: it would stand behind the names."""
+    drawn = section(render([], (counted(read=2**30 * 103 // 100),)), "Modelled and measured bytes")
+    corners = re.findall(r'<path d="M ([\d.-]+) [\d.-]+ L ([\d.-]+) ', drawn)
+    assert corners and min(float(x) for ends in corners for x in ends) >= margin(["triton"]) - 0.1
+
+
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_said_with_its_remedy(
     missing: str, monkeypatch: pytest.MonkeyPatch
@@ -366,7 +374,7 @@ def test_a_missing_package_is_said_with_its_remedy(
         render(case(1024))
 
 
-@pytest.mark.parametrize(("flops", "slope"), [(4096, 1), (4096 * 5000, 0)])
+@pytest.mark.parametrize(("flops", "slope"), [(4096, 1), (4096 * 100, 0), (4096 * 5000, 0)])
 def test_of_the_roof_only_what_is_in_the_picture_is_drawn(flops: int, slope: int) -> None:
     """Beyond the ridge there is no slope, left of it one that ends in the picture."""
     drawn = section(render([r for n in (1024, 2048) for r in case(n, flops=flops * n)]), "Roofline")

@@ -1,9 +1,14 @@
 """Known answers on literal samples, and the coverage that the intervals promise."""
 
 import random
+from itertools import chain, pairwise
+from pathlib import Path
+from statistics import median
 
+import numpy as np
 import pytest
 
+from kernelbench import store, times
 from kernelbench.statistics import (
     Interval,
     converged,
@@ -94,6 +99,49 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     one, two = ([[rng.gauss(100, 5) for _ in range(10)] for _ in range(20)] for _ in range(2))
     assert ratio_interval(one, two) == ratio_interval(one, two)
     assert ratio_interval(one, two) != ratio_interval(one, two, seed=1)
+
+
+RUN = Path(__file__).parent.parent / "results/h200/20261121T095406Z-rcm-seed-h200"
+
+
+def drawn(top: list[list[int]], bottom: list[list[int]], draws: int = 1000) -> Interval:
+    """A bootstrap over the rounds of both, word for word, a draw after another."""
+    top, bottom = ([*blocks] for blocks in zip(*zip(top, bottom, strict=False), strict=True))
+    picks = np.random.default_rng(0).integers(0, len(top), (len(top), draws))
+    ratios = sorted(
+        float(np.median(np.concatenate([top[n] for n in draw])))
+        / float(np.median(np.concatenate([bottom[n] for n in draw])))
+        for draw in picks.T
+    )
+    mid = median(chain(*top)) / median(chain(*bottom))
+    cut = draws // 40
+    return Interval(mid, min(mid, ratios[cut]), max(mid, ratios[-1 - cut]))
+
+
+def test_the_ratio_of_real_samples_is_the_bootstrap_to_the_last_bit() -> None:
+    timed = [record for record in store.read(RUN) if record.timing and record.timing.blocks_ns]
+    compared = 0
+    for one, other in pairwise(timed):
+        if one.group and one.group == other.group and compared < 6:
+            top, bottom = (times.blocks_ns(each.timing) for each in (one, other) if each.timing)
+            assert ratio_interval(top, bottom) == drawn(top, bottom)
+            compared += 1
+    assert compared == 6
+
+
+@pytest.mark.parametrize("rounds", [12, 40])
+def test_the_ratio_of_uneven_rounds_with_ties_is_the_bootstrap(rounds: int) -> None:
+    rng = random.Random(rounds)
+    top, bottom = (
+        [[rng.randint(90, 99 + n) for _ in range(rng.randint(1, 9))] for n in range(rounds)]
+        for _ in range(2)
+    )
+    assert ratio_interval(top, bottom) == drawn(top, bottom)
+
+
+def test_few_rounds_draw_the_same_single_samples_as_ever() -> None:
+    found = ratio_interval([[10, 12, 11], [9, 13, 10]], [[5, 6, 7], [6, 5, 4, 5]])
+    assert found == Interval(mid=2.1, lo=1.5833333333333333, hi=2.4)
 
 
 def test_one_round_resamples_inside_itself() -> None:

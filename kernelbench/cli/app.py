@@ -42,7 +42,7 @@ app = typer.Typer(
     help="Is this fused GPU kernel right, how much faster is it, and why?",
 )
 cache_app = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache", help="Show or clear the configs that `--tune` found.")
+app.add_typer(cache_app, name="cache", help="Show or clear tuned configs and derived figures.")
 
 
 def _version(value: bool) -> None:

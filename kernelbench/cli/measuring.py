@@ -154,18 +154,27 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @cache_app.callback()
 def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Show where the configs that `--tune` found are kept, and how many there are."""
+    """Show what is kept and where: the configs that `--tune` found, and figures that `report`
+    derived from runs."""
     if ctx.invoked_subcommand is None:
         from kernelbench.measure.tune import cache_dir, cached_files
+        from kernelbench.report import kept
 
         count, folder = len(cached_files()), str(cache_dir())
-        facts = json.dumps({"folder": folder, "configs": count})
-        typer.echo(facts if as_json else f"{count} tuned configs in {folder}")
+        reports, below = len(kept.files()), str(kept.folder())
+        if as_json:
+            facts = {"folder": folder, "configs": count, "reports": below, "derived": reports}
+            typer.echo(json.dumps(facts))
+        else:
+            typer.echo(f"{count} tuned configs in {folder}")
+            typer.echo(f"{reports} runs' derived figures in {below}")
 
 
 @cache_app.command()
 def clear() -> None:
-    """Forget every tuned config."""
+    """Forget every tuned config, and every figure that `report` derived."""
     from kernelbench.measure.tune import clear as forget
+    from kernelbench.report import kept
 
     typer.echo(f"{forget()} tuned configs forgotten")
+    typer.echo(f"{kept.clear()} runs' derived figures forgotten")

@@ -31,7 +31,8 @@ def report(
         str,
         typer.Option(
             "--tables",
-            help="cases, documents, memory, scaling, launch, breakeven, environment; or all.",
+            help="cases, documents, memory, scaling, launch, breakeven, environment, profiles; or "
+            "all.",
         ),
     ] = "",
     claims: Annotated[

@@ -262,10 +262,12 @@ def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str)
     with canvas(height, left=left, right=104, top=2, bottom=32) as (figure, axes):
         axes.set_ylim(height - _FOOT, 0)
         reach = max(0.1, *(abs(ratio - 1) for ratio in ratios)) * 1.1
-        axes.set_xlim(min(1 - 0.1 * reach, *(r - 0.1 * reach for r in ratios)), 1 + reach)
+        left_end = min(1 - 0.1 * reach, *(r - 0.1 * reach for r in ratios))
+        axes.set_xlim(left_end, 1 + reach)
         _bare(axes)
         share = audit.AUDIT_PCT / 100
-        axes.axvspan(1 - share, 1 + share, color=code("--band"), linewidth=0, zorder=0.5)
+        ends = max(1 - share, left_end), 1 + share  # nothing clips it
+        axes.axvspan(*ends, color=code("--band"), linewidth=0, zorder=0.5)
         axes.axvline(1, color=code("--muted"), linewidth=1, zorder=0.55)
         y = 0.0
         for case in cases:

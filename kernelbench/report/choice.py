@@ -44,14 +44,18 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
-    """Exactly the tables that were named. Where none was: a line a provider where that is short,
-    else a line a case; then what profilers saw, and which runs these are if they are several."""
+    """Exactly the tables that were named, and which of them are empty. Where none was: a line a
+    provider where that is short, else a line a case; then what profilers saw, and which runs these
+    are if they are several."""
     runs = list(sheets.runs(given)) if given.short else []
     if names:
         kinds = chosen(names)
-        found = [s for kind, make in KINDS.items() if kind in kinds for s in _filled(make, given)]
+        made = {kind: _filled(make, given) for kind, make in KINDS.items() if kind in kinds}
+        found = [sheet for each in made.values() for sheet in each]
         cases = frame if "cases" in kinds else frame[:0]
-        note = NOTE if "documents" in kinds else ""
+        note = NOTE if made.get("documents") else ""
+        if empty := [kind for kind, each in made.items() if kind in names and not each]:
+            note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
         return Choice(cases, [*found, *runs], "profiles" in kinds, note)
     keys = frame["family"] + "\n" + frame["mode"] + "\n" + frame["dtype"]
     short = keys.isin(_summed_up(given.rows))

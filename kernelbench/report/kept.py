@@ -1,12 +1,13 @@
 """What a run's records come to, kept between reports: the intervals take most of a report's time.
 
 Kept in the user's cache folder, by a hash of the records, of the code that derives figures from
-them, and of what speedups are against: what has changed is derived anew. A cache that cannot be
-read or written costs time, nothing else.
+them, of the versions of Python and numpy, and of what speedups are against: what has changed is
+derived anew. A cache that cannot be read or written costs time, nothing else.
 """
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from numpy import __version__ as numpy_version
 
 from kernelbench import metrics, store
 from kernelbench.spec import migrations
@@ -41,10 +43,23 @@ def folder() -> Path:
     return platformdirs.user_cache_path("kernelbench", appauthor=False) / "derived"
 
 
+def files() -> list[Path]:
+    return sorted(folder().glob("*.json"))
+
+
+def clear() -> int:
+    """Forget all that is kept; how many files that were."""
+    found = files()
+    for file in found:
+        file.unlink(missing_ok=True)
+    return len(found)
+
+
 def derived(run: Path, against: str = "") -> Derived:
     """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
     content = b"\n".join(store.lines(run, store.RECORDS))
-    words = json.dumps([str(run), against, _code(), sorted(migrations.RECORDS)])
+    versions = [sys.version, numpy_version]  # they draw and round
+    words = json.dumps([str(run), against, _code(), versions, sorted(migrations.RECORDS)])
     kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
         return Derived(**json.loads(kept.read_bytes()))
@@ -77,6 +92,6 @@ def _keep(path: Path, found: Derived) -> None:
         part = path.with_name(f"{path.name}.part")
         part.write_text(json.dumps(asdict(found)), encoding="utf-8")
         part.replace(path)
-        every = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
+        every = sorted(files(), key=lambda each: each.stat().st_mtime)
         for old in every[:-MOST]:
             old.unlink()

@@ -86,17 +86,19 @@ _COLUMNS = {
 
 
 def render(measured: Sequence[Measured], console: Console) -> None:
-    """Print a table for each tool, GPU, family and case, below it what became of the others."""
+    """Print a table for each tool, GPU, family, case and run, below it what became of the others.
+    Where there are several runs, titles name theirs."""
     groups: dict[tuple[str, ...], list[Measured]] = {}
     for one in measured:
-        groups.setdefault((one.tool, one.gpu, one.family, one.case), []).append(one)
+        groups.setdefault((one.tool, one.gpu, one.family, one.case, one.run_id), []).append(one)
+    several = len({one.run_id for one in measured}) > 1
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
         for part in groups.values():
             good = [one for one in part if one.status is Status.ok]
             good.sort(key=lambda one: one.role is not Role.baseline)
-            console.print(_title(part), style="bold", highlight=False, soft_wrap=True)
+            console.print(_title(part, several), style="bold", highlight=False, soft_wrap=True)
             if good:
                 make = _operators if good[0].tool is Tool.torch else _table
                 console.print(make(good))
@@ -116,10 +118,11 @@ def render(measured: Sequence[Measured], console: Console) -> None:
         console.width = narrow
 
 
-def _title(measured: Sequence[Measured]) -> str:
+def _title(measured: Sequence[Measured], several_runs: bool) -> str:
     one = measured[0]
+    run = f" · {one.run_id}" if several_runs else ""
     versions = ", ".join(sorted({each.tool_version for each in measured}))
-    return f"{one.family} · {one.case} · {one.tool} {versions} · {one.gpu}"
+    return f"{one.family} · {one.case} · {one.tool} {versions} · {one.gpu}{run}"
 
 
 def _table(measured: Sequence[Measured]) -> Table:

@@ -30,6 +30,7 @@ from kernelbench.spec import RunRecord
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LABEL = 0.2  # of the width, what the name of the slope needs on its left
 SWEPT = 3  # values of an axis make a curve
 NEAR = 30  # how far right of the last point the ridge is still drawn
 
@@ -132,8 +133,8 @@ def _share(point: tuple[float, float], gbps: float, tops: Mapping[str, float]) -
 
 
 def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, high: float) -> None:
-    """The slope of the memory, unless it is left of all that is shown, and a plateau for each
-    precision."""
+    """The slope of the memory, unless it is left of all that is shown, named where there is room;
+    and a plateau for each precision."""
     most = max(tops.values(), default=math.inf)
     end = min(high, most * 1e3 / gbps)
     if end > low:
@@ -141,10 +142,11 @@ def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, hi
             [low, end], [low * gbps / 1e3, end * gbps / 1e3], color=code("--ink"), linewidth=1.2
         )
         middle = math.sqrt(low * end)
-        axes.annotate(
-            f"HBM {digits(gbps / 1e3)} TB/s", (middle, middle * gbps / 1e3), (-6, 6),
-            textcoords="offset points", ha="right", fontsize=SMALL,
-        )  # fmt: skip
+        if math.log(middle / low) > LABEL * math.log(high / low):
+            axes.annotate(
+                f"HBM {digits(gbps / 1e3)} TB/s", (middle, middle * gbps / 1e3), (-6, 6),
+                textcoords="offset points", ha="right", fontsize=SMALL,
+            )  # fmt: skip
     for name, rate in tops.items():
         axes.plot(
             [max(low, rate * 1e3 / gbps), high], [rate, rate], color=code("--ink"), linewidth=1.2

@@ -10,7 +10,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from kernelbench.report.tables import figures, short_time, within_noise
+from kernelbench.report.tables import figures, fold, short_time, within_noise
 from kernelbench.spec import Measured
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator
     for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
         cut = sheet.last_left and number == len(row) - 1 and cell_len(cell) > width
         lines = [f"{cell[: width - 1]}…"] if cut else cell.split("\n")
-        cells.append([part for line in lines for part in chop_cells(line, width) or [""]])
+        whole = (part for line in lines for part in fold(line, width).split("\n"))
+        cells.append([part for line in whole for part in chop_cells(line, width) or [""]])
     high = max(map(len, cells))
     for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
         missing = [""] * (high - len(lines))
@@ -117,13 +118,15 @@ def _aligned(text: str, width: int, *, left: bool) -> str:
 
 
 def _widths(sheet: Sheet, width: int) -> list[int]:
-    """Of each column: what it needs; of words less, the last ones first, where that is too much."""
+    """Of each column: what it needs; of words less where that is too much: of labels first, then
+    of configs, then of the others."""
     needed = [
         max(1, *(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows))))
         for n, head in enumerate(sheet.heads)
     ]
     over = sum(needed) + GAP * (len(needed) - 1) - width
-    for number in reversed(range(len(needed))):
+    last = len(needed) - 1
+    for number in (last, *range(last)):
         if over > 0 and sheet.is_word(number):
             least = LEAST_CONFIG if number == 0 else LEAST_WORD
             gained = min(over, max(0, needed[number] - least))
@@ -209,7 +212,8 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
         (str(value), *(cell(value, provider) for provider in providers))
         for value in sorted({row[axis] for row in rows})
     )
-    note = f"time (measured) · {unit} (modelled {'flops' if compute else 'bytes'} over that time)"
+    what = "flops" if compute else "compulsory bytes"
+    note = f"time (measured) · {unit} (modelled {what} over that time)"
     return Sheet(title, (axis, *providers), lines, note)
 
 
@@ -240,23 +244,25 @@ def breakeven(given: Source) -> Iterator[Sheet]:
             if row["role"] != "triton_fused" or theirs is None:
                 return None
             saved = theirs - row["median_us"]
-            calls = math.ceil(row["compile_s"] * 1e6 / saved) if _pays(row, saved) else None
-            counted = "never" if calls is None else f"{calls:,}"
             names = (row["provider"], str(row["best_other"]))
-            return (*names, figures(row["compile_s"]), figures(saved), counted)
+            return (*names, figures(row["compile_s"]), figures(saved), _calls(row, saved))
 
         heads = ("Config", "provider", "best other", "compile\nand tune s", "saved µs\na call",
                  "calls", "")  # fmt: skip
         note = (
             "measured. calls: time to compile and tune over time saved. never: no faster beyond "
-            "noise."
+            "noise. A kernel that an earlier case compiled, or a disk cache held, costs almost "
+            "nothing here."
         )
         yield Sheet(f"{title} · break-even", heads, _by_case(rows, cells), note, 3, True)
 
 
-def _pays(row: Row, saved: float) -> bool:
-    known = not math.isnan(row["compile_s"])
-    return known and saved > 0 and not within_noise(row, "speedup_best")
+def _calls(row: Row, saved: float) -> str:
+    """Nothing where it is not known what compiling took."""
+    if saved <= 0 or within_noise(row, "speedup_best"):
+        return "never"
+    seconds = row["compile_s"]
+    return "" if math.isnan(seconds) else f"{math.ceil(seconds * 1e6 / saved):,}"
 
 
 def runs(given: Source) -> Iterator[Sheet]:

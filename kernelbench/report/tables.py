@@ -249,10 +249,10 @@ def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
     return grid
 
 
-def _fold(name: str, width: int) -> str:
+def fold(name: str, width: int) -> str:
     """A long name over several lines, broken after `_`, `-` and spaces."""
     lines = [""]
-    for piece in re.findall(r"[^_\s-]*[_\s-]?", name):
+    for piece in re.findall(r"[^_\s-]+[_\s-]?|[_\s-]", name):
         if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
@@ -267,7 +267,7 @@ def _add_case(
     for row in rows:
         if row["status"] == "ok":
             style = "bold" if row["role"] == "triton_fused" else ""
-            cells = [_fold(_provider(row), widths[0]), *(c.cell(row) for c in columns[1:])]
+            cells = [fold(_provider(row), widths[0]), *(c.cell(row) for c in columns[1:])]
             grid.add_row(*map(Text, cells), style=style)
     if grid.row_count:
         table.add_row(grid)
@@ -275,7 +275,7 @@ def _add_case(
     answers.add_column(width=widths[0], overflow="fold")
     answers.add_column(overflow="fold")
     for row in rows:
-        name = Text(_fold(_provider(row), widths[0]))
+        name = Text(fold(_provider(row), widths[0]))
         if row["status"] != "ok":
             answers.add_row(name, Text(answer(row), style="yellow"))
         if told := _cosine(row):

@@ -17,6 +17,8 @@ MEASURED_CSV = "measured.csv"
 PROFILES = "profiles"
 MANIFEST = "manifest.json"
 RESULTS_CSV = "results.csv"
+ARCHIVED = ".xz"  # at the end of a name of lines that are kept packed
+KNOWN = {RECORDS, f"{RECORDS}{ARCHIVED}", MANIFEST}  # one of these makes a folder a run
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def history(path: str | Path) -> list[RunRecord]:
 
 def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
     found = lines(path, RECORDS)
-    if not found and not (path / RECORDS).exists():
+    file = path / RECORDS
+    if not found and not file.exists() and not archived(file).exists():
         read_manifest(path)  # a run that has measured nothing yet, or no run
     yield from _parsed(path / RECORDS, found, RunRecord.from_json, problems)
 
@@ -98,7 +101,7 @@ def lines(path: Path, name: str) -> list[bytes]:
 
 def archived(file: Path) -> Path:
     """Where the lines of a run that is kept may be instead: `xz -9 records.jsonl`."""
-    return file.with_name(f"{file.name}.xz")
+    return file.with_name(f"{file.name}{ARCHIVED}")
 
 
 def _parsed(
@@ -123,7 +126,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         if path.is_file():
-            if path.name not in (RECORDS, MANIFEST, RESULTS_CSV):
+            if path.name not in (*KNOWN, RESULTS_CSV):
                 raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
             path = path.parent
         for run in _runs_below(path):
@@ -133,7 +136,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 def _runs_below(path: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(path):
-        if RECORDS in files or MANIFEST in files:
+        if not KNOWN.isdisjoint(files):
             below.clear()
             yield Path(folder)
         below.sort()
