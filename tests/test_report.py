@@ -21,6 +21,7 @@ LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outl
 UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))
 FUSED = (Traffic("x", read=64 * MIB), Traffic("y", write=64 * MIB))
 LOOSE = error("y", 1.2e-2, 5e-2)
+OURS = "rms_norm_triton"
 
 
 def job(case: str = "M4096-N4096-bf16-fwd", scale: float = 1, **facts: Any) -> list[RunRecord]:
@@ -235,6 +236,20 @@ def test_headlines_pool_neither_runs_nor_gpus() -> None:
     text = str(tables.summary(metrics.frame([*faster(2), *second])))
     assert "rms_norm fwd on NVIDIA H200: rms_norm_triton 2.00 ×" in text
     assert "rms_norm fwd on NVIDIA A100: rms_norm_triton 8.00 ×" in text
+
+
+def test_many_headlines_are_lines_of_a_table() -> None:
+    records = [
+        replace(r, run_id=f"run-{n}", group=f"g{n}", timing=timing(46.1 / n) if r.provider == OURS
+                else r.timing)
+        for n in range(1, tables.MOST_HEADLINES + 2)
+        for r in job()[:4]
+    ]  # fmt: skip
+    _, head, *lines = str(tables.summary(metrics.frame(records))).splitlines()
+    assert head == "geometric means against the best other, measured:"
+    assert len(lines) == tables.MOST_HEADLINES + 1
+    assert lines[1].split() == ["rms_norm", "fwd", OURS, "2.00", "×", "run-2", "1", "case"]
+    assert len({line.index("run-") for line in lines}) == 1
 
 
 def test_two_runs_side_by_side_are_told_apart() -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+MOST_HEADLINES = 8  # beyond, they are lines of a table
 WIDTH = 100
 SMOKE = "smoke: a CPU run checks correctness; it says nothing about GPU speed"
 KINDS = (
@@ -314,25 +315,48 @@ def summary(frame: "DataFrame") -> Text:
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
             key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
+    if len(ours) > MOST_HEADLINES:
+        lines.append("geometric means against the best other, measured:")
+        return Text("\n".join([*lines, *_aligned(ours, several=len(gpus) > 1)]))
     for (run, gpu, *what), part in ours.items():
         where = (f" on {gpu}" if len(gpus) > 1 else "", f" in {run}" if len(runs) > 1 else "")
         lines.append(_headline(what, "".join(where), part))
     return Text("\n".join(lines))
 
 
-def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
-    family, mode, provider = what
-    mean = math.exp(sum(math.log(row["speedup_best"]) for row in rows) / len(rows))
+def _aligned(ours: Mapping[tuple[str, ...], Sequence[Row]], several: bool) -> list[str]:
+    """A line a family, mode, kernel and run, those of one kernel together."""
+    cells = [
+        (family, mode, provider, f"{figures(_mean(part))} ×",
+         f"{run} on {gpu}" if several else run, _counted(part))
+        for (run, gpu, family, mode, provider), part in ours.items()
+    ]  # fmt: skip
+    cells.sort(key=lambda line: (line[:3], line[4]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return math.exp(sum(math.log(row["speedup_best"]) for row in rows) / len(rows))
+
+
+def _counted(rows: Sequence[Row]) -> str:
     equal = sum(within_noise(row, "speedup_best") for row in rows)
     doubtful = sum(bool(row["flags"]) for row in rows)
     notes = [
-        f"geometric mean of {len(rows)} case{'s' * (len(rows) != 1)}, measured",
+        f"{len(rows)} case{'s' * (len(rows) != 1)}",
         f"{equal} within noise" if equal else "",
         f"{doubtful} flagged" if doubtful else "",
     ]
+    return ", ".join(filter(None, notes))
+
+
+def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
+    family, mode, provider = what
+    cases, *notes = _counted(rows).split(", ")
     return (
-        f"{family} {mode}{where}: {provider} {figures(mean)} × the best other "
-        f"({', '.join(note for note in notes if note)})"
+        f"{family} {mode}{where}: {provider} {figures(_mean(rows))} × the best other "
+        f"({', '.join([f'geometric mean of {cases}, measured', *notes])})"
     )
 
 
