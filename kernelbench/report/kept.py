@@ -57,13 +57,14 @@ def clear() -> int:
 
 def derived(run: Path, against: str = "") -> Derived:
     """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
-    content = b"\n".join(store.lines(run, store.RECORDS))
+    lines = store.lines(run, store.RECORDS)
+    content = b"\n".join(lines)
     versions = [sys.version, numpy_version]  # they draw and round
     words = json.dumps([str(run), against, _code(), versions, sorted(migrations.RECORDS)])
     kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
         return Derived(**json.loads(kept.read_bytes()))
-    records, problems = store.read_with_problems(run)
+    records, problems = store.read_with_problems(run, lines)
     found = Derived(metrics.rows_of(records, against), problems, _older(content))
     if found.rows:
         _keep(kept, found)

@@ -46,13 +46,16 @@ def read(path: str | Path) -> list[RunRecord]:
     return read_with_problems(path)[0]
 
 
-def read_with_problems(path: str | Path) -> tuple[list[RunRecord], list[str]]:
+def read_with_problems(
+    path: str | Path, found: Sequence[bytes] | None = None
+) -> tuple[list[RunRecord], list[str]]:
     """`read`, and a message for every whole line that is no record of this schema.
 
+    found: the run's lines, where they have been read already: a run that goes on gains some.
     Raises KernelbenchError for a folder that holds no run.
     """
     problems: list[str] = []
-    current = {record.key: record for record in _scan(Path(path), problems)}
+    current = {record.key: record for record in _scan(Path(path), problems, found)}
     return list(current.values()), problems
 
 
@@ -72,8 +75,10 @@ def history(path: str | Path) -> list[RunRecord]:
     return list(_scan(Path(path), []))
 
 
-def _scan(path: Path, problems: list[str]) -> Iterator[RunRecord]:
-    found = lines(path, RECORDS)
+def _scan(
+    path: Path, problems: list[str], found: Sequence[bytes] | None = None
+) -> Iterator[RunRecord]:
+    found = lines(path, RECORDS) if found is None else found
     file = path / RECORDS
     if not found and not file.exists() and not archived(file).exists():
         read_manifest(path)  # a run that has measured nothing yet, or no run
