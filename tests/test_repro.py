@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ RAN = [
 def test_the_script_runs_alone_and_finds_the_provider_right(
     tmp_path: Path, family: str, provider: str
 ) -> None:
+    if provider == "triton_fused" and metadata.version("triton") < "3.7":
+        pytest.skip("the interpreter of Triton 3.6 fails on a NumPy of today")
     record = made(family, provider)
     script = script_of(record, [record], FAMILIES[family])
     done = run_alone(script, tmp_path)

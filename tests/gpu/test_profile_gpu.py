@@ -1,5 +1,6 @@
 """What hardware counters say of a provider's calls, where a GPU and its counters are to be had."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def profiled(tmp_path: Path, *options: str) -> dict[tuple[str, str], Measured]:
     found, problems = store.read_measured(run)
     assert not problems
     return {(one.mode, one.provider): one for one in found}
+
+
+@pytest.fixture(autouse=True)
+def room() -> None:
+    """The profiled processes need memory that other tests left in this one's cache."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def counters() -> str:
