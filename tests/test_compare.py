@@ -208,6 +208,12 @@ def test_one_broken_run_of_several_is_broken() -> None:
     found = compare(side("a", job()), side("b", job(), [base, crashed], job()))
     assert row(found).verdict is Verdict.broken
     assert row(found).why == "1 of 3 runs: crashed: gone"
+    bad = [base, crashed]
+    found = compare(side("a", job(), bad, job()), side("b", bad, bad))
+    assert row(found).verdict is Verdict.broken
+    assert row(found).why == "crashed: gone, before 1 of 3 runs"
+    found = compare(side("a", bad, bad), side("b", job(), bad))
+    assert row(found).verdict is Verdict.bad
 
 
 def test_ungated_times_and_other_work_are_not_judged() -> None:

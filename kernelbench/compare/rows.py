@@ -18,7 +18,7 @@ class Verdict(StrEnum):
     faster = "FASTER"
     same = "SAME"  # the whole 95 % interval lies within the limit
     unsure = "UNSURE"  # neither
-    broken = "BROKEN"  # it was right, and now it is wrong, or does not run
+    broken = "BROKEN"  # it was right, or more often, and now it is wrong, or does not run
     fixed = "FIXED"  # the other way round
     bad = "BAD"  # on both sides
     new = "NEW"

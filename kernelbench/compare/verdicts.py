@@ -119,12 +119,14 @@ def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Verdict | No
         return Verdict.new, _told(bad_b or [r for r in a if r.reason])
     if not ran_b:
         return Verdict.gone, _told(b)
-    if bad_a and bad_b:
-        return Verdict.bad, _told(bad_b)
-    if bad_a or bad_b:
-        bad, ran = (bad_a, ran_a) if bad_a else (bad_b, ran_b)
-        some = f"{len(bad)} of {len(ran)} runs: " if len(bad) < len(ran) else ""
-        return (Verdict.fixed if bad_a else Verdict.broken), some + _told(bad)
+    if bad_b:
+        worse = len(bad_b) * len(ran_a) > len(bad_a) * len(ran_b)  # a larger share of the runs
+        some = f"{len(bad_b)} of {len(ran_b)} runs: " if len(bad_b) < len(ran_b) else ""
+        before = f", before {len(bad_a)} of {len(ran_a)} runs" if worse and bad_a else ""
+        return (Verdict.broken if worse else Verdict.bad), some + _told(bad_b) + before
+    if bad_a:
+        some = f"{len(bad_a)} of {len(ran_a)} runs: " if len(bad_a) < len(ran_a) else ""
+        return Verdict.fixed, some + _told(bad_a)
     works = [{(r.flops, r.read_bytes, r.write_bytes) for r in side} for side in (ran_a, ran_b)]
     if works[0] != works[1]:
         return Verdict.unjudged, "its case states other work (flops or bytes) than before"
