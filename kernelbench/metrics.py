@@ -344,6 +344,11 @@ def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return json_of(frame(records))
 
 
+def dicts(table: "DataFrame") -> list[dict[str, Any]]:
+    """The rows of a `frame`, by the names of its columns."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
 def json_of(table: "DataFrame") -> list[dict[str, Any]]:
     """The rows of a `frame` for strict JSON: floats in full, null where a number does not apply,
     and the text "inf" for what JSON has no number for."""

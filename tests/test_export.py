@@ -244,6 +244,8 @@ def test_html_is_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     asked: list[Any] = []
 
     def render(records: Any, measured: Any, manifests: Any, **more: Any) -> str:
+        frame = more.pop("frame")
+        assert [*frame["provider"]] == [record.provider for record in records]
         asked.append((len(records), list(measured), list(manifests), more))
         return "<html>"
 

@@ -12,6 +12,7 @@ import pytest
 from page_run import MANIFEST, Seen, case, counted, noisy, sweep
 from test_metrics import error, ours, record, timing
 
+from kernelbench import metrics
 from kernelbench.report import cases, headline, page
 from kernelbench.report.bars import margin
 from kernelbench.report.figures import looks
@@ -275,6 +276,13 @@ def test_means_are_of_a_family_and_mode_alone() -> None:
     ]
     assert rows[0][3] == "1.33" and rows[0][5] == "4.00"  # liger's thirds, the baseline's quarter
     assert rows[0][7:] == ["4", "4 faster"] and rows[2][7] == "1"
+
+
+def test_figures_that_are_there_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = sweep()
+    frame, derived = metrics.frame(records), render(records)
+    monkeypatch.setattr(metrics, "rows_of", None)
+    assert render(records, frame=frame) == derived
 
 
 def test_problems_come_first() -> None:

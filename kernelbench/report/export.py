@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import metrics
 from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def known(target: str) -> str:
 
 def timed_rows(frame: "DataFrame") -> list[Row]:
     """The rows of right providers that have a time of a GPU."""
-    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    rows = metrics.dicts(frame)
     return [row for row in rows if row["status"] == "ok" and row["timer"] == "gated"]
 
 

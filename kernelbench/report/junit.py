@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import metrics
 from kernelbench.spec import Status
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def junit(frame: "DataFrame") -> str:
     """One suite a run, one case a record. Its `time` is the median of a call in seconds."""
     runs: dict[str, list[Row]] = {}
-    for row in frame.to_dict("records"):
-        runs.setdefault(str(row["run_id"]), []).append({str(k): v for k, v in row.items()})
+    for row in metrics.dicts(frame):
+        runs.setdefault(str(row["run_id"]), []).append(row)
     root = ET.Element("testsuites", name="kernelbench")
     for run, rows in runs.items():
         _suite(root, run, rows)

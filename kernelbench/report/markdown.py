@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import metrics
 from kernelbench.report import tables
 from kernelbench.report.choice import Choice
 from kernelbench.report.documents import untimed
@@ -32,7 +33,7 @@ def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
 
 def _cases(frame: "DataFrame", against: str) -> Iterator[str]:
     """A table a family, mode, dtype and GPU, a line a provider; a smoke run has one a family."""
-    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    rows = metrics.dicts(frame)
     smoke = tables.smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
 from kernelbench.report import bars, charts, environment, headline, roofline, tables
@@ -26,6 +26,9 @@ from kernelbench.spec import (
     UsageError,
     suggest,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
@@ -90,12 +93,14 @@ def render(
     manifests: Manifests,
     *,
     baseline: str | None = None,
+    frame: "DataFrame | None" = None,
     title: str = TITLE,
 ) -> str:
     """The page as HTML. The same arguments give the same text.
 
     manifests: of each run, by its id; a run without one says so.
     baseline: the provider that speedups are against; without it each family's own baseline.
+    frame: `metrics.frame` of these records against that baseline, where there is one already.
     title: of the browser's tab, to tell pages apart.
     Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
     that no record is of.
@@ -105,7 +110,7 @@ def render(
     providers = dict.fromkeys(record.provider for record in records)
     if baseline and records and baseline not in providers:
         raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
-    rows = _rows(records, baseline)
+    rows = _rows(records, baseline, frame)
     names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
     runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
     known = {run: manifests.get(run) or {} for run in runs}
@@ -158,9 +163,9 @@ def _asset(name: str) -> str:
         ) from None
 
 
-def _rows(records: Sequence[RunRecord], baseline: str) -> list[Row]:
+def _rows(records: Sequence[RunRecord], baseline: str, frame: "DataFrame | None") -> list[Row]:
     """Rows of the frame, each with its record and whether its machine has no GPU."""
-    found: list[dict[Any, Any]] = metrics.frame(records, baseline).to_dict("records")
+    found = metrics.dicts(metrics.frame(records, baseline) if frame is None else frame)
     smoke = {row["run_id"] for row in found if row["timer"] == "host"}
     return [
         {**row, "record": record, "smoke": record.run_id in smoke}

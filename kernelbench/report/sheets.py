@@ -10,6 +10,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from kernelbench import metrics
 from kernelbench.report.tables import figures, fold, short_time, within_noise
 from kernelbench.spec import Measured
 
@@ -81,7 +82,7 @@ def source(
     against: str = "",
 ) -> Source:
     """axes: the columns of the frame that are axes."""
-    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    rows = metrics.dicts(frame)
     return Source(rows, measured, manifests or {}, axes, against)
 
 

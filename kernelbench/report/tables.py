@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kernelbench import metrics
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -157,7 +159,7 @@ def run_tables(frame: "DataFrame", width: int = WIDTH, against: str = "") -> lis
     width: columns to stay within; what does not fit folds provider names, never numbers.
     against: the provider that speedups hold up instead of the baseline.
     """
-    rows = _rows(frame)
+    rows = metrics.dicts(frame)
     smoke = smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -179,10 +181,6 @@ def columns_of(smoke: bool, against: str = "") -> tuple[_Column, ...]:
     head = f"× {against}\n[95% interval]"
     renamed = (replace(c, head=head) if against and c.cell is _speedup else c for c in _SPEED)
     return tuple(renamed)
-
-
-def _rows(frame: "DataFrame") -> list[Row]:
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def smoke_machines(rows: Sequence[Row]) -> set[str]:
@@ -301,7 +299,7 @@ def summary(frame: "DataFrame") -> Text:
 
     Runs and GPUs are never pooled: where there are several, each headline names its own.
     """
-    rows = _rows(frame)
+    rows = metrics.dicts(frame)
     statuses = Counter(str(row["status"]) for row in rows)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     plural = "s" if len(rows) != 1 else ""

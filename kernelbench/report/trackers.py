@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import metrics
 from kernelbench.report.export import METRICS, selected, timed_rows
 from kernelbench.spec import KernelbenchError
 
@@ -65,7 +66,7 @@ def _wandb(
         dir=str(folder),
         reinit="finish_previous",
     )
-    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    rows = metrics.dicts(frame)
     best = selected(timed_rows(frame))
     run.log(
         {

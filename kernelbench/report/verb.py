@@ -84,6 +84,7 @@ class _Report:
             self.found.measured,
             self.found.manifests,
             baseline=self.wanted.baseline or None,
+            frame=self.frame,
             title=f"kernelbench: {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}",
         )
 

@@ -124,7 +124,7 @@ def _expected(record: RunRecord, group: Sequence[RunRecord]) -> str:
     """The recorded time in words; nothing where there is none."""
     if not metrics.timed(record):
         return ""
-    rows = metrics.frame([r for r in group if r.run_id == record.run_id]).to_dict("records")
+    rows = metrics.dicts(metrics.frame([r for r in group if r.run_id == record.run_id]))
     row = next(r for r in rows if r["provider"] == record.provider)
     text = (
         f"median {row['median_us']:.4g} µs, 95 % [{row['lo_us']:.4g}, {row['hi_us']:.4g}] µs on "
