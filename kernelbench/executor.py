@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
     "from kernelbench.worker import serve; serve()"
 )
+GLANCE_MS = 100  # between two looks at a process whose end the system does not announce
 REFUSALS = {"NoGPUError": NoGPUError, "UsageError": UsageError}
 
 
@@ -67,10 +69,25 @@ class Worker:
         threading.Thread(target=self._listen, args=(event_read,), daemon=True).start()
 
     def _listen(self, event_read: int) -> None:
-        with os.fdopen(event_read, encoding="utf-8", errors="replace") as events:
-            for line in events:
-                if line.endswith("\n"):  # a line cut short by a crash is no event
-                    self._events.put(json.loads(line))
+        """Every whole line becomes an event; None follows the last one when the worker has ended.
+
+        The pipe alone does not tell the end: a child that a provider forked holds it open.
+        """
+        os.set_blocking(event_read, False)
+        with _end_of(self._process) as end, os.fdopen(event_read, "rb", buffering=0) as events:
+            poll = select.poll()
+            poll.register(events, select.POLLIN)
+            if end is not None:
+                poll.register(end, select.POLLIN)
+            cut, over = b"", False
+            while not over:  # once it has ended, all that it wrote is in the pipe
+                ready = [fd for fd, _ in poll.poll(GLANCE_MS if end is None else None)]
+                over = end in ready if end is not None else self._process.poll() is not None
+                while part := events.read(1 << 16):
+                    *lines, cut = (cut + part).split(b"\n")  # a line cut short is no event
+                    for line in lines:
+                        self._events.put(json.loads(line.decode(errors="replace")))
+                over = over or part is not None
         self._events.put(None)
 
     def send(self, request: Mapping[str, Any]) -> None:
@@ -107,6 +124,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the worker and whatever it started."""
+        if self._requests.closed:  # by an earlier call; its number may be another process's now
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -114,11 +133,13 @@ class Worker:
             self._requests.close()
 
     def _ending(self) -> str:
+        """How it ended; what it started is ended, too."""
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self.kill()
             return "closed its pipe and hung"
+        finally:
+            self.kill()
         if code >= 0:
             return f"exited with code {code}"
         name = signal.Signals(-code).name
@@ -132,6 +153,20 @@ class Worker:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _end_of(process: "subprocess.Popen[bytes]") -> Iterator[int | None]:
+    """A file descriptor that can be read when the process has ended; None where there is none."""
+    try:
+        end = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not Linux, or forbidden in this container
+        yield None
+        return
+    try:
+        yield end
+    finally:
+        os.close(end)
 
 
 def start(

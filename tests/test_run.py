@@ -57,7 +57,7 @@ def console():
 
 
 def test_every_way_to_fall_is_a_record(tmp_path, console):
-    everyone = "plain, again, exits, segfaults, hangs, raises, oom, wrong, absent"
+    everyone = "plain, again, exits, segfaults, forks, hangs, raises, oom, wrong, absent"
     code, folder = go(suite(tmp_path, everyone), tmp_path / "out", console, timeout=15)
     records = {record.provider: record for record in store.read(folder)}
     assert {name: record.status.value for name, record in records.items()} == {
@@ -65,6 +65,7 @@ def test_every_way_to_fall_is_a_record(tmp_path, console):
         "again": "ok",
         "exits": "crashed",
         "segfaults": "crashed",
+        "forks": "crashed",
         "hangs": "timeout",
         "raises": "failed",
         "oom": "oom",
@@ -74,13 +75,14 @@ def test_every_way_to_fall_is_a_record(tmp_path, console):
     assert code == 1
     assert "exited with code 7" in records["exits"].reason
     assert "SIGSEGV" in records["segfaults"].reason
+    assert "SIGKILL" in records["forks"].reason  # and not the timeout, while its children live
     assert "nothing happened for 15 s" in records["hangs"].reason
     assert "this provider always raises" in records["raises"].reason
     assert "error 0.01" in records["wrong"].reason and "budget" in records["wrong"].reason
     assert "no_such_module" in records["absent"].reason
     assert records["plain"].group == records["again"].group != ""  # measured together
     assert records["wrong"].timing is None
-    assert len(store.history(folder)) == 9  # nothing was recorded twice
+    assert len(store.history(folder)) == 10  # nothing was recorded twice
     assert "Segmentation fault" in (folder / "worker.log").read_text()
     assert not list((tmp_path / "out").glob(".worker*"))
 
@@ -109,9 +111,11 @@ def test_family_code_that_raises_is_a_failure_not_a_crash(tmp_path, console):
     _, folder = go(suite(tmp_path, "plain, picky", sizes="8, 13"), tmp_path / "out", console)
     found = {(r.case, r.provider): (r.status.value, r.reason) for r in store.read(folder)}
     assert found["n8-fp32-fwd", "plain"] == ("ok", "")
-    assert found["n8-fp32-fwd", "picky"] == ("failed", "LookupError: cannot say")
-    unknown = ("failed", "ArithmeticError: the cost of 13 is not known")
-    assert found["n13-fp32-fwd", "plain"] == unknown
+    status, reason = found["n8-fp32-fwd", "picky"]
+    assert status == "failed" and reason.startswith("LookupError: cannot say (falls.py:")
+    status, reason = found["n13-fp32-fwd", "plain"]
+    unknown = "falls: cost raised ArithmeticError: the cost of 13 is not known (falls.py:"
+    assert status == "failed" and unknown in reason
 
 
 def test_a_death_while_nobody_is_at_work_is_tried_again(tmp_path, console):

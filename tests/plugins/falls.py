@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -60,6 +61,16 @@ def leaves_a_thread_behind():
     threading.Timer(1.5, os._exit, [9]).start()
 
 
+def forks_and_dies():
+    for apart in (False, True):  # as data loaders do; they hold what this process holds
+        if not os.fork():
+            if apart:
+                os.setsid()
+            time.sleep(30)
+            os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def cost(case):
     if case.n == 13:
         raise ArithmeticError("the cost of 13 is not known")
@@ -89,6 +100,7 @@ FAMILY = Family(
         Provider("again", Role.torch_fused, double),
         Provider("exits", Role.peer, falls(lambda: os._exit(7))),
         Provider("segfaults", Role.peer, falls(lambda: ctypes.string_at(0))),
+        Provider("forks", Role.peer, falls(forks_and_dies)),
         Provider("hangs", Role.peer, falls(lambda: time.sleep(600))),
         Provider("raises", Role.peer, falls(fails)),
         Provider("oom", Role.peer, falls(runs_out)),
