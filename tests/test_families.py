@@ -20,10 +20,10 @@ from kernelbench.families.rms_norm import RMSNormCase
 from kernelbench.families.rotary import RotaryCase
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.inputs import Draw
 from kernelbench.measure.job import JobRun, Request, Session
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock, HostClock
-from kernelbench.measure.workload import Draw
 from kernelbench.spec import (
     Case,
     Context,
@@ -79,7 +79,10 @@ def session(device: str) -> Session:
 
 
 def checked(
-    family: Family[Any], case: Case, provider: Provider[Any], session: Session
+    family: Family[Any],
+    case: Case,
+    provider: Provider[Any],
+    session: Session,
 ) -> RunRecord:
     job = Job(family=family.name, case=case, providers=(provider.name,))
     context = Context(run_id="test", gpu=session.device.name, seed=0, source="")
@@ -103,6 +106,11 @@ def test_provider_is_right_or_says_why_not(
         pytest.skip(record.reason)
     assert record.status is Status.ok, f"{record.status}: {record.reason}"
     assert record.errors and all(error.ok for error in record.errors)
+    assert record.trials
+    assert family.trials is not None
+    refused = [trial.refused for trial in family.trials(case).values()]
+    unproven = {trial.unproven for trial in record.trials} - {""}
+    assert unproven <= {*refused, *map(str, provider.promises.values())}
 
 
 def test_a_wrong_provider_is_found_out(session: Session) -> None:
@@ -144,7 +152,7 @@ def test_checks_cover_the_modes_and_the_dtypes(family: Family[Any]) -> None:
 
 def pieces(family: Family[Any], case: Case, inputs: Any) -> dict[str, list[tuple[Any, Any]]]:
     found: dict[str, list[tuple[Any, Any]]] = {}
-    for name, index, right in family.oracle(case, inputs):
+    for name, index, right, *_ in family.oracle(case, inputs):
         found.setdefault(name, []).append((index, right))
     return found
 
@@ -383,11 +391,13 @@ ROW = 'Provider("clone", Role.baseline, build),'
         (("FAMILY = Family(", "FAMILY = dict("), r"no `FAMILY = Family\(…\)`"),
         (('name="copy"', 'name="rms_norm"'), "there is a family 'rms_norm' already"),
         ((ROW, f'{ROW} Provider("b", Role.baseline, build),'), r"got \['clone', 'b'\]"),
+        (("Cost(0, 16, 16)", "Cost(0, 16, 16), grads=1 / 0"), r"by zero \(mine\.py:12\)$"),
+        (("def build", "None.x\ndef build"), r"AttributeError: .*'x' \(mine\.py:7\)$"),
         ((ROW, ""), r"exactly one provider has the role baseline, got \[\]"),
         ((ROW, ROW * 2), "two providers of one name"),
         (("case=Case", "case=dict"), "`case` must be a subclass of Case"),
-        (("def oracle", "def oracle oracle"), "SyntaxError"),
-        (("title=", "titel="), "TypeError: .*titel"),
+        (("def oracle", "def oracle oracle"), r"SyntaxError: .* \(mine\.py:4\)$"),
+        (("title=", "titel="), r"TypeError: .*titel.* \(mine\.py:10\)$"),
         (("import Case, Cost", "import Case, Price, Cost"), "ImportError: .*Price"),
     ],
     ids=lambda value: "" if isinstance(value, tuple) else value,

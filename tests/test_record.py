@@ -71,6 +71,7 @@ made = st.builds(
     axes=st.dictionaries(words, values, min_size=1, max_size=3),
     label=st.text(max_size=9),
     reason=st.text(max_size=40),
+    detail=st.text(max_size=40),
     flags=st.lists(words, max_size=2).map(tuple),
     source=st.text(max_size=9),
     group=st.text(max_size=9),

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kernelbench.raised import words_of
 from kernelbench.spec import Case, Family, Role, UsageError
 
 GROUP = "kernelbench.families"
@@ -61,7 +62,7 @@ def _guarded(origin: str, load: Callable[[], Any]) -> Any:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        raise UsageError(f"{origin}: {type(error).__name__}: {error}") from None
+        raise UsageError(f"{origin}: {words_of(error)}") from None
 
 
 def _module(path: Path) -> ModuleType:

@@ -24,6 +24,7 @@ from kernelbench.spec import (
 )
 
 INT8_ERROR = 0.05  # relative, of the approximate class
+OUTLIERS_ERROR = 0.7  # likewise where one value in 1024 is a hundred times as large
 EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
 
 
@@ -153,6 +154,7 @@ def mutated(case: Any) -> tuple[str, ...]:
 def peers(traffic: Any) -> tuple[Provider[Any], ...]:
     """traffic: of a kernel of attention and one of the skip."""
     approximate: dict[str, Any] = {"accuracy": Accuracy.approximate, "max_error": INT8_ERROR}
+    approximate["promises"] = {"outliers": OUTLIERS_ERROR}
     eight: dict[str, Any] = approximate | {"precision": EIGHT_BITS, "requires": ("triton",)}
     return (
         Provider(

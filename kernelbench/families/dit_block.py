@@ -8,8 +8,8 @@ fusion may gain is the share of skip and norms in its time.
 """
 
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -21,8 +21,8 @@ from torch.nn.attention import sdpa_kernel
 from kernelbench.families import rcm_layer
 from kernelbench.families._rcm import Function, backends, coefficients, sdpa, slopes, times
 from kernelbench.families._rcm_traffic import layer_traffic, sizes
+from kernelbench.families._rms_norm_traffic import f_rms_norm_passes
 from kernelbench.families.rcm_layer import Piece, RCMLayerCase, through_attention
-from kernelbench.families.rms_norm import f_rms_norm_passes
 from kernelbench.provide import DTYPES, compiled, no_compiler
 from kernelbench.spec import (
     Call,
@@ -35,6 +35,7 @@ from kernelbench.spec import (
     Role,
     Tensors,
     Traffic,
+    Trial,
     axis,
 )
 
@@ -124,7 +125,9 @@ class _Sample:
         y1 = self.c_skip * self.x[rows] + self.c_out * f
         n = _normalise(y1, norm2)
         g, slope = _gelu(n @ w["w_up"].mT + w["b_up"])
-        yield "y", (self.b, rows), y1 + g @ w["w_down"].mT + w["b_down"]
+        mlp = g @ w["w_down"].mT
+        part = self.c_out * (f - w["b_proj"])  # x and the biases pass through
+        yield "y", (self.b, rows), y1 + mlp + w["b_down"], part, mlp
         if self.dy is None:
             return None
         dy = self.dy[rows]
@@ -152,7 +155,7 @@ class _Sample:
             dh, weights = found
             dx, dw_norm = _differentiate_norm(dh, self.x, norm1)
             self.add(w_norm1=dw_norm, **weights)
-            yield "dx", self.b, torch.cat(self.skipped) + dx
+            yield "dx", self.b, torch.cat(self.skipped) + dx, dx
             yield "dt", self.b, self.dt
 
 
@@ -167,6 +170,17 @@ def oracle(case: DiTBlockCase, a: Tensors) -> Iterator[Piece]:
         totals = {name: total + sample.sums[name] for name, total in totals.items()}
     if case.mode is not Mode.fwd:
         yield from ((f"d{name}", ..., total) for name, total in totals.items())
+
+
+def trials(case: DiTBlockCase) -> Mapping[str, Trial]:
+    """As of `rcm_layer`; the MLP's last product is linear, too."""
+    last = ("w_down", "b_down")
+    return {
+        name: replace(trial, scale={**trial.scale, **dict.fromkeys(last, trial.scale["b_proj"])})
+        if "b_proj" in trial.scale
+        else trial
+        for name, trial in rcm_layer.trials(case).items()
+    }
 
 
 def _more(case: DiTBlockCase) -> tuple[int, int, int]:
@@ -302,6 +316,7 @@ FAMILY = Family(
     grads=grads,
     oracle=oracle,
     cost=cost,
+    trials=trials,
     checks=CHECKS,
     providers=(
         Provider(

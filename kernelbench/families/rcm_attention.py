@@ -8,7 +8,7 @@ Consistency Models, 2023 (`cm`); Lu and Song, sCM, 2024, as rCM's denoiser scale
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -42,6 +42,7 @@ from kernelbench.spec import (
     Role,
     Tensors,
     Traffic,
+    Trial,
     axis,
 )
 
@@ -111,7 +112,7 @@ def grads(case: RCMAttentionCase) -> tuple[str, ...]:
     return ("q", "k", "v", "x", "t") if case.skips else ("q", "k", "v")
 
 
-def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
+def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
     """In fp64, a sample at a time and chunks of its query rows, all heads of them.
 
     With P = softmax(q kᵀ/√D), O = P v and dO = c_out·dy: dv = Pᵀ dO, dP = dO vᵀ,
@@ -130,7 +131,8 @@ def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch
             p = probabilities(q[:, rows], k, start, case.causal)
             o = p @ v
             x = a["x"][b, rows].double()
-            yield "y", (b, rows), c_skip[b] * x + c_out[b] * o.transpose(0, 1).flatten(1)
+            part = c_out[b] * o.transpose(0, 1).flatten(1)  # x passes through
+            yield "y", (b, rows), c_skip[b] * x + part, part
             if case.mode is Mode.fwd:
                 continue
             dy = a["grad_y"][b, rows].double()
@@ -146,6 +148,26 @@ def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[str, Any, torch
             yield "dk", b, dk.transpose(0, 1)
             yield "dv", b, dv.transpose(0, 1)
             yield "dt", b, dt
+
+
+def trials(case: RCMAttentionCase) -> Mapping[str, Trial]:
+    """y is linear in v and x together. q and k keep their size: with larger scores the softmax
+    picks one key, and how they are rounded decides which; outliers do the same to fp32.
+    dt is a sum that cancels where x or v alone differ from what dy was drawn for, and one that
+    fp16 cannot hold where both are large."""
+    linear = ("v", "x") if case.skips else ("v",)
+    loses = "scores of 10⁴ leave fp32 too few digits for its budget"
+    exact, narrow = case.dtype in (DType.fp32, DType.tf32), case.dtype is DType.fp16
+    # One-hot rows of a softmax: dq and dk cancel to nothing, and rounding is what is left.
+    spread = ("q", "k", *linear) if case.mode is Mode.fwd else linear
+    found = {
+        "small": Trial(dict.fromkeys(linear, 2.0**-4 if narrow else 2.0**-10)),
+        "large": Trial(dict.fromkeys(linear, 2.0**6), apart=("dt",) if narrow else ()),
+        "outliers": Trial(refused=loses) if exact else Trial(outliers=spread, apart=("dt",)),
+    }
+    if case.skips:
+        found["amplified"] = Trial({"x": 2.0**-10}, apart=("dt",))
+    return found
 
 
 def cost(case: RCMAttentionCase) -> Cost:
@@ -281,13 +303,21 @@ FAMILY = Family(
     grads=grads,
     oracle=oracle,
     cost=cost,
+    trials=trials,
     checks=CHECKS,
     providers=(
         _provider("baseline", Role.baseline, baseline, "eager"),
         _provider("torch_fused", Role.torch_fused, torch_fused, "kernel", unsupported=no_compiler),
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel"),
-        Provider("naive", Role.ablation, naive, traffic=naive_traffic, unsupported=naive_serves),
+        Provider(
+            "naive",
+            Role.ablation,
+            naive,
+            traffic=naive_traffic,
+            unsupported=naive_serves,
+            promises={"outliers": "scores of 10⁴ are rounded in memory"},
+        ),
         *peers(partial(attention_traffic, "kernel", False)),
     ),
 )

@@ -11,7 +11,7 @@ Song, sCM, 2024 (`trigflow`).
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,12 +46,13 @@ from kernelbench.spec import (
     Provider,
     Role,
     Tensors,
+    Trial,
     axis,
 )
 
 ORACLE_ELEMENTS = 1 << 26  # scores of one chunk: 512 MiB a tensor in fp64
 WEIGHTS = ("w_qkv", "b_qkv", "w_proj", "b_proj")
-Piece = tuple[str, Any, torch.Tensor]
+Piece = tuple[Any, ...]
 Finish = Callable[[slice, torch.Tensor], Generator[Piece, None, torch.Tensor | None]]
 
 
@@ -167,7 +168,8 @@ def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:
         def finish(
             rows: slice, f: torch.Tensor, b: int = b, x: Any = x, dts: Any = dts
         ) -> Generator[Piece, None, torch.Tensor | None]:
-            yield "y", (b, rows), c_skip[b] * x[rows] + c_out[b] * f
+            part = c_out[b] * (f - w["b_proj"])  # x and the bias pass through
+            yield "y", (b, rows), c_skip[b] * x[rows] + c_out[b] * f, part
             if case.mode is Mode.fwd:
                 return None
             dy = a["grad_y"][b, rows].double()
@@ -177,11 +179,23 @@ def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:
 
         found = yield from through_attention(x, w, case.H, finish)
         if found is not None:
-            yield "dx", b, c_skip[b] * a["grad_y"][b].double() + found[0]
+            yield "dx", b, c_skip[b] * a["grad_y"][b].double() + found[0], found[0]
             yield "dt", b, torch.stack(dts).sum()
             totals = {name: total + found[1][name] for name, total in totals.items()}
     if case.mode is not Mode.fwd:
         yield from ((f"d{name}", ..., total) for name, total in totals.items())
+
+
+def trials(case: RCMLayerCase) -> Mapping[str, Trial]:
+    """Scores are quadratic in x, so x keeps its size; what follows the softmax is linear in the
+    projection, which is scaled instead, and has the outliers. dt is a sum that cancels there."""
+    projection = ("w_proj", "b_proj")
+    return {
+        "small": Trial(dict.fromkeys(projection, 2.0**-4), apart=("dt",)),
+        "large": Trial(dict.fromkeys(projection, 2.0**4), apart=("dt",)),
+        "outliers": Trial(outliers=projection, apart=("dt",)),
+        "amplified": Trial({"w_proj": 2.0**6}, apart=("dt",)),
+    }
 
 
 def cost(case: RCMLayerCase) -> Cost:
@@ -331,6 +345,7 @@ FAMILY = Family(
     grads=grads,
     oracle=oracle,
     cost=cost,
+    trials=trials,
     checks=CHECKS,
     providers=(
         _provider("baseline", Role.baseline, baseline, "eager", "eager"),

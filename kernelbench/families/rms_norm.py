@@ -6,16 +6,21 @@ names: `fp32` as F.rms_norm, `llama` as Hugging Face's LlamaRMSNorm, `gemma` wit
 the norm is that of r'. Reference: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
-from math import ceil
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from kernelbench.families._rms_norm_traffic import (
+    compiled_traffic,
+    f_rms_norm_traffic,
+    fused_traffic,
+)
 from kernelbench.provide import compiled, eager_traffic, no_compiler
 from kernelbench.spec import (
     Call,
@@ -30,6 +35,7 @@ from kernelbench.spec import (
     Role,
     Tensors,
     Traffic,
+    Trial,
     axis,
 )
 
@@ -78,7 +84,7 @@ def grads(case: RMSNormCase) -> tuple[str, ...]:
     return ("x", "weight", "residual") if case.residual else ("x", "weight")
 
 
-def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
+def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
     """In fp64, a chunk of rows at a time.
 
     With h = x (+ r), rs = rsqrt(mean(h²) + eps), m = dy·w:
@@ -100,13 +106,35 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tens
         dy = a["grad_y"][rows].double()
         m = dy * w
         dh = rs * m - rs**3 * h * (m * h).mean(-1, keepdim=True)
-        if case.residual:
-            dh = dh + a["grad_r"][rows].double()
-            yield "dresidual", rows, dh
-        yield "dx", rows, dh
+        if case.residual:  # what comes down from r' passes through
+            whole = dh + a["grad_r"][rows].double()
+            yield "dresidual", rows, whole, dh
+            yield "dx", rows, whole, dh
+        else:
+            yield "dx", rows, dh
         dw += (dy * h * rs).sum(0)
     if case.mode is not Mode.fwd:
         yield "dweight", ..., dw
+
+
+def trials(case: RMSNormCase) -> Mapping[str, Trial]:
+    """Scaled down until the mean square is about eps, and up by 256, whose square fp16 lacks."""
+    drawn = ("x", "residual") if case.residual else ("x",)
+    rounds_squares = case.casting is Casting.none and case.dtype is DType.fp16
+    why = "casting=none rounds squares to fp16, which holds none of them well"
+    found = {
+        "small": Trial(dict.fromkeys(drawn, math.sqrt(case.eps) or 2.0**-10)),
+        "large": Trial(dict.fromkeys(drawn, 256.0)),
+        "outliers": Trial(outliers=drawn),
+    }
+    if case.residual and case.mode is not Mode.fwd:  # dx of a large h is small beside grad_r
+        found["large"] = Trial({**found["large"].scale, "grad_r": 1 / 256})
+        found["amplified"] = Trial({"grad_r": 2.0**-10})
+    if case.N == 1:  # y is a sign: its dx is what rounding leaves of a difference
+        found = {name: replace(trial, apart=("dx", "dresidual")) for name, trial in found.items()}
+    if rounds_squares:
+        found |= {name: Trial(refused=why) for name in ("small", "large", "outliers")}
+    return found
 
 
 def _size(case: RMSNormCase) -> int:
@@ -277,85 +305,6 @@ def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
     return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
 
 
-def fused_traffic(
-    case: RMSNormCase, *, bwd_passes: int = 1, add_apart: bool = False
-) -> tuple[Traffic, ...]:
-    """One pass over each tensor forward; `bwd_passes` over what was normalised (x, or the sum r)
-    and dy backward.
-
-    add_apart: kernels of their own add the residual forward, the gradient of r backward.
-    Left out: partial sums of dw, N numbers in fp32 for each program, however many rows there are.
-    """
-    size, w = _size(case), case.N * case.dtype.bytes
-    rstd = 4 * case.M
-    rows: list[Traffic] = []
-    if case.mode is not Mode.bwd:
-        rows += [Traffic("x", read=size), Traffic("weight", read=w), Traffic("y", write=size)]
-        if case.residual:
-            again = size if add_apart else 0
-            rows += [Traffic("residual", read=size), Traffic("r", read=again, write=size)]
-        if case.mode is Mode.full:
-            rows.append(Traffic("rstd", write=rstd))
-    if case.mode is not Mode.fwd:
-        rows += [
-            Traffic("r" if case.residual else "x", read=bwd_passes * size),
-            Traffic("grad_y", read=bwd_passes * size),
-            Traffic("rstd", read=bwd_passes * rstd),
-            Traffic("weight", read=w),
-            Traffic("dx", write=size),
-            Traffic("dweight", write=w),
-        ]
-        if case.residual:
-            rows.append(Traffic("grad_r", read=size))
-        if case.residual and add_apart:
-            rows.append(Traffic("dr, before grad_r is added", read=size, write=size))
-    return tuple(rows)
-
-
-def _partial_rows(M: int, N: int) -> int:
-    """Rows of partial sums of dw that one kernel of Inductor's leaves, which reads h and dy once;
-    0 where it makes two kernels. One (torch's MixOrderReduction) is for at least 4096 rows, twice
-    as many as columns, 5 Mi elements, and at most 16384 columns. A partial sum is of 16 to 128
-    rows, a power of two: about 8 of them for each of an H200's 132 multiprocessors.
-    """
-    if max(4096, 2 * N, ceil((5 << 20) / N)) > M or N > 16384:
-        return 0
-    rows = 1 << (M // (132 * 8)).bit_length() - 1
-    return ceil(M / min(max(rows, 16), 128))
-
-
-def compiled_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """Backward one kernel, then one that sums what it left of dw; or dw in a kernel of its own,
-    which reads h and dy again: see `_partial_rows`. Measured on an H200 at (16384, 8192)."""
-    partial = 4 * case.N * _partial_rows(case.M, case.N)
-    if case.mode is Mode.fwd or not partial:
-        return fused_traffic(case, bwd_passes=2)
-    return (*fused_traffic(case), Traffic("dweight, partial sums", partial, partial))
-
-
-_WIDEST_IN_L2 = 8192  # bytes of a row; measured: 16384 do not stay there
-
-
-def f_rms_norm_passes(N: int, itemsize: int) -> int:
-    """How often F.rms_norm's backward reads h and dy from HBM: for dx, and for dw.
-
-    The kernel of dx reads each row twice. On an H200 16 blocks a multiprocessor hold a row each of
-    h, dy and dx: 99 MiB for 8192 columns of 2 bytes, more than the L2 of 60 MiB, so that dx takes
-    two passes, as measured; half as wide rows are taken to stay in the L2.
-    """
-    return 2 if N * itemsize <= _WIDEST_IN_L2 else 3
-
-
-def f_rms_norm_traffic(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw.
-
-    Forward, one pass over x is a lower bound: it, too, reads a row twice (on an H200 x came from
-    HBM once at N = 4096, 1.73 times at 8192).
-    """
-    passes = f_rms_norm_passes(case.N, case.dtype.bytes)
-    return fused_traffic(case, bwd_passes=passes, add_apart=True)
-
-
 def _check(M: int, N: int, **axes: Any) -> list[RMSNormCase]:
     return [
         RMSNormCase(M=M, N=N, mode=mode, dtype=dtype, **axes)
@@ -383,6 +332,7 @@ FAMILY = Family(
     grads=grads,
     oracle=oracle,
     cost=cost,
+    trials=trials,
     checks=CHECKS,
     providers=(
         Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager),

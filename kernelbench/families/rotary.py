@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, Hq and Hk heads, D head size; q (B,S,Hq,D), k (B,S,
 sin (S,D/2) or (B,S,D/2). Reference: Su et al., RoFormer, 2021.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -28,6 +28,7 @@ from kernelbench.spec import (
     Role,
     Tensors,
     Traffic,
+    Trial,
     axis,
 )
 
@@ -116,6 +117,15 @@ def oracle(case: RotaryCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tenso
             if case.mode is not Mode.fwd:
                 upstream = a[f"grad_{name}_out"][b].double()
                 yield f"d{name}", b, turn(upstream, cos, -sin, case.interleaved)
+
+
+def trials(case: RotaryCase) -> Mapping[str, Trial]:
+    """A rotation is linear in q and k; angles stay what they are."""
+    return {
+        "small": Trial({"q": 2.0**-8, "k": 2.0**-8}),
+        "large": Trial({"q": 256.0, "k": 256.0}),
+        "outliers": Trial(outliers=("q", "k")),
+    }
 
 
 def _size(case: RotaryCase) -> int:
@@ -337,6 +347,7 @@ FAMILY = Family(
     grads=grads,
     oracle=oracle,
     cost=cost,
+    trials=trials,
     checks=CHECKS,
     providers=(
         Provider(

@@ -13,6 +13,7 @@ from kernelbench.spec.family import (
     Role,
     Tensors,
     Traffic,
+    Trial,
 )
 from kernelbench.spec.job import Job, Measure
 from kernelbench.spec.measured import KernelUse, Measured, Tool
@@ -20,9 +21,11 @@ from kernelbench.spec.record import (
     SCHEMA,
     Context,
     OutputError,
+    Prepared,
     RunRecord,
     Status,
     Timing,
+    TrialErrors,
     record_of,
 )
 
@@ -47,6 +50,7 @@ __all__ = [
     "Mode",
     "NoGPUError",
     "OutputError",
+    "Prepared",
     "Provider",
     "Role",
     "RunRecord",
@@ -55,6 +59,8 @@ __all__ = [
     "Timing",
     "Tool",
     "Traffic",
+    "Trial",
+    "TrialErrors",
     "UsageError",
     "axis",
     "record_of",

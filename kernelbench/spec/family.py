@@ -58,6 +58,24 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Inputs besides the case's own, on which every provider is proven, too; none is timed on them.
+
+    scale: by what an input is multiplied, by its name.
+    outliers: inputs of which one value in 1024 becomes a hundred times as large.
+    gross: only gross errors count, of an output as a whole, above 10 × what any may err by.
+    apart: outputs that mean nothing there, and are not judged: sums that cancel.
+    refused: why the formula does not allow such inputs; then nothing is proven on them.
+    """
+
+    scale: Mapping[str, float] = field(default_factory=dict)
+    outliers: tuple[str, ...] = ()
+    gross: bool = False
+    apart: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Device:
     """What a provider may ask about the machine."""
 
@@ -101,6 +119,11 @@ def nothing(case: Any) -> tuple[str, ...]:
     return ()
 
 
+def no_others(case: Any) -> Mapping[str, str]:
+    """The default `dtypes`."""
+    return {}
+
+
 def always(case: Any, device: Device) -> None:
     """The default `unsupported`: every case, everywhere."""
 
@@ -120,6 +143,12 @@ class Provider(Generic[C]):
     requires: modules that must be importable.
     unsupported: the reason why a case cannot run on a device, or None.
     max_error: for an approximate provider, the relative error that it promises.
+    max_slope: likewise how far the slope of its answer on the right one may be from 1; without it,
+        as far as `max_error`.
+    promises: what it promises for other inputs, by the name of a trial or of a distribution: for an
+        approximate provider the relative error there, where that is not `max_error` (if it is
+        more, of the whole output alone); for any, the reason why it promises nothing there. Tables
+        show it.
     precision: which rate its matmul flops run at, by share: {"int8": 0.5, "fp8": 0.5}.
     """
 
@@ -134,11 +163,13 @@ class Provider(Generic[C]):
     requires: tuple[str, ...] = ()
     unsupported: Callable[[C, Device], str | None] = always
     max_error: float | None = None
+    max_slope: float | None = None
+    promises: Mapping[str, float | str] = field(default_factory=dict)
     precision: Mapping[str, float] = field(default_factory=dict)
     prepacked: bool = False
 
 
-Piece = tuple[str, Any, Tensor]
+Piece = tuple[Any, ...]  # name, index, right values, and the parts of them that were computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +177,24 @@ class Family(Generic[C]):
     """One operator.
 
     inputs: the named input tensors of a case, and for each output `o` that takes part in the
-        backward its upstream gradient `grad_o`.
+        backward its upstream gradient `grad_o`, which no provider's forward or `prepare` is handed.
     outputs: names of what a call returns, in order.
     grads: names of the inputs that have a gradient; theirs are called `dx` for input `x`.
     oracle: yields (name, index, fp64 tensor): the right values of `output[index]`, in pieces so
         that a large case fits in memory. Together the pieces cover what the mode produces; an
         expensive oracle may yield a sample of rows. It yields gradients only when they are asked
         for (`case.mode` is not fwd). Pieces of outputs that are not asked for are ignored.
+        Where a value holds something that passes through (a skip, a residual, a bias), the parts
+        that the kernel had to compute follow, fp64 tensors like the value: (name, index, value,
+        part, …). Errors are then relative to the sum of the parts, and each part's scale is judged.
     cost: the work the algorithm must do in the case's mode.
     checks: small cases that every provider must pass everywhere.
+    trials: other inputs on which every provider is proven, by name; `small`, `large` and `outliers`
+        at least, each of which may be refused with a reason. Without it, the inputs that are draws
+        as they are, but no upstream gradients, are scaled by 2⁻¹⁰ and by 32, and have outliers,
+        and gross errors alone count there. One on which the baseline itself is not right, or which
+        leaves the dtype's range, proves nothing: the record says so.
+    dtypes: torch's names of the dtypes of outputs that are not of the case's, by output.
     origin: the file it was loaded from; `families.load` fills it in.
     """
 
@@ -168,6 +208,8 @@ class Family(Generic[C]):
     providers: tuple[Provider[C], ...]
     checks: tuple[C, ...]
     grads: Callable[[C], tuple[str, ...]] = nothing
+    trials: Callable[[C], Mapping[str, Trial]] | None = None
+    dtypes: Callable[[C], Mapping[str, str]] = no_others
     origin: str = ""
 
     def provider(self, name: str) -> Provider[C]:

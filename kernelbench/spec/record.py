@@ -1,5 +1,6 @@
 """A record: the facts of one (job, provider). What is derived from them is in `metrics`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,11 +36,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputError:
-    """How far one output is from the fp64 oracle.
+    """How far one output is from the fp64 oracle. With e = out − ref and p the part of ref that the
+    kernel had to compute (all of it, unless the family says otherwise):
 
-    rel: ‖out − ref‖ / ‖ref‖ (absolute ‖out‖ / sqrt(n) where the oracle is all zero);
-    worst: max |out − ref| / rms(ref) (absolute likewise).
+    rel: ‖e‖ / ‖p‖ (absolute ‖out‖ / sqrt(n) where p is all zero).
+    worst: max |e| / rms(p) (absolute likewise).
+    row, column: the largest ‖e‖ / ‖p‖ of a row (along the last dimension) or of a column (all that
+        has one index there); one of less than 0.3 of the typical ‖p‖ is held against that.
+    slope: of out on p, less 1: Σ e·p / Σ p²; of several parts, the one nearest to its budget.
     cosine: of the angle between out and ref; None where one of them is all zero.
+    part: ‖p‖ / ‖ref‖; None where it is all of ref.
     """
 
     name: str
@@ -47,14 +53,51 @@ class OutputError:
     worst: float
     rel_budget: float
     worst_budget: float
+    row: float = 0.0
+    row_budget: float = math.inf
+    column: float = 0.0
+    column_budget: float = math.inf
+    slope: float = 0.0
+    slope_budget: float = math.inf
+    part: float | None = None
     baseline_rel: float | None = None
     baseline_worst: float | None = None
     cosine: float | None = None
 
     @property
+    def figures(self) -> tuple[tuple[str, float, float], ...]:
+        """(what, how much, budget) of each error that has a budget."""
+        return (
+            ("error", self.rel, self.rel_budget),
+            ("worst element", self.worst, self.worst_budget),
+            ("worst row", self.row, self.row_budget),
+            ("worst column", self.column, self.column_budget),
+            ("slope", abs(self.slope), self.slope_budget),
+        )
+
+    @property
     def ok(self) -> bool:
         """False for NaN, too."""
-        return self.rel <= self.rel_budget and self.worst <= self.worst_budget
+        return all(value <= budget for _, value, budget in self.figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialErrors:
+    """A provider on inputs besides the case's own: its errors, or why nothing was proven there."""
+
+    trial: str
+    errors: tuple[OutputError, ...] = ()
+    unproven: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A tensor that a provider's untimed `prepare` handed on."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +130,11 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The facts of one (job, provider): one line of records.jsonl."""
+    """The facts of one (job, provider): one line of records.jsonl.
+
+    reason: one line, why it is not ok. detail: more on that for the provider's author, as the
+        traceback through the provider's own code; `check -v` and `run -v` show it.
+    """
 
     schema: int = SCHEMA
     run_id: str
@@ -103,6 +150,7 @@ class RunRecord:
     axes: Mapping[str, AxisValue]
     label: str = ""
     reason: str = ""
+    detail: str = ""
     flags: tuple[str, ...] = ()
     source: str = ""  # hash of the package source that the family reaches
     group: str = ""  # one interleaved measurement: speedups are formed inside it alone
@@ -117,6 +165,9 @@ class RunRecord:
     traffic: tuple[Traffic, ...] | None = None
     prepacked: bool = False
     errors: tuple[OutputError, ...] = ()
+    trials: tuple[TrialErrors, ...] = ()
+    prepared: tuple[Prepared, ...] = ()  # of a provider with a `prepare` of its own
+    judged_calls: int | None = None  # timed calls that were compared with the proven answer
     timing: Timing | None = None
     peak_bytes: int | None = None  # over the live inputs
     ceilings: Mapping[str, float] | None = None  # at this footprint: read_gbps, copy_gbps, tflops
