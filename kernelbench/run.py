@@ -30,7 +30,7 @@ START_TIMEOUT = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run; every field is an option of `kernelbench run`."""
+    """How to run; every field is an option of `kernelbench run`, or of `check`."""
 
     device: str = "auto"
     plugins: tuple[str, ...] = ()
@@ -40,6 +40,7 @@ class Options:
     timeout: float = 300.0  # seconds without a sign of progress
     deadline: float | None = None  # on time.monotonic's clock
     fail_fast: bool = False
+    dump: str = ""  # a folder to keep inputs, answers and oracle in
 
 
 class Watcher(Protocol):
@@ -153,7 +154,8 @@ class Runner:
             self._restart()
 
     def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[list[RunRecord]]:
-        options = {"timing": self._options.timing, "tune": self._options.tune}
+        known = self._options
+        options = {"timing": known.timing, "tune": known.tune, "dump": known.dump}
         with self.ledger.during("start"):
             self._worker.send(encode(job, context, without=without, **options))
             for event in self._worker.events(self._options.timeout, "done"):

@@ -17,6 +17,7 @@ from rich.console import Console
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
 from kernelbench.report import catalogue, tables
+from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import LiveView, Plain, Silent, result, wall
 from kernelbench.run import (
     Options,
@@ -243,6 +244,7 @@ def _show_run(
         output.say(str(tables.summary(frame)))
     else:
         tables.render(frame, output.console)
+    _show_details(records, output)
     if outcome.left:
         why = "interrupted" if outcome.interrupted else "stopped"
         output.say(
@@ -253,8 +255,16 @@ def _show_run(
     output.say(f"run folder: {folder}")
 
 
+def _show_details(records: Sequence[RunRecord], output: Output) -> None:
+    """With -v what is known of every failure, else that there is more to see."""
+    told = details(records)
+    if output.quiet or not told:
+        return
+    output.say("\n".join([*told, ""]) if output.verbose else MORE)
+
+
 def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, output: Output) -> int:
-    """Prove providers right without timing them; nothing is stored."""
+    """Prove providers right without timing them; nothing is stored, but what `--dump` asks for."""
     known = families.load(asked.plugins)
     if suites:
         plans = begun(suites, asked)
@@ -265,6 +275,8 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
         for family in known.values():
             if not family.checks:
                 output.errors.print(f"{family.name} has no checks of its own", style="yellow")
+    if options.dump:
+        _hold_writable(Path(options.dump))
     records: list[RunRecord] = []
     interrupted = False
     try:
@@ -273,7 +285,19 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
     except KeyboardInterrupt:
         interrupted = True
     _show_checks(records, output)
+    if options.dump and not output.as_json:
+        output.say(f"inputs, answers and oracles: {options.dump}/FAMILY/CASE/*.pt")
     return 130 if interrupted else int(any(record.status.bad for record in records))
+
+
+def _hold_writable(folder: Path) -> None:
+    """Raises UsageError for a folder of `--dump` that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--dump {folder}: cannot be written ({error.strerror})") from None
 
 
 def _check_one(
@@ -307,6 +331,7 @@ def _show_checks(records: Sequence[RunRecord], output: Output) -> None:
     bad = [record for record in records if record.status.bad]
     for record in bad:
         output.say(f"{record.family}/{record.case} {record.provider}: {result(record)}")
+    _show_details(records, output)
     right = sum(record.status is Status.ok for record in records)
     skipped = sum(record.status is Status.skipped for record in records)
     output.say(

@@ -105,11 +105,17 @@ def check(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     timeout: TimeoutOption = 300.0,
+    dump: Annotated[
+        Path | None,
+        typer.Option("--dump", metavar="DIR", help="Keep inputs, answers and oracle as .pt files."),
+    ] = None,
     yes: YesOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Correctness only, of suites or of every family's own small cases; nothing is stored."""
+    """Correctness only, of suites or of every family's own small cases; nothing is stored
+    but what `--dump` asks for."""
     from kernelbench import verbs
     from kernelbench.run import Options
 
@@ -120,8 +126,10 @@ def check(
         narrow=narrow_of(family, provider, skip, case, filter, mode, dtype),
         seed=seed,
     )
-    options = Options(timeout=timeout, timing=False)
-    output = output_of(quiet=quiet, as_json=as_json)
+    options = Options(
+        timeout=timeout, timing=False, dump=str(dump.resolve()) if dump is not None else ""
+    )
+    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
     raise typer.Exit(verbs.check(suites or [], asked, options, yes, output))
 
 

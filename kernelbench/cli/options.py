@@ -28,4 +28,6 @@ TimeoutOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", help="Also more than 10,000 jobs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the summary.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every phase.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Every phase, and where providers failed.")
+]

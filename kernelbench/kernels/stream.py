@@ -1,4 +1,5 @@
-"""Kernels that only move memory: they clear the L2 between samples, and probe a machine's rates.
+"""Kernels that only move memory: they clear the L2 between samples, and probe a machine's rates;
+and one that compares two answers while nobody waits.
 
 Lines that a kernel loads with `evict_last`, or through a persisting access window, outlive any
 amount of ordinary traffic in the part of the L2 that the driver sets aside for them (11.25 of
@@ -6,6 +7,7 @@ amount of ordinary traffic in the part of the L2 that the driver sets aside for 
 own and `write_and_release` then gives those back to the ordinary ones.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -66,6 +68,21 @@ def _write(target, n, BLOCK: tl.constexpr):
     tl.store(target + at, 1.0, mask=at < n)
 
 
+@triton.jit
+def _differ(out, proven, into, n, element, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    a = tl.load(out + at, mask=inside, other=0).to(WIDE)
+    b = tl.load(proven + at, mask=inside, other=0).to(WIDE)
+    gap = tl.where(a == b, 0.0, (a - b).to(tl.float32))
+    bad = tl.sum(tl.where(tl.abs(gap) <= element, 0.0, 1.0), 0)
+    square = tl.sum(gap * gap, 0)
+    product = tl.sum(tl.where(gap == 0.0, 0.0, gap * b.to(tl.float32)), 0)
+    tl.atomic_add(into, bad, mask=bad != 0.0)
+    tl.atomic_add(into + 1, square, mask=square != 0.0)
+    tl.atomic_add(into + 2, product, mask=product != 0.0)
+
+
 def claim(source: Tensor, sink: Tensor) -> Launch:
     """Read `source` so that its lines take the place of all others that are to persist.
 
@@ -114,3 +131,21 @@ def write(target: Tensor, block: int) -> Launch:
     n = target.numel()
     args = {"target": target, "n": n}
     return Launch(_write, (ceil_div(n, block),), args, {"BLOCK": block}, {"num_warps": 4})
+
+
+_WIDE = {torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
+
+
+def differ(out: Tensor, proven: Tensor, element: float, into: Tensor) -> Launch:
+    """Add to `into`, three float32: how many elements differ by more than `element` or are NaN,
+    Σ (out − proven)², Σ (out − proven)·proven. Equal infinities do not differ.
+
+    out, proven: of one dtype, shape and strides, dense.
+    """
+    if out.dtype is torch.bool:
+        out, proven = out.view(torch.uint8), proven.view(torch.uint8)
+    n = out.numel()
+    wide = tl.float32 if out.dtype is torch.float32 else _WIDE.get(out.dtype, tl.int64)
+    args = {"out": out, "proven": proven, "into": into, "n": n, "element": element}
+    constexprs = {"BLOCK": _BLOCK, "WIDE": wide}
+    return Launch(_differ, (ceil_div(n, _BLOCK),), args, constexprs, {"num_warps": 4})

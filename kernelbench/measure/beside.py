@@ -1,16 +1,15 @@
 """The other clocks, each in its own column; why one is missing is a fact, too."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from kernelbench.measure.failure import Failure
-from kernelbench.measure.session import Candidate, Clock, Tell
+from kernelbench.measure.session import Attempt, Candidate, Clock, Tell
 from kernelbench.measure.timer import CudaClock, Timed
 from kernelbench.measure.trace import Spans
 
-Attempt = Callable[[Callable[[], Any], str], Any]  # a step and whose it is: a Failure if it raises
 LATE = "left work on another stream unfinished when its own stream was done"
 
 

@@ -7,129 +7,63 @@ changed inputs all show as errors.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from kernelbench.measure.workload import CaseInputs, Workload
-from kernelbench.spec import DType, Family, OutputError, Provider
+from kernelbench.measure import answer
+from kernelbench.measure.answer import Contract
+from kernelbench.measure.deviation import Deviation
+from kernelbench.measure.inputs import Tensors, stored
+from kernelbench.measure.workload import Workload
+from kernelbench.spec import DType, OutputError, Provider
 
 # Relative error that any implementation may have, and that none may pass, whatever the baseline.
 FLOOR = {DType.bf16: 2e-3, DType.fp16: 2.5e-4, DType.tf32: 2e-4, DType.fp32: 1e-6}
 CEILING = {DType.bf16: 1e-2, DType.fp16: 2e-3, DType.tf32: 2e-3, DType.fp32: 2e-5}
+SLOPE_FLOOR = {DType.bf16: 2.5e-4, DType.fp16: 6e-5, DType.tf32: 6e-5, DType.fp32: 5e-7}
+GROUP_FLOOR, GROUP_CEILING = 2.0, 10.0  # of a row or column, as multiples of those
+WORST_FLOOR, WORST_CEILING = 2.0, 2.0  # likewise of the worst element
 TIMES_BASELINE = 3.0
-KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed anew for each provider
+GROSS = 10.0
+SIGMAS = 4.0  # standard errors that a figure may be off by chance
+# What an approximate provider's promise of a relative error is worth elsewhere.
+WORST_OF_PROMISE, GROUP_OF_PROMISE = 8.0, 3.0
+OF_LARGEST = 2.0  # likewise of the largest element, if that is more
 GATE_CYCLES = (4_000_000, 40_000_000, 200_000_000)  # about 2, 20, 100 ms of a held stream
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far one output is from the oracle: relative Frobenius, worst element over rms."""
-
-    rel: float
-    worst: float
-    peak: float  # max |ref| / rms(ref): what rounding the largest element amounts to
-    cosine: float | None = None  # of the angle between them, where neither is all zero
-
-
 @dataclass
-class _Sums:
-    error2: float = 0.0
-    ref2: float = 0.0
-    out2: float = 0.0
-    worst: float = 0.0
-    peak: float = 0.0
-    count: int = 0
-    nan: bool = False
+class Answer:
+    """What one hardened call made: outputs by name, the inputs that it changed without saying so,
+    and the outputs of it that a later call changed."""
 
-    def add(self, out: torch.Tensor, ref: torch.Tensor) -> None:
-        if out.shape != ref.shape:
-            raise ValueError(f"shape {tuple(out.shape)}, the oracle has {tuple(ref.shape)}")
-        if ref.numel() == 0:
-            return
-        wide = out.to(torch.float64)
-        error = wide - ref
-        sums = torch.stack([error.square().sum(), ref.square().sum(), wide.square().sum()])
-        most = torch.stack([error.abs().max(), ref.abs().max()])
-        e2, r2, o2 = sums.tolist()
-        worst, peak = most.tolist()
-        self.nan = self.nan or math.isnan(e2)
-        self.error2, self.ref2, self.out2 = self.error2 + e2, self.ref2 + r2, self.out2 + o2
-        self.worst, self.peak = max(self.worst, worst), max(self.peak, peak)
-        self.count += ref.numel()
+    outputs: Tensors
+    changed: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)
 
-    def deviation(self) -> Deviation:
-        if self.nan:
-            return Deviation(math.nan, math.nan, 1.0)
-        if self.count == 0:
-            return Deviation(0.0, 0.0, 1.0)
-        if self.ref2 == 0:
-            return Deviation(math.sqrt(self.out2 / self.count), self.worst, 1.0)
-        rms = math.sqrt(self.ref2 / self.count)
-        rel = math.sqrt(self.error2 / self.ref2)
-        return Deviation(rel, self.worst / rms, self.peak / rms, self._cosine())
-
-    def _cosine(self) -> float | None:
-        """From ‖out − ref‖² = ‖out‖² + ‖ref‖² − 2 out·ref."""
-        lengths = math.sqrt(self.out2) * math.sqrt(self.ref2)
-        if not (0 < lengths < math.inf and self.error2 < math.inf):
-            return None
-        return (self.out2 + self.ref2 - self.error2) / (2 * lengths)
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the call, whatever it answered."""
+        return [f"changed its input {name}" for name in self.changed] + [
+            f"a later call changed {name} of an earlier one" for name in self.overwritten
+        ]
 
 
-@dataclass
-class Oracle:
-    """The right answers of a case for the inputs that it holds now; kept if they are small."""
-
-    family: Family[Any]
-    case: Any
-    inputs: CaseInputs
-    shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # the baseline's, once known
-    _pieces: list[tuple[str, Any, torch.Tensor]] | None = field(default=None, init=False)
-
-    def pieces(self) -> Iterable[tuple[str, Any, torch.Tensor]]:
-        if self._pieces is not None:
-            yield from self._pieces
-            return
-        kept: list[tuple[str, Any, torch.Tensor]] | None = []
-        total = 0
-        for piece in self.family.oracle(self.case, self.inputs.pristine):
-            if piece[2].dtype is not torch.float64:
-                raise TypeError(f"the oracle of {self.family.name} yields {piece[2].dtype}")
-            total += piece[2].numel() * 8
-            kept = [*kept, piece] if kept is not None and total <= KEEP_ORACLE_BYTES else None
-            yield piece
-        self._pieces = kept
-
-    def forget(self) -> None:
-        """The inputs were drawn anew."""
-        self._pieces = None
-
-
-def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str, Deviation]:
-    """Of every produced output, which is spent. A NaN anywhere in it counts, sampled or not.
-
-    Raises ValueError for a shape that is not the oracle's, or an output the oracle does not cover.
-    """
-    for name, tensor in produced.items():
-        if tensor.shape != oracle.shapes.get(name, tensor.shape):
-            right = tuple(oracle.shapes[name])
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the baseline's {right}")
-    sums = {name: _Sums() for name in produced}
-    for name, index, ref in oracle.pieces():
-        if name in sums:
-            sums[name].add(produced[name][index], ref)
-    found = {}
-    for name, tensor in produced.items():
-        if sums[name].count == 0 and tensor.numel() > 0:
-            raise ValueError(f"the oracle of {oracle.family.name} says nothing about {name!r}")
-        sums[name].nan = sums[name].nan or bool(torch.isnan(tensor).any())
-        found[name] = sums[name].deviation()
-        if tensor.is_floating_point():
-            tensor.fill_(math.nan)  # no right answer is left behind in free memory
-    return found
+def promise(provider: Provider[Any], *inputs: str) -> float | str | None:
+    """The relative error that an approximate provider promises for inputs of these names (a
+    distribution's, and a trial's of it), the largest of them; None for an exact one; or the reason
+    why either promises nothing there."""
+    said = [provider.promises[name] for name in inputs if name in provider.promises]
+    if reason := next((each for each in said if isinstance(each, str)), None):
+        return reason
+    if provider.max_error is None:
+        return None
+    return max([each for each in said if not isinstance(each, str)], default=provider.max_error)
 
 
 def judge(
@@ -137,66 +71,193 @@ def judge(
     baseline: Mapping[str, Deviation] | None,
     dtype: DType,
     provider: Provider[Any],
+    *inputs: str,
+    trial: bool = False,
 ) -> tuple[OutputError, ...]:
     """Errors beside their budgets.
 
-    An exact provider may err by 3 × the baseline's own error, at least FLOOR and at most CEILING
-    of the dtype. The worst element is held to the same figures times max |ref| / rms(ref), since
-    rounding the largest element errs by that much. Without a baseline the ceiling holds. An
-    approximate provider is held to the error that it promises.
+    An exact provider may err by 3 × the baseline's own error, at least FLOOR (of n elements
+    1 + 4/√n times that: a baseline may be lucky) and at most CEILING of the dtype, times how much
+    larger ref is than the part that is judged: what passes through is rounded, too. The worst
+    element is held to 2 × FLOOR (no single rounding errs by more) and 2 × CEILING times
+    max |ref| / rms(p), since rounding the largest element errs by that much; a row or column to at
+    least 2 × FLOOR and at most 10 × CEILING; a slope to 3 × the baseline's, at least SLOPE_FLOOR,
+    and 4 standard errors. Without a baseline the ceilings hold.
+    trial: the inputs are those of a trial, on which errors that matter are gross, and those of
+    rounding hang on few elements: the ceilings are floors there, and 3 × them the ceilings.
+    An approximate provider is held to the error that it promises for such inputs (the name of a
+    trial or of a distribution), in the worst element to 8 × that, in a row or column to 3 ×, or to
+    2 × of the largest element where that is more, in a slope to its `max_slope` on any; and where
+    something passes through, to what an exact one may err by besides. A promise for such inputs
+    that is larger than `max_error` is one of the whole output alone: where one score decides which
+    value a row is, few rows hold all of the error.
     """
     errors = []
+    said = promise(provider, *inputs)
+    promised = provider.max_error if isinstance(said, str) else said
+    steepest = promised if provider.max_slope is None else provider.max_slope
     for name, deviation in found.items():
         base = baseline.get(name) if baseline else None
-        if provider.max_error is not None:
-            rel_budget, worst_budget = provider.max_error, math.inf
-        else:
-            rel_budget = _budget(base.rel if base else math.inf, dtype, 1.0)
-            worst_budget = _budget(base.worst if base else math.inf, dtype, deviation.peak)
+        budgets = _exact(deviation, base, dtype, trial)
+        if promised is not None:
+            whole = promised > (provider.max_error or 0)
+            budgets = _approximate(deviation, promised, budgets, whole)
+        slope, slope_budget = _slope(deviation, base, dtype, steepest, trial)
         errors.append(
             OutputError(
                 name=name,
                 rel=deviation.rel,
                 worst=deviation.worst,
-                rel_budget=rel_budget,
-                worst_budget=worst_budget,
+                row=deviation.row,
+                column=deviation.column,
+                slope=slope,
+                slope_budget=slope_budget,
+                part=deviation.part,
                 baseline_rel=base.rel if base else None,
                 baseline_worst=base.worst if base else None,
                 cosine=deviation.cosine,
+                **budgets,
             )
         )
     return tuple(errors)
 
 
-def _budget(baseline: float, dtype: DType, scale: float) -> float:
-    allowed = math.inf if math.isnan(baseline) else TIMES_BASELINE * baseline
-    return min(max(allowed, FLOOR[dtype] * scale), CEILING[dtype] * scale)
+def gross(
+    errors: Sequence[OutputError], found: Mapping[str, Deviation], dtype: DType
+) -> tuple[OutputError, ...]:
+    """The same, where only the error and the slope of a whole output count, above GROSS × what any
+    may err by: for inputs of which nobody said how well the formula can be computed on them."""
+    most, nothing = GROSS * CEILING[dtype], math.inf
+    return tuple(
+        replace(
+            error,
+            rel_budget=max(error.rel_budget, most * found[error.name].scale),
+            slope_budget=error.slope_budget + most,
+            worst_budget=nothing,
+            row_budget=nothing,
+            column_budget=nothing,
+        )
+        for error in errors
+    )
 
 
-def produce(workload: Workload) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _between(least: float, most: float, allowed: float | None, trial: bool) -> float:
+    """What the baseline allows, between a floor and a ceiling; the latter if it says nothing."""
+    if allowed is None or math.isnan(allowed):
+        return most
+    if trial:
+        least, most = most, TIMES_BASELINE * most
+    return min(max(allowed, least), most)
+
+
+def _exact(
+    deviation: Deviation, base: Deviation | None, dtype: DType, trial: bool
+) -> dict[str, float]:
+    ceiling = CEILING[dtype]
+    floor = min(FLOOR[dtype] * (1 + SIGMAS / math.sqrt(deviation.count)), ceiling)
+
+    def within(name: str, scale: float, low: float = 1, high: float = 1) -> float:
+        allowed = TIMES_BASELINE * getattr(base, name) if base else None
+        return _between(floor * low * scale, ceiling * high * scale, allowed, trial)
+
+    return {
+        "rel_budget": within("rel", deviation.scale),
+        "worst_budget": within("worst", deviation.peak, WORST_FLOOR, WORST_CEILING),
+        "row_budget": within("row", deviation.row_scale, GROUP_FLOOR, GROUP_CEILING),
+        "column_budget": within("column", deviation.column_scale, GROUP_FLOOR, GROUP_CEILING),
+    }
+
+
+def _approximate(
+    deviation: Deviation, promised: float, exact: Mapping[str, float], whole: bool
+) -> dict[str, float]:
+    """Of the part that is judged; beyond it, what passes through is rounded as exact ones do.
+    whole: the promise is one of the whole output."""
+    peak = max(WORST_OF_PROMISE, OF_LARGEST * deviation.own_peak)
+    times = {"rel": 1.0, "worst": peak, "row": GROUP_OF_PROMISE, "column": GROUP_OF_PROMISE}
+    if whole:
+        times = {"rel": 1.0, "worst": math.inf, "row": math.inf, "column": math.inf}
+    passes = {name: 0.0 if deviation.part is None else budget for name, budget in exact.items()}
+    return {f"{k}_budget": promised * times[k] + passes[f"{k}_budget"] for k in times}
+
+
+def _slope(
+    deviation: Deviation,
+    base: Deviation | None,
+    dtype: DType,
+    promised: float | None,
+    trial: bool,
+) -> tuple[float, float]:
+    """The slope nearest to its budget, and that."""
+    found = []
+    for i, slope in enumerate(deviation.slopes):
+        allowed = CEILING[dtype]
+        if promised is not None:
+            allowed = promised
+        elif base is not None and i < len(base.slopes):
+            own = base.slopes[i]
+            most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread)
+            allowed = _between(SLOPE_FLOOR[dtype], CEILING[dtype], most, trial)
+        found.append((slope.value, allowed + SIGMAS * slope.error))
+    return max(found, key=lambda pair: abs(pair[0]) / pair[1], default=(0.0, math.inf))
+
+
+@contextmanager
+def watching(workload: Workload, contract: Contract) -> Iterator[None]:
+    """What every forward of the workload returns is looked at as it is returned."""
+    workload.watch = partial(contract.check, names=workload.outputs)
+    try:
+        yield
+    finally:
+        workload.watch = None
+
+
+def produce(workload: Workload, contract: Contract) -> Answer:
     """One hardened call: the outputs as they stood when the call's own stream reached its end.
-
-    And the names of the inputs that it changed without saying so.
 
     On a GPU everything is queued behind a gate, so that a copy of the outputs is due the moment
     the call's stream is through with it; a gate that was too short is tried again, longer.
-    Raises ValueError when the call returns another number of outputs than the family names.
+    Raises ContractError when the call, or its forward, returns anything but an answer.
     """
     cuda = next(iter(workload.args.values())).is_cuda
-    for cycles in GATE_CYCLES if cuda else (0,):
+    with watching(workload, contract):
+        for cycles in GATE_CYCLES if cuda else (0,):
+            workload.ready()
+            _poison_outputs(workload, contract)
+            found, watched, held = _hardened_call(workload, contract, cycles)
+            if held:
+                break
+    later = answer.LATER_CALLS if answer.kept(watched) else answer.FEW_CALLS
+    found.overwritten = answer.overwritten(workload, later)
+    return found
+
+
+def produce_plainly(workload: Workload, contract: Contract, apart: Sequence[str]) -> Answer:
+    """One call on inputs that are there, its answer looked at and, but for `apart`, copied."""
+    with watching(workload, contract):
         workload.ready()
-        _poison_outputs(workload)
-        kept, changed, held = _hardened_call(workload, cycles)
-        if held:
-            break
-    if len(kept) != len(workload.names):
-        raise ValueError(f"returns {len(kept)} outputs, expected {', '.join(workload.names)}")
-    return dict(zip(workload.names, kept, strict=True)), changed
+        right = workload.state()
+        with workload.grad_mode():
+            outputs = _called(workload, contract)
+            outputs = tuple(answer.copied(outputs))
+    found = Answer(dict(zip(workload.names, outputs, strict=True)), workload.changed(right))
+    for name in apart:
+        found.outputs.pop(name, None)
+    workload.rest()
+    return found
 
 
-def _hardened_call(workload: Workload, cycles: int) -> tuple[list[torch.Tensor], list[str], bool]:
-    """Outputs, copied in stream order; changed inputs; if the gate held until all was queued."""
-    right, opened = workload.right(), None
+def _called(workload: Workload, contract: Contract) -> tuple[torch.Tensor, ...]:
+    outputs = workload.call()
+    contract.check(outputs, workload.names)
+    return outputs
+
+
+def _hardened_call(
+    workload: Workload, contract: Contract, cycles: int
+) -> tuple[Answer, Sequence[Any], bool]:
+    """The answer, copied in stream order; what it lay in; if the gate held until all was queued."""
+    right, opened = workload.state(), None
     with workload.grad_mode():
         workload.poison()
         if cycles:
@@ -205,17 +266,18 @@ def _hardened_call(workload: Workload, cycles: int) -> tuple[list[torch.Tensor],
             opened = torch.cuda.Event()
             opened.record()
         workload.refill(right)
-        outputs = workload.call()
-        kept = [tensor.detach().clone() for tensor in outputs]
+        outputs = _called(workload, contract)
+        found = answer.copied(outputs)
     held = opened is None or not opened.query()
     if cycles:
         torch.cuda.synchronize()
-    changed = workload.changed()
+    changed = workload.changed(right)
     leave_nan(outputs, workload)
-    return kept, changed, held
+    watched = answer.watch_of(outputs, workload)
+    return Answer(dict(zip(workload.names, found, strict=True)), changed), watched, held
 
 
-def _poison_outputs(workload: Workload) -> None:
+def _poison_outputs(workload: Workload, contract: Contract) -> None:
     """Call once on inputs of NaN, and leave NaN where its outputs lay and in free memory.
 
     What the call uses, its scratch too, then holds no right answer that the next call, which is
@@ -223,7 +285,7 @@ def _poison_outputs(workload: Workload) -> None:
     """
     with workload.grad_mode():
         workload.poison()
-        first = workload.call()
+        first = _called(workload, contract)
     if any(tensor.is_cuda for tensor in first):
         torch.cuda.synchronize()  # what was left to another stream must not come after the NaN
     sizes = leave_nan(first, workload)
@@ -242,8 +304,8 @@ def leave_nan(
     outputs: Sequence[torch.Tensor], workload: Workload
 ) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
     """Fill outputs with NaN, but not where they lie in inputs; what they were like."""
-    inputs = {t.untyped_storage().data_ptr() for t in workload.args.values()}
-    floating = [tensor for tensor in outputs if tensor.is_floating_point()]
+    inputs = stored(workload.given())
+    floating = [t for t in outputs if t.is_floating_point() and answer.has_memory(t)]
     for tensor in floating:
         if tensor.untyped_storage().data_ptr() not in inputs:
             tensor.data.fill_(math.nan)
@@ -251,22 +313,32 @@ def leave_nan(
 
 
 def _missed(error: OutputError) -> str:
-    worst = f"worst element {error.worst:.2g} of rms"
-    if error.worst_budget < math.inf:
-        return (
-            f"error {error.rel:.2g} ({worst}), budget {error.rel_budget:.2g} "
-            f"({error.worst_budget:.2g})"
-        )
+    """Each figure that is over its budget, the relative error first, and the worst element."""
+    figures = {what: (value, budget) for what, value, budget in error.figures}
+    rel, rel_budget = figures.pop("error")
+    worst, worst_budget = figures.pop("worst element")
     cosine = "" if error.cosine is None else f", cosine {error.cosine:.4f}"
-    return f"error {error.rel:.2g} ({worst}{cosine}), budget {error.rel_budget:.2g}"
+    part = "" if error.part is None else f" of the part that is computed, {error.part:.2g} of all"
+    over = [
+        f"{what} {value:.2g}, budget {budget:.2g}"
+        for what, (value, budget) in figures.items()
+        if not value <= budget
+    ]
+    said = (
+        f"error {rel:.2g} (worst element {worst:.2g} of rms{cosine}){part}, "
+        f"budget {rel_budget:.2g} ({worst_budget:.2g})"
+    )
+    return "; ".join([said, *over])
 
 
-def verdict(errors: Sequence[OutputError], changed: Sequence[str]) -> str:
+def verdict(errors: Sequence[OutputError], faults: Sequence[str]) -> str:
     """Why a provider is incorrect; empty when it is right."""
-    reasons = [f"changed its input {name}" for name in changed]
+    reasons = list(faults)
     for error in errors:
         if math.isnan(error.rel):
             reasons.append(f"NaN in {error.name}")
+        elif math.isinf(error.rel):
+            reasons.append(f"an infinity in {error.name} that is not the oracle's, or lacks there")
         elif not error.ok:
             reasons.append(f"{error.name}: {_missed(error)}")
     return "; ".join(reasons)

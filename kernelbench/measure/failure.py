@@ -1,10 +1,12 @@
 """How a provider fell, in the words of a record."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from kernelbench.measure.answer import ContractError
+from kernelbench.raised import trace_of, words_of
 from kernelbench.spec import Status
 
 _OOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
@@ -12,17 +14,23 @@ _OOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAIL
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a provider has no result."""
+    """Why a provider has no result. detail: the provider's own traceback, where there is one."""
 
     status: Status
     reason: str
+    detail: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return asdict(self)
 
 
 def failure_of(error: Exception) -> Failure:
-    """`oom` or `failed`, and the error's first line without colours."""
+    """`oom` or `failed`, the error's first line, and where in the provider's code it was raised;
+    `incorrect` for what is no answer."""
+    if isinstance(error, ContractError):
+        return Failure(Status.incorrect, str(error))
     oom = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     oom = oom or any(words in str(error) for words in _OOM)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # compilers colour what they say
-    first = next((line for line in plain.splitlines() if line.strip()), "")
-    reason = f"{type(error).__name__}: {first.strip()}"[:300]
-    return Failure(Status.oom if oom else Status.failed, reason)
+    return Failure(Status.oom if oom else Status.failed, words_of(error), trace_of(error))

@@ -20,6 +20,12 @@ TAIL = 24  # launches that keep the front end as busy behind the last sample as 
 _PAGE = 4096  # elements: what the kernels of `stream` take at a time
 
 
+def settle(launches: int) -> None:
+    """Spend this many launches of next to no work."""
+    for _ in range(launches):
+        torch.cuda._sleep(0)
+
+
 class ColdL2:
     """Evicts what a timed call could find in the L2.
 
@@ -34,7 +40,7 @@ class ColdL2:
         self._steps = self._by_torch() if device.no_triton else self._by_triton(device)
         for _ in range(2):  # compile
             self()
-        self.settle(1)
+        settle(1)
         torch.cuda.synchronize()
         # ROCm has no such part of the L2, and no such library.
         self._aside = None if torch.version.hip else L2SetAside(ctypes.CDLL("libcuda.so.1"))
@@ -42,11 +48,6 @@ class ColdL2:
     def __call__(self) -> None:
         for step in self._steps:
             step()
-
-    def settle(self, launches: int) -> None:
-        """Spend this many launches of next to no work."""
-        for _ in range(launches):
-            torch.cuda._sleep(0)
 
     def disturbed(self) -> str:
         """What was changed of the L2's set-aside since the start, and is now undone; or nothing."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.measure.answer import Contract, copied
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import Timing
 
@@ -23,6 +24,7 @@ class Keeping:
 
     workload: Workload
     outputs: tuple[torch.Tensor, ...] = field(default=(), init=False)
+    lot: None = None  # what it keeps is judged
 
     @property
     def name(self) -> str:
@@ -44,12 +46,14 @@ class Keeping:
     def restore(self) -> None:
         self.workload.restore()
 
-    def produced(self) -> dict[str, torch.Tensor]:
-        """Copies of the kept outputs by name: one may be another, or lie in an input."""
+    def produced(self, contract: Contract) -> dict[str, torch.Tensor]:
+        """Copies of the kept outputs by name: one may be another, or lie in an input.
+
+        Raises ContractError where they are no answer.
+        """
         outputs, self.outputs = self.outputs, ()
-        if len(outputs) != len(self.workload.names):
-            raise ValueError(f"returns {len(outputs)} outputs while it is timed")
-        return dict(zip(self.workload.names, (o.detach().clone() for o in outputs), strict=True))
+        contract.check(outputs, self.workload.names)
+        return dict(zip(self.workload.names, copied(outputs), strict=True))
 
 
 def _medians(timing: Timing) -> tuple[float, float] | None:

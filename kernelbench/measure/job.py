@@ -12,19 +12,24 @@ from typing import Any
 
 import torch
 
-from kernelbench.measure import check, tune
+from kernelbench.measure import ambient, check, tune
 from kernelbench.measure.beside import read_beside
 from kernelbench.measure.ceilings import too_fast
+from kernelbench.measure.dump import Dump
 from kernelbench.measure.failure import Failure, failure_of
 from kernelbench.measure.flush import ROUND
-from kernelbench.measure.fresh import DRAWS, Keeping, seen_before, slowdown
-from kernelbench.measure.probes import set_precision
-from kernelbench.measure.sampling import Batch, Sampled, sample
+from kernelbench.measure.fresh import seen_before
+from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.lot import Lot
+from kernelbench.measure.parts import cost_of
+from kernelbench.measure.proof import Proof, spend
+from kernelbench.measure.recheck import Recheck
+from kernelbench.measure.sampling import Sampled, sample
 from kernelbench.measure.session import Candidate, DeviceLostError, Request, Session, Tell
-from kernelbench.measure.workload import CaseInputs, Workload, why_not
+from kernelbench.measure.trials import Trials
+from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import (
     Family,
-    OutputError,
     Provider,
     RunRecord,
     Status,
@@ -45,8 +50,10 @@ class JobRun:
         self.family, self.session, self._tell = family, session, tell
         self.job, self.context, self.request = request.job, request.context, request
         self.case = request.job.case
+        self.ambient = ambient.as_asked(self.case.dtype)
         self._now = ""  # the provider that is at work
         self._disturbed: dict[str, str] = {}  # what providers changed that others would feel
+        self._yardstick: Candidate | None = None  # the baseline, asked for or not, if it is right
 
     def run(self) -> Iterator[list[RunRecord]]:
         able = []
@@ -63,9 +70,12 @@ class JobRun:
         if isinstance(inputs, Failure):
             yield [self._record(provider, inputs) for provider in able]
             return
-        self.inputs, self.oracle = inputs, check.Oracle(self.family, self.case, inputs)
+        dump = Dump(self.request.dump, self.family, self.case)
+        self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, self._undo)
         candidates: list[Candidate] = []
         yield from self._prove(able, candidates)
+        yield from self._try(candidates)
+        self._yardstick = None
         if self.request.timing:
             yield from self._time(candidates)
         elif candidates:
@@ -84,8 +94,9 @@ class JobRun:
         """
         for provider in self._baseline_first(able):
             found = self._attempt(partial(self._prepare, provider), provider.name)
+            if provider is self.family.baseline and isinstance(found, Candidate):
+                self._yardstick = found
             if provider not in able:
-                del found
                 continue
             if isinstance(found, Candidate) and provider.name in self._disturbed:
                 yield [self._answer(found, Status.incorrect, self._disturbed[provider.name])]
@@ -97,6 +108,7 @@ class JobRun:
                 yield [found]
 
     def tell(self, provider: str, phase: str) -> None:
+        self._blame(self._now)
         self._now = provider
         self._tell(provider, phase)
 
@@ -105,12 +117,11 @@ class JobRun:
         gc.collect()
         if self.session.device.kind == "cuda":
             torch.cuda.empty_cache()
-        self.cost = self.family.cost(self.case)
+        self.cost = cost_of(self.family, self.case)
         return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
 
     def _baseline_first(self, able: list[Provider[Any]]) -> list[Provider[Any]]:
         baseline = self.family.baseline
-        self._baseline: dict[str, check.Deviation] | None = None
         lost = baseline.name in self.request.without
         if lost or self._attempt(partial(self._why_not, baseline), baseline.name) is not None:
             return able
@@ -131,11 +142,16 @@ class JobRun:
         self._survive(provider or self._now, failure.reason)
         return failure
 
+    def _undo(self) -> None:
+        """Before the provider that is at work is judged."""
+        self._blame(self._now)
+
     def _blame(self, provider: str) -> None:
-        """Whatever was changed of the device just now is undone, and was this provider's doing."""
-        said = self.session.clock.disturbed()
-        if said:
-            self._disturbed.setdefault(provider, said)
+        """Whatever was changed of device or process just now is undone, and was its doing."""
+        requires = next((p.requires for p in self.family.providers if p.name == provider), ())
+        said = self.session.clock.disturbed(), self.ambient.disturbed(ambient.known(requires))
+        if any(said):
+            self._disturbed.setdefault(provider, " and ".join(filter(None, said)))
 
     def _survive(self, provider: str, reason: str) -> None:
         gc.collect()
@@ -157,52 +173,56 @@ class JobRun:
         if config is not None:
             facts |= {"config": asdict(config), "config_origin": origin}
         self.tell(provider.name, "check")
-        errors, reason = self._judge(provider, workload)
+        found = self.proof.judge(provider, workload, keep=self.request.timing)
         facts |= {
-            "errors": errors,
+            "errors": found.errors,
             "flops": self.cost.flops,
             "read_bytes": self.cost.read,
             "write_bytes": self.cost.write,
             "traffic": provider.traffic(self.case) if provider.traffic else None,
+            "prepared": workload.prepared,
         }
-        candidate = Candidate(provider, workload, facts)
-        if self._baseline is None and provider is not self.family.baseline:
+        candidate = Candidate(provider, workload, facts, found.proven, found.found)
+        if self.proof.baseline is None and provider is not self.family.baseline:
             candidate.flags.append("no-baseline-budget")
+        if found.strides:
+            candidate.flags.append(f"strides-of-{'-'.join(found.strides)}")
+        reason = found.reason or workload.computed()
         if reason:
-            return self._answer(candidate, Status.incorrect, reason, flags=tuple(candidate.flags))
+            return self._wrong(candidate, reason, found.detail)
         facts["peak_bytes"] = workload.peak_bytes()
         workload.rest()  # what it keeps for a backward is not in the way of the next proof
         return candidate
 
     def _workload(self, provider: Provider[Any], config: Any) -> Workload:
         workload = Workload(self.family, self.case, provider, self.inputs, config)
-        set_precision(self.case.dtype)  # what `build` imported may have meddled with it
-        workload.ready()
-        with workload.grad_mode():
-            outputs = workload.call()
+        self._blame(provider.name)  # what `build` imported may have meddled with switches
+        with check.watching(workload, self.proof.contract):
+            workload.ready()
+            with workload.grad_mode():
+                outputs = workload.call()
+        self.proof.contract.check(outputs, workload.names)
         self._synchronize()
         check.leave_nan(outputs, workload)
         return workload
 
-    def _judge(
-        self, provider: Provider[Any], workload: Workload
-    ) -> tuple[tuple[OutputError, ...], str]:
-        """Errors, and why it is incorrect. Only a baseline that is right sets the budget."""
-        produced, changed = check.produce(workload)
-        return self._verdict(provider, produced, changed)
+    def _try(self, candidates: list[Candidate]) -> Iterator[list[RunRecord]]:
+        """Prove the candidates on the trials' inputs, too; those that are wrong there leave."""
+        trials = Trials(self.inputs, self.proof, self._attempt, self.tell)
+        for candidate, fallen in trials.run(candidates, self._yardstick, self.context.seed):
+            candidates.remove(candidate)
+            if isinstance(fallen, Failure):
+                yield [self._record(candidate.provider, fallen, candidate.facts)]
+            else:
+                yield [self._wrong(candidate, fallen.reason, fallen.detail)]
+        for candidate in [*candidates]:
+            if candidate.name in self._disturbed:
+                candidates.remove(candidate)
+                yield [self._wrong(candidate, self._disturbed[candidate.name])]
 
-    def _verdict(
-        self, provider: Provider[Any], produced: dict[str, torch.Tensor], changed: list[str]
-    ) -> tuple[tuple[OutputError, ...], str]:
-        found = check.deviations(self.oracle, produced)
-        is_baseline = provider is self.family.baseline
-        yardstick = found if is_baseline else self._baseline
-        errors = check.judge(found, yardstick, self.case.dtype, provider)
-        reason = check.verdict(errors, changed)
-        if is_baseline:
-            self._baseline = None if reason else found
-            self.oracle.shapes = {} if reason else {n: t.shape for n, t in produced.items()}
-        return errors, reason
+    def _wrong(self, candidate: Candidate, reason: str, detail: str = "") -> RunRecord:
+        flags = tuple(candidate.flags)
+        return self._answer(candidate, Status.incorrect, reason, detail=detail, flags=flags)
 
     def _config(self, provider: Provider[Any]) -> tuple[Any, str]:
         if provider.configs is None:
@@ -221,7 +241,7 @@ class JobRun:
     def _trial(self, provider: Provider[Any], config: Any) -> float | None:
         """Median ns of one config, None if its answer is wrong."""
         workload = self._workload(provider, config)
-        if self._judge(provider, workload)[1]:
+        if self.proof.judge(provider, workload).reason:
             return None
         workload.ready()
         samples: list[int] = []
@@ -235,7 +255,7 @@ class JobRun:
 
     def _time(self, candidates: list[Candidate]) -> Iterator[list[RunRecord]]:
         """Sample all together; one that fails meanwhile leaves and the others start again."""
-        self.oracle.forget()
+        self.proof.oracle.forget()
         while candidates:
             self.session.telemetry.reset()
             failure = self._attempt(partial(self._sample, candidates))
@@ -257,6 +277,7 @@ class JobRun:
         for candidate in candidates:
             self.tell(candidate.name, "measure")
             candidate.workload.ready()
+            candidate.workload.lot = Lot.of(candidate, self.session.device)
         parts = [c.workload for c in candidates]
         baseline = next(
             (i for i, c in enumerate(candidates) if c.provider is self.family.baseline), None
@@ -277,6 +298,17 @@ class JobRun:
         for i, (candidate, sampled) in enumerate(zip(candidates, taken, strict=False)):
             again = taken[-1] if stays and i == baseline else None
             candidate.timing = self._timing(sampled, again)
+            self._draw_lots(candidate)
+
+    def _draw_lots(self, candidate: Candidate) -> None:
+        """What the judged ones among the timed calls were found to be."""
+        lot, candidate.workload.lot = candidate.workload.lot, None
+        if lot is not None:
+            candidate.facts["judged_calls"] = lot.judged
+            reason = lot.verdict()
+            candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
+            spend(candidate.proven)
+            candidate.proven = {}
 
     def _timing(self, sampled: Sampled, again: Sampled | None) -> Timing:
         clock = self.session.clock
@@ -294,78 +326,36 @@ class JobRun:
         """Fresh inputs in the same memory, the check again, plausibility; then the records."""
         for candidate in candidates:
             candidate.workload.rest()
-        drawn = self._on_fresh_inputs(candidates)
+        clock = self.session.clock
+        recheck = Recheck(self.inputs, self.proof, clock, self._attempt, self.tell)
+        drawn = recheck.run(candidates, self.context.seed)
         if drawn is not None:
             return [self._record(c.provider, drawn, c.facts) for c in candidates]
-        self._scale = self._slower_on_other_numbers(candidates)
+        self._scale = recheck.slower(candidates)
         telemetry = self.session.telemetry
         common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
         return [self._conclude(c, common, telemetry.flags()) for c in candidates]
-
-    def _on_fresh_inputs(self, candidates: list[Candidate]) -> Failure | None:
-        """Draw anew into the same memory, and sample once a draw; the last answers are judged."""
-        parts = [Keeping(candidate.workload) for candidate in candidates]
-        gated = self.session.clock.name == "gated"
-        for part in parts if gated else ():  # a first look at it takes several calls
-            self._attempt(partial(self._once, part), part.name)
-            part.outputs = ()
-        draws = DRAWS if gated else 1
-        for i in range(draws):
-            drawn = self._attempt(partial(self.inputs.redraw, self.context.seed + 1 + i))
-            if isinstance(drawn, Failure):
-                return drawn
-            self.oracle.forget()
-            if self.inputs.alike:  # a budget from other numbers than these would be too small
-                self._baseline = None
-            for candidate, part in zip(candidates, parts, strict=True):
-                self.tell(candidate.name, "fresh inputs")
-                step = partial(self._sample_fresh, candidate, part, judge=i == draws - 1)
-                failure = self._attempt(step, candidate.name)
-                candidate.failure = failure or candidate.failure
-        return None
-
-    def _slower_on_other_numbers(self, candidates: list[Candidate]) -> float:
-        """By what factor the baseline is; 1 where the fresh inputs are like those before."""
-        timings = [c.timing for c in candidates if c.provider is self.family.baseline]
-        found = [slowdown(t) for t in timings if t is not None and self.inputs.alike]
-        return next((factor for factor in found if factor is not None), 1.0)
-
-    def _sample_fresh(self, candidate: Candidate, part: Keeping, judge: bool) -> None:
-        batch, timing = self._once(part), candidate.timing
-        if batch.held and timing is not None:
-            fresh = (*timing.fresh_ns, *batch.samples_ns)
-            candidate.timing = replace(timing, fresh_ns=fresh)
-        if judge:
-            _, reason = self._verdict(candidate.provider, part.produced(), [])
-            candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
-        part.outputs = ()
-
-    def _once(self, part: Keeping) -> Batch:
-        part.ready()
-        try:
-            return self.session.clock.batch(part, 1)
-        finally:
-            part.workload.rest()
 
     def _conclude(
         self, candidate: Candidate, common: dict[str, Any], doubts: tuple[str, ...]
     ) -> RunRecord:
         self.tell(candidate.name, "check again")
         provider, timing = candidate.provider, candidate.timing
-        again = self._attempt(partial(self._judge, provider, candidate.workload), candidate.name)
+        step = partial(self.proof.judge, provider, candidate.workload)
+        again = self._attempt(step, candidate.name)
         candidate.workload.rest()
         failure = again if isinstance(again, Failure) else candidate.failure
         if failure is not None:
             return self._record(provider, failure, candidate.facts)
         doubtful = timing is not None and timing.timer in ("ungated", "profiled")
         flags = (*candidate.flags, *doubts, *((timing.timer,) if timing and doubtful else ()))
-        errors, reason = again
+        reason = again.reason
         if reason:
-            candidate.facts["errors"] = errors
+            candidate.facts["errors"] = again.errors
             reason = f"on fresh inputs, after timing: {reason}"
         reason = self._disturbed.get(provider.name) or reason or candidate.wrong
         if reason:
-            return self._answer(candidate, Status.incorrect, reason, flags=flags)
+            return self._wrong(replace(candidate, flags=[*flags]), reason, again.detail)
         limits = self.session.ceilings.of(self.case, provider, self.cost)
         if timing is not None:
             reason = too_fast(timing, self.cost, limits) or seen_before(timing, self._scale)
@@ -380,19 +370,11 @@ class JobRun:
         )
 
     def _answer(self, candidate: Candidate, status: Status, reason: str, **more: Any) -> RunRecord:
-        return record_of(
-            self.job,
-            candidate.provider,
-            status,
-            self.context,
-            reason=reason,
-            **candidate.facts,
-            **more,
-        )
+        facts = candidate.facts | more
+        return record_of(self.job, candidate.provider, status, self.context, reason=reason, **facts)
 
     def _record(
         self, provider: Provider[Any], failure: Failure, facts: dict[str, Any] | None = None
     ) -> RunRecord:
-        return record_of(
-            self.job, provider, failure.status, self.context, reason=failure.reason, **facts or {}
-        )
+        said = failure.facts | (facts or {})
+        return record_of(self.job, provider, context=self.context, **said)

@@ -23,6 +23,7 @@ class Probe:
 
     name: str
     call: Call
+    lot: None = None  # what it answers is nobody's concern
 
     def ready(self) -> None:
         """A probe needs nothing."""

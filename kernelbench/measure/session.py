@@ -1,10 +1,13 @@
 """What a job's measurement is made of: the session, the request, candidates and failures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.telemetry import Telemetry
@@ -13,6 +16,8 @@ from kernelbench.measure.workload import Workload
 from kernelbench.spec import Context, Device, Job, Provider, Timing
 
 Tell = Callable[[str, str], None]  # provider, phase: what is going on, for whoever watches
+
+Attempt = Callable[[Callable[[], Any], str], Any]  # a step and whose it is: a Failure if it raises
 
 
 class Clock(Protocol):
@@ -52,6 +57,7 @@ class Request:
     timing: bool = True
     tune: bool = False
     without: tuple[str, ...] = ()  # providers that took a worker down with this job
+    dump: str = ""  # a folder to keep inputs, answers and oracle in
 
 
 class DeviceLostError(Exception):
@@ -69,6 +75,8 @@ class Candidate:
     provider: Provider[Any]
     workload: Workload
     facts: dict[str, Any]
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # its answer, until it is timed
+    found: Mapping[str, Deviation] = field(default_factory=dict)
     timing: Timing | None = None
     flags: list[str] = field(default_factory=list)
     wrong: str = ""  # what was found against it meanwhile

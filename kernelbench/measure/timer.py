@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2
+from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2, settle
+from kernelbench.measure.lot import Lot
 from kernelbench.measure.ranges import Ranges, Unseen
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.trace import WINDOW, Spans, spans, tracing
@@ -34,6 +35,8 @@ class Timed(Protocol):
     def name(self) -> str: ...
     @property
     def call(self) -> Callable[[], Any]: ...
+    @property
+    def lot(self) -> Lot | None: ...  # judges some of the calls that a batch times
     def grad_mode(self) -> Any: ...
     def ready(self) -> None: ...
     def restore(self) -> None: ...
@@ -53,16 +56,23 @@ class HostClock:
         return ""
 
     def batch(self, part: Timed, n: int) -> Batch:
-        samples = []
+        samples, judged = [], drawn(part, n)
         with part.grad_mode():
-            for _ in range(n):
+            for i in range(n):
                 part.restore()
                 self.ranges.call(part.name)
                 start = time.perf_counter_ns()
-                part.call()
+                returned = part.call()
                 samples.append(time.perf_counter_ns() - start)
                 self.ranges.close()
+                if part.lot is not None and i in judged:
+                    part.lot.judge(returned)
         return Batch(tuple(samples))
+
+
+def drawn(part: Timed, n: int) -> frozenset[int]:
+    """Which of the next n calls are judged."""
+    return frozenset() if part.lot is None else part.lot.draw(n)
 
 
 @dataclass
@@ -71,6 +81,7 @@ class _Plan:
 
     submit_ns: float  # host time of one ungated iteration
     whole_ns: float  # of the same until the GPU is done
+    judge_ns: float = 0.0  # host time to queue the judgement of what a call returned
     factor: float = 1.5  # gate time over submission time
     most: int = 512  # calls that a gate can hold; 0 when it cannot even hold one
 
@@ -106,15 +117,18 @@ class CudaClock:
             plan = self._plan(part)
             while plan.most:
                 calls = min(plan.fit(BATCH_NS, 1, n), plan.most)
-                gate_ns = plan.factor * (calls * plan.submit_ns + self._tail_ns) + MARGIN_NS
-                batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
+                judged = drawn(part, calls)
+                submit_ns = calls * plan.submit_ns + len(judged) * plan.judge_ns + self._tail_ns
+                gate_ns = plan.factor * submit_ns + MARGIN_NS
+                batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)), judged)
                 if batch.held:
                     return batch
                 if plan.factor < MAX_FACTOR and gate_ns < MAX_GATE_NS:
                     plan.factor *= 2
                 else:
                     plan.most = calls // 2
-            return replace(self._gated(part, plan.fit(BATCH_NS, 1, n), 0), held=False)
+            calls = plan.fit(BATCH_NS, 1, n)
+            return replace(self._gated(part, calls, 0, drawn(part, calls)), held=False)
 
     def disturbed(self) -> str:
         """What a provider changed of the device that others would feel, and is undone; or nothing.
@@ -205,7 +219,7 @@ class CudaClock:
         found = []
         for _ in range(5):
             begin = time.perf_counter_ns()
-            self.flush.settle(TAIL)
+            settle(TAIL)
             found.append(time.perf_counter_ns() - begin)
         torch.cuda.synchronize()
         return median(found)
@@ -216,21 +230,23 @@ class CudaClock:
             self._events.append((pair[0], pair[1]))
         return self._events[:n]
 
-    def _cold(self, part: Timed, settle: int) -> None:
+    def _cold(self, part: Timed, launches: int) -> None:
         """What comes between two calls, after so many launches of next to no work."""
         self.ranges.open("flush")
-        self.flush.settle(settle)
+        settle(launches)
         part.restore()
         self.flush()
         self.ranges.close()
 
-    def _iteration(self, part: Timed, start: Any, end: Any, settle: int = 0) -> None:
-        self._cold(part, settle)
+    def _iteration(self, part: Timed, start: Any, end: Any, launches: int = 0) -> Any:
+        """One sample; what the call returned."""
+        self._cold(part, launches)
         self.ranges.call(part.name)
         start.record()
-        part.call()
+        returned = part.call()
         end.record()
         self.ranges.close()
+        return returned
 
     def _plan(self, part: Timed) -> _Plan:
         """Host and GPU time of an ungated iteration; the first ones also fill the allocator."""
@@ -240,6 +256,7 @@ class CudaClock:
         self.ranges.open("warmup")
         self._iteration(part, start, end)
         torch.cuda.synchronize()
+        judge_ns = self._rehearse(part)
         submits, wholes = [], []
         for _ in range(3):
             begin = time.perf_counter_ns()
@@ -248,15 +265,32 @@ class CudaClock:
             torch.cuda.synchronize()
             wholes.append(time.perf_counter_ns() - begin)
         self.ranges.close()
-        self._plans[part] = plan = _Plan(median(submits), min(wholes))
+        self._plans[part] = plan = _Plan(median(submits), min(wholes), judge_ns)
         return plan
 
-    def _gated(self, part: Timed, n: int, gate_ns: int) -> Batch:
+    def _rehearse(self, part: Timed) -> float:
+        """Host time in ns to queue the judgement of a call; 0 where none is judged."""
+        if part.lot is None:
+            return 0.0
+        part.restore()
+        returned = part.call()
+        found = []
+        for _ in range(3):
+            begin = time.perf_counter_ns()
+            part.lot.rehearse(returned)
+            found.append(time.perf_counter_ns() - begin)
+        torch.cuda.synchronize()
+        return min(found)
+
+    def _gated(self, part: Timed, n: int, gate_ns: int, judged: frozenset[int]) -> Batch:
         pairs = self._pairs(n)
         self.gate(gate_ns)
         for i, (start, end) in enumerate(pairs):
-            self._iteration(part, start, end, i % CYCLE)
-        self.flush.settle(TAIL)
+            returned = self._iteration(part, start, end, i % CYCLE)
+            if part.lot is not None and i in judged:
+                part.lot.judge(returned)
+            del returned
+        settle(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
         return Batch(tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs), held)

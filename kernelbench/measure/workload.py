@@ -6,74 +6,16 @@ here, so that `call` holds nothing but what a user would pay for.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from kernelbench.measure.environment import TORCH_DTYPES
-from kernelbench.spec import Case, Device, Distribution, DType, Family, Mode, Provider
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Draw:
-    """Draws inputs from the case's distribution, reproducibly from a seed (see spec.Draw)."""
-
-    def __init__(self, case: Case, device: str, seed: int) -> None:
-        self.device = torch.device(device)
-        self.dtype = TORCH_DTYPES[case.dtype]
-        self._kind = case.inputs
-        self._generator = torch.Generator(self.device).manual_seed(seed)
-
-    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        out = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-        match self._kind:
-            case Distribution.zeros:
-                return out.zero_()
-            case Distribution.ones:
-                return out.fill_(1)
-            case Distribution.uniform:
-                return out.uniform_(-1, 1, generator=self._generator)
-            case Distribution.normal:
-                return out.normal_(generator=self._generator)
-            case Distribution.outliers:
-                out.normal_(generator=self._generator)
-                out.view(-1)[::1024] *= 100
-                return out
-
-    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=self._generator, device=self.device)
-
-
-class CaseInputs:
-    """The inputs of one case, shared by its providers, beside a pristine copy of them."""
-
-    def __init__(self, family: Family[Any], case: Case, device: str, seed: int) -> None:
-        self._family, self._case, self._device = family, case, device
-        self.tensors: Tensors = dict(family.inputs(case, Draw(case, device, seed)))
-        self.pristine: Tensors = {name: t.clone() for name, t in self.tensors.items()}
-        self.alike = case.inputs in (Distribution.zeros, Distribution.ones)
-
-    def redraw(self, seed: int) -> None:
-        """Draw fresh values, which `Workload.ready` puts into the very same memory.
-
-        A cached answer is then a wrong one. Where all values are alike, so would fresh ones be:
-        they are drawn from a normal distribution.
-        """
-        self.pristine = {}
-        like = replace(self._case, inputs=Distribution.normal) if self.alike else self._case
-        fresh = self._family.inputs(self._case, Draw(like, self._device, seed))
-        self.pristine = dict(fresh)
-
-
-def put(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy, also into a tensor that a layout expanded (stride 0): each element is stored once."""
-    for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
-    target.data.copy_(source)
+from kernelbench.measure import layout
+from kernelbench.measure.inputs import CaseInputs, Tensors, put
+from kernelbench.measure.lot import Lot
+from kernelbench.spec import Case, Device, DType, Family, Mode, Prepared, Provider
+from kernelbench.spec.family import as_they_are
 
 
 def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
@@ -104,23 +46,27 @@ class Workload:
         self.mutates = provider.mutates(case)
         self._inputs = inputs
         self._prepare = partial(provider.prepare, case)
-        self._outputs = family.outputs(case)
+        self._may_compute = provider.prepacked or provider.prepare is as_they_are
+        self.outputs = family.outputs(case)  # of its forward
         self._graded = family.grads(case) if case.mode is not Mode.fwd else ()
         self.mode: Mode = case.mode
         shared = {n: t.clone() if n in self.mutates else t for n, t in inputs.tensors.items()}
+        laid_out = self._prepare(shared)
+        self.prepared: tuple[Prepared, ...] = layout.described(laid_out, shared)
         self.args: Tensors = {
             name: tensor.detach().requires_grad_(name in self._graded)
-            for name, tensor in self._prepare(shared).items()
+            for name, tensor in laid_out.items()
         }
         self._leaves = [self.args[name] for name in self._graded]
-        named = [(i, f"grad_{o}") for i, o in enumerate(self._outputs)]
-        named = [(i, name) for i, name in named if self._graded and name in self.args]
-        self._upstream = [self.args[name] for _, name in named]
-        # Which outputs take part in the backward; None for all, so that a timed call does less.
-        self._chosen = None if len(named) == len(self._outputs) else [i for i, _ in named]
+        self._upstream: Tensors = {}  # not before the forward has run
+        self._given: list[torch.Tensor] = []  # its values
+        self._chosen: list[int] | None = None  # outputs that take part in the backward; None: all
         self._saved: Tensors = {}
         self._function = provider.build(case, config)
         self._graph: tuple[torch.Tensor, ...] = ()
+        self.lot: Lot | None = None  # judges some of the timed calls
+        # Looks at what the provider's forward returned, as it was returned; unset while timed.
+        self.watch: Callable[[Any], None] | None = None
         # The timed call of this mode; to be run inside `grad_mode()`.
         self.call: Callable[[], tuple[torch.Tensor, ...]] = {
             Mode.fwd: self._forward,
@@ -131,12 +77,22 @@ class Workload:
     @property
     def names(self) -> tuple[str, ...]:
         """What `call` returns, in order."""
-        outputs = () if self.mode is Mode.bwd else self._outputs
+        outputs = () if self.mode is Mode.bwd else self.outputs
         return (*outputs, *(f"d{name}" for name in self._graded))
 
+    def computed(self) -> str:
+        """Why its untimed `prepare` is more than a layout, and does not say so; or nothing."""
+        if self._may_compute:
+            return ""
+        return layout.computed(self._prepare, self._inputs.tensors)
+
     def known(self) -> Tensors:
-        """The inputs, and what a backward's forward returned, by name."""
-        return self.args | dict(zip(self._outputs, self._graph, strict=False))
+        """The inputs, upstream gradients, and what a backward's forward returned, by name."""
+        return self.given() | dict(zip(self.outputs, self._graph, strict=False))
+
+    def given(self) -> Tensors:
+        """The inputs and, once `ready`, the upstream gradients: an output may lie in them."""
+        return self.args | self._upstream
 
     def grad_mode(self) -> Any:
         """`fwd` runs without a graph and stores nothing for a backward."""
@@ -146,26 +102,39 @@ class Workload:
         """Untimed: take in the inputs as they are now; for a backward, run its forward.
 
         The old graph goes first: a leaf's gradient node that outlived it would keep the stream
-        of its making, on which a CUDA graph of the backward cannot be captured.
+        of its making, on which a CUDA graph of the backward cannot be captured. Upstream gradients
+        are drawn last: no forward can make use of them, or of their memory.
         """
-        self._graph = ()
+        self.rest()
         right = self.right()
-        self._saved = {name: right[name] for name in self.mutates if name in right}
         for name, tensor in right.items():
             put(self.args[name], tensor)
         if self.mode is Mode.bwd:
             with torch.enable_grad():
                 self._graph = self._forward()
+        self._draw_upstream()
+        self._saved = {name: right[name] for name in self.mutates if name in right}
+        self._saved |= {n: t.clone() for n, t in self._upstream.items() if n in self.mutates}
+        if self.mode is Mode.bwd:
             self.restore()
+
+    def _draw_upstream(self) -> None:
+        """In the order of the outputs; those without one take no part in the backward."""
+        drawn = self._inputs.upstream()
+        names = [f"grad_{output}" for output in self.outputs]
+        self._upstream = {name: drawn[name] for name in names if name in drawn}
+        self._given = [*self._upstream.values()]
+        chosen = [i for i, name in enumerate(names) if name in drawn]
+        self._chosen = None if len(chosen) == len(names) else chosen
 
     def rest(self) -> None:
         """Hold nothing but the inputs until the next `ready`."""
-        self._graph, self._saved = (), {}
+        self._graph, self._saved, self._upstream, self._given = (), {}, {}, []
 
     def restore(self) -> None:
         """Undo what the provider says it overwrites. Costs nothing when it overwrites nothing."""
         for name, tensor in self._saved.items():
-            put(self.args[name], tensor)
+            put(self._upstream[name] if name in self._upstream else self.args[name], tensor)
 
     def peak_bytes(self) -> int | None:
         """What a call takes on a GPU at most, above what was there before it; None without one."""
@@ -182,30 +151,43 @@ class Workload:
 
     def poison(self) -> None:
         """Put NaN in every input, to be made good by `refill` in stream order."""
-        for tensor in self.args.values():
+        for tensor in (*self.args.values(), *self._upstream.values()):
             if tensor.is_floating_point():
                 tensor.data.fill_(float("nan"))
 
     def refill(self, right: Tensors) -> None:
-        """right: what `right` returned before the inputs were poisoned."""
+        """right: what `state` returned before the inputs were poisoned."""
         for name, tensor in right.items():
-            put(self.args[name], tensor)
+            put(self._upstream[name] if name in self._upstream else self.args[name], tensor)
 
-    def changed(self) -> list[str]:
-        """Inputs that the last call changed without saying so."""
+    def changed(self, right: Tensors) -> list[str]:
+        """Inputs that are not as in `right`, and that the provider does not say it overwrites."""
+        now = self.given()
         return [
             name
-            for name, tensor in self.right().items()
-            if name not in self.mutates and not torch.equal(self.args[name], tensor)
+            for name, tensor in right.items()
+            if name not in self.mutates and not torch.equal(now[name], tensor)
         ]
+
+    def state(self) -> Tensors:
+        """What inputs and upstream gradients are right after `ready`, apart from them."""
+        return self.right() | {name: t.clone() for name, t in self._upstream.items()}
 
     def right(self) -> Tensors:
         """The arguments as they ought to be: this provider's layout of what was drawn."""
         return dict(self._prepare(self._inputs.pristine))
 
     def _forward(self) -> tuple[torch.Tensor, ...]:
-        out = self._function(self.args)
-        return out if isinstance(out, tuple) else (out,)
+        """The provider gets a mapping of its own: what it binds there is gone with the call.
+
+        A tuple's subclass has no say in what its items are: they are there when the call returns.
+        """
+        out = self._function(dict(self.args))
+        if self.watch is not None:
+            self.watch(out)
+        if type(out) is tuple:
+            return out
+        return tuple(tuple.__iter__(out)) if isinstance(out, tuple) else (out,)
 
     def _backward(self) -> tuple[torch.Tensor, ...]:
         return self._gradients(self._graph, retain_graph=True)
@@ -218,4 +200,4 @@ class Workload:
         self, outputs: tuple[torch.Tensor, ...], retain_graph: bool
     ) -> tuple[torch.Tensor, ...]:
         chosen = outputs if self._chosen is None else [outputs[i] for i in self._chosen]
-        return torch.autograd.grad(chosen, self._leaves, self._upstream, retain_graph=retain_graph)
+        return torch.autograd.grad(chosen, self._leaves, self._given, retain_graph=retain_graph)

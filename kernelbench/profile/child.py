@@ -22,8 +22,9 @@ from kernelbench import families
 from kernelbench.measure import environment, tune
 from kernelbench.measure.failure import failure_of
 from kernelbench.measure.flush import ColdL2
+from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.probes import set_precision
-from kernelbench.measure.workload import CaseInputs, Workload, why_not
+from kernelbench.measure.workload import Workload, why_not
 from kernelbench.profile.phases import Phases, call_name, watch
 from kernelbench.spec import Context, Device, Family, Job, Provider, Tool
 

@@ -16,9 +16,9 @@ from kernelbench import families
 from kernelbench.kernels import stream
 from kernelbench.kernels.ahead_of_time import identity
 from kernelbench.kernels.launch import Launch, described_for
-from kernelbench.measure.workload import CaseInputs, Workload
+from kernelbench.measure.workload import Workload
 from kernelbench.profile.inspect_target import Limits
-from kernelbench.provide import DTYPES, MetaDraw
+from kernelbench.profile.meta import MetaInputs
 from kernelbench.spec import Case, Family, Job, Provider
 from kernelbench.spec.case import AxisValue
 
@@ -60,14 +60,6 @@ class Described:
     kernel: str | None
     others: int = 0
     error: str = ""
-
-
-class _MetaInputs(CaseInputs):
-    """Inputs that have no memory, and so no values: they are as pristine as their copy."""
-
-    def __init__(self, family: Family[Any], case: Case) -> None:
-        self.tensors = dict(family.inputs(case, MetaDraw(DTYPES[case.dtype])))
-        self.pristine = self.tensors
 
 
 def describe(
@@ -168,7 +160,7 @@ def launches_at(place: Place) -> tuple[Launch, ...]:
     device = place.limits.device
     config = provider.configs(case, device)[place.config] if provider.configs else None
     with described_for(place.limits.target) as launches:
-        workload = Workload(family, case, provider, _MetaInputs(family, case), config)
+        workload = Workload(family, case, provider, MetaInputs(family, case), config)
         workload.ready()
         with workload.grad_mode():
             workload.call()

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from kernelbench.kernels.launch import Launch, Target, described_for, watched
-from kernelbench.measure.workload import CaseInputs, Workload, why_not
+from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.workload import Workload, why_not
+from kernelbench.profile.meta import MetaInputs
 from kernelbench.profile.touched_kernels import Kernels, kernel_name
 from kernelbench.profile.touched_operators import CLEARING, AsOnGPU, Operators, Use
 from kernelbench.spec import Case, Device, Family, KernelbenchError, Provider, Traffic
@@ -182,9 +184,7 @@ def uncovered(
     if "triton" not in provider.requires or why_not(provider, case, HOPPER):
         return ()
     config = provider.configs(case, HOPPER)[0] if provider.configs else None
-    inputs = CaseInputs(family, case, "cpu", 0)
-    inputs.tensors = {n: torch.empty_like(t, device="meta") for n, t in inputs.tensors.items()}
-    inputs.pristine = dict(inputs.tensors)
+    inputs = MetaInputs(family, case)
     with described_for(Target(HOPPER.arch, HOPPER.sms)) as launches:
         workload = Workload(family, case, provider, inputs, config)
         with workload.grad_mode():

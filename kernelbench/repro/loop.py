@@ -207,10 +207,11 @@ def _compare(
 ) -> bool:
     """Print relative errors against the fp64 oracle; whether one is above its budget."""
     sums = {name: [0.0, 0.0, 0.0] for name in found}
-    for name, index, right in family.oracle(case, inputs):
+    for name, index, right, *computed in family.oracle(case, inputs):
         if name in found:
-            parts = [f[name][index].double() - right for f in (found, theirs)]
-            for i, part in enumerate([*parts, right]):
+            gaps = [f[name][index].double() - right for f in (found, theirs)]
+            judged = torch.stack(computed).sum(0) if computed else right
+            for i, part in enumerate([*gaps, judged]):
                 sums[name][i] += float(part.square().sum())
     wrong = False
     for name, (ours, baseline, norm) in sums.items():

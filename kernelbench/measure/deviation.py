@@ -1,0 +1,241 @@
+"""How far an answer is from the fp64 oracle: as a whole, in its worst element, row and column, and
+in its scale; taken piece by piece, as an oracle yields, so that large cases fit in memory.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kernelbench.measure.parts import pieces_of, taken
+from kernelbench.spec import Family
+
+KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed anew for each provider
+SMALL_GROUP = 0.3  # of the typical ‖p‖ of a row or column; a smaller one is held against this
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Of out on one part of ref, less 1; its standard error where errors of elements have nothing
+    to do with each other, and where those of one row may (rounded coefficients, say)."""
+
+    value: float = 0.0
+    error: float = 0.0
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One output against the oracle; `spec.OutputError` has the formulas.
+
+    peak: max |ref| / rms(p), what rounding the largest element amounts to; own_peak: max |p|
+    likewise. scale, row_scale, column_scale: ‖ref‖ / ‖p‖, likewise; at least 1. unit: rms(p).
+    """
+
+    rel: float
+    worst: float
+    peak: float
+    cosine: float | None = None  # of the angle between them, where neither is all zero
+    row: float = 0.0
+    column: float = 0.0
+    slopes: tuple[Slope, ...] = ()
+    scale: float = 1.0
+    row_scale: float = 1.0
+    column_scale: float = 1.0
+    own_peak: float = 1.0
+    unit: float = 1.0
+    part: float | None = None  # ‖p‖ / ‖ref‖
+    count: float = math.inf
+
+
+@dataclass
+class Oracle:
+    """The right answers of a case for the inputs that are drawn now; kept if they are small."""
+
+    family: Family[Any]
+    case: Any
+    inputs: Any  # CaseInputs
+    _pieces: list[tuple[Any, ...]] | None = field(default=None, init=False)
+
+    def pieces(self) -> Iterable[tuple[Any, ...]]:
+        """(name, index, right values, parts of them that were computed …), fp64."""
+        if self._pieces is not None:
+            yield from self._pieces
+            return
+        kept: list[tuple[Any, ...]] | None = []
+        total = 0
+        for piece in pieces_of(self.family, self.case, self.inputs.whole()):
+            total += sum(tensor.numel() * 8 for tensor in piece[2:])
+            kept = [*kept, piece] if kept is not None and total <= KEEP_ORACLE_BYTES else None
+            yield piece
+        self._pieces = kept
+
+    def forget(self) -> None:
+        """The inputs were drawn anew."""
+        self._pieces = None
+
+
+class _Groups:
+    """Σ e², Σ p², Σ ref² of every row, or of every column, of an output."""
+
+    def __init__(self, places: torch.Tensor, count: int) -> None:
+        self._places = places  # which group each element of the output belongs to, expanded
+        self.sums = torch.zeros(3, count, dtype=torch.float64, device=places.device)
+
+    def add(self, index: Any, dim: int, *squares: torch.Tensor) -> None:
+        """dim: the one that a group runs along, where a piece holds whole ones."""
+        places = self._places[index]
+        if dim == -1 and places.ndim and places.stride(-1) == 0:
+            places, squares = places[..., 0], tuple(each.sum(-1) for each in squares)
+        elif dim == 0 and squares[0].shape[-1:] == (self.sums.shape[1],) and places.ndim > 1:
+            places = places.reshape(-1, places.shape[-1])[0]
+            squares = tuple(each.reshape(-1, each.shape[-1]).sum(0) for each in squares)
+        for total, each in zip(self.sums, squares, strict=True):
+            total.index_add_(0, places.reshape(-1), each.reshape(-1))
+
+    def worst(self) -> tuple[float, float]:
+        """The largest ‖e‖ / ‖p‖, and the largest ‖ref‖ / ‖p‖, at least 1."""
+        error, own, ref = self.sums.sqrt()
+        known = int((ref > 0).sum())
+        if known == 0:
+            return 0.0, 1.0
+        typical = self.sums[1].sum().div(known).sqrt()
+        against = own.clamp(min=float(SMALL_GROUP * typical))
+        if float(against.max()) == 0:
+            return 0.0, 1.0
+        found = torch.stack([(error / against).max(), (ref / against).max()]).tolist()
+        return found[0], max(found[1], 1.0)
+
+
+class Sums:
+    """What has been added up of one output, piece by piece of its oracle."""
+
+    def __init__(self, out: torch.Tensor) -> None:
+        self.count = 0
+        self._nan = bool(torch.isnan(out).any())  # also where the oracle samples
+        self._total = torch.zeros(4, dtype=torch.float64, device=out.device)  # e², p², ref², out²
+        self._most = torch.zeros(3, dtype=torch.float64, device=out.device)  # |e|, |p|, |ref|
+        self._slopes: list[torch.Tensor] = []
+        self._diluted = False
+        self._rows = self._columns = None
+        if out.ndim > 1 and out.numel():
+            *above, width = out.shape
+            rows = torch.arange(math.prod(above), device=out.device).view(above)
+            columns = torch.arange(width, device=out.device)
+            self._rows = _Groups(rows[..., None].expand(out.shape), rows.numel())
+            self._columns = _Groups(columns.expand(out.shape), width)
+
+    def add(
+        self,
+        index: Any,
+        out: torch.Tensor,
+        ref: torch.Tensor,
+        parts: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """out: the output's elements at `index`; parts: of ref, those that the kernel had to
+        compute; none if that is all of it.
+
+        Raises ValueError for a piece of another shape than the output has there.
+        """
+        if out.shape != ref.shape:
+            raise ValueError(f"shape {tuple(out.shape)}, the oracle has {tuple(ref.shape)}")
+        if ref.numel() == 0:
+            return
+        wide, ref, parts = _without_right_infinities(out, ref, parts)
+        self._diluted = self._diluted or bool(parts)
+        parts = parts or (ref,)
+        own = parts[0] if len(parts) == 1 else torch.stack(tuple(parts)).sum(0)
+        error = wide - ref
+        error2, ref2 = error.square(), ref.square()
+        own2 = ref2 if own is ref else own.square()
+        self._total += torch.stack([x.sum() for x in (error2, own2, ref2, wide.square())])
+        most = torch.stack([x.abs().max() for x in (error, own, ref)])
+        self._most = torch.maximum(self._most, most)
+        self._add_slopes(error, parts)
+        self.count += ref.numel()
+        if self._rows is not None and self._columns is not None:
+            self._rows.add(index, -1, error2, own2, ref2)
+            self._columns.add(index, 0, error2, own2, ref2)
+
+    def _add_slopes(self, error: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+        self._slopes = self._slopes or [torch.zeros_like(self._total) for _ in parts]
+        for total, part in zip(self._slopes, parts, strict=True):
+            product = error * part
+            row = product.sum(-1) if product.ndim else product
+            total += torch.stack(
+                [product.sum(), product.square().sum(), row.square().sum(), part.square().sum()]
+            )
+
+    def deviation(self) -> Deviation:
+        error2, own2, ref2, out2 = self._total.tolist()
+        most, own_most, ref_most = self._most.tolist()
+        if self._nan or math.isnan(error2):
+            return Deviation(math.nan, math.nan, 1.0)
+        if self.count == 0:
+            return Deviation(0.0, 0.0, 1.0)
+        if own2 == 0:
+            rel = out2 if ref2 == 0 else error2
+            return Deviation(math.sqrt(rel / self.count), most, max(ref_most, 1.0))
+        rms = math.sqrt(own2 / self.count)
+        row, row_scale = self._rows.worst() if self._rows else (0.0, 1.0)
+        column, column_scale = self._columns.worst() if self._columns else (0.0, 1.0)
+        return Deviation(
+            rel=math.sqrt(error2 / own2),
+            worst=most / rms,
+            peak=ref_most / rms,
+            cosine=_cosine(error2, ref2, out2),
+            row=row,
+            column=column,
+            slopes=tuple(_slope(total) for total in self._slopes),
+            scale=max(math.sqrt(ref2 / own2), 1.0),
+            row_scale=row_scale,
+            column_scale=column_scale,
+            own_peak=own_most / rms,
+            unit=rms,
+            part=math.sqrt(own2 / ref2) if self._diluted and ref2 else None,
+            count=self.count,
+        )
+
+
+def _cosine(error2: float, ref2: float, out2: float) -> float | None:
+    """From ‖out − ref‖² = ‖out‖² + ‖ref‖² − 2 out·ref."""
+    lengths = math.sqrt(out2) * math.sqrt(ref2)
+    if not (0 < lengths < math.inf and error2 < math.inf):
+        return None
+    return (out2 + ref2 - error2) / (2 * lengths)
+
+
+def _slope(total: torch.Tensor) -> Slope:
+    product, squared, rows, own2 = total.tolist()
+    if not own2:
+        return Slope()
+    return Slope(product / own2, math.sqrt(squared) / own2, math.sqrt(rows) / own2)
+
+
+def _without_right_infinities(
+    out: torch.Tensor, ref: torch.Tensor, parts: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+    """In fp64, zero wherever out is infinite as ref is in out's dtype; so it does not count."""
+    wide = out.to(torch.float64)
+    if not out.is_floating_point() or not bool(torch.isinf(out).any()):
+        return wide, ref, parts
+    right = torch.isinf(out) & (out == ref.to(out.dtype))
+    wide, ref, *parts = (tensor.masked_fill(right, 0.0) for tensor in (wide, ref, *parts))
+    return wide, ref, parts
+
+
+def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str, Deviation]:
+    """Of every produced output. A NaN anywhere in it counts, sampled or not.
+
+    Raises ValueError for an output of another shape than the oracle's, or that it does not cover.
+    """
+    sums = {name: Sums(tensor) for name, tensor in produced.items()}
+    for name, index, ref, *parts in oracle.pieces():
+        if name in sums:
+            sums[name].add(index, taken(oracle.family, name, produced[name], index), ref, parts)
+    for name, tensor in produced.items():
+        if sums[name].count == 0 and tensor.numel() > 0:
+            raise ValueError(f"the oracle of {oracle.family.name} says nothing about {name!r}")
+    return {name: each.deviation() for name, each in sums.items()}

@@ -1,0 +1,169 @@
+"""Which elements of a wrong answer are bad, for whoever wrote the kernel: how many, where, and what
+it gave instead of what.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kernelbench.measure.patterns import pattern, tile_map
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is bad of one output. words: one line, empty where nothing is. map: a few lines that
+    draw where, empty where that shows nothing."""
+
+    name: str
+    bad: int
+    seen: int
+    words: str = ""
+    map: str = ""
+
+
+@dataclass(frozen=True)
+class _Spot:
+    index: tuple[int, ...]
+    got: float
+    want: float
+
+    def __str__(self) -> str:
+        values = f"got {self.got:.4g}, want {self.want:.4g}"
+        place = self.index[0] if len(self.index) == 1 else self.index
+        return f"at {place}: {values}" if self.index else values
+
+
+class _Look:
+    """One output, looked at piece by piece: two masks of it are kept, and two elements."""
+
+    def __init__(self, name: str, out: torch.Tensor, tolerance: float) -> None:
+        self._name, self._out, self._tolerance = name, out, tolerance
+        self._bad = torch.zeros(out.shape, dtype=torch.bool, device=out.device)
+        self._seen = torch.zeros_like(self._bad)
+        self._first: _Spot | None = None
+        self._worst: tuple[float, _Spot] | None = None
+
+    def add(self, index: Any, ref: torch.Tensor) -> None:
+        got = self._out[index]
+        off = (got.to(torch.float64) - ref).abs()
+        right = ref.to(got.dtype)
+        endless = torch.isinf(got) | torch.isinf(right)
+        bad = torch.where(endless, got != right, ~(off <= self._tolerance))
+        self._bad[index], self._seen[index] = bad, True
+        if not bool(bad.any()):
+            return
+        off = off.nan_to_num(nan=math.inf).masked_fill(~bad, -1.0)
+        place = int(off.argmax())
+        most = float(off.reshape(-1)[place])
+        if self._worst is None or most > self._worst[0]:
+            self._worst = most, self._spot(index, place, got, ref)
+        first = self._spot(index, self._earliest(index, bad), got, ref)
+        if self._first is None or first.index < self._first.index:
+            self._first = first
+
+    def _along(self, index: Any) -> list[torch.Tensor]:
+        """Of each dimension the coordinates of what an index takes; views, for one of slices."""
+        shape, found = self._out.shape, []
+        for dim, size in enumerate(shape):
+            line = torch.arange(size, device=self._out.device)
+            line = line.view([size if d == dim else 1 for d in range(len(shape))])
+            found.append(line.expand(shape)[index])
+        return found
+
+    def _earliest(self, index: Any, bad: torch.Tensor) -> int:
+        """Which bad element of a piece comes first in the output; tensors may index in disorder."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if not any(isinstance(part, (torch.Tensor, list)) for part in parts):
+            return int(bad.to(torch.uint8).argmax())
+        flat = torch.zeros(bad.shape, dtype=torch.int64, device=bad.device)
+        for size, along in zip(self._out.shape, self._along(index), strict=True):
+            flat = flat * size + along
+        return int(flat.masked_fill(~bad, self._out.numel()).argmin())
+
+    def _spot(self, index: Any, place: int, got: torch.Tensor, ref: torch.Tensor) -> _Spot:
+        inside = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), got.shape))
+        where = tuple(int(along[inside]) for along in self._along(index))
+        return _Spot(where, float(got[inside]), float(ref[inside]))
+
+    def diagnosis(self) -> Diagnosis:
+        bad, seen = int(self._bad.sum()), int(self._seen.sum())
+        if self._first is None or self._worst is None:
+            return Diagnosis(self._name, bad, seen)
+        columns = self._out.shape[-1] if self._out.dim() else 1
+        masks = [mask.reshape(-1, columns) for mask in (self._bad, self._seen)]
+        sampled = "sampled " if seen < self._out.numel() else ""
+        plural = "s" if seen > 1 else ""
+        counted = f"{bad} of {seen} {sampled}element{plural} bad"
+        where = ", ".join(filter(None, [counted, self._rows(*masks), _columns(*masks)]))
+        first, worst = self._first, self._worst[1]
+        spots = f"first {first}; worst {worst}"
+        if first == worst:
+            spots = str(first) if bad == 1 else f"first and worst {first}"
+        words = f"{where}; {spots}"
+        return Diagnosis(self._name, bad, seen, words, tile_map(*masks))
+
+    def _rows(self, bad: torch.Tensor, seen: torch.Tensor) -> str:
+        if len(bad) == 1:
+            return ""
+        wrong, known = bad.any(1).cpu(), seen.any(1).cpu()
+        shape = self._out.shape
+        seen_in = _one_head(wrong, known, shape[2]) if len(shape) == 4 else ""
+        return f"in {_counted(wrong, known, 'row', seen_in)}"
+
+
+def _columns(bad: torch.Tensor, seen: torch.Tensor) -> str:
+    if bad.shape[1] == 1:
+        return ""
+    return _counted(bad.any(0).cpu(), seen.any(0).cpu(), "column")
+
+
+def _counted(bad: torch.Tensor, seen: torch.Tensor, noun: str, seen_in: str = "") -> str:
+    """`all 64 columns`, `1 of 64 rows (the last row)`."""
+    count, all_ = int(bad.sum()), int(seen.sum())
+    if count == all_:
+        return f"all {all_} {noun}s" if all_ > 1 else f"the one {noun} seen"
+    told = seen_in or pattern(bad, seen, noun)
+    return f"{count} of {all_} {noun}s" + (f" ({told})" if told else "")
+
+
+def _one_head(bad: torch.Tensor, seen: torch.Tensor, heads: int) -> str:
+    """Of rows (B,N,H): the only head in which any is bad, where several are."""
+    at, right = bad.nonzero().flatten() % heads, (seen & ~bad).nonzero().flatten() % heads
+    if heads == 1 or at.numel() < 2 or at.unique().numel() > 1:
+        return ""
+    head = int(at[0])
+    return f"{'only in ' if bool((right == head).any()) else ''}head {head} of {heads}"
+
+
+def diagnose(
+    name: str, out: torch.Tensor, pieces: Iterable[tuple[Any, ...]], tolerance: float
+) -> Diagnosis:
+    """What of an output is bad.
+
+    pieces: (index, fp64 values of `out[index]`, …). tolerance: the absolute error above which an
+    element is bad. NaN always is, and so is an infinity where the right value is not the same one
+    once it is rounded to the output's dtype.
+    """
+    look = _Look(name, out, tolerance)
+    for index, ref, *_ in pieces:
+        look.add(index, ref)
+    return look.diagnosis()
+
+
+def explain(
+    produced: Mapping[str, torch.Tensor],
+    pieces: Iterable[tuple[Any, ...]],
+    tolerances: Mapping[str, float],
+) -> dict[str, Diagnosis]:
+    """The same for every output that `tolerances` names, in one pass over an oracle's pieces.
+
+    pieces: (name, index, fp64 values, …), as `Oracle.pieces` gives them.
+    """
+    looks = {name: _Look(name, produced[name], limit) for name, limit in tolerances.items()}
+    for name, index, ref, *_ in pieces:
+        if name in looks:
+            looks[name].add(index, ref)
+    return {name: look.diagnosis() for name, look in looks.items()}

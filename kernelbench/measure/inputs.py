@@ -1,0 +1,129 @@
+"""The inputs of a case: drawn from a seed, held in memory that providers share, drawn anew."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kernelbench.measure.environment import TORCH_DTYPES
+from kernelbench.measure.parts import inputs_of
+from kernelbench.spec import Case, Distribution, Family, Mode, Trial
+
+Tensors = dict[str, torch.Tensor]
+OUTLIER, RARE = 100, 1024  # one value in RARE is OUTLIER times as large
+
+
+class Draw:
+    """Draws inputs from the case's distribution, reproducibly from a seed (see spec.Draw)."""
+
+    def __init__(self, case: Case, device: str, seed: int) -> None:
+        self.device = torch.device(device)
+        self.dtype = TORCH_DTYPES[case.dtype]
+        self._kind = case.inputs
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._drawn: list[torch.Tensor] = []
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        out = self._values(torch.empty(shape, dtype=dtype or self.dtype, device=self.device))
+        self._drawn.append(out)
+        return out
+
+    def drew(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is one of those drawn, or a view of one."""
+        storage = tensor.untyped_storage().data_ptr()
+        return any(each.untyped_storage().data_ptr() == storage for each in self._drawn)
+
+    def _values(self, out: torch.Tensor) -> torch.Tensor:
+        match self._kind:
+            case Distribution.zeros:
+                return out.zero_()
+            case Distribution.ones:
+                return out.fill_(1)
+            case Distribution.uniform:
+                return out.uniform_(-1, 1, generator=self._generator)
+            case Distribution.normal:
+                return out.normal_(generator=self._generator)
+            case Distribution.outliers:
+                out.normal_(generator=self._generator)
+                out.view(-1)[::RARE] *= OUTLIER
+                return out
+
+    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=self._generator, device=self.device)
+
+
+class CaseInputs:
+    """The inputs of one case, shared by its providers, beside a pristine copy of them.
+
+    Upstream gradients are not among them: `upstream` draws those whenever a backward needs them.
+    """
+
+    def __init__(self, family: Family[Any], case: Case, device: str, seed: int) -> None:
+        self._family, self._case, self._device, self._seed = family, case, device, seed
+        self._like = case  # whose distribution is drawn from
+        self._trial = Trial()
+        graded = case.mode is not Mode.fwd
+        self._gradients = {f"grad_{name}" for name in family.outputs(case)} if graded else set()
+        draw = Draw(case, device, seed)
+        self.tensors: Tensors = self._own(inputs_of(family, case, draw))
+        # Inputs that are values of the distribution, and not made from such.
+        self.drawn = tuple(name for name, t in self.tensors.items() if draw.drew(t))
+        self.pristine: Tensors = {name: t.clone() for name, t in self.tensors.items()}
+        self.alike = case.inputs in (Distribution.zeros, Distribution.ones)
+
+    def upstream(self) -> Tensors:
+        """The upstream gradients that go with the inputs as they are now, in memory of their own.
+
+        They are drawn as they are asked for, with all that is drawn before them.
+        """
+        if not self._gradients:
+            return {}
+        return {n: t for n, t in self._drawn().items() if n in self._gradients}
+
+    def whole(self) -> Tensors:
+        """Pristine inputs and upstream gradients, as the family's oracle takes them."""
+        return self.pristine | self.upstream()
+
+    def redraw(self, seed: int, trial: Trial | None = None) -> None:
+        """Draw other values, which `Workload.ready` puts into the very same memory.
+
+        A cached answer is then a wrong one. Where all values of the case are alike, so would fresh
+        ones be: they are drawn from a normal distribution.
+        trial: what is done to the values of the case's own distribution.
+        """
+        self.pristine = {}
+        if self.alike and trial is None:
+            self._like = replace(self._case, inputs=Distribution.normal)
+        self._seed, self._trial = seed, trial or Trial()
+        self.pristine = self._own(self._drawn())
+
+    def _own(self, drawn: Tensors) -> Tensors:
+        return {name: t for name, t in drawn.items() if name not in self._gradients}
+
+    def _drawn(self) -> Tensors:
+        draw = Draw(self._like, self._device, self._seed)
+        drawn = inputs_of(self._family, self._case, draw)
+        return {name: tried(name, tensor, self._trial) for name, tensor in drawn.items()}
+
+
+def tried(name: str, tensor: torch.Tensor, trial: Trial) -> torch.Tensor:
+    """An input as a trial has it."""
+    if name in trial.outliers:
+        factor = torch.ones(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        factor[::RARE] = OUTLIER
+        tensor = tensor * factor.view(tensor.shape)
+    return tensor * trial.scale[name] if trial.scale.get(name, 1.0) != 1.0 else tensor
+
+
+def put(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy, also into a tensor that a layout expanded (stride 0): each element is stored once."""
+    for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    target.data.copy_(source)
+
+
+def stored(tensors: Mapping[str, torch.Tensor]) -> set[int]:
+    """Addresses of the storages that tensors lie in."""
+    return {t.untyped_storage().data_ptr() for t in tensors.values()}

@@ -1,0 +1,75 @@
+"""What a provider's untimed `prepare` may do: lay out what is there, and compute nothing.
+
+A layout commutes with any renaming of the values that it moves: laying out renamed inputs gives
+the renamed layout, bit for bit. Arithmetic does not, nor does a conversion of the dtype.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from kernelbench.spec import Prepared
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_FACTORS = (-25, 1157)  # odd
+REMEDY = "move it into the call, or say prepacked=True, which tables show"
+
+
+class PrepareError(RuntimeError):
+    """`prepare` returned what is no layout of the inputs."""
+
+
+def described(laid_out: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Prepared, ...]:
+    """What `prepare` made; nothing where it returned the inputs as they are.
+
+    Raises PrepareError where that is not a mapping of names to plain tensors.
+    """
+    if laid_out is inputs:
+        return ()
+    if not isinstance(laid_out, Mapping):
+        raise PrepareError(f"prepare returned {type(laid_out).__name__}, expected names to tensors")
+    for name, tensor in laid_out.items():
+        if type(tensor) is not torch.Tensor:
+            kind = type(tensor).__name__
+            raise PrepareError(f"prepare returned {kind} as {name!r}, expected a torch.Tensor")
+    return tuple(
+        Prepared(
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            bytes=tensor.untyped_storage().nbytes(),
+        )
+        for name, tensor in laid_out.items()
+    )
+
+
+def computed(
+    prepare: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+    inputs: Mapping[str, torch.Tensor],
+) -> str:
+    """Why what `prepare` makes of these inputs is no layout of them; empty if it is one."""
+    plain = prepare({name: tensor.clone() for name, tensor in inputs.items()})
+    for factor in _FACTORS:
+        renamed = {name: _renamed(tensor, factor) for name, tensor in inputs.items()}
+        for name, tensor in prepare(renamed).items():
+            if name not in plain or not _same_bits(_renamed(plain[name], factor), tensor):
+                return f"prepare computes {name!r}, which is no layout of the inputs: {REMEDY}"
+    return ""
+
+
+def _renamed(tensor: torch.Tensor, factor: int) -> torch.Tensor:
+    """Every pattern of bits another one, but for zero, which pads: products modulo 2ⁿ with an odd
+    number and a shift between them, so that neither a sign nor a longer mantissa goes through.
+    Whole numbers stay, since a layout may gather by them."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    bits = tensor.view(_BITS[tensor.element_size()]) * factor
+    return ((bits ^ (bits >> 4 * tensor.element_size())) * factor).view(tensor.dtype)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype is not b.dtype:
+        return False
+    kind = _BITS[a.element_size()] if a.is_floating_point() else a.dtype
+    return torch.equal(a.view(kind), b.view(kind))

@@ -1,0 +1,197 @@
+"""The parts of a family, called and held to what they promise (see spec.Family).
+
+Whoever writes a family reads, in the record of every provider: which part, what it gave, what was
+expected instead, and the line on which it raised.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from kernelbench.raised import MOST, words_of
+from kernelbench.spec import Cost, Draw, Family, Mode
+
+Piece = tuple[Any, ...]  # name, index, the fp64 values, and more tensors of the same shape
+PIECE = "(name, index, fp64 tensor)"
+INDICES = (int, slice, type(...), type(None), torch.Tensor, list, range)
+
+
+class PartError(ValueError):
+    """A part of a family raised, or returned what cannot be used."""
+
+
+class _Part(AbstractContextManager[None]):
+    """What is raised inside becomes the part's error; memory that does not suffice stays that."""
+
+    def __init__(self, family: Family[Any], part: str) -> None:
+        self._name = f"{family.name}: {part}"
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return
+        if isinstance(error, Exception):
+            room = MOST - len(f"{PartError.__name__}: {self._name} raised ")
+            raise PartError(f"{self._name} raised {words_of(error, room)}") from error
+
+    def refuse(self, got: str, expected: str) -> PartError:
+        return PartError(f"{self._name} {got}, expected {expected}")
+
+
+def cost_of(family: Family[Any], case: Any) -> Cost:
+    """The work that a case must do. Raises PartError for what is no Cost of whole numbers."""
+    part = _Part(family, "cost")
+    with part:
+        cost = family.cost(case)
+    if not isinstance(cost, Cost):
+        raise part.refuse(f"returned {_shown(cost)}", "a Cost(flops, read, write)")
+    for name in ("flops", "read", "write"):
+        value = getattr(cost, name)
+        if not isinstance(value, int) or value < 0:
+            raise part.refuse(f"says {name}={_shown(value)}", "a whole number ≥ 0: divide with //")
+    return cost
+
+
+def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Outputs, and inputs with a gradient. Raises PartError for what are no tuples of names."""
+    found = []
+    for word in ("outputs", "grads"):
+        part = _Part(family, word)
+        with part:
+            names = getattr(family, word)(case)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise part.refuse(f"returned {_shown(names)}", 'a tuple of names, such as ("x",)')
+        if len(set(names)) < len(names):
+            raise part.refuse(f"returned {names}", "each name once")
+        found.append(names)
+    if not found[0]:
+        raise _Part(family, "outputs").refuse("returned no name", "what a call returns, in order")
+    return found[0], found[1]
+
+
+def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Tensor]:
+    """The inputs of a case by name.
+
+    Raises PartError for what are no dense tensors on the device of `draw`, and where the mode asks
+    for gradients, for a graded input that is absent or not floating, or no upstream gradient.
+    """
+    outputs, graded = names_of(family, case)
+    part = _Part(family, "inputs")
+    with part:
+        found = family.inputs(case, draw)
+    if not isinstance(found, Mapping) or not found:
+        raise part.refuse(f"returned {_shown(found)}", "a dict of tensors by name")
+    for name, tensor in found.items():
+        if not isinstance(name, str):
+            raise part.refuse(f"names a tensor {_shown(name)}", "a str")
+        if not isinstance(tensor, torch.Tensor):
+            raise part.refuse(f"gives {_shown(tensor)} for {name!r}", "a torch.Tensor")
+        if tensor.layout is not torch.strided:
+            raise part.refuse(f"gives {tensor.layout} for {name!r}", "a dense (strided) tensor")
+        if tensor.device.type != draw.device.type:
+            expected = f"{draw.device.type}: draw it with `draw`, or on `draw.device`"
+            raise part.refuse(f"gives {name!r} on {tensor.device.type}", expected)
+    if case.mode is not Mode.fwd and graded:
+        _hold_gradients(part, found, outputs, graded)
+    return dict(found)
+
+
+def _hold_gradients(
+    part: _Part,
+    found: Mapping[str, torch.Tensor],
+    outputs: tuple[str, ...],
+    graded: tuple[str, ...],
+) -> None:
+    for name in graded:
+        if name not in found:
+            expected = f"every input that `grads` names: {', '.join(graded)}"
+            raise part.refuse(f"gives no {name!r} but {', '.join(found)}", expected)
+        if not found[name].is_floating_point():
+            expected = "a floating one, since `grads` names it"
+            raise part.refuse(f"gives {found[name].dtype} for {name!r}", expected)
+    upstream = [f"grad_{output}" for output in outputs]
+    if not any(name in found for name in upstream):
+        expected = f"an upstream gradient in mode bwd and full: {' or '.join(upstream)}"
+        raise part.refuse(f"gives {', '.join(found)}", expected)
+
+
+def pieces_of(
+    family: Family[Any], case: Any, inputs: Mapping[str, torch.Tensor]
+) -> Iterator[Piece]:
+    """What the oracle yields, piece by piece.
+
+    Raises PartError for a piece of another form, of an unknown name, not fp64, or elsewhere than
+    the inputs are.
+    """
+    outputs, _ = names_of(family, case)
+    # A gradient that nobody asks for in this case may be yielded, and is ignored.
+    known = (*outputs, *(f"d{name}" for name in inputs if not name.startswith("grad_")))
+    device = next(iter(inputs.values())).device
+    part = _Part(family, "oracle")
+    with part:
+        found = family.oracle(case, inputs)
+        pieces = iter(found) if hasattr(found, "__iter__") else None
+    if pieces is None:
+        raise part.refuse(f"returned {_shown(found)}", f"that it yields {PIECE}")
+    while True:
+        with part:
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        _hold_piece(part, piece, known, device)
+        yield piece
+
+
+def _hold_piece(part: _Part, piece: Any, known: tuple[str, ...], device: torch.device) -> None:
+    if not isinstance(piece, tuple) or len(piece) < 3:
+        raise part.refuse(f"yields {_shown(piece)}", PIECE)
+    name, index, ref, *more = piece
+    if name not in known:
+        raise part.refuse(f"yields {_shown(name)}", f"one of {', '.join(known)}")
+    if not all(isinstance(i, INDICES) for i in (index if isinstance(index, tuple) else (index,))):
+        expected = "an index of the output: ..., a slice, or a tuple of them"
+        raise part.refuse(f"yields {name!r} at {_shown(index)}", expected)
+    for tensor in (ref, *more):
+        if not isinstance(tensor, torch.Tensor):
+            raise part.refuse(f"yields {_shown(tensor)} for {name!r}", "an fp64 tensor")
+        if tensor.dtype is not torch.float64:
+            expected = "torch.float64: compute with .double()"
+            raise part.refuse(f"yields {tensor.dtype} for {name!r}", expected)
+        if tensor.device.type != device.type:
+            expected = f"{device.type}, where the inputs are"
+            raise part.refuse(f"yields {name!r} on {tensor.device.type}", expected)
+        if tensor.shape != ref.shape:
+            got = f"yields a part of shape {tuple(tensor.shape)} for {name!r}"
+            raise part.refuse(got, f"{tuple(ref.shape)}, as its values have")
+
+
+def taken(family: Family[Any], name: str, out: torch.Tensor, index: Any) -> torch.Tensor:
+    """The elements of an output that a piece stands for. Raises PartError where it has none."""
+    try:
+        return out[index]
+    except (IndexError, TypeError, RuntimeError) as error:
+        got = f"yields {name!r} at {_shown(index)}"
+        expected = f"an index of its shape {tuple(out.shape)} ({error})"
+        raise _Part(family, "oracle").refuse(got, expected) from None
+
+
+def _shown(value: Any) -> str:
+    """`int 3`, `a tuple of 2`, `torch.float32 of shape (3, 4)`, `None`."""
+    if value is None or value is ...:
+        return "None" if value is None else "..."
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, slice):
+        return repr(value)
+    if isinstance(value, (tuple, list, Mapping)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, (int, float, str)):
+        return f"{type(value).__name__} {repr(value)[:40]}"
+    return f"a {type(value).__name__}"

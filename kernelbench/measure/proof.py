@@ -1,0 +1,164 @@
+"""The proof of one job's providers: what is right, what a baseline may err by, who is wrong."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from kernelbench.measure import check, diagnosis
+from kernelbench.measure.answer import Contract, ContractError, Form
+from kernelbench.measure.check import Answer
+from kernelbench.measure.deviation import Deviation, Oracle, deviations
+from kernelbench.measure.dump import Dump
+from kernelbench.measure.environment import TORCH_DTYPES
+from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.workload import Workload
+from kernelbench.spec import Case, Family, OutputError, Provider, Trial
+
+
+@dataclass
+class Verdict:
+    """errors: beside their budgets. reason: why the provider is incorrect, or nothing."""
+
+    errors: tuple[OutputError, ...] = ()
+    reason: str = ""
+    detail: str = ""
+    strides: tuple[str, ...] = ()  # outputs that do not lie in memory as the baseline's do
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # the answer, if it was kept
+    found: Mapping[str, Deviation] = field(default_factory=dict)
+
+
+class Proof:
+    """Judges answers for the inputs as they are drawn now. The baseline is to be judged first."""
+
+    def __init__(
+        self,
+        family: Family[Any],
+        case: Case,
+        inputs: CaseInputs,
+        dump: Dump,
+        undo: Callable[[], None],
+    ) -> None:
+        """undo: takes back what the provider that is at work changed of the process."""
+        self._undo = undo
+        self.family, self.case, self._dump = family, case, dump
+        self.oracle = Oracle(family, case, inputs)
+        self._inputs = inputs
+        self.contract = self._asked()
+        self.baseline: Mapping[str, Deviation] | None = None  # errors of a baseline that is right
+
+    def _asked(self) -> Contract:
+        """Dtypes that the family or the case states; a gradient has its input's."""
+        own, others = TORCH_DTYPES[self.case.dtype], self.family.dtypes(self.case)
+        tensors = self._inputs.tensors
+        forms = {
+            name: Form(getattr(torch, others[name]), "the family", fixed=True)
+            if name in others
+            else Form(own, "the case")
+            for name in self.family.outputs(self.case)
+        }
+        graded = self.family.grads(self.case)
+        forms |= {f"d{name}": Form(tensors[name].dtype, "its input") for name in graded}
+        return Contract(next(iter(tensors.values())).device, forms)
+
+    def redrawn(self, *, alike: bool = True) -> None:
+        """The inputs were drawn anew; alike: from the same distribution as before."""
+        self.oracle.forget()
+        if not alike:
+            self.baseline = None
+
+    def judge(self, provider: Provider[Any], workload: Workload, *, keep: bool = False) -> Verdict:
+        """By one hardened call. keep: the answer, if it is right."""
+        return self._judged(provider, workload, keep, "", check.produce)
+
+    def judge_trial(
+        self, provider: Provider[Any], workload: Workload, name: str, trial: Trial
+    ) -> Verdict:
+        """By one plain call on the inputs of a trial."""
+        produce = partial(check.produce_plainly, apart=trial.apart)
+        return self._judged(provider, workload, False, name, produce, gross=trial.gross)
+
+    def _judged(
+        self,
+        provider: Provider[Any],
+        workload: Workload,
+        keep: bool,
+        trial: str,
+        produce: Any,
+        *,
+        gross: bool = False,
+    ) -> Verdict:
+        try:
+            answer = produce(workload, self.contract)
+        except ContractError as error:
+            return Verdict(reason=str(error))
+        if provider is self.family.baseline and not trial:
+            self._take_form(answer)
+        found = self.verdict(provider, answer, trial, gross=gross)
+        found.strides = tuple(self.contract.other_strides(answer.outputs))
+        if keep and not found.reason:
+            found.proven = answer.outputs
+        else:
+            spend(answer.outputs)
+        return found
+
+    def _take_form(self, answer: Answer) -> None:
+        """What the baseline returns, others must: shapes, and dtypes that nobody states."""
+        forms = {
+            name: replace(
+                self.contract.forms[name],
+                shape=tensor.shape,
+                stride=tensor.stride(),
+                fixed=True,
+                dtype=tensor.dtype,
+            )
+            for name, tensor in answer.outputs.items()
+        }
+        self.contract = replace(self.contract, forms={**self.contract.forms, **forms})
+
+    def verdict(
+        self, provider: Provider[Any], answer: Answer, trial: str = "", *, gross: bool = False
+    ) -> Verdict:
+        """Only a baseline that is right sets the budget. gross: see `spec.Trial`."""
+        self._undo()  # whoever is judged has a say in nothing that judges
+        found = deviations(self.oracle, answer.outputs)
+        is_baseline = provider is self.family.baseline
+        yardstick = found if is_baseline else self.baseline
+        inputs = (str(self.case.inputs), *([trial] if trial else []))
+        others = bool(trial) and not is_baseline  # those of a trial follow from a baseline's
+        errors = check.judge(found, yardstick, self.case.dtype, provider, *inputs, trial=others)
+        if gross:
+            errors = check.gross(errors, found, self.case.dtype)
+        reason = check.verdict(errors, answer.faults)
+        if is_baseline:
+            self.baseline = None if reason else found
+            if reason and not trial:
+                self.contract = self._asked()
+        if reason or not trial:
+            self._dump.keep(provider.name, self.oracle, answer.outputs, trial)
+        verdict = Verdict(errors, reason, found=found)
+        if reason:
+            self._explain(verdict, answer)
+        return verdict
+
+    def _explain(self, verdict: Verdict, answer: Answer) -> None:
+        """Where the bad elements lie, for whoever wrote the kernel."""
+        limits = {
+            error.name: error.worst_budget * verdict.found[error.name].unit
+            for error in verdict.errors
+            if not error.ok
+        }
+        told = diagnosis.explain(answer.outputs, self.oracle.pieces(), limits)
+        said = [f"{name}: {each.words}" for name, each in told.items() if each.words]
+        verdict.reason = "; ".join([verdict.reason, *said])
+        verdict.detail = "\n".join(f"{n}\n{each.map}" for n, each in told.items() if each.map)
+
+
+def spend(outputs: Mapping[str, torch.Tensor]) -> None:
+    """No right answer is left behind in free memory."""
+    with torch.inference_mode():  # where a provider left one of that kind, too
+        for tensor in outputs.values():
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))

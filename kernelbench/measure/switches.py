@@ -1,0 +1,339 @@
+"""Settings of this process that whoever runs next would feel: how each is read and put back.
+
+In the order in which they have to be put back: as long as a mode is left on its stack, torch's
+calls do other things than they say. Nothing here waits for a GPU or takes memory on it.
+"""
+
+import ctypes
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils import _device
+
+KINDS = ("cpu", "cuda")  # of devices, that autocast knows apart
+# Pairs of torch's getters and setters, by what comes behind `_get_` and `_set_`. A release that
+# has none of a pair lacks the switch.
+PAIRS = {
+    "deterministic fill of uninitialized memory": ("deterministic_fill_uninitialized_memory",) * 2,
+    "cudnn.enabled": ("cudnn_enabled",) * 2,
+    "cudnn.benchmark": ("cudnn_benchmark",) * 2,
+    "cudnn.deterministic": ("cudnn_deterministic",) * 2,
+    "mkldnn.enabled": ("mkldnn_enabled",) * 2,
+    "mkldnn.deterministic": ("mkldnn_deterministic",) * 2,
+    "fp16 accumulation of matmul": ("cublas_allow_fp16_accumulation",) * 2,
+    "fp16 reduced precision reduction": ("cublas_allow_fp16_reduced_precision_reduction",) * 2,
+    "bf16 reduced precision reduction": ("cublas_allow_bf16_reduced_precision_reduction",) * 2,
+    "reduced precision reduction on the CPU": ("cpu_allow_fp16_reduced_precision_reduction",) * 2,
+    "reduced precision reduction of math sdp": ("math_sdp_allow_fp16_bf16_reduction",) * 2,
+    "flash sdp": ("flash_sdp_enabled", "sdp_use_flash"),
+    "memory-efficient sdp": ("mem_efficient_sdp_enabled", "sdp_use_mem_efficient"),
+    "math sdp": ("math_sdp_enabled", "sdp_use_math"),
+    "cudnn sdp": ("cudnn_sdp_enabled", "sdp_use_cudnn"),
+    "overrideable sdp": ("overrideable_sdp_enabled", "sdp_use_overrideable"),
+    "the order of sdp backends": ("sdp_priority_order",) * 2,
+    "the preferred linalg backend": ("linalg_preferred_backend",) * 2,
+    "the preferred blas backend": ("blas_preferred_backend",) * 2,
+    "the SMs carved out of matmuls": ("sm_carveout_experimental",) * 2,
+}
+OPERATORS = {
+    "generic": ("all",),
+    "cuda": ("all", "matmul", "conv", "rnn"),
+    "mkldnn": ("all", "matmul", "conv", "rnn"),
+}
+_MT19937 = 2500  # bytes of the state of numpy's global generator
+_ENTERED: list[Any] = []  # guards that would undo their work when they are dropped
+
+
+@dataclass(frozen=True)
+class Switch:
+    """name: in words; where the value is a dict, each item is a state `name key` of its own.
+    put: None where nothing can put it back.
+    shown: whether a reader learns something from its values.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    put: Callable[[Any], object] | None
+    shown: bool = True
+
+
+def switches() -> list[Switch]:
+    """Those of this process, as it is now: a CUDA device's only where one is in use."""
+    found = [*_modes(), *_autograd(), *_autocast(), *_arithmetic(), *_paired()]
+    return [*found, *_interpreter(), *_seeds(), *(_cuda() if torch.cuda.is_initialized() else ())]
+
+
+def _modes() -> Iterator[Switch]:
+    yield Switch("the stack of torch function modes", _function_modes, _put_function_modes)
+    yield Switch("the stack of torch dispatch modes", _dispatch_modes, _put_dispatch_modes)
+    yield Switch("the default device", _default_device, _put_default_device)
+    yield Switch("the default dtype", torch.get_default_dtype, torch.set_default_dtype)
+
+
+def _context() -> Any:
+    """What stands for the default device at the bottom of the stack of function modes, if set."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+
+def _function_modes() -> list[Any]:
+    of, context = torch._C._get_function_stack_at, _context()
+    found = [of(i) for i in range(torch._C._len_torch_function_stack())]
+    return [mode for mode in found if mode is not context]
+
+
+def _put_function_modes(modes: list[Any]) -> None:
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    for mode in filter(None, (_context(), *modes)):
+        torch._C._push_on_torch_function_stack(mode)
+
+
+def _default_device() -> torch.device | None:
+    context = _context()
+    return None if context is None else context.device
+
+
+def _put_default_device(device: torch.device | None) -> None:
+    """Not by leaving the context there is: torch asserts then how the stack looks."""
+    modes = _function_modes()
+    torch._GLOBAL_DEVICE_CONTEXT.device_context = _device.CURRENT_DEVICE = None
+    _put_function_modes([])
+    torch.set_default_device(device)
+    _put_function_modes(modes)
+
+
+def _dispatch_modes() -> list[Any]:
+    of = torch._C._get_dispatch_stack_at
+    return [of(i) for i in range(torch._C._len_torch_dispatch_stack())]
+
+
+def _put_dispatch_modes(modes: list[Any]) -> None:
+    while torch._C._len_torch_dispatch_stack():
+        torch._C._pop_torch_dispatch_stack(None)
+    for mode in modes:
+        torch._C._push_on_torch_dispatch_stack(mode)
+
+
+def _autograd() -> Iterator[Switch]:
+    yield Switch("inference mode", torch.is_inference_mode_enabled, _put_inference_mode)
+    yield Switch("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled)
+    yield Switch("anomaly mode", torch.is_anomaly_enabled, _put_anomaly_mode)
+    yield Switch("the NaN check of anomaly mode", torch.is_anomaly_check_nan_enabled, _put_nan)
+    several = torch._C._is_multithreading_enabled, torch._C._set_multithreading_enabled
+    yield Switch("threads of backward", *several)
+    yield Switch("hooks on saved tensors", _saved_hooks, _put_saved_hooks)
+
+
+def _put_inference_mode(on: bool) -> None:
+    """There is no setter, only a guard; one that is dropped brings back what it found."""
+    guard = torch._C._InferenceMode(on)
+    guard.__enter__()
+    _ENTERED.append(guard)
+
+
+def _put_anomaly_mode(on: bool) -> None:
+    torch.set_anomaly_enabled(on, torch.is_anomaly_check_nan_enabled())
+
+
+def _put_nan(on: bool) -> None:
+    torch.set_anomaly_enabled(torch.is_anomaly_enabled(), on)
+
+
+def _saved_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def _put_saved_hooks(hooks: Any) -> None:
+    """Take off what was put upon them."""
+    while _saved_hooks() not in (hooks, None):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def _autocast() -> Iterator[Switch]:
+    for kind in KINDS:
+        enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+        put, put_dtype = torch.set_autocast_enabled, torch.set_autocast_dtype
+        yield Switch(f"autocast on {kind}", partial(enabled, kind), partial(put, kind))
+        of_dtype = partial(dtype, kind), partial(put_dtype, kind)
+        yield Switch(f"the dtype of autocast on {kind}", *of_dtype)
+    cached = torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
+    yield Switch("the cache of autocast", *cached)
+    yield Switch("the depth of autocast", _autocast_depth, _put_autocast_depth)
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _put_autocast_depth(depth: int) -> None:
+    """Its cache lives for as long as one is inside."""
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    while _autocast_depth() < depth:
+        torch.autocast_increment_nesting()
+    if not depth:
+        torch.clear_autocast_cache()
+
+
+def _arithmetic() -> Iterator[Switch]:
+    yield Switch("the float32 precision of", _precision, _put_precision)
+    chosen = torch.are_deterministic_algorithms_enabled, _put_deterministic
+    yield Switch("deterministic algorithms", *chosen)
+    warned = torch.is_deterministic_algorithms_warn_only_enabled, _put_warn_only
+    yield Switch("warn-only of deterministic algorithms", *warned)
+    yield Switch("flushing of denormals", _flushes_denormals, torch.set_flush_denormal)
+    yield Switch("the number of threads", torch.get_num_threads, torch.set_num_threads)
+    yield Switch("the number of interop threads", torch.get_num_interop_threads, None)
+
+
+def _precision() -> dict[str, str]:
+    """By operator, and what the older switches say; they raise when they disagree with those."""
+    of = torch._C._get_fp32_precision_getter
+    found = {f"{kind} {op}": str(of(kind, op)) for kind, ops in OPERATORS.items() for op in ops}
+    for name, read in (
+        ("torch", torch.get_float32_matmul_precision),
+        ("cudnn", torch._C._get_cudnn_allow_tf32),
+    ):
+        try:
+            found[name] = str(read())
+        except RuntimeError:
+            found[name] = "mixed"
+    return found
+
+
+def _put_precision(precision: dict[str, str]) -> None:
+    """The older switches first: they move those by operator, too."""
+    if precision["torch"] != "mixed":
+        torch.set_float32_matmul_precision(precision["torch"])
+    if precision["cudnn"] != "mixed":
+        torch._C._set_cudnn_allow_tf32(precision["cudnn"] == "True")
+    for kind, ops in OPERATORS.items():
+        for op in ops:
+            torch._C._set_fp32_precision_setter(kind, op, precision[f"{kind} {op}"])
+
+
+def _put_deterministic(on: bool) -> None:
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(on, warn_only=warn_only)
+
+
+def _put_warn_only(on: bool) -> None:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled, warn_only=on)
+
+
+def _flushes_denormals() -> bool:
+    return sys.float_info.min / 2 == 0
+
+
+def _paired() -> Iterator[Switch]:
+    for name, (getter, setter) in PAIRS.items():
+        read = getattr(torch._C, f"_get_{getter}", None)
+        put = getattr(torch._C, f"_set_{setter}", None)
+        if read is not None and put is not None:
+            yield Switch(name, read, partial(_put_spread, put))
+
+
+def _put_spread(put: Callable[..., object], value: Any) -> None:
+    """What is read as a tuple is set by as many arguments."""
+    if isinstance(value, tuple):
+        put(*value)
+    else:
+        put(value)
+
+
+def _interpreter() -> Iterator[Switch]:
+    yield Switch("environment", _environment, _put_environment)
+    yield Switch("the working directory", _directory, os.chdir)
+    yield Switch("the trace function of Python", sys.gettrace, sys.settrace)
+    yield Switch("the profile function of Python", sys.getprofile, sys.setprofile)
+    yield Switch("the trace function of threads", threading.gettrace, _put_thread_trace)
+    yield Switch("the profile function of threads", threading.getprofile, _put_thread_profile)
+    yield Switch("collection of garbage", gc.isenabled, _put_collection)
+    yield Switch("the thresholds of collection", gc.get_threshold, lambda t: gc.set_threshold(*t))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        read, put = partial(signal.getsignal, number), partial(signal.signal, number)
+        yield Switch(f"the handler of {number.name}", read, put)
+
+
+def _environment() -> dict[bytes, bytes]:
+    """What lies behind os.environ, which takes 0.5 µs a variable to decode."""
+    found: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
+    return found.copy()
+
+
+def _put_environment(variables: dict[bytes, bytes]) -> None:
+    for name in os.environb.keys() - variables.keys():
+        del os.environb[name]
+    os.environb.update(variables)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return "one that is gone"
+
+
+def _put_thread_trace(function: Any) -> None:
+    threading.settrace(function)
+
+
+def _put_thread_profile(function: Any) -> None:
+    threading.setprofile(function)
+
+
+def _put_collection(on: bool) -> None:
+    (gc.enable if on else gc.disable)()
+
+
+def _seeds() -> Iterator[Switch]:
+    yield Switch("the seed of torch", _torch_seed, _put_torch_seed, shown=False)
+    yield Switch("the seed of random", random.getstate, random.setstate, shown=False)
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None:
+        generator, state = numpy.get_bit_generator(), numpy.get_state()
+        if state[0] == "MT19937":
+            # To ask numpy for it takes 30 µs.
+            read = partial(ctypes.string_at, generator.ctypes.state_address, _MT19937)
+            yield Switch("the seed of numpy", read, lambda _: numpy.set_state(state), shown=False)
+
+
+def _torch_seed() -> bytes:
+    return torch.default_generator.get_state().numpy().tobytes()
+
+
+def _put_torch_seed(state: bytes) -> None:
+    torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _cuda() -> Iterator[Switch]:
+    device = torch.cuda.current_device()
+    yield Switch("the current CUDA device", torch.cuda.current_device, torch.cuda.set_device)
+    stream = partial(torch.cuda.current_stream, device)
+    yield Switch("the current CUDA stream", stream, torch.cuda.set_stream)
+    mode = torch.cuda.get_sync_debug_mode, torch.cuda.set_sync_debug_mode
+    yield Switch("the sync debug mode", *mode)
+    for i, generator in enumerate(torch.cuda.default_generators):
+        read, put = partial(_cuda_seed, generator), partial(_put_cuda_seed, generator)
+        yield Switch(f"the seed of cuda:{i}", read, put, shown=False)
+
+
+def _cuda_seed(generator: torch.Generator) -> tuple[int, int]:
+    return generator.initial_seed(), generator.get_offset()
+
+
+def _put_cuda_seed(generator: torch.Generator, state: tuple[int, int]) -> None:
+    seed, offset = state
+    generator.manual_seed(seed)
+    generator.set_offset(offset)

@@ -1,0 +1,21 @@
+"""Inputs without memory: for what is described, and not run."""
+
+from typing import Any
+
+from kernelbench.measure.inputs import CaseInputs
+from kernelbench.provide import DTYPES, MetaDraw
+from kernelbench.spec import Case, Family, Mode
+
+
+class MetaInputs(CaseInputs):
+    """Inputs that have no memory, and so no values: they are as pristine as their copy."""
+
+    def __init__(self, family: Family[Any], case: Case) -> None:
+        drawn = dict(family.inputs(case, MetaDraw(DTYPES[case.dtype])))
+        graded = [f"grad_{o}" for o in family.outputs(case)] if case.mode is not Mode.fwd else []
+        self._drawn_gradients = {name: t for name, t in drawn.items() if name in graded}
+        self.tensors = {name: t for name, t in drawn.items() if name not in graded}
+        self.pristine = self.tensors
+
+    def upstream(self) -> dict[str, Any]:
+        return self._drawn_gradients

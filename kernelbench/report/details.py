@@ -1,0 +1,23 @@
+"""What is known of failures beyond one line, for whoever wrote the provider."""
+
+from collections.abc import Sequence
+
+from kernelbench.spec import RunRecord
+
+MORE = "-v shows more of what went wrong"
+
+
+def details(records: Sequence[RunRecord]) -> list[str]:
+    """Lines of every record's `detail`, an empty one before each; what cases share stands once."""
+    found: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        if record.detail:
+            key = (record.family, record.provider, record.detail)
+            found.setdefault(key, []).append(record)
+    lines = []
+    for group in found.values():
+        first, others = group[0], len(group) - 1
+        also = f" and {others} other case{'s' * (others > 1)}" if others else ""
+        lines += ["", f"{first.family}/{first.case}{also} {first.provider}: {first.status}"]
+        lines += [f"    {line}".rstrip() for line in first.detail.splitlines()]
+    return lines
