@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "statistics": set(),
     "dispatch": set(),
     "source": {"spec"},
+    "raised": set(),
     "store": {"spec"},
     "suite": {"spec"},
     "executor": {"spec"},
@@ -40,8 +41,8 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"nn", "parallel", "kernels", "dispatch"},
     "repro": {"spec", "families", "store", "metrics", "source"},
     "provide": {"spec"},
-    "families": {"spec", "kernels", "nn", "parallel", "provide"},
-    "measure": {"spec", "limits", "statistics", "kernels"},
+    "families": {"spec", "kernels", "nn", "parallel", "provide", "raised"},
+    "measure": {"spec", "limits", "statistics", "kernels", "raised"},
     "profile": {"spec", "families", "kernels", "measure", "provide"},
     "inspecting": {"spec", "families", "suite", "profile"},
     "worker": {"spec", "families", "measure", "profile"},
@@ -49,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "plan": {"spec", "suite", "families"},
     "doctor": {"spec", "suite", "measure", "families", "profile"},
 }
-STDLIB_ONLY = ("spec", "limits", "source", "ledger", "dispatch")
+STDLIB_ONLY = ("spec", "limits", "source", "ledger", "dispatch", "raised")
 WITHOUT_TORCH = (
     "store",
     "times",

@@ -11,9 +11,10 @@ import pytest
 import torch
 from toy import BASELINE, CASE, Script, ToyCase, provider, right, run, toy
 
-from kernelbench.measure.check import CEILING, FLOOR, Deviation, _Sums, judge
+from kernelbench.measure.check import CEILING, FLOOR, judge
+from kernelbench.measure.deviation import Deviation, Sums
 from kernelbench.measure.job import DeviceLostError
-from kernelbench.spec import Accuracy, DType, Mode, Provider, RunRecord, Status, Tensors
+from kernelbench.spec import Accuracy, DType, Mode, Provider, RunRecord, Status, Tensors, Trial
 
 MODES = list(Mode)
 BF16 = replace(CASE, dtype=DType.bf16)
@@ -74,10 +75,10 @@ def half(a: Tensors) -> Any:
         (overwrites_x, Status.incorrect, "changed its input x"),
         (later, Status.incorrect, "y: error 1 "),
         (half, Status.incorrect, "NaN in y"),
-        (lambda a: a["x"] * a["w"], Status.failed, "returns 1 outputs, expected y, m"),
-        (lambda a: (right(a)[0][:, :3], right(a)[1]), Status.failed, "shape (7, 3), the baseline"),
+        (lambda a: a["x"] * a["w"], Status.incorrect, "returns 1 outputs, expected y, m"),
+        (lambda a: (right(a)[0][:, :3], right(a)[1]), Status.incorrect, "shape (7, 3), the base"),
         (lambda a: a["x"].foo, Status.failed, "AttributeError: 'Tensor' object has no"),
-        (lambda a: (right(a)[0].repeat(2, 1), right(a)[1]), Status.failed, "shape (14, 64)"),
+        (lambda a: (right(a)[0].repeat(2, 1), right(a)[1]), Status.incorrect, "shape (14, 64)"),
     ],
 )
 def test_what_is_wrong_is_caught_and_never_timed(call: Any, status: Status, reason: str) -> None:
@@ -100,8 +101,14 @@ def test_half_an_output_is_nan_even_where_the_oracle_samples() -> None:
     assert (record.status, record.reason) == (Status.incorrect, "NaN in y")
 
 
-def test_a_cached_tensor_is_found_by_poison_and_a_cached_clone_by_fresh_inputs() -> None:
+@pytest.mark.parametrize("trials", [True, False])
+def test_a_cached_tensor_is_found_by_poison_and_a_cached_clone_by_fresh_inputs(
+    trials: bool,
+) -> None:
     kept: dict[str, Any] = {}
+    names = ("small", "large", "outliers")
+    refused = dict.fromkeys(names, Trial(refused="as they are"))
+    more = {} if trials else {"trials": lambda case: refused}
 
     def cached(a: Tensors) -> Any:
         return kept.setdefault("tensor", right(a))
@@ -110,15 +117,15 @@ def test_a_cached_tensor_is_found_by_poison_and_a_cached_clone_by_fresh_inputs()
         return tuple(t.clone() for t in kept.setdefault("clone", right(a)))
 
     clock = Script()
-    found = run(toy(provider("cached", cached), provider("cloned", cloned)), clock=clock)
-    assert (found["cached"].status, found["cached"].reason) == (
-        Status.incorrect,
-        "NaN in y; NaN in m",
-    )
+    found = run(toy(provider("cached", cached), provider("cloned", cloned), **more), clock=clock)
+    assert found["cached"].status is Status.incorrect
+    assert found["cached"].reason.startswith("NaN in y; NaN in m; y: 448 of 448 elements bad")
     assert found["cloned"].status is Status.incorrect
-    assert found["cloned"].reason.startswith("on fresh inputs, after timing: y: error")
+    where = "on small inputs" if trials else "on fresh inputs, after timing"
+    assert found["cloned"].reason.startswith(f"{where}: y: error")
     assert found["cloned"].timing is None
-    assert not all(error.ok for error in found["cloned"].errors)  # those that tell against it
+    errors = found["cloned"].trials[0].errors if trials else found["cloned"].errors
+    assert not all(error.ok for error in errors)  # those that tell against it
     assert found["eager"].status is Status.ok
     assert "cached" not in clock.timed
 
@@ -200,7 +207,7 @@ def test_one_that_fails_while_it_is_timed_leaves_and_the_others_start_again() ->
 
     found = run(toy(provider("bad", right), provider("fine", right)), clock=Fails())
     assert (found["bad"].status, found["bad"].timing) == (Status.failed, None)
-    assert found["bad"].reason == "RuntimeError: in the middle"
+    assert found["bad"].reason.startswith("RuntimeError: in the middle (test_check.py:")
     assert found["fine"].timing is not None
 
 
@@ -235,8 +242,8 @@ def test_a_budget_is_three_times_the_baselines_error_between_floor_and_ceiling()
 
 def test_the_worst_element_may_err_by_the_largest_ones_rounding() -> None:
     [error] = judge({"y": Deviation(0.0, 0.03, 20.0)}, None, DType.bf16, provider("p", right))
-    assert error.worst_budget == pytest.approx(0.2)
-    [error] = judge({"y": Deviation(0.0, 0.03, 2.0)}, None, DType.bf16, provider("p", right))
+    assert error.worst_budget == pytest.approx(0.4)
+    [error] = judge({"y": Deviation(0.0, 0.05, 2.0)}, None, DType.bf16, provider("p", right))
     assert not error.ok
 
 
@@ -269,9 +276,9 @@ def test_an_approximate_provider_is_held_to_what_it_promises() -> None:
 def test_the_cosine_is_that_of_the_angle_to_the_oracle(
     out: tuple[float, float], cosine: float | None
 ) -> None:
-    sums = _Sums()
+    sums = Sums(torch.tensor(out))
     for i, ref in enumerate((3.0, 4.0)):  # as pieces of an oracle come
-        sums.add(torch.tensor([out[i]]), torch.tensor([ref], dtype=torch.float64))
+        sums.add(slice(i, i + 1), torch.tensor([out[i]]), torch.tensor([ref], dtype=torch.float64))
     assert sums.deviation().cosine == (None if cosine is None else pytest.approx(cosine))
 
 

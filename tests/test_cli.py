@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -172,13 +173,23 @@ def test_dry_run_and_list_show_jobs_without_measuring(tmp_path):
 
 def test_check_exits_with_1_for_a_wrong_provider_and_stores_nothing(tmp_path):
     done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "plain",
-              "--provider", "wrong")  # fmt: skip
+              "--provider", "wrong", "--provider", "raises")  # fmt: skip
     assert done.returncode == 1
+    assert "-v shows more" in done.stdout and "Traceback" not in done.stdout
     assert "wrong: incorrect: y: error 0.01" in done.stdout
     done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "again", "--json")
     (record,) = json.loads(done.stdout)
     assert (done.returncode, record["status"]) == (0, "ok")
     assert "timing" not in record
+
+
+def test_check_shows_where_a_provider_failed():
+    done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "raises", "-v")
+    assert done.returncode == 1
+    failed = r"raises: failed: RuntimeError: this provider always raises \(falls\.py:\d+\)"
+    assert re.search(failed, done.stdout)
+    assert re.search(r'\n      File "falls.py", line \d+, in fails\n', done.stdout)
+    assert "-v shows more" not in done.stdout
 
 
 def test_doctor_finds_a_foreign_package_of_the_same_name(tmp_path):

@@ -113,21 +113,28 @@ def test_right_for_zeros_alone_is_wrong() -> None:
 
 
 def test_who_behaves_only_when_it_is_watched_is_incorrect() -> None:
-    """It knows the harness by the NaN in its inputs, and answers rightly but once after each."""
+    """It answers rightly as long as no clock runs."""
 
-    class Watched:
-        warned = True
+    class Watches(Script):
+        runs = False
 
-        def __call__(self, a: Any) -> Any:
-            y, m = right(a)
-            if not self.warned:
-                y = torch.full_like(y, 0.5)
-            self.warned = bool(a["x"].isnan().any())
-            return y, m
+        def batch(self, part: Any, n: int) -> Batch:
+            self.runs = True
+            try:
+                return super().batch(part, n)
+            finally:
+                self.runs = False
 
-    found = run(toy(provider("bad", Watched()), provider("fine", right)), clock=Script())
+    clock = Watches()
+
+    def bad(a: Any) -> Any:
+        y, m = right(a)
+        return (torch.full_like(y, 0.5) if clock.runs else y), m
+
+    found = run(toy(provider("bad", bad), provider("fine", right)), clock=clock)
     assert found["bad"].status is Status.incorrect
     assert found["bad"].reason.startswith("as it was timed: y")
+    assert found["bad"].timing is None
     assert found["fine"].status is Status.ok
 
 
@@ -150,7 +157,8 @@ def test_who_falls_on_fresh_inputs_alone_has_failed() -> None:
             return super().batch(part, n)
 
     found = run(toy(provider("bad", right), provider("fine", right)), clock=Falls())
-    assert (found["bad"].status, found["bad"].reason) == (Status.failed, "RuntimeError: not these")
+    assert found["bad"].status is Status.failed
+    assert found["bad"].reason.startswith("RuntimeError: not these (test_fresh.py:")
     assert found["fine"].status is Status.ok
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from kernelbench import families, store
 from kernelbench.cli import app
-from kernelbench.measure.workload import Draw as Measured
+from kernelbench.measure.inputs import Draw as Measured
 from kernelbench.repro.loop import Draw, names_of
 from kernelbench.repro.verb import repro, script_of
 from kernelbench.spec import (

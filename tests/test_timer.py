@@ -153,7 +153,7 @@ class FakeClock(CudaClock):
     def _plan(self, part: Any) -> _Plan:
         return self.plan
 
-    def _gated(self, part: Any, n: int, gate_ns: int) -> Batch:
+    def _gated(self, part: Any, n: int, gate_ns: int, judged: Any = ()) -> Batch:
         self.gates.append((n, gate_ns))
         return Batch((1,) * n, gate_ns > self.needs(n))
 

@@ -8,7 +8,8 @@ import torch
 from toy import CASE, ToyCase, provider, right, toy
 
 from kernelbench.measure import environment
-from kernelbench.measure.workload import CaseInputs, Draw, Workload, put, why_not
+from kernelbench.measure.inputs import CaseInputs, Draw, put
+from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import Device, Distribution, DType, Mode
 
 CPU = Device(kind="cpu", name="cpu")
@@ -68,7 +69,7 @@ def test_backward_is_the_gradients_alone_and_can_be_called_again() -> None:
         dx, dw = made.call()
         again, _ = made.call()
     assert made.names == ("dx", "dw")
-    assert torch.equal(dx, made.args["grad_y"] * made.args["w"])
+    assert torch.equal(dx, made.known()["grad_y"] * made.args["w"])
     assert torch.equal(dx, again)
     assert made.args["x"].grad is None  # nothing accumulates
     assert dw.shape == (CASE.N,)
@@ -105,6 +106,7 @@ def test_what_is_overwritten_is_restored_and_nothing_else() -> None:
         return a["x"].mul_(2), m
 
     made = workload(call=in_place, mutates=lambda case: ("x",))
+    right_before = made.state()
     with made.grad_mode():
         first = made.call()[0].clone()
         made.restore()
@@ -112,12 +114,12 @@ def test_what_is_overwritten_is_restored_and_nothing_else() -> None:
         drifted = made.call()[0].clone()
     assert torch.equal(first, again)
     assert not torch.equal(again, drifted)
-    assert made.changed() == []
+    assert made.changed(right_before) == []
     made.args["w"].add_(1)
     made.restore()
-    assert made.changed() == ["w"]
+    assert made.changed(right_before) == ["w"]
     made.ready()
-    assert made.changed() == []
+    assert made.changed(right_before) == []
 
 
 def test_a_layout_of_its_own_takes_in_fresh_values() -> None:
@@ -145,7 +147,7 @@ def test_poison_reaches_every_input_and_refill_mends_it() -> None:
     made.poison()
     assert all(tensor.isnan().all() for tensor in made.args.values())
     made.refill(kept)
-    assert made.changed() == []
+    assert made.changed(kept) == []
 
 
 def test_put_into_a_tensor_that_was_expanded() -> None:

@@ -15,11 +15,12 @@ from toy import CASE, ToyCase, provider, right, run, toy
 
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings, calibrate, gpu_uuid, measure
+from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
-from kernelbench.measure.workload import CaseInputs, Workload
+from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, Measure, Mode, Provider, RunRecord, Status, Tensors
 
 pytestmark = [
