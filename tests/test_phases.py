@@ -66,7 +66,7 @@ def test_a_job_holds_its_phases_and_they_the_measured_calls() -> None:
     ((name, inside),) = noted.root
     assert name == "job.toy.R7-N64-fp32-fwd"
     names = [phase for phase, _ in inside]
-    assert names[0] == "setup" and {"compile", "check", "measure"} == {*names[1:]}
+    assert names[0] == "setup" and {"compile", "check", "trial", "measure"} == {*names[1:]}
     calls = [call for phase, below in inside if phase == "measure" for call, _ in below]
     expected = {f"kb.toy.{who}.R7-N64-fp32-fwd" for who in ("eager", "ours")}
     assert {*calls} == expected

@@ -113,14 +113,14 @@ def test_a_search_passes_over_configs_that_are_wrong_or_raise(
     def as_if_on_a_gpu(self: Any, provider: Any) -> Any:
         there = self.session
         self.session = replace(there, device=replace(there.device, kind="cuda"))
-        monkeypatch.setattr(job.JobRun, "_synchronize", lambda self: None)
-        monkeypatch.setattr(job.JobRun, "_survive", lambda self, provider, reason: None)
         try:
             return search(self, provider)
         finally:
             self.session = there
 
     monkeypatch.setattr(job.JobRun, "_config", as_if_on_a_gpu)
+    monkeypatch.setattr(job.JobRun, "_synchronize", lambda self: None)
+    monkeypatch.setattr(job.JobRun, "_survive", lambda self, provider, reason: None)
     clock = Script()
     record = run(toy(tuned), clock=clock, tune=True)["p"]
     assert (record.status, record.config_origin) == (Status.ok, "tuned")

@@ -222,6 +222,9 @@ class JobRun:
 
     def _wrong(self, candidate: Candidate, reason: str, detail: str = "") -> RunRecord:
         flags = tuple(candidate.flags)
+        disturbed = self._disturbed.get(candidate.name, "")
+        if disturbed not in reason:
+            reason = f"{disturbed}; {reason}"
         return self._answer(candidate, Status.incorrect, reason, detail=detail, flags=flags)
 
     def _config(self, provider: Provider[Any]) -> tuple[Any, str]:

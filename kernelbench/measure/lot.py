@@ -70,10 +70,11 @@ class Lot:
     def of(candidate: Any, device: Device) -> "Lot":
         """For a candidate whose proven answer is at hand, on this device."""
         errors, proven = candidate.facts["errors"], candidate.proven
+        on_gpu = next(iter(proven.values())).is_cuda
         return Lot(
             proven,
             [tolerance(e, proven[e.name], candidate.found[e.name].unit) for e in errors],
-            differ_by_torch if device.kind == "cpu" or device.no_triton else differ_by_triton,
+            differ_by_triton if on_gpu and not device.no_triton else differ_by_torch,
         )
 
     def __post_init__(self) -> None:

@@ -179,4 +179,5 @@ def _of_harness() -> tuple[Launch, ...]:
         stream.read(wide, sink),
         stream.copy(half, half, 2048, 8),
         stream.write(wide, 2048),
+        stream.differ(half, half, 0.0, wide),
     )
