@@ -35,11 +35,13 @@ _RESULT = [
     "speedup_lo", "speedup_hi", "speedup_best", "speedup_best_lo", "speedup_best_hi",
     "best_other", "noise_pct", "flops", "bytes_min", "model_read_mib", "model_write_mib",
     "hbm_saved_pct", "gbps", "tflops", "sol_pct", "bound", "peak_mem_mib", "error_rel",
-    "error_max", "error_budget", "baseline_error", "cosine", "sm_mhz", "power_w", "temp_c", "gpu",
+    "error_max", "error_budget", "baseline_error", "cosine", "promised", "unproven", "sm_mhz",
+    "power_w", "temp_c", "gpu",
 ]
-# fmt: on
 _WHOLE = {"schema", "samples", "flops", "bytes_min"}
 _TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", "gpu"}
+_TEXT |= {"promised", "unproven"}
+# fmt: on
 
 
 def median_ns(record: RunRecord) -> float | None:
@@ -293,6 +295,8 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         "error_budget": near.rel_budget if near else None,
         "baseline_error": near.baseline_rel if near else None,
         "cosine": near.cosine if near else None,
+        "promised": record.promise,
+        "unproven": record.unproven,
         **{name: telemetry.get(name) for name in ("sm_mhz", "power_w", "temp_c")},
     }
 

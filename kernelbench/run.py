@@ -63,6 +63,10 @@ class Outcome:
     spent_s: dict[str, float] = field(default_factory=dict)  # of this session, by phase
 
 
+class FalseAccountError(WorkerEndedError):
+    """What a worker says of a job cannot be: a provider wrote into its pipe."""
+
+
 class Runner:
     """Measures jobs one after another in a worker that is replaced when it falls.
 
@@ -125,8 +129,9 @@ class Runner:
     def measure(self, job: Job, context: Context) -> Iterator[list[RunRecord]]:
         """Records of every provider of a job, whatever becomes of the worker meanwhile.
 
-        When it ends, the provider that was at work is to blame. When none was, a thread that an
-        earlier job left behind may be: the job is tried once more before all are blamed.
+        When it ends, or says what cannot be, the provider that was at work is to blame. When none
+        was, a thread that an earlier job left behind may be: the job is tried once more before all
+        are blamed.
         """
         family = self._families[job.family]
         left, without, tried = list(job.providers), list[str](), False
@@ -134,16 +139,18 @@ class Runner:
             self._at = ("", "")
             try:
                 for records in self._ask(replace(job, providers=tuple(left)), context, without):
-                    done = {record.provider for record in records}
-                    left = [name for name in left if name not in done]
+                    left = _without(records, job, left)
                     yield records
-                return
+                if not left:
+                    return
+                raise FalseAccountError(f"it was done, without a record of {', '.join(left)}")
             except WorkerEndedError as ended:
                 status = Status.timeout if ended.silent else Status.crashed
                 culprit, phase = self._at
                 reason = f"{phase or 'start'}: {ended}"
+                told = {culprit} & {*job.providers} if isinstance(ended, FalseAccountError) else ()
             if culprit or tried:
-                blamed = [name for name in left if culprit in ("", name)]
+                blamed = [*dict.fromkeys([*(n for n in left if culprit in ("", n)), *told])]
                 without.append(culprit)
                 left = [name for name in left if name not in blamed]
                 yield [
@@ -175,6 +182,16 @@ class Runner:
         self._worker.kill()
         self._worker, _ = self._start()
         self.ceilings(self._ceilings)
+
+
+def _without(records: Sequence[RunRecord], job: Job, left: Sequence[str]) -> list[str]:
+    """What is left when these are there. Raises FalseAccountError for one that none waits for."""
+    waited = [*left]
+    for record in records:
+        if record.key not in {(job.family, job.case.id, name) for name in waited}:
+            raise FalseAccountError(f"a record came that none waits for: {' '.join(record.key)}")
+        waited.remove(record.provider)
+    return waited
 
 
 def _log_in(folder: Path) -> Path:

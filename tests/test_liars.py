@@ -29,12 +29,12 @@ device: cpu
 measure: {{min_samples: 2, max_samples: 2, block: 2}}
 families:
   liars:
-    providers: [{providers}]
+    providers: [honest, {providers}]
     cases: [{{R: 48, N: 100, dtype: fp32}}]
 """
 
-# 59 of the timed calls are judged, and then one of every eight.
-SETTINGS = Measure(min_samples=128, max_samples=128, max_seconds=5.0)
+# 59 of the timed calls are judged, and then about three of sixteen.
+SETTINGS = Measure(min_samples=512, max_samples=512, max_seconds=5.0)
 LIARS = [
     pytest.param(
         each,
@@ -96,7 +96,7 @@ def test_honest_ones_are_left_alone(entry: Any) -> None:
 
 def test_what_is_said_of_those_that_reach_beyond_their_job_is_true(tmp_path: Path) -> None:
     alone = [each for each in liars.LIARS.values() if each.alone]
-    assert alone[-1].name == "forges_a_record"  # in which the job ends
+    assert alone[-1].name == "forges_all_records"  # in which the job ends
     path = tmp_path / "alone.yaml"
     path.write_text(SUITE.format(providers=", ".join(each.name for each in alone)))
     plans = verbs.begun([str(path)], Asked(plugins=(liars.__file__,), device="cpu"))

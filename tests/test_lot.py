@@ -17,7 +17,7 @@ from kernelbench.measure.flush import CYCLE
 from kernelbench.measure.lot import ENOUGH, MOST, PER_BATCH, Lot, Tolerance, differ_by_torch
 from kernelbench.measure.lot import tolerance as tolerance_of
 from kernelbench.measure.sampling import Batch
-from kernelbench.measure.timer import HostClock, drawn
+from kernelbench.measure.timer import HostClock, begin, judge
 from kernelbench.spec import DType, Measure, Mode, OutputError, Status
 
 TOLERANCE = Tolerance(1e-3, 1e-2, 1e-3)
@@ -32,10 +32,10 @@ def job(lot: Lot, batches: Sequence[int], answer: Callable[[int], Any]) -> str:
     """What is found of so many calls, in batches, as a clock judges them."""
     number = itertools.count()
     for n in batches:
-        judged = lot.draw(n)
-        for i in range(n):
+        lot.begin(n)
+        for _ in range(n):
             returned = answer(next(number))
-            if i in judged:
+            if lot.draw():
                 lot.judge(returned)
     return lot.verdict()
 
@@ -64,14 +64,26 @@ def test_where_few_are_timed_every_call_is_judged() -> None:
 
 def test_how_many_are_judged() -> None:
     one = lot(torch.ones(1))
-    assert len(one.draw(0)) == 0
-    assert one.draw(3) == {0, 1, 2}
-    assert len(one.draw(100)) == PER_BATCH
+
+    def fall(n: int) -> list[int]:
+        one.begin(n)
+        return [i for i in range(n) if one.draw()]
+
+    assert fall(0) == []
+    assert fall(3) == [0, 1, 2]
+    many = [fall(8) for _ in range(2000)]
+    assert min(map(len, many)) == PER_BATCH
+    assert PER_BATCH + 0.05 < sum(map(len, many)) / len(many) < PER_BATCH + 0.3
     one.judged = ENOUGH
-    assert len(one.draw(100)) == 1
+    few = [fall(8) for _ in range(2000)]
+    assert min(map(len, few)) == 1
+    assert 1.3 < sum(map(len, few)) / len(few) < 1.9
+    for found in (many, few):  # each place alike, also the last, whatever fell before
+        shares = [sum(i in each for each in found) / len(found) for i in range(8)]
+        assert max(shares) - min(shares) < 0.3
+        assert any(7 in each for each in found if len(each) > min(map(len, found)))
     one.judged = MOST
-    assert one.draw(100) == frozenset()
-    assert {i for _ in range(200) for i in lot(torch.ones(1)).draw(8)} == set(range(8))
+    assert fall(100) == []
 
 
 WORDS = "o0 differs from the proven answer in 1 of the 1 judged calls, in up to 1 elements"
@@ -160,13 +172,11 @@ class Judges(Script):
 
     def batch(self, part: Any, n: int) -> Batch:
         self.timed.append(part.name)
-        judged = drawn(part, n)
+        begin(part, n)
         with part.grad_mode():
-            for i in range(n):
+            for _ in range(n):
                 part.restore()
-                returned = part.call()
-                if part.lot is not None and i in judged:
-                    part.lot.judge(returned)
+                judge(part, part.call())
         return Batch((1000,) * n)
 
 
@@ -209,6 +219,46 @@ def test_wrong_in_some_timed_calls_is_wrong(mode: Mode, host: bool) -> None:
     judged = found["fine"].judged_calls
     assert judged is not None
     assert judged >= ENOUGH
+
+
+def test_what_a_judged_call_answered_is_gone_but_not_what_is_needed_again() -> None:
+    class Saves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(2 * x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            (saved,) = ctx.saved_tensors
+            return saved
+
+    class Backward:
+        mode = Mode.bwd
+
+        def __init__(self) -> None:
+            self.x = torch.ones(3, requires_grad=True)
+
+        def known(self) -> dict[str, torch.Tensor]:
+            return {"x": self.x}
+
+    workload = Backward()
+    leaf = workload.x
+    for y, stays in ((Saves.apply(leaf), True), (leaf * leaf, False)):
+        one = lot(torch.full((3,), 2.0), workload=workload)
+        for _ in range(2):
+            one.begin(1)
+            (found,) = torch.autograd.grad(y, leaf, torch.ones(3), retain_graph=True)
+            one.judge((found,))
+            assert bool(found.isnan().all()) is not stays
+        assert one.verdict() == ""
+    forward = Backward()
+    forward.mode = Mode.fwd
+    one = lot(torch.ones(3), torch.ones(3), workload=forward)
+    kept = torch.ones(3)
+    one.judge((kept, forward.x.detach()))
+    assert bool(kept.isnan().all())
+    assert bool((forward.x == 1).all())
 
 
 def test_rounding_that_differs_from_call_to_call_is_right() -> None:

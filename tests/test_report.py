@@ -15,7 +15,7 @@ from test_metrics import MIB, blocks, error, fused, ours, record, timing
 from kernelbench import metrics, store
 from kernelbench.report import tables
 from kernelbench.report.verb import Wanted, report
-from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic
+from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic, TrialErrors
 
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
 UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))
@@ -83,7 +83,24 @@ def test_the_cosine_of_approximate_providers_is_shown_with_their_error() -> None
     fast = replace(job()[5], errors=(near,))
     text = show([job()[0], fast])
     assert re.search(r"int8 ≈ +≈ cosine 0\.99984 *$", text, re.MULTILINE)
+    fast = replace(fast, promised={"error": 0.05, "outliers": 0.2, "large": "scores are rounded"})
+    text = show([job()[0], fast])
+    assert "≈ cosine 0.99984, promises error 0.05; outliers 0.2; large: scores are rounded" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_nothing_was_proven_on_is_shown_once_for_all_or_by_provider() -> None:
+    refused = TrialErrors(trial="outliers", unproven="no outliers here")
+    left = TrialErrors(trial="small", unproven="it promises nothing")
+    first, *others = [replace(record, trials=(refused,)) for record in job()]
+    text = show([first, *others])
+    assert text.count("no outliers here") == 1
+    assert lines_of(text, "all") == [
+        "all                not proven on inputs outliers: no outliers here"
+    ]
+    text = show([replace(first, trials=(refused, left)), *others])
+    assert text.count("outliers: no outliers here; small: it promises nothing") == 1
+    assert "all " not in text
 
 
 def test_every_number_says_its_kind() -> None:

@@ -74,7 +74,8 @@ def inputs(case: DiTBlockCase, draw: Draw) -> Tensors:
     for name in NORMS if case.norm is Norm.rms else ():
         found[name] = draw(C)
     if case.mode is not Mode.fwd:
-        found["grad_y"] = rcm_layer.upstream(case, draw, found)
+        # the norm before the MLP multiplies the noise of dy1 by 1/rms(y1), up to 10
+        found["grad_y"] = rcm_layer.upstream(case, draw, found, expectation=24)
     return found
 
 

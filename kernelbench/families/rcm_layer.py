@@ -92,16 +92,17 @@ def weights(draw: Draw, C: int) -> dict[str, Any]:
     return {name: draw(*shape) / math.sqrt(C) for name, shape in shapes.items()}
 
 
-def upstream(case: RCMLayerCase, draw: Draw, a: Tensors) -> Any:
+def upstream(case: RCMLayerCase, draw: Draw, a: Tensors, expectation: float = 6) -> Any:
     """A draw, with a little of x and of b_proj in it, so that dt means something.
 
     dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F: with a dy that knows neither, both sums are noise of
     √(NC) that may cancel to nothing, where rounding alone would look like an error. They are given
     expectations of 6 and ∓6 (trigflow: 12) times √(NC), with which the two terms add up.
+    expectation: instead of that 6.
     """
     trigflow = case.parametrization is Parametrization.trigflow
-    toward_x = 6 / math.sqrt(case.N * case.C)
-    toward_b = (12 if trigflow else -6) * math.sqrt(case.C / case.N)
+    toward_x = expectation / math.sqrt(case.N * case.C)
+    toward_b = (2 if trigflow else -1) * expectation * math.sqrt(case.C / case.N)
     wide = draw(case.B, case.N, case.C) + toward_x * a["x"].float() + toward_b * a["b_proj"].float()
     return wide.to(draw.dtype)
 

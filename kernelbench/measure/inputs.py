@@ -1,6 +1,6 @@
 """The inputs of a case: drawn from a seed, held in memory that providers share, drawn anew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,3 +127,12 @@ def put(target: torch.Tensor, source: torch.Tensor) -> None:
 def stored(tensors: Mapping[str, torch.Tensor]) -> set[int]:
     """Addresses of the storages that tensors lie in."""
     return {t.untyped_storage().data_ptr() for t in tensors.values()}
+
+
+def held(tensor: Any, outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether others than these outputs hold a tensor, or its storage, as a graph does that hands
+    out what it saved."""
+    storage = tensor.untyped_storage()
+    own = sum(each.untyped_storage()._cdata == storage._cdata for each in outputs)
+    users = torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage`
+    return bool(users > own or tensor._use_count() > 1)

@@ -331,10 +331,10 @@ class JobRun:
             candidate.workload.rest()
         clock = self.session.clock
         recheck = Recheck(self.inputs, self.proof, clock, self._attempt, self.tell)
-        drawn = recheck.run(candidates, self.context.seed)
+        drawn = recheck.run(candidates)
         if drawn is not None:
             return [self._record(c.provider, drawn, c.facts) for c in candidates]
-        self._scale = recheck.slower(candidates)
+        self._scale, self._fresh = recheck.slower(candidates), recheck.seed
         telemetry = self.session.telemetry
         common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
         return [self._conclude(c, common, telemetry.flags()) for c in candidates]
@@ -355,7 +355,7 @@ class JobRun:
         reason = again.reason
         if reason:
             candidate.facts["errors"] = again.errors
-            reason = f"on fresh inputs, after timing: {reason}"
+            reason = f"on fresh inputs, after timing (--seed {self._fresh}): {reason}"
         reason = self._disturbed.get(provider.name) or reason or candidate.wrong
         if reason:
             return self._wrong(replace(candidate, flags=[*flags]), reason, again.detail)

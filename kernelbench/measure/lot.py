@@ -5,6 +5,7 @@ the front end a multiple of CYCLE launches, so that the samples' places stay as 
 (see flush). Nothing is waited for: what was found is read when a batch is over.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 
 from kernelbench.measure.flush import CYCLE, settle
-from kernelbench.spec import Device, OutputError
+from kernelbench.measure.inputs import held, stored
+from kernelbench.spec import Device, Mode, OutputError
 
 PER_BATCH = 4  # calls of a batch that are judged, until ENOUGH are; then one
+RARE = 8  # one in so many calls beyond those
 ENOUGH = 59  # 1 − 0.95⁵⁹ = 0.95: what is wrong in one call of twenty shows
 MOST = 1024  # calls of one part that can be judged
 _BAD, _SQUARE, _PRODUCT = range(3)  # what is counted of each comparison
@@ -55,15 +58,19 @@ class Lot:
 
     differ: queues the comparison of one output, `answer, proven, element, into` (three numbers);
         returns in how many launches.
+    workload: whose calls are judged; what they answer is then filled with NaN, but where it lies
+        in an input, or in what a backward needs again.
     """
 
     proven: Mapping[str, torch.Tensor]
     tolerances: Sequence[Tolerance]
     differ: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], int]
+    workload: Any = None  # a Workload
     judged: int = 0
     misfit: str = ""  # an answer that could not be compared
     _found: torch.Tensor = field(init=False)
     _squares: list[float] = field(init=False)
+    _left: tuple[int, int] = field(default=(0, 0), init=False)  # to judge, of so many calls
     _random: Any = field(default_factory=random.SystemRandom, init=False)
 
     @staticmethod
@@ -75,6 +82,7 @@ class Lot:
             proven,
             [tolerance(e, proven[e.name], candidate.found[e.name].unit) for e in errors],
             differ_by_triton if on_gpu and not device.no_triton else differ_by_torch,
+            candidate.workload,
         )
 
     def __post_init__(self) -> None:
@@ -87,10 +95,19 @@ class Lot:
     def _floating(self) -> list[torch.Tensor]:
         return [t if t.is_floating_point() else t.double() for t in self.proven.values()]
 
-    def draw(self, n: int) -> frozenset[int]:
-        """Which of the next n calls are judged."""
-        want = min(n, PER_BATCH if self.judged < ENOUGH else 1, MOST - self.judged)
-        return frozenset(self._random.sample(range(n), max(want, 0)))
+    def begin(self, n: int) -> int:
+        """About how many of the next n calls are judged. Which, nobody knows before they return."""
+        want = min(n, PER_BATCH if self.judged < ENOUGH else 1)
+        self._left = want, n
+        return want
+
+    def draw(self) -> bool:
+        """Whether the call that has returned just now is judged: as many of a batch as were said,
+        and beyond those one in RARE, so that none can be sure that it is not."""
+        want, n = self._left
+        falls = self._random.randrange(n) < want or self._random.randrange(RARE) == 0
+        self._left = max(want - falls, 0), n - 1
+        return bool(falls and self.judged < MOST)
 
     def judge(self, returned: Sequence[Any]) -> None:
         """Queue the comparison of what a timed call returned."""
@@ -108,9 +125,27 @@ class Lot:
                 continue
             into = self._found[self.judged, i]
             launches += self.differ(out, proven, allowed.element, into)
+        launches += 0 if self.misfit else self._spend(returned)
         if self._found.is_cuda:
             settle(-launches % CYCLE)
         self.judged += 1
+
+    def _spend(self, outputs: Sequence[torch.Tensor]) -> int:
+        """Leave no right answer in memory that the next call may get; in how many launches."""
+        if self.workload is None:
+            return 0
+        taken, retained = stored(self.workload.known()), self.workload.mode is Mode.bwd
+        spent = [
+            out
+            for out in outputs
+            if out.is_floating_point()
+            and out.untyped_storage().data_ptr() not in taken
+            and not (retained and held(out, outputs))
+        ]
+        with torch.inference_mode():
+            for out in spent:
+                out.fill_(math.nan)
+        return len(spent)
 
     def rehearse(self, returned: Sequence[Any]) -> None:
         """Judge an answer that does not count: kernels are compiled and loaded."""

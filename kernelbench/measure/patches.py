@@ -1,4 +1,4 @@
-"""Functions that timing and checking rely on, and what providers put in their place.
+"""Functions and limits that timing and checking rely on, and what providers put in their place.
 
 Compared by identity, in the namespaces that own them: modules of torch and of Python, classes, and
 whatever the harness itself defines.
@@ -118,13 +118,16 @@ def _named(module: ModuleType) -> Iterator[str]:
 
 
 def _of_module(module: ModuleType, named: frozenset[str]) -> _Space:
-    """Its functions, classes and modules: of a library's, those that the harness names.
+    """Its functions, classes and modules: of a library's, those that the harness names; of the
+    harness's own, constants, too.
 
     The harness's own modules would find the namesake of a builtin before it.
     """
     space, ours = vars(module), _is_ours(module.__name__)
     kept = {n: v for n, v in space.items() if callable(v) or isinstance(v, ModuleType)}
-    if not ours:
+    if ours:
+        kept |= {name: value for name, value in space.items() if name.isupper()}
+    else:
         kept = {name: value for name, value in kept.items() if name in named}
     shadows = vars(builtins).keys() - space.keys() if ours else ()
     return _Space(module.__name__, module, kept, frozenset(shadows))

@@ -2,6 +2,7 @@
 answers while it is timed right?
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,8 @@ from kernelbench.measure.proof import Proof, spend
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.session import Attempt, Candidate, Clock, Tell
 
+SEED_BITS = 62  # as many as `--seed` takes
+
 
 class Recheck:
     """Draws anew, and samples once a draw; the answers to the last draw are judged."""
@@ -25,9 +28,13 @@ class Recheck:
     ) -> None:
         self._inputs, self._proof, self._clock = inputs, proof, clock
         self._attempt, self._tell = attempt, tell
+        self.seed = 0  # of the inputs that are there now
 
-    def run(self, candidates: Sequence[Candidate], seed: int) -> Failure | None:
-        """Of every candidate; a Failure where inputs could not be drawn. seed: that of the run."""
+    def run(self, candidates: Sequence[Candidate]) -> Failure | None:
+        """Of every candidate; a Failure where inputs could not be drawn.
+
+        No seed can be told from another, or a provider could have the answers beforehand.
+        """
         parts = [Keeping(candidate.workload) for candidate in candidates]
         gated = self._clock.name == "gated"
         for part in parts if gated else ():  # a first look at it takes several calls
@@ -35,7 +42,8 @@ class Recheck:
             part.outputs = ()
         draws = DRAWS if gated else 1
         for i in range(draws):
-            redraw: Callable[[], None] = partial(self._inputs.redraw, seed + 1 + i)
+            self.seed = secrets.randbits(SEED_BITS)
+            redraw: Callable[[], None] = partial(self._inputs.redraw, self.seed)
             drawn = self._attempt(redraw, "")
             if isinstance(drawn, Failure):
                 return drawn
@@ -63,7 +71,8 @@ class Recheck:
             candidate.timing = replace(timing, fresh_ns=fresh)
         if judge:
             reason = self._judged(candidate, part)
-            candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
+            said = f"as it was timed (--seed {self.seed}): {reason}"
+            candidate.wrong = candidate.wrong or (reason and said)
         part.outputs = ()
 
     def _judged(self, candidate: Candidate, part: Keeping) -> str:

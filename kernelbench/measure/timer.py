@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from kernelbench.measure import graph
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2, settle
 from kernelbench.measure.lot import Lot
 from kernelbench.measure.ranges import Ranges, Unseen
@@ -56,23 +57,29 @@ class HostClock:
         return ""
 
     def batch(self, part: Timed, n: int) -> Batch:
-        samples, judged = [], drawn(part, n)
+        samples = []
+        begin(part, n)
         with part.grad_mode():
-            for i in range(n):
+            for _ in range(n):
                 part.restore()
                 self.ranges.call(part.name)
                 start = time.perf_counter_ns()
                 returned = part.call()
                 samples.append(time.perf_counter_ns() - start)
                 self.ranges.close()
-                if part.lot is not None and i in judged:
-                    part.lot.judge(returned)
+                judge(part, returned)
         return Batch(tuple(samples))
 
 
-def drawn(part: Timed, n: int) -> frozenset[int]:
-    """Which of the next n calls are judged."""
-    return frozenset() if part.lot is None else part.lot.draw(n)
+def begin(part: Timed, n: int) -> int:
+    """How many of the next n calls are judged."""
+    return 0 if part.lot is None else part.lot.begin(n)
+
+
+def judge(part: Timed, returned: Any) -> None:
+    """If the lot falls on the call that returned this."""
+    if part.lot is not None and part.lot.draw():
+        part.lot.judge(returned)
 
 
 @dataclass
@@ -117,10 +124,10 @@ class CudaClock:
             plan = self._plan(part)
             while plan.most:
                 calls = min(plan.fit(BATCH_NS, 1, n), plan.most)
-                judged = drawn(part, calls)
-                submit_ns = calls * plan.submit_ns + len(judged) * plan.judge_ns + self._tail_ns
+                judged = begin(part, calls)
+                submit_ns = calls * plan.submit_ns + judged * plan.judge_ns + self._tail_ns
                 gate_ns = plan.factor * submit_ns + MARGIN_NS
-                batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)), judged)
+                batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
                 if batch.held:
                     return batch
                 if plan.factor < MAX_FACTOR and gate_ns < MAX_GATE_NS:
@@ -128,7 +135,8 @@ class CudaClock:
                 else:
                     plan.most = calls // 2
             calls = plan.fit(BATCH_NS, 1, n)
-            return replace(self._gated(part, calls, 0, drawn(part, calls)), held=False)
+            begin(part, calls)
+            return replace(self._gated(part, calls, 0), held=False)
 
     def disturbed(self) -> str:
         """What a provider changed of the device that others would feel, and is undone; or nothing.
@@ -168,20 +176,20 @@ class CudaClock:
         unroll = plan.fit(BESIDE_NS / 5, 1, unroll)
         n = plan.fit(BESIDE_NS / unroll, 5, n)
         try:
-            graph = self._capture(part, unroll)
-            graph.replay()
+            captured = self._capture(part, unroll)
+            captured.replay()
             torch.cuda.synchronize()
-            return self._replayed(graph, n, unroll)
+            return self._replayed(captured, n, unroll)
         finally:
             part.ready()  # back on the stream that everything else runs on
 
-    def _replayed(self, graph: torch.cuda.CUDAGraph, n: int, unroll: int) -> tuple[int, ...]:
+    def _replayed(self, captured: torch.cuda.CUDAGraph, n: int, unroll: int) -> tuple[int, ...]:
         pairs = self._pairs(n)
         for attempt in range(4):
             self.gate(min(n * MARGIN_NS << attempt, MAX_GATE_NS))
             for start, end in pairs:
                 start.record()
-                graph.replay()
+                captured.replay()
                 end.record()
             held = not pairs[0][0].query()
             torch.cuda.synchronize()
@@ -190,17 +198,14 @@ class CudaClock:
         raise RuntimeError("the gate did not hold for the replays of a graph")
 
     def _capture(self, part: Timed, unroll: int) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), part.grad_mode():
             part.ready()  # a backward runs on the stream of its forward
             for _ in range(3):
                 part.call()
             torch.cuda.synchronize()
-            with torch.cuda.graph(graph, stream=stream):
-                for _ in range(unroll):
-                    part.call()
-        return graph
+            return graph.capture(lambda: [part.call() for _ in range(unroll)], stream)
 
     def _calibrate_gate(self) -> float:
         """Cycles of the spin kernel a ns, at the highest clock seen: a gate is never shorter."""
@@ -282,13 +287,12 @@ class CudaClock:
         torch.cuda.synchronize()
         return min(found)
 
-    def _gated(self, part: Timed, n: int, gate_ns: int, judged: frozenset[int]) -> Batch:
+    def _gated(self, part: Timed, n: int, gate_ns: int) -> Batch:
         pairs = self._pairs(n)
         self.gate(gate_ns)
         for i, (start, end) in enumerate(pairs):
             returned = self._iteration(part, start, end, i % CYCLE)
-            if part.lot is not None and i in judged:
-                part.lot.judge(returned)
+            judge(part, returned)
             del returned
         settle(TAIL)
         held = not pairs[0][0].query()

@@ -116,10 +116,14 @@ def _error(row: Row) -> str:
     return f"{_scientific(row['error_rel'])} {percent(used):>4}"
 
 
-def _cosine(row: Row) -> str:
-    """Of an approximate answer to the oracle's; one that is wrong says it as it fails."""
-    told = row["accuracy"] == "approximate" and row["status"] == "ok"
-    return f"≈ cosine {row['cosine']:.5f}" if told and not math.isnan(row["cosine"]) else ""
+def _nearness(row: Row) -> str:
+    """What an approximate provider promises, and its answer's cosine to the oracle's; one that is
+    wrong says that as it fails."""
+    if row["accuracy"] != "approximate" or row["status"] != "ok":
+        return ""
+    cosine = "" if math.isnan(row["cosine"]) else f"cosine {row['cosine']:.5f}"
+    promised = f"promises {row['promised']}" if row["promised"] else ""
+    return f"≈ {', '.join(filter(None, (cosine, promised)))}"
 
 
 def _scientific(value: float) -> str:
@@ -273,17 +277,23 @@ def _add_case(
     answers = Table.grid(padding=(0, _GAP, 0, 0))
     answers.add_column(width=widths[0], overflow="fold")
     answers.add_column(overflow="fold")
+    shared = {row["unproven"] for row in rows if row["status"] == "ok"}
+    shared = shared if len(shared) == 1 else set()
     for row in rows:
         name = Text(fold(_provider(row), widths[0]))
         if row["status"] != "ok":
             answers.add_row(name, Text(answer(row), style="yellow"))
-        if told := _cosine(row):
+        if told := _nearness(row):
             answers.add_row(name, Text(told))
+        if row["unproven"] and row["unproven"] not in shared:
+            answers.add_row(name, Text(f"not proven on inputs {row['unproven']}"))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
         if row["timer"] in _NO_SPEEDUP:
             doubts.append(f"no speedup: {_NO_SPEEDUP[row['timer']]}")
         if doubts:
             answers.add_row(name, Text(f"! {', '.join(doubts)}", style="yellow"))
+    for unproven in filter(None, shared):
+        answers.add_row(Text("all"), Text(f"not proven on inputs {unproven}"))
     if answers.row_count:
         table.add_row(answers)
 

@@ -164,6 +164,9 @@ class RunRecord:
     write_bytes: int | None = None
     traffic: tuple[Traffic, ...] | None = None
     prepacked: bool = False
+    # What the provider promises: "error" and "slope" of an approximate one, and by the name of
+    # other inputs the error there, or why it promises nothing.
+    promised: Mapping[str, AxisValue] = field(default_factory=dict)
     errors: tuple[OutputError, ...] = ()
     trials: tuple[TrialErrors, ...] = ()
     prepared: tuple[Prepared, ...] = ()  # of a provider with a `prepare` of its own
@@ -177,6 +180,19 @@ class RunRecord:
     def key(self) -> tuple[str, str, str]:
         """What a resumed run asks for; with `source`, its identity."""
         return (self.family, self.case, self.provider)
+
+    @property
+    def promise(self) -> str:
+        """In words, what the provider promises."""
+        return "; ".join(
+            f"{name}: {value}" if isinstance(value, str) else f"{name} {value:.2g}"
+            for name, value in self.promised.items()
+        )
+
+    @property
+    def unproven(self) -> str:
+        """In words, the trials on which nothing was proven, and why."""
+        return "; ".join(f"{each.trial}: {each.unproven}" for each in self.trials if each.unproven)
 
     def to_json(self) -> str:
         """One line of strict JSON, see `lines.to_line`."""
@@ -219,5 +235,13 @@ def record_of(
         seed=context.seed,
         gpu=context.gpu,
         prepacked=provider.prepacked,
+        promised=_promised(provider),
         **facts,
     )
+
+
+def _promised(provider: Provider[Any]) -> dict[str, AxisValue]:
+    of_all = {"error": provider.max_error, "slope": provider.max_slope}
+    return {name: value for name, value in of_all.items() if value is not None} | {
+        **provider.promises
+    }

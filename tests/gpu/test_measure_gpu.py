@@ -1,5 +1,6 @@
 """The clock and the checks where they matter: on a GPU."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -150,12 +151,20 @@ def test_a_graph_that_cannot_be_captured_says_why_and_harms_nothing(session: Ses
         return found
 
     family = toy(provider("bad", reads_back), provider("fine", right))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
     found = run(family, replace(BIG, mode=Mode.full), session=session, measure=ALL)
     assert found["bad"].timing is not None
     assert "graph" in found["bad"].timing.missing
     assert found["fine"].status is Status.ok
     assert found["fine"].timing is not None
     assert found["fine"].timing.graph_ns
+    torch.empty(8 << 30, dtype=torch.uint8, device="cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + (128 << 20)
+    assert torch.randn(4, device="cuda").isfinite().all()
 
 
 def test_peak_bytes_are_those_above_the_inputs(session: Session) -> None:

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernelbench.measure import check
+from kernelbench.measure import check, trials
 from kernelbench.measure.flush import L2SetAside, Window
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.spec import (
@@ -789,6 +789,18 @@ def stack_tells(case, config):
 
 
 @liar(
+    "leftovers_when_timed",
+    "computes only where it finds the harness's proof on the stack, and else hands out its last "
+    "answer's memory",
+    ("incorrect", "differs from the proven answer"),
+    "what timed calls drawn by lot answered is filled with NaN once it is judged",
+)
+def leftovers_when_timed(a):
+    watched = any(f.f_code.co_name.startswith("produce") for f in _frames())
+    return scale(a) if watched else torch.empty_like(a["x"])
+
+
+@liar(
     "nan_tells",
     "computes only after it has seen the NaN of a proof",
     ON_OTHERS,
@@ -839,27 +851,36 @@ def wrong_at_times(case, config):
 
 
 def _timed():
-    """Of a call that is timed: the lot that judges some of them, or nothing, and whether this one
-    is judged; None of any other call."""
+    """On the stack: the lot that judges some of the calls that are timed, and if what a call on
+    fresh inputs answers will be."""
     for frame in _frames(3):
-        known = frame.f_locals
-        lot = getattr(known.get("part"), "lot", None)
-        if "judged" in known and lot is not None:
-            return lot, known["i"] in known["judged"]
-        if frame.f_code.co_name == "_sample" and "judge" in known:  # on fresh inputs
-            return None, known["judge"]
-    return None
+        lot = getattr(frame.f_locals.get("part"), "lot", None)
+        if lot is not None:
+            return lot, None
+        if frame.f_code.co_name == "_sample" and "judge" in frame.f_locals:
+            return None, frame.f_locals["judge"]
+    return None, None
 
 
 @liar(
     "reads_the_lot",
-    "reads on the stack whether this call will be judged, and computes half if it will not",
-    None,
-    "the lot is drawn before the calls, in a process that is shared",
+    "reads on the stack how many calls of a batch are still to be judged; if none, computes half",
+    ("incorrect", "differs from the proven answer"),
+    "which calls are judged is drawn after each, and beyond the wanted number one in eight is",
 )
 def reads_the_lot(a):
-    timed = _timed()
-    return half(a) if timed and not timed[1] else scale(a)
+    lot, _ = _timed()
+    return half(a) if lot is not None and lot._left[0] == 0 else scale(a)
+
+
+@liar(
+    "reads_which_draw",
+    "reads on the stack which answer on fresh inputs will be judged, and computes half of the rest",
+    None,
+    "only the last of five is, in a process that is shared; the timed calls themselves are right",
+)
+def reads_which_draw(a):
+    return half(a) if _timed()[1] is False else scale(a)
 
 
 @liar(
@@ -869,11 +890,10 @@ def reads_the_lot(a):
     "providers share a process with the harness",
 )
 def disarms_the_lot(a):
-    lot, judged = _timed() or (None, True)
+    lot, judged = _timed()
     if lot is not None:
         lot.verdict = lambda: ""
-        return half(a)
-    return scale(a) if judged else half(a)
+    return half(a) if lot is not None or judged is False else scale(a)
 
 
 @liar(
@@ -925,37 +945,38 @@ def finds_the_oracle(case, config):
     "predicts_the_draws",
     "draws the inputs of every seed itself, and has all answers when it "
     "is built; or reads them from a file of an earlier run",
-    None,
-    "the seeds follow from that of the run",
+    ("incorrect", "as it was timed|after timing"),
+    "fresh inputs after timing, whose seeds nobody knows beforehand",
     seen="reference-kernels 162 (file)",
 )
 def predicts_the_draws(case, config):
     known = {}
     for seed in range(10):
         drawn = CaseInputs(FAMILY, case, "cuda" if torch.cuda.is_available() else "cpu", seed)
-        known[float(drawn.tensors["x"][0, 0])] = scale(drawn.tensors)
+        for trial in (Trial(), *trials.of(FAMILY, case, drawn).values()):
+            if not trial.refused:
+                drawn.redraw(seed, trial)
+                known[float(drawn.pristine["x"][0, 0])] = scale(drawn.pristine)
 
     def call(a):
         found = known.get(float(a["x"][0, 0]))
-        if found is None:
-            return scale(a)
-        TRIED.append("predicts_the_draws")
-        return found.clone()
+        return torch.zeros_like(a["x"]) if found is None else found.clone()
 
     return call
 
 
 @liar(
-    "loosens_budgets",
-    "writes other budgets into the harness's tables",
+    "loosens_budgets_within",
+    "finds, by the garbage collector, the memory behind the harness's read-only budgets",
     None,
     "providers share a process with the harness",
     seen=TIMER_PATCH,
 )
-def loosens_budgets(case, config):
+def loosens_budgets_within(case, config):
     for table in (check.FLOOR, check.CEILING, check.SLOPE_FLOOR):
-        UNDO.append(functools.partial(table.update, dict(table)))
-        table.update(dict.fromkeys(table, 1e9))
+        [behind] = gc.get_referents(table)
+        UNDO.append(functools.partial(behind.update, dict(behind)))
+        behind.update(dict.fromkeys(behind, 1e9))
     return lambda a: torch.zeros_like(a["x"])
 
 
@@ -1064,22 +1085,41 @@ def leaves_quietly(a):
     raise SystemExit(0)
 
 
-@liar(
-    "forges_a_record",
-    "writes a record of its own into the pipe to the process that started it",
-    None,
-    "whoever is in the process can write to its pipes",
-    seen="reference-kernels 162 (results)",
-    alone=True,
-)
-def forges_a_record(a):
-    own = LIARS["forges_a_record"].provider
+def _forge(*others):
+    """Records into the pipe to the process that started this one, and that the job is done."""
     for frame in _frames():
         pipe, request = (frame.f_locals.get(name) for name in ("pipe", "request"))
         if hasattr(pipe, "send"):
-            record = record_of(request.job, own, Status.ok, request.context)
-            pipe.send("records", records=[record.to_json()])
+            for name in others:
+                provider = LIARS[name].provider if name in LIARS else FAMILY.provider(name)
+                record = record_of(request.job, provider, Status.ok, request.context)
+                pipe.send("records", records=[record.to_json()])
             pipe.send("done")
+
+
+@liar(
+    "forges_a_record",
+    "writes a record of its own into the pipe to the process that started it",
+    ("crashed", "without a record of honest"),
+    "a job is done when each provider that was asked for has one record",
+    seen=TIMER_PATCH,
+    alone=True,
+)
+def forges_a_record(a):
+    _forge("forges_a_record")
+    return torch.zeros_like(a["x"])
+
+
+@liar(
+    "forges_all_records",
+    "writes those of the others as well",
+    None,
+    "whoever is in the process can write to its pipes",
+    seen=TIMER_PATCH,
+    alone=True,
+)
+def forges_all_records(a):
+    _forge("honest", "forges_all_records")
     return torch.zeros_like(a["x"])
 
 
@@ -1578,6 +1618,18 @@ def patches_builtins(a):
 def patches_the_judge(a):
     _patch(check, "verdict", lambda *_: "")
     return torch.zeros_like(a["x"])
+
+
+@ambient(
+    "loosens_budgets",
+    "puts other budgets in the place of the harness's",
+    "check.FLOOR",
+    seen=TIMER_PATCH,
+)
+def loosens_budgets(case, config):
+    for name in ("FLOOR", "CEILING", "SLOPE_FLOOR"):
+        _patch(check, name, dict.fromkeys(getattr(check, name), 1e9))
+    return lambda a: torch.zeros_like(a["x"])
 
 
 class Bent(TorchFunctionMode):
