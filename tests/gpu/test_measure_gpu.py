@@ -301,6 +301,7 @@ def test_one_out_of_memory_leaves_the_others_measured(session: Session) -> None:
         held = [a["x"].new_empty(1 << 30) for _ in range(1000)]
         return right({**a, "held": held[0]})
 
+    gc.collect()
     before = torch.cuda.memory_allocated()
     family = toy(provider("hungry", hungry), provider("fine", right))
     found = run(family, BIG, session=session, measure=ALL)
@@ -308,12 +309,14 @@ def test_one_out_of_memory_leaves_the_others_measured(session: Session) -> None:
     assert "out of memory" in found["hungry"].reason
     assert found["fine"].timing is not None
     assert found["fine"].timing.timer == "gated"
+    gc.collect()
     assert torch.cuda.memory_allocated() <= before + (64 << 20)
 
 
 def test_nothing_of_a_job_is_left_on_the_gpu(session: Session) -> None:
     def allocated() -> int:
         run(toy(provider("fine", right)), replace(BIG, mode=Mode.bwd), session=session, measure=ALL)
+        gc.collect()
         return int(torch.cuda.memory_allocated())
 
     assert allocated() == allocated()

@@ -1776,8 +1776,8 @@ liar(
     "skips_repeats",
     "compares the first 16 values with those of the call before, on the GPU, and "
     "skips the work for what it knows",
-    ("implausible", "has not seen before|limits allow no less than"),
-    "it takes longer on fresh inputs, or less than the machine needs to read them",
+    ("incorrect", "differs from the proven answer"),
+    "what timed calls drawn by lot answered is filled with NaN once it is judged",
     seen=FINGERPRINT,
     **GPU,
 )(unseen(zeros=False))
