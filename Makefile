@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-gpu check inspect inspected schema docs bench constraints clean
+.PHONY: help venv smoke test test-slow test-gpu check inspect inspected schema docs bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## Show this
@@ -34,8 +34,11 @@ venv: $(STAMP) ## Create .venv with everything in it, as constraints.txt pins it
 smoke: $(STAMP) ## Try it: every family, tiny, with or without a GPU; prints its tables
 	$(BIN)/kernelbench run configs/smoke.yaml $(ARGS)
 
-test: $(STAMP) ## Run the tests; on a machine with a GPU, those for it, too
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests but for slow ones; on a machine with a GPU, those for it, too
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-gpu: $(STAMP) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -268,7 +268,7 @@ def budgets(error: OutputError) -> list[float]:
 def test_budgets_of_an_exact_one(dtype: DType) -> None:
     low, high, steep = FLOOR[dtype], CEILING[dtype], SLOPE_FLOOR[dtype]
     floors, ceilings = [low, 2 * low, 2 * low, 2 * low, steep], [
-        high, 2 * high, 10 * high, 10 * high, high,
+        high, 2 * high, 50 * high, 10 * high, high,
     ]  # fmt: skip
     assert budgets(judged(even(0), dtype, base=even(0))) == pytest.approx(floors)
     assert budgets(judged(even(0), dtype, base=even(1, 1))) == pytest.approx(ceilings)

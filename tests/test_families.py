@@ -64,10 +64,9 @@ def compiled_on_cpu(family: Family[Any], provider: Provider[Any]) -> list[Case]:
 def provider_checks() -> Iterator[Any]:
     for family in FAMILIES.values():
         for provider in family.providers:
-            marks = [pytest.mark.slow] if compiles(provider) else []
             for case in family.checks:
                 name = f"{family.name}-{provider.name}-{case.id}"
-                yield pytest.param(family, provider, case, id=name, marks=marks)
+                yield pytest.param(family, provider, case, id=name)
 
 
 @pytest.fixture(scope="module")

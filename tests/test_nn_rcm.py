@@ -138,7 +138,7 @@ def test_a_training_step_is_the_same(device):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("impl", ["eager", "triton"])
 def test_compiled_in_one_graph(impl, backend, device):
     torch._dynamo.reset()

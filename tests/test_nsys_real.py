@@ -23,7 +23,6 @@ from kernelbench.profile import nsys, nsys_find, tool
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import Status, Tool
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SECRET = "a-secret-that-nobody-may-keep"
 RANGES = """

@@ -290,16 +290,17 @@ def command(*arguments: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "kernelbench", "run", *arguments, "--out", str(out), "-q"]
 
 
-@pytest.mark.slow
-def test_killed_at_twenty_random_moments_nothing_is_lost_or_doubled(tmp_path):
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path, moments):
     """kill -9 the whole harness, resume, again and again, until the run is complete."""
     out = tmp_path / "out"
-    sizes = ", ".join(str(n) for n in range(1, 41))
+    jobs = 2 * moments
+    sizes = ", ".join(str(n) for n in range(1, jobs + 1))
     path = suite(tmp_path, "plain, again, wrong, absent", sizes=sizes, pause=0.01)
-    random.seed(20)
+    random.seed(moments)
     arguments = [str(path), "--plugin", PLUGIN, "--device", "cpu"]
     acknowledged: set[tuple[str, str, str]] = set()
-    for _ in range(20):
+    for _ in range(moments):
         process = subprocess.Popen(
             command(*arguments, out=out), stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -318,7 +319,7 @@ def test_killed_at_twenty_random_moments_nothing_is_lost_or_doubled(tmp_path):
     (folder,) = store.find_runs([out])
     records, problems = store.read_with_problems(folder)
     assert problems == []
-    assert len(records) == len(store.history(folder)) == 40 * 4
+    assert len(records) == len(store.history(folder)) == jobs * 4
     assert json.loads((folder / "manifest.json").read_text())["suite"] == "falls"
 
 

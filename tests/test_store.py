@@ -321,7 +321,6 @@ with store.open_run(Path(sys.argv[1])) as run:
 """
 
 
-@pytest.mark.slow
 def test_killed_anywhere_and_resumed_nothing_acknowledged_is_lost(
     run: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
