@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -63,16 +63,38 @@ def go(script: Script, names: str, settings: Measure | None = None, **more: Any)
     return sample(parts(names), script, settings or Measure(), now=script.now, **more)
 
 
-def test_rounds_go_forward_and_back() -> None:
-    script = Script({name: steady() for name in "ABC"})
-    go(script, "ABC")
-    assert "".join(script.order[:12]) == "ABCCBAABCCBA"
+def rounds(script: Script, size: int) -> list[str]:
+    found = "".join(script.order)
+    return [found[i : i + size] for i in range(0, len(found), size)]
+
+
+def test_the_order_of_each_round_is_drawn_anew_and_told() -> None:
+    script = Script({name: noisy() for name in "ABC"})
+    taken = go(script, "ABC", Measure(block=1, min_samples=512, max_seconds=100), seed=1)
+    found = rounds(script, 3)
+    assert len(found) == 512
+    assert {"".join(sorted(each)) for each in found} == {"ABC"}
+    for each in ("ABC", "ACB", "BAC", "BCA", "CAB", "CBA"):
+        assert 55 < found.count(each) < 120
+    for name, one in zip("ABC", taken, strict=True):
+        assert one.places == [each.index(name) for each in found]
+    after = [later[0] for earlier, later in pairwise(found) if earlier[2] == "A"]
+    assert 0.2 < after.count("B") / len(after) < 0.5  # nor across two rounds
+
+
+def test_orders_follow_from_the_seed() -> None:
+    def order(seed: int) -> list[str]:
+        script = Script({name: steady() for name in "ABCD"})
+        go(script, "ABCD", seed=seed)
+        return script.order
+
+    assert order(3) == order(3) != order(4)
 
 
 def test_the_baseline_again_is_a_part_of_its_own_and_stays_as_long_as_any_other() -> None:
     script = Script({"A": steady(), "B": noisy()})
     taken = go(script, "ABA", stays=(0, 2))
-    assert "".join(script.order[:6]) == "ABAABA"
+    assert {"".join(sorted(each)) for each in rounds(script, 3)} == {"AAB"}
     first, other, again = taken
     assert (first.stop, other.stop) == ("interval", "samples")
     assert len(first.blocks_ns) == len(other.blocks_ns) == len(again.blocks_ns)

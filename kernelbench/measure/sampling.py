@@ -1,9 +1,11 @@
 """When to measure whom, and when to stop: batches of the job's providers, interleaved.
 
-Round 1 runs A B C A', round 2 A' C B A, and so on, so that drift of clocks and temperature hits
-all alike. A' is the baseline once more: what the two disagree by is the job's noise floor.
+The order of a round is drawn anew for each, so that drift of clocks and temperature hits all alike,
+and so that nobody always follows the same neighbour: under a power limit that decides its time. The
+baseline is a part twice: what the two disagree by is the job's noise floor.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Sampled:
 
     name: str
     blocks_ns: list[tuple[int, ...]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of each block in the order of its round
     held: bool = True
     seconds: float = 0.0
     stop: str = ""
@@ -51,8 +54,9 @@ class Sampled:
     def samples(self) -> list[int]:
         return [ns for block in self.blocks_ns for ns in block]
 
-    def take(self, batch: Batch, seconds: float) -> None:
+    def take(self, batch: Batch, place: int, seconds: float) -> None:
         self.blocks_ns.append(batch.samples_ns)
+        self.places.append(place)
         self.held = self.held and batch.held
         self.seconds += seconds
         self.widths.append(median_interval(self.samples).relative)
@@ -85,6 +89,7 @@ def sample(
     clock: Clock,
     settings: Measure,
     *,
+    seed: int | str = 0,
     stays: Sequence[int] = (),
     tell: Callable[[str], None] = lambda name: None,
     after_batch: Callable[[int], None] = lambda i: None,
@@ -93,26 +98,27 @@ def sample(
 ) -> list[Sampled]:
     """Sample every part until there is evidence to stop; one Sampled a part, in their order.
 
-    after_batch: is told the index of the part that was just sampled.
+    seed: of the orders. after_batch: is told the index of the part that was just sampled.
     stays: indices of parts (the baseline and its second run) that go on as long as any other
     does, so that every block has its counterpart of the same round.
     """
     taken = [Sampled(part.name) for part in parts]
     groups = [list(range(len(parts)))] if settings.interleave else [[i] for i in range(len(parts))]
+    orders = random.Random(seed)
     for group in groups:
-        running, forward = set(group), True
+        running = set(group)
         while running:
             awake = [i for i in group if i in running or i in stays]
-            for i in awake if forward else reversed(awake):
+            orders.shuffle(awake)
+            for place, i in enumerate(awake):
                 if len(taken[i].samples) >= settings.max_samples:
                     continue
                 tell(parts[i].name)
                 start = now()
                 batch = clock.batch(parts[i], taken[i].size(settings))
-                taken[i].take(batch, now() - start)
+                taken[i].take(batch, place, now() - start)
                 after_batch(i)
             after_round()
-            forward = not forward
             for i in sorted(running):
                 taken[i].stop = taken[i].reason_to_stop(settings, MIN_ROUNDS)
                 if taken[i].stop:

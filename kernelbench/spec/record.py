@@ -108,6 +108,7 @@ class Timing:
         no speedup), `profiled` (a profiler looked on: no speedup either), or `host` (a machine
         without a GPU: no speeds at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
+    places: of each block in the order of its round, which is drawn; again_places: likewise.
     overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `times`.
         traced_overhead_ns: what it adds while CUPTI looks on.
     kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
@@ -117,6 +118,8 @@ class Timing:
     timer: str
     blocks_ns: tuple[tuple[int, ...], ...]
     again_ns: tuple[tuple[int, ...], ...] = ()
+    places: tuple[int, ...] = ()
+    again_places: tuple[int, ...] = ()
     overhead_ns: int = 0
     traced_overhead_ns: int = 0
     kernel_ns: tuple[int, ...] = ()
