@@ -120,7 +120,7 @@ def speedup(record: RunRecord, against: RunRecord) -> Interval | None:
     if not record.group or record.group != against.group:
         return None
     try:
-        return ratio_interval(blocks_ns(theirs), blocks_ns(mine))
+        return ratio_interval(blocks_ns(theirs), blocks_ns(mine), quantum=mine.quantum_ns)
     except ValueError:  # no common round, or nothing above the overhead in those
         return None
 

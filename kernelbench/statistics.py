@@ -40,8 +40,11 @@ class Interval:
         return arm / abs(self.mid) if self.mid else inf
 
 
-def median_interval(samples: Sequence[float]) -> Interval:
+def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
     """The sample median with its distribution-free 95 % interval, in the unit of the samples.
+
+    quantum: the step of the clock that read them. A median of such readings is known to half of it
+    on either side at best, however many there are.
 
     The k-th smallest and k-th largest of n samples enclose the true median with probability
     1 − 2·P(Bin(n, ½) < k); k is the largest rank that keeps this at 95 % or above. Fewer than
@@ -52,8 +55,8 @@ def median_interval(samples: Sequence[float]) -> Interval:
     if not samples:
         raise ValueError("no samples")
     ordered = sorted(samples)
-    rank = _rank(len(ordered))
-    return Interval(median(ordered), ordered[rank - 1], ordered[-rank])
+    rank, mid, half = _rank(len(ordered)), median(ordered), quantum / 2
+    return Interval(mid, min(ordered[rank - 1], mid - half), max(ordered[-rank], mid + half))
 
 
 def _rank(n: int) -> int:
@@ -89,7 +92,12 @@ def plateau(widths: Sequence[float]) -> bool:
 
 
 def ratio_interval(
-    numerator_blocks: Blocks, denominator_blocks: Blocks, *, seed: int = 0, draws: int = 1000
+    numerator_blocks: Blocks,
+    denominator_blocks: Blocks,
+    *,
+    quantum: float = 0.0,
+    seed: int = 0,
+    draws: int = 1000,
 ) -> Interval:
     """median(numerator) / median(denominator) with its 95 % interval; without unit.
 
@@ -99,6 +107,8 @@ def ratio_interval(
     draws lie on either side. Fewer than twelve rounds say too little about themselves: the interval
     then also spans a bootstrap over the single samples (alone, where there is one round).
     The same samples and seed give the same interval.
+
+    quantum: the step of the clock; each median is known to half of it at best.
 
     Raises ValueError without a common round, or where a median is not above 0.
     """
@@ -118,12 +128,13 @@ def ratio_interval(
         random = np.random.default_rng(seed)
         _draw(random, len(pairs), draws)  # as `_drawn`: single samples are drawn after the rounds
         ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
-    cut = draws // 40
-    mid = above / below
+    cut, half = draws // 40, quantum / 2
+    least = max(above - half, 0.0) / (below + half)
+    most = (above + half) / (below - half) if below > half else inf
     return Interval(
-        mid,
-        min(mid, *(float(drawn[cut]) for drawn in ratios)),
-        max(mid, *(float(drawn[-1 - cut]) for drawn in ratios)),
+        above / below,
+        min(least, *(float(drawn[cut]) for drawn in ratios)),
+        max(most, *(float(drawn[-1 - cut]) for drawn in ratios)),
     )
 
 

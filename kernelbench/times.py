@@ -68,7 +68,7 @@ def columns(timing: Timing) -> dict[str, Any]:
     flat = list(chain(*blocks_ns(timing)))
     if not flat:
         return found
-    mid = median_interval(flat)
+    mid = median_interval(flat, timing.quantum_ns)
     twentieths = quantiles(flat, n=20, method="inclusive") if len(flat) > 1 else flat * 19
     q20, q25, q75, q80 = (twentieths[i] for i in (3, 4, 14, 15))
     return {

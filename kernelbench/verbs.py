@@ -188,10 +188,13 @@ def _store_for(each: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) 
             watcher.note(f"{each.suite.name} was made for {wanted}; this is {name}")
         return store.create(out, each.suite.name, name, manifest_of(each, machine))
     opened = store.open_run(each.folder)
-    before = opened.manifest.get("gpu")
-    if before != name:
+    before = opened.manifest.get("machine", {})
+    was = opened.manifest.get("gpu"), before.get("uuid")
+    now = name, machine.get("uuid") if was[1] else None  # older manifests have none
+    if was != now:
         opened.close()
-        raise UsageError(f"{each.folder} was measured on {before}, this is {name}: start a new run")
+        found, this = (" ".join(filter(None, each)) for each in (was, now))
+        raise UsageError(f"{each.folder} was measured on {found}, this is {this}: start a new run")
     return opened
 
 

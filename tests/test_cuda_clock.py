@@ -74,13 +74,32 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Paper:
 @pytest.fixture
 def clock(paper: Paper) -> CudaClock:
     made = CudaClock.__new__(CudaClock)
-    made.overhead_ns, made._events, made._cycles_per_ns = 3_000, [], 1.0
+    made.overhead_ns, made.quantum_ns, made._events, made._cycles_per_ns = 3_000, 32, [], 1.0
     made._plans = WeakKeyDictionary()
     made.ranges = Unseen()
     made.flush = Flush(paper)  # type: ignore[assignment]
     made._tail_ns = made._tail()
     paper.queued.clear()
     return made
+
+
+def test_the_clock_knows_its_step(
+    paper: Paper, clock: CudaClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Event:
+        slept = 0
+
+        def record(self) -> None:
+            pass
+
+        def elapsed_time(self, end: Any) -> float:
+            return (900 + 0.55 * Event.slept) // step * step / 1e6
+
+    monkeypatch.setattr(timer.torch.cuda, "Event", lambda enable_timing=False: Event())
+    monkeypatch.setattr(timer.torch.cuda, "_sleep", lambda n: setattr(Event, "slept", n))
+    for step in (32, 512, 5):
+        clock._events = []
+        assert clock._quantum() == step
 
 
 def test_a_batch_is_a_gate_then_samples_in_turn_and_a_tail(paper: Paper, clock: CudaClock) -> None:

@@ -173,11 +173,18 @@ def test_a_suite_made_for_another_gpu_says_so_and_runs(tmp_path):
     assert done.stderr.startswith("falls was made for H200; this is ")
 
 
-def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console):
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"gpu": "NVIDIA B200"}, "was measured on NVIDIA B200, this is"),
+        ({"machine": {"uuid": "GPU-5ac5"}}, r"was measured on .* GPU-5ac5, this is"),
+    ],
+)
+def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console, other, told):
     _, folder = go(suite(tmp_path, "plain"), tmp_path / "out", console)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"gpu": "NVIDIA B200"}))
-    with pytest.raises(UsageError, match="was measured on NVIDIA B200"):
+    (folder / "manifest.json").write_text(json.dumps(manifest | other))
+    with pytest.raises(UsageError, match=told):
         verbs.measure(verbs.resumed(folder, [], Asked()), Options(), tmp_path / "out",
                       Output(console, console))  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Known answers on literal samples, and the coverage that the intervals promise."""
 
+import math
 import random
 from itertools import chain, pairwise
 from pathlib import Path
@@ -43,6 +44,32 @@ def test_no_samples_have_no_median() -> None:
 def test_relative_is_the_longer_arm() -> None:
     assert Interval(100, 99, 104).relative == pytest.approx(0.04)
     assert Interval(0, 0, 1).relative == float("inf")
+
+
+@pytest.mark.parametrize("jitter", [0.0, 3.0, 40.0])
+def test_a_clock_with_steps_gives_no_interval_narrower_than_a_step(jitter: float) -> None:
+    """Calls of about 3 µs, read in steps of 32 ns."""
+    rng = random.Random(5)
+
+    def samples(true: float) -> list[list[float]]:
+        return [[round(rng.gauss(true, jitter) / 32) * 32.0 for _ in range(8)] for _ in range(16)]
+
+    covered, ratios, trials = 0, 0, 200
+    for _ in range(trials):
+        one, two = rng.uniform(2900, 3100), rng.uniform(2900, 3100)
+        ones, twos = samples(one), samples(two)
+        found = median_interval([*chain(*ones)], 32)
+        assert found.hi - found.lo >= 32
+        covered += found.lo <= one <= found.hi
+        ratio = ratio_interval(ones, twos, quantum=32, draws=200)
+        assert ratio.hi / ratio.lo >= (3000 + 30) / (3000 - 30)
+        ratios += ratio.lo <= one / two <= ratio.hi
+    assert min(covered, ratios) >= 0.93 * trials
+
+
+def test_a_step_that_is_larger_than_what_it_reads_says_nothing() -> None:
+    found = ratio_interval([[10.0] * 8] * 12, [[10.0] * 8] * 12, quantum=32)
+    assert (found.lo, found.mid, found.hi) == (0, 1, math.inf)
 
 
 def test_the_median_interval_covers_the_median_95_times_in_100() -> None:

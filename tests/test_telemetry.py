@@ -102,6 +102,21 @@ def test_what_cannot_be_read_is_absent(nvml: Nvml) -> None:
     assert telemetry.flags() == ()
 
 
+def test_what_the_driver_was_told(nvml: Nvml) -> None:
+    nvml.answers |= {
+        "nvmlDeviceGetEnforcedPowerLimit": 500_000,
+        "nvmlDeviceGetPowerManagementDefaultLimit": 700_000,
+        "nvmlDeviceGetMaxClockInfo": 1980,
+        "nvmlDeviceGetApplicationsClock": NVMLError("deprecated"),
+    }
+    assert Telemetry.open("GPU-1").policy() == {
+        "power_limit_w": 500.0,
+        "power_limit_default_w": 700.0,
+        "sm_max_mhz": 1980.0,
+    }
+    assert Telemetry.open(None).policy() == {}
+
+
 def test_without_nvml_nothing_is_known_and_why(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.answers["nvmlInit"] = NVMLError("Driver Not Loaded")
     known_nothing = [Telemetry.open("GPU-1"), Telemetry.open(None)]

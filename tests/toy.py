@@ -86,7 +86,7 @@ def toy(*providers: Provider[Any], baseline: Provider[Any] = BASELINE, **more: A
 class Script:
     """A clock that answers from a script (1 µs for what is not in it) and keeps who was timed."""
 
-    name, overhead_ns = "gated", 0
+    name, overhead_ns, quantum_ns = "gated", 0, 0
 
     def __init__(self, held: bool = True, **ns: int) -> None:
         self.ns, self.held, self.timed = ns, held, list[str]()

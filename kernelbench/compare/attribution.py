@@ -99,6 +99,8 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     machine = dict(manifest.get("machine") or {})
     versions = dict(machine.pop("versions", None) or {})
     found = _gpu(run)
+    # Cards of one model, and what they were told, are named; they explain nothing by themselves.
+    found |= {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
     found |= {("machine", name): value for name, value in machine.items() if name != "name"}
     found |= {("versions", name): value for name, value in versions.items()}
     found["kernelbench", "kernelbench"] = manifest.get("kernelbench")

@@ -228,8 +228,3 @@ def _rates(clock: CudaClock, device: Device) -> tuple[dict[str, float], dict[str
             rates[name] = round(best / 1e3, 1)
     set_precision(DType.fp32)
     return rates, missing
-
-
-def gpu_uuid() -> str:
-    """NVML's name of the GPU in use."""
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.measure.telemetry import driver_version
+from kernelbench.measure.telemetry import Telemetry, driver_version
 from kernelbench.spec import Device, DType, NoGPUError
 
 TORCH_DTYPES = {
@@ -111,9 +111,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def gpu_uuid() -> str:
+    """NVML's name of the GPU in use."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+
+
 def describe(kind: str) -> dict[str, Any]:
-    """Device and versions, for a manifest."""
+    """Device, which of its kind, what its driver was told, and versions, for a manifest."""
     dev = device(kind)
+    uuid = gpu_uuid() if dev.kind == "cuda" else None
     return {
         "kind": dev.kind,
         "name": dev.name,
@@ -122,6 +128,8 @@ def describe(kind: str) -> dict[str, Any]:
         "l2_bytes": dev.l2_bytes,
         "sms": dev.sms,
         "no_triton": dev.no_triton,
+        "uuid": uuid,
+        "policy": Telemetry.open(uuid).policy(),
         "versions": versions(),
     }
 

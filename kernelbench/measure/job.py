@@ -323,6 +323,7 @@ class JobRun:
             again_ns=tuple(again.blocks_ns) if again else (),
             places=tuple(sampled.places),
             again_places=tuple(again.places) if again else (),
+            quantum_ns=clock.quantum_ns,
             overhead_ns=clock.overhead_ns,
             traced_overhead_ns=self.session.ceilings.overhead.traced_ns,
             stop=sampled.stop,

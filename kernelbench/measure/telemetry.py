@@ -57,6 +57,23 @@ class Telemetry:
             return cls(uuid, missing=f"NVML: {error}")
         return cls(uuid, _nvml=pynvml, _handle=handle)
 
+    def policy(self) -> dict[str, float]:
+        """What the driver was told: power_limit_w and its default, sm_max_mhz, the highest clock,
+        and sm_set_mhz, that of applications; those that can be read."""
+        if self._nvml is None:
+            return {}
+        nvml, handle = self._nvml, self._handle
+        sm = nvml.NVML_CLOCK_SM
+        found = {
+            "power_limit_w": self._try(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
+            "power_limit_default_w": self._try(
+                lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3
+            ),
+            "sm_max_mhz": self._try(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, sm)),
+            "sm_set_mhz": self._try(lambda: nvml.nvmlDeviceGetApplicationsClock(handle, sm)),
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
+
     def reset(self) -> None:
         """Begin a job."""
         self._samples.clear()

@@ -8,6 +8,7 @@ event has not fired.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ MAX_GATE_NS = 200_000_000
 MARGIN_NS = 100_000
 MAX_FACTOR = 12.0
 BATCH_NS = 500_000_000  # a batch takes about as long at most, unless a single call does
+QUANTUM_READINGS = 200
 BESIDE_NS = 200_000_000  # likewise each of the clocks besides the gated events
 
 
@@ -47,7 +49,7 @@ class HostClock:
     """Host time of a call on a machine without a GPU: says nothing about GPU speed."""
 
     name = "host"
-    overhead_ns = 0
+    overhead_ns = quantum_ns = 0
 
     def __init__(self, ranges: Ranges | None = None) -> None:
         self.ranges = ranges or Unseen()
@@ -101,6 +103,7 @@ class CudaClock:
     """Gated CUDA events with a cold L2 before every call.
 
     overhead_ns: what an event pair reads more than a kernel runs; see `ceilings.calibrate`.
+    quantum_ns: the step of what it reads, 32 on an H200.
     """
 
     name = "gated"
@@ -112,6 +115,7 @@ class CudaClock:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
         self._cycles_per_ns = self._calibrate_gate()
+        self.quantum_ns = self._quantum()
         self._tail_ns = self._tail()
 
     def batch(self, part: Timed, n: int) -> Batch:
@@ -194,7 +198,7 @@ class CudaClock:
             held = not pairs[0][0].query()
             torch.cuda.synchronize()
             if held:
-                return tuple(int(s.elapsed_time(e) * 1e6 / unroll) for s, e in pairs)
+                return tuple(round(_ns(s, e) / unroll) for s, e in pairs)
         raise RuntimeError("the gate did not hold for the replays of a graph")
 
     def _capture(self, part: Timed, unroll: int) -> torch.cuda.CUDAGraph:
@@ -216,8 +220,20 @@ class CudaClock:
             torch.cuda._sleep(cycles)
             end.record()
             torch.cuda.synchronize()
-            rates.append(float(cycles / (start.elapsed_time(end) * 1e6)))
+            rates.append(cycles / _ns(start, end))
         return max(rates)
+
+    def _quantum(self) -> int:
+        """The least that two readings differ by, of gates that grow by less than that."""
+        start, end = self._pairs(1)[0]
+        readings = set()
+        for i in range(QUANTUM_READINGS):
+            start.record()
+            torch.cuda._sleep(1000 + 10 * i)
+            end.record()
+            torch.cuda.synchronize()
+            readings.add(_ns(start, end))
+        return min((b - a for a, b in pairwise(sorted(readings))), default=0)
 
     def _tail(self) -> float:
         """Host time in ns to submit what follows the last sample of a batch."""
@@ -297,7 +313,7 @@ class CudaClock:
         settle(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
-        return Batch(tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs), held)
+        return Batch(tuple(_ns(s, e) for s, e in pairs), held)
 
     def kernel_ns(self, parts: Iterable[Timed], n: int = 2 * ROUND) -> dict[str, Spans]:
         """CUPTI spans (first kernel's start to last kernel's end) of n gated calls, by part.
@@ -340,5 +356,11 @@ class CudaClock:
             self.flush()  # begins only when the last call is done, or it left work elsewhere
             torch.cuda.synchronize()
             if held:
-                return attempt, tuple(int(s.elapsed_time(e) * 1e6) for s, e in pairs)
+                return attempt, tuple(_ns(s, e) for s, e in pairs)
         return 0, ()
+
+
+def _ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:
+    """Between two events; PyTorch has it in ms, cut to 24 bits."""
+    ms: float = start.elapsed_time(end)
+    return round(ms * 1e6)

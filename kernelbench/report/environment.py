@@ -34,6 +34,8 @@ def facts(manifest: Manifest) -> dict[str, str]:
         "measured at": manifest.get("utc"),
         "kernelbench": manifest.get("kernelbench"),
         "commit": f"{str(git.get('commit', ''))[:12]}{' with changes' * bool(git.get('dirty'))}",
+        "UUID": machine.get("uuid"),
+        **_policy(machine.get("policy") or {}),
         "architecture": machine.get("arch"),
         "SMs": machine.get("sms"),
         "memory": f"{b / GIB:.1f} GiB" if (b := machine.get("total_bytes")) else "",
@@ -42,6 +44,17 @@ def facts(manifest: Manifest) -> dict[str, str]:
         **_ceilings(manifest.get("ceilings") or {}),
     }
     return {text(name): text(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _policy(policy: Manifest) -> dict[str, str]:
+    """What the driver was told."""
+    units = {
+        "power limit": ("power_limit_w", "W"),
+        "power limit by default": ("power_limit_default_w", "W"),
+        "SM clock, at most": ("sm_max_mhz", "MHz"),
+        "SM clock, as set": ("sm_set_mhz", "MHz"),
+    }
+    return {name: f"{policy[key]:g} {unit}" for name, (key, unit) in units.items() if key in policy}
 
 
 def _ceilings(ceilings: Manifest) -> dict[str, str]:

@@ -109,6 +109,7 @@ class Timing:
         without a GPU: no speeds at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
     places: of each block in the order of its round, which is drawn; again_places: likewise.
+    quantum_ns: the step of the clock; 0 where it is not known.
     overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `times`.
         traced_overhead_ns: what it adds while CUPTI looks on.
     kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
@@ -120,6 +121,7 @@ class Timing:
     again_ns: tuple[tuple[int, ...], ...] = ()
     places: tuple[int, ...] = ()
     again_places: tuple[int, ...] = ()
+    quantum_ns: int = 0
     overhead_ns: int = 0
     traced_overhead_ns: int = 0
     kernel_ns: tuple[int, ...] = ()

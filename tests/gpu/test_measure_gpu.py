@@ -15,7 +15,7 @@ import torch
 from toy import CASE, ToyCase, provider, right, run, toy
 
 from kernelbench.measure import environment
-from kernelbench.measure.ceilings import Ceilings, calibrate, gpu_uuid, measure
+from kernelbench.measure.ceilings import Ceilings, calibrate, measure
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
@@ -39,7 +39,7 @@ def clock() -> CudaClock:
 
 @pytest.fixture
 def session(clock: CudaClock) -> Session:
-    telemetry = Telemetry.open(gpu_uuid())
+    telemetry = Telemetry.open(environment.gpu_uuid())
     return Session(environment.device("cuda"), clock, Ceilings(), telemetry)
 
 
@@ -121,6 +121,7 @@ def test_kernel_time_agrees_with_corrected_event_time(clock: CudaClock) -> None:
     overhead = calibrate(clock)
     assert overhead.note == "event time minus CUPTI span"
     assert 500 < overhead.ns <= overhead.traced_ns + 300 < 10_000
+    assert 1 <= clock.quantum_ns <= 1024
     probe = copy(64)
     clock.batch(probe, 10)
     corrected = median(clock.batch(probe, 16).samples_ns) - overhead.ns
