@@ -17,7 +17,15 @@ from rich.text import Text
 
 import kernelbench
 
-PEERS = {"liger-kernel": (3, 11), "quack-kernels": (3, 12)}  # and the Python they need
+# What is measured beside ours, and the Python that it needs.
+PEERS = {
+    "liger-kernel": (3, 11),
+    "quack-kernels": (3, 12),
+    "flash-attn-4": (3, 12),
+    "fa3-fwd": (3, 11),
+    "sageattention": (3, 11),
+}
+PAGES = ("jinja2", "matplotlib")  # for pages and plots
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ def examine() -> list[Finding]:
         *_nvml(),
         *_tools(),
         *_peers(),
+        *_pages(),
     ]
 
 
@@ -159,6 +168,17 @@ def _peers() -> Iterator[Finding]:
             old = sys.version_info < least
             needs = f"needs Python {least[0]}.{least[1]} or newer: " if old else ""
             yield Finding(package, None, "not installed", f"{needs}pip install {package}")
+
+
+def _pages() -> Iterator[Finding]:
+    for package in PAGES:
+        try:
+            yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            remedy = (
+                "pages of `kernelbench report --format html`: pip install 'kernelbench[report]'"
+            )
+            yield Finding(package, None, "not installed", remedy)
 
 
 def show(findings: Sequence[Finding], console: Console, as_json: bool) -> None:

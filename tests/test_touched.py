@@ -85,6 +85,7 @@ UNCOUNTED = {
     ("rotary", "liger"): GPU,
     ("rotary", "quack"): GPU,
     ("rcm_attention", "torch_fused"): COMPILED,
+    ("rcm_attention", "fa3"): GPU,
     ("rcm_attention", "fa4"): GPU,
     ("rcm_attention", "sage1"): GPU,
     ("rcm_layer", "compile"): COMPILED,

@@ -1,4 +1,5 @@
-"""Attention with a skip by others and in 8 bits: FlashAttention-4, SageAttention, ours in INT8/FP8.
+"""Attention with a skip by others and in 8 bits: FlashAttention-3 and -4, SageAttention, ours in
+INT8/FP8.
 
 Each takes the place of SDPA in front of one compiled skip, but for ours, which has it inside.
 """
@@ -53,6 +54,25 @@ def fa4_serves(case: Any, device: Device) -> str | None:
         return f"FlashAttention-4 takes bf16 and fp16, not {case.dtype}"
     if case.D % 8 or case.D > 256:
         return f"FlashAttention-4 takes D in multiples of 8 up to 256, not {case.D}"
+    return no_compiler(case, device)
+
+
+def fa3(case: Any, config: Any) -> Call:
+    """FlashAttention-3, its forward alone, as PyPI's fa3-fwd builds it: bf16, sm_90a."""
+    from fa3_fwd_interface import flash_attn_func
+
+    return _then_skip(case, partial(flash_attn_func, causal=case.causal))
+
+
+def fa3_serves(case: Any, device: Device) -> str | None:
+    if device.capability != (9, 0):
+        return f"FlashAttention-3 needs a GPU of sm_90, this is {device.arch}"
+    if case.mode is not Mode.fwd:
+        return "this build of FlashAttention-3 has no backward"
+    if case.dtype is not DType.bf16:
+        return f"this build of FlashAttention-3 takes bf16, not {case.dtype}"
+    if case.D % 8 or case.D > 256:
+        return f"FlashAttention-3 takes D in multiples of 8 up to 256, not {case.D}"
     return no_compiler(case, device)
 
 
@@ -169,6 +189,10 @@ def peers(traffic: Any) -> tuple[Provider[Any], ...]:
         Provider(
             "fa4", Role.peer, fa4, traffic=traffic, requires=("flash_attn",),
             unsupported=fa4_serves,
+        ),
+        Provider(
+            "fa3", Role.peer, fa3, traffic=traffic, requires=("fa3_fwd_interface",),
+            unsupported=fa3_serves,
         ),
         Provider(
             "sage1", Role.peer, sage1, requires=("triton", "sageattention"), mutates=mutated,

@@ -29,6 +29,9 @@ PACKAGES = (
     "liger-kernel",
     "quack-kernels",
     "nvidia-cutlass-dsl",
+    "flash-attn-4",
+    "fa3-fwd",
+    "sageattention",
 )
 
 
