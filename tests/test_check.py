@@ -324,7 +324,8 @@ def test_without_timing_nothing_is_timed() -> None:
 def test_the_baseline_runs_twice_in_every_round() -> None:
     clock = Script()
     found = run(toy(provider("fine", right)), clock=clock)
-    assert clock.timed[:6] == ["eager", "fine", "eager", "eager", "fine", "eager"]
+    rounds = [sorted(clock.timed[i : i + 3]) for i in (0, 3)]
+    assert rounds == [["eager", "eager", "fine"]] * 2
     timing = found["eager"].timing
     assert timing is not None
     assert len(timing.again_ns) == len(timing.blocks_ns)

@@ -1,6 +1,5 @@
 """The page without a browser: what it holds, says, leaves out, and never lets through."""
 
-import math
 import re
 import sys
 from dataclasses import replace
@@ -13,7 +12,7 @@ from page_run import MANIFEST, Seen, case, counted, noisy, sweep
 from test_metrics import error, ours, record, timing
 
 from kernelbench import metrics
-from kernelbench.report import cases, headline, page
+from kernelbench.report import cases, page
 from kernelbench.report.bars import margin
 from kernelbench.report.figures import looks
 from kernelbench.report.gather import gather
@@ -113,7 +112,8 @@ def test_a_figure_says_in_words_what_it_shows(seen: Seen) -> None:
     assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in drawn)
     messages = seen.text_of("desc")
     assert len(messages) == len(drawn) and all(len(message) > 30 for message in messages)
-    assert any("compile 2.00 × (2.00 to 2.00) over 4 cases" in message for message in messages)
+    told = "geometric mean over the 4 cases that all ran: "
+    assert any(told in each and "compile 2.00 × (2.00 to 2.00)" in each for each in messages)
 
 
 def test_colours_are_names_that_the_stylesheet_gives_a_value(full: str) -> None:
@@ -251,19 +251,6 @@ def test_commands_carry_what_was_asked_and_quote_it() -> None:
     assert "run SUITE --family" in cases.commands("rms_norm", "M1", {})
 
 
-def test_the_mean_and_its_interval_are_those_of_the_formula() -> None:
-    def row(mid: float, arm: float) -> dict[str, float]:
-        return {"s": mid, "s_lo": mid / arm, "s_hi": mid * arm}
-
-    found = headline.mean([row(2, 1.1), row(8, 1.1)], "s")
-    assert found is not None
-    mid, low, high = found
-    assert mid == pytest.approx(4)
-    arm = math.exp(math.log(1.1) / math.sqrt(2))
-    assert (low, high) == pytest.approx((4 / arm, 4 * arm))
-    assert headline.mean([{"s": math.nan, "s_lo": math.nan, "s_hi": math.nan}], "s") is None
-
-
 def test_means_are_of_a_family_and_mode_alone() -> None:
     html = render([*sweep(), *case(1024, "bwd")])
     table = html.split('<table id="means">')[1].split("</table>")[0]
@@ -274,8 +261,11 @@ def test_means_are_of_a_family_and_mode_alone() -> None:
         ["rms_norm", "bwd", "triton"],
         ["rms_norm", "bwd", "fast ≈"],
     ]
-    assert rows[0][3] == "1.33" and rows[0][5] == "4.00"  # liger's thirds, the baseline's quarter
-    assert rows[0][7:] == ["4", "4 faster"] and rows[2][7] == "1"
+    # liger's thirds, the baseline's quarter
+    assert rows[0][3:7:3] == ["1.33", "4.00"] and rows[0][5] == "1.33 to 1.33"
+    assert rows[0][8:] == ["4", "4 faster", "eager, compile, liger"]
+    assert rows[1][5:] == ["no opponent of its accuracy"]
+    assert rows[2][3:] == ["1 case: no mean"]
 
 
 def test_figures_that_are_there_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +295,8 @@ def test_problems_come_first() -> None:
 def test_another_baseline_is_named_and_counts() -> None:
     html = render(sweep(), baseline="compile")
     assert "× as fast as compile" in section(html, "Speedup")
-    assert "triton 2.00 × (2.00 to 2.00) over 4 cases" in html
+    assert "Against compile, geometric mean over the 4 cases that all ran: " in html
+    assert "triton 2.00 × (2.00 to 2.00)" in html
     with pytest.raises(Usage, match="no provider 'compiled'; did you mean 'compile'"):
         render(sweep(), baseline="compiled")
 

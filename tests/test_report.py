@@ -13,7 +13,7 @@ from rich.console import Console
 from test_metrics import MIB, blocks, error, fused, ours, record, timing
 
 from kernelbench import metrics, store
-from kernelbench.report import tables
+from kernelbench.report import means, tables
 from kernelbench.report.verb import Wanted, report
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic, TrialErrors
 
@@ -281,7 +281,10 @@ def test_the_headline_is_the_geometric_mean_over_the_cases() -> None:
     records[11] = replace(records[11], timing=timing(46.1 / 8))
     text = str(tables.summary(metrics.frame(records)))
     assert "16 records: 12 ok, 2 skipped, 2 incorrect" in text
-    assert "rms_norm fwd: rms_norm_triton 4.00 × the best other (geometric mean of 2 cases" in text
+    assert (
+        "rms_norm fwd: rms_norm_triton 4.00 × the best other, measured (geometric mean of 2 cases, "
+        "2.00 to 8.00)"
+    ) in " ".join(text.split())
     assert "int8" not in text  # nothing of its accuracy to be held against
 
 
@@ -351,8 +354,8 @@ def test_within_noise(value: float, lo: float, hi: float, noise: float, expected
     facts = {"noise_pct": noise}
     for column in ("speedup", "speedup_best"):
         facts |= {column: value, f"{column}_lo": lo, f"{column}_hi": hi}
-    assert tables.within_noise(facts) is expected
-    assert tables.within_noise(facts, "speedup_best") is expected
+    assert means.within_noise(facts) is expected
+    assert means.within_noise(facts, "speedup_best") is expected
 
 
 def reported(folder: Path, **options: Any) -> tuple[int, str, str]:

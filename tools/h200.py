@@ -4,7 +4,7 @@ python tools/h200.py    takes the picture anew; needs Chromium and the extras re
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from kernelbench.report import headline, page
+from kernelbench.report import page
 from kernelbench.report.gather import gather
+from kernelbench.report.means import mean
 from kernelbench.report.tables import figures
 
 RUNS = Path("results/h200")
@@ -27,38 +28,38 @@ Row = Mapping[str, Any]
 
 
 def means(*asked: tuple[str, str, str]) -> None:
-    """A row each (run, family, mode): geometric means of our exact kernel's speedups, measured."""
+    """A row each (run, family, mode): our exact kernel's speedups, measured, in the mean over the
+    cases in which every opponent ran."""
     import cog
 
-    cog.outl("| family | mode | cases | × best other | × baseline | beyond noise | run |")
-    cog.outl("|---" * 7 + "|")
+    cog.outl(
+        "| family | mode | cases | × best other | range | of these | against | × baseline | run |"
+    )
+    cog.outl("|---" * 9 + "|")
     for run, family, mode in asked:
-        rows = [*_ours(run, family, mode)]
-        beyond = [row["speedup_best"] for row in rows if row["speedup_best_lo"] > 1]
-        behind = [row["speedup_best"] for row in rows if row["speedup_best_hi"] < 1]
-        cells = [
-            family,
-            mode,
-            str(len(rows)),
-            _mean(rows, "speedup_best"),
-            _mean(rows, "speedup"),
-            f"{len(beyond)} faster, {len(behind)} slower",
-            f"[{run[:16]}]({RUNS / run})",
-        ]
-        cog.outl(f"| {' | '.join(cells)} |")
+        rows = [row for row in gather([RUNS / run], [family]).rows if row["mode"] == mode]
+        ours = [r for r in rows if (r["provider"], r["status"]) == ("triton_fused", "ok")]
+        found, slow = mean(ours, rows), mean(ours, rows, "speedup")
+        where = f"[{run[:16]}]({RUNS / run})"
+        if found is None or slow is None:
+            [alone] = ours
+            cells = ["1, no mean", _shown(alone, "speedup_best"), "", "", alone["best_other"],
+                     _shown(alone, "speedup"), where]  # fmt: skip
+        else:
+            counts = (f"{count} {what}" for what, count in found.counts.items() if count)
+            low, high = map(figures, found.range)
+            cells = [found.cases.removesuffix(" cases"), _between(found.mid, found.lo, found.hi),
+                     f"{low} to {high}", ", ".join(counts), ", ".join(found.opponents),
+                     _between(slow.mid, slow.lo, slow.hi), where]  # fmt: skip
+        cog.outl(f"| {' | '.join([family, mode, *cells])} |")
 
 
-def _ours(run: str, family: str, mode: str) -> Iterator[Row]:
-    for row in gather([RUNS / run], [family]).rows:
-        if (row["provider"], row["mode"], row["status"]) == ("triton_fused", mode, "ok"):
-            yield row
+def _shown(row: Row, column: str) -> str:
+    return _between(*(row[f"{column}{end}"] for end in ("", "_lo", "_hi")))
 
 
-def _mean(rows: Sequence[Row], column: str) -> str:
-    found = headline.mean(rows, column)
-    assert found is not None, column
-    middle, low, high = (figures(value, 3) for value in found)
-    return f"{middle} [{low}, {high}]"
+def _between(mid: float, low: float, high: float) -> str:
+    return f"{figures(mid, 3)} [{figures(low, 3)}, {figures(high, 3)}]"
 
 
 def picture() -> None:

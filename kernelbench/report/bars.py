@@ -21,8 +21,8 @@ from kernelbench.report.figures import (
     svg,
     text,
 )
+from kernelbench.report.means import FEWEST, common, within_noise
 from kernelbench.report.tables import figures as digits
-from kernelbench.report.tables import within_noise
 from kernelbench.spec import Measured
 
 if TYPE_CHECKING:
@@ -228,18 +228,24 @@ def _at_right(axes: "Axes", said: str, y: float, colour: str = "--ink") -> None:
 
 
 def _told(rows: Sequence[Row], baseline: str) -> str:
-    """`triton_fused is 13.4 × (1.02 to 22) as fast as eager over 12 cases; …`"""
+    """`triton_fused 13.4 × (1.02 to 22), …, over the 12 cases that all ran`."""
+    good = common([r for r in rows if math.isfinite(r["speedup"]) and r["speedup"] > 0])
     found: dict[str, list[float]] = {}
-    for row in rows:
-        if math.isfinite(row["speedup"]) and row["speedup"] > 0:
-            found.setdefault(text(row["provider"]), []).append(row["speedup"])
+    for row in good:
+        found.setdefault(text(row["provider"]), []).append(row["speedup"])
+    cases = len({(row["run_id"], row["case"]) for row in good})
+    if cases < FEWEST:
+        return f"Against {text(baseline)}; no mean, which would be over cases that all ran."
     told = [
         f"{name} {digits(geometric_mean(values))} × ({digits(min(values))} to "
-        f"{digits(max(values))}) over {len(values)} case{'s' * (len(values) != 1)}"
+        f"{digits(max(values))})"
         for name, values in found.items()
         if name != baseline
     ]
-    return f"Against {text(baseline)}, geometric mean: {'; '.join(told) or 'nothing else'}."
+    return (
+        f"Against {text(baseline)}, geometric mean over the {cases} cases that all ran: "
+        f"{', '.join(told) or 'nothing else'}."
+    )
 
 
 def bytes_moved(measured: Sequence[Measured], look: Mapping[str, Look], where: str) -> list[Figure]:

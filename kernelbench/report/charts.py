@@ -25,6 +25,7 @@ from kernelbench.report.figures import (
     svg,
     text,
 )
+from kernelbench.report.means import common
 from kernelbench.report.tables import percent
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def accuracy(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Itera
     """Error against speed, a figure a mode and dtype; the front through providers' means."""
     good = [r for r in rows if r["speedup"] > 0 and 0 < r["error_rel"] < math.inf]
     for (mode, dtype), part in parts(good, "mode", "dtype").items():
-        names = parts(part, "provider")
-        if len(names) < 2:
+        names, shared = parts(part, "provider"), parts(common(part), "provider")
+        if len(names) < 2 or not shared:
             continue
         title = f"{where} {mode} {dtype}: error against speed"
         means = {
@@ -48,7 +49,7 @@ def accuracy(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Itera
                 geometric_mean([row["speedup"] for row in mine]),
                 geometric_mean([row["error_rel"] for row in mine]),
             )
-            for (name,), mine in names.items()
+            for (name,), mine in shared.items()
         }
         yield _accuracy(names, means, look, title)
 
@@ -83,8 +84,8 @@ def _accuracy(
         return Figure(
             title,
             message,
-            "Error against the fp64 oracle. Small: single cases; large: the geometric mean of the "
-            "cases that a provider ran (number in brackets); dashed: the front of these means.",
+            "Error against the fp64 oracle. Small: single cases (how many, in brackets); large: "
+            "the geometric mean over those that all ran; dashed: the front of these means.",
             ("measured",),
             svg(figure, title, message),
         )

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from kernelbench import audit
+from kernelbench.report.means import within_noise
 from kernelbench.report.sheets import Row, Sheet, Source, config
-from kernelbench.report.tables import answer, figures, percent, short_time, within_noise
+from kernelbench.report.tables import answer, figures, percent, short_time
 from kernelbench.spec import Tool
 
 NOTE = (

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernelbench.report.figures import Row, scientific, text
-from kernelbench.report.tables import figures, percent, within_noise
+from kernelbench.report.means import within_noise
+from kernelbench.report.tables import figures, percent
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from kernelbench import audit
 from kernelbench.report.cases import record_anchor
 from kernelbench.report.figures import Row, parts, text
 from kernelbench.report.grid import Cell, Grid, Head, Line
-from kernelbench.report.tables import figures, within_noise
+from kernelbench.report.means import Mean, mean
+from kernelbench.report.tables import figures
 from kernelbench.spec import Measured, Status
 
 NAMED = 12  # problems of one kind that are named one by one
-_NORMAL = 1.96  # of the normal distribution, 95 % lie within so many standard deviations
 
 
 @dataclass(frozen=True)
@@ -116,21 +116,6 @@ def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
         )
 
 
-def mean(rows: Sequence[Row], column: str) -> tuple[float, float, float] | None:
-    """(geometric mean, low, high) of a speedup over cases; None without any.
-
-    The interval is of this mean over these cases, from the cases' own 95 % intervals, taken as
-    independent: it says how well the cases were measured, not how they were chosen.
-    """
-    good = [row for row in rows if row[column] > 0 and row[f"{column}_lo"] > 0]
-    if not good:
-        return None
-    middle = sum(math.log(row[column]) for row in good) / len(good)
-    widths = [math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _NORMAL for row in good]
-    arm = _NORMAL * math.sqrt(sum(width**2 for width in widths)) / len(good)
-    return math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)
-
-
 def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
     """Each of our kernels by family, mode and run against the best other and the baseline."""
     ours = [r for r in rows if r["role"] == "triton_fused" and not r["smoke"] and _compared(r)]
@@ -142,17 +127,19 @@ def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
         *(Head("run" if name == "run_id" else name, number=False) for name in named),
         Head("× best other", "measured"),
         Head("95 % interval", "measured"),
+        Head("range", "measured"),
         Head(f"× {text(baseline) or 'baseline'}", "measured"),
         Head("95 % interval", "measured"),
-        Head("cases"),
+        Head("cases", number=False),
         Head("of these", number=False),
+        Head("against", number=False),
     ]
     lines = [
         Line(
             "",
             [
                 *(Cell(text(some[0][name]) + _approximate(some[0], name), False) for name in named),
-                *_numbers(some),
+                *_numbers(some, rows),
             ],
         )
         for some in parts(ours, *named).values()
@@ -170,19 +157,29 @@ def _compared(row: Row) -> bool:
     )
 
 
-def _numbers(rows: Sequence[Row]) -> Iterator[Cell]:
-    for column in ("speedup_best", "speedup"):
-        found = mean(rows, column)
-        if found is None:
-            yield from (Cell(""), Cell(""))
-            continue
-        middle, low, high = found
-        yield Cell(figures(middle), sort=f"{middle:.6g}")
-        yield Cell(f"{figures(low, 4)} to {figures(high, 4)}", sort=f"{high - low:.6g}")
-    yield Cell(str(len(rows)))
-    beyond = [row["speedup_best"] for row in rows if not within_noise(row, "speedup_best")]
-    faster, slower = sum(v > 1 for v in beyond), sum(v < 1 for v in beyond)
-    equal = len(rows) - len(beyond)
-    flagged = sum(bool(row["flags"]) for row in rows)
-    counts = ((faster, "faster"), (equal, "within noise"), (slower, "slower"), (flagged, "flagged"))
-    yield Cell(", ".join(f"{count} {what}" for count, what in counts if count), False)
+def _numbers(ours: Sequence[Row], rows: Sequence[Row]) -> Iterator[Cell]:
+    best = mean(ours, rows)
+    yield from _middle(best)
+    low, high = best.range if best else (math.nan, math.nan)
+    yield Cell(f"{figures(low)} to {figures(high)}" if best else "", sort=f"{high - low:.6g}")
+    yield from _middle(mean(ours, rows, "speedup"))
+    yield Cell(best.cases.removesuffix(" cases") if best else _too_few(ours), False)
+    counts = best.counts if best else {}
+    yield Cell(", ".join(f"{count} {what}" for what, count in counts.items() if count), False)
+    yield Cell(", ".join(map(text, best.opponents)) if best else "", False)
+
+
+def _too_few(ours: Sequence[Row]) -> str:
+    held = [row for row in ours if not math.isnan(row["speedup_best"])]
+    if not held:
+        return "no opponent of its accuracy"
+    return "1 case: no mean" if len(held) == 1 else "no two cases in which all others ran"
+
+
+def _middle(found: Mean | None) -> Iterator[Cell]:
+    if found is None:
+        yield from (Cell(""), Cell(""))
+        return
+    yield Cell(figures(found.mid), sort=f"{found.mid:.6g}")
+    within = f"{figures(found.lo, 4)} to {figures(found.hi, 4)}"
+    yield Cell(within, sort=f"{found.hi - found.lo:.6g}")

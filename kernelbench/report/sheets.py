@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from kernelbench import metrics
-from kernelbench.report.tables import figures, fold, short_time, within_noise
+from kernelbench.report.means import within_noise
+from kernelbench.report.tables import figures, fold, short_time
 from kernelbench.spec import Measured
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench import metrics
+from kernelbench.report import means
+from kernelbench.report.means import within_noise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,18 +85,6 @@ def percent(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:.2g}%" if abs(value) < 9.95 else f"{value:.0f}%"
-
-
-def within_noise(row: Row, column: str = "speedup") -> bool:
-    """Whether a row's speedup is no difference: |speedup − 1| within the noise floor of its job,
-    or 1 within its own 95 % interval. False for the yardstick itself, which has no interval.
-
-    column: `speedup` or `speedup_best`.
-    """
-    value, lo, hi = (row[name] for name in (column, f"{column}_lo", f"{column}_hi"))
-    if any(math.isnan(v) for v in (value, lo, hi)):
-        return False
-    return bool(lo <= 1 <= hi or abs(value - 1) * 100 <= row["noise_pct"])
 
 
 def _speedup_best(row: Row) -> str:
@@ -323,49 +313,42 @@ def summary(frame: "DataFrame") -> Text:
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
             key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
-    if len(ours) > MOST_HEADLINES:
+    told = {key: _mean(part, rows) for key, part in ours.items()}
+    if len(told) > MOST_HEADLINES:
         lines.append("geometric means against the best other, measured:")
-        return Text("\n".join([*lines, *_aligned(ours, several=len(gpus) > 1)]))
-    for (run, gpu, *what), part in ours.items():
-        where = (f" on {gpu}" if len(gpus) > 1 else "", f" in {run}" if len(runs) > 1 else "")
-        lines.append(_headline(what, "".join(where), part))
+        return Text("\n".join([*lines, *_aligned(told, several=len(gpus) > 1)]))
+    for (run, gpu, family, mode, provider), (mid, over) in told.items():
+        where = (f" on {gpu}" if len(gpus) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
+        mean = "" if over.startswith(("1 ", "no ")) else "geometric mean of "
+        lines.append(
+            f"{family} {mode}{where}: {provider} {mid} the best other, measured ({mean}{over})"
+        )
     return Text("\n".join(lines))
 
 
-def _aligned(ours: Mapping[tuple[str, ...], Sequence[Row]], several: bool) -> list[str]:
+def _aligned(told: Mapping[tuple[str, ...], tuple[str, str]], several: bool) -> list[str]:
     """A line a family, mode, kernel and run, those of one kernel together."""
     cells = [
-        (family, mode, provider, f"{figures(_mean(part))} ×",
-         f"{run} on {gpu}" if several else run, _counted(part))
-        for (run, gpu, family, mode, provider), part in ours.items()
-    ]  # fmt: skip
+        (family, mode, provider, mid, f"{run} on {gpu}" if several else run, over)
+        for (run, gpu, family, mode, provider), (mid, over) in told.items()
+    ]
     cells.sort(key=lambda line: (line[:3], line[4]))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def _mean(rows: Sequence[Row]) -> float:
-    return math.exp(sum(math.log(row["speedup_best"]) for row in rows) / len(rows))
-
-
-def _counted(rows: Sequence[Row]) -> str:
-    equal = sum(within_noise(row, "speedup_best") for row in rows)
-    doubtful = sum(bool(row["flags"]) for row in rows)
-    notes = [
-        f"{len(rows)} case{'s' * (len(rows) != 1)}",
-        f"{equal} within noise" if equal else "",
-        f"{doubtful} flagged" if doubtful else "",
-    ]
-    return ", ".join(filter(None, notes))
-
-
-def _headline(what: Sequence[str], where: str, rows: Sequence[Row]) -> str:
-    family, mode, provider = what
-    cases, *notes = _counted(rows).split(", ")
-    return (
-        f"{family} {mode}{where}: {provider} {figures(_mean(rows))} × the best other "
-        f"({', '.join([f'geometric mean of {cases}, measured', *notes])})"
-    )
+def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str]:
+    """The mean of a kernel's speedups over the best other, and over what it is; or why none is."""
+    found = means.mean(ours, rows)
+    if found is None and len(ours) > 1:
+        return "–", "no two cases in which all others ran"
+    over = found.over if found else ours
+    counted = means.counts(over)
+    notes = [f"{counted[what]} {what}" for what in ("within noise", "flagged") if counted[what]]
+    if found is None:
+        return f"{figures(ours[0]['speedup_best'])} ×", ", ".join(["1 case", *notes])
+    low, high = map(figures, found.range)
+    return f"{figures(found.mid)} ×", ", ".join([f"{found.cases}, {low} to {high}", *notes])
 
 
 def render(frame: "DataFrame", console: Console, against: str = "") -> None:

@@ -1,0 +1,122 @@
+"""What many cases say together: the one place where speedups are averaged, and the one definition
+of a difference beyond noise.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+FEWEST = 2  # cases that a mean is over
+_OURS = ("triton_fused", "ablation")
+_NORMAL = 1.96  # of the normal distribution, 95 % lie within so many standard deviations
+
+
+def within_noise(row: Row, column: str = "speedup") -> bool:
+    """Whether a row's speedup is no difference: |speedup − 1| within the noise floor of its job,
+    or 1 within its own 95 % interval. False for the yardstick itself, which has no interval.
+
+    column: `speedup` or `speedup_best`.
+    """
+    value, lo, hi = (row[name] for name in (column, f"{column}_lo", f"{column}_hi"))
+    if any(math.isnan(v) for v in (value, lo, hi)):
+        return False
+    return bool(lo <= 1 <= hi or abs(value - 1) * 100 <= row["noise_pct"])
+
+
+def counts(rows: Sequence[Row], column: str = "speedup_best") -> dict[str, int]:
+    """faster, within noise, slower, flagged: how many of these cases."""
+    equal = [within_noise(row, column) for row in rows]
+    ratios = [row[column] for row, same in zip(rows, equal, strict=True) if not same]
+    return {
+        "faster": sum(ratio > 1 for ratio in ratios),
+        "within noise": sum(equal),
+        "slower": sum(ratio < 1 for ratio in ratios),
+        "flagged": sum(bool(row["flags"]) for row in rows),
+    }
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A geometric mean of speedups over cases.
+
+    lo, hi: its 95 % interval over these cases, from their own, taken as independent: it says how
+        well the cases were measured, not how they were chosen.
+    over: the rows that it is a mean of; of: all that it could have been of. opponents: those that
+        ran in every case of `over`.
+    """
+
+    mid: float
+    lo: float
+    hi: float
+    over: tuple[Row, ...]
+    of: int
+    opponents: tuple[str, ...]
+    column: str
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest of the cases."""
+        found = [row[self.column] for row in self.over]
+        return min(found), max(found)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As `counts` has it, of the cases that it is over."""
+        return counts(self.over, self.column)
+
+    @property
+    def cases(self) -> str:
+        """`12 cases`, or `12 of 15 cases` where not every opponent ran in all."""
+        few = "" if len(self.over) == self.of else f" of {self.of}"
+        return f"{len(self.over)}{few} cases"
+
+
+def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best") -> Mean | None:
+    """Of one kernel's speedups, over the cases in which every opponent ran; None of fewer than two.
+
+    ours: its rows. rows: all of the same runs and families, the opponents' among them. An opponent
+    is whoever is of the same accuracy, is not ours, and ran in one of these cases; for `speedup`,
+    that is the baseline alone.
+    """
+    good = [row for row in ours if row[column] > 0 and row[f"{column}_lo"] > 0]
+    ran = _ran(good, rows) if column == "speedup_best" else {}
+    opponents = tuple(dict.fromkeys(name for names in ran.values() for name in names))
+    over = [row for row in good if set(opponents) <= set(ran.get(_case(row), opponents))]
+    if len(over) < FEWEST:
+        return None
+    return Mean(*_interval(over, column), tuple(over), len(good), opponents, column)
+
+
+def common(rows: Sequence[Row]) -> list[Row]:
+    """Of rows that have a speedup, those of cases in which all of their providers have one."""
+    names = {row["provider"] for row in rows}
+    there: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        there.setdefault(_case(row), set()).add(row["provider"])
+    return [row for row in rows if there[_case(row)] == names]
+
+
+def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list[str]]:
+    """The opponents that have a time, by case of ours."""
+    found: dict[tuple[Any, ...], list[str]] = {_case(row): [] for row in ours}
+    accuracies = {row["accuracy"] for row in ours}
+    for row in rows:
+        case = _case(row)
+        timed = row["status"] == "ok" and row["timer"] == "gated" and row["median_us"] > 0
+        theirs = row["role"] not in _OURS and row["accuracy"] in accuracies
+        if case in found and timed and theirs and "prepacked" not in str(row["flags"]).split(";"):
+            found[case].append(str(row["provider"]))
+    return found
+
+
+def _case(row: Row) -> tuple[Any, ...]:
+    return row["run_id"], row["family"], row["case"]
+
+
+def _interval(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
+    middle = sum(math.log(row[column]) for row in rows) / len(rows)
+    widths = [math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _NORMAL for row in rows]
+    arm = _NORMAL * math.sqrt(sum(width**2 for width in widths)) / len(rows)
+    return math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)
