@@ -276,14 +276,14 @@ def _add_case(
         if told := _nearness(row):
             answers.add_row(name, Text(told))
         if row["unproven"] and row["unproven"] not in shared:
-            answers.add_row(name, Text(f"not proven on inputs {row['unproven']}"))
+            answers.add_row(name, Text(f"not proven on {row['unproven']}"))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
         if row["timer"] in _NO_SPEEDUP:
             doubts.append(f"no speedup: {_NO_SPEEDUP[row['timer']]}")
         if doubts:
             answers.add_row(name, Text(f"! {', '.join(doubts)}", style="yellow"))
     for unproven in filter(None, shared):
-        answers.add_row(Text("all"), Text(f"not proven on inputs {unproven}"))
+        answers.add_row(Text("all"), Text(f"not proven on {unproven}"))
     if answers.row_count:
         table.add_row(answers)
 

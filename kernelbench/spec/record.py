@@ -189,15 +189,17 @@ class RunRecord:
     @property
     def promise(self) -> str:
         """In words, what the provider promises."""
-        return "; ".join(
-            f"{name}: {value}" if isinstance(value, str) else f"{name} {value:.2g}"
+        of_all = ("error", "slope")
+        return ", ".join(
+            ("" if name in of_all else "on ")
+            + (f"{name} nothing ({value})" if isinstance(value, str) else f"{name} {value:.2g}")
             for name, value in self.promised.items()
         )
 
     @property
     def unproven(self) -> str:
         """In words, the trials on which nothing was proven, and why."""
-        return "; ".join(f"{each.trial}: {each.unproven}" for each in self.trials if each.unproven)
+        return ", ".join(f"{t.trial} ({t.unproven})" for t in self.trials if t.unproven)
 
     def to_json(self) -> str:
         """One line of strict JSON, see `lines.to_line`."""
