@@ -162,23 +162,21 @@ def _profilers() -> Iterator[Finding]:
 
 def _peers() -> Iterator[Finding]:
     for package, least in PEERS.items():
-        try:
-            yield Finding(package, True, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            old = sys.version_info < least
-            needs = f"needs Python {least[0]}.{least[1]} or newer: " if old else ""
-            yield Finding(package, None, "not installed", f"{needs}pip install {package}")
+        old = sys.version_info < least
+        needs = f"needs Python {least[0]}.{least[1]} or newer: " if old else ""
+        yield _optional(package, f"{needs}pip install {package}")
 
 
 def _pages() -> Iterator[Finding]:
-    for package in PAGES:
-        try:
-            yield Finding(package, True, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            remedy = (
-                "pages of `kernelbench report --format html`: pip install 'kernelbench[report]'"
-            )
-            yield Finding(package, None, "not installed", remedy)
+    remedy = "pages of `kernelbench report --format html`: pip install 'kernelbench[report]'"
+    yield from (_optional(package, remedy) for package in PAGES)
+
+
+def _optional(package: str, remedy: str) -> Finding:
+    try:
+        return Finding(package, True, importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package, None, "not installed", remedy)
 
 
 def show(findings: Sequence[Finding], console: Console, as_json: bool) -> None:

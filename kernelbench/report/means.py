@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kernelbench.spec import Role
+
 Row = Mapping[str, Any]
 FEWEST = 2  # cases that a mean is over
-_OURS = ("triton_fused", "ablation")
 _NORMAL = 1.96  # of the normal distribution, 95 % lie within so many standard deviations
 
 
@@ -105,7 +106,7 @@ def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list
     for row in rows:
         case = _case(row)
         timed = row["status"] == "ok" and row["timer"] == "gated" and row["median_us"] > 0
-        theirs = row["role"] not in _OURS and row["accuracy"] in accuracies
+        theirs = not Role(row["role"]).ours and row["accuracy"] in accuracies
         if case in found and timed and theirs and "prepacked" not in str(row["flags"]).split(";"):
             found[case].append(str(row["provider"]))
     return found

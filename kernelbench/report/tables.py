@@ -317,38 +317,39 @@ def summary(frame: "DataFrame") -> Text:
     if len(told) > MOST_HEADLINES:
         lines.append("geometric means against the best other, measured:")
         return Text("\n".join([*lines, *_aligned(told, several=len(gpus) > 1)]))
-    for (run, gpu, family, mode, provider), (mid, over) in told.items():
+    for (run, gpu, family, mode, provider), (mid, what, over) in told.items():
         where = (f" on {gpu}" if len(gpus) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
-        mean = "" if over.startswith(("1 ", "no ")) else "geometric mean of "
         lines.append(
-            f"{family} {mode}{where}: {provider} {mid} the best other, measured ({mean}{over})"
+            f"{family} {mode}{where}: {provider} {mid} the best other, measured ({what}{over})"
         )
     return Text("\n".join(lines))
 
 
-def _aligned(told: Mapping[tuple[str, ...], tuple[str, str]], several: bool) -> list[str]:
+def _aligned(told: Mapping[tuple[str, ...], tuple[str, str, str]], several: bool) -> list[str]:
     """A line a family, mode, kernel and run, those of one kernel together."""
     cells = [
         (family, mode, provider, mid, f"{run} on {gpu}" if several else run, over)
-        for (run, gpu, family, mode, provider), (mid, over) in told.items()
+        for (run, gpu, family, mode, provider), (mid, _, over) in told.items()
     ]
     cells.sort(key=lambda line: (line[:3], line[4]))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str]:
-    """The mean of a kernel's speedups over the best other, and over what it is; or why none is."""
+def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
+    """Of a kernel's speedups over the best other: how much, that it is a mean, if it is one, and
+    over what it is, or why there is none."""
     found = means.mean(ours, rows)
     if found is None and len(ours) > 1:
-        return "–", "no two cases in which all others ran"
+        return "–", "", "no two cases in which all others ran"
     over = found.over if found else ours
     counted = means.counts(over)
     notes = [f"{counted[what]} {what}" for what in ("within noise", "flagged") if counted[what]]
     if found is None:
-        return f"{figures(ours[0]['speedup_best'])} ×", ", ".join(["1 case", *notes])
+        return f"{figures(ours[0]['speedup_best'])} ×", "", ", ".join(["1 case", *notes])
     low, high = map(figures, found.range)
-    return f"{figures(found.mid)} ×", ", ".join([f"{found.cases}, {low} to {high}", *notes])
+    over_what = ", ".join([f"{found.cases}, {low} to {high}", *notes])
+    return f"{figures(found.mid)} ×", "geometric mean of ", over_what
 
 
 def render(frame: "DataFrame", console: Console, against: str = "") -> None:
