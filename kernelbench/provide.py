@@ -16,15 +16,18 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 
+MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def compiled(function: Callable[..., Any], mode: str = "default") -> Callable[..., Any]:
     """torch.compile with static shapes, and an error where Dynamo would fall back to eager.
 
-    `donated_buffer` is off so that a backward can be called again on the same graph.
+    mode: of torch.compile, as `MAX_AUTOTUNE`. `donated_buffer` is off so that a backward can be
+    called again on the same graph.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._functorch.config.donated_buffer = False
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
 
 
 def no_compiler(case: Any, device: Device) -> str | None:
@@ -32,6 +35,11 @@ def no_compiler(case: Any, device: Device) -> str | None:
     if device.kind == "cpu" and shutil.which("g++") is None and shutil.which("c++") is None:
         return "torch.compile needs a C++ compiler on a CPU, and none is on the PATH"
     return None
+
+
+def no_autotuner(case: Any, device: Device) -> str | None:
+    """Why torch.compile cannot choose kernels by trial here, or None."""
+    return None if device.kind == "cuda" else "autotuning times kernels on a GPU; there is none"
 
 
 class MetaDraw:

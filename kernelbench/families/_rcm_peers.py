@@ -1,5 +1,5 @@
-"""Attention with a skip by others and in 8 bits: FlashAttention-3 and -4, SageAttention, ours in
-INT8/FP8.
+"""Attention with a skip by others and in 8 bits: FlashAttention-3 (also FP8) and -4,
+SageAttention, ours in INT8/FP8.
 
 Each takes the place of SDPA in front of one compiled skip, but for ours, which has it inside.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kernelbench.families._rcm import skip
-from kernelbench.provide import compiled, no_compiler
+from kernelbench.provide import DTYPES, compiled, no_compiler
 from kernelbench.spec import (
     Accuracy,
     Call,
@@ -25,16 +25,24 @@ from kernelbench.spec import (
 )
 
 INT8_ERROR = 0.05  # relative, of the approximate class
+FP8_ERROR = 0.1  # where all of q, k and v have three bits of mantissa; 0.053 on normal inputs
 OUTLIERS_ERROR = 0.7  # likewise where one value in 1024 is a hundred times as large
+E4M3 = torch.float8_e4m3fn
 EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
 
 
-def _then_skip(case: Any, attend: Any) -> Call:
-    """attend: q, k, v → (B,N,H,D); then one compiled kernel, if there is a skip."""
+PACKED = ("q8", "k8", "v8", "q_scale", "k_scale", "v_scale")
+
+
+def _then_skip(case: Any, attend: Any, names: tuple[str, ...] = ("q", "k", "v")) -> Call:
+    """attend: q, k, v → (B,N,H,D); then one compiled kernel, if there is a skip.
+
+    names: of its arguments.
+    """
     if not case.skips:
-        return lambda a: attend(a["q"], a["k"], a["v"]).flatten(2)
+        return lambda a: attend(*(a[name] for name in names)).flatten(2)
     mix = compiled(skip(case.parametrization, case.sigma, torch.float32))
-    return lambda a: mix(attend(a["q"], a["k"], a["v"]).flatten(2), a["x"], a["t"])
+    return lambda a: mix(attend(*(a[name] for name in names)).flatten(2), a["x"], a["t"])
 
 
 def fa4(case: Any, config: Any) -> Call:
@@ -62,6 +70,67 @@ def fa3(case: Any, config: Any) -> Call:
     from fa3_fwd_interface import flash_attn_func
 
     return _then_skip(case, partial(flash_attn_func, causal=case.causal))
+
+
+def fp8(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,N,H,D) as e4m3, and by what each head of a sample is to be multiplied, (B,H) fp32."""
+    scale = (t.abs().amax(dim=(1, 3)).float() / torch.finfo(E4M3).max).clamp_min(2.0**-100)
+    return (t.float() / scale[:, None, :, None]).to(E4M3), scale
+
+
+def _fp8_attend(case: Any) -> Any:
+    from fa3_fwd_interface import flash_attn_func
+
+    names = ("q_descale", "k_descale", "v_descale")
+
+    def attend(*packed: torch.Tensor) -> torch.Tensor:
+        """q, k and v in 8 bits, then their scales."""
+        scales = dict(zip(names, packed[3:], strict=True))
+        out: torch.Tensor = flash_attn_func(*packed[:3], causal=case.causal, **scales)
+        return out if out.dtype is DTYPES[case.dtype] else out.to(DTYPES[case.dtype])
+
+    return attend
+
+
+def fa3_fp8(case: Any, config: Any) -> Call:
+    """FlashAttention-3 in FP8, a scale a head; one compiled function quantises, in the call."""
+    attend = _fp8_attend(case)
+    pack = compiled(lambda q, k, v: [part for t in (q, k, v) for part in fp8(t)])
+
+    def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = pack(q, k, v)
+        out: torch.Tensor = attend(*parts[::2], *parts[1::2])
+        return out
+
+    return _then_skip(case, whole)
+
+
+def fa3_prepack(case: Any, a: Tensors) -> Tensors:
+    parts = [part for name in "qkv" for part in fp8(a[name])]
+    return {"x": a["x"], "t": a["t"]} | dict(zip(PACKED, [*parts[::2], *parts[1::2]], strict=True))
+
+
+def fa3_fp8_prepacked(case: Any, config: Any) -> Call:
+    """The attention alone, quantised already."""
+    return _then_skip(case, _fp8_attend(case), PACKED)
+
+
+def fp8_serves(case: Any, device: Device) -> str | None:
+    if case.D % 16:
+        return f"FlashAttention-3 in FP8 takes D in multiples of 16, not {case.D}"
+    return fa3_serves(case, device)
+
+
+def fp8_traffic(case: Any, prepacked: bool = False) -> tuple[Traffic, ...]:
+    """Each of q, k and v is read for its largest values and again to be quantised; the answer goes
+    through memory to the skip. Left out: scales."""
+    e = case.B * case.N * case.H * case.D
+    u = e * case.dtype.bytes
+    rows = [] if prepacked else [Traffic(name, read=2 * u) for name in "qkv"]
+    rows += [Traffic(name, e, 0 if prepacked else e) for name in PACKED[:3]]
+    if case.skips:
+        rows += [Traffic("o", u, u), Traffic("x", read=u), Traffic("t", read=4 * case.B)]
+    return (*rows, Traffic("y", write=u))
 
 
 def fa3_serves(case: Any, device: Device) -> str | None:
@@ -125,9 +194,6 @@ def int8_serves(case: Any, device: Device) -> str | None:
     return None if 16 <= case.D <= 128 else f"our 8-bit kernels take D from 16 to 128, not {case.D}"
 
 
-PACKED = ("q8", "k8", "v8", "q_scale", "k_scale", "v_scale")
-
-
 def prepack(case: Any, a: Tensors) -> Tensors:
     from kernelbench.kernels import rcm_int8
 
@@ -176,6 +242,8 @@ def peers(traffic: Any) -> tuple[Provider[Any], ...]:
     approximate: dict[str, Any] = {"accuracy": Accuracy.approximate, "max_error": INT8_ERROR}
     approximate["promises"] = {"outliers": OUTLIERS_ERROR}
     eight: dict[str, Any] = approximate | {"precision": EIGHT_BITS, "requires": ("triton",)}
+    three = approximate | {"max_error": FP8_ERROR, "precision": {"fp8": 1.0}}
+    three["requires"] = ("fa3_fwd_interface",)
     return (
         Provider(
             "triton_int8", Role.triton_fused, int8, configs=int8_configs, traffic=int8_traffic,
@@ -193,6 +261,14 @@ def peers(traffic: Any) -> tuple[Provider[Any], ...]:
         Provider(
             "fa3", Role.peer, fa3, traffic=traffic, requires=("fa3_fwd_interface",),
             unsupported=fa3_serves,
+        ),
+        Provider(
+            "fa3_fp8", Role.peer, fa3_fp8, traffic=fp8_traffic, unsupported=fp8_serves, **three,
+        ),
+        Provider(
+            "fa3_fp8_prepacked", Role.peer, fa3_fp8_prepacked, prepare=fa3_prepack,
+            traffic=partial(fp8_traffic, prepacked=True), unsupported=fp8_serves,
+            prepacked=True, **three,
         ),
         Provider(
             "sage1", Role.peer, sage1, requires=("triton", "sageattention"), mutates=mutated,

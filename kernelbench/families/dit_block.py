@@ -23,7 +23,7 @@ from kernelbench.families._rcm import Function, backends, coefficients, sdpa, sl
 from kernelbench.families._rcm_traffic import layer_traffic, sizes
 from kernelbench.families._rms_norm_traffic import f_rms_norm_passes
 from kernelbench.families.rcm_layer import Piece, RCMLayerCase, through_attention
-from kernelbench.provide import DTYPES, compiled, no_compiler
+from kernelbench.provide import DTYPES, MAX_AUTOTUNE, compiled, no_autotuner, no_compiler
 from kernelbench.spec import (
     Call,
     Cost,
@@ -232,16 +232,21 @@ def baseline(case: DiTBlockCase, config: Any) -> Call:
     return _spread(case, _block(case, sdpa(), finish, _rms))
 
 
-def compile_block(case: DiTBlockCase, config: Any) -> Call:
+def compile_block(case: DiTBlockCase, config: Any, mode: str = "default") -> Call:
     """The whole block compiled, on the baseline's SDPA backend."""
     finish = rcm_layer.skipping(case, torch.float32)
-    call = _spread(case, compiled(_block(case, rcm_layer.plain, finish, _rms)))
+    call = _spread(case, compiled(_block(case, rcm_layer.plain, finish, _rms), mode))
 
     def on_backend(a: Tensors) -> Any:
         with sdpa_kernel(backends(a["x"].device), set_priority=True):
             return call(a)
 
     return on_backend
+
+
+def compile_max_autotune(case: DiTBlockCase, config: Any) -> Call:
+    """As `compile`, its matrix products and their epilogues chosen by trial."""
+    return compile_block(case, config, MAX_AUTOTUNE)
 
 
 def triton_fused(case: DiTBlockCase, config: Any) -> Call:
@@ -329,6 +334,13 @@ FAMILY = Family(
             compile_block,
             traffic=partial(_traffic, "kernel", "back kernel"),
             unsupported=no_compiler,
+        ),
+        Provider(
+            "compile_max_autotune",
+            Role.torch_fused,
+            compile_max_autotune,
+            traffic=partial(_traffic, "kernel", "back kernel"),
+            unsupported=no_autotuner,
         ),
         Provider(
             "triton_fused",

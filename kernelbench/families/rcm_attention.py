@@ -28,7 +28,14 @@ from kernelbench.families._rcm import (
 )
 from kernelbench.families._rcm_peers import peers
 from kernelbench.families._rcm_traffic import attention_traffic, unit
-from kernelbench.provide import DTYPES, compiled, eager_traffic, no_compiler
+from kernelbench.provide import (
+    DTYPES,
+    MAX_AUTOTUNE,
+    compiled,
+    eager_traffic,
+    no_autotuner,
+    no_compiler,
+)
 from kernelbench.spec import (
     Call,
     Case,
@@ -210,6 +217,12 @@ def torch_fused(case: RCMAttentionCase, config: Any) -> Call:
     )
 
 
+def compile_max_autotune(case: RCMAttentionCase, config: Any) -> Call:
+    """As `torch_fused`, its kernel chosen by trial."""
+    mix = skip(case.parametrization, case.sigma, torch.float32)
+    return _joined(case, sdpa(case.causal), compiled(mix, MAX_AUTOTUNE))
+
+
 def naive(case: RCMAttentionCase, config: Any) -> Call:
     """Two matrix products with the scores in memory, then the skip, eager."""
     return _joined(
@@ -308,6 +321,13 @@ FAMILY = Family(
     providers=(
         _provider("baseline", Role.baseline, baseline, "eager"),
         _provider("torch_fused", Role.torch_fused, torch_fused, "kernel", unsupported=no_compiler),
+        _provider(
+            "compile_max_autotune",
+            Role.torch_fused,
+            compile_max_autotune,
+            "kernel",
+            unsupported=no_autotuner,
+        ),
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel"),
         Provider(

@@ -33,7 +33,7 @@ from kernelbench.families._rcm import (
     times,
 )
 from kernelbench.families._rcm_traffic import layer_traffic, sizes
-from kernelbench.provide import DTYPES, compiled, no_compiler
+from kernelbench.provide import DTYPES, MAX_AUTOTUNE, compiled, no_autotuner, no_compiler
 from kernelbench.spec import (
     Call,
     Case,
@@ -275,15 +275,8 @@ def compile_layer(case: RCMLayerCase, config: Any) -> Call:
 
 def compile_max_autotune(case: RCMLayerCase, config: Any) -> Call:
     """As `compile`, its matrix products and their epilogues chosen by trial."""
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._functorch.config.donated_buffer = False
     layer = joined(case.H, plain, skipping(case, torch.float32))
-    mode = "max-autotune-no-cudagraphs"
-    return _on_backend(torch.compile(layer, mode=mode, dynamic=False, fullgraph=True))
-
-
-def gpu_only(case: RCMLayerCase, device: Device) -> str | None:
-    return None if device.kind == "cuda" else "autotuning times kernels on a GPU; there is none"
+    return _on_backend(compiled(layer, MAX_AUTOTUNE))
 
 
 def _ours(fused: bool) -> Callable[[RCMLayerCase, Any], Call]:
@@ -353,7 +346,7 @@ FAMILY = Family(
         _provider("compile", Role.torch_fused, compile_layer, "kernel", "kernel",
                   unsupported=no_compiler),
         _provider("compile_max_autotune", Role.torch_fused, compile_max_autotune, "kernel",
-                  "kernel", unsupported=gpu_only),
+                  "kernel", unsupported=no_autotuner),
         _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue", "ours"),
         _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel", "ours"),
     ),

@@ -21,7 +21,13 @@ from kernelbench.families._rms_norm_traffic import (
     f_rms_norm_traffic,
     fused_traffic,
 )
-from kernelbench.provide import compiled, eager_traffic, no_compiler
+from kernelbench.provide import (
+    MAX_AUTOTUNE,
+    compiled,
+    eager_traffic,
+    no_autotuner,
+    no_compiler,
+)
 from kernelbench.spec import (
     Call,
     Case,
@@ -195,6 +201,11 @@ def compile_eager(case: RMSNormCase, config: Any) -> Call:
     return _spread(case, compiled(_eager(case.casting, case.residual, case.eps)))
 
 
+def compile_max_autotune(case: RMSNormCase, config: Any) -> Call:
+    """As `compile`, its kernels chosen by trial."""
+    return _spread(case, compiled(_eager(case.casting, case.residual, case.eps), MAX_AUTOTUNE))
+
+
 def torch_fused(case: RMSNormCase, config: Any) -> Call:
     """F.rms_norm, which rounds once; after an add when there is a residual."""
     shape, eps = (case.N,), case.eps
@@ -288,6 +299,15 @@ def quack(case: RMSNormCase, config: Any) -> Call:
     return lambda a: rmsnorm(a["x"], a["weight"], eps=case.eps, weight_offset=offset)
 
 
+def quack_tuned(case: RMSNormCase, config: Any) -> Call:
+    """Its launch chosen by an exhaustive search, which is compiling."""
+    from kernelbench.families._quack import Tuned
+
+    offset = 1.0 if case.casting is Casting.gemma else 0.0
+    apply: Any = Tuned.apply
+    return lambda a: apply(a["x"], a["weight"], a.get("residual"), case.eps, offset)
+
+
 def quack_serves(case: RMSNormCase, device: Device) -> str | None:
     if case.casting is Casting.none:
         return "QuACK computes in fp32; it has no casting=none"
@@ -340,11 +360,15 @@ FAMILY = Family(
                  unsupported=rounds_once),
         Provider("compile", Role.torch_fused, compile_eager, traffic=compiled_traffic,
                  unsupported=no_compiler),
+        Provider("compile_max_autotune", Role.torch_fused, compile_max_autotune,
+                 traffic=compiled_traffic, unsupported=no_autotuner),
         Provider("triton_fused", Role.triton_fused, triton_fused, traffic=fused_traffic,
                  configs=triton_configs, requires=("triton",)),
         Provider("liger", Role.peer, liger, traffic=fused_traffic,
                  requires=("triton", "liger_kernel"), unsupported=liger_serves),
         Provider("quack", Role.peer, quack, traffic=fused_traffic, requires=("quack",),
                  unsupported=quack_serves),
+        Provider("quack_tuned", Role.peer, quack_tuned, traffic=fused_traffic,
+                 requires=("quack",), unsupported=quack_serves),
     ),
 )  # fmt: skip

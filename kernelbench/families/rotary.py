@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from kernelbench.provide import compiled, eager_traffic, no_compiler
+from kernelbench.provide import (
+    MAX_AUTOTUNE,
+    compiled,
+    eager_traffic,
+    no_autotuner,
+    no_compiler,
+)
 from kernelbench.spec import (
     Call,
     Case,
@@ -176,6 +182,11 @@ def torch_fused(case: RotaryCase, config: Any) -> Call:
     return _spread(compiled(_eager(case)))
 
 
+def compile_max_autotune(case: RotaryCase, config: Any) -> Call:
+    """As `torch_fused`, its kernels chosen by trial."""
+    return _spread(compiled(_eager(case), MAX_AUTOTUNE))
+
+
 def triton_fused(case: RotaryCase, config: Any) -> Call:
     from kernelbench.kernels.rotary import apply_rotary
 
@@ -244,6 +255,10 @@ def forward_in_place(case: RotaryCase, device: Device) -> str | None:
 
 def compile_serves(case: RotaryCase, device: Device) -> str | None:
     return forward_in_place(case, device) or no_compiler(case, device)
+
+
+def autotune_serves(case: RotaryCase, device: Device) -> str | None:
+    return forward_in_place(case, device) or no_autotuner(case, device)
 
 
 def gpu_only(device: Device) -> str | None:
@@ -350,49 +365,18 @@ FAMILY = Family(
     trials=trials,
     checks=CHECKS,
     providers=(
-        Provider(
-            "eager",
-            Role.baseline,
-            eager,
-            traffic=_traffic_of_eager,
-            mutates=overwrites,
-            unsupported=forward_in_place,
-        ),
-        Provider(
-            "torch_fused",
-            Role.torch_fused,
-            torch_fused,
-            traffic=compiled_traffic,
-            mutates=overwrites,
-            unsupported=compile_serves,
-        ),
-        Provider(
-            "triton_fused",
-            Role.triton_fused,
-            triton_fused,
-            traffic=fused_traffic,
-            configs=triton_configs,
-            mutates=overwrites,
-            requires=("triton",),
-            unsupported=forward_in_place,
-        ),
-        Provider(
-            "liger",
-            Role.peer,
-            liger,
-            traffic=liger_traffic,
-            mutates=liger_overwrites,
-            requires=("triton", "liger_kernel"),
-            unsupported=liger_serves,
-        ),
-        Provider(
-            "quack",
-            Role.peer,
-            quack,
-            traffic=quack_traffic,
-            mutates=overwrites,
-            requires=("quack",),
-            unsupported=quack_serves,
-        ),
+        Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager, mutates=overwrites,
+                 unsupported=forward_in_place),
+        Provider("torch_fused", Role.torch_fused, torch_fused, traffic=compiled_traffic,
+                 mutates=overwrites, unsupported=compile_serves),
+        Provider("compile_max_autotune", Role.torch_fused, compile_max_autotune,
+                 traffic=compiled_traffic, mutates=overwrites, unsupported=autotune_serves),
+        Provider("triton_fused", Role.triton_fused, triton_fused, traffic=fused_traffic,
+                 configs=triton_configs, mutates=overwrites, requires=("triton",),
+                 unsupported=forward_in_place),
+        Provider("liger", Role.peer, liger, traffic=liger_traffic, mutates=liger_overwrites,
+                 requires=("triton", "liger_kernel"), unsupported=liger_serves),
+        Provider("quack", Role.peer, quack, traffic=quack_traffic, mutates=overwrites,
+                 requires=("quack",), unsupported=quack_serves),
     ),
-)
+)  # fmt: skip
