@@ -267,13 +267,13 @@ def budgets(error: OutputError) -> list[float]:
 @pytest.mark.parametrize("dtype", list(DType))
 def test_budgets_of_an_exact_one(dtype: DType) -> None:
     low, high, steep = FLOOR[dtype], CEILING[dtype], SLOPE_FLOOR[dtype]
-    floors, ceilings = [low, 2 * low, 2 * low, 2 * low, steep], [
+    floors, ceilings = [low, 4 * low, 3 * low, 3 * low, steep], [
         high, 2 * high, 50 * high, 10 * high, high,
     ]  # fmt: skip
     assert budgets(judged(even(0), dtype, base=even(0))) == pytest.approx(floors)
     assert budgets(judged(even(0), dtype, base=even(1, 1))) == pytest.approx(ceilings)
     assert budgets(judged(even(0), dtype)) == pytest.approx(ceilings)
-    between = high / 4
+    between = 0.3 * high
     base = even(between, steep)
     times = [3 * between] * 4 + [3 * steep]
     assert budgets(judged(even(0), dtype, base=base)) == pytest.approx(times)
@@ -293,10 +293,10 @@ def test_on_a_trials_inputs_ceilings_are_floors() -> None:
 def test_what_passes_through_is_rounded_too() -> None:
     wide = replace(even(0), scale=20.0, row_scale=30.0, column_scale=25.0, peak=50.0, part=0.05)
     assert budgets(judged(wide, DType.bf16, base=wide))[:4] == pytest.approx(
-        [20 * 2e-3, 50 * 4e-3, 30 * 4e-3, 25 * 4e-3]
+        [20 * 2e-3, 50 * 8e-3, 30 * 6e-3, 25 * 6e-3]
     )
     promised = budgets(judged(wide, DType.bf16, approximate(), base=wide))
-    assert promised[:4] == pytest.approx([0.05 + 0.04, 0.4 + 0.2, 0.15 + 0.12, 0.15 + 0.1])
+    assert promised[:4] == pytest.approx([0.05 + 0.04, 0.4 + 0.4, 0.15 + 0.18, 0.15 + 0.15])
 
 
 def test_budgets_of_an_approximate_one() -> None:
@@ -324,7 +324,7 @@ def test_promises_by_trial_and_distribution() -> None:
 def test_of_few_elements_a_baseline_may_be_right_by_chance() -> None:
     lucky, unlucky = even(1e-5), even(5e-3)
     assert not judged(unlucky, DType.bf16, base=lucky).ok
-    for count, most in ((1, 1e-2), (4, 6e-3), (100, 2.8e-3)):
+    for count, most in ((1, 1e-2), (16, 6e-3), (400, 2.8e-3)):
         few = replace(unlucky, count=count)
         assert judged(few, DType.bf16, base=lucky).rel_budget == pytest.approx(most)
 
@@ -375,3 +375,32 @@ def test_rows_of_zeros_and_one_element_far_off(who: Provider[Any]) -> None:
         over = [name for name, value, budget in error.figures if not value <= budget]
         assert what in over
         assert error.rel < 0.1
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (64, 1024), (3, 257)])
+def test_an_honest_kernel_that_rounds_twice_passes_whatever_is_drawn(
+    rows: int, columns: int
+) -> None:
+    """PyTorch's softmax backward in bf16 keeps y rounded; the baseline keeps it in fp32."""
+
+    def softmax(x: torch.Tensor) -> torch.Tensor:
+        e = (x.float() - x.float().amax(-1, keepdim=True)).exp()
+        return (e / e.sum(-1, keepdim=True)).to(x.dtype)
+
+    used: dict[str, float] = {}
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        x, dy = (torch.randn(rows, columns, generator=draw).bfloat16() for _ in range(2))
+        y = x.double().softmax(-1)
+        ref = y * (dy.double() - (y * dy.double()).sum(-1, keepdim=True))
+        found = []
+        for function in (softmax, lambda x: x.softmax(-1)):
+            leaf = x.clone().requires_grad_()
+            (dx,) = torch.autograd.grad(function(leaf), leaf, dy)
+            sums = Sums(dx)
+            sums.add((slice(None), slice(None)), dx, ref)
+            found.append({"dx": sums.deviation()})
+        (error,) = judge(found[1], found[0], DType.bf16, EXACT)
+        for name, value, budget in error.figures:
+            used[name] = max(used.get(name, 0.0), value / budget)
+    assert max(used.values()) < 0.95, used
