@@ -14,7 +14,7 @@ from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
 from kernelbench.measure.ranges import Unseen
 from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.timer import CudaClock
+from kernelbench.measure.timer import MOST_LEAD, CudaClock
 from kernelbench.spec import Mode, Status
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real one")
@@ -112,6 +112,23 @@ def test_a_batch_is_a_gate_then_samples_in_turn_and_a_tail(paper: Paper, clock: 
     for i in range(ROUND):
         expected += ["launch"] * (i % CYCLE) + ["flush", "event", "call", "event"]
     assert paper.queued == expected + ["launch"] * TAIL
+
+
+def test_a_led_batch_begins_with_calls_before_its_gate_that_are_no_samples(
+    paper: Paper, clock: CudaClock
+) -> None:
+    probe = Probe("p", lambda: paper.queued.append("call"))
+    clock.batch(probe, 1)  # the first look
+    paper.queued.clear()
+    clock.lead_ns = 10**12
+    batch = clock.batch(probe, ROUND)
+    assert (len(batch.samples_ns), batch.lead, batch.held) == (ROUND, MOST_LEAD, True)
+    gate = paper.queued.index("gate")
+    assert paper.queued[:gate].count("call") == MOST_LEAD
+    assert paper.queued[:gate].count("flush") == MOST_LEAD  # as cold as those that are timed
+    assert paper.queued[gate:].count("call") == ROUND
+    clock.lead_ns = 0
+    assert clock.batch(probe, ROUND).lead == 0
 
 
 def test_ranges_hold_the_call_and_the_flush_apart_and_are_not_timed(

@@ -26,6 +26,7 @@ class Nvml(ModuleType):
             "nvmlInit": None,
             "nvmlDeviceGetHandleByUUID": "handle",
             "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetMaxClockInfo": 1980,
             "nvmlDeviceGetPowerUsage": 650_500,
             "nvmlDeviceGetTemperature": 41,
             "nvmlDeviceGetCurrentClocksEventReasons": 0x1,  # idle
@@ -139,3 +140,30 @@ def test_the_drivers_version_is_known_or_empty(nvml: Nvml, monkeypatch: pytest.M
     assert driver_version() == ""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert driver_version() == ""
+
+
+@pytest.mark.parametrize(
+    ("mhz", "reasons", "slowed"),
+    [
+        (1700, 0x4, True),
+        (1700, 0x40 | 0x1, True),
+        (1975, 0x4, False),  # a limit that costs next to nothing
+        (1700, 0x1, False),  # slow for want of work
+        (1700, 0x2, False),  # the user's own clock
+    ],
+)
+def test_a_card_is_slowed_by_a_limit_that_costs_it_clock(
+    nvml: Nvml, mhz: int, reasons: int, slowed: bool
+) -> None:
+    telemetry = Telemetry.open("GPU-1")
+    nvml.answers["nvmlDeviceGetClockInfo"] = mhz
+    nvml.answers["nvmlDeviceGetCurrentClocksEventReasons"] = reasons
+    assert telemetry.clock() == (mhz, slowed)
+    assert bool(telemetry.flags()) is slowed
+
+
+def test_a_clock_that_cannot_be_read_is_not_known(nvml: Nvml) -> None:
+    telemetry = Telemetry.open("GPU-1")
+    nvml.answers["nvmlDeviceGetClockInfo"] = NVMLError("no")
+    assert telemetry.clock() == (0, False)
+    assert Telemetry.open(None).clock() == (0, False)

@@ -24,8 +24,9 @@ from kernelbench.measure.lot import Lot
 from kernelbench.measure.parts import cost_of
 from kernelbench.measure.proof import Proof, spend
 from kernelbench.measure.recheck import Recheck
-from kernelbench.measure.sampling import Sampled, sample
+from kernelbench.measure.sampling import Sampled
 from kernelbench.measure.session import Candidate, DeviceLostError, Request, Session, Tell
+from kernelbench.measure.steady import Steady
 from kernelbench.measure.trials import Trials
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import (
@@ -74,7 +75,8 @@ class JobRun:
         self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, self._undo)
         candidates: list[Candidate] = []
         yield from self._prove(able, candidates)
-        yield from self._try(candidates)
+        if not self.job.process:  # what the first has proven the others need not
+            yield from self._try(candidates)
         self._yardstick = None
         if self.request.timing:
             yield from self._time(candidates)
@@ -271,7 +273,7 @@ class JobRun:
             yield [self._record(c.provider, failure, c.facts) for c in culprits]
         if not candidates:
             return
-        timers = self.job.measure.timers
+        timers = () if self.job.process else self.job.measure.timers
         read_beside(self.session.clock, candidates, timers, self._attempt, self.tell)
         yield self._finish(candidates)
 
@@ -289,15 +291,13 @@ class JobRun:
         if baseline is not None and clock.name == "gated":
             parts = [*parts, parts[baseline]]
             stays = (baseline, len(candidates))
-        taken = sample(
+        taken = Steady(clock, self.session.telemetry).sample(
             parts,
-            clock,
             self.job.measure,
-            seed=f"{self.context.seed} {self.job.family} {self.case.id}",
+            seed=f"{self.context.seed} {self.job.family} {self.case.id} {self.job.process}",
             stays=stays,
             tell=lambda name: self.tell(name, "measure"),
             after_batch=lambda i: self._blame(parts[i].name),
-            after_round=self.session.telemetry.sample,
         )
         for i, (candidate, sampled) in enumerate(zip(candidates, taken, strict=False)):
             again = taken[-1] if stays and i == baseline else None
@@ -324,6 +324,8 @@ class JobRun:
             places=tuple(sampled.places),
             again_places=tuple(again.places) if again else (),
             quantum_ns=clock.quantum_ns,
+            clocks_mhz=tuple(sampled.clocks_mhz) if all(sampled.clocks_mhz) else (),
+            lead=sampled.lead,
             overhead_ns=clock.overhead_ns,
             traced_overhead_ns=self.session.ceilings.overhead.traced_ns,
             stop=sampled.stop,
@@ -339,9 +341,9 @@ class JobRun:
         if drawn is not None:
             return [self._record(c.provider, drawn, c.facts) for c in candidates]
         self._scale, self._fresh = recheck.slower(candidates), recheck.seed
-        telemetry = self.session.telemetry
-        common = {"group": uuid.uuid4().hex[:12], "telemetry": telemetry.facts() or None}
-        return [self._conclude(c, common, telemetry.flags()) for c in candidates]
+        common = {"group": uuid.uuid4().hex[:12]}
+        doubts = self.session.telemetry.flags()
+        return [self._conclude(c, common, doubts) for c in candidates]
 
     def _conclude(
         self, candidate: Candidate, common: dict[str, Any], doubts: tuple[str, ...]
@@ -373,8 +375,14 @@ class JobRun:
             flags=flags,
             timing=timing,
             ceilings=limits or None,
+            telemetry=self._telemetry(timing) or None,
             **common,
         )
+
+    def _telemetry(self, timing: Timing | None) -> dict[str, float]:
+        """Of the job; the clock is that of the provider's own samples, where it could be read."""
+        own = {"sm_mhz": float(median(timing.clocks_mhz))} if timing and timing.clocks_mhz else {}
+        return self.session.telemetry.facts() | own
 
     def _answer(self, candidate: Candidate, status: Status, reason: str, **more: Any) -> RunRecord:
         facts = candidate.facts | more

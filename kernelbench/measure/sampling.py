@@ -19,10 +19,15 @@ MIN_ROUNDS = 16  # what a bootstrap over rounds needs to cover 95 % (results/h20
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one provider in ns, back to back; held: whether the gate provably held."""
+    """Samples of one provider in ns, back to back; held: whether the gate provably held.
+
+    lead: calls before them that are no samples. mhz: the SMs' clock right after; 0 if not known.
+    """
 
     samples_ns: tuple[int, ...]
     held: bool = True
+    lead: int = 0
+    mhz: int = 0
 
 
 class Part(Protocol):
@@ -49,6 +54,8 @@ class Sampled:
     seconds: float = 0.0
     stop: str = ""
     widths: list[float] = field(default_factory=list)  # of the interval, after each block
+    clocks_mhz: list[int] = field(default_factory=list)
+    lead: int = 0  # the most of any block
 
     @property
     def samples(self) -> list[int]:
@@ -58,7 +65,10 @@ class Sampled:
         self.blocks_ns.append(batch.samples_ns)
         self.places.append(place)
         self.held = self.held and batch.held
-        self.seconds += seconds
+        n = len(batch.samples_ns)
+        self.seconds += seconds * n / (n + batch.lead)  # what led them has no share in the limit
+        self.lead = max(self.lead, batch.lead)
+        self.clocks_mhz.append(batch.mhz)
         self.widths.append(median_interval(self.samples).relative)
 
     def reason_to_stop(self, settings: Measure, min_rounds: int) -> str:

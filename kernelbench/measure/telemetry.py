@@ -14,6 +14,8 @@ THROTTLE = {
     0x40: "hw_thermal_slowdown",
     0x80: "hw_power_brake_slowdown",
 }
+SLOWED = sum(THROTTLE)
+NEAR = 0.99  # of the highest clock: a limit that costs less is none
 
 
 def driver_version() -> str:
@@ -79,6 +81,19 @@ class Telemetry:
         self._samples.clear()
         self._others.clear()
         self._reasons = 0
+
+    def clock(self) -> tuple[int, bool]:
+        """The SMs' clock in MHz, 0 if it cannot be read; and whether a limit of power or heat holds
+        it below its highest."""
+        if self._nvml is None:
+            return 0, False
+        nvml, handle = self._nvml, self._handle
+        mhz = self._try(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)) or 0
+        most = self._try(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)) or 0
+        reasons = self._try(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)) or 0
+        slowed = bool(reasons & SLOWED) and mhz < NEAR * most
+        self._reasons |= reasons if slowed else 0
+        return int(mhz), slowed
 
     def sample(self) -> None:
         """Take one snapshot; well under a millisecond, never inside a gate."""
