@@ -56,7 +56,8 @@ def plan(
 
 def _measure(measure: Measure, asked: Asked) -> Measure:
     if asked.quick:
-        measure = replace(measure, max_seconds=min(measure.max_seconds, 0.2), timers=())
+        seconds = min(measure.max_seconds, 0.2)
+        measure = replace(measure, max_seconds=seconds, timers=(), processes=1)
     return measure if asked.interleave else replace(measure, interleave=False)
 
 

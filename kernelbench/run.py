@@ -60,6 +60,7 @@ class Outcome:
     bad: bool = False  # a record of this session says that something is wrong
     interrupted: bool = False
     left: int = 0  # jobs that were not begun: the budget ran out, or fail-fast
+    total: int = 0  # jobs that there are, one for each process
     spent_s: dict[str, float] = field(default_factory=dict)  # of this session, by phase
 
 
@@ -82,6 +83,7 @@ class Runner:
     ) -> None:
         self._families, self._options, self._watcher = families, options, watcher
         self.ledger = Ledger()
+        self._process: int | None = None  # of the run's, the one that the worker is
         self._log = _log_in(folder)
         self._ceilings: dict[str, Any] | None = None
         try:
@@ -101,7 +103,11 @@ class Runner:
             )
 
     def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The machine's limits: `known` ones of the same run, or measured now."""
+        """The machine's limits: `known` ones of the same run, or measured now, once."""
+        return self._limit(known) if self._ceilings is None else self._ceilings
+
+    def _limit(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Every worker is told them, or measures them, before its first job."""
         with self.ledger.during("ceilings"):
             self._ceilings = limits(self._worker, known, START_TIMEOUT)
         return self._ceilings
@@ -133,6 +139,9 @@ class Runner:
         was, a thread that an earlier job left behind may be: the job is tried once more before all
         are blamed.
         """
+        if self._process not in (None, job.process):
+            self._restart()
+        self._process = job.process
         family = self._families[job.family]
         left, without, tried = list(job.providers), list[str](), False
         while left:
@@ -181,15 +190,15 @@ class Runner:
     def _restart(self) -> None:
         self._worker.kill()
         self._worker, _ = self._start()
-        self.ceilings(self._ceilings)
+        self._limit(self._ceilings)
 
 
 def _without(records: Sequence[RunRecord], job: Job, left: Sequence[str]) -> list[str]:
     """What is left when these are there. Raises FalseAccountError for one that none waits for."""
     waited = [*left]
     for record in records:
-        if record.key not in {(job.family, job.case.id, name) for name in waited}:
-            raise FalseAccountError(f"a record came that none waits for: {' '.join(record.key)}")
+        if record.key not in {(job.family, job.case.id, name, job.process) for name in waited}:
+            raise FalseAccountError(f"a record came that none waits for: {' '.join(record.row)}")
         waited.remove(record.provider)
     return waited
 
@@ -213,13 +222,22 @@ def remaining(
 ) -> tuple[list[Job], list[str]]:
     """What is left to measure, and the families whose code changed since it was measured.
 
-    A job that lost some of its providers' records to a kill is measured again whole, as far as
-    it was timed: a speedup is formed inside one measurement.
+    What was not right in an earlier process is not measured in a later one. A job that lost some
+    of its providers' records to a kill is measured again whole, as far as it was timed: a speedup
+    is formed inside one measurement.
     """
     known = {record.key: record for record in recorded}
     left, changed = [], dict[str, None]()
     for job in jobs:
-        found = {name: known.get((job.family, job.case.id, name)) for name in job.providers}
+        row = (job.family, job.case.id)
+        wrong = {
+            name
+            for name in job.providers
+            for process in range(job.process)
+            if (r := known.get((*row, name, process))) and r.status is not Status.ok
+        }
+        names = [name for name in job.providers if name not in wrong]
+        found = {name: known.get((*row, name, job.process)) for name in names}
         for name, record in found.items():
             if record is not None and record.source != sources[job.family]:
                 changed[job.family] = None
@@ -230,6 +248,16 @@ def remaining(
             providers = tuple(n for n in job.providers if n in missing or n in again)
             left.append(replace(job, providers=providers))
     return left, list(changed)
+
+
+def in_processes(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs of each process: all of one come before any of the next, so that minutes lie
+    between two measurements of the same."""
+    most = max((job.measure.processes for job in jobs), default=0)
+    return [
+        [replace(job, process=process) for job in jobs if job.measure.processes > process]
+        for process in range(most)
+    ]
 
 
 def run(
@@ -254,15 +282,20 @@ def run(
             runner.move_log(store.path)
             watcher.machine(runner.machine)
             sources = sources_of(jobs, families)
-            left, changed = remaining(jobs, store.records(), sources)
-            outcome.left = len(left)
+            every = in_processes(jobs)
+            outcome.left = outcome.total = sum(map(len, every))
             metrics.to_csv(store.records(), store.csv_path)
-            for name in changed:
-                watcher.note(f"{name}: its code changed since it was measured; measured anew")
-            if left:
-                known = store.manifest.get("ceilings")
-                store.update_manifest(ceilings=runner.ceilings(known))
-            _loop(left, runner, store, options, watcher, sources, outcome)
+            for number, some in enumerate(every):
+                later = every[number + 1 :]
+                left, changed = remaining(some, store.records_apart(), sources)
+                for name in changed:
+                    watcher.note(f"{name}: its code changed since it was measured; measured anew")
+                outcome.left = len(left) + sum(map(len, later))
+                if left:
+                    known = store.manifest.get("ceilings")
+                    store.update_manifest(ceilings=runner.ceilings(known))
+                if not _loop(left, later, runner, store, options, watcher, sources, outcome):
+                    break
         except KeyboardInterrupt:
             outcome.interrupted = True
         except KernelbenchError as error:
@@ -291,28 +324,32 @@ def sources_of(jobs: Sequence[Job], families: Mapping[str, Family[Any]]) -> dict
 
 def _loop(
     jobs: Sequence[Job],
+    later: Sequence[Sequence[Job]],
     runner: Runner,
     store: Store,
     options: Options,
     watcher: Watcher,
     sources: Mapping[str, str],
     outcome: Outcome,
-) -> None:
-    providers = sum(len(job.providers) for job in jobs)  # that are left
+) -> bool:
+    """Measure the jobs of one process. later: those of the processes after it. False to stop."""
+    providers = sum(len(job.providers) for some in (jobs, *later) for job in some)  # that are left
+    total = outcome.left
     for number, job in enumerate(jobs):
-        outcome.left = len(jobs) - number
+        outcome.left = total - number
         if options.fail_fast and outcome.bad:
-            return
+            return False
         if options.deadline is not None:
             left = options.deadline - time.monotonic()
             if left <= 0:
-                return
+                return False
             job = _within(job, left / providers)
         providers -= len(job.providers)
-        watcher.job(job, number + 1, len(jobs))
+        watcher.job(job, outcome.total - outcome.left + 1, outcome.total)
         context = Context(
             run_id=store.run_id,
             gpu=runner.machine["name"],
+            gpu_uuid=runner.machine.get("uuid") or "",
             seed=options.seed,
             source=sources[job.family],
         )
@@ -321,7 +358,8 @@ def _loop(
             metrics.append_csv(records, store.csv_path)
             outcome.bad = outcome.bad or any(record.status.bad for record in records)
             watcher.recorded(records)
-    outcome.left = 0
+    outcome.left = total - len(jobs)
+    return True
 
 
 def _within(job: Job, seconds: float) -> Job:

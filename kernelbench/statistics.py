@@ -7,21 +7,26 @@ providers ran in the same *round* of an interleaved measurement.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain, pairwise
-from math import inf, isqrt, lgamma, log
-from statistics import median
+from math import exp, fsum, inf, isqrt, log, sqrt
+from statistics import median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelbench.significance import t_reach
+
 Blocks = Sequence[Sequence[float]]
+Whole = tuple[tuple[float, ...], ...]  # blocks that can be kept
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
 _PLATEAU_CHECKS = 16
 _PLATEAU_GAIN = 0.95
 _FEW_ROUNDS = 12
+_HALF = 8  # rounds that a half is judged by at least
+_HALF_DRAWS = 200
 _AT_ONCE = 2**22  # samples × draws held in memory
 
 
@@ -57,6 +62,48 @@ def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
     ordered = sorted(samples)
     rank, mid, half = _rank(len(ordered)), median(ordered), quantum / 2
     return Interval(mid, min(ordered[rank - 1], mid - half), max(ordered[-rank], mid + half))
+
+
+def median_of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
+    """`median_interval` of the samples of all rounds; where its two halves of at least eight rounds
+    have intervals that do not meet, it spans what both say.
+
+    Raises ValueError without samples.
+    """
+    whole = median_interval(list(chain(*blocks)), quantum)
+    middle = len(blocks) // 2
+    if middle < _HALF:
+        return whole
+    early, late = (median_interval(list(chain(*p))) for p in (blocks[:middle], blocks[middle:]))
+    if early.hi >= late.lo and late.hi >= early.lo:
+        return whole
+    ends = (early.mid, late.mid)
+    return Interval(whole.mid, min(whole.lo, *ends), max(whole.hi, *ends))
+
+
+def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
+    """One estimate of what several processes each say, above 0, with its 95 % interval.
+
+    The geometric mean of their estimates, and Student's t interval of their logarithms: the next
+    process is as one of these. Of one process its own interval, which is of this process alone.
+
+    least: what either arm is at the least, as a share of the estimate: the clock's step.
+
+    Raises ValueError without processes, or where an estimate of several is not above 0.
+    """
+    if len(found) == 1:
+        return found[0]
+    if not found or min(each.mid for each in found) <= 0:
+        raise ValueError("estimates above 0 are needed, of one process at least")
+    logs = [log(each.mid) for each in found]
+    mid = fsum(logs) / len(logs)
+    reach = t_reach(len(logs) - 1) * stdev(logs) / sqrt(len(logs))
+    lo, hi = min(exp(-reach), 1 - least), max(_exp(reach), 1 + least)
+    return Interval(exp(mid), exp(mid) * max(lo, 0.0), exp(mid) * hi)
+
+
+def _exp(value: float) -> float:
+    return exp(value) if value < 700 else inf
 
 
 def _rank(n: int) -> int:
@@ -106,7 +153,9 @@ def ratio_interval(
     same ones for both, pools their samples, and forms the ratio of the medians; 2.5 % of the
     draws lie on either side. Fewer than twelve rounds say too little about themselves: the interval
     then also spans a bootstrap over the single samples (alone, where there is one round).
-    The same samples and seed give the same interval.
+    The same samples and seed give the same interval. Where the two halves of at least sixteen
+    rounds have intervals of their own that do not meet, it spans what both halves say: then the
+    rounds are no sample of one thing.
 
     quantum: the step of the clock; each median is known to half of it at best.
 
@@ -128,14 +177,29 @@ def ratio_interval(
         random = np.random.default_rng(seed)
         _draw(random, len(pairs), draws)  # as `_drawn`: single samples are drawn after the rounds
         ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
+    halves = [] if len(pairs) < 2 * _HALF else _apart(tops, bottoms, seed)
     cut, half = draws // 40, quantum / 2
     least = max(above - half, 0.0) / (below + half)
     most = (above + half) / (below - half) if below > half else inf
     return Interval(
         above / below,
-        min(least, *(float(drawn[cut]) for drawn in ratios)),
-        max(most, *(float(drawn[-1 - cut]) for drawn in ratios)),
+        min(least, *halves, *(float(drawn[cut]) for drawn in ratios)),
+        max(most, *halves, *(float(drawn[-1 - cut]) for drawn in ratios)),
     )
+
+
+def _apart(tops: Whole, bottoms: Whole, seed: int) -> list[float]:
+    """What the earlier and the later half of the rounds say, if their intervals do not meet."""
+    middle, cut = len(tops) // 2, _HALF_DRAWS // 40
+    told, ends = [], []
+    for part in (slice(middle), slice(middle, None)):
+        above, below = tops[part], bottoms[part]
+        drawn = _ratios(*(_medians(each, seed, _HALF_DRAWS) for each in (above, below)))
+        ends.append((float(drawn[cut]), float(drawn[-1 - cut])))
+        if divisor := median(chain(*below)):
+            told.append(median(chain(*above)) / divisor)
+    (lo, hi), (other_lo, other_hi) = ends
+    return told if hi < other_lo or other_hi < lo else []
 
 
 @lru_cache(maxsize=64)
@@ -152,7 +216,7 @@ def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:
 
 
 @lru_cache(maxsize=32)
-def _medians(blocks: tuple[tuple[float, ...], ...], seed: int, draws: int) -> Floats:
+def _medians(blocks: Whole, seed: int, draws: int) -> Floats:
     """The median of each draw's pooled samples; kept, since a baseline is held against many.
 
     The samples are sorted once; a draw holds each as often as its round, and its median is where
@@ -204,8 +268,10 @@ def _ratios(above: Floats, below: Floats) -> Floats:
     return np.sort(ratios)
 
 
-def noise_floor(baseline_blocks: Blocks, again_blocks: Blocks) -> float:
+def noise_floor(*processes: tuple[Blocks, Blocks]) -> float:
     """The relative difference that this job cannot tell from none; 0.004 is 0.4 %.
+
+    processes: the baseline's blocks and those of its second run, of each process.
 
     The baseline ran twice in every round, so the true ratio of the two is 1. The floor is the
     farthest that the 95 % interval of their measured ratio reaches from 1: what the same code
@@ -215,10 +281,11 @@ def noise_floor(baseline_blocks: Blocks, again_blocks: Blocks) -> float:
 
     Raises ValueError as `ratio_interval` does.
     """
-    ratio = ratio_interval(again_blocks, baseline_blocks)
-    samples = sorted({*chain(*baseline_blocks), *chain(*again_blocks)})
+    ratio = over_processes([ratio_interval(again, first) for first, again in processes])
+    samples = sorted(set(chain.from_iterable(chain(*first, *again) for first, again in processes)))
     step = min((b - a for a, b in pairwise(samples)), default=0)
-    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), step / median(chain(*baseline_blocks)))
+    middle = median(chain.from_iterable(chain(*first) for first, _ in processes))
+    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), step / middle)
 
 
 def log_medians(
@@ -271,85 +338,3 @@ def _log_medians(
             found = np.log(drawn).std(axis=1, ddof=1)
         errors[first : first + step] = np.where(np.isfinite(found), found, inf)
     return logs, errors
-
-
-def two_sided_p(t: Floats, degrees: Floats) -> Floats:
-    """The probability that Student's t of so many degrees of freedom is as far from 0."""
-    t, degrees = np.broadcast_arrays(np.asarray(t, np.float64), np.asarray(degrees, np.float64))
-    near = degrees / (degrees + t * t)
-    return _beta_share(degrees / 2, np.full(t.shape, 0.5), near)
-
-
-def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz)."""
-    swap = x > (a + 1) / (a + b + 2)
-    p, q, y = np.where(swap, b, a), np.where(swap, a, b), np.where(swap, 1 - x, x)
-    c, d = np.ones(y.shape), 1 / (1 - (p + q) * y / (p + 1))
-    found = d
-    for m in range(1, 100):
-        for term in (
-            m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m)),
-            -(p + m) * (p + q + m) * y / ((p + 2 * m) * (p + 2 * m + 1)),
-        ):
-            d, c = 1 / (1 + term * d), 1 + term / c
-            found = found * d * c
-    sizes = [lgamma(u + v) - lgamma(u) - lgamma(v) for u, v in zip(p.flat, q.flat, strict=True)]
-    with np.errstate(divide="ignore"):
-        front = np.exp(np.reshape(sizes, y.shape) + p * np.log(y) + q * np.log1p(-y)) / p
-    return np.asarray(np.where(swap, 1 - front * found, front * found))
-
-
-@cache
-def t_reach(degrees: int) -> float:
-    """How far 95 % of Student's t of so many degrees of freedom lie from 0."""
-    lo, hi = 1.9, 13.0
-    for _ in range(50):
-        mid = (lo + hi) / 2
-        beyond = float(two_sided_p(np.array(mid), np.array(float(degrees))))
-        lo, hi = (mid, hi) if beyond > 0.05 else (lo, mid)
-    return hi
-
-
-def false_discovery(p: Floats) -> Floats:
-    """Benjamini and Hochberg's adjusted p: calling a change wherever it is ≤ q keeps the expected
-    share of false calls among all calls ≤ q, over the whole table."""
-    order = np.argsort(p)[::-1]
-    ranks = np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.minimum.accumulate(p[order] * len(p) / ranks))
-    return adjusted
-
-
-def change_points(
-    values: Sequence[float], error: float, least: float, *, series: int = 1
-) -> list[int]:
-    """Where a new level begins, as places in `values`; a level holds at least two of them.
-
-    The partition into levels with the least (squared distances from the means) / error² plus
-    3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least` are taken
-    back, the smallest first. error: standard deviation of a value about its level, above 0.
-    series: how many are searched at once, any of which may look changed by chance.
-    """
-    n = len(values)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    squares = np.concatenate([[0.0], np.cumsum(np.square(values))])
-    best, cut = np.full(n + 1, inf), np.zeros(n + 1, np.int64)
-    best[0] = 0.0
-    for end in range(2, n + 1):
-        start = np.arange(end - 1)
-        mean = (sums[end] - sums[start]) / (end - start)
-        off = squares[end] - squares[start] - (end - start) * mean**2
-        cost = best[start] + off / error**2 + 3 * log(n) + 2 * log(series)
-        cut[end] = start[np.argmin(cost)]
-        best[end] = cost.min()
-    found, end = list[int](), n
-    while n > 1 and (end := int(cut[end])):
-        found.insert(0, end)
-    while found:
-        edges = [0, *found, n]
-        levels = [float(np.mean(values[a:b])) for a, b in pairwise(edges)]
-        steps = [abs(b - a) for a, b in pairwise(levels)]
-        if min(steps) >= least:
-            break
-        del found[steps.index(min(steps))]
-    return found

@@ -1,11 +1,18 @@
 """From the raw samples of a record to times: what the clocks add is taken off here, once."""
 
+import math
+from collections.abc import Sequence
 from itertools import chain
 from statistics import median, quantiles
 from typing import Any
 
 from kernelbench.spec import Timing
-from kernelbench.statistics import median_interval
+from kernelbench.statistics import (
+    Interval,
+    median_interval,
+    median_of_rounds,
+    over_processes,
+)
 
 
 def blocks_ns(timing: Timing) -> list[list[int]]:
@@ -25,6 +32,23 @@ def median_ns(timing: Timing) -> float | None:
         return None
     middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     return sum(max(sample - timing.overhead_ns, 0) for sample in middle) / 2
+
+
+def step(timing: Timing) -> float:
+    """Half of the clock's step as a share of the median: to what a median is known at best."""
+    return timing.quantum_ns / 2 / (median_ns(timing) or math.inf)
+
+
+def of_processes(timings: Sequence[Timing]) -> Interval | None:
+    """The median in ns with its 95 % interval: over the samples of one process, or over the
+    medians of several."""
+    blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
+    if not blocks:
+        return None
+    found = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
+    if min(each.mid for each in found) <= 0:
+        return median_interval([ns for each, _ in blocks for block in each for ns in block])
+    return over_processes(found, max(map(step, timings)))
 
 
 def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:
@@ -57,18 +81,25 @@ def differs_when_traced(timing: Timing) -> bool:
     return slowed > max(span / 5, 2_000)
 
 
-def columns(timing: Timing) -> dict[str, Any]:
-    """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them."""
-    found: dict[str, Any] = {"timer": timing.timer}
+def columns(timings: Sequence[Timing]) -> dict[str, Any]:
+    """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them.
+
+    timings: of one process, or of several, whose samples are pooled but for the median and its
+    interval. What the first alone was asked for is the first's.
+    """
+    if not timings:
+        return {}
+    first = timings[0]
+    found: dict[str, Any] = {"timer": first.timer, "processes": len(timings)}
     for name in ("host", "graph"):
-        samples = getattr(timing, f"{name}_ns")
+        samples = next(filter(None, (getattr(t, f"{name}_ns") for t in timings)), ())
         found[f"{name}_us"] = median(samples) / 1e3 if samples else None
-    span = kernel_ns(timing)
+    span = next((s for t in timings if (s := kernel_ns(t)) is not None), None)
     found["kernel_us"] = None if span is None else span / 1e3
-    flat = list(chain(*blocks_ns(timing)))
-    if not flat:
+    flat = list(chain.from_iterable(chain(*blocks_ns(timing)) for timing in timings))
+    mid = of_processes(timings)
+    if mid is None:
         return found
-    mid = median_interval(flat, timing.quantum_ns)
     twentieths = quantiles(flat, n=20, method="inclusive") if len(flat) > 1 else flat * 19
     q20, q25, q75, q80 = (twentieths[i] for i in (3, 4, 14, 15))
     return {

@@ -24,6 +24,7 @@ from kernelbench.run import (
     Outcome,
     Runner,
     check_device,
+    in_processes,
     remaining,
     run,
     sources_of,
@@ -251,7 +252,7 @@ def _show_run(
     if outcome.left:
         why = "interrupted" if outcome.interrupted else "stopped"
         output.say(
-            f"{why} with {outcome.left} of {len(each.jobs)} jobs left: "
+            f"{why} with {outcome.left} of {outcome.total} jobs left: "
             f"kernelbench run --resume {folder}"
         )
     output.say(wall(outcome.spent_s))
@@ -347,7 +348,13 @@ def show_jobs(plans: Sequence[Plan], output: Output) -> None:
     left = [(each, _left(each)) for each in plans]
     if output.as_json:
         facts = [
-            {"suite": each.suite.name, "id": j.id, "label": j.label, "providers": j.providers}
+            {
+                "suite": each.suite.name,
+                "id": j.id,
+                "label": j.label,
+                "process": j.process,
+                "providers": j.providers,
+            }
             for each, jobs in left
             for j in jobs
         ]
@@ -356,16 +363,19 @@ def show_jobs(plans: Sequence[Plan], output: Output) -> None:
     for each, jobs in left:
         for job in jobs:
             label = f"  # {job.label}" if job.label else ""
-            output.say(f"{job.id}  {' '.join(job.providers)}{label}")
+            again = f"  in process {job.process + 1}" if job.process else ""
+            output.say(f"{job.id}  {' '.join(job.providers)}{again}{label}")
         records = sum(len(job.providers) for job in jobs)
         output.say(f"{each.suite.name}: {len(jobs)} jobs, {records} records")
 
 
 def _left(each: Plan) -> Sequence[Job]:
+    """Those of all processes, one after another."""
+    every = [job for some in in_processes(each.jobs) for job in some]
     if each.folder is None:
-        return each.jobs
+        return every
     sources = sources_of(each.jobs, families.load(each.asked.plugins))
-    return remaining(each.jobs, store.read(each.folder), sources)[0]
+    return remaining(every, store.read_apart(each.folder), sources)[0]
 
 
 def show_families(names: Sequence[str], plugins: tuple[str, ...], output: Output) -> None:

@@ -26,8 +26,9 @@ from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Run, Side, read_runs
 from kernelbench.compare.verb import limit_of
 from kernelbench.compare.verdicts import compare
-from kernelbench.spec import KernelbenchError, RunRecord, Status, Traffic, UsageError
-from kernelbench.statistics import false_discovery, log_medians, t_reach, two_sided_p
+from kernelbench.significance import false_discovery, t_reach, two_sided_p
+from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, Status, Traffic, UsageError
+from kernelbench.statistics import log_medians
 
 AA = Path(__file__).parent.parent / "results" / "h200" / "aa"
 VERSIONS = {"torch": "2.11.0", "triton": "3.6.0"}
@@ -36,7 +37,7 @@ PLANTED = 1.05
 
 def manifest(versions: Mapping[str, str] = VERSIONS, **facts: Any) -> dict[str, Any]:
     machine = {"kind": "cuda", "name": "NVIDIA H200", "versions": dict(versions)}
-    return {"schema": 1, "suite": "s", "kernelbench": "0.1.0", "machine": machine} | facts
+    return {"schema": SCHEMA, "suite": "s", "kernelbench": "0.1.0", "machine": machine} | facts
 
 
 def job(ours_us: float = 100, base_us: float = 400, **facts: Any) -> list[RunRecord]:
@@ -414,7 +415,7 @@ def test_exit_codes_and_the_summary(two: Callable[..., tuple[Path, Path]]) -> No
     assert done.exit_code == 3
     assert done.stdout.splitlines()[-1] == "3 rows: 1 SLOWER, 2 SAME; 1 regression beyond 3 %"
     assert "this provider (baseline +0.0%; source changed)" in done.stdout
-    assert "one run a side cannot tell, so it is assumed" in done.stdout
+    assert "one a side cannot tell, so it is assumed" in done.stdout
     loose = kb("compare", a.parent, b.parent, "--fail-on", "slower:12.5%")
     assert loose.exit_code == 0
     assert "no regression beyond 12.5 %" in loose.stdout
@@ -475,10 +476,10 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
     b = saved(tmp_path / "b", job())
     (tmp_path / "empty").mkdir()
     other = saved(tmp_path / "other", job(family="rotary"))
-    later = saved(tmp_path / "later", job(), schema=2)
+    older = saved(tmp_path / "older", [replace(r, method=1) for r in job()])
     bare = saved(tmp_path / "bare", job())
     (bare / store.MANIFEST).unlink()
-    (bare / store.RECORDS).write_text('{"schema":2}\n')
+    (bare / store.RECORDS).write_text(f'{{"schema":{SCHEMA + 1}}}\n')
     host = saved(
         tmp_path / "host", [replace(r, timing=timing(9, timer="host")) for r in job()]
     )  # fmt: skip
@@ -488,8 +489,8 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         ((a, tmp_path / "none"), "no such file or folder"),
         ((a, tmp_path / "empty"), "no run in"),
         ((a, other), "no case and provider in common"),
-        ((a, later), "records of schema 2, this version compares schema 1"),
-        ((a, bare), "schema 2, this version reads schema 1"),
+        ((a, older), "timed by different methods"),
+        ((a, bare), f"schema {SCHEMA + 1}, this version reads schema {SCHEMA}"),
         ((a, host), "smoke runs"),
         ((a, b, "--fail-on", "slower"), "--fail-on: 'slower' is no limit"),
         ((a, b, "--format", "tabel"), "did you mean 'table'?"),

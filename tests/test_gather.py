@@ -21,7 +21,7 @@ from kernelbench import metrics, store
 from kernelbench.report import kept
 from kernelbench.report.gather import gather
 from kernelbench.report.verb import Wanted, report
-from kernelbench.spec import RunRecord, UsageError, migrations
+from kernelbench.spec import SCHEMA, RunRecord, UsageError, migrations
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def a_run(root: Path, name: str, records: list[RunRecord], **manifest: Any) -> P
     path.mkdir(parents=True)
     lines = (replace(each, run_id=name).to_json() for each in records)
     (path / store.RECORDS).write_text("".join(f"{line}\n" for line in lines))
-    facts = {"schema": 1, "run_id": name, **manifest}
+    facts = {"schema": SCHEMA, "run_id": name, **manifest}
     (path / store.MANIFEST).write_text(json.dumps(facts))
     return path
 
@@ -107,9 +107,10 @@ def test_other_schemas_are_never_mixed_in_silently(
     assert any(":11: schema 0" in p for p in found.problems)
 
     monkeypatch.setitem(migrations.RECORDS, 0, lambda old: {**old, "role": "baseline"})
+    monkeypatch.setitem(migrations.RECORDS, 1, lambda old: old)
     found = gather([tmp_path])
     assert [row["case"] for row in found.rows] == [facts["case"], "older"]
-    assert found.rows[1]["role"] == "baseline" and found.rows[1]["schema"] == 1
+    assert found.rows[1]["role"] == "baseline" and found.rows[1]["schema"] == SCHEMA
     assert found.notes == [f"{file}: 1 records of schema 0 were read as today's"]
     code, shown, said = reported(tmp_path)
     assert code == 1 and "schema 0 were read" in said and "older" in shown

@@ -17,10 +17,10 @@ from test_compare import AA, job, kb, saved
 
 from kernelbench import metrics
 from kernelbench.compare import trends
-from kernelbench.compare.history import Series, Wanted, series
+from kernelbench.compare.history import FACTS, Series, Wanted, series
 from kernelbench.compare.sides import Run, read_runs
+from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError
-from kernelbench.statistics import change_points
 
 NOISE = 0.004
 
@@ -182,7 +182,7 @@ def test_the_verb_prints_tables_csv_and_json(folder: Path) -> None:
 def test_numbers_say_what_kind_they_are() -> None:
     lines = (Path(__file__).parent.parent / "results" / "README.md").read_text().splitlines()
     told = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \|", "\n".join(lines), re.MULTILINE))
-    numbers = [str(n) for n in metrics.frame([]).select_dtypes("number") if n != "schema"]
+    numbers = [str(n) for n in metrics.frame([]).select_dtypes("number") if n not in FACTS]
     known = {name: told[name].replace("derived", "measured") for name in numbers}
     said = {name: trends.kind_of(name).replace("a modelled amount", "mixed") for name in numbers}
     assert {name: kind.split()[0] for name, kind in said.items()} == known

@@ -205,17 +205,17 @@ def test_the_noise_floor_reaches_as_far_as_the_interval_of_the_same_code() -> No
     rng = random.Random(4)
     one, two = ([[rng.gauss(100, 1) for _ in range(10)] for _ in range(20)] for _ in range(2))
     ratio = ratio_interval(two, one)
-    assert noise_floor(one, two) == max(ratio.hi - 1, 1 - ratio.lo)
-    assert 0 < noise_floor(one, two) < 0.01
+    assert noise_floor((one, two)) == max(ratio.hi - 1, 1 - ratio.lo)
+    assert 0 < noise_floor((one, two)) < 0.01
 
 
 def test_the_noise_floor_counts_a_second_run_that_differs() -> None:
     one = [[100] * 5] * 20
-    assert noise_floor(one, [[103] * 5] * 20) == pytest.approx(0.03)
-    assert noise_floor(one, [[97] * 5] * 20) == pytest.approx(0.03)
+    assert noise_floor((one, [[103] * 5] * 20)) == pytest.approx(0.03)
+    assert noise_floor((one, [[97] * 5] * 20)) == pytest.approx(0.03)
 
 
 def test_the_noise_floor_is_no_finer_than_a_step_of_the_clock() -> None:
     blocks = [[3200] * 9 + [3232]] * 20
-    assert noise_floor(blocks, blocks) == pytest.approx(0.01)
-    assert noise_floor([[3200] * 10] * 20, [[3200] * 10] * 20) == 0
+    assert noise_floor((blocks, blocks)) == pytest.approx(0.01)
+    assert noise_floor(([[3200] * 10] * 20, [[3200] * 10] * 20)) == 0

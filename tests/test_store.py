@@ -18,6 +18,7 @@ import pytest
 
 from kernelbench import store
 from kernelbench.spec import (
+    SCHEMA,
     Accuracy,
     KernelbenchError,
     Role,
@@ -55,7 +56,7 @@ def test_create_names_the_folder_and_writes_the_manifest(run: store.Store) -> No
     facts = json.loads((run.path / "manifest.json").read_text())
     assert facts == run.manifest
     assert facts["run_id"] == run.run_id == run.path.name
-    assert (facts["schema"], facts["suite"], facts["gpu"]) == (1, "smoke", "NVIDIA H200")
+    assert (facts["schema"], facts["suite"], facts["gpu"]) == (SCHEMA, "smoke", "NVIDIA H200")
     assert facts["argv"] == ["run"]
     assert {p.name for p in run.path.iterdir()} == {"manifest.json", "records.jsonl"}
     assert sorted(p.name for p in run.path.parent.iterdir()) == [run.path.name]  # no probe left
@@ -243,7 +244,7 @@ def test_open_mends_a_torn_line_and_keeps_what_was_torn(run: store.Store) -> Non
 def test_a_damaged_line_is_reported_and_the_rest_is_read(run: store.Store) -> None:
     run.append([record(1)])
     file = run.path / "records.jsonl"
-    other = record(3).to_json().replace('"schema":1', '"schema":99')
+    other = record(3).to_json().replace(f'"schema":{SCHEMA}', '"schema":99')
     with file.open("ab") as out:
         out.write(b'{"half\n\xff\xfe\n' + other.encode() + b"\n" + b'{"schema":1}\n')
     run.append([record(2)])
@@ -279,8 +280,9 @@ def test_open_refuses_what_is_not_its_own(tmp_path: Path, run: store.Store) -> N
         with pytest.raises(KernelbenchError, match="not a run folder"):
             store.read(path)
     manifest = run.path / "manifest.json"
-    manifest.write_text('{"schema": 2, "run_id": "x"}')
-    with pytest.raises(KernelbenchError, match="schema 2, this version writes schema 1"):
+    manifest.write_text(f'{{"schema": {SCHEMA - 1}, "run_id": "x"}}')
+    told = f"schema {SCHEMA - 1}, this version writes schema {SCHEMA}"
+    with pytest.raises(KernelbenchError, match=told):
         store.open_run(run.path)
     for text, fault in (("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "not a manifest")):
         manifest.write_text(text)

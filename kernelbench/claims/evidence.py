@@ -107,9 +107,10 @@ def _value(
 
 def _speedup(record: RunRecord, against: RunRecord, job: Group) -> Interval | None:
     """Its interval, or the noise floor of its job where that reaches farther."""
-    ratio = metrics.speedup(record, against)
-    if ratio is None:
+    found = metrics.speedup(record, against)
+    if found is None:
         return None
+    ratio = found.over
     twice = [r for r in job if r.role is Role.baseline and r.group == record.group]
     floors = [metrics.noise_pct(baseline) for baseline in twice]
     floor = max((one for one in floors if one is not None), default=0.0) / 100
@@ -125,10 +126,8 @@ def _mapped(found: Interval | None, change: Callable[[float], float]) -> Interva
 
 
 def _ms(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    if not metrics.timed(record) or record.timing is None:
-        return None
-    told = times.columns(record.timing)
-    return Interval(*(told[name] / 1e3 for name in ("median_us", "lo_us", "hi_us")))
+    found = times.of_processes(metrics.timings(record)) if metrics.timed(record) else None
+    return Interval(found.mid / 1e6, found.lo / 1e6, found.hi / 1e6) if found else None
 
 
 def _overhead_ms(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:

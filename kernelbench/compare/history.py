@@ -9,10 +9,11 @@ from statistics import median
 from kernelbench import metrics, times
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, launches
 from kernelbench.compare.sides import Run
+from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError, suggest
-from kernelbench.statistics import change_points
 
 METRIC = "median_us"
+FACTS = {"schema", "processes", "method"}  # numbers that nobody follows over time
 LEAST_STEP = 0.01  # a change of level that is smaller is not marked
 _TIMES = ("median_us", "lo_us", "hi_us", "p20_us", "p80_us", "kernel_us", "graph_us")
 _CLOCKED = (*_TIMES, "host_us", "samples", "iqr_pct")
@@ -64,7 +65,7 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
 
     Raises UsageError for a metric, family, provider or case that no run has.
     """
-    known = [str(n) for n in metrics.frame([]).select_dtypes("number") if n != "schema"]
+    known = [str(n) for n in metrics.frame([]).select_dtypes("number") if n not in FACTS]
     if metric not in known:
         raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
     records = [record for run in runs for record in run.records]
@@ -83,7 +84,7 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
         for record, value in _values(run, metric):
             if _asked(record, wanted):
                 point = Point(run.path.name, record.utc, value)
-                found.setdefault((*record.key, record.gpu), []).append((record, point))
+                found.setdefault((*record.row, record.gpu), []).append((record, point))
     if not found:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
     for rows in found.values():
@@ -108,7 +109,7 @@ def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
     """The records that have the metric as a finite number. A time counts where it is right and
     was taken behind a gate that held."""
     if metric in _CLOCKED:  # without all that else is derived, which takes a bootstrap a row
-        found = [times.columns(r.timing).get(metric) if r.timing else None for r in run.records]
+        found = [times.columns(metrics.timings(r)).get(metric) for r in run.records]
         values = [math.nan if value is None else float(value) for value in found]
     else:
         values = [float(v) for v in metrics.frame(run.records)[metric].astype("float64")]

@@ -1,11 +1,11 @@
 """How far two runs of one build lie apart: assumed where nothing else is known, else measured.
 
 The observation is the logarithm of a run's median, so that differences are relative. Its variance
-from run to run is a sum of what a run says about itself (its bootstrap over rounds, and its
-baseline against the baseline's second run) and of what no single run can say: ASSUMED, and
+from process to process is a sum of what one says about itself (its bootstrap over rounds, and its
+baseline against the baseline's second run) and of what no single one can say: ASSUMED, and
 ASSUMED_NS for each launch, which rule short kernels and chains of them. Processes in turn on an
-H200 gave these (results/h200/measuring/processes.csv, results/h200/aa). Several runs a side are
-believed before the assumption.
+H200 gave these (results/h200/measuring/processes.csv, results/h200/aa). Several processes a side,
+of one run or of several, are believed before the assumption.
 """
 
 import math
@@ -77,8 +77,9 @@ def gated(record: RunRecord) -> bool:
 
 
 def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
-    """What each right and gated record says, the runs by their places."""
-    found = [(number, r) for number, run in enumerate(runs) for r in run if gated(r)]
+    """What each right and gated record says, every process for itself, the runs by their places."""
+    each = [(number, r) for number, run in enumerate(runs) for one in run for r in one.processes]
+    found = [(number, r) for number, r in each if gated(r)]
     found = [(number, r) for number, r in found if r.timing and any(r.timing.blocks_ns)]
     times = [blocks_ns(r.timing) for _, r in found if r.timing]
     logs, within = log_medians(times)

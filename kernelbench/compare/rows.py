@@ -51,8 +51,8 @@ class Row:
     dtype: str
     label: str
     verdict: Verdict
-    runs_a: int = 0
-    runs_b: int = 0
+    processes_a: int = 0
+    processes_b: int = 0
     a_us: float | None = None
     b_us: float | None = None
     ratio: float | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench import store
-from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, UsageError
+from kernelbench.spec import KernelbenchError, RunRecord, UsageError
 
 _MAPPINGS = (
     "machine", "machine.versions", "git", "asked",
@@ -33,21 +33,21 @@ class Side:
     def gpus(self) -> tuple[str, ...]:
         return tuple(sorted({record.gpu for run in self.runs for record in run.records}))
 
+    @property
+    def processes(self) -> int:
+        """How many there were in all of its runs."""
+        return sum(max((len(r.processes) for r in run.records), default=0) for run in self.runs)
+
 
 def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     """The runs at or below a path, and a message for every line that could not be read.
 
-    Raises KernelbenchError where there is none, or where a run is of another schema.
+    Raises KernelbenchError where there is none, or where nothing of a run can be read.
     """
     problems: list[str] = []
     runs = []
     for folder in store.find_runs([path]):
         manifest = _manifest(folder)
-        if manifest.get("schema", SCHEMA) != SCHEMA:
-            raise KernelbenchError(
-                f"{folder}: records of schema {manifest['schema']}, this version compares schema "
-                f"{SCHEMA} alone, since what is measured changes with it. Measure that build again"
-            )
         records, damaged = store.read_with_problems(folder)
         if damaged and not records:
             raise KernelbenchError(
@@ -80,8 +80,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     """Both sides, and what could not be read.
 
-    Raises UsageError where a run is on both sides, and KernelbenchError as `read_runs` does, or
-    where nothing has a GPU's time.
+    Raises UsageError where a run is on both sides, and KernelbenchError as `read_runs` does, where
+    nothing has a GPU's time, or where the sides were timed by different methods.
     """
     (runs_a, bad_a), (runs_b, bad_b) = read_runs(a), read_runs(b)
     both = {run.path.resolve() for run in runs_a} & {run.path.resolve() for run in runs_b}
@@ -90,6 +90,7 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     found = Side(str(a), runs_a), Side(str(b), runs_b)
     for side in found:
         _refuse_smoke(side)
+    _refuse_methods(found)
     return *found, [*bad_a, *bad_b]
 
 
@@ -99,6 +100,22 @@ def _refuse_smoke(side: Side) -> None:
         raise KernelbenchError(
             f"{side.name}: smoke runs, which check correctness on a CPU and have no GPU times. "
             "There is nothing to compare: measure on a GPU (kernelbench run SUITE --device cuda)"
+        )
+
+
+def _refuse_methods(found: tuple[Side, Side]) -> None:
+    methods = [
+        {r.method for run in side.runs for one in run.records for r in one.processes if r.timing}
+        for side in found
+    ]
+    if len(set.union(*methods)) > 1:
+        told = (
+            f"{side.name} by {', '.join(map(str, sorted(each)))}"
+            for side, each in zip(found, methods, strict=True)
+        )
+        raise KernelbenchError(
+            f"timed by different methods ({'; '.join(told)}): a changed clock would look like a "
+            "changed kernel. Measure both builds with one version of kernelbench (docs/method.md)"
         )
 
 

@@ -55,8 +55,8 @@ def interval(row: Row) -> str:
     return f"[{percent(row.lo).rstrip('%')}, {percent(row.hi).rstrip('%')}]"
 
 
-def _runs(row: Row) -> str:
-    return f"{row.runs_a} + {row.runs_b}"
+def _processes(row: Row) -> str:
+    return f"{row.processes_a} + {row.processes_b}"
 
 
 def _clock(row: Row) -> str:
@@ -73,7 +73,7 @@ _COLUMNS = (
     _Column("95 % interval", interval),
     _Column("A", lambda row: time(row.a_us)),
     _Column("B", lambda row: time(row.b_us)),
-    _Column("runs", _runs, wide=True),
+    _Column("processes", _processes, wide=True),
     _Column("job noise", lambda row: f"{row.floor_pct:.2f}%" if row.floor_pct else "", wide=True),
     _Column("SM MHz", _clock, wide=True),
     _Column(

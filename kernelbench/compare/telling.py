@@ -72,18 +72,19 @@ def notes(found: Comparison) -> list[str]:
 
 
 def _notes(found: Comparison) -> Iterator[str]:
-    runs = [len(side.runs) for side in (found.a, found.b)]
+    processes = [side.processes for side in (found.a, found.b)]
     assumed = f"{ASSUMED:.1%} and {ASSUMED_NS:g} ns a launch"
-    if max(runs) == 1:
+    if max(processes) == 1:
         yield (
-            f"Noise from run to run: one run a side cannot tell, so it is assumed ({assumed}, "
-            "modelled), with what each run says of itself: its rounds, and its baseline against "
-            "the baseline's second run. Several runs a side measure it."
+            "Noise from process to process: one a side cannot tell, so it is assumed "
+            f"({assumed}, modelled), with what each says of itself: its rounds, and its baseline "
+            "against the baseline's second run. Several measure it: more runs a side, or "
+            "--set measure.processes=3."
         )
     else:
         yield (
-            f"Noise from run to run: measured from {runs[0]} + {runs[1]} runs, beside an "
-            f"assumption ({assumed}, modelled) that is worth eight more."
+            f"Noise from process to process: measured from {processes[0]} + {processes[1]} of "
+            f"them, beside an assumption ({assumed}, modelled) that is worth eight more."
         )
     if found.widened > 1.05:
         yield (
@@ -104,5 +105,5 @@ def _notes(found: Comparison) -> Iterator[str]:
     if any(row.verdict is Verdict.unsure for row in found.rows):
         yield (
             f"UNSURE: it may have moved, or lie within ± {found.limit_pct:g} %; the noise does not "
-            "tell. More runs a side in the same folder do, or a wider limit."
+            "tell. More processes or runs a side do, or a wider limit."
         )

@@ -13,8 +13,8 @@ from kernelbench.compare.noise import Seen
 from kernelbench.compare.pairs import Pair
 from kernelbench.compare.rows import LIMIT_PCT, Comparison, Key, Row, Verdict
 from kernelbench.compare.sides import Side, of_one_machine
+from kernelbench.significance import Floats, false_discovery, t_reach, two_sided_p
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
-from kernelbench.statistics import Floats, false_discovery, t_reach, two_sided_p
 
 FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
@@ -73,7 +73,7 @@ def _regressed(row: Row, limit: float, one_gpu: bool) -> bool:
 
 
 def _key(record: RunRecord, one_gpu: bool) -> Key:
-    return (*record.key, record.gpu if one_gpu else "")
+    return (*record.row, record.gpu if one_gpu else "")
 
 
 def _by_key(side: Side, one_gpu: bool) -> dict[Key, list[RunRecord]]:
@@ -164,8 +164,8 @@ def _row(
         dtype=record.dtype,
         label=record.label,
         verdict=verdict or Verdict.unsure,
-        runs_a=len(a),
-        runs_b=len(b),
+        processes_a=len(a),
+        processes_b=len(b),
         why=why,
     )
 
@@ -209,8 +209,8 @@ def _judge(
         found[key] = replace(
             rows[key],
             verdict=_verdict(each.log_ratio, max(-lo, hi) <= limit, called),
-            runs_a=len(each.a),
-            runs_b=len(each.b),
+            processes_a=len(each.a),
+            processes_b=len(each.b),
             ratio=math.exp(each.log_ratio),
             lo=math.exp(lo),
             hi=_exp(hi),

@@ -10,7 +10,7 @@ from kernelbench import audit
 from kernelbench.report.cases import record_anchor
 from kernelbench.report.figures import Row, parts, text
 from kernelbench.report.grid import Cell, Grid, Head, Line
-from kernelbench.report.means import Mean, mean
+from kernelbench.report.means import Mean, mean, over_what
 from kernelbench.report.tables import figures
 from kernelbench.spec import Measured, Status
 
@@ -51,8 +51,13 @@ def machine(
         *((name, value) for name, value in said if value),
         ("runs", str(len(runs))),
         ("records", f"{len(rows)}: {counts}" if rows else "none"),
+        *([("intervals", over)] if (over := _over(rows)) else []),
         *([("profiled", f"{len(measured)} calls")] if measured else []),
     ]
+
+
+def _over(rows: Sequence[Row]) -> str:
+    return over_what(rows).removeprefix("Intervals are ").rstrip(".")
 
 
 def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]:

@@ -24,7 +24,10 @@ from kernelbench import metrics, store
 from kernelbench.spec import migrations
 
 MOST = 256  # files that are kept; a run has one for each provider that it was held against
-CODE = ("limits.py", "metrics.py", "statistics.py", "times.py", "store/*.py", "spec/*.py")
+CODE = (
+    *("limits.py", "significance.py", "statistics.py", "times.py"),
+    *("metrics/*.py", "store/*.py", "spec/*.py"),
+)
 SIGNS = re.compile(rb'^\{"schema": ?(\d+),', re.MULTILINE)  # the first field of a line
 
 

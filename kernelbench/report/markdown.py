@@ -10,6 +10,7 @@ from kernelbench import metrics
 from kernelbench.report import tables
 from kernelbench.report.choice import Choice
 from kernelbench.report.documents import untimed
+from kernelbench.report.means import over_what
 from kernelbench.report.sheets import Sheet
 from kernelbench.spec import KernelbenchError
 
@@ -26,7 +27,8 @@ def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
     lines = [f"- {_escaped(line)}" for line in str(tables.summary(frame)).splitlines()]
     found = ["\n".join(lines), *_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
     if (shown.cases["timer"] == "gated").any():
-        found.append(_escaped(tables.KINDS))
+        over = over_what(metrics.dicts(shown.cases))
+        found.append(_escaped(f"{tables.KINDS} {over}"))
     found.append(_escaped(shown.note))
     return "\n\n".join(text for text in found if text) + "\n"
 

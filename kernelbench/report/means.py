@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kernelbench.metrics import Interval, over_processes
 from kernelbench.spec import Role
 
 Row = Mapping[str, Any]
@@ -42,8 +43,9 @@ def counts(rows: Sequence[Row], column: str = "speedup_best") -> dict[str, int]:
 class Mean:
     """A geometric mean of speedups over cases.
 
-    lo, hi: its 95 % interval over these cases, from their own, taken as independent: it says how
-        well the cases were measured, not how they were chosen.
+    lo, hi: its 95 % interval, which says how well the cases were measured, not how they were
+        chosen. Over `processes`, each of which gives a mean of its own; of one process from the
+        intervals of the cases, taken as independent.
     over: the rows that it is a mean of; of: all that it could have been of. opponents: those that
         ran in every case of `over`.
     """
@@ -55,6 +57,7 @@ class Mean:
     of: int
     opponents: tuple[str, ...]
     column: str
+    processes: int = 1
 
     @property
     def range(self) -> tuple[float, float]:
@@ -87,7 +90,17 @@ def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best")
     over = [row for row in good if set(opponents) <= set(ran.get(_case(row), opponents))]
     if len(over) < FEWEST:
         return None
-    return Mean(*_interval(over, column), tuple(over), len(good), opponents, column)
+    (mid, lo, hi), processes = _interval(over, column)
+    return Mean(mid, lo, hi, tuple(over), len(good), opponents, column, processes)
+
+
+def over_what(rows: Iterable[Row]) -> str:
+    """What the intervals of these rows are over, in words; nothing where none has one."""
+    found = sorted({int(row["processes"]) for row in rows if row["timer"] == "gated"})
+    if not found or found == [1]:
+        return "Intervals are within this run, of one process." if found else ""
+    counts = " or ".join(map(str, found))
+    return f"Intervals are over {counts} processes{' (1: within it)' if 1 in found else ''}."
 
 
 def common(rows: Sequence[Row]) -> list[Row]:
@@ -116,8 +129,16 @@ def _case(row: Row) -> tuple[Any, ...]:
     return row["run_id"], row["family"], row["case"]
 
 
-def _interval(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
+def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, float], int]:
+    """The mean of these cases with its interval, and over how many processes that is."""
+    told = [str(row.get(f"{column}_each") or "") for row in rows]
+    each = [[float(value) for value in text.split(";") if value] for text in told]
+    processes = min(map(len, each))
+    if processes > 1 and processes == max(map(len, each)):
+        means = [math.exp(sum(map(math.log, some)) / len(some)) for some in zip(*each, strict=True)]
+        over = over_processes([Interval(mid, mid, mid) for mid in means])
+        return (over.mid, over.lo, over.hi), processes
     middle = sum(math.log(row[column]) for row in rows) / len(rows)
     widths = [math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _NORMAL for row in rows]
     arm = _NORMAL * math.sqrt(sum(width**2 for width in widths)) / len(rows)
-    return math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)
+    return (math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)), 1

@@ -348,8 +348,11 @@ def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
     if found is None:
         return f"{figures(ours[0]['speedup_best'])} ×", "", ", ".join(["1 case", *notes])
     low, high = map(figures, found.range)
-    over_what = ", ".join([f"{found.cases}, {low} to {high}", *notes])
-    return f"{figures(found.mid)} ×", "geometric mean of ", over_what
+    lo, hi = figures(found.lo, 4), figures(found.hi, 4)
+    within = f"95 % {lo} to {hi} over {found.processes} processes"
+    within = within if found.processes > 1 else f"95 % {lo} to {hi} within this run"
+    told = ", ".join([f"{found.cases}, {low} to {high}", *notes, within])
+    return f"{figures(found.mid)} ×", "geometric mean of ", told
 
 
 def render(frame: "DataFrame", console: Console, against: str = "") -> None:
@@ -369,6 +372,6 @@ def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
     for table in run_tables(frame, console.width, against):
         console.print(table)
         console.print()
-    if (frame["timer"] == "gated").any():
-        console.print(KINDS, highlight=False)
+    if over := means.over_what(metrics.dicts(frame)):
+        console.print(f"{KINDS} {over}", highlight=False)
         console.print()

@@ -18,6 +18,7 @@ from kernelbench.spec.family import (
 from kernelbench.spec.job import Job, Measure
 from kernelbench.spec.measured import KernelUse, Measured, Tool
 from kernelbench.spec.record import (
+    METHOD,
     SCHEMA,
     Context,
     OutputError,
@@ -30,6 +31,7 @@ from kernelbench.spec.record import (
 )
 
 __all__ = [
+    "METHOD",
     "SCHEMA",
     "Accuracy",
     "Axis",

@@ -7,6 +7,8 @@ from typing import Any
 from kernelbench.spec.case import Case
 from kernelbench.spec.errors import UsageError
 
+MOST_PROCESSES = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -15,6 +17,9 @@ class Measure:
     Sampling of a provider ends with at least `min_samples` and a 95 % interval of the median
     within ± `interval_pct` %, or when more samples no longer narrow it, or at `max_samples`, or
     after `max_seconds` of wall time per provider.
+
+    processes: how many fresh processes, one after another, time the suite. What a process keeps
+    for its life (where its memory lies, its launch cost) is then part of the interval.
     """
 
     min_samples: int = 10
@@ -24,6 +29,7 @@ class Measure:
     block: int = 8  # samples of one provider between two of another; see measure.flush.ROUND
     interleave: bool = True
     timers: tuple[str, ...] = ("kernel", "host", "graph")  # besides the gated events
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_samples <= self.max_samples <= 512:
@@ -32,6 +38,8 @@ class Measure:
             raise UsageError("measure: 1 <= block <= max_samples must hold")
         if self.interval_pct <= 0 or self.max_seconds <= 0:
             raise UsageError("measure: interval_pct and max_seconds must be above 0")
+        if not 1 <= self.processes <= MOST_PROCESSES:
+            raise UsageError(f"measure: 1 <= processes <= {MOST_PROCESSES} must hold")
         unknown = set(self.timers) - {"kernel", "host", "graph"}
         if unknown:
             raise UsageError(
@@ -41,13 +49,17 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One case of one family, and the providers that are measured together, interleaved."""
+    """One case of one family, and the providers that are measured together, interleaved.
+
+    process: which of the run's processes does it, from 0; those after the first time it alone.
+    """
 
     family: str
     case: Case
     providers: tuple[str, ...]
     label: str = ""
     measure: Measure = field(default_factory=Measure)
+    process: int = 0
 
     @property
     def id(self) -> str:
@@ -61,6 +73,7 @@ class Job:
             "providers": self.providers,
             "label": self.label,
             "measure": asdict(self.measure),
+            "process": self.process,
         }
 
     @staticmethod
@@ -73,4 +86,5 @@ class Job:
             providers=tuple(facts["providers"]),
             label=facts["label"],
             measure=Measure(**measure),
+            process=facts["process"],
         )

@@ -13,7 +13,8 @@ from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
 from kernelbench.spec.job import Job
 from kernelbench.spec.lines import from_line, to_line
 
-SCHEMA = 1
+SCHEMA = 2
+METHOD = 2  # how times are taken and judged (docs/method.md); one of another number is not the same
 
 
 class Status(StrEnum):
@@ -110,6 +111,9 @@ class Timing:
     again_ns: the baseline's second run in every round, from which the noise floor follows.
     places: of each block in the order of its round, which is drawn; again_places: likewise.
     quantum_ns: the step of the clock; 0 where it is not known.
+    clocks_mhz: of the SMs, read right after each block; none where they cannot be read.
+    lead: calls at the head of each block that were timed but are no samples: they brought a card
+        under its power or thermal limit to the state that this call keeps it in.
     overhead_ns: what the event pair itself adds; calibrated in this run, subtracted by `times`.
         traced_overhead_ns: what it adds while CUPTI looks on.
     kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
@@ -122,6 +126,8 @@ class Timing:
     places: tuple[int, ...] = ()
     again_places: tuple[int, ...] = ()
     quantum_ns: int = 0
+    clocks_mhz: tuple[int, ...] = ()
+    lead: int = 0
     overhead_ns: int = 0
     traced_overhead_ns: int = 0
     kernel_ns: tuple[int, ...] = ()
@@ -135,8 +141,12 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The facts of one (job, provider): one line of records.jsonl.
+    """The facts of one (job, provider) in one process: one line of records.jsonl.
 
+    process: which of the run's, from 0. further: what the processes after the first found; no line
+        has it, `store.read` puts it together.
+    method: see METHOD. ranks: what each rank's own clock read, of a job over several GPUs, whose
+        `timing` is that of the slowest.
     reason: one line, why it is not ok. detail: more on that for the provider's author, as the
         traceback through the provider's own code; `check -v` and `run -v` show it.
     """
@@ -160,7 +170,10 @@ class RunRecord:
     source: str = ""  # hash of the package source that the family reaches
     group: str = ""  # one interleaved measurement: speedups are formed inside it alone
     seed: int = 0
+    process: int = 0
+    method: int = METHOD
     gpu: str = ""
+    gpu_uuid: str = ""
     config: Mapping[str, Any] | None = None
     config_origin: str = ""  # "table" or "tuned"
     compile_s: float | None = None
@@ -177,14 +190,26 @@ class RunRecord:
     prepared: tuple[Prepared, ...] = ()  # of a provider with a `prepare` of its own
     judged_calls: int | None = None  # timed calls that were compared with the proven answer
     timing: Timing | None = None
+    ranks: tuple[Timing, ...] = ()
     peak_bytes: int | None = None  # over the live inputs
     ceilings: Mapping[str, float] | None = None  # at this footprint: read_gbps, copy_gbps, tflops
     telemetry: Mapping[str, float] | None = None  # sm_mhz, power_w, temp_c
+    further: tuple["RunRecord", ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str, int]:
         """What a resumed run asks for; with `source`, its identity."""
+        return (*self.row, self.process)
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """What it is of, whichever process measured it."""
         return (self.family, self.case, self.provider)
+
+    @property
+    def processes(self) -> tuple["RunRecord", ...]:
+        """It and its further ones, one a process."""
+        return (self, *self.further)
 
     @property
     def promise(self) -> str:
@@ -219,6 +244,7 @@ class Context:
     gpu: str
     seed: int
     source: str
+    gpu_uuid: str = ""
 
 
 def record_of(
@@ -240,7 +266,9 @@ def record_of(
         label=job.label,
         source=context.source,
         seed=context.seed,
+        process=job.process,
         gpu=context.gpu,
+        gpu_uuid=context.gpu_uuid,
         prepacked=provider.prepacked,
         promised=_promised(provider),
         **facts,

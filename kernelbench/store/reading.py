@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.store.processes import together
 
 L = TypeVar("L", RunRecord, Measured)
 
@@ -38,7 +39,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> list[RunRecord]:
-    """The current records of a run: of each (family, case, provider) the newest.
+    """The current records of a run: of each (family, case, provider) one, with what every process
+    found last.
 
     They stand in the order in which their keys first came. A torn last line and lines that are
     damaged are left out; `read_with_problems` names those.
@@ -55,8 +57,16 @@ def read_with_problems(
     Raises KernelbenchError for a folder that holds no run.
     """
     problems: list[str] = []
-    current = {record.key: record for record in _scan(Path(path), problems, found)}
-    return list(current.values()), problems
+    return together(_current(_scan(Path(path), problems, found))), problems
+
+
+def read_apart(path: str | Path) -> list[RunRecord]:
+    """The current records of a run, those of its processes apart: of each key the newest."""
+    return _current(_scan(Path(path), []))
+
+
+def _current(records: Iterable[RunRecord]) -> list[RunRecord]:
+    return list({record.key: record for record in records}.values())
 
 
 def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:

@@ -20,6 +20,7 @@ from kernelbench.store.reading import (
     RESULTS_CSV,
     archived,
     read,
+    read_apart,
     read_manifest,
 )
 
@@ -104,6 +105,10 @@ class Store:
     def records(self) -> list[RunRecord]:
         """The current records, as `read` gives them."""
         return read(self.path)
+
+    def records_apart(self) -> list[RunRecord]:
+        """The current records of each process, as `read_apart` gives them."""
+        return read_apart(self.path)
 
     def close(self) -> None:
         """Let go of the directory."""

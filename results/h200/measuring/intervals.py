@@ -113,7 +113,7 @@ class Verdict:
 def verdict(jobs: list[dict[str, Any]]) -> Verdict:
     made = Verdict(median(ns for parts in jobs for block in parts["A"] for ns in block) / 1e3)
     for parts in jobs:
-        floor = noise_floor(parts["A"], parts['A"'])
+        floor = noise_floor((parts["A"], parts['A"']))
         same = ratio_interval(parts["A"], parts["A'"])
         made.covered += same.lo <= 1 <= same.hi
         made.declared += different(same, floor)

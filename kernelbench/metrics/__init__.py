@@ -1,0 +1,69 @@
+"""Every derived number, from records alone: of a record, as rows of a table, as files.
+
+A number that does not apply is None here and empty in tables and files, never 0.
+"""
+
+from kernelbench.metrics.files import (
+    append_csv,
+    csv_of,
+    csv_text,
+    dicts,
+    json_of,
+    rows_json,
+    to_csv,
+)
+from kernelbench.metrics.record import (
+    MIB,
+    Speedup,
+    best_other,
+    bytes_min,
+    clocked,
+    gbps,
+    hbm_saved_pct,
+    median_ns,
+    modelled_bytes,
+    noise_pct,
+    share_of_ceiling,
+    speedup,
+    tflops,
+    tightest,
+    timed,
+    timings,
+    worst_element,
+)
+from kernelbench.metrics.rows import axis_columns, csv_columns, frame, frame_of, rows_of
+from kernelbench.statistics import Interval, over_processes
+
+__all__ = [
+    "MIB",
+    "Interval",
+    "Speedup",
+    "append_csv",
+    "axis_columns",
+    "best_other",
+    "bytes_min",
+    "clocked",
+    "csv_columns",
+    "csv_of",
+    "csv_text",
+    "dicts",
+    "frame",
+    "frame_of",
+    "gbps",
+    "hbm_saved_pct",
+    "json_of",
+    "median_ns",
+    "modelled_bytes",
+    "noise_pct",
+    "over_processes",
+    "rows_json",
+    "rows_of",
+    "share_of_ceiling",
+    "speedup",
+    "tflops",
+    "tightest",
+    "timed",
+    "timings",
+    "to_csv",
+    "worst_element",
+]

@@ -1,0 +1,112 @@
+"""The canonical CSV, and rows for JSON."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernelbench.metrics.rows import IDENTITY, RESULT, csv_columns, frame
+from kernelbench.spec import KernelbenchError, RunRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def to_csv(records: Sequence[RunRecord], path: Path) -> None:
+    """Write the canonical CSV in UTF-8.
+
+    The file is replaced in one step, so a reader or a crash never meets half of it.
+    Raises KernelbenchError when it cannot be written.
+    """
+    _replace(path, csv_text(records))
+
+
+def append_csv(records: Sequence[RunRecord], path: Path) -> None:
+    """Add the rows of one job: all its records, since speedups are formed among them.
+
+    Costs what the job costs, not what the file holds; a job that brings a new axis has the file
+    rewritten with that column. This file is for reading along: rows that were measured again
+    stay, and a kill may tear the last one, until the next `to_csv`.
+    Raises KernelbenchError when it cannot be written.
+    """
+    if not path.exists():
+        return to_csv(records, path)
+    ours = csv_columns(records)
+    rows = [dict(zip(ours, cells, strict=True)) for cells in _cells(frame(records))]
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, restval="")
+        header = list(reader.fieldnames or [])
+        if set(ours) <= set(header):
+            return _write(path, "ab", _text([row.get(n, "") for n in header] for row in rows))
+        rows = [*reader, *rows]
+    axes = [n for n in (*header, *ours) if n not in (*IDENTITY, *RESULT)]
+    columns = [*IDENTITY, *dict.fromkeys(axes), *RESULT]
+    return _replace(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
+
+
+def csv_text(records: Sequence[RunRecord], against: str = "") -> str:
+    """The canonical CSV: RFC 4180, floats to 6 significant digits, NaN empty."""
+    return csv_of(frame(records, against))
+
+
+def csv_of(table: "DataFrame") -> str:
+    """A `frame` as `csv_text` gives it."""
+    return _text([list(table.columns), *_cells(table)])
+
+
+def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The rows of `frame`, as `json_of` gives them."""
+    return json_of(frame(records))
+
+
+def dicts(table: "DataFrame") -> list[dict[str, Any]]:
+    """The rows of a `frame`, by the names of its columns."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def json_of(table: "DataFrame") -> list[dict[str, Any]]:
+    """The rows of a `frame` for strict JSON: floats in full, null where a number does not apply,
+    and the text "inf" for what JSON has no number for."""
+    rows = _plain(table).to_dict("records")
+    ends = (math.inf, -math.inf)
+    return [{str(k): str(v) if v in ends else v for k, v in row.items()} for row in rows]
+
+
+def _plain(table: "DataFrame") -> "DataFrame":
+    """In types of Python, with None where a number does not apply."""
+    return table.astype(object).where(table.notna(), None)
+
+
+def _cells(table: "DataFrame") -> list[list[str]]:
+    rows = _plain(table).itertuples(index=False, name=None)
+    return [[_cell(value) for value in row] for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _text(rows: Iterable[Iterable[str]]) -> str:
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    _write(part, "wb", text)
+    part.replace(path)
+
+
+def _write(path: Path, how: str, text: str) -> None:
+    try:
+        with path.open(how) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None

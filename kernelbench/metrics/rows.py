@@ -1,0 +1,182 @@
+"""The table of all derived numbers: one row a record, as plain rows and as a frame."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from kernelbench import times
+from kernelbench.metrics import record as of
+from kernelbench.spec import Role, RunRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+# fmt: off
+IDENTITY = [
+    "schema", "run_id", "utc", "family", "provider", "role", "accuracy", "mode", "dtype",
+    "case", "label",
+]
+RESULT = [
+    "status", "reason", "flags", "timer", "samples", "processes", "median_us", "lo_us", "hi_us",
+    "kernel_us", "p20_us", "p80_us", "iqr_pct", "host_us", "graph_us", "compile_s", "config",
+    "speedup", "speedup_lo", "speedup_hi", "speedup_each",
+    "speedup_best", "speedup_best_lo", "speedup_best_hi", "speedup_best_each", "best_other",
+    "noise_pct", "flops", "bytes_min", "model_read_mib", "model_write_mib",
+    "hbm_saved_pct", "gbps", "tflops", "sol_pct", "bound", "peak_mem_mib", "error_rel",
+    "error_max", "error_budget", "baseline_error", "cosine", "promised", "unproven", "sm_mhz",
+    "power_w", "temp_c", "gpu", "gpu_uuid", "method",
+]
+_WHOLE = {"schema", "samples", "processes", "flops", "bytes_min", "method"}
+_TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", "gpu"}
+_TEXT |= {"promised", "unproven", "gpu_uuid", "speedup_each", "speedup_best_each"}
+# fmt: on
+
+
+def csv_columns(records: Sequence[RunRecord]) -> list[str]:
+    """The columns of `frame(records)` in their order."""
+    return [*IDENTITY, *axis_columns([r.axes for r in records]), *RESULT]
+
+
+def axis_columns(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Column → axis. An axis that is named like another column is called `axis_<name>`."""
+    axes = dict.fromkeys(chain(*cases))
+    taken = {*IDENTITY, *RESULT}
+    return {f"axis_{a}" if a in taken else a: a for a in axes if a not in ("dtype", "mode")}
+
+
+def frame(records: Sequence[RunRecord], against: str = "") -> "DataFrame":
+    """One row a record in their order, every column of results/README.md in its order.
+
+    against: the provider that `speedup` and `hbm_saved_pct` hold up, instead of the baseline.
+    """
+    return frame_of(rows_of(records, against))
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> "DataFrame":
+    """The frame of `rows_of`, of one run or of several.
+
+    Whole numbers are `Int64`, real ones `float64` with NaN where they do not apply, text is ""
+    there; axes take the narrowest of these that holds their values.
+    """
+    import pandas as pd
+
+    axes = axis_columns(row["axes"] for row in rows)
+    columns: dict[str, Series[Any]] = {}
+    for name in (*IDENTITY, *axes, *RESULT):
+        values: list[Any] = [row.get(name) for row in rows]
+        if name in axes:
+            values = [row["axes"].get(axes[name]) for row in rows]
+            columns[name] = pd.Series(values, dtype=_axis_dtype(values))
+        elif name in _TEXT or name in IDENTITY[1:]:
+            text = ["" if value is None else str(value) for value in values]
+            columns[name] = pd.Series(text, dtype="object")
+        else:
+            columns[name] = pd.Series(values, dtype="Int64" if name in _WHOLE else "float64")
+    return pd.DataFrame(columns)
+
+
+def _axis_dtype(values: list[Any]) -> Any:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "Int64"
+    return "float64" if kinds and kinds <= {int, float} else "object"
+
+
+def _is_yardstick(record: RunRecord, against: str) -> bool:
+    return record.provider == against if against else record.role is Role.baseline
+
+
+def rows_of(records: Sequence[RunRecord], against: str = "") -> list[dict[str, Any]]:
+    """What `frame_of` makes a frame from: a record a row in plain types, its `axes` apart. The
+    records of one group must come together; those of several runs may come run by run."""
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
+    models: dict[tuple[str, ...], RunRecord] = {}
+    for record in records:
+        case = (record.run_id, record.family, record.case)
+        groups.setdefault((*case, record.group), []).append(record)
+        if _is_yardstick(record, against) and record.traffic is not None:
+            models[case] = record
+    rows = {
+        id(record): {**_facts(record, models.get(key[:3])), **found}
+        for key, group in groups.items()
+        for record, found in zip(group, _comparisons(group, against), strict=True)
+    }
+    return [rows[id(record)] for record in records]
+
+
+def _comparisons(group: list[RunRecord], against: str) -> Iterator[dict[str, Any]]:
+    """What holds between the records of one group. Its noise is always the baseline's."""
+    ran_twice = next((r for r in group if r.role is Role.baseline), None)
+    noise = of.noise_pct(ran_twice) if ran_twice and ran_twice.group else None
+    baseline = next((r for r in group if _is_yardstick(r, against)), None)
+    bests = {accuracy: of.best_other(group, accuracy) for accuracy in {r.accuracy for r in group}}
+    for record in group:
+        best = bests[record.accuracy]
+        found = _against(record, baseline, "speedup")
+        if best is baseline:
+            again = {f"speedup_best{k.removeprefix('speedup')}": v for k, v in found.items()}
+        else:
+            again = _against(record, best, "speedup_best")
+        named = best.provider if best and again else None
+        noted = noise if of.timed(record) else None
+        yield {**found, **again, "best_other": named, "noise_pct": noted}
+
+
+def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[str, float | str]:
+    if other is record:
+        return {column: 1.0} if of.timed(record) and record.group else {}
+    found = of.speedup(record, other) if other else None
+    if found is None:
+        return {}
+    over, several = found.over, len(found.each) > 1
+    return {
+        column: over.mid,
+        f"{column}_lo": over.lo,
+        f"{column}_hi": over.hi,
+        f"{column}_each": ";".join(f"{ratio:.6g}" for ratio in found.each) if several else "",
+    }
+
+
+def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
+    """What follows from one record, and the baseline's byte model beside it."""
+    share, model, near = of.share_of_ceiling(record), of.modelled_bytes(record), of.tightest(record)
+    more = ["prepacked"] if record.prepacked else []
+    if record.timing and times.differs_when_traced(record.timing):
+        more.append("differs-when-traced")
+    same = (*IDENTITY, "status", "reason", "gpu", "gpu_uuid", "method")
+    return {
+        **{name: getattr(record, name) for name in same},
+        "axes": dict(record.axes),
+        "flags": ";".join((*record.flags, *more)),
+        **times.columns(of.timings(record)),
+        "compile_s": record.compile_s,
+        "config": " ".join(f"{k}={v}" for k, v in (record.config or {}).items()),
+        "flops": record.flops,
+        "bytes_min": of.bytes_min(record),
+        "model_read_mib": model[0] / of.MIB if model else None,
+        "model_write_mib": model[1] / of.MIB if model else None,
+        "hbm_saved_pct": of.hbm_saved_pct(record, baseline) if baseline else None,
+        "gbps": of.gbps(record),
+        "tflops": of.tflops(record),
+        "sol_pct": share[0] if share else None,
+        "bound": share[1] if share else None,
+        "peak_mem_mib": None if record.peak_bytes is None else record.peak_bytes / of.MIB,
+        "error_rel": of.finite(near.rel) if near else None,
+        "error_max": of.worst_element(record),
+        "error_budget": near.rel_budget if near else None,
+        "baseline_error": near.baseline_rel if near else None,
+        "cosine": near.cosine if near else None,
+        "promised": record.promise,
+        "unproven": record.unproven,
+        **{name: _told(record, name) for name in ("sm_mhz", "power_w", "temp_c")},
+    }
+
+
+def _told(record: RunRecord, name: str) -> float | None:
+    """The median of what telemetry told of its processes."""
+    told = [(each.telemetry or {}).get(name) for each in record.processes]
+    found = [value for value in told if value is not None]
+    return median(found) if found else None

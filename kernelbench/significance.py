@@ -1,0 +1,93 @@
+"""What is beyond chance: Student's t, false discoveries in a table, changes of level."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from math import inf, lgamma, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def two_sided_p(t: Floats, degrees: Floats) -> Floats:
+    """The probability that Student's t of so many degrees of freedom is as far from 0."""
+    t, degrees = np.broadcast_arrays(np.asarray(t, np.float64), np.asarray(degrees, np.float64))
+    near = degrees / (degrees + t * t)
+    return _beta_share(degrees / 2, np.full(t.shape, 0.5), near)
+
+
+def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz)."""
+    swap = x > (a + 1) / (a + b + 2)
+    p, q, y = np.where(swap, b, a), np.where(swap, a, b), np.where(swap, 1 - x, x)
+    c, d = np.ones(y.shape), 1 / (1 - (p + q) * y / (p + 1))
+    found = d
+    for m in range(1, 100):
+        for term in (
+            m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m)),
+            -(p + m) * (p + q + m) * y / ((p + 2 * m) * (p + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            found = found * d * c
+    sizes = [lgamma(u + v) - lgamma(u) - lgamma(v) for u, v in zip(p.flat, q.flat, strict=True)]
+    with np.errstate(divide="ignore"):
+        front = np.exp(np.reshape(sizes, y.shape) + p * np.log(y) + q * np.log1p(-y)) / p
+    return np.asarray(np.where(swap, 1 - front * found, front * found))
+
+
+@cache
+def t_reach(degrees: int) -> float:
+    """How far 95 % of Student's t of so many degrees of freedom lie from 0."""
+    lo, hi = 1.9, 13.0
+    for _ in range(50):
+        mid = (lo + hi) / 2
+        beyond = float(two_sided_p(np.array(mid), np.array(float(degrees))))
+        lo, hi = (mid, hi) if beyond > 0.05 else (lo, mid)
+    return hi
+
+
+def false_discovery(p: Floats) -> Floats:
+    """Benjamini and Hochberg's adjusted p: calling a change wherever it is ≤ q keeps the expected
+    share of false calls among all calls ≤ q, over the whole table."""
+    order = np.argsort(p)[::-1]
+    ranks = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.minimum.accumulate(p[order] * len(p) / ranks))
+    return adjusted
+
+
+def change_points(
+    values: Sequence[float], error: float, least: float, *, series: int = 1
+) -> list[int]:
+    """Where a new level begins, as places in `values`; a level holds at least two of them.
+
+    The partition into levels with the least (squared distances from the means) / error² plus
+    3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least` are taken
+    back, the smallest first. error: standard deviation of a value about its level, above 0.
+    series: how many are searched at once, any of which may look changed by chance.
+    """
+    n = len(values)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    squares = np.concatenate([[0.0], np.cumsum(np.square(values))])
+    best, cut = np.full(n + 1, inf), np.zeros(n + 1, np.int64)
+    best[0] = 0.0
+    for end in range(2, n + 1):
+        start = np.arange(end - 1)
+        mean = (sums[end] - sums[start]) / (end - start)
+        off = squares[end] - squares[start] - (end - start) * mean**2
+        cost = best[start] + off / error**2 + 3 * log(n) + 2 * log(series)
+        cut[end] = start[np.argmin(cost)]
+        best[end] = cost.min()
+    found, end = list[int](), n
+    while n > 1 and (end := int(cut[end])):
+        found.insert(0, end)
+    while found:
+        edges = [0, *found, n]
+        levels = [float(np.mean(values[a:b])) for a, b in pairwise(edges)]
+        steps = [abs(b - a) for a, b in pairwise(levels)]
+        if min(steps) >= least:
+            break
+        del found[steps.index(min(steps))]
+    return found
