@@ -29,6 +29,7 @@ from kernelbench.compare.verdicts import compare
 from kernelbench.significance import false_discovery, t_reach, two_sided_p
 from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, Status, Traffic, UsageError
 from kernelbench.statistics import log_medians
+from kernelbench.store.processes import together
 
 AA = Path(__file__).parent.parent / "results" / "h200" / "aa"
 VERSIONS = {"torch": "2.11.0", "triton": "3.6.0"}
@@ -240,6 +241,23 @@ def test_several_runs_a_side_narrow_the_interval() -> None:
     assert alone == pytest.approx(0.0136, abs=0.002)  # 2.306 · √2 · 0.4 % and a little
     several = arm(compare(side("a", *[job()] * 4), side("b", *[job()] * 4)))
     assert several < alone / 2.5
+
+
+def test_processes_of_a_run_count_as_runs_do() -> None:
+    times = {"a": (100, 106, 94), "b": (106, 112, 100)}
+    apart = {name: [job(us) for us in some] for name, some in times.items()}
+    whole = {
+        name: [
+            replace(r, process=n, group=f"g{n}") for n, some in enumerate(jobs) for r in some
+        ]
+        for name, jobs in apart.items()
+    }  # fmt: skip
+    of_runs = compare(side("a", *apart["a"]), side("b", *apart["b"]))
+    of_processes = held(together(whole["a"]), together(whole["b"]))
+    assert row(of_processes) == row(of_runs)
+    assert (row(of_processes).processes_a, row(of_processes).processes_b) == (3, 3)
+    assert [s.processes for s in (of_processes.a, of_processes.b)] == [3, 3]
+    assert "measured from 3 + 3 of them" in " ".join(telling.notes(of_processes))
 
 
 def test_runs_that_lie_apart_widen_it() -> None:

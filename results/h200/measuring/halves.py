@@ -4,8 +4,8 @@
 
 Each ratio of two providers inside one process, and each median, is formed from the earlier and
 from the later half of its rounds; they disagree where the two 95 % intervals do not meet. Of calls
-whose samples are independent, 5 in 1000 do. Rows whose card was slowed by its power or thermal limit are counted
-apart.
+whose samples are independent, 5 in 1000 do. Rows whose card was slowed by its power or thermal
+limit are counted apart.
 """
 
 import sys
