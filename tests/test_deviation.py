@@ -329,6 +329,19 @@ def test_of_few_elements_a_baseline_may_be_right_by_chance() -> None:
         assert judged(few, DType.bf16, base=lucky).rel_budget == pytest.approx(most)
 
 
+def test_a_baseline_may_lose_a_part_that_is_below_the_rounding_of_the_rest() -> None:
+    """As eager PyTorch the attention of one sample whose c_out is 0.002; not all of it."""
+    wider = dict.fromkeys(("scale", "row_scale", "column_scale", "peak"), 480.0)
+    faint = replace(even(1.1), part=0.0021, **wider)
+    base = replace(faint, slopes=(Slope(-0.18, 0, 0),))
+    assert judged(base, DType.bf16, base=base).ok
+    zero = replace(faint, slopes=(Slope(-1.0, 0, 0),))
+    assert not judged(zero, DType.bf16, base=base).ok
+    wide = replace(even(2e-3), slopes=(Slope(-0.18, 0, 0),))
+    assert not judged(wide, DType.bf16, base=wide).ok  # where all of it is computed
+    assert judged(base, DType.bf16).slope_budget == CEILING[DType.bf16]
+
+
 def test_the_slope_nearest_to_its_budget_is_told() -> None:
     found = replace(even(0), slopes=(Slope(1e-3, 1e-3), Slope(-4e-4, 0.0)))
     error = judged(found, DType.bf16, base=replace(even(0), slopes=(Slope(), Slope())))
