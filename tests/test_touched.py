@@ -79,18 +79,25 @@ LEFT_OUT["rcm_attention", "triton_int8_prepacked"] = LEFT_OUT["rcm_attention", "
 COMPILED, GPU = "compile", "GPU|not installed|sm_90"
 UNCOUNTED = {
     ("rms_norm", "compile"): COMPILED,
+    ("rms_norm", "compile_max_autotune"): GPU,
     ("rms_norm", "liger"): GPU,
     ("rms_norm", "quack"): GPU,
+    ("rms_norm", "quack_tuned"): GPU,
     ("rotary", "torch_fused"): COMPILED,
+    ("rotary", "compile_max_autotune"): GPU,
     ("rotary", "liger"): GPU,
     ("rotary", "quack"): GPU,
     ("rcm_attention", "torch_fused"): COMPILED,
+    ("rcm_attention", "compile_max_autotune"): GPU,
     ("rcm_attention", "fa3"): GPU,
+    ("rcm_attention", "fa3_fp8"): GPU,
+    ("rcm_attention", "fa3_fp8_prepacked"): GPU,
     ("rcm_attention", "fa4"): GPU,
     ("rcm_attention", "sage1"): GPU,
     ("rcm_layer", "compile"): COMPILED,
     ("rcm_layer", "compile_max_autotune"): GPU,
     ("dit_block", "compile"): COMPILED,
+    ("dit_block", "compile_max_autotune"): GPU,
 }
 
 

@@ -108,7 +108,8 @@ class Plain(Silent):
 
     def job(self, job: Job, number: int, total: int) -> None:
         label = f"  {job.label}" if job.label else ""
-        self._line(f"[{number}/{total}] {job.id}{label}")
+        again = f"  in process {job.process + 1}" if job.process else ""
+        self._line(f"[{number}/{total}] {job.id}{again}{label}")
 
     def at(self, provider: str, phase: str) -> None:
         if self._verbose and (provider, phase) != self._last:
@@ -154,7 +155,7 @@ class LiveView(Plain):
         return Group(table, now, self._bar)
 
     def job(self, job: Job, number: int, total: int) -> None:
-        self._job = job.id
+        self._job = f"{job.id} in process {job.process + 1}" if job.process else job.id
         self._bar.update(self._task, completed=number - 1, total=total)
         self._live.update(self._view())
 
