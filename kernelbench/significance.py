@@ -1,14 +1,18 @@
 """What is beyond chance: Student's t, false discoveries in a table, changes of level."""
 
+from bisect import insort
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from math import inf, lgamma, log
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+FARTHEST = 4.0  # standard deviations that a value of a series is counted as, at most
 
 
 def two_sided_p(t: Floats, degrees: Floats) -> Floats:
@@ -63,31 +67,45 @@ def change_points(
 ) -> list[int]:
     """Where a new level begins, as places in `values`; a level holds at least two of them.
 
-    The partition into levels with the least (squared distances from the means) / error² plus
-    3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least` are taken
-    back, the smallest first. error: standard deviation of a value about its level, above 0.
-    series: how many are searched at once, any of which may look changed by chance.
+    The partition into levels with the least Σ min(distance from the level's median, 4 · error)² /
+    error² plus 3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least`
+    are taken back, the smallest first. One value far off costs less than the levels around it
+    would, however far it lies.
+
+    error: standard deviation of a value about its level, above 0. series: how many are searched at
+    once, any of which may look changed by chance.
     """
     n = len(values)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    squares = np.concatenate([[0.0], np.cumsum(np.square(values))])
-    best, cut = np.full(n + 1, inf), np.zeros(n + 1, np.int64)
-    best[0] = 0.0
+    each = 3 * log(n) + 2 * log(series) if n else 0.0
+    costs = _costs([value / error for value in values])
+    best, cut = [0.0, inf], [0, 0]
     for end in range(2, n + 1):
-        start = np.arange(end - 1)
-        mean = (sums[end] - sums[start]) / (end - start)
-        off = squares[end] - squares[start] - (end - start) * mean**2
-        cost = best[start] + off / error**2 + 3 * log(n) + 2 * log(series)
-        cut[end] = start[np.argmin(cost)]
-        best[end] = cost.min()
+        totals = [best[start] + costs[start][end] + each for start in range(end - 1)]
+        cut.append(min(range(end - 1), key=totals.__getitem__))
+        best.append(totals[cut[end]])
     found, end = list[int](), n
-    while n > 1 and (end := int(cut[end])):
+    while n > 1 and (end := cut[end]):
         found.insert(0, end)
     while found:
         edges = [0, *found, n]
-        levels = [float(np.mean(values[a:b])) for a, b in pairwise(edges)]
+        levels = [median(values[a:b]) for a, b in pairwise(edges)]
         steps = [abs(b - a) for a, b in pairwise(levels)]
         if min(steps) >= least:
             break
         del found[steps.index(min(steps))]
+    return found
+
+
+def _costs(values: Sequence[float]) -> list[list[float]]:
+    """Of each part of them, [start][end], the squared distances from its median, none above
+    FARTHEST²; values are in standard deviations."""
+    found = []
+    for start in range(len(values)):
+        ordered, row = list[float](), [0.0] * (len(values) + 1)
+        for end in range(start, len(values)):
+            insort(ordered, values[end])
+            some, half = np.asarray(ordered), len(ordered) // 2
+            middle = (ordered[half] + ordered[~half]) / 2
+            row[end + 1] = float(np.minimum(np.square(some - middle), FARTHEST**2).sum())
+        found.append(row)
     return found

@@ -17,7 +17,7 @@ from test_compare import AA, job, kb, saved
 
 from kernelbench import metrics
 from kernelbench.compare import trends
-from kernelbench.compare.history import FACTS, Series, Wanted, series
+from kernelbench.compare.history import FACTS, LEAST_STEP, Series, Wanted, series
 from kernelbench.compare.sides import Run, read_runs
 from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError
@@ -91,6 +91,60 @@ def test_a_slowdown_is_marked_with_its_size_and_its_first_run() -> None:
     assert "│" in trends.bars(stepped)
     assert trends.bars(stepped).index("│") == 8
     assert "│" not in trends.bars(flat)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 250])
+def test_one_outlier_is_no_level_wherever_it_lies(rows: int) -> None:
+    random, marked = np.random.default_rng(rows), 0
+    for _ in range(300):
+        values = random.normal(0, 0.003, 12)
+        values[random.integers(12)] += 0.05
+        marked += bool(change_points(values.tolist(), 0.003, LEAST_STEP, series=rows))
+    assert marked <= 3
+
+
+@pytest.mark.parametrize("rows", [1, 13, 250])
+@pytest.mark.parametrize("before", [4, 10, 30])
+def test_a_step_of_2_percent_is_found_within_two_runs(before: int, rows: int) -> None:
+    random, found = np.random.default_rng(before), 0
+    for _ in range(200):
+        values = random.normal(0, 0.003, before + 2)
+        values[before:] += 0.02
+        found += change_points(values.tolist(), 0.003, LEAST_STEP, series=rows) == [before]
+    assert found >= 190
+
+
+def test_through_runs_an_outlier_is_none_and_a_step_is_one() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        factors = random.normal(1, 0.003, 12)
+        factors[random.integers(12)] *= 1.05
+        assert one(runs_of([*factors])).changes == ()
+    steps = [*random.normal(1, 0.003, 10), *random.normal(1.02, 0.003, 2)]
+    assert [p.run for p in one(runs_of(steps)).changes] == ["run10"]
+
+
+@pytest.mark.parametrize(
+    "facts", [{"gpu_uuid": "GPU-2"}, {"method": 1}, {"gpu": "NVIDIA H100"}, {"suite": "other"}]
+)
+def test_another_card_suite_or_method_is_another_series(facts: dict[str, Any]) -> None:
+    runs = runs_of([1, 1, 1, 1.1, 1.1, 1.1])
+    manifests = [{"suite": "s"}] * 3 + [{"suite": facts.get("suite", "s")}] * 3
+    known = {name: value for name, value in facts.items() if name != "suite"}
+    later = [replace(r, records=tuple(replace(x, **known) for x in r.records)) for r in runs[3:]]
+    apart = [replace(r, manifest=m) for r, m in zip([*runs[:3], *later], manifests, strict=True)]
+    found = [s for s in series(apart, "median_us", Wanted()) if s.provider == "triton"]
+    assert [len(s.points) for s in found] == [3, 3]
+    assert not any(s.changes for s in found)
+
+
+def test_rows_of_one_run_are_folded(folder: Path) -> None:
+    few = job(case="only-once", run_id="run99")
+    saved(folder / "one-more", few)
+    shown = kb("history", folder).stdout
+    assert "only-once" not in shown
+    assert "3 rows that have one run: --format csv lists them" in shown
+    assert "only-once" in kb("history", folder, "--format", "csv").stdout
 
 
 def test_runs_stand_in_the_order_of_time_whatever_their_names() -> None:

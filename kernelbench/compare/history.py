@@ -20,6 +20,10 @@ _CLOCKED = (*_TIMES, "host_us", "samples", "iqr_pct")
 _RATES = ("gbps", "tflops", "sol_pct")
 
 
+# family, case, provider, GPU, its UUID, suite, method
+Key = tuple[str, str, str, str, str, str, int]
+
+
 @dataclass(frozen=True)
 class Point:
     """What one run says. change: of the level that begins here against the one before, as a share
@@ -33,15 +37,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A metric of one (family, case, provider) on one GPU, run by run.
+    """A metric of one (family, case, provider) on one card, in one suite and by one method, run by
+    run: what neighbours a job has in its suite, and how it is timed, moves its times as well.
 
-    error: the standard deviation, as a share, of a run about its level that was reckoned with.
+    gpu_uuid: "" where the runs do not say. error: the standard deviation, as a share, of a run
+        about its level that was reckoned with.
     """
 
     family: str
     case: str
     provider: str
     gpu: str
+    gpu_uuid: str
+    suite: str
+    method: int
     metric: str
     points: tuple[Point, ...]
     error: float
@@ -79,18 +88,20 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
                 raise UsageError(
                     f"--{option}: no {option} {name!r} in these runs{suggest(name, set(names))}"
                 )
-    found: dict[tuple[str, ...], list[tuple[RunRecord, Point]]] = {}
+    found: dict[Key, list[tuple[RunRecord, Point]]] = {}
     for run in runs:
+        suite = str(run.manifest.get("suite") or "")
         for record, value in _values(run, metric):
             if _asked(record, wanted):
                 point = Point(run.path.name, record.utc, value)
-                found.setdefault((*record.row, record.gpu), []).append((record, point))
+                where = (record.gpu, record.gpu_uuid, suite, record.method)
+                found.setdefault((*record.row, *where), []).append((record, point))
     if not found:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
     for rows in found.values():
         rows.sort(key=lambda row: (row[1].utc, row[1].run))
-    cases = list(dict.fromkeys((key[:2], key[3]) for key in found))
-    ordered = sorted(found, key=lambda key: cases.index((key[:2], key[3])))
+    cases = {case: n for n, case in enumerate(dict.fromkeys((k[:2], k[3:]) for k in found))}
+    ordered = sorted(found, key=lambda key: cases[key[:2], key[3:]])
     return [_series(key, metric, found[key], len(found)) for key in ordered]
 
 
@@ -121,9 +132,7 @@ def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
     ]
 
 
-def _series(
-    key: tuple[str, ...], metric: str, rows: Sequence[tuple[RunRecord, Point]], count: int
-) -> Series:
+def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], count: int) -> Series:
     """Levels are sought on a scale where steps are shares: of logarithms where all values are
     above 0, else of values over their median size."""
     points = [point for _, point in rows]
@@ -134,15 +143,14 @@ def _series(
     error = max(_scatter(scaled), _assumed(metric, [record for record, _ in rows]))
     starts = change_points(scaled, error, LEAST_STEP, series=count)
     edges = [0, *starts, len(values)]
-    levels = [math.fsum(scaled[a:b]) / (b - a) for a, b in pairwise(edges)]
+    levels = [median(scaled[a:b]) for a, b in pairwise(edges)]
     steps = [math.expm1(b - a) if logs else b - a for a, b in pairwise(levels)]
     changes = dict(zip(starts, steps, strict=True))
     marked = tuple(
         Point(point.run, point.utc, point.value, changes.get(place))
         for place, point in enumerate(points)
     )
-    family, case, provider, gpu = key
-    return Series(family, case, provider, gpu, metric, marked, error)
+    return Series(*key, metric, marked, error)
 
 
 def _scatter(values: Sequence[float]) -> float:

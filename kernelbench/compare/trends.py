@@ -16,7 +16,8 @@ from kernelbench.compare.sides import read_runs
 from kernelbench.compare.tables import LEAST, percent, time
 
 FORMATS = ("table", "json", "csv")
-COLUMNS = ("family", "case", "provider", "gpu", "metric", "run", "utc", "value", "change_pct")
+WHERE = ("gpu", "gpu_uuid", "suite", "method")
+COLUMNS = ("family", "case", "provider", *WHERE, "metric", "run", "utc", "value", "change_pct")
 MOST_BARS = 40
 MODELLED = ("flops", "bytes_min", "model_read_mib", "model_write_mib", "hbm_saved_pct")
 MIXED = ("gbps", "tflops", "sol_pct")  # a modelled amount over a measured time
@@ -54,7 +55,9 @@ def as_csv(found: Sequence[Series]) -> str:
     """One line a run of a series; the change stands where a new level begins."""
     lines = [
         (
-            *(one.family, one.case, one.provider, one.gpu, one.metric),
+            *(one.family, one.case, one.provider),
+            *(str(getattr(one, name)) for name in WHERE),
+            one.metric,
             *(point.run, point.utc, f"{point.value:.6g}"),
             "" if point.change is None else f"{point.change * 100:.6g}",
         )
@@ -76,9 +79,12 @@ def render(found: Sequence[Series], console: Console) -> None:
 
 def _print(found: Sequence[Series], console: Console) -> None:
     runs = {point.run for one in found for point in one.points}
-    gpus = dict.fromkeys(one.gpu for one in found)
+    told = {name: {getattr(one, name) for one in found} for name in WHERE}
+    apart = [name for name in WHERE if len(told[name]) > 1]
     metric, count = found[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    head = f"{metric}, {kind_of(metric)}, of {count}, {', '.join(gpus)}"
+    head = f"{metric}, {kind_of(metric)}, of {count}, {', '.join(sorted(told['gpu']))}"
+    alone = [one for one in found if len(one.points) == 1]
+    found = [one for one in found if len(one.points) > 1]
     console.print(Text(head, style="bold"))
     console.print()
     grid = Table(box=None, padding=(0, 2, 0, 0))
@@ -89,15 +95,19 @@ def _print(found: Sequence[Series], console: Console) -> None:
     grid.add_column("history", no_wrap=True)
     shown = ""
     for one in found:
-        gpu = one.gpu if len(gpus) > 1 else ""
-        case = " ".join(filter(None, [one.family, one.case, gpu]))
+        where = (f"{name} {getattr(one, name) or '—'}" for name in apart)
+        case = "  ".join([f"{one.family} {one.case}", *where])
         if case != shown:
             grid.add_row(Text(case, style="cyan"))
         shown = case
         grid.add_row(*map(Text, _cells(one)))
-    console.print(grid)
-    console.print()
-    _print_changes(found, console)
+    if found:
+        console.print(grid)
+        console.print()
+        _print_changes(found, console)
+    if alone:
+        plural = "rows that have" if len(alone) > 1 else "row that has"
+        console.print(Text(f"{len(alone)} {plural} one run: --format csv lists them"))
     console.print(Text(KINDS, style="dim"))
 
 
