@@ -19,6 +19,7 @@ from test_metrics import MIB, error, fused, ours, record, timing
 
 from kernelbench import claims, store
 from kernelbench.claims import Row, Verdict, arithmetic
+from kernelbench.claims.verdicts import judged
 from kernelbench.claims.words import Fault
 from kernelbench.report import claimed
 from kernelbench.spec import (
@@ -30,6 +31,7 @@ from kernelbench.spec import (
     Tool,
     Traffic,
 )
+from kernelbench.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests/data/claims.yaml"
@@ -110,9 +112,41 @@ def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:
     line = f"metric: speedup, value: 2.7, {PAIR}"
     assert judge(line, *pair(4)).verdict is Verdict.not_reproduced
     row = judge(line, record(timing=noisy), ours(timing=timing(4)))
-    assert row.verdict is Verdict.reproduced
+    assert row.verdict is Verdict.inconclusive
     assert row.found.value is not None
     assert row.found.value.hi == pytest.approx(2.5 * 1.1, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [
+        ((2.0, 1.95, 2.05), Verdict.reproduced),
+        ((2.0, 1.90, 2.10), Verdict.inconclusive),
+        ((1.2, 0.6, 2.1), Verdict.inconclusive),  # noise is no evidence for it, nor against it
+        ((1.9, 1.88, 1.92), Verdict.not_reproduced),
+        ((1.93, 1.92, 1.95), Verdict.inconclusive),
+        ((2.2, 2.1, 2.3), Verdict.better),
+        ((2.2, 2.0, 9.0), Verdict.inconclusive),
+    ],
+)
+def test_a_claim_is_reproduced_where_the_whole_interval_is_equivalent(
+    measured: tuple[float, float, float], verdict: Verdict
+) -> None:
+    claim = judge("metric: speedup, value: 2.00, decimals: 2").claim  # 1.94 to 2.06
+    assert judged(claim, Interval(*measured)) is verdict
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [
+        ((2.5, 2.1, 2.9), Verdict.reproduced),
+        ((2.1, 1.9, 2.3), Verdict.inconclusive),
+        ((1.9, 1.8, 1.99), Verdict.not_reproduced),
+    ],
+)
+def test_so_is_a_bound(measured: tuple[float, float, float], verdict: Verdict) -> None:
+    claim = judge("metric: speedup, value: 2.00, decimals: 2, bound: at_least").claim
+    assert judged(claim, Interval(*measured)) is verdict
 
 
 def test_the_noise_of_a_job_is_that_of_its_baseline_whatever_the_pair() -> None:

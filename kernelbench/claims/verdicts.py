@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     reproduced = "reproduced"
     better = "better"
     not_reproduced = "not reproduced"
+    inconclusive = "inconclusive"
     not_yet_measured = "not yet measured"
     not_comparable = "not comparable"
 
@@ -107,11 +108,13 @@ def _label(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> s
 
 
 def judged(claim: Claim, value: Interval) -> Verdict:
-    """`reproduced` where the interval of what was measured reaches what is accepted as the claim;
-    else which side of it."""
+    """A test of equivalence: `reproduced` where the whole interval of what was measured lies within
+    what is accepted as the claim, which side of it where none does, else `inconclusive`."""
     low, high = accepted(claim)
-    if value.lo <= high and low <= value.hi:
+    if low <= value.lo and value.hi <= high:
         return Verdict.reproduced
+    if value.lo <= high and low <= value.hi:
+        return Verdict.inconclusive
     above = value.lo > high
     return Verdict.better if above == claim.sort.more_is_better else Verdict.not_reproduced
 

@@ -30,6 +30,7 @@ STYLES = {
     claims.Verdict.better: "green",
     claims.Verdict.not_reproduced: "red",
 }
+BROKEN = {str(claims.Verdict.inconclusive): "incon-\nclusive"}  # heads that leave no room else
 Cells = tuple[str, ...]
 
 _GAP = 2
@@ -241,10 +242,11 @@ def _remarks(page: Page) -> Table:
 
 
 def _totals(rows: Sequence[claims.Row]) -> Table:
-    head, *lines = summary(rows)
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    for at, word in enumerate(head):
-        table.add_column(word, justify="right" if at else "left", no_wrap=not at)
+    heads, *lines = summary(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for at, word in enumerate(heads):
+        head = BROKEN.get(word) or "\n".join(word.rsplit(" ", 1))
+        table.add_column(head, justify="right" if at else "left", vertical="bottom", no_wrap=not at)
     for line in lines:
         table.add_row(*map(Text, line))
     return table
