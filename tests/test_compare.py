@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from kernelbench import store
 from kernelbench.cli import app
 from kernelbench.compare import formats, noise, tables, telling
+from kernelbench.compare.gate import FAIL_ON, KINDS, Gate, gate_of
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Run, Side, read_runs
-from kernelbench.compare.verb import limit_of
 from kernelbench.compare.verdicts import compare
 from kernelbench.significance import false_discovery, t_reach, two_sided_p
 from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, Status, Traffic, UsageError
@@ -100,7 +100,9 @@ def test_real_runs_of_one_build_raise_no_alarm(real: tuple[Run, ...], runs_a_sid
     verdicts = Counter(r.verdict for one in found for r in one.rows)
     assert set(verdicts) == {Verdict.same, Verdict.unsure}
     assert verdicts[Verdict.same] > 0.75 * verdicts.total()
-    assert not any(one.exit_code for one in found)
+    assert not any(row.regression for one in found for row in one.rows)
+    assert {one.exit_code for one in found} == {2}  # the rows below 50 µs are not known to 3 %
+    assert {one.judged for one in found} <= {10, 11} and {one.earlier for one in found} == {13}
     assert not any(one.differences for one in found)
 
 
@@ -116,7 +118,7 @@ def test_drawn_runs_of_one_build_raise_no_alarm_in_20_pairs(
         a, b = (drawn_side(n, real, runs_a_side, random, as_measured) for n in "ab")
         found = compare(a, b)
         assert not [r for r in found.rows if r.verdict.moved]
-        assert found.exit_code == 0
+        assert found.exit_code != 3
 
 
 @pytest.mark.parametrize("runs_a_side", [1, 3])
@@ -171,7 +173,7 @@ def test_a_change_beyond_noise_is_slower_or_faster_and_one_within_the_limit_is_t
 
 def test_same_says_that_the_whole_interval_is_within_the_limit() -> None:
     assert row(held(job(), job())).verdict is Verdict.same
-    tight = compare(side("a", job()), side("b", job()), limit_pct=1)
+    tight = compare(side("a", job()), side("b", job()), Gate(1))
     assert row(tight).verdict is Verdict.unsure  # one run a side does not tell 1 %
     short = held(job(3), job(3))
     assert row(short).verdict is Verdict.unsure  # nor 3 % of 3 µs
@@ -179,9 +181,9 @@ def test_same_says_that_the_whole_interval_is_within_the_limit() -> None:
 
 def test_the_limit_is_the_callers() -> None:
     before, after = side("a", job()), side("b", job(108))
-    assert compare(before, after, limit_pct=3).exit_code == 3
-    assert compare(before, after, limit_pct=10).exit_code == 0
-    assert compare(before, side("b", job(90)), limit_pct=3).exit_code == 0
+    assert compare(before, after, Gate(3)).exit_code == 3
+    assert compare(before, after, Gate(10)).exit_code == 0
+    assert compare(before, side("b", job(90)), Gate(3)).exit_code == 0
 
 
 def test_rows_that_statuses_settle() -> None:
@@ -193,7 +195,7 @@ def test_rows_that_statuses_settle() -> None:
         (wrong, kernel, Verdict.fixed, 0),
         (wrong, wrong, Verdict.bad, 0),
         (skipped, kernel, Verdict.new, 0),
-        (kernel, skipped, Verdict.gone, 0),
+        (kernel, skipped, Verdict.gone, 3),
     ):
         found = held([base, compiled, before], [base, compiled, after])
         assert (row(found).verdict, found.exit_code) == (verdict, code)
@@ -371,7 +373,7 @@ def test_an_environment_excuses_no_more_than_it_took() -> None:
     assert (within.cause, within.regression) == ("environment", False)
     assert (beyond.cause, beyond.regression) == ("this provider", True)
     assert beyond.why == "baseline +6.0%; same source"
-    wide = compare(side("a", job()), side("b", job(112, 424)), limit_pct=8)
+    wide = compare(side("a", job()), side("b", job(112, 424)), Gate(8))
     assert (row(wide).cause, wide.exit_code) == ("environment", 0)
 
 
@@ -401,7 +403,7 @@ def test_a_move_with_other_versions_is_theirs_and_the_manifests_are_told_apart()
 def test_another_gpu_is_named_and_nothing_slower_is_a_regression() -> None:
     found = held(job(), job(200, 800, gpu="NVIDIA H100"))
     assert {r.cause for r in found.rows} == {"GPU"}
-    assert found.exit_code == 0
+    assert (found.exit_code, "no GPU in common" in found.undecided) == (2, True)
     assert "gpu: NVIDIA H200 → NVIDIA H100" in telling.differing(found)
     wrong = job(gpu="NVIDIA H100")
     wrong[2] = replace(wrong[2], status=Status.incorrect, timing=None)
@@ -483,10 +485,88 @@ def test_the_table_fits(real: tuple[Run, ...], width: int) -> None:
     ["", "slower", "slower:", "slower:3", "slower:-1%", "slower:0%", "faster:3%", "slower:x%",
      "slower:1e9%", "slower:3%,", "slower:9999%", "slower:٣%"],
 )  # fmt: skip
-def test_a_limit_that_is_none(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no limit; it is slower:PERCENT%, .* slower:3%"):
-        limit_of(text)
-    assert limit_of("slower:0.5%") == 0.5
+def test_a_gate_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--fail-on: .* is none of slower, .* slower:PERCENT%"):
+        gate_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "%", "101%", "-1%", "most", "1e9", "nan"])
+def test_a_least_share_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--least: "):
+        gate_of(FAIL_ON, text)
+
+
+def test_what_a_gate_is() -> None:
+    assert gate_of(FAIL_ON) == Gate() == Gate(3.0, frozenset(KINDS), 90.0)
+    assert gate_of("slower:0.5%") == Gate(0.5, frozenset({"slower"}))
+    assert gate_of("broken, gone", "50") == Gate(3.0, frozenset({"broken", "gone"}), 50.0)
+
+
+def many(count: int, **facts: Any) -> list[RunRecord]:
+    return [r for n in range(count) for r in job(case=f"c{n}", group=f"g{n}", **facts)]
+
+
+def changed(records: list[RunRecord], **facts: Any) -> list[RunRecord]:
+    """Ours in the first case became something else."""
+    return [replace(r, **facts) if n == 2 else r for n, r in enumerate(records)]
+
+
+SLOW = timing(150)
+TABLE = [
+    ("our rows are missing", lambda rs: [r for r in rs if not r.role.ours], 3, "GONE  "),
+    ("one of 13 cases is left", lambda rs: rs[:3], 3, "GONE  "),
+    ("ok became skipped", lambda rs: changed(rs, status=Status.skipped, timing=None), 3, "GONE  "),
+    ("ungated and slower", lambda rs: changed(rs, timing=timing(150, timer="ungated")), 3,
+     "ungated in B"),
+    ("other work and slower", lambda rs: changed(rs, flops=2_000_001, timing=SLOW), 3,
+     "other work"),
+    ("shared and slower", lambda rs: changed(rs, flags=("shared",), timing=SLOW), 3,
+     "another process used the GPU in B"),
+    ("incorrect", lambda rs: changed(rs, status=Status.incorrect, timing=None), 3, "BROKEN  "),
+    ("another model of GPU", lambda rs: [replace(r, gpu="NVIDIA H100") for r in rs], 2,
+     "no GPU in common"),
+    ("the same", lambda rs: rs, 0, "no regression"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("after", "code", "told"), [row[1:] for row in TABLE],
+                         ids=[row[0] for row in TABLE])  # fmt: skip
+def test_nothing_is_green_because_nothing_was_looked_at(
+    after: Callable[[list[RunRecord]], list[RunRecord]], code: int, told: str, tmp_path: Path
+) -> None:
+    a = saved(tmp_path / "a", many(13))
+    b = saved(tmp_path / "b", after(many(13)))
+    done = kb("compare", a, b)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert (done.exit_code, told.strip() in said) == (code, True), said
+    found = json.loads(kb("compare", a, b, "--format", "json").stdout)
+    assert found["exit_code"] == code
+
+
+def test_findings_that_were_not_asked_for_fail_nothing_but_the_least_share_does() -> None:
+    fewer = [r for r in many(13) if not r.role.ours]
+    lost = held(many(13), fewer)
+    assert (lost.exit_code, lost.judged, lost.earlier) == (3, 26, 39)
+    quiet = compare(side("a", many(13)), side("b", fewer), gate_of("slower:3%,broken"))
+    assert quiet.exit_code == 2
+    assert "26 of the 39 rows" in quiet.undecided
+    assert compare(side("a", many(13)), side("b", fewer), gate_of("broken", "60%")).exit_code == 0
+
+
+def test_what_only_one_side_has_is_a_line_a_case(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a", many(2))
+    b = saved(tmp_path / "b", [*job(case="c0", group="g0"), *job(case="c9", group="g9")])
+    shown = kb("compare", a, b).stdout
+    assert shown.count("c1") == shown.count("c9") == 1
+    assert "GONE  rms_norm c1  eager, compile, triton" in shown
+    assert "NEW  rms_norm c9  eager, compile, triton" in shown
+
+
+def test_a_row_that_is_not_known_to_the_limit_is_not_judged() -> None:
+    found = held(job(3, 9), job(3, 9))  # of few µs, one run a side
+    assert row(found).verdict is Verdict.unsure
+    assert (found.judged, found.exit_code) == (0, 2)
+    assert compare(found.a, found.b, gate_of("slower:20%")).exit_code == 0
 
 
 def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
@@ -510,7 +590,7 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         ((a, older), "timed by different methods"),
         ((a, bare), f"schema {SCHEMA + 1}, this version reads schema {SCHEMA}"),
         ((a, host), "smoke runs"),
-        ((a, b, "--fail-on", "slower"), "--fail-on: 'slower' is no limit"),
+        ((a, b, "--fail-on", "slower"), "--fail-on: 'slower' is none of slower, broken"),
         ((a, b, "--format", "tabel"), "did you mean 'table'?"),
     ):
         done = kb("compare", *args)

@@ -122,8 +122,19 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="Before: a run, or a folder of runs.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="After: likewise, of another build.")],
     fail_on: Annotated[
-        str, typer.Option("--fail-on", metavar="slower:PCT%", help="Beyond it the exit code is 3.")
-    ] = "slower:3%",
+        str,
+        typer.Option(
+            "--fail-on",
+            metavar="KINDS",
+            help="Findings that make the exit code 3: slower:PCT%, broken, gone, unjudged.",
+        ),
+    ] = "slower:3%,broken,gone,unjudged",
+    least: Annotated[
+        str,
+        typer.Option(
+            metavar="PCT%", help="Of A's timed rows, those that must be judged, or it is 2."
+        ),
+    ] = "90%",
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="table, md, json or csv.")
     ] = "table",
@@ -131,7 +142,7 @@ def compare(
     """What became faster, slower or broken between two builds. Needs no GPU and no torch."""
     from kernelbench.compare import verb
 
-    raise typer.Exit(verb.verb(a, b, fail_on, form, console_of(), console_of(err=True)))
+    raise typer.Exit(verb.verb(a, b, fail_on, least, form, console_of(), console_of(err=True)))
 
 
 @app.command()

@@ -42,6 +42,11 @@ def as_json(found: Comparison) -> str:
         "a": _side(found.a),
         "b": _side(found.b),
         "limit_pct": found.limit_pct,
+        "fails_on": sorted(found.gate.fails),
+        "least_pct": found.gate.least_pct,
+        "earlier": found.earlier,
+        "judged": found.judged,
+        "undecided": found.undecided,
         "exit_code": found.exit_code,
         "one_gpu": found.one_gpu,
         "widened": found.widened,
@@ -80,6 +85,7 @@ def as_markdown(found: Comparison) -> str:
     """For a pull request: what moved, what else differs, and the whole table folded away."""
     lines = [
         f"**{telling.verdicts(found)}**",
+        *(["", _escaped(found.undecided)] if found.undecided else []),
         "",
         *(f"{_escaped(line)}  " for line in telling.title(found)),
         "",
@@ -87,13 +93,15 @@ def as_markdown(found: Comparison) -> str:
     if moved := telling.notable(found):
         lines += [*_rows(moved, causes=True), ""]
     for head, told in (
-        ("Not compared", telling.settled(found)),
+        ("No longer judged", telling.settled(found, regressed=True)),
+        ("Not compared", telling.settled(found, regressed=False)),
         ("What else differs", telling.differing(found)),
     ):
         if told:
             lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in told), ""]
-    lines += [f"<details><summary>All {len(found.rows)} rows</summary>", ""]
-    lines += [*_rows(found.rows), "", "</details>", ""]
+    shown = telling.both(found)
+    lines += [f"<details><summary>All {len(shown)} rows of both sides</summary>", ""]
+    lines += [*_rows(shown), "", "</details>", ""]
     lines += [f"{_escaped(note)}\n" for note in (*telling.notes(found), f"{telling.KINDS}.")]
     return "\n".join(lines)
 

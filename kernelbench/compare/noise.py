@@ -71,9 +71,10 @@ def launches(record: RunRecord) -> int:
 
 
 def gated(record: RunRecord) -> bool:
-    """Whether it is right and was timed behind a gate that held."""
+    """Whether it is right and was timed behind a gate that held, on a GPU of its own."""
     timing = record.timing
-    return record.status is Status.ok and timing is not None and timing.timer == "gated"
+    held = timing is not None and timing.timer == "gated" and "shared" not in record.flags
+    return record.status is Status.ok and held
 
 
 def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kernelbench.compare.attribution import Difference
+from kernelbench.compare.gate import Gate
 from kernelbench.compare.sides import Side
 from kernelbench.spec import Role
 
-LIMIT_PCT = 3.0
 Key = tuple[str, str, str, str]  # family, case, provider, GPU
 
 
@@ -80,7 +80,8 @@ class Row:
 class Comparison:
     """Every row, and what else differs between the sides.
 
-    limit_pct: see `compare`. widened: by what every interval was multiplied, because rows that
+    earlier: rows that A has times of; judged: those of them that have a verdict, or an interval
+    within the limit. widened: by what every interval was multiplied, because rows that
     are not ours lay farther apart than their errors allow.
     """
 
@@ -88,11 +89,36 @@ class Comparison:
     b: Side
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
-    limit_pct: float
+    gate: Gate
     one_gpu: bool
+    earlier: int
+    judged: int
     widened: float = 1.0
 
     @property
+    def limit_pct(self) -> float:
+        return self.gate.limit_pct
+
+    @property
+    def undecided(self) -> str:
+        """Why this says too little to pass; empty if it says enough."""
+        if not self.one_gpu:
+            return (
+                f"{self.a.name} is of {', '.join(self.a.gpus)}, {self.b.name} of "
+                f"{', '.join(self.b.gpus)}: no GPU in common, so times say nothing of a build. "
+                "Measure both on one"
+            )
+        if self.judged >= self.gate.least_pct / 100 * self.earlier:
+            return ""
+        return (
+            f"{self.judged} of the {self.earlier} rows that {self.a.name} has times of are judged "
+            f"to ± {self.limit_pct:g} %, fewer than {self.gate.least_pct:g} %. More processes or "
+            "runs a side judge more; or ask for less by --least, or by a wider slower:PCT%"
+        )
+
+    @property
     def exit_code(self) -> int:
-        """3 where a row regressed, else 0."""
-        return 3 if any(row.regression for row in self.rows) else 0
+        """3 where a row regressed, else 2 where too little is judged, else 0."""
+        if any(row.regression for row in self.rows):
+            return 3
+        return 2 if self.undecided else 0

@@ -110,7 +110,8 @@ def _tell(found: Comparison, console: Console) -> None:
                 console.print(Padding(Text(told), (0, 0, 0, 2)))
         console.print()
     for head, lines in (
-        ("Not compared", telling.settled(found)),
+        ("No longer judged", telling.settled(found, regressed=True)),
+        ("Not compared", telling.settled(found, regressed=False)),
         ("What else differs", telling.differing(found)),
     ):
         if lines:
@@ -126,14 +127,15 @@ def _tell(found: Comparison, console: Console) -> None:
 def _tables(found: Comparison, width: int) -> Iterator[Table]:
     """One a family, mode, dtype and GPU, all of the same columns and widths."""
     columns = [column for column in _COLUMNS if not column.wide or width >= WIDE]
-    timed = [row for row in found.rows if row.ratio is not None]
-    widths = [_width(column, found.rows, timed) for column in columns]
+    shown = telling.both(found)
+    timed = [row for row in shown if row.ratio is not None]
+    widths = [_width(column, shown, timed) for column in columns]
     rest = sum(widths) + 2 * len(widths)
-    names = max([len(_case(r)) for r in found.rows] + [len(r.provider) + 2 for r in found.rows])
+    names = max((max(len(_case(r)), len(r.provider) + 2) for r in shown), default=0)
     first = max(12, min(names, width - rest))
-    several = len({row.gpu for row in found.rows}) > 1
+    several = len({row.gpu for row in shown}) > 1
     parts: dict[tuple[str, ...], list[Row]] = {}
-    for row in found.rows:
+    for row in shown:
         part = (row.family, row.mode, row.dtype, *([row.gpu] if several else []))
         parts.setdefault(part, []).append(row)
     for part, rows in parts.items():

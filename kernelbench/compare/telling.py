@@ -32,7 +32,9 @@ def verdicts(found: Comparison) -> str:
     beyond = f"{worse or 'no'} regression{'s' * (worse > 1)} beyond {found.limit_pct:g} %"
     if not found.one_gpu:
         beyond = "two GPUs: nothing slower is a regression"
-        beyond += f"; {worse} broken" if worse else ""
+        beyond += f"; {worse} worse otherwise" if worse else ""
+    elif found.undecided:
+        beyond += f", but only {found.judged} of {found.earlier} rows are judged"
     return f"{len(found.rows)} row{'s' * (len(found.rows) != 1)}: {told}; {beyond}"
 
 
@@ -48,14 +50,26 @@ def reasons(row: Row) -> str:
     return f"{row.cause}{why}"
 
 
-def settled(found: Comparison) -> list[str]:
-    """Why a row has no times to compare, where that is known and it did not break."""
+def settled(found: Comparison, *, regressed: bool) -> list[str]:
+    """Why rows have no times to compare, where they did not break; a line a case and reason.
+
+    regressed: those that fail the gate, or the others.
+    """
     known = (Verdict.same, Verdict.unsure, *NOTABLE)
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for row in found.rows:
+        if row.verdict not in known and row.regression is regressed:
+            key = (f"{row.verdict}  {row.family} {row.case}", row.why)
+            parts.setdefault(key, []).append(row.provider)
     return [
-        f"{row.verdict}  {row.family} {row.case}  {row.provider}: {row.why}"
-        for row in found.rows
-        if row.verdict not in known and row.why
+        f"{head}  {', '.join(names)}{f': {why}' if why else ''}"
+        for (head, why), names in parts.items()
     ]
+
+
+def both(found: Comparison) -> list[Row]:
+    """The rows that both sides have."""
+    return [row for row in found.rows if row.verdict not in (Verdict.new, Verdict.gone)]
 
 
 def differing(found: Comparison) -> list[str]:

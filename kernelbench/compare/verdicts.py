@@ -9,9 +9,10 @@ import numpy as np
 
 from kernelbench.compare import noise
 from kernelbench.compare.attribution import Cause, Difference, Shift, cause, differences, why
+from kernelbench.compare.gate import Gate
 from kernelbench.compare.noise import Seen
 from kernelbench.compare.pairs import Pair
-from kernelbench.compare.rows import LIMIT_PCT, Comparison, Key, Row, Verdict
+from kernelbench.compare.rows import Comparison, Key, Row, Verdict
 from kernelbench.compare.sides import Side, of_one_machine
 from kernelbench.significance import Floats, false_discovery, t_reach, two_sided_p
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
@@ -20,28 +21,35 @@ FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
 
 
-def compare(a: Side, b: Side, limit_pct: float = LIMIT_PCT) -> Comparison:
+def compare(a: Side, b: Side, gate: Gate | None = None) -> Comparison:
     """Judge every row of two sides.
 
-    limit_pct: a change within ± this much is the same for the caller. A row that is SLOWER by
-    more, and not because of its environment, is a regression, as is one that is BROKEN.
+    gate: what is the same for the caller, and what a regression is: a row that is SLOWER by more,
+    and not because of its environment, one that is BROKEN, and one that had times and has none.
 
     Raises KernelbenchError where the sides have no row in common, or none that can be judged.
     """
+    gate = gate or Gate()
     a, b, one_gpu = of_one_machine(a, b)
     found_a, found_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
     if not set(found_a) & set(found_b):
         raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
-    rows, judged = _by_status(found_a, found_b, _seen(a, one_gpu), _seen(b, one_gpu))
+    seen_a = _seen(a, one_gpu)
+    rows, judged = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
     if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(a, b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
-    rows |= _judge(rows, judged, limit_pct, widened)
-    limit = 1 + limit_pct / 100
-    rows |= _attribute(rows, judged, differing, math.log(limit))
-    final = (replace(row, regression=_regressed(row, limit, one_gpu)) for row in rows.values())
-    return Comparison(a, b, tuple(final), differing, limit_pct, one_gpu, widened)
+    rows |= _judge(rows, judged, gate.limit_pct, widened)
+    rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
+    final = {
+        key: replace(row, regression=_regressed(row, gate, one_gpu, key in seen_a))
+        for key, row in rows.items()
+    }
+    decided = sum(_decided(final[key], gate.limit_pct) for key in seen_a if key in final)
+    return Comparison(
+        a, b, tuple(final.values()), differing, gate, one_gpu, len(seen_a), decided, widened
+    )
 
 
 def _by_status(
@@ -66,10 +74,24 @@ def _by_status(
     return rows, judged
 
 
-def _regressed(row: Row, limit: float, one_gpu: bool) -> bool:
+def _regressed(row: Row, gate: Gate, one_gpu: bool, had_times: bool) -> bool:
     """Whether it is worse than the caller allows; times of two GPUs say nothing of that."""
-    slower = one_gpu and row.verdict is Verdict.slower and (row.ratio or 0) > limit
-    return row.verdict is Verdict.broken or (slower and row.cause != Cause.environment)
+    if row.verdict is Verdict.slower:
+        beyond = one_gpu and (row.ratio or 0) > 1 + gate.limit_pct / 100
+        return "slower" in gate.fails and beyond and row.cause != Cause.environment
+    if row.verdict is Verdict.broken:
+        return "broken" in gate.fails
+    lost = {Verdict.gone: "gone", Verdict.unjudged: "unjudged"}.get(row.verdict)
+    return had_times and lost in gate.fails
+
+
+def _decided(row: Row, limit_pct: float) -> bool:
+    """Whether it has a verdict, or is known within the limit."""
+    if row.verdict in (Verdict.broken, Verdict.fixed, Verdict.bad) or row.verdict.moved:
+        return True
+    if not row.ratio or not row.lo or row.hi is None:
+        return False
+    return max(row.ratio / row.lo, row.hi / row.ratio) <= 1 + limit_pct / 100
 
 
 def _key(record: RunRecord, one_gpu: bool) -> Key:
@@ -145,9 +167,14 @@ def _untimed(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> str:
     told = []
     for name, side in (("A", a), ("B", b)):
         if not any(noise.gated(record) for record in side):
-            timers = sorted({r.timing.timer if r.timing else "not timed" for r in side})
-            told.append(f"{'/'.join(timers)} in {name}")
+            told.append(f"{'/'.join(sorted(map(_timer, side)))} in {name}")
     return ", ".join(told) or "no time above the clock's own overhead"
+
+
+def _timer(record: RunRecord) -> str:
+    if "shared" in record.flags:
+        return "another process used the GPU"
+    return record.timing.timer if record.timing else "not timed"
 
 
 def _row(
