@@ -183,10 +183,15 @@ def start(
     return worker, hello["machine"]
 
 
-def limits(worker: Worker, known: Mapping[str, Any] | None, timeout: float) -> dict[str, Any]:
-    """The machine's ceilings: those of this run, else measured now (some seconds on a GPU)."""
+def limits(
+    worker: Worker, known: Mapping[str, Any] | None, timeout: float, *, anew: bool
+) -> dict[str, Any]:
+    """The machine's ceilings: those of this run, else measured now (some seconds on a GPU).
+
+    anew: what the worker's own clock adds is measured even so.
+    """
     try:
-        worker.send({"ceilings": known})
+        worker.send({"ceilings": known, "anew": anew})
         event = worker.receive(timeout)
     except WorkerEndedError as ended:
         raise KernelbenchError(

@@ -64,11 +64,16 @@ def _measure(measure: Measure, asked: Asked) -> Measure:
 def checks(families: Mapping[str, Family[Any]], asked: Asked) -> tuple[Job, ...]:
     """Every family's own small cases with all its providers, narrowed as asked."""
     jobs = tuple(
-        Job(family=family.name, case=case, providers=tuple(p.name for p in family.providers))
+        Job(family=family.name, case=case, providers=_without_request(family, asked))
         for family in families.values()
         for case in family.checks
     )
     return suite.narrow(jobs, families, **asked.narrow) if any(asked.narrow.values()) else jobs
+
+
+def _without_request(family: Family[Any], asked: Asked) -> tuple[str, ...]:
+    named = asked.narrow.get("provider", ())
+    return tuple(p.name for p in family.providers if not p.on_request or p.name in named)
 
 
 def same_suite(given: suite.Suite, manifest: Mapping[str, Any], folder: Path) -> None:

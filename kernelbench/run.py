@@ -83,6 +83,7 @@ class Runner:
     ) -> None:
         self._families, self._options, self._watcher = families, options, watcher
         self.ledger = Ledger()
+        self._fallen: dict[str, list[str]] = {}  # who took a worker down, by job
         self._process: int | None = None  # of the run's, the one that the worker is
         self._log = _log_in(folder)
         self._ceilings: dict[str, Any] | None = None
@@ -104,13 +105,14 @@ class Runner:
 
     def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """The machine's limits: `known` ones of the same run, or measured now, once."""
-        return self._limit(known) if self._ceilings is None else self._ceilings
+        if self._ceilings is None:
+            self._ceilings = self._limit(known, anew=True)
+        return self._ceilings
 
-    def _limit(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _limit(self, known: Mapping[str, Any] | None, *, anew: bool) -> dict[str, Any]:
         """Every worker is told them, or measures them, before its first job."""
         with self.ledger.during("ceilings"):
-            self._ceilings = limits(self._worker, known, START_TIMEOUT)
-        return self._ceilings
+            return limits(self._worker, known, START_TIMEOUT, anew=anew)
 
     def close(self) -> None:
         """End the worker; a log that found no run folder goes, too."""
@@ -140,10 +142,11 @@ class Runner:
         are blamed.
         """
         if self._process not in (None, job.process):
-            self._restart()
+            self._restart(anew=True)
         self._process = job.process
         family = self._families[job.family]
-        left, without, tried = list(job.providers), list[str](), False
+        without = self._fallen.setdefault(job.id, [])  # in earlier processes, too
+        left, tried = list(job.providers), False
         while left:
             self._at = ("", "")
             try:
@@ -187,10 +190,10 @@ class Runner:
                         self._at = (event["provider"], self._at[1])
                         raise WorkerEndedError(event["reason"])
 
-    def _restart(self) -> None:
+    def _restart(self, *, anew: bool = False) -> None:
         self._worker.kill()
         self._worker, _ = self._start()
-        self._limit(self._ceilings)
+        self._limit(self._ceilings, anew=anew)
 
 
 def _without(records: Sequence[RunRecord], job: Job, left: Sequence[str]) -> list[str]:
@@ -285,12 +288,15 @@ def run(
             every = in_processes(jobs)
             outcome.left = outcome.total = sum(map(len, every))
             metrics.to_csv(store.records(), store.csv_path)
-            for number, some in enumerate(every):
-                later = every[number + 1 :]
-                left, changed = remaining(some, store.records_apart(), sources)
-                for name in changed:
+            noted = set[str]()
+            for number in range(len(every)):
+                recorded = store.records_apart()
+                found = [remaining(some, recorded, sources) for some in every[number:]]
+                for name in {name for _, changed in found for name in changed} - noted:
                     watcher.note(f"{name}: its code changed since it was measured; measured anew")
-                outcome.left = len(left) + sum(map(len, later))
+                    noted.add(name)
+                left, *later = [some for some, _ in found]
+                outcome.left = sum(map(len, (left, *later)))
                 if left:
                     known = store.manifest.get("ceilings")
                     store.update_manifest(ceilings=runner.ceilings(known))

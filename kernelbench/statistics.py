@@ -282,10 +282,14 @@ def noise_floor(*processes: tuple[Blocks, Blocks]) -> float:
     Raises ValueError as `ratio_interval` does.
     """
     ratio = over_processes([ratio_interval(again, first) for first, again in processes])
-    samples = sorted(set(chain.from_iterable(chain(*first, *again) for first, again in processes)))
-    step = min((b - a for a, b in pairwise(samples)), default=0)
-    middle = median(chain.from_iterable(chain(*first) for first, _ in processes))
-    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), step / middle)
+    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), *(_step(*each) for each in processes))
+
+
+def _step(blocks: Blocks, again: Blocks) -> float:
+    """The smallest difference between two samples of a process, over their median: each process
+    has an overhead of its own taken off."""
+    samples = sorted({*chain(*blocks), *chain(*again)})
+    return min((b - a for a, b in pairwise(samples)), default=0) / median(chain(*blocks))
 
 
 def log_medians(

@@ -81,20 +81,21 @@ def differs_when_traced(timing: Timing) -> bool:
     return slowed > max(span / 5, 2_000)
 
 
-def columns(timings: Sequence[Timing]) -> dict[str, Any]:
+def columns(timings: Sequence[Timing], every: Sequence[Timing] = ()) -> dict[str, Any]:
     """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them.
 
     timings: of one process, or of several, whose samples are pooled but for the median and its
-    interval. What the first alone was asked for is the first's.
+    interval. every: those of all processes, whether their samples count or not: the other clocks
+    are those of the first that has them.
     """
     if not timings:
         return {}
-    first = timings[0]
-    found: dict[str, Any] = {"timer": first.timer, "processes": len(timings)}
+    every = every or timings
+    found: dict[str, Any] = {"timer": timings[0].timer, "processes": len(timings)}
     for name in ("host", "graph"):
-        samples = next(filter(None, (getattr(t, f"{name}_ns") for t in timings)), ())
+        samples = next(filter(None, (getattr(t, f"{name}_ns") for t in every)), ())
         found[f"{name}_us"] = median(samples) / 1e3 if samples else None
-    span = next((s for t in timings if (s := kernel_ns(t)) is not None), None)
+    span = next((s for t in every if (s := kernel_ns(t)) is not None), None)
     found["kernel_us"] = None if span is None else span / 1e3
     flat = list(chain.from_iterable(chain(*blocks_ns(timing)) for timing in timings))
     mid = of_processes(timings)

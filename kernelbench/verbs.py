@@ -125,9 +125,10 @@ def _refuse_changes(now: dict[str, Any], before: dict[str, Any], default: dict[s
 def refuse_many(plans: Sequence[Plan], yes: bool) -> None:
     """Raises UsageError for more jobs than anybody means, unless they were meant."""
     for each in plans:
-        if len(each.jobs) > plan.MANY and not yes:
+        jobs = sum(job.measure.processes for job in each.jobs)
+        if jobs > plan.MANY and not yes:
             raise UsageError(
-                f"{each.suite.path}: {len(each.jobs)} jobs. Narrow it, or say --yes to run them all"
+                f"{each.suite.path}: {jobs} jobs. Narrow it, or say --yes to run them all"
             )
 
 

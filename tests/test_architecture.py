@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "executor": {"spec"},
     "select": {"spec", "metrics"},
     "times": {"spec", "statistics"},
-    "metrics": {"spec", "limits", "statistics", "times"},
+    "metrics": {"spec", "limits", "significance", "statistics", "times"},
     "audit": {"spec"},
     "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
     "report": {"spec", "metrics", "store", "audit", "claims"},

@@ -14,7 +14,15 @@ from toy import CASE, Script, provider, right, run, toy
 from kernelbench.kernels import stream
 from kernelbench.measure import lot as lots
 from kernelbench.measure.flush import CYCLE
-from kernelbench.measure.lot import ENOUGH, MOST, PER_BATCH, Lot, Tolerance, differ_by_torch
+from kernelbench.measure.lot import (
+    ENOUGH,
+    MOST,
+    MOST_LED,
+    PER_BATCH,
+    Lot,
+    Tolerance,
+    differ_by_torch,
+)
 from kernelbench.measure.lot import tolerance as tolerance_of
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.timer import HostClock, begin, judge
@@ -74,7 +82,7 @@ def test_how_many_are_judged() -> None:
     many = [fall(8) for _ in range(2000)]
     assert min(map(len, many)) == PER_BATCH
     assert PER_BATCH + 0.05 < sum(map(len, many)) / len(many) < PER_BATCH + 0.3
-    one.judged = ENOUGH
+    one.timed = ENOUGH
     few = [fall(8) for _ in range(2000)]
     assert min(map(len, few)) == 1
     assert 1.3 < sum(map(len, few)) / len(few) < 1.9
@@ -84,6 +92,26 @@ def test_how_many_are_judged() -> None:
         assert any(7 in each for each in found if len(each) > min(map(len, found)))
     one.judged = MOST
     assert fall(100) == []
+
+
+def test_calls_that_lead_a_block_take_no_samples_judgement_away() -> None:
+    one, judged = lot(torch.ones(4)), []
+    for _ in range(200):  # blocks of 8 behind 500 calls each
+        for n, led in ((500, True), (8, False)):
+            one.begin(n, led=led)
+            fell = 0
+            for _ in range(n):
+                if one.draw():
+                    one.judge((torch.ones(4),))
+                    fell += 1
+            if led:
+                assert fell <= 1
+            else:
+                judged.append(fell)
+    assert sum(judged[:20]) >= ENOUGH and min(judged) >= 1
+    assert one.timed == sum(judged)
+    assert one.judged - one.timed <= MOST_LED
+    assert one.verdict() == ""
 
 
 WORDS = "o0 differs from the proven answer in 1 of the 1 judged calls, in up to 1 elements"

@@ -183,7 +183,7 @@ def test_speedup_is_against_the_baseline_of_the_same_group() -> None:
     assert found[2]["speedup_lo"] <= 2.5 <= found[2]["speedup_hi"]
     assert found[2]["speedup_hi"] < 2.53
     found = metrics.speedup(ours(), record())
-    assert found is not None and (found.over.mid, found.each) == (2.5, (2.5,))
+    assert found is not None and (found.over.mid, found.each) == (2.5, {0: 2.5})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,16 @@ from kernelbench.plan import Asked
 from kernelbench.report import tables
 from kernelbench.report.means import mean, over_what
 from kernelbench.run import Options, in_processes, remaining
-from kernelbench.spec import Measure, RunRecord, Status, UsageError
+from kernelbench.spec import (
+    KernelbenchError,
+    Measure,
+    OutputError,
+    RunRecord,
+    Status,
+    Timing,
+    UsageError,
+    migrations,
+)
 from kernelbench.statistics import Interval, over_processes
 from kernelbench.store.processes import together
 from kernelbench.verbs import Output
@@ -139,10 +148,16 @@ def test_what_is_wrong_in_one_process_is_wrong() -> None:
     assert (mine.status, mine.reason) == (Status.incorrect, "in process 2: error 1")
     assert not metrics.timed(mine) and metrics.timed(baseline)
     assert metrics.speedup(mine, baseline) is None
+    row = metrics.dicts(metrics.frame([baseline, mine]))[1]
+    assert math.isnan(row["median_us"]) and row["timer"] == ""  # nothing to be taken for a time
+    assert over_what(metrics.dicts(metrics.frame([baseline, mine]))) == "over 2 processes"
 
 
-@pytest.mark.parametrize("other", [{"source": "changed"}, {"gpu_uuid": "GPU-2"}])
-def test_other_code_and_other_cards_are_not_taken_together(other: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [{"source": "changed"}, {"gpu_uuid": "GPU-2"}, {"method": 1}, {"config": {"BLOCK": 64}}],
+)
+def test_what_is_not_alike_is_not_taken_together(other: dict[str, Any]) -> None:
     records = [*run_of(2), *of(1, *(replace(r, **other) for r in run_of(2)))]
     assert [len(r.processes) for r in together(records)] == [1, 1]
 
@@ -152,8 +167,8 @@ def test_a_speedup_is_over_processes() -> None:
     baseline, mine = together(run_of(*found))
     speedup = metrics.speedup(mine, baseline)
     assert speedup is not None
-    logs = [math.log(x) for x in speedup.each]
-    assert speedup.each == pytest.approx(found, rel=1e-3)
+    logs = [math.log(speedup.each[n]) for n in range(3)]
+    assert speedup.each == pytest.approx(dict(enumerate(found)), rel=1e-3)
     middle = sum(logs) / 3
     deviation = math.sqrt(sum((x - middle) ** 2 for x in logs) / 2)
     arm = 4.302653 * deviation / math.sqrt(3)
@@ -169,8 +184,56 @@ def test_a_process_whose_gate_did_not_hold_does_not_count() -> None:
     loose = replace(records[5], timing=timing(10 / 3, timer="ungated"))
     baseline, mine = together([*records[:5], loose])
     speedup = metrics.speedup(mine, baseline)
-    assert speedup is not None and speedup.each == pytest.approx((2, 2), rel=1e-3)
+    assert speedup is not None and speedup.each == pytest.approx({0: 2, 1: 2}, rel=1e-3)
     assert metrics.dicts(metrics.frame([baseline, mine]))[1]["processes"] == 2
+
+
+def test_its_other_clocks_are_there_though_its_samples_do_not_count() -> None:
+    records = run_of(2.0, 2.0, 2.0)
+    loose = timing(5, timer="ungated", host_ns=(7_000,), graph_ns=(4_000,))
+    records[1] = replace(records[1], timing=loose, flags=("ungated", "shared"))
+    row = metrics.dicts(metrics.frame(together(records)))[1]
+    assert (row["timer"], row["processes"], row["flags"]) == ("gated", 2, "shared")
+    assert (row["host_us"], row["graph_us"]) == (7.0, 4.0)
+
+
+def test_errors_and_memory_are_the_largest_of_any_process() -> None:
+    def error(rel: float) -> tuple[OutputError, ...]:
+        return (OutputError(name="y", rel=rel, worst=rel, rel_budget=0.01, worst_budget=0.1),)
+
+    records = run_of(2.0, 2.0)
+    records[1] = replace(records[1], errors=error(1e-3), peak_bytes=2**20)
+    records[3] = replace(records[3], errors=error(2e-3), peak_bytes=2**21)
+    row = metrics.dicts(metrics.frame(together(records)))[1]
+    assert (row["error_rel"], row["error_max"], row["peak_mem_mib"]) == (2e-3, 2e-3, 2.0)
+
+
+def test_no_line_has_what_further_processes_found() -> None:
+    merged = together(run_of(2.0, 2.0))[1]
+    line = merged.to_json()
+    assert merged.further and RunRecord.from_json(line) == replace(merged, further=())
+    with pytest.raises(KernelbenchError, match="unknown field 'further'"):
+        RunRecord.from_json(line[:-1] + ',"further":[]}')
+
+
+@pytest.mark.parametrize(("timing", "method"), [({}, 1), ({"places": [0]}, 0), (None, 1)])
+def test_what_schema_1_was_timed_by(timing: dict[str, Any] | None, method: int) -> None:
+    facts = {"schema": 1, "timing": timing}
+    assert migrations.RECORDS[1](facts)["method"] == method
+
+
+def test_the_noise_floor_keeps_the_step_of_the_clock_whatever_each_process_takes_off() -> None:
+    def noisy(*overheads: int) -> float | None:
+        records = []
+        for process, overhead in enumerate(overheads):
+            same = tuple([(3200,) * 4 + (3232,) * 4] * 16)
+            one = Timing(timer="gated", blocks_ns=same, again_ns=same, overhead_ns=overhead)
+            records += of(process, record(timing=one))
+        return metrics.noise_pct(together(records)[0])
+
+    alike, apart = noisy(992, 992, 992), noisy(992, 993, 995)
+    assert alike is not None and apart == pytest.approx(alike, rel=0.01)
+    assert alike >= 32 / 2240 * 100 * 0.99
 
 
 def test_processes_that_agree_are_known_to_half_a_step_of_the_clock() -> None:
@@ -191,13 +254,42 @@ def test_the_interval_over_three_processes_covers_what_it_says() -> None:
         later = math.exp(sum(random_.gauss(0, 0.01) for _ in range(6)) / 6)
         over = over_processes([Interval(x, x, x) for x in own])
         held += over.lo <= later <= over.hi
-    assert 0.91 <= held / trials <= 0.95  # of the mean of six further ones; 0.927 by Student's t
+    assert 0.91 <= held / trials <= 0.95  # of the mean of six further ones; 0.928 by Student's t
 
 
 @pytest.mark.parametrize("found", [[], [1.0, 0.0], [1.0, -1.0]])
 def test_over_processes_refuses(found: list[float]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         over_processes([Interval(x, x, x) for x in found])
+
+
+def row_of(case: str, *each: float | None, arm: float = 1.0001) -> dict[str, Any]:
+    found = [value for value in each if value]
+    mid = math.exp(sum(map(math.log, found)) / len(found))
+    facts = {"run_id": "r", "family": "f", "case": case, "provider": "triton", "accuracy": "exact"}
+    facts |= {"role": "triton_fused", "flags": "", "processes": len(found), "noise_pct": 0.1}
+    told = ";".join("" if value is None else f"{value:.6g}" for value in each)
+    ends = {"speedup": mid, "speedup_lo": mid / arm, "speedup_hi": mid * arm}
+    return facts | ends | {"speedup_each": told if len(found) > 1 else ""}
+
+
+def test_a_mean_is_formed_in_the_processes_that_all_cases_share() -> None:
+    rows = [row_of("a", 1.0, 1.1, 1.2), row_of("b", None, 1.3, 1.4)]
+    found = mean(rows, rows, "speedup")
+    assert found is not None and (found.processes, found.within) == (2, "over 2 processes")
+    assert found.mid == pytest.approx(math.exp((math.log(1.1 * 1.3) + math.log(1.2 * 1.4)) / 4))
+    apart = [row_of("a", 1.0, 1.1, None), row_of("b", None, None, 1.3, 1.4)]
+    alone = mean(apart, apart, "speedup")
+    assert alone is not None and (alone.processes, alone.within) == (1, "from those of its cases")
+    one = [row_of("a", 1.0), row_of("b", 1.3)]
+    within = mean(one, one, "speedup")
+    assert within is not None and within.within == "within this run"
+
+
+def test_a_mean_of_processes_that_agree_is_no_better_known_than_its_cases() -> None:
+    rows = [row_of(case, 1.01, 1.01, 1.01, arm=1.01) for case in "ab"]
+    found = mean(rows, rows, "speedup")
+    assert found is not None and found.lo < 1.009 < 1.011 < found.hi
 
 
 def test_means_are_over_processes_and_tables_say_so() -> None:
@@ -213,7 +305,7 @@ def test_means_are_over_processes_and_tables_say_so() -> None:
     each = [math.log(5 / 4 / f) for f in (1.0, 1.02, 1.05)]
     assert math.log(found.mid) == pytest.approx(sum(each) / 3, rel=1e-2)
     assert found.lo < 5 / 4 / 1.05 and found.hi > 5 / 4
-    assert over_what(rows) == "Intervals are over 3 processes."
+    assert over_what(rows) == "over 3 processes"
     shown = str(tables.summary(metrics.frame(together(records))))
     assert "over 3 processes)" in shown
     alone = metrics.frame(together(records[:6]))

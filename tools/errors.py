@@ -1,21 +1,22 @@
 """The table of docs/method.md: how much of their budgets the errors of right providers use."""
 
+import lzma
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cog
 
-from kernelbench import store
 from kernelbench.spec import OutputError, RunRecord, Status
 
 HERE = Path(__file__).parent.parent
 FIGURES = ("error", "worst element", "worst row", "worst column", "slope")
 
 
-def table(*runs: str) -> None:
-    """A line a family, mode, accuracy and kind of inputs; runs: folders, all of them."""
-    records = [record for run in runs for record in store.read(HERE / run)]
+def table(packed: str) -> None:
+    """A line a family, mode, accuracy and kind of inputs. packed: lines of records, as xz."""
+    lines = lzma.decompress((HERE / packed).read_bytes()).decode().splitlines()
+    records = map(RunRecord.from_json, lines)
     cog.outl(f"| family | mode | accuracy | on | answers | {' | '.join(FIGURES)} |")
     cog.outl("|---|---|---|---|---|" + "---|" * len(FIGURES))
     for key, found in _parts(records).items():

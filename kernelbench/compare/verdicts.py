@@ -191,8 +191,8 @@ def _row(
         dtype=record.dtype,
         label=record.label,
         verdict=verdict or Verdict.unsure,
-        processes_a=len(a),
-        processes_b=len(b),
+        processes_a=sum(len(record.processes) for record in a),
+        processes_b=sum(len(record.processes) for record in b),
         why=why,
     )
 

@@ -369,6 +369,6 @@ FAMILY = Family(
         Provider("quack", Role.peer, quack, traffic=fused_traffic, requires=("quack",),
                  unsupported=quack_serves),
         Provider("quack_tuned", Role.peer, quack_tuned, traffic=fused_traffic,
-                 requires=("quack",), unsupported=quack_serves),
+                 requires=("quack",), unsupported=quack_serves, on_request=True),
     ),
 )  # fmt: skip

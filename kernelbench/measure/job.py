@@ -234,7 +234,8 @@ class JobRun:
             return None, ""
         configs = list(provider.configs(self.case, self.session.device))
         facts = tune.identity(self.session.device, self.context, self.job, provider)
-        if not (self.request.tune and self.session.device.kind == "cuda"):
+        search = self.request.tune and not self.job.process  # what the first found is on the disk
+        if not (search and self.session.device.kind == "cuda"):
             return tune.choose(configs, facts)
         times: list[float | None] = []
         for i, config in enumerate(configs):
@@ -308,7 +309,7 @@ class JobRun:
         """What the judged ones among the timed calls were found to be."""
         lot, candidate.workload.lot = candidate.workload.lot, None
         if lot is not None:
-            candidate.facts["judged_calls"] = lot.judged
+            candidate.facts["judged_calls"] = lot.timed
             reason = lot.verdict()
             candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
             spend(candidate.proven)

@@ -21,6 +21,7 @@ PER_BATCH = 4  # calls of a batch that are judged, until ENOUGH are; then one
 RARE = 8  # one in so many calls beyond those
 ENOUGH = 59  # 1 − 0.95⁵⁹ = 0.95: what is wrong in one call of twenty shows
 MOST = 1024  # calls of one part that can be judged
+MOST_LED = 256  # of them such as lead a block, and are no samples
 _BAD, _SQUARE, _PRODUCT = range(3)  # what is counted of each comparison
 
 
@@ -66,11 +67,14 @@ class Lot:
     tolerances: Sequence[Tolerance]
     differ: Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], int]
     workload: Any = None  # a Workload
-    judged: int = 0
+    judged: int = 0  # calls, whether they led a block or were samples
+    timed: int = 0  # samples among them, since they were last dropped
     misfit: str = ""  # an answer that could not be compared
     _found: torch.Tensor = field(init=False)
     _squares: list[float] = field(init=False)
     _left: tuple[int, int] = field(default=(0, 0), init=False)  # to judge, of so many calls
+    _led: bool = field(default=False, init=False)
+    _leading: int = field(default=0, init=False)  # calls judged that led a block
     _random: Any = field(default_factory=random.SystemRandom, init=False)
 
     @staticmethod
@@ -95,19 +99,24 @@ class Lot:
     def _floating(self) -> list[torch.Tensor]:
         return [t if t.is_floating_point() else t.double() for t in self.proven.values()]
 
-    def begin(self, n: int) -> int:
-        """About how many of the next n calls are judged. Which, nobody knows before they return."""
-        want = min(n, PER_BATCH if self.judged < ENOUGH else 1)
-        self._left = want, n
+    def begin(self, n: int, *, led: bool = False) -> int:
+        """About how many of the next n calls are judged. Which, nobody knows before they return.
+
+        led: they lead a block and are no samples; one of them is judged.
+        """
+        want = min(n, PER_BATCH if self.timed < ENOUGH and not led else 1)
+        self._left, self._led = (want, n), led
         return want
 
     def draw(self) -> bool:
         """Whether the call that has returned just now is judged: as many of a batch as were said,
         and beyond those one in RARE, so that none can be sure that it is not."""
         want, n = self._left
-        falls = self._random.randrange(n) < want or self._random.randrange(RARE) == 0
+        rare = not self._led and self._random.randrange(RARE) == 0
+        falls = self._random.randrange(n) < want or rare
         self._left = max(want - falls, 0), n - 1
-        return bool(falls and self.judged < MOST)
+        room = self.judged < MOST and not (self._led and self._leading >= MOST_LED)
+        return bool(falls and room)
 
     def judge(self, returned: Sequence[Any]) -> None:
         """Queue the comparison of what a timed call returned."""
@@ -129,6 +138,8 @@ class Lot:
         if self._found.is_cuda:
             settle(-launches % CYCLE)
         self.judged += 1
+        self.timed += not self._led
+        self._leading += self._led
 
     def _spend(self, outputs: Sequence[torch.Tensor]) -> int:
         """Leave no right answer in memory that the next call may get; in how many launches."""
@@ -149,8 +160,9 @@ class Lot:
 
     def rehearse(self, returned: Sequence[Any]) -> None:
         """Judge an answer that does not count: kernels are compiled and loaded."""
+        self._led = False
         self.judge(returned)
-        self.judged -= 1
+        self.judged, self.timed = self.judged - 1, self.timed - 1
         self._found[self.judged].zero_()
 
     def verdict(self) -> str:

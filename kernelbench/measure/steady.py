@@ -42,6 +42,8 @@ class Steady:
             return take()
         except _SlowedError:
             self._clock.lead_ns = LEAD_NS
+            for lot in filter(None, (getattr(part, "lot", None) for part in parts)):
+                lot.timed = 0  # the samples among which calls were judged are dropped
             return take()
         finally:
             if self._slowed:

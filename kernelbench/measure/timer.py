@@ -74,9 +74,9 @@ class HostClock:
         return Batch(tuple(samples))
 
 
-def begin(part: Timed, n: int) -> int:
-    """How many of the next n calls are judged."""
-    return 0 if part.lot is None else part.lot.begin(n)
+def begin(part: Timed, n: int, *, led: bool = False) -> int:
+    """How many of the next n calls are judged. led: as in `Lot.begin`."""
+    return 0 if part.lot is None else part.lot.begin(n, led=led)
 
 
 def judge(part: Timed, returned: Any) -> None:
@@ -133,11 +133,11 @@ class CudaClock:
             while plan.most:
                 calls = min(plan.fit(BATCH_NS, 1, n), plan.most)
                 lead = plan.fit(self.lead_ns, 1, MOST_LEAD) if self.lead_ns else 0
-                judged = begin(part, lead + calls)
-                submit_ns = calls * plan.submit_ns + judged * plan.judge_ns + self._tail_ns
-                gate_ns = plan.factor * submit_ns + MARGIN_NS
                 if lead:
                     self._lead(part, lead)
+                judged = begin(part, calls)
+                submit_ns = calls * plan.submit_ns + judged * plan.judge_ns + self._tail_ns
+                gate_ns = plan.factor * submit_ns + MARGIN_NS
                 batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
                 if batch.held:
                     return replace(batch, lead=lead)
@@ -313,6 +313,7 @@ class CudaClock:
     def _lead(self, part: Timed, n: int) -> None:
         """n calls as in a batch, without looking at how long they take."""
         start, end = self._pairs(1)[0]
+        begin(part, n, led=True)
         for i in range(n):
             returned = self._iteration(part, start, end, i % CYCLE)
             judge(part, returned)

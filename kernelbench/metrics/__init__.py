@@ -32,6 +32,7 @@ from kernelbench.metrics.record import (
     worst_element,
 )
 from kernelbench.metrics.rows import axis_columns, csv_columns, frame, frame_of, rows_of
+from kernelbench.significance import t_reach
 from kernelbench.statistics import Interval, over_processes
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "rows_of",
     "share_of_ceiling",
     "speedup",
+    "t_reach",
     "tflops",
     "tightest",
     "timed",

@@ -6,7 +6,7 @@ processes timed it, each is an observation, and an interval is over them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kernelbench import times
@@ -102,11 +102,11 @@ class Speedup:
     """median(against) / median(record), above 1 where the record is faster.
 
     over: with its 95 % interval, over the processes that timed both; of one process, over the
-    rounds of that process. each: what each process found.
+    rounds of that process. each: what each process found, by its number.
     """
 
     over: Interval
-    each: tuple[float, ...]
+    each: Mapping[int, float]
 
 
 def speedup(record: RunRecord, against: RunRecord) -> Speedup | None:
@@ -114,18 +114,18 @@ def speedup(record: RunRecord, against: RunRecord) -> Speedup | None:
     if not (timed(record) and timed(against)):
         return None
     theirs = {each.group: each.timing for each in clocked(against) if each.group}
-    both = [(each.timing, theirs.get(each.group)) for each in clocked(record)]
-    pairs = [(mine, other) for mine, other in both if mine and other]
+    both = {each.process: (each.timing, theirs.get(each.group)) for each in clocked(record)}
+    pairs = {n: (mine, other) for n, (mine, other) in both.items() if mine and other}
     try:
-        found = [
-            ratio_interval(blocks_ns(other), blocks_ns(mine), quantum=mine.quantum_ns)
-            for mine, other in pairs
-        ]
-        steps = [times.step(mine) + times.step(other) for mine, other in pairs]
-        over = over_processes(found, max(steps, default=0.0))
+        found = {
+            n: ratio_interval(blocks_ns(other), blocks_ns(mine), quantum=mine.quantum_ns)
+            for n, (mine, other) in pairs.items()
+        }
+        steps = [times.step(mine) + times.step(other) for mine, other in pairs.values()]
+        over = over_processes(list(found.values()), max(steps, default=0.0))
     except ValueError:  # no common process or round, or nothing above the overhead in those
         return None
-    return Speedup(over, tuple(ratio.mid for ratio in found))
+    return Speedup(over, {n: ratio.mid for n, ratio in found.items()})
 
 
 def noise_pct(baseline: RunRecord) -> float | None:
@@ -149,17 +149,19 @@ def best_other(group: Iterable[RunRecord], accuracy: str) -> RunRecord | None:
 
 
 def worst_element(record: RunRecord) -> float | None:
-    """The largest element error over rms(oracle), over the outputs; infinite where one is NaN."""
-    return max((finite(e.worst) for e in record.errors), default=None)
+    """The largest element error over rms(oracle), over the outputs and processes; infinite where
+    one is NaN."""
+    errors = (e for each in record.processes for e in each.errors)
+    return max((finite(e.worst) for e in errors), default=None)
 
 
 def tightest(record: RunRecord) -> OutputError | None:
-    """The output that is nearest to its relative budget, or farthest above it."""
+    """The output that is nearest to its relative budget, or farthest above it, in any process."""
 
     def used(error: OutputError) -> float:
         return finite(error.rel) / error.rel_budget if error.rel_budget else math.inf
 
-    return max(record.errors, key=used, default=None)
+    return max((e for each in record.processes for e in each.errors), key=used, default=None)
 
 
 def finite(value: float) -> float:

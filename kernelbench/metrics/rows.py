@@ -131,12 +131,13 @@ def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[st
     found = of.speedup(record, other) if other else None
     if found is None:
         return {}
-    over, several = found.over, len(found.each) > 1
+    over, each = found.over, found.each
+    slots = (f"{each[n]:.6g}" if n in each else "" for n in range(max(each) + 1))
     return {
         column: over.mid,
         f"{column}_lo": over.lo,
         f"{column}_hi": over.hi,
-        f"{column}_each": ";".join(f"{ratio:.6g}" for ratio in found.each) if several else "",
+        f"{column}_each": ";".join(slots) if len(each) > 1 else "",
     }
 
 
@@ -151,7 +152,7 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         **{name: getattr(record, name) for name in same},
         "axes": dict(record.axes),
         "flags": ";".join((*record.flags, *more)),
-        **times.columns(of.timings(record)),
+        **times.columns(of.timings(record), [t for r in record.processes if (t := r.timing)]),
         "compile_s": record.compile_s,
         "config": " ".join(f"{k}={v}" for k, v in (record.config or {}).items()),
         "flops": record.flops,

@@ -147,16 +147,17 @@ def _strips(chosen: Sequence[Row], look: Mapping[str, Look], title: str) -> Figu
         return Figure(
             title,
             message,
-            "Every sample that was taken, none removed; the band is the median's 95 % "
-            f"interval. Chosen: flagged, or an interval wider than ± {NOISY_PCT:g} %; the "
-            f"{STRIPS} widest.",
+            "Every sample that was taken, process by process, none removed; the band is the "
+            "median's 95 % interval. Chosen: flagged, or an interval wider than "
+            f"± {NOISY_PCT:g} %; the {STRIPS} widest.",
             ("measured",),
             svg(figure, title, message),
         )
 
 
 def _strip(axes: "Axes", row: Row, look: Look) -> None:
-    samples = [ns for block in row["record"].timing.blocks_ns for ns in block]
+    timings = metrics.timings(row["record"])
+    samples = [ns for timing in timings for block in timing.blocks_ns for ns in block]
     mid = metrics.median_ns(row["record"]) or 1.0
     raw = sorted(samples)[len(samples) // 2]
     off = [(ns - raw) / mid * 100 for ns in samples]

@@ -39,7 +39,8 @@ class Gathered:
         found = (record for run in self.runs for record in _quietly(run))
         return _merged(
             (record for record in found if (record.run_id, record.family) in known),
-            lambda r: (r.run_id, r.family, r.case, r.provider, r.utc),
+            lambda r: (r.run_id, r.family, r.case, r.provider),
+            lambda r: (max(one.utc for one in r.processes), len(r.processes)),
         )
 
 
@@ -61,7 +62,9 @@ def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str =
     for run in found.runs:
         _read(run, found, against)
     found.rows = _merged(
-        found.rows, lambda r: tuple(r[n] for n in ("run_id", "family", "case", "provider", "utc"))
+        found.rows,
+        lambda r: tuple(r[n] for n in ("run_id", "family", "case", "provider")),
+        lambda r: (r["utc"], r.get("processes") or 0),
     )
     known = dict.fromkeys([r["family"] for r in found.rows] + [m.family for m in found.measured])
     for family in families:
@@ -120,13 +123,16 @@ def _few(run: Path, problems: Sequence[str]) -> list[str]:
     return [*shown, *many]
 
 
-def _merged(found: Iterable[T], key: Callable[[T], tuple[str, ...]]) -> list[T]:
-    """Each once, the newest, those of one case together. key: run, family, case, provider, utc."""
-    newest: dict[tuple[str, ...], tuple[str, T]] = {}
+def _merged(
+    found: Iterable[T], key: Callable[[T], tuple[str, ...]], age: Callable[[T], tuple[str, int]]
+) -> list[T]:
+    """Each once, the newest, those of one case together. key: run, family, case, provider. age:
+    when it was measured, and in how many processes."""
+    newest: dict[tuple[str, ...], tuple[tuple[str, int], T]] = {}
     for each in found:
-        name, utc = key(each)[:-1], key(each)[-1]
-        if name not in newest or newest[name][0] < utc:
-            newest[name] = (utc, each)
+        name, when = key(each), age(each)
+        if name not in newest or newest[name][0] < when:
+            newest[name] = (when, each)
     cases: dict[tuple[str, ...], list[T]] = {}
     for name, (_, each) in newest.items():
         cases.setdefault(name[1:3], []).append(each)

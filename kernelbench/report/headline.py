@@ -51,13 +51,9 @@ def machine(
         *((name, value) for name, value in said if value),
         ("runs", str(len(runs))),
         ("records", f"{len(rows)}: {counts}" if rows else "none"),
-        *([("intervals", over)] if (over := _over(rows)) else []),
+        *([("intervals", over)] if (over := over_what(rows)) else []),
         *([("profiled", f"{len(measured)} calls")] if measured else []),
     ]
-
-
-def _over(rows: Sequence[Row]) -> str:
-    return over_what(rows).removeprefix("Intervals are ").rstrip(".")
 
 
 def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]:

@@ -28,7 +28,7 @@ def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
     found = ["\n".join(lines), *_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
     if (shown.cases["timer"] == "gated").any():
         over = over_what(metrics.dicts(shown.cases))
-        found.append(_escaped(f"{tables.KINDS} {over}"))
+        found.append(_escaped(f"{tables.KINDS} Intervals are {over}."))
     found.append(_escaped(shown.note))
     return "\n\n".join(text for text in found if text) + "\n"
 

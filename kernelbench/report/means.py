@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernelbench.metrics import Interval, over_processes
+from kernelbench.metrics import Interval, over_processes, t_reach
 from kernelbench.spec import Role
 
 Row = Mapping[str, Any]
@@ -44,8 +44,9 @@ class Mean:
     """A geometric mean of speedups over cases.
 
     lo, hi: its 95 % interval, which says how well the cases were measured, not how they were
-        chosen. Over `processes`, each of which gives a mean of its own; of one process from the
-        intervals of the cases, taken as independent.
+        chosen. Over the `processes` that all cases share, each of which gives a mean of its own,
+        and not narrower than what follows from the cases' intervals, taken as independent; where
+        they share but one, that alone.
     over: the rows that it is a mean of; of: all that it could have been of. opponents: those that
         ran in every case of `over`.
     """
@@ -58,6 +59,14 @@ class Mean:
     opponents: tuple[str, ...]
     column: str
     processes: int = 1
+
+    @property
+    def within(self) -> str:
+        """What its interval is over, in words."""
+        if self.processes > 1:
+            return f"over {self.processes} processes"
+        one = all(int(row.get("processes", 1)) == 1 for row in self.over)
+        return "within this run" if one else "from those of its cases"
 
     @property
     def range(self) -> tuple[float, float]:
@@ -95,12 +104,14 @@ def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best")
 
 
 def over_what(rows: Iterable[Row]) -> str:
-    """What the intervals of these rows are over, in words; nothing where none has one."""
-    found = sorted({int(row["processes"]) for row in rows if row["timer"] == "gated"})
+    """What the intervals of the right ones of these rows are over, in words: `over 3 processes`;
+    nothing where none has one."""
+    right = (row for row in rows if row["timer"] == "gated" and row["status"] == "ok")
+    found = sorted({int(row["processes"]) for row in right})
     if not found or found == [1]:
-        return "Intervals are within this run, of one process." if found else ""
+        return "within this run, of one process" if found else ""
     counts = " or ".join(map(str, found))
-    return f"Intervals are over {counts} processes{' (1: within it)' if 1 in found else ''}."
+    return f"over {counts} processes{' (1: within it)' if 1 in found else ''}"
 
 
 def common(rows: Sequence[Row]) -> list[Row]:
@@ -131,14 +142,35 @@ def _case(row: Row) -> tuple[Any, ...]:
 
 def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, float], int]:
     """The mean of these cases with its interval, and over how many processes that is."""
-    told = [str(row.get(f"{column}_each") or "") for row in rows]
-    each = [[float(value) for value in text.split(";") if value] for text in told]
-    processes = min(map(len, each))
-    if processes > 1 and processes == max(map(len, each)):
-        means = [math.exp(sum(map(math.log, some)) / len(some)) for some in zip(*each, strict=True)]
-        over = over_processes([Interval(mid, mid, mid) for mid in means])
-        return (over.mid, over.lo, over.hi), processes
+    each = [_by_process(row, column) for row in rows]
+    common = set.intersection(*map(set, each))
+    alone = _independent(rows, column)
+    if len(common) < FEWEST:
+        return alone, 1
+    means = [math.exp(sum(math.log(one[n]) for one in each) / len(each)) for n in sorted(common)]
+    over = over_processes([Interval(mid, mid, mid) for mid in means])
+    # Not narrower than the cases are known, to a step of the clock at best.
+    arm = max(alone[2] / alone[0], alone[0] / alone[1])
+    return (over.mid, min(over.lo, over.mid / arm), max(over.hi, over.mid * arm)), len(common)
+
+
+def _by_process(row: Row, column: str) -> dict[int, float]:
+    told = str(row.get(f"{column}_each") or "").split(";")
+    return {n: float(value) for n, value in enumerate(told) if value}
+
+
+def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
+    """From the cases' own intervals, taken as independent."""
     middle = sum(math.log(row[column]) for row in rows) / len(rows)
-    widths = [math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _NORMAL for row in rows]
-    arm = _NORMAL * math.sqrt(sum(width**2 for width in widths)) / len(rows)
-    return (math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)), 1
+    errors = [
+        math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _reach(row, column)
+        for row in rows
+    ]
+    arm = _NORMAL * math.sqrt(sum(error**2 for error in errors)) / len(rows)
+    return math.exp(middle), math.exp(middle - arm), math.exp(middle + arm)
+
+
+def _reach(row: Row, column: str) -> float:
+    """By how many standard errors its interval reaches to either side."""
+    processes = len(_by_process(row, column))
+    return t_reach(processes - 1) if processes > 1 else _NORMAL

@@ -309,11 +309,13 @@ def summary(frame: "DataFrame") -> Text:
     if smoke := smoke_machines(rows):
         lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(smoke))})")
     ours: dict[tuple[str, ...], list[Row]] = {}
+    every: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
+        every.setdefault((row["run_id"], row["family"]), []).append(row)
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
             key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
-    told = {key: _mean(part, rows) for key, part in ours.items()}
+    told = {key: _mean(part, every[key[0], key[2]]) for key, part in ours.items()}
     if len(told) > MOST_HEADLINES:
         lines.append("geometric means against the best other, measured:")
         return Text("\n".join([*lines, *_aligned(told, several=len(gpus) > 1)]))
@@ -349,8 +351,7 @@ def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
         return f"{figures(ours[0]['speedup_best'])} ×", "", ", ".join(["1 case", *notes])
     low, high = map(figures, found.range)
     lo, hi = figures(found.lo, 4), figures(found.hi, 4)
-    within = f"95 % {lo} to {hi} over {found.processes} processes"
-    within = within if found.processes > 1 else f"95 % {lo} to {hi} within this run"
+    within = f"95 % {lo} to {hi} {found.within}"
     told = ", ".join([f"{found.cases}, {low} to {high}", *notes, within])
     return f"{figures(found.mid)} ×", "geometric mean of ", told
 
@@ -373,5 +374,5 @@ def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
         console.print(table)
         console.print()
     if over := means.over_what(metrics.dicts(frame)):
-        console.print(f"{KINDS} {over}", highlight=False)
+        console.print(f"{KINDS} Intervals are {over}.", highlight=False)
         console.print()

@@ -149,6 +149,7 @@ class Provider(Generic[C]):
         approximate provider the relative error there, where that is not `max_error` (if it is
         more, of the whole output alone); for any, the reason why it promises nothing there. Tables
         show it.
+    on_request: it takes part only where a suite or `--provider` names it.
     precision: which rate its matmul flops run at, by share: {"int8": 0.5, "fp8": 0.5}.
     """
 
@@ -167,6 +168,7 @@ class Provider(Generic[C]):
     promises: Mapping[str, float | str] = field(default_factory=dict)
     precision: Mapping[str, float] = field(default_factory=dict)
     prepacked: bool = False
+    on_request: bool = False
 
 
 Piece = tuple[Any, ...]  # name, index, right values, and the parts of them that were computed

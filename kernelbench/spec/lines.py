@@ -14,6 +14,7 @@ from kernelbench.spec.migrations import Migrations, migrate
 M = TypeVar("M")
 
 _MOST = 2**62  # whole numbers stay below, so that a sum of two fits 64 bits
+NEVER = {"further"}  # fields that no line has
 _ENDLESS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
 
 
@@ -22,7 +23,7 @@ def to_line(value: Any) -> str:
 
     A float that is no number of JSON is the text "inf", "-inf" or "nan".
     """
-    facts = {k: v for k, v in asdict(value).items() if not _empty(v)}
+    facts = {k: v for k, v in asdict(value).items() if not _empty(v) and k not in NEVER}
     return json.dumps(_plain(facts), separators=(",", ":"), allow_nan=False)
 
 
@@ -65,7 +66,7 @@ def _made(kind: type[M], facts: Mapping[str, Any]) -> M:
     TypeError naming those that are missing."""
     known, found = _readers(cast(Any, kind)), {}
     for name, value in facts.items():
-        if name not in known:
+        if name not in known or name in NEVER:
             raise ValueError(f"unknown field {name!r}")
         try:
             found[name] = known[name](value)

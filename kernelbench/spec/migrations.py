@@ -14,8 +14,10 @@ Migrations = Mapping[int, Callable[[Facts], Facts]]
 
 
 def _first_method(facts: Facts) -> Facts:
-    """Schema 1 had no `method`: all that it kept was timed by the first."""
-    return {**facts, "method": 1}
+    """Schema 1 had no `method`: it was the first, or, where the order of rounds was drawn already,
+    one between it and the second that has no number."""
+    drawn = "places" in (facts.get("timing") or {})
+    return {**facts, "method": 0 if drawn else 1}
 
 
 RECORDS: dict[int, Callable[[Facts], Facts]] = {1: _first_method}

@@ -6,12 +6,15 @@ from itertools import chain
 
 from kernelbench.spec import RunRecord, Status
 
+UNTIMED = ("ungated", "profiled")  # flags of a process whose times do not count beside others
+
 
 def together(records: Iterable[RunRecord]) -> list[RunRecord]:
     """One record a (family, case, provider), in the order in which these first came.
 
     It is that of the first process, and holds the others as `further`, as far as they are of the
-    same code on the same card. What is wrong in any of them is wrong.
+    same code, config and method on the same card; its peak of memory is the largest of them. What
+    is not right in one of them is that one alone.
     """
     rows: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
@@ -21,14 +24,19 @@ def together(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _one(found: list[RunRecord]) -> RunRecord:
     first, *others = found
-    further = tuple(r for r in others if (r.source, r.gpu_uuid) == (first.source, first.gpu_uuid))
+    further = tuple(each for each in others if _alike(each) == _alike(first))
     if not further or first.status is not Status.ok:
         return first
-    flags = tuple(dict.fromkeys(chain(first.flags, *(r.flags for r in further))))
-    first = replace(first, flags=flags, further=further)
-    wrong = next((r for r in further if r.status is not Status.ok), None)
-    if wrong is None:
-        return first
-    reason = f"in process {wrong.process + 1}: {wrong.reason}"
-    errors = wrong.errors or first.errors
-    return replace(first, status=wrong.status, reason=reason, detail=wrong.detail, errors=errors)
+    bad = next((each for each in further if each.status is not Status.ok), None)
+    if bad is not None:
+        return replace(bad, reason=f"in process {bad.process + 1}: {bad.reason}")
+    flags = dict.fromkeys(chain.from_iterable(each.flags for each in (first, *further)))
+    if any(each.timing and each.timing.timer == "gated" for each in (first, *further)):
+        flags = {flag: None for flag in flags if flag not in UNTIMED}
+    peaks = [each.peak_bytes for each in (first, *further) if each.peak_bytes is not None]
+    return replace(first, flags=tuple(flags), peak_bytes=max(peaks, default=None), further=further)
+
+
+def _alike(record: RunRecord) -> tuple[object, ...]:
+    """What must be the same for two processes to have measured the same."""
+    return (record.source, record.gpu_uuid, record.method, record.config)

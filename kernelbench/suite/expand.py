@@ -136,7 +136,7 @@ def _block(
     if "modes" in given:
         above["mode"] = given["modes"]
     names = [ax.name for ax in family.case.axes() if ax.name in above and ax.name not in own]
-    every = [provider.name for provider in family.providers]
+    every = [provider.name for provider in family.providers if not provider.on_request]
     wanted = _list(case.get("providers", given.get("providers", every)))
     return Block(
         family=family,
