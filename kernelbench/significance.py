@@ -4,7 +4,7 @@ from bisect import insort
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from math import inf, lgamma, log
+from math import erfc, inf, lgamma, log, pi, sqrt
 from statistics import median
 
 import numpy as np
@@ -20,6 +20,24 @@ def two_sided_p(t: Floats, degrees: Floats) -> Floats:
     t, degrees = np.broadcast_arrays(np.asarray(t, np.float64), np.asarray(degrees, np.float64))
     near = degrees / (degrees + t * t)
     return _beta_share(degrees / 2, np.full(t.shape, 0.5), near)
+
+
+def assumed_p(sizes: Floats) -> Floats:
+    """The probability that two values lie so many of their standard deviations apart by chance,
+    where they may be Gaussian or of heavy tails: the larger of the two.
+
+    Heavy tails: Student's t of 3 degrees of freedom, of unit variance. With a = √3, b = 2a,
+    x = a·size and D = b² + x², the difference of two lies beyond ± x with probability
+    1 − 2/π · (atan(x/b) + 2a·x/D + 2a²·b·x/D²), from the characteristic function
+    (1 + a|s|)² e^(−b|s|).
+    """
+    sizes = np.asarray(sizes, np.float64)
+    a = sqrt(3)
+    b, x = 2 * a, a * sizes
+    d = b * b + x * x
+    heavy = 1 - 2 / pi * (np.arctan(x / b) + 2 * a * x / d + 2 * a * a * b * x / (d * d))
+    gaussian = np.array([erfc(size / 2) for size in np.ravel(sizes)]).reshape(sizes.shape)
+    return np.asarray(np.clip(np.maximum(heavy, gaussian), 0.0, 1.0))
 
 
 def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:

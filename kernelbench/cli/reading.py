@@ -135,6 +135,12 @@ def compare(
             metavar="PCT%", help="Of A's timed rows, those that must be judged, or it is 2."
         ),
     ] = "90%",
+    noise_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Earlier runs of this machine: how far do they lie apart?"
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="table, md, json or csv.")
     ] = "table",
@@ -142,7 +148,9 @@ def compare(
     """What became faster, slower or broken between two builds. Needs no GPU and no torch."""
     from kernelbench.compare import verb
 
-    raise typer.Exit(verb.verb(a, b, fail_on, least, form, console_of(), console_of(err=True)))
+    raise typer.Exit(
+        verb.verb(a, b, fail_on, least, noise_from, form, console_of(), console_of(err=True))
+    )
 
 
 @app.command()

@@ -20,6 +20,7 @@ class Cause(StrEnum):
 
     provider = "this provider"
     environment = "environment"  # the others of its job moved with it
+    card = "another card"  # likewise, and the sides ran on different cards of one model
     versions = "versions"  # likewise, or its source did not change, and the software differs
     gpu = "GPU"  # the sides were measured on different ones
 
@@ -39,7 +40,12 @@ class Difference:
     def system(self) -> bool:
         """Whether it can change how fast an unchanged kernel runs. What one side does not state,
         as older manifests and those without a package do, is shown but no known difference."""
-        return self.part in _SYSTEM and UNKNOWN not in (self.a, self.b)
+        return self.part in _SYSTEM and self.known
+
+    @property
+    def known(self) -> bool:
+        """Whether both sides state it."""
+        return UNKNOWN not in (self.a, self.b)
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ def cause(
     parts = {difference.part for difference in differing if difference.system}
     if "gpu" in parts:
         return Cause.gpu
-    system = Cause.versions if parts else Cause.environment
+    cards = any((d.part, d.what) == ("card", "uuid") and d.known for d in differing)
+    system = Cause.versions if parts else Cause.card if cards else Cause.environment
     yard = [mate for mate in mates if mate.baseline] or mates
     along = [mate for mate in yard if mate.as_much_as(moved)]
     beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in along)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 
 from kernelbench import metrics, times
-from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, launches
+from kernelbench.compare.noise import ASSUMED_NS, SEEN, launches
 from kernelbench.compare.sides import Run
 from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError, suggest
@@ -161,9 +161,9 @@ def _scatter(values: Sequence[float]) -> float:
 
 
 def _assumed(metric: str, records: Sequence[RunRecord]) -> float:
-    """The least that runs lie apart, as `noise` assumes it."""
+    """The least that runs are taken to lie apart."""
     if metric not in _TIMES and metric not in _RATES and not metric.startswith("speedup"):
-        return ASSUMED
+        return SEEN
     medians = [metrics.median_ns(record) or math.inf for record in records]
     shares = [ASSUMED_NS * launches(r) / ns for r, ns in zip(records, medians, strict=True)]
-    return math.hypot(ASSUMED, median(shares) if shares else 0.0)
+    return math.hypot(SEEN, median(shares) if shares else 0.0)

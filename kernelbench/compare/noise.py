@@ -18,7 +18,9 @@ from kernelbench.spec import RunRecord, Status
 from kernelbench.statistics import log_medians
 from kernelbench.times import again_ns, blocks_ns
 
-ASSUMED = 0.004  # standard deviation from run to run, relative
+ASSUMED = 0.01  # standard deviation from process to process, where nothing else is known
+SEEN = 0.004  # what it was on an H200
+CARD = 0.01  # from card to card of one model, assumed
 ASSUMED_NS = 80.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
 ASSUMED_RUNS = 8  # degrees of freedom that the assumption is worth
 THROTTLED = 0.015  # more, where the GPU was slowed: its clock wanders within a job
@@ -102,19 +104,23 @@ def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
 @dataclass(frozen=True)
 class Spread:
     """The observations of one row on both sides, in logarithms, and the variance of each as
-    `Seen.variance` has it. least: a variance that none can be below, that within the runs."""
+    `Seen.variance` has it. least: a variance that none can be below, that within the runs.
+    earlier: observations of other builds, one tuple a build, which say how far processes lie apart.
+    """
 
     kind: str
     a: tuple[float, ...]
     b: tuple[float, ...]
     variances: tuple[float, ...]
     least: float
+    earlier: tuple[tuple[float, ...], ...] = ()
 
     @property
     def own(self) -> tuple[float, int]:
-        """(variance from run to run within the sides, its degrees of freedom)."""
-        off = sum(float(np.var(side)) * len(side) for side in (self.a, self.b))
-        degrees = len(self.a) + len(self.b) - 2
+        """(variance from process to process of one build, its degrees of freedom)."""
+        alike = (self.a, self.b, *self.earlier)
+        off = sum(float(np.var(some)) * len(some) for some in alike)
+        degrees = sum(len(some) - 1 for some in alike)
         return (off / degrees if degrees else 0.0), degrees
 
     @property
@@ -123,7 +129,8 @@ class Spread:
 
 
 def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
-    """(standard error of the log ratio of the sides, degrees of freedom) of each row.
+    """(standard error of the log ratio of the sides, degrees of freedom) of each row; no degrees
+    where the assumption is all that is known of it.
 
     The variance of a run is the larger of what its class does, and of what this row itself did.
     The class's is the assumed one, scaled by how the rows of one kind that have several runs
@@ -142,5 +149,6 @@ def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
         weight, total = scales[row.kind]
         variance = max(row.prior * total / weight, own, row.least)
         each_side = 1 / len(row.a) + 1 / len(row.b)
-        found.append((math.sqrt(variance * each_side), max(ASSUMED_RUNS, degrees)))
+        known = max(ASSUMED_RUNS, degrees) if degrees else 0
+        found.append((math.sqrt(variance * each_side), known))
     return found

@@ -19,8 +19,10 @@ class Pair:
     any other row nobody knows how much it depends on the clock, so both decide: see `ends`.
     """
 
-    def __init__(self, a: Sequence[Seen], b: Sequence[Seen]) -> None:
-        self.a, self.b = a, b
+    def __init__(
+        self, a: Sequence[Seen], b: Sequence[Seen], earlier: Sequence[Sequence[Seen]] = ()
+    ) -> None:
+        self.a, self.b, self.earlier = a, b, earlier
         self.mhz = [_mean([s.mhz for s in side if s.mhz]) for side in (a, b)]
         self.raw = _mean([s.log_ns for s in b]) - _mean([s.log_ns for s in a])
         self.in_cycles: float | None = None
@@ -53,16 +55,17 @@ class Pair:
         """As `noise` wants it. A clock that was read is itself uncertain."""
         record, both = self.b[0].record, (*self.a, *self.b)
         slowed = any(s.throttled for s in both)
-        short = any(s.launched > noise.ASSUMED for s in both)
+        short = any(s.launched > noise.SEEN for s in both)
         more = 0.0 if self.in_cycles is None else noise.CLOCK_READING**2
         sides = [
             tuple(s.log_ns + (math.log(s.mhz) if self.normalised and s.mhz else 0) for s in side)
-            for side in (self.a, self.b)
+            for side in (self.a, self.b, *self.earlier)
         ]
         return noise.Spread(
             kind=f"{record.family} {record.mode} {record.role} {slowed} {short}",
             a=sides[0],
             b=sides[1],
+            earlier=tuple(sides[2:]),
             variances=tuple(s.variance + more for s in both),
             least=_mean([s.within**2 for s in both]),
         )

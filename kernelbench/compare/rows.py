@@ -37,9 +37,10 @@ class Row:
     ratio: time of B over time of A, so above 1 is slower; lo, hi: its 95 % interval. raw: in
     time; normalised: in SM cycles, where the sides' clocks differ by more than 1 %. used: which of
     them `ratio` is, `raw` or `normalised`; lo and hi span both where it is not known how far the
-    row follows the clock. p: of no change; adjusted: for the number of rows. floor_pct: the larger
-    noise floor of the jobs. cause: what a move is put down to; why: what speaks for that, or for
-    a verdict that no time decided, and that the clocks differ.
+    row follows the clock. more: how many further processes a side would decide what is UNSURE, by
+    the noise of those that are there. p: of no change; adjusted: for the number of rows. floor_pct:
+    the larger noise floor of the jobs. cause: what a move is put down to; why: what speaks for
+    that, or for a verdict that no time decided, and that the clocks differ.
     """
 
     family: str
@@ -64,6 +65,7 @@ class Row:
     a_mhz: float | None = None
     b_mhz: float | None = None
     floor_pct: float | None = None
+    more: int | None = None
     p: float | None = None
     adjusted: float | None = None
     cause: str = ""
@@ -81,8 +83,9 @@ class Comparison:
     """Every row, and what else differs between the sides.
 
     earlier: rows that A has times of; judged: those of them that have a verdict, or an interval
-    within the limit. widened: by what every interval was multiplied, because rows that
-    are not ours lay farther apart than their errors allow.
+    within the limit. widened: by what every interval was multiplied, because rows that are not
+    ours lay farther apart than their errors allow. noise_from: processes of other builds that say
+    how far processes lie apart.
     """
 
     a: Side
@@ -94,6 +97,7 @@ class Comparison:
     earlier: int
     judged: int
     widened: float = 1.0
+    noise_from: int = 0
 
     @property
     def limit_pct(self) -> float:

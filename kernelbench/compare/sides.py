@@ -103,11 +103,32 @@ def _refuse_smoke(side: Side) -> None:
         )
 
 
+def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
+    """Of these runs those that are on neither side, and were timed as the sides were.
+
+    Raises UsageError where runs were given and none is.
+    """
+    here = {run.path.resolve() for side in (a, b) for run in side.runs}
+    methods = _methods(a) | _methods(b)
+    found = tuple(
+        run
+        for run in runs
+        if run.path.resolve() not in here and set() < _methods(Side("", (run,))) <= methods
+    )
+    if runs and not found:
+        raise UsageError(
+            "--noise-from: no run there that is on neither side was timed by method "
+            f"{', '.join(map(str, sorted(methods)))}, as the sides were"
+        )
+    return found
+
+
+def _methods(side: Side) -> set[int]:
+    return {r.method for run in side.runs for one in run.records for r in one.processes if r.timing}
+
+
 def _refuse_methods(found: tuple[Side, Side]) -> None:
-    methods = [
-        {r.method for run in side.runs for one in run.records for r in one.processes if r.timing}
-        for side in found
-    ]
+    methods = [_methods(side) for side in found]
     if len(set.union(*methods)) > 1:
         told = (
             f"{side.name} by {', '.join(map(str, sorted(each)))}"

@@ -74,6 +74,7 @@ _COLUMNS = (
     _Column("A", lambda row: time(row.a_us)),
     _Column("B", lambda row: time(row.b_us)),
     _Column("processes", _processes, wide=True),
+    _Column("more", lambda row: f"+{row.more}" if row.more else "", wide=True),
     _Column("job noise", lambda row: f"{row.floor_pct:.2f}%" if row.floor_pct else "", wide=True),
     _Column("SM MHz", _clock, wide=True),
     _Column(

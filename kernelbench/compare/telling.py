@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from kernelbench.compare.noise import ASSUMED, ASSUMED_NS
+from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, CARD
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Side
 
@@ -85,20 +85,46 @@ def notes(found: Comparison) -> list[str]:
     return list(_notes(found))
 
 
-def _notes(found: Comparison) -> Iterator[str]:
+def _scatter(found: Comparison) -> str:
+    """From what it is known how far processes lie apart."""
     processes = [side.processes for side in (found.a, found.b)]
     assumed = f"{ASSUMED:.1%} and {ASSUMED_NS:g} ns a launch"
-    if max(processes) == 1:
-        yield (
+    if max(processes) == 1 and not found.noise_from:
+        return (
             "Noise from process to process: one a side cannot tell, so it is assumed "
             f"({assumed}, modelled), with what each says of itself: its rounds, and its baseline "
-            "against the baseline's second run. Several measure it: more runs a side, or "
-            "--set measure.processes=3."
+            "against the baseline's second run. Several measure it: more runs a side, "
+            "measure.processes=3, or earlier runs of this machine by --noise-from."
         )
-    else:
+    earlier = f", and {found.noise_from} earlier ones" if found.noise_from else ""
+    return (
+        f"Noise from process to process: measured from {processes[0]} + {processes[1]} of "
+        f"them{earlier}, beside an assumption ({assumed}, modelled) that is worth eight more."
+    )
+
+
+def _more(found: Comparison) -> str:
+    """How many more processes would decide what is unsure, as far as any would."""
+    needed = sorted(row.more for row in found.rows if row.more is not None)
+    if not needed:
+        return "No number of processes that anybody runs would; a wider limit does."
+    half, most = needed[(len(needed) - 1) // 2], needed[-1]
+    unsure = sum(row.verdict is Verdict.unsure for row in found.rows)
+    all_of = "all" if len(needed) == unsure else f"{len(needed)} of {unsure}"
+    some = f"{_processes(half)} would decide half of them, " if half < most else ""
+    return f"By what is known of it, {some}{_processes(most)} {all_of}."
+
+
+def _processes(count: int) -> str:
+    return f"{count} more process{'es' * (count > 1)} a side"
+
+
+def _notes(found: Comparison) -> Iterator[str]:
+    yield _scatter(found)
+    if any((d.part, d.what) == ("card", "uuid") and d.known for d in found.differences):
         yield (
-            f"Noise from process to process: measured from {processes[0]} + {processes[1]} of "
-            f"them, beside an assumption ({assumed}, modelled) that is worth eight more."
+            f"The sides ran on different cards of one model, which may lie {CARD:.1%} apart "
+            "(assumed): every interval is wider by that."
         )
     if found.widened > 1.05:
         yield (
@@ -119,5 +145,5 @@ def _notes(found: Comparison) -> Iterator[str]:
     if any(row.verdict is Verdict.unsure for row in found.rows):
         yield (
             f"UNSURE: it may have moved, or lie within ± {found.limit_pct:g} %; the noise does not "
-            "tell. More processes or runs a side do, or a wider limit."
+            f"tell. {_more(found)}"
         )

@@ -8,7 +8,7 @@ from rich.console import Console
 from kernelbench.compare import formats, tables
 from kernelbench.compare.gate import gate_of
 from kernelbench.compare.rows import Comparison
-from kernelbench.compare.sides import sides
+from kernelbench.compare.sides import noise_of, read_runs, sides
 from kernelbench.compare.verdicts import compare
 
 TEXTS: dict[str, Callable[[Comparison], str]] = {
@@ -20,7 +20,14 @@ FORMATS = ("table", *TEXTS)
 
 
 def verb(
-    a: Path, b: Path, fail_on: str, least: str, form: str, console: Console, errors: Console
+    a: Path,
+    b: Path,
+    fail_on: str,
+    least: str,
+    noise_from: Path | None,
+    form: str,
+    console: Console,
+    errors: Console,
 ) -> int:
     """Print what became of every row from A to B. Exit code 3 where one regressed, else 2 where too
     little is judged, else 1 where a line could not be read, so that a row may be missing, else 0.
@@ -31,9 +38,11 @@ def verb(
     formats.known_format(form, FORMATS)
     gate = gate_of(fail_on, least)
     before, after, problems = sides(a, b)
+    earlier, torn = read_runs(noise_from) if noise_from else ((), [])
+    problems += torn
     for problem in problems:
         errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    found = compare(before, after, gate)
+    found = compare(before, after, gate, noise_of(earlier, before, after))
     if form == "table":
         tables.render(found, console)
     else:

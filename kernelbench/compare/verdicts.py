@@ -9,20 +9,22 @@ import numpy as np
 
 from kernelbench.compare import noise
 from kernelbench.compare.attribution import Cause, Difference, Shift, cause, differences, why
+from kernelbench.compare.deciding import decide, more
 from kernelbench.compare.gate import Gate
 from kernelbench.compare.noise import Seen
 from kernelbench.compare.pairs import Pair
 from kernelbench.compare.rows import Comparison, Key, Row, Verdict
-from kernelbench.compare.sides import Side, of_one_machine
-from kernelbench.significance import Floats, false_discovery, t_reach, two_sided_p
+from kernelbench.compare.sides import Run, Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 
-FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
+EXCUSED = (Cause.environment, Cause.card)  # what is no build's doing
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
 
 
-def compare(a: Side, b: Side, gate: Gate | None = None) -> Comparison:
+def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] = ()) -> Comparison:
     """Judge every row of two sides.
+
+    earlier: runs of other builds on this machine, which say how far processes lie apart.
 
     gate: what is the same for the caller, and what a regression is: a row that is SLOWER by more,
     and not because of its environment, one that is BROKEN, and one that had times and has none.
@@ -36,11 +38,14 @@ def compare(a: Side, b: Side, gate: Gate | None = None) -> Comparison:
         raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
     seen_a = _seen(a, one_gpu)
     rows, judged = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
+    apart = _by_build(earlier, one_gpu)
+    judged = {key: Pair(p.a, p.b, apart.get(key, ())) for key, p in judged.items()}
     if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(a, b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
-    rows |= _judge(rows, judged, gate.limit_pct, widened)
+    cards = any((d.part, d.what) == ("card", "uuid") and d.known for d in differing)
+    rows |= _judge(rows, judged, gate.limit_pct, widened, noise.CARD if cards else 0.0)
     rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
     final = {
         key: replace(row, regression=_regressed(row, gate, one_gpu, key in seen_a))
@@ -48,7 +53,16 @@ def compare(a: Side, b: Side, gate: Gate | None = None) -> Comparison:
     }
     decided = sum(_decided(final[key], gate.limit_pct) for key in seen_a if key in final)
     return Comparison(
-        a, b, tuple(final.values()), differing, gate, one_gpu, len(seen_a), decided, widened
+        a,
+        b,
+        tuple(final.values()),
+        differing,
+        gate,
+        one_gpu,
+        len(seen_a),
+        decided,
+        widened,
+        Side("", tuple(earlier)).processes,
     )
 
 
@@ -78,7 +92,7 @@ def _regressed(row: Row, gate: Gate, one_gpu: bool, had_times: bool) -> bool:
     """Whether it is worse than the caller allows; times of two GPUs say nothing of that."""
     if row.verdict is Verdict.slower:
         beyond = one_gpu and (row.ratio or 0) > 1 + gate.limit_pct / 100
-        return "slower" in gate.fails and beyond and row.cause != Cause.environment
+        return "slower" in gate.fails and beyond and row.cause not in EXCUSED
     if row.verdict is Verdict.broken:
         return "broken" in gate.fails
     lost = {Verdict.gone: "gone", Verdict.unjudged: "unjudged"}.get(row.verdict)
@@ -110,6 +124,20 @@ def _seen(side: Side, one_gpu: bool) -> dict[Key, list[Seen]]:
     found: dict[Key, list[Seen]] = {}
     for seen in noise.observe([run.records for run in side.runs]):
         found.setdefault(_key(seen.record, one_gpu), []).append(seen)
+    return found
+
+
+def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[Seen]]]:
+    """What each build's processes saw, the runs of one commit on one card together."""
+    builds: dict[str, list[Run]] = {}
+    for run in runs:
+        commit = str((run.manifest.get("git") or {}).get("commit"))
+        card = str((run.manifest.get("machine") or {}).get("uuid"))
+        builds.setdefault(f"{commit} {card}", []).append(run)
+    found: dict[Key, list[list[Seen]]] = {}
+    for some in builds.values():
+        for key, seen in _seen(Side("", tuple(some)), one_gpu).items():
+            found.setdefault(key, []).append(seen)
     return found
 
 
@@ -197,18 +225,11 @@ def _row(
     )
 
 
-def _errors(judged: Mapping[Key, Pair]) -> tuple[Floats, Floats]:
-    """Of each row: the standard error of the logarithm of B over A, its degrees of freedom."""
-    pairs = noise.errors([each.observed() for each in judged.values()])
-    error, degrees = np.array(pairs, np.float64).reshape(-1, 2).T
-    return error, degrees
-
-
 def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
     """How much farther apart than their errors allow those rows lie that no change of ours can
     move: baselines, PyTorch's own and peers, on the same system. At least 1."""
     logs = np.array([each.log_ratio for each in judged.values()])
-    error, _ = _errors(judged)
+    error = np.array([e for e, _ in noise.errors([p.observed() for p in judged.values()])])
     t = (logs / error)[[not rows[key].role.ours for key in judged]]
     if len(t) < CONTROLS:
         return 1.0
@@ -216,33 +237,39 @@ def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
 
 
 def _judge(
-    rows: Mapping[Key, Row], judged: Mapping[Key, Pair], limit_pct: float, widened: float
+    rows: Mapping[Key, Row],
+    judged: Mapping[Key, Pair],
+    limit_pct: float,
+    widened: float,
+    card: float,
 ) -> dict[Key, Row]:
-    """The rows that times decide. Significance is settled over all of them at once."""
+    """The rows that times decide. Significance is settled over all of them at once.
+
+    card: by how much each side's card may be off.
+    """
     if not judged:
         return {}
-    error, degrees = _errors(judged)
-    error = error * widened
     ends = [each.ends for each in judged.values()]
-    nearest = np.array([0.0 if lo <= 0 <= hi else min(abs(lo), abs(hi)) for lo, hi in ends])
-    p = two_sided_p(nearest / error, degrees)
-    adjusted = false_discovery(p)
+    decided = decide([each.observed() for each in judged.values()], ends, widened, card)
     limit = math.log1p(limit_pct / 100)
     found = {}
     for n, (key, each) in enumerate(judged.items()):
-        reach = t_reach(int(degrees[n])) * float(error[n])
+        reach = float(decided.reach[n])
         lo, hi = ends[n][0] - reach, ends[n][1] + reach
-        called = bool(adjusted[n] <= FALSE_SHARE)
+        called = bool(decided.called[n])
+        verdict = _verdict(each.log_ratio, max(-lo, hi) <= limit, called)
+        now, unsure = min(len(each.a), len(each.b)), verdict is Verdict.unsure
         found[key] = replace(
             rows[key],
-            verdict=_verdict(each.log_ratio, max(-lo, hi) <= limit, called),
+            verdict=verdict,
+            more=more(now, abs(each.log_ratio), reach, limit) if unsure else None,
             processes_a=len(each.a),
             processes_b=len(each.b),
             ratio=math.exp(each.log_ratio),
             lo=math.exp(lo),
             hi=_exp(hi),
-            p=float(p[n]),
-            adjusted=float(adjusted[n]),
+            p=float(decided.p[n]),
+            adjusted=float(decided.adjusted[n]),
             **_facts(each),
         )
     return found
