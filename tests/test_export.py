@@ -122,7 +122,8 @@ def test_an_axis_that_is_not_a_number_everywhere_is_not_swept() -> None:
 def test_throughput_launches_and_break_even(folder: Path, tmp_path: Path) -> None:
     def with_clocks(r: RunRecord) -> RunRecord:
         clocks = r.timing and replace(r.timing, host_ns=(50_000,), graph_ns=(30_000,))
-        return replace(r, timing=clocks, compile_s=2.0, peak_bytes=3 * 2**20)
+        took = 0.5 if r.provider == "f_rms_norm" else 2.0
+        return replace(r, timing=clocks, compile_s=took, peak_bytes=3 * 2**20)
 
     a_run(tmp_path / "x", "one", [with_clocks(r) for r in many()[:8]])
 
@@ -132,9 +133,9 @@ def test_throughput_launches_and_break_even(folder: Path, tmp_path: Path) -> Non
     assert re.search(r"rms_norm_triton +25\.91 +3\.000", lines("memory"))  # 1024 rows in 39.52 µs
     assert re.search(r"rms_norm_triton +50\.00 +39\.52 +30\.00 +launch", lines("launch"))
     assert re.search(r"eager +50\.00 +128\.4 +30\.00 +GPU", lines("launch"))
-    # 2 s over the 6.58 µs that a call saves over the best other
-    assert re.search(r"rms_norm_triton +f_rms_norm +2\.00 +6\.58 +303,952", lines("breakeven"))
-    assert re.search(r"persistent +f_rms_norm +2\.00 +0\.10 +never", lines("breakeven"))
+    # 1.5 s longer over the 6.58 µs that a call saves over the best other
+    assert re.search(r"triton +f_rms_norm +2\.00 +0\.50 +6\.58 +227,964", lines("breakeven"))
+    assert re.search(r"persistent +f_rms_norm +2\.00 +0\.50 +0\.10 +never", lines("breakeven"))
     every = reported(tmp_path / "x", tables=("all",))[1]
     for title in ("throughput and memory", "launches", "break-even"):
         assert title in every

@@ -237,34 +237,36 @@ def launch(given: Source) -> Iterator[Sheet]:
 
 
 def breakeven(given: Source) -> Iterator[Sheet]:
-    """After how many calls ours has earned what it took to compile and tune."""
+    """After how many calls ours has earned what it took longer to compile and tune than the best
+    other."""
     for title, rows in given.parts():
-        times = {(row["case"], row["provider"]): row["median_us"] for row in rows}
+        found = {(row["case"], row["provider"]): row for row in rows}
 
-        def cells(row: Row, times: Mapping[Any, float] = times) -> Sequence[str] | None:
-            theirs = times.get((row["case"], row["best_other"]))
-            if row["role"] != "triton_fused" or theirs is None:
+        def cells(row: Row, found: Mapping[Any, Row] = found) -> Sequence[str] | None:
+            other = found.get((row["case"], row["best_other"]))
+            if row["role"] != "triton_fused" or other is None:
                 return None
-            saved = theirs - row["median_us"]
+            saved = other["median_us"] - row["median_us"]
+            took = (figures(row["compile_s"]), figures(other["compile_s"]))
             names = (row["provider"], str(row["best_other"]))
-            return (*names, figures(row["compile_s"]), figures(saved), _calls(row, saved))
+            return (*names, *took, figures(saved), _calls(row, other, saved))
 
-        heads = ("Config", "provider", "best other", "compile\nand tune s", "saved µs\na call",
-                 "calls", "")  # fmt: skip
+        heads = ("Config", "provider", "best other", "compile\nand tune s", "its\ncompile s",
+                 "saved µs\na call", "calls", "")  # fmt: skip
         note = (
-            "measured. calls: time to compile and tune over time saved. never: no faster beyond "
-            "noise. A kernel that an earlier case compiled, or a disk cache held, costs almost "
-            "nothing here."
+            "measured. calls: how much longer it took to compile and tune, over the time saved; "
+            "0: no longer. never: no faster beyond noise. A kernel that an earlier case compiled, "
+            "or a disk cache held, costs almost nothing here."
         )
         yield Sheet(f"{title} · break-even", heads, _by_case(rows, cells), note, 3, True)
 
 
-def _calls(row: Row, saved: float) -> str:
+def _calls(row: Row, other: Row, saved: float) -> str:
     """Nothing where it is not known what compiling took."""
     if saved <= 0 or within_noise(row, "speedup_best"):
         return "never"
-    seconds = row["compile_s"]
-    return "" if math.isnan(seconds) else f"{math.ceil(seconds * 1e6 / saved):,}"
+    longer = row["compile_s"] - other["compile_s"]
+    return "" if math.isnan(longer) else f"{max(0, math.ceil(longer * 1e6 / saved)):,}"
 
 
 def runs(given: Source) -> Iterator[Sheet]:
