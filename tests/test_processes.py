@@ -153,6 +153,13 @@ def test_what_is_wrong_in_one_process_is_wrong() -> None:
     assert over_what(metrics.dicts(metrics.frame([baseline, mine]))) == "over 2 processes"
 
 
+def test_who_fell_before_its_config_was_chosen_is_not_forgotten() -> None:
+    records = [replace(r, config={"BLOCK": 64}) for r in run_of(2, 2, 2)]
+    fell = replace(records[3], status=Status.crashed, reason="SIGSEGV", timing=None, config=None)
+    (_, mine) = together([*records[:3], fell, *records[4:]])
+    assert (mine.status, mine.reason) == (Status.crashed, "in process 2: SIGSEGV")
+
+
 @pytest.mark.parametrize(
     "other",
     [{"source": "changed"}, {"gpu_uuid": "GPU-2"}, {"method": 1}, {"config": {"BLOCK": 64}}],

@@ -24,12 +24,15 @@ def together(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _one(found: list[RunRecord]) -> RunRecord:
     first, *others = found
-    further = tuple(each for each in others if _alike(each) == _alike(first))
-    if not further or first.status is not Status.ok:
+    others = [each for each in others if _build(each) == _build(first)]
+    if first.status is not Status.ok:
         return first
-    bad = next((each for each in further if each.status is not Status.ok), None)
-    if bad is not None:
+    bad = next((each for each in others if each.status is not Status.ok), None)
+    if bad is not None:  # whatever its config: who fell early has none
         return replace(bad, reason=f"in process {bad.process + 1}: {bad.reason}")
+    further = tuple(each for each in others if each.config == first.config)
+    if not further:
+        return first
     flags = dict.fromkeys(chain.from_iterable(each.flags for each in (first, *further)))
     if any(each.timing and each.timing.timer == "gated" for each in (first, *further)):
         flags = {flag: None for flag in flags if flag not in UNTIMED}
@@ -37,6 +40,6 @@ def _one(found: list[RunRecord]) -> RunRecord:
     return replace(first, flags=tuple(flags), peak_bytes=max(peaks, default=None), further=further)
 
 
-def _alike(record: RunRecord) -> tuple[object, ...]:
-    """What must be the same for two processes to have measured the same."""
-    return (record.source, record.gpu_uuid, record.method, record.config)
+def _build(record: RunRecord) -> tuple[object, ...]:
+    """Of what, where and how: the same for two processes that say something of one another."""
+    return (record.source, record.gpu_uuid, record.method)
