@@ -292,7 +292,7 @@ def run(
             for number in range(len(every)):
                 recorded = store.records_apart()
                 found = [remaining(some, recorded, sources) for some in every[number:]]
-                for name in {name for _, changed in found for name in changed} - noted:
+                for name in sorted({name for _, changed in found for name in changed} - noted):
                     watcher.note(f"{name}: its code changed since it was measured; measured anew")
                     noted.add(name)
                 left, *later = [some for some, _ in found]

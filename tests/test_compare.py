@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from simulated import as_measured, drawn_side, scaled
 from test_metrics import blocks, fused, ours, record, timing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from kernelbench import store
@@ -549,6 +550,11 @@ def test_what_a_gate_is() -> None:
     assert gate_of(FAIL_ON) == Gate() == Gate(3.0, frozenset(KINDS), 90.0)
     assert gate_of("slower:0.5%") == Gate(0.5, frozenset({"slower"}))
     assert gate_of("broken, gone", "50") == Gate(3.0, frozenset({"broken", "gone"}), 50.0)
+
+
+def test_the_verbs_defaults_are_the_gates() -> None:
+    options = {o.name: o.default for o in get_command(app).commands["compare"].params}  # type: ignore[attr-defined]
+    assert gate_of(options["fail_on"], options["least"]) == Gate()
 
 
 def many(count: int, **facts: Any) -> list[RunRecord]:

@@ -86,6 +86,11 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
     return tuple(found)
 
 
+def other_card(differing: Iterable[Difference]) -> bool:
+    """Whether the sides are known to have run on different cards."""
+    return any((each.part, each.what) == ("card", "uuid") and each.known for each in differing)
+
+
 def _joined(values: Iterable[Any]) -> str:
     texts = (json.dumps(v) if isinstance(v, (dict, list, bool)) else str(v) for v in values)
     return ", ".join(sorted({UNKNOWN if text == "None" else text for text in texts}))
@@ -153,8 +158,8 @@ def cause(
     parts = {difference.part for difference in differing if difference.system}
     if "gpu" in parts:
         return Cause.gpu
-    cards = any((d.part, d.what) == ("card", "uuid") and d.known for d in differing)
-    system = Cause.versions if parts else Cause.card if cards else Cause.environment
+    alone = Cause.card if other_card(differing) else Cause.environment
+    system = Cause.versions if parts else alone
     yard = [mate for mate in mates if mate.baseline] or mates
     along = [mate for mate in yard if mate.as_much_as(moved)]
     beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in along)

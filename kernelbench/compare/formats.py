@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from kernelbench import metrics
 from kernelbench.compare import telling
 from kernelbench.compare.rows import Comparison, Row
 from kernelbench.compare.sides import Side
@@ -63,7 +64,7 @@ def _side(side: Side) -> dict[str, Any]:
 
 def as_csv(found: Comparison) -> str:
     """One line a row; an empty cell is a number that does not apply."""
-    return table(COLUMNS, [[_cell(v) for v in _plain(row).values()] for row in found.rows])
+    return table(COLUMNS, [[metrics.cell(v) for v in _plain(row).values()] for row in found.rows])
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -71,14 +72,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([columns, *rows])
     return out.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def as_markdown(found: Comparison) -> str:

@@ -1,11 +1,12 @@
-"""How far two runs of one build lie apart: assumed where nothing else is known, else measured.
+"""How far two processes of one build lie apart: measured where several tell, else assumed.
 
 The observation is the logarithm of a run's median, so that differences are relative. Its variance
 from process to process is a sum of what one says about itself (its bootstrap over rounds, and its
 baseline against the baseline's second run) and of what no single one can say: ASSUMED, and
-ASSUMED_NS for each launch, which rule short kernels and chains of them. Processes in turn on an
-H200 gave these (results/h200/measuring/processes.csv, results/h200/aa). Several processes a side,
-of one run or of several, are believed before the assumption.
+ASSUMED_NS for each launch, which rule short kernels and chains of them. The latter, and SEEN, are
+of processes in turn on an H200 (results/h200/measuring/processes.csv, results/h200/aa); ASSUMED is
+meant to be too much rather than too little. Several processes a side, of one run or of several,
+are believed before it.
 """
 
 import math

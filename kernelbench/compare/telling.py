@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from kernelbench.compare.attribution import other_card
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, CARD
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Side
@@ -121,7 +122,7 @@ def _processes(count: int) -> str:
 
 def _notes(found: Comparison) -> Iterator[str]:
     yield _scatter(found)
-    if any((d.part, d.what) == ("card", "uuid") and d.known for d in found.differences):
+    if other_card(found.differences):
         yield (
             f"The sides ran on different cards of one model, which may lie {CARD:.1%} apart "
             "(assumed): every interval is wider by that."

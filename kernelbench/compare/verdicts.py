@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from kernelbench.compare import noise
-from kernelbench.compare.attribution import Cause, Difference, Shift, cause, differences, why
+from kernelbench.compare.attribution import (
+    Cause,
+    Difference,
+    Shift,
+    cause,
+    differences,
+    other_card,
+    why,
+)
 from kernelbench.compare.deciding import decide, more
 from kernelbench.compare.gate import Gate
 from kernelbench.compare.noise import Seen
@@ -24,10 +32,9 @@ CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comp
 def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] = ()) -> Comparison:
     """Judge every row of two sides.
 
-    earlier: runs of other builds on this machine, which say how far processes lie apart.
-
     gate: what is the same for the caller, and what a regression is: a row that is SLOWER by more,
     and not because of its environment, one that is BROKEN, and one that had times and has none.
+    earlier: runs of other builds on this machine, which say how far processes lie apart.
 
     Raises KernelbenchError where the sides have no row in common, or none that can be judged.
     """
@@ -44,8 +51,8 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
         raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(a, b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
-    cards = any((d.part, d.what) == ("card", "uuid") and d.known for d in differing)
-    rows |= _judge(rows, judged, gate.limit_pct, widened, noise.CARD if cards else 0.0)
+    card = noise.CARD if other_card(differing) else 0.0
+    rows |= _judge(rows, judged, gate.limit_pct, widened, card)
     rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
     final = {
         key: replace(row, regression=_regressed(row, gate, one_gpu, key in seen_a))

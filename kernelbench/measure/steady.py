@@ -7,25 +7,20 @@ milliseconds to find it. A block of samples then begins with calls that are no s
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from kernelbench.measure.sampling import Batch, Clock, Part, Sampled, sample
+from kernelbench.measure.sampling import Batch, Part, Sampled, sample
+from kernelbench.measure.session import Clock
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.spec import Measure
 
 LEAD_NS = 100_000_000  # how long a call runs before its samples, on a card that is slowed
 
 
-class LedClock(Clock, Protocol):
-    """A clock whose batches begin with calls for so long that are no samples."""
-
-    lead_ns: int
-
-
 class Steady:
     """A clock that looks at the card after each block, and has blocks led once it is slowed."""
 
-    def __init__(self, clock: LedClock, telemetry: Telemetry) -> None:
+    def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
         self._clock, self._telemetry = clock, telemetry
         self._slowed = False
 

@@ -5,6 +5,7 @@ A number that does not apply is None here and empty in tables and files, never 0
 
 from kernelbench.metrics.files import (
     append_csv,
+    cell,
     csv_of,
     csv_text,
     dicts,
@@ -43,6 +44,7 @@ __all__ = [
     "axis_columns",
     "best_other",
     "bytes_min",
+    "cell",
     "clocked",
     "csv_columns",
     "csv_of",

@@ -81,10 +81,11 @@ def _plain(table: "DataFrame") -> "DataFrame":
 
 def _cells(table: "DataFrame") -> list[list[str]]:
     rows = _plain(table).itertuples(index=False, name=None)
-    return [[_cell(value) for value in row] for row in rows]
+    return [[cell(value) for value in row] for row in rows]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as every CSV here has it: floats to 6 significant digits, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
