@@ -106,6 +106,28 @@ def test_every_process_is_another_one(tmp_path: Path) -> None:
     assert len(pids) == 2
 
 
+def test_a_baseline_that_took_its_worker_down_is_not_tried_in_the_next_process(
+    tmp_path: Path,
+) -> None:
+    plugin, deaths = tmp_path / "falling_baseline.py", tmp_path / "deaths"
+    falls = f"falls(lambda: (open({str(deaths)!r}, 'a').write('x'), os._exit(3)))"
+    source = Path(PLUGIN).read_text()
+    before = '"plain",\n            Role.baseline,\n            double,'
+    assert before in source
+    plugin.write_text(source.replace(before, before.replace("double,", f"{falls},")))
+    path = suite(tmp_path, "plain, again", processes=2)
+    plans = verbs.begun([str(path)], Asked(plugins=(str(plugin),), device="cpu"))
+    verbs.measure(plans, Options(), tmp_path / "out", SILENT)
+    (folder,) = store.find_runs([tmp_path / "out"])
+    found = [(r.provider, r.process, r.status) for r in store.read_apart(folder)]
+    assert found == [
+        ("plain", 0, Status.crashed),
+        ("again", 0, Status.ok),
+        ("again", 1, Status.ok),
+    ]
+    assert deaths.stat().st_size == 1
+
+
 def test_resume_goes_on_in_the_process_that_was_cut_short(tmp_path: Path) -> None:
     path = suite(tmp_path, "plain, again", sizes="8, 9", processes=2)
     _, folder = go(path)

@@ -79,6 +79,24 @@ def test_what_was_sampled_before_the_card_was_slowed_is_dropped() -> None:
     assert card.lead_ns == 0  # for whoever uses the clock next
 
 
+def test_calls_that_were_judged_among_dropped_samples_do_not_count() -> None:
+    @dataclass
+    class Lot:
+        timed: int = 59
+
+    @dataclass(frozen=True)
+    class Judged(Call):
+        lot: Lot = field(default_factory=Lot)
+
+    hot, cool = Judged("hot", 1.25), Judged("cool", 0.5)
+    card = Card()
+    Steady(card, Nvml(card)).sample([hot, cool], SETTINGS, seed=1)
+    assert (hot.lot.timed, cool.lot.timed) == (0, 0)
+    free = Judged("free", 0.5)
+    Steady(Card(), Nvml(Card())).sample([free], SETTINGS, seed=1)
+    assert free.lot.timed == 59
+
+
 def test_a_card_at_its_full_clock_is_not_led() -> None:
     cool = [Call("one", 0.5), Call("two", 0.9)]
     card = Card()
