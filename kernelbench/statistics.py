@@ -65,27 +65,38 @@ def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
 
 
 def median_of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
-    """`median_interval` of the samples of all rounds; where its two halves of at least eight rounds
-    have intervals that do not meet, it spans what both say.
+    """The median of the samples of all rounds, with its 95 % interval: over the samples, and over
+    the medians of the rounds where those are wider.
+
+    Samples of a round are alike: a card that its power limit slows runs one whole round faster than
+    the next. Where two halves of at least eight rounds have intervals that do not meet, it spans
+    what both say, too.
 
     Raises ValueError without samples.
     """
-    whole = median_interval(list(chain(*blocks)), quantum)
+    whole = _of_rounds(blocks, quantum)
     middle = len(blocks) // 2
     if middle < _HALF:
         return whole
-    early, late = (median_interval(list(chain(*p))) for p in (blocks[:middle], blocks[middle:]))
+    early, late = _of_rounds(blocks[:middle]), _of_rounds(blocks[middle:])
     if early.hi >= late.lo and late.hi >= early.lo:
         return whole
     ends = (early.mid, late.mid)
     return Interval(whole.mid, min(whole.lo, *ends), max(whole.hi, *ends))
 
 
+def _of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
+    samples = median_interval(list(chain(*blocks)), quantum)
+    rounds = median_interval([median(block) for block in blocks if block])
+    return Interval(samples.mid, min(samples.lo, rounds.lo), max(samples.hi, rounds.hi))
+
+
 def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
     """One estimate of what several processes each say, above 0, with its 95 % interval.
 
     The geometric mean of their estimates, and Student's t interval of their logarithms: the next
-    process is as one of these. Of one process its own interval, which is of this process alone.
+    process is as one of these. It holds the interval of each of them: few may agree by chance, and
+    better than their own rounds do. Of one process its own interval, of this process alone.
 
     least: what either arm is at the least, as a share of the estimate: the clock's step.
 
@@ -99,7 +110,8 @@ def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
     mid = fsum(logs) / len(logs)
     reach = t_reach(len(logs) - 1) * stdev(logs) / sqrt(len(logs))
     lo, hi = min(exp(-reach), 1 - least), max(_exp(reach), 1 + least)
-    return Interval(exp(mid), exp(mid) * max(lo, 0.0), exp(mid) * hi)
+    own = min(each.lo for each in found), max(each.hi for each in found)
+    return Interval(exp(mid), max(min(exp(mid) * lo, own[0]), 0.0), max(exp(mid) * hi, own[1]))
 
 
 def _exp(value: float) -> float:

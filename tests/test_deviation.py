@@ -337,6 +337,10 @@ def test_a_baseline_may_lose_a_part_that_is_below_the_rounding_of_the_rest() -> 
     assert judged(base, DType.bf16, base=base).ok
     zero = replace(faint, slopes=(Slope(-1.0, 0, 0),))
     assert not judged(zero, DType.bf16, base=base).ok
+    lucky = replace(faint, rel=0.1, slopes=(Slope(1e-4, 0, 0),))
+    other = replace(lucky, slopes=(Slope(6e-4, 0, 0),))  # the same, rounded in another order
+    assert judged(other, DType.bf16, base=lucky).ok
+    assert not judged(replace(lucky, slopes=(Slope(4e-3),)), DType.bf16, base=lucky).ok
     wide = replace(even(2e-3), slopes=(Slope(-0.18, 0, 0),))
     assert not judged(wide, DType.bf16, base=wide).ok  # where all of it is computed
     assert judged(base, DType.bf16).slope_budget == CEILING[DType.bf16]

@@ -271,7 +271,7 @@ def test_processes_that_agree_are_known_to_half_a_step_of_the_clock() -> None:
     baseline, mine = together(records)
     found = metrics.speedup(mine, baseline)
     assert found is not None
-    assert (found.over.lo, found.over.hi) == pytest.approx((0.99, 1.01))
+    assert (found.over.lo, found.over.hi) == pytest.approx((0.99, 3.216 / 3.184))  # of each alone
     row = metrics.dicts(metrics.frame([baseline, mine]))[1]
     assert (row["lo_us"], row["hi_us"]) == pytest.approx((3.2 - 0.016, 3.2 + 0.016))
 
@@ -284,6 +284,13 @@ def test_the_interval_over_three_processes_covers_what_it_says() -> None:
         over = over_processes([Interval(x, x, x) for x in own])
         held += over.lo <= later <= over.hi
     assert 0.91 <= held / trials <= 0.95  # of the mean of six further ones; 0.928 by Student's t
+
+
+def test_processes_that_agree_by_chance_are_no_surer_than_each_of_them() -> None:
+    alike = [Interval(100.0 + n / 100, 99.0, 101.0 + n) for n in range(3)]
+    assert (over := over_processes(alike)).lo == 99.0 and over.hi == 103.0
+    apart = over_processes([Interval(mid, mid - 0.1, mid + 0.1) for mid in (100.0, 101.0, 102.0)])
+    assert apart.lo < 99 and apart.hi > 103  # Student's t alone
 
 
 @pytest.mark.parametrize("found", [[], [1.0, 0.0], [1.0, -1.0]])

@@ -14,6 +14,7 @@ from kernelbench.statistics import (
     Interval,
     converged,
     median_interval,
+    median_of_rounds,
     noise_floor,
     plateau,
     ratio_interval,
@@ -34,6 +35,25 @@ def test_median_interval_takes_the_binomial_ranks(n: int, rank: int) -> None:
 def test_too_few_samples_for_95_percent_give_their_range(samples: list[int]) -> None:
     interval = median_interval(samples)
     assert (interval.lo, interval.hi) == (min(samples), max(samples))
+
+
+def test_samples_of_one_round_are_not_taken_for_independent_ones() -> None:
+    """A card that dithers between two clocks, a whole round at each: the median of a few rounds is
+    that of either."""
+    random_, held = random.Random(5), 0
+    alone = 0
+    for _ in range(400):
+        rounds = [[1 + 0.05 * random_.random()] * 8 for _ in range(16)]
+        found, samples = median_of_rounds(rounds), median_interval([*chain(*rounds)])
+        held += found.lo <= 1.025 <= found.hi
+        alone += samples.lo <= 1.025 <= samples.hi
+    assert held >= 0.95 * 400 and alone < 0.7 * 400
+
+
+def test_few_samples_a_round_are_as_wide_as_the_wider_of_both() -> None:
+    rounds = [[float(n), float(100 - n)] for n in range(20)]
+    found, samples = median_of_rounds(rounds), median_interval([*chain(*rounds)])
+    assert found == samples  # the medians of these rounds are all the same
 
 
 def test_no_samples_have_no_median() -> None:

@@ -1,6 +1,7 @@
 """Suites: what the grammar means, which are shipped, and how jobs are chosen."""
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -333,6 +334,15 @@ def test_shipped_suites_load_with_the_real_families() -> None:
     for path in shipped().values():
         assert load(path, real).jobs
     assert {job.family for job in load(find("smoke"), real).jobs} == set(real)
+
+
+@pytest.mark.parametrize("name", ["h200", "rcm_seed"])
+def test_the_parts_of_a_long_suite_are_all_of_it(name: str) -> None:
+    known = families.load()
+    whole = load(find(name), known)
+    parts = re.findall(r"^#   '(.*)'$", whole.text, re.MULTILINE)
+    found = [job.id for part in parts for job in narrow(whole.jobs, known, filter=part)]
+    assert len(parts) > 3 and sorted(found) == sorted(job.id for job in whole.jobs)
 
 
 def test_schema_says_what_the_grammar_is() -> None:

@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 def means(*asked: tuple[str, str, str]) -> None:
     """A row each (run, family, mode): our exact kernel's speedups, measured, in the mean over the
-    cases in which every opponent ran."""
+    cases in which every opponent ran. run: names of one or more, that are parts of a suite."""
     import cog
 
     cog.outl(
@@ -37,10 +37,11 @@ def means(*asked: tuple[str, str, str]) -> None:
     )
     cog.outl("|---" * 9 + "|")
     for run, family, mode in asked:
-        rows = [row for row in gather([RUNS / run], [family]).rows if row["mode"] == mode]
+        parts = [RUNS / part for part in run.split()]
+        rows = [row for row in gather(parts, [family]).rows if row["mode"] == mode]
         ours = [r for r in rows if (r["provider"], r["status"]) == ("triton_fused", "ok")]
         found, slow = mean(ours, rows), mean(ours, rows, "speedup")
-        where = f"[{run[:16]}]({RUNS / run})"
+        where = " ".join(f"[{part.name[:16]}]({part})" for part in parts)
         if found is None or slow is None:
             [alone] = ours
             cells = ["1, no mean", _shown(alone, "speedup_best"), "", "", alone["best_other"],

@@ -16,6 +16,7 @@ from kernelbench.spec import (
     Accuracy,
     Call,
     Device,
+    Distribution,
     DType,
     Mode,
     Provider,
@@ -26,6 +27,7 @@ from kernelbench.spec import (
 
 INT8_ERROR = 0.05  # relative, of the approximate class
 FP8_ERROR = 0.1  # where all of q, k and v have three bits of mantissa; 0.053 on normal inputs
+FP8_ON_OUTLIERS = "FP8 rounds the largest scores by more than 1, so that rows get other values"
 OUTLIERS_ERROR = 0.7  # likewise where one value in 1024 is a hundred times as large
 E4M3 = torch.float8_e4m3fn
 EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
@@ -118,6 +120,10 @@ def fa3_fp8_prepacked(case: Any, config: Any) -> Call:
 def fp8_serves(case: Any, device: Device) -> str | None:
     if case.D % 16:
         return f"FlashAttention-3 in FP8 takes D in multiples of 16, not {case.D}"
+    if case.inputs is Distribution.outliers:
+        return FP8_ON_OUTLIERS
+    if case.k_mean:
+        return "nothing takes the mean off the keys before FP8 rounds them: no promise holds"
     return fa3_serves(case, device)
 
 
@@ -243,6 +249,7 @@ def peers(traffic: Any) -> tuple[Provider[Any], ...]:
     approximate["promises"] = {"outliers": OUTLIERS_ERROR}
     eight: dict[str, Any] = approximate | {"precision": EIGHT_BITS, "requires": ("triton",)}
     three = approximate | {"max_error": FP8_ERROR, "precision": {"fp8": 1.0}}
+    three["promises"] = {"outliers": FP8_ON_OUTLIERS}
     three["requires"] = ("fa3_fwd_interface",)
     return (
         Provider(

@@ -94,9 +94,10 @@ def judge(
     element is held to 4 × FLOOR (a rounding errs by FLOOR at most) and 2 × CEILING times
     max |ref| / rms(p), since rounding the largest element errs by that much; a row or column to at
     least 3 × FLOOR and at most 10 × CEILING (a row 50 ×); a slope to 3 × the baseline's, at least
-    SLOPE_FLOOR and at most CEILING by the same factor (a part below the rounding of what passes
-    through is lost in any of several roundings), and 4 standard errors. Without a baseline the
-    ceilings hold, that of the slope without the factor.
+    SLOPE_FLOOR and a quarter of the square of the baseline's error (a part below the rounding of
+    what passes through is lost in it, another share in each order of roundings), at most CEILING by
+    the same factor, and 4 standard errors. Without a baseline the ceilings hold, that of the slope
+    without the factor.
     trial: the inputs are those of a trial, on which errors that matter are gross, and those of
     rounding hang on few elements: the ceilings (of rows and columns 10 × CEILING) are floors there,
     and 3 × them the ceilings.
@@ -214,7 +215,7 @@ def _slope(
             allowed = promised
         elif base is not None and i < len(base.slopes):
             own = base.slopes[i]
-            most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread)
+            most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread, base.rel**2 / 4)
             ceiling = CEILING[dtype] * (1 if trial else deviation.scale)
             allowed = _between(SLOPE_FLOOR[dtype], ceiling, most, trial)
         found.append((slope.value, allowed + SIGMAS * slope.error))

@@ -22,7 +22,7 @@ from kernelbench.measure.fresh import seen_before
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.lot import Lot
 from kernelbench.measure.parts import cost_of
-from kernelbench.measure.proof import Proof, spend
+from kernelbench.measure.proof import Proof
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.sampling import Sampled
 from kernelbench.measure.session import Candidate, DeviceLostError, Request, Session, Tell
@@ -116,11 +116,16 @@ class JobRun:
 
     def _draw(self) -> CaseInputs:
         torch._dynamo.reset()
+        self._hand_back()
+        self.cost = cost_of(self.family, self.case)
+        return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
+
+    def _hand_back(self) -> None:
+        """Free memory goes back to the driver: where a call's memory lies, which is worth some per
+        cent of its time, is not what was proven before it."""
         gc.collect()
         if self.session.device.kind == "cuda":
             torch.cuda.empty_cache()
-        self.cost = cost_of(self.family, self.case)
-        return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
 
     def _baseline_first(self, able: list[Provider[Any]]) -> list[Provider[Any]]:
         baseline = self.family.baseline
@@ -156,12 +161,9 @@ class JobRun:
             self._disturbed.setdefault(provider, " and ".join(filter(None, said)))
 
     def _survive(self, provider: str, reason: str) -> None:
-        gc.collect()
-        if self.session.device.kind != "cuda":
-            return
         try:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+            self._synchronize()
+            self._hand_back()
         except RuntimeError:
             raise DeviceLostError(provider, reason) from None
 
@@ -184,7 +186,7 @@ class JobRun:
             "traffic": provider.traffic(self.case) if provider.traffic else None,
             "prepared": workload.prepared,
         }
-        candidate = Candidate(provider, workload, facts, found.proven, found.found)
+        candidate = Candidate(provider, workload, facts, found.found)
         if self.proof.baseline is None and provider is not self.family.baseline:
             candidate.flags.append("no-baseline-budget")
         if found.strides:
@@ -263,6 +265,7 @@ class JobRun:
         """Sample all together; one that fails meanwhile leaves and the others start again."""
         self.proof.oracle.forget()
         while candidates:
+            self._hand_back()
             self.session.telemetry.reset()
             failure = self._attempt(partial(self._sample, candidates))
             if failure is None:
@@ -272,6 +275,7 @@ class JobRun:
             for culprit in culprits:
                 culprit.workload.rest()
             yield [self._record(c.provider, failure, c.facts) for c in culprits]
+        self.proof.forget_proven()
         if not candidates:
             return
         timers = () if self.job.process else self.job.measure.timers
@@ -283,7 +287,7 @@ class JobRun:
         for candidate in candidates:
             self.tell(candidate.name, "measure")
             candidate.workload.ready()
-            candidate.workload.lot = Lot.of(candidate, self.session.device)
+            candidate.workload.lot = Lot.of(candidate, self.proof.proven, self.session.device)
         parts = [c.workload for c in candidates]
         baseline = next(
             (i for i, c in enumerate(candidates) if c.provider is self.family.baseline), None
@@ -312,8 +316,6 @@ class JobRun:
             candidate.facts["judged_calls"] = lot.timed
             reason = lot.verdict()
             candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
-            spend(candidate.proven)
-            candidate.proven = {}
 
     def _timing(self, sampled: Sampled, again: Sampled | None) -> Timing:
         clock = self.session.clock

@@ -17,7 +17,7 @@ from toy import CASE, ToyCase, provider, right, run, toy
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings, calibrate, measure
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.measure.job import Session
+from kernelbench.measure.job import JobRun, Session
 from kernelbench.measure.probes import Probe
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
@@ -166,6 +166,21 @@ def test_a_graph_that_cannot_be_captured_says_why_and_harms_nothing(session: Ses
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before + (128 << 20)
     assert torch.randn(4, device="cuda").isfinite().all()
+
+
+def test_no_memory_of_the_proofs_is_free_when_sampling_begins(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a call's memory lies is worth some per cent of its time."""
+    free, sampled = [], JobRun._sample
+
+    def sample(job: JobRun, candidates: Any) -> None:
+        free.append(torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+        sampled(job, candidates)
+
+    monkeypatch.setattr(JobRun, "_sample", sample)
+    assert one(session, provider("fine", right)).status is Status.ok
+    assert max(free) < 32 * 2**20  # the proofs had several tensors as large as this
 
 
 def test_peak_bytes_are_those_above_the_inputs(session: Session) -> None:

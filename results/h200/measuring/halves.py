@@ -4,8 +4,8 @@
 
 Each ratio of two providers inside one process, and each median, is formed from the earlier and
 from the later half of its rounds; they disagree where the two 95 % intervals do not meet. Of calls
-whose samples are independent, 5 in 1000 do. Rows whose card was slowed by its power or thermal
-limit are counted apart.
+whose rounds are independent, fewer than 5 in 1000 do. Rows whose card was slowed by its power or
+thermal limit are counted apart.
 """
 
 import sys
@@ -14,7 +14,7 @@ from itertools import combinations, product
 
 from kernelbench import store
 from kernelbench.spec import RunRecord
-from kernelbench.statistics import Interval, median_interval, ratio_interval
+from kernelbench.statistics import Interval, median_of_rounds, ratio_interval
 from kernelbench.times import blocks_ns
 
 LEAST = 8  # rounds of a half
@@ -55,9 +55,7 @@ def main(runs: list[str]) -> None:
             card = "slowed" if slowed else "free"
             for record in group:
                 if found := halves(record):
-                    ends = (
-                        median_interval([ns for b in blocks for ns in b]) for (blocks,) in found
-                    )
+                    ends = (median_of_rounds(blocks) for (blocks,) in found)
                     counts[card, "medians", apart(*ends)] += 1
             for pair in combinations(group, 2):
                 if found := halves(*pair):
