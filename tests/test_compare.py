@@ -445,6 +445,22 @@ def test_another_card_of_one_model_is_told_apart_and_excuses_what_moved_with_it(
     assert (row(alone).cause, alone.exit_code) == ("this provider", 3)
 
 
+def test_another_power_limit_is_told_apart_and_excuses_what_moved_with_it() -> None:
+    def told(records: list[RunRecord], **policy: float) -> Side:
+        machine = manifest()["machine"] | {"uuid": "GPU-1"} | ({"policy": policy} if policy else {})
+        return Side("a", (Run(Path("a"), manifest(machine=machine), tuple(records)),))
+
+    before = told(job(), power_limit_w=700.0, sm_max_mhz=1980.0)
+    less = compare(before, told(job(130, 520), power_limit_w=500.0, sm_max_mhz=1980.0))
+    assert {r.cause for r in less.rows} == {"power limit or clocks"} and less.exit_code != 3
+    (line,) = telling.differing(less)
+    assert "700" in line and "500" in line
+    alone = compare(before, told(job(130), power_limit_w=500.0, sm_max_mhz=1980.0))
+    assert (row(alone).cause, alone.exit_code) == ("this provider", 3)
+    unknown = compare(before, told(job(130, 520)))  # an older manifest says nothing of it
+    assert {r.cause for r in unknown.rows} == {"environment"}
+
+
 def test_noise_from_runs_that_cannot_tell_is_refused(tmp_path: Path) -> None:
     a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job())
     older = saved(tmp_path / "older", [replace(r, method=1) for r in job()])

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from test_compare import AA, job, kb, saved
 
 from kernelbench import metrics
 from kernelbench.compare import trends
-from kernelbench.compare.history import FACTS, LEAST_STEP, Series, Wanted, series
+from kernelbench.compare.history import LEAST_STEP, Series, Wanted, series
 from kernelbench.compare.sides import Run, read_runs
 from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError
@@ -219,7 +218,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_verb_prints_tables_csv_and_json(folder: Path) -> None:
     done = kb("history", folder)
     assert done.exit_code == 0
-    assert "median_us, measured, of 6 runs, NVIDIA H200" in done.stdout
+    assert "median_us (measured), of 6 runs, NVIDIA H200" in done.stdout
     assert "▁▁▁│███" in done.stdout
     assert "+20.0%  rms_norm M1024-N512-bf16-fwd  triton" in done.stdout
     assert "run03, 2026-01-01T03:00:00+00:00" in done.stdout
@@ -233,13 +232,12 @@ def test_the_verb_prints_tables_csv_and_json(folder: Path) -> None:
     assert "No change of level in 1 series" in flat.stdout
 
 
-def test_numbers_say_what_kind_they_are() -> None:
-    lines = (Path(__file__).parent.parent / "results" / "README.md").read_text().splitlines()
-    told = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \|", "\n".join(lines), re.MULTILINE))
-    numbers = [str(n) for n in metrics.frame([]).select_dtypes("number") if n not in FACTS]
-    known = {name: told[name].replace("derived", "measured") for name in numbers}
-    said = {name: trends.kind_of(name).replace("a modelled amount", "mixed") for name in numbers}
-    assert {name: kind.split()[0] for name, kind in said.items()} == known
+def test_the_head_says_what_kind_a_number_is() -> None:
+    runs, _ = read_runs(AA)
+    for metric, told in (("median_us", "median_us (measured)"), ("gbps", "gbps (mixed: computed")):
+        out = io.StringIO()
+        trends.render(series(runs, metric, Wanted()), Console(file=out, width=140))
+        assert out.getvalue().startswith(told)
 
 
 def test_the_verbs_errors_are_one_line(folder: Path, tmp_path: Path) -> None:

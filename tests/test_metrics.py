@@ -464,6 +464,30 @@ def test_every_column_is_documented_and_every_documented_column_exists() -> None
     assert documented == metrics.csv_columns([])
 
 
+def test_kinds_have_one_source() -> None:
+    text = (Path(__file__).parents[1] / "results" / "README.md").read_text(encoding="utf-8")
+    kinds = text.split("## Kinds of numbers")[1].split("\n## ")[0]
+    assert dict(re.findall(r"^\| (\w+) \| (.+) \|$", kinds, flags=re.MULTILINE)[1:]) == {
+        str(kind): meaning for kind, meaning in metrics.MEANING.items()
+    }
+    named: dict[str, str] = {}
+    for section in ("results.csv", "measured.csv"):
+        table = text.split(f"## {section}")[1].split("\n## ")[0]
+        for columns, kind in re.findall(
+            r"^\| (`\w+`(?:, `\w+`)*) \|[^|]*\| (\w+) \|", table, flags=re.MULTILINE
+        ):
+            named |= dict.fromkeys(re.findall(r"`(\w+)`", columns), kind)
+    assert len(named) > 75 and named == {name: str(metrics.kind_of(name)) for name in named}
+
+
+def test_a_caption_names_each_kind_once_and_in_order() -> None:
+    names = {"saved": "hbm_saved_pct", "speedup": "speedup", "time": "median_us", "L": "label"}
+    assert metrics.said(names) == "measured: time. derived: speedup. modelled: saved. fact: L."
+    assert metrics.kinds_of("lo_us", "median_us", "sol_pct", "speedup") == (
+        "measured", "derived", "mixed",
+    )  # fmt: skip
+
+
 def test_every_field_and_status_of_a_record_is_documented() -> None:
     text = (Path(__file__).parents[1] / "results" / "README.md").read_text(encoding="utf-8")
     section = text.split("## records.jsonl")[1].split("\n## ")[0]

@@ -54,7 +54,7 @@ def test_every_figure_is_there_and_says_its_kind(full: str, title: str) -> None:
     assert part.count("<svg") == part.count("<figcaption") > 0
     for caption in re.findall(r"<figcaption>.*?</figcaption>", part, re.DOTALL):
         kinds = re.findall(r'<span class="kind \w+">(\w+)</span>', caption)
-        assert kinds and set(kinds) <= {"measured", "modelled", "quoted"}, caption
+        assert kinds and set(kinds) <= {*metrics.Kind}, caption
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_every_number_says_its_kind() -> None:
     text = show(job())
     assert re.search(r"HBM MiB +saved", text)
     assert len(re.findall("modelled  modelled", text)) == 1
-    assert "measured: time, speedups (×), error. modelled: HBM, saved." in text
+    assert "measured: time, error. derived: speedups (×). modelled: HBM, saved. mixed: %" in text
 
 
 def test_a_difference_inside_the_noise_is_no_number() -> None:
@@ -262,7 +262,7 @@ def test_many_headlines_are_lines_of_a_table() -> None:
         for r in job()[:4]
     ]  # fmt: skip
     _, head, *lines = str(tables.summary(metrics.frame(records))).splitlines()
-    assert head == "geometric means against the best other, measured:"
+    assert head == "geometric means against the best other, derived:"
     assert len(lines) == tables.MOST_HEADLINES + 1
     assert lines[1].split() == ["rms_norm", "fwd", OURS, "2.00", "×", "run-2", "1", "case"]
     assert len({line.index("run-") for line in lines}) == 1
@@ -281,7 +281,7 @@ def test_the_headline_is_the_geometric_mean_over_the_cases() -> None:
     text = str(tables.summary(metrics.frame(records)))
     assert "16 records: 12 ok, 2 skipped, 2 incorrect" in text
     found = re.search(
-        r"rms_norm fwd: rms_norm_triton 4.00 × the best other, measured \(geometric mean of 2 "
+        r"rms_norm fwd: rms_norm_triton 4.00 × the best other, derived \(geometric mean of 2 "
         r"cases, 2.00 to 8.00, 95 % (\S+) to (\S+) within this run\)",
         " ".join(text.split()),
     )

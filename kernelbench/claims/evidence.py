@@ -100,7 +100,7 @@ def _value(
         value = _mapped(_speedup(record, against or record, job), change)
     else:
         value = _READ[claim.metric](claim, record, against or record)
-    kind = "modelled" if claim.metric in _MODELLED else "measured"
+    kind = metrics.kind_of(_COLUMN.get(claim.metric, "median_us"))
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing
 
@@ -181,7 +181,7 @@ def _exactly(value: float | None) -> Interval | None:
     return None if value is None else Interval(value, value, value)
 
 
-_MODELLED = {Metric.hbm_saved_pct, Metric.hbm_mib}
+_COLUMN = {Metric.hbm_saved_pct: "hbm_saved_pct", Metric.hbm_mib: "model_read_mib"}
 _OF_SPEEDUP: Mapping[Metric, Callable[[float], float]] = {
     Metric.speedup: lambda x: x,
     Metric.slowdown: lambda x: 1 / x,
@@ -220,5 +220,7 @@ def _counted(
             continue
         value = (1 - mine / theirs) * 100 if theirs else mine / audit.MIB
         where = {"gpu": line.gpu, "run_id": line.run_id, "case": line.case}
-        return Evidence(value=_exactly(value), kind="measured (DRAM reads)", **where)
+        return Evidence(
+            value=_exactly(value), kind=f"{metrics.Kind.measured} (DRAM reads)", **where
+        )
     return Evidence(why=f"no DRAM counters of {_asked(compare)}: kernelbench profile --ncu")

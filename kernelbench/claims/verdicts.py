@@ -6,6 +6,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+from kernelbench import metrics
 from kernelbench.claims import arithmetic, evidence
 from kernelbench.claims.evidence import Evidence
 from kernelbench.claims.peaks import same
@@ -100,7 +101,7 @@ def _row(
 
 def _label(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
     """What is to be said of the evidence: that no machine gave it, or not the claim's."""
-    if found.kind == "modelled":
+    if found.kind == metrics.Kind.modelled:
         return found.kind
     if claim.sort.nature is Nature.amount or same(gpus, found.gpu):
         return ""

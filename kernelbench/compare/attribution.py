@@ -21,6 +21,7 @@ class Cause(StrEnum):
     provider = "this provider"
     environment = "environment"  # the others of its job moved with it
     card = "another card"  # likewise, and the sides ran on different cards of one model
+    policy = "power limit or clocks"  # likewise, and the cards were told other ones
     versions = "versions"  # likewise, or its source did not change, and the software differs
     gpu = "GPU"  # the sides were measured on different ones
 
@@ -88,7 +89,12 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
 
 def other_card(differing: Iterable[Difference]) -> bool:
     """Whether the sides are known to have run on different cards."""
-    return any((each.part, each.what) == ("card", "uuid") and each.known for each in differing)
+    return _differs(differing, "uuid")
+
+
+def _differs(differing: Iterable[Difference], what: str) -> bool:
+    """Of the card: its uuid, or the policy that it was told."""
+    return any((each.part, each.what) == ("card", what) and each.known for each in differing)
 
 
 def _joined(values: Iterable[Any]) -> str:
@@ -110,7 +116,7 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     machine = dict(manifest.get("machine") or {})
     versions = dict(machine.pop("versions", None) or {})
     found = _gpu(run)
-    # Cards of one model, and what they were told, are named; they explain nothing by themselves.
+    # Cards of one model, and what they were told, explain what moves together, and nothing alone.
     found |= {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
     found |= {("machine", name): value for name, value in machine.items() if name != "name"}
     found |= {("versions", name): value for name, value in versions.items()}
@@ -158,7 +164,8 @@ def cause(
     parts = {difference.part for difference in differing if difference.system}
     if "gpu" in parts:
         return Cause.gpu
-    alone = Cause.card if other_card(differing) else Cause.environment
+    cards = {Cause.policy: "policy", Cause.card: "uuid"}
+    alone = next((c for c, what in cards.items() if _differs(differing, what)), Cause.environment)
     system = Cause.versions if parts else alone
     yard = [mate for mate in mates if mate.baseline] or mates
     along = [mate for mate in yard if mate.as_much_as(moved)]

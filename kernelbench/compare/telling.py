@@ -7,12 +7,14 @@ from kernelbench.compare.attribution import other_card
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, CARD
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Side
+from kernelbench.metrics import said
 
 NOTABLE = (Verdict.broken, Verdict.slower, Verdict.faster, Verdict.fixed)
-KINDS = (
-    "measured: times, medians of a GPU's clock, L2 cold. change: of B's time against A's, with its "
-    "95 % interval; above 0 is slower"
-)
+_NAMES = {
+    "times, medians of a GPU's clock, L2 cold": "median_us",
+    "change, of B's time against A's, with its 95 % interval; above 0 is slower": "speedup",
+}
+KINDS = said(_NAMES).removesuffix(".")
 
 
 def title(found: Comparison) -> list[str]:

@@ -14,13 +14,12 @@ from kernelbench.compare.formats import known_format, table
 from kernelbench.compare.history import LEAST_STEP, Point, Series, Wanted, series
 from kernelbench.compare.sides import read_runs
 from kernelbench.compare.tables import LEAST, percent, time
+from kernelbench.metrics import MEANING, Kind, kind_of
 
 FORMATS = ("table", "json", "csv")
 WHERE = ("gpu", "gpu_uuid", "suite", "method")
 COLUMNS = ("family", "case", "provider", *WHERE, "metric", "run", "utc", "value", "change_pct")
 MOST_BARS = 40
-MODELLED = ("flops", "bytes_min", "model_read_mib", "model_write_mib", "hbm_saved_pct")
-MIXED = ("gbps", "tflops", "sol_pct")  # a modelled amount over a measured time
 KINDS = (
     f"one bar a run, the oldest first, on a scale of its own; │: a new level begins, of at least "
     f"two runs and {LEAST_STEP:.0%} away. A level of one run, as of the last, is not one yet."
@@ -82,7 +81,9 @@ def _print(found: Sequence[Series], console: Console) -> None:
     told = {name: {getattr(one, name) for one in found} for name in WHERE}
     apart = [name for name in WHERE if len(told[name]) > 1]
     metric, count = found[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    head = f"{metric}, {kind_of(metric)}, of {count}, {', '.join(sorted(told['gpu']))}"
+    kind = kind_of(metric)
+    what = kind if kind is Kind.measured else f"{kind}: {MEANING[kind]}"
+    head = f"{metric} ({what}), of {count}, {', '.join(sorted(told['gpu']))}"
     alone = [one for one in found if len(one.points) == 1]
     found = [one for one in found if len(one.points) > 1]
     console.print(Text(head, style="bold"))
@@ -109,13 +110,6 @@ def _print(found: Sequence[Series], console: Console) -> None:
         plural = "rows that have" if len(alone) > 1 else "row that has"
         console.print(Text(f"{len(alone)} {plural} one run: --format csv lists them"))
     console.print(Text(KINDS, style="dim"))
-
-
-def kind_of(metric: str) -> str:
-    """Whether a number of results.csv is measured, or of a model."""
-    if metric in MODELLED:
-        return "modelled"
-    return "a modelled amount over measured time" if metric in MIXED else "measured"
 
 
 def _cells(one: Series) -> list[str]:

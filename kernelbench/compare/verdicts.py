@@ -25,7 +25,7 @@ from kernelbench.compare.rows import Comparison, Key, Row, Verdict
 from kernelbench.compare.sides import Run, Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 
-EXCUSED = (Cause.environment, Cause.card)  # what is no build's doing
+EXCUSED = (Cause.environment, Cause.card, Cause.policy)  # what is no build's doing
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
 
 

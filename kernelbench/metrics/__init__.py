@@ -13,6 +13,7 @@ from kernelbench.metrics.files import (
     rows_json,
     to_csv,
 )
+from kernelbench.metrics.kinds import MEANING, Kind, kind_of, kinds_of, said
 from kernelbench.metrics.record import (
     MIB,
     Speedup,
@@ -37,8 +38,10 @@ from kernelbench.significance import t_reach
 from kernelbench.statistics import Interval, over_processes
 
 __all__ = [
+    "MEANING",
     "MIB",
     "Interval",
+    "Kind",
     "Speedup",
     "append_csv",
     "axis_columns",
@@ -55,12 +58,15 @@ __all__ = [
     "gbps",
     "hbm_saved_pct",
     "json_of",
+    "kind_of",
+    "kinds_of",
     "median_ns",
     "modelled_bytes",
     "noise_pct",
     "over_processes",
     "rows_json",
     "rows_of",
+    "said",
     "share_of_ceiling",
     "speedup",
     "t_reach",

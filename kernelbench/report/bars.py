@@ -7,6 +7,7 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import audit
+from kernelbench.metrics import kinds_of
 from kernelbench.report.figures import (
     SMALL,
     WIDTH,
@@ -105,7 +106,7 @@ def _speedups(
             "Bars start at 1, the baseline, whose time is at the right of the case; whiskers are "
             "95 % intervals. The shaded band is the job's noise floor: a difference inside it is "
             "printed as ~. Hatched: approximate.",
-            ("measured",),
+            kinds_of("median_us", "speedup"),
             svg(figure, title, message),
         )
 
@@ -294,7 +295,7 @@ def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str)
             "Reads that ncu counted, over those that the provider's model says. Filled: audited, "
             f"within {audit.AUDIT_PCT:.0f} % (shaded) or ✗ not; hollow: not audited, since no "
             "tensor is 4 × the L2.",
-            ("measured", "modelled"),
+            kinds_of("dram_read_mib", "model_read_mib"),
             svg(figure, title, message),
         )
 

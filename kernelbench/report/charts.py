@@ -86,7 +86,7 @@ def _accuracy(
             message,
             "Error against the fp64 oracle. Small: single cases (how many, in brackets); large: "
             "the geometric mean over those that all ran; dashed: the front of these means.",
-            ("measured",),
+            metrics.kinds_of("error_rel", "speedup"),
             svg(figure, title, message),
         )
 
@@ -150,7 +150,7 @@ def _strips(chosen: Sequence[Row], look: Mapping[str, Look], title: str) -> Figu
             "Every sample that was taken, process by process, none removed; the band is the "
             "median's 95 % interval. Chosen: flagged, or an interval wider than "
             f"± {NOISY_PCT:g} %; the {STRIPS} widest.",
-            ("measured",),
+            metrics.kinds_of("median_us"),
             svg(figure, title, message),
         )
 

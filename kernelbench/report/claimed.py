@@ -16,15 +16,17 @@ from rich.text import Text
 
 from kernelbench import claims, store
 from kernelbench.claims.words import Bound, Claim
+from kernelbench.metrics import Kind
 from kernelbench.report.tables import percent
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
 FORMATS = ("table", "md", "json", "csv")
 KINDS = (
-    "claimed: quoted. measured: so, unless it says modelled; ± the 95 % interval. ratio: measured "
-    "over claimed, of a range its nearest end. Verdicts and their rules: docs/claims.md."
+    f"claimed: {Kind.quoted}. {Kind.measured}: so, unless it says {Kind.modelled}; ± the 95 % "
+    "interval. ratio: measured over claimed, of a range its nearest end. Verdicts and their rules: "
+    "docs/claims.md."
 )
-HEADS = ("claim", "claimed (quoted)", "measured", "ratio", "verdict")
+HEADS = ("claim", f"claimed ({Kind.quoted})", str(Kind.measured), "ratio", "verdict")
 STYLES = {
     claims.Verdict.reproduced: "green",
     claims.Verdict.better: "green",
@@ -152,7 +154,7 @@ def found(row: claims.Row) -> str:
     if value is None:
         return ""
     spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
-    kind = row.found.kind.removeprefix("measured").strip()
+    kind = row.found.kind.removeprefix(Kind.measured).strip()
     return f"{figure(value.mid)}{spread} {kind}".rstrip()
 
 

@@ -4,14 +4,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from kernelbench import audit
+from kernelbench.metrics import said
 from kernelbench.report.means import within_noise
 from kernelbench.report.sheets import Row, Sheet, Source, config
 from kernelbench.report.tables import answer, figures, percent, short_time
 from kernelbench.spec import Tool
 
+_NAMES = {
+    "times": "median_us",
+    "speedup": "speedup",
+    "× best other (the fastest exact provider that is not ours)": "speedup_best",
+    "HBM ↓": "hbm_saved_pct",
+}
 NOTE = (
-    "measured: times, speedup, × best other (the fastest exact provider that is not ours). "
-    "modelled: HBM ↓. torch, triton: the fastest exact one of its kind. ~: no difference beyond "
+    f"{said(_NAMES)} torch, triton: the fastest exact one of its kind. ~: no difference beyond "
     "noise. !: flagged."
 )
 Cells = tuple[str, ...]

@@ -126,11 +126,11 @@ def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
     named = ("family", "mode", "provider", "run_id") if several else ("family", "mode", "provider")
     heads = [
         *(Head("run" if name == "run_id" else name, number=False) for name in named),
-        Head("× best other", "measured"),
-        Head("95 % interval", "measured"),
-        Head("range", "measured"),
-        Head(f"× {text(baseline) or 'baseline'}", "measured"),
-        Head("95 % interval", "measured"),
+        Head("× best other", "speedup_best"),
+        Head("95 % interval", "speedup_best_hi"),
+        Head("range", "speedup_best"),
+        Head(f"× {text(baseline) or 'baseline'}", "speedup"),
+        Head("95 % interval", "speedup_hi"),
         Head("cases", number=False),
         Head("of these", number=False),
         Head("against", number=False),

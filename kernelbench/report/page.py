@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
+from kernelbench.metrics import MEANING
 from kernelbench.report import bars, charts, environment, headline, roofline, tables
 from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
 from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, text
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 Manifests = Mapping[str, Mapping[str, Any]]
 
 TITLE = "Kernel benchmarks"
-READING = (
-    "Every number says its kind. Measured: read off a clock, a counter or a comparison, on the "
-    "machine that is named. Modelled: follows from shapes and an account of bytes or flops. Mixed: "
-    "a modelled amount over a measured time. Quoted: claimed by somebody else; none is on this "
-    "page. ~: no difference beyond noise. Approximate providers are marked ≈."
+READING = " ".join(
+    [
+        "Every number says its kind.",
+        *(f"{kind.capitalize()}: {said.replace('`', '')}." for kind, said in MEANING.items()),
+        "~: no difference beyond noise. Approximate providers are marked ≈.",
+    ]
 )
 _SMOKE = tables.SMOKE[0].upper() + tables.SMOKE[1:]
 FOOTER = "Made by kernelbench report --format html from the records of the runs named above."

@@ -122,7 +122,7 @@ def _roofline(
             "Roof: the best rates that this machine was measured at. Points: measured time over "
             "modelled flops and compulsory bytes. A small footprint has a lower roof, which % of "
             "ceiling in the table is against.",
-            ("measured", "modelled"),
+            metrics.kinds_of("tflops", "sol_pct"),
             svg(figure, title, message),
         )
 
@@ -214,7 +214,7 @@ def _scaling(rows: Sequence[Row], look: Mapping[str, Look], title: str, axis: st
             f"{'Flops' if compute else 'Compulsory bytes'} (modelled) over the median time "
             "(measured), L2 cold. Dashed: what this machine was measured to reach at each "
             "footprint.",
-            ("measured", "modelled"),
+            metrics.kinds_of(column),
             svg(figure, title, message),
         )
 

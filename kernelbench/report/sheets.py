@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kernelbench import metrics
+from kernelbench.metrics import kind_of, said
 from kernelbench.report.means import within_noise
 from kernelbench.report.tables import figures, fold, short_time
 from kernelbench.spec import Measured
@@ -25,6 +26,12 @@ RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"
 GAP = 2
 LEAST_CONFIG, LEAST_WORD = 24, 9  # columns that words keep before they fold
 COMMIT = 12  # characters of a commit
+_CLOCKS = {
+    "host, CPU time to submit a call": "host_us",
+    "GPU, median, L2 cold": "median_us",
+    "graph, replay, L2 warm, not comparable": "graph_us",
+}
+_EARNED = {"compile and tune s": "compile_s", "saved µs and calls": "speedup_best"}
 LEAST_POINTS = 3  # of a scaling table
 
 
@@ -174,7 +181,7 @@ def memory(given: Source) -> Iterator[Sheet]:
 
     for title, rows in given.parts():
         heads = ("Config", "provider", "million\ntokens/s", "peak MiB\nover inputs", "")
-        note = "measured: peak; tokens/s: tokens of the case over the median."
+        note = f"{said({'peak': 'peak_mem_mib'})} tokens/s: tokens of the case over the median."
         lines = _by_case(rows, cells)
         yield Sheet(f"{title} · throughput and memory", heads, lines, note, 2, True)
 
@@ -215,7 +222,7 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
         for value in sorted({row[axis] for row in rows})
     )
     what = "flops" if compute else "compulsory bytes"
-    note = f"time (measured) · {unit} (modelled {what} over that time)"
+    note = f"time ({kind_of('median_us')}) · {unit} ({kind_of(rate)}: {what} over that time)"
     return Sheet(title, (axis, *providers), lines, note)
 
 
@@ -229,10 +236,7 @@ def launch(given: Source) -> Iterator[Sheet]:
 
     for title, rows in given.parts():
         heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "bound by", "")
-        note = (
-            "measured. host: CPU time to submit a call; GPU: median, L2 cold; graph: replay, L2 "
-            "warm, not comparable. launch: submitting takes longer than running."
-        )
+        note = f"{said(_CLOCKS)} launch: submitting takes longer than running."
         yield Sheet(f"{title} · launches", heads, _by_case(rows, cells), note, 2, True)
 
 
@@ -254,9 +258,9 @@ def breakeven(given: Source) -> Iterator[Sheet]:
         heads = ("Config", "provider", "best other", "compile\nand tune s", "its\ncompile s",
                  "saved µs\na call", "calls", "")  # fmt: skip
         note = (
-            "measured. calls: how much longer it took to compile and tune, over the time saved; "
-            "0: no longer. never: no faster beyond noise. A kernel that an earlier case compiled, "
-            "or a disk cache held, costs almost nothing here."
+            f"{said(_EARNED)} calls: how much longer it took to compile and tune, over the time "
+            "saved; 0: no longer. never: no faster beyond noise. A kernel that an earlier case "
+            "compiled, or a disk cache held, costs almost nothing here."
         )
         yield Sheet(f"{title} · break-even", heads, _by_case(rows, cells), note, 3, True)
 

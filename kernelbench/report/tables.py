@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 MOST_HEADLINES = 8  # beyond, they are lines of a table
 WIDTH = 100
 SMOKE = "smoke: a CPU run checks correctness; it says nothing about GPU speed"
-KINDS = (
-    "measured: time, speedups (×), error. modelled: HBM, saved. % of ceiling: time at this "
-    "machine's measured limits over measured time. ~: no difference beyond noise. ≈: approximate."
-)
+_NAMES = {
+    "time": "median_us",
+    "error": "error_rel",
+    "speedups (×)": "speedup",
+    "HBM": "model_read_mib",
+    "saved": "hbm_saved_pct",
+    "% of ceiling (time at this machine's measured limits over time)": "sol_pct",
+}
+KINDS = f"{metrics.said(_NAMES)} ~: no difference beyond noise. ≈: approximate."
 Row = Mapping[str, Any]
 
 _GAP = 2
@@ -315,14 +320,15 @@ def summary(frame: "DataFrame") -> Text:
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
             key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
+    kind = metrics.kind_of("speedup_best")
     told = {key: _mean(part, every[key[0], key[2]]) for key, part in ours.items()}
     if len(told) > MOST_HEADLINES:
-        lines.append("geometric means against the best other, measured:")
+        lines.append(f"geometric means against the best other, {kind}:")
         return Text("\n".join([*lines, *_aligned(told, several=len(gpus) > 1)]))
     for (run, gpu, family, mode, provider), (mid, what, over) in told.items():
         where = (f" on {gpu}" if len(gpus) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
         lines.append(
-            f"{family} {mode}{where}: {provider} {mid} the best other, measured ({what}{over})"
+            f"{family} {mode}{where}: {provider} {mid} the best other, {kind} ({what}{over})"
         )
     return Text("\n".join(lines))
 
