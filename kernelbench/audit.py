@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelbench.spec import KernelbenchError, KernelUse, Measured, Status
+from kernelbench import files
+from kernelbench.spec import KernelUse, Measured, Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -121,12 +122,7 @@ def frame(measured: Sequence[Measured]) -> "DataFrame":
 
 def to_csv(measured: Sequence[Measured], path: Path) -> None:
     """COLUMNS of every line, written in one step. Raises KernelbenchError where it cannot be."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        frame(measured).to_csv(part, index=False, float_format="%.6g")
-        part.replace(path)
-    except OSError as error:
-        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
+    files.write(path, frame(measured).to_csv(index=False, float_format="%.6g"))
 
 
 def failed_audits(measured: Sequence[Measured]) -> list[Measured]:

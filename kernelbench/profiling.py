@@ -14,9 +14,10 @@ from kernelbench.profile.session import Asked as Look
 from kernelbench.profile.session import Profiler, find, imported
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
+from kernelbench.report.progress import Output
 from kernelbench.run import START_TIMEOUT, check_device, sources_of
 from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
-from kernelbench.verbs import Output, Plan, begun, manifest_of, refuse_many, resumed
+from kernelbench.verbs import Plan, begun, manifest_of, refuse_many, resumed
 
 NEEDED = {"suite_text", "asked", "utc", "suite", "machine"}  # of a manifest, to add to its run
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Any, Protocol
 
 from kernelbench import metrics
@@ -58,7 +59,7 @@ class Outcome:
     """How a run ended."""
 
     bad: bool = False  # a record of this session says that something is wrong
-    interrupted: bool = False
+    interrupted: int = 0  # the exit code of whoever is, by Ctrl-C or SIGTERM
     left: int = 0  # jobs that were not begun: the budget ran out, or fail-fast
     total: int = 0  # jobs that there are, one for each process
     spent_s: dict[str, float] = field(default_factory=dict)  # of this session, by phase
@@ -302,17 +303,22 @@ def run(
                     store.update_manifest(ceilings=runner.ceilings(known))
                 if not _loop(left, later, runner, store, options, watcher, sources, outcome):
                     break
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+        except KeyboardInterrupt as stop:
+            outcome.interrupted = getattr(stop, "exit_code", 128 + SIGINT)
+        except OSError as error:
+            error.add_note(_safe(store))
+            raise
         except KernelbenchError as error:
-            raise KernelbenchError(
-                f"{error}\nWhat was measured is safe: kernelbench run --resume {store.path}"
-            ) from None
+            raise KernelbenchError(f"{error}\n{_safe(store)}") from None
         finally:
             metrics.to_csv(store.records(), store.csv_path)
             outcome.spent_s = runner.ledger.phases()
             _account(store, outcome.spent_s, watcher)
     return outcome, store
+
+
+def _safe(store: Store) -> str:
+    return f"What was measured is safe: kernelbench run --resume {store.path}"
 
 
 def _account(store: Store, spent_s: Mapping[str, float], watcher: Watcher) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from kernelbench.spec import Timing
 from kernelbench.statistics import (
     Interval,
-    median_interval,
     median_of_rounds,
     over_processes,
 )
@@ -26,12 +25,13 @@ def again_ns(timing: Timing) -> list[list[int]]:
 
 
 def median_ns(timing: Timing) -> float | None:
-    """The median of `blocks_ns`, without making them."""
+    """The median of `blocks_ns`, without making them; None where it is not above the overhead, of
+    which no time is left."""
     ordered = sorted(chain(*timing.blocks_ns))
     if not ordered:
         return None
     middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return sum(max(sample - timing.overhead_ns, 0) for sample in middle) / 2
+    return sum(max(sample - timing.overhead_ns, 0) for sample in middle) / 2 or None
 
 
 def step(timing: Timing) -> float:
@@ -41,13 +41,11 @@ def step(timing: Timing) -> float:
 
 def of_processes(timings: Sequence[Timing]) -> Interval | None:
     """The median in ns with its 95 % interval: over the samples of one process, or over the
-    medians of several."""
+    medians of several. None where one of them has no time above the overhead."""
     blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
-    if not blocks:
-        return None
     found = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
-    if min(each.mid for each in found) <= 0:
-        return median_interval([ns for each, _ in blocks for block in each for ns in block])
+    if not found or min(each.mid for each in found) <= 0:
+        return None
     return over_processes(found, max(map(step, timings)))
 
 

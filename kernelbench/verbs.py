@@ -9,16 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
-from kernelbench.report import catalogue, tables
+from kernelbench.report import catalogue, failed, tables
 from kernelbench.report.details import MORE, details
-from kernelbench.report.progress import LiveView, Plain, Silent, result, wall
+from kernelbench.report.progress import Output, Silent, result, wall
 from kernelbench.run import (
     Options,
     Outcome,
@@ -53,28 +52,6 @@ class Plan:
     @property
     def device(self) -> str:
         return check_device(self.suite.device, self.asked.device)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where to say things: results to stdout, what is going on to stderr."""
-
-    console: Console
-    errors: Console
-    quiet: bool = False
-    verbose: bool = False
-    as_json: bool = False
-
-    def view(self) -> Silent:
-        """Who shows what is going on: nobody, a live view on a terminal, or plain lines."""
-        if self.quiet or self.as_json:
-            return Silent(self.errors)
-        if self.errors.is_terminal and not self.errors.no_color and not self.verbose:
-            return LiveView(self.errors)
-        return Plain(self.errors, verbose=self.verbose)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def begun(suites: Sequence[str] | None, asked: Asked) -> list[Plan]:
@@ -138,7 +115,7 @@ def measure(
     """Run every plan; tables of each and an exit code for all."""
     if budget is not None:
         options = replace(options, deadline=time.monotonic() + budget)
-    code, runs = 0, []
+    code, runs, every = 0, [], list[RunRecord]()
     for each in plans:
         outcome, folder = _run_one(each, options, out, output)
         records = store.read(folder)
@@ -147,12 +124,16 @@ def measure(
         else:
             _show_run(each, outcome, records, folder, output)
         code = max(code, int(any(record.status.bad for record in records)))
-        if outcome.interrupted:
-            code = 130
+        code = outcome.interrupted or code
         if outcome.interrupted or (code and options.fail_fast):
             break
+        every += records
     if output.as_json:
         print(json.dumps(runs, allow_nan=False))
+    if code == 1:
+        output.fail(failed.why(metrics.dicts(metrics.frame(every))))
+    elif code:
+        output.fail(f"exit {code}: interrupted. Go on: kernelbench run --resume {folder}")
     return code
 
 
@@ -235,7 +216,7 @@ def _git() -> dict[str, Any] | None:
 def _run_json(outcome: Outcome, records: Sequence[RunRecord], folder: Path) -> dict[str, Any]:
     return {
         "run": str(folder),
-        "interrupted": outcome.interrupted,
+        "interrupted": bool(outcome.interrupted),
         "jobs_left": outcome.left,
         "records": metrics.rows_json(records),
     }
@@ -283,16 +264,22 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
     if options.dump:
         _hold_writable(Path(options.dump))
     records: list[RunRecord] = []
-    interrupted = False
+    interrupted = 0
     try:
         for each in plans:
             _check_one(each, known, _options(options, asked, each.device), output, records)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as stop:
+        interrupted = getattr(stop, "exit_code", 128 + SIGINT)
     _show_checks(records, output)
     if options.dump and not output.as_json:
         output.say(f"inputs, answers and oracles: {options.dump}/FAMILY/CASE/*.pt")
-    return 130 if interrupted else int(any(record.status.bad for record in records))
+    if interrupted:
+        output.fail(f"exit {interrupted}: interrupted; {len(records)} records were looked at")
+        return interrupted
+    bad = any(record.status.bad for record in records)
+    if bad:
+        output.fail(failed.why(metrics.dicts(metrics.frame(records))))
+    return int(bad)
 
 
 def _hold_writable(folder: Path) -> None:

@@ -14,10 +14,9 @@ from rich.console import Console
 from kernelbench import families, store, verbs
 from kernelbench.ledger import Ledger
 from kernelbench.plan import Asked
-from kernelbench.report.progress import Silent
+from kernelbench.report.progress import Output, Silent
 from kernelbench.run import Options, Runner, run
 from kernelbench.spec import Context, DType, Job, KernelbenchError, Measure, Status
-from kernelbench.verbs import Output
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "steady.py")
 ASKED = Asked(plugins=(PLUGIN,), device="cpu")

@@ -20,7 +20,7 @@ from kernelbench.profile.inspect import Row
 from kernelbench.profile.inspect_code import of_ptx, of_sass
 from kernelbench.profile.inspect_table import problems
 from kernelbench.profile.inspect_target import TARGETS, targets
-from kernelbench.spec import UsageError
+from kernelbench.spec import KernelbenchError, UsageError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -268,7 +268,7 @@ def test_what_is_saved_is_read_as_what_is_printed(tmp_path: Path) -> None:
     for path in (saved, printed):
         found = gate.judge(rows, gate.read(path), gate.bounds("spills", against=True))
         assert found == gate.Verdict(failed=())
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(KernelbenchError, match="none/a: cannot be written"):
         gate.save(rows, tmp_path / "none" / "a")
 
 

@@ -16,6 +16,7 @@ from kernelbench import metrics, store, verbs
 from kernelbench.plan import Asked
 from kernelbench.report import tables
 from kernelbench.report.means import mean, over_what
+from kernelbench.report.progress import Output
 from kernelbench.run import Options, in_processes, remaining
 from kernelbench.spec import (
     KernelbenchError,
@@ -29,7 +30,6 @@ from kernelbench.spec import (
 )
 from kernelbench.statistics import Interval, over_processes
 from kernelbench.store.processes import together
-from kernelbench.verbs import Output
 from tests.test_metrics import fused, ours, record, timing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")

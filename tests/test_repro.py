@@ -55,6 +55,10 @@ def made(family: str, provider: str, **facts: Any) -> RunRecord:
     return replace(found, **facts)
 
 
+def measured(family: str, provider: str, **facts: Any) -> RunRecord:
+    return made(family, provider, timing=Timing(timer="host", blocks_ns=((10,),)), **facts)
+
+
 ALONE = """
 import importlib.util, pathlib, runpy, sys
 sys.path[:] = [p for p in sys.path if not pathlib.Path(p, "kernelbench").exists()]
@@ -159,19 +163,50 @@ def test_the_script_says_what_to_expect(tmp_path: Path) -> None:
     assert "'overhead_us': 1.0" in script and "'config': {'block': 1}" in script
 
 
-def test_the_newest_run_that_has_the_case_is_taken(tmp_path: Path) -> None:
-    first, second = made("rms_norm", "eager"), made("rms_norm", "triton_fused")
+def script(case: str, provider: str, where: Path) -> str:
+    text, problems = repro(case, provider, where)
+    assert not problems
+    return text
+
+
+def test_the_newest_run_that_has_the_record_is_taken(tmp_path: Path) -> None:
+    first, second = measured("rms_norm", "eager"), measured("rms_norm", "triton_fused")
     a_run(tmp_path, "1", [first, second])
     a_run(tmp_path, "2", [replace(first, seed=77)])
-    a_run(tmp_path, "3", [made("rotary", "eager")])
-    text = repro(first.case, "", tmp_path)
+    a_run(tmp_path, "3", [measured("rotary", "eager")])
+    text = script(first.case, "", tmp_path)
     assert "'seed': 77" in text and "provider eager" in text
-    assert "provider triton_fused" in repro(first.case, "", tmp_path / "1")
-    assert "provider eager" in repro(f"rms_norm/{first.case}", "eager", tmp_path / "1")
+    assert "provider triton_fused" in script(first.case, "", tmp_path / "1")
+    assert "provider eager" in script(f"rms_norm/{first.case}", "eager", tmp_path / "1")
+    assert "provider triton_fused" in script(first.case, "triton_fused", tmp_path)
+    a_run(tmp_path, "0", [replace(first, seed=78, utc="2036-01-01T00:00:00+00:00")])
+    assert "'seed': 78" in script(first.case, "", tmp_path)  # by its time, not by its name
+
+
+HOSTILE = "a \"\"\" b''' \\ \\N{{x}} {x} \0 \n \r \x1b µ"
+
+
+@pytest.mark.parametrize("name", [HOSTILE, '"' * 7, "\\" * 3 + '"""', "\ud800"])
+def test_no_text_from_outside_breaks_the_script(name: str) -> None:
+    timing = Timing(timer="gated", blocks_ns=((19000, 19100, 19200),) * 12)
+    base = made("rms_norm", "eager", gpu=name, group="g", label=name, timing=timing)
+    text = script_of(base, [base], FAMILIES["rms_norm"])
+    tree = ast.parse(text.encode("utf-8", "strict"))
+    assert " on " in (ast.get_docstring(tree) or "")
+
+
+def test_lines_that_cannot_be_read_are_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    known = measured("rms_norm", "eager")
+    a_run(tmp_path, "1", [known])
+    with (tmp_path / "1" / store.RECORDS).open("ab") as file:
+        file.write(b"{")
+    done = CliRunner().invoke(app, ["repro", known.case, "--run", str(tmp_path)])
+    assert done.exit_code == 1 and f"{store.RECORDS}:2: not JSON" in done.stderr
+    assert done.stdout.startswith("#!")
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    known = made("rms_norm", "eager")
+    known = measured("rms_norm", "eager")
     a_run(tmp_path, "1", [known])
     with pytest.raises(UsageError, match=rf"no case 'M4'.*{tmp_path}"):
         repro("M4", "", tmp_path)
@@ -190,12 +225,13 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_verb_prints_or_writes(tmp_path: Path) -> None:
-    known = made("rms_norm", "eager")
+    known = measured("rms_norm", "eager")
     a_run(tmp_path, "1", [known])
     told = CliRunner().invoke(app, ["repro", known.case, "--run", str(tmp_path)])
     assert told.exit_code == 0 and told.stdout.startswith("#!/usr/bin/env python3")
     out = tmp_path / "x.py"
     args = ["repro", known.case, "--run", str(tmp_path), "--out", str(out)]
-    assert CliRunner().invoke(app, args).stdout == ""
+    done = CliRunner().invoke(app, args)
+    assert (done.stdout, done.stderr) == ("", f"wrote {out}\n")
     assert out.read_text() == told.stdout
     assert store.read(tmp_path / "1") == [replace(known, run_id="1")]

@@ -15,10 +15,10 @@ import pytest
 
 from kernelbench import families, store, verbs
 from kernelbench.plan import Asked
+from kernelbench.report.progress import Output
 from kernelbench.run import Options, remaining
 from kernelbench.source import reached, source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
-from kernelbench.verbs import Output
 
 HERE = Path(__file__).parent
 PLUGIN = str(HERE / "plugins" / "falls.py")

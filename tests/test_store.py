@@ -3,6 +3,7 @@
 import errno
 import json
 import lzma
+import math
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from kernelbench.spec import (
     SCHEMA,
     Accuracy,
     KernelbenchError,
+    OutputError,
     Role,
     RunRecord,
     Status,
+    Timing,
     UsageError,
 )
 
@@ -42,6 +46,7 @@ def record(number: int = 0, **facts: Any) -> RunRecord:
         "dtype": "bf16",
         "axes": {"M": number},
         "source": "s1",
+        "timing": Timing(timer="gated", blocks_ns=((10, 11),)),
     }
     return RunRecord(**(known | facts))
 
@@ -233,12 +238,73 @@ def test_open_mends_a_torn_line_and_keeps_what_was_torn(run: store.Store) -> Non
     file = run.path / "records.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"schema":1,"run')
-    assert store.read_with_problems(run.path) == ([record(1)], [])  # a reader just ignores it
+    records, problems = store.read_with_problems(run.path)
+    assert records == [record(1)] and [p.split(": ")[0] for p in problems] == [f"{file}:2"]
     with store.open_run(run.path) as again:
         assert file.read_bytes() == whole
         assert (run.path / "records.jsonl.torn").read_bytes() == b'{"schema":1,"run\n'
         again.append([record(2)])
         assert again.records() == [record(1), record(2)]
+
+
+def test_a_whole_last_record_counts_without_its_newline(run: store.Store) -> None:
+    run.append([record(1), record(2)])
+    run.close()
+    file = run.path / "records.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole.removesuffix(b"\n"))
+    assert store.read_with_problems(run.path) == ([record(1), record(2)], [])
+    with store.open_run(run.path) as again:
+        assert file.read_bytes() == whole and not (run.path / "records.jsonl.torn").exists()
+        again.append([record(3)])
+        assert again.records() == [record(1), record(2), record(3)]
+
+
+def test_lines_of_another_system_are_read_and_those_that_stand_twice_are_named(
+    run: store.Store,
+) -> None:
+    lines = [record(n).to_json() for n in (1, 2, 1)]
+    (run.path / "records.jsonl").write_bytes("\r\n".join([*lines, "", " "]).encode())
+    records, problems = store.read_with_problems(run.path)
+    assert records == [record(1), record(2)]
+    assert [p.split(": ", 1)[1] for p in problems] == ["line 1 once more; left out"]
+    (run.path / "records.jsonl.xz").write_bytes(lzma.compress(b""))
+    _, problems = store.read_with_problems(run.path)
+    assert any("records.jsonl.xz: left out, since" in problem for problem in problems)
+
+
+SAMPLES = Timing(timer="gated", blocks_ns=((10, 11),))
+IMPOSSIBLE = {
+    "ok without a sample": {"timing": None},
+    "ok without a sample ": {"timing": Timing(timer="gated", blocks_ns=((), ()))},
+    "a sample of -5 ns in blocks_ns": {"timing": replace(SAMPLES, blocks_ns=((10, -5),))},
+    "a sample of 0 ns in again_ns": {"timing": replace(SAMPLES, again_ns=((0,),))},
+    "a sample of 0 ns in graph_ns": {"timing": replace(SAMPLES, graph_ns=(0,))},
+    "overhead_ns is -1": {"timing": replace(SAMPLES, overhead_ns=-1)},
+    "compile_s is nan": {"compile_s": math.nan},
+    "peak_bytes is -4": {"peak_bytes": -4},
+    "read_gbps is inf": {"ceilings": {"read_gbps": math.inf}},
+    "ok with a NaN in y": {
+        "errors": (OutputError(name="y", rel=math.nan, worst=1.0, rel_budget=1, worst_budget=1),)
+    },
+}
+
+
+@pytest.mark.parametrize("reason", IMPOSSIBLE)
+def test_what_nothing_can_have_measured_is_named_and_left_out(
+    run: store.Store, reason: str
+) -> None:
+    run.append([record(1), replace(record(2), **IMPOSSIBLE[reason])])
+    records, problems = store.read_with_problems(run.path)
+    assert records == [record(1)]
+    assert problems == [f"{run.path / 'records.jsonl'}:2: impossible: {reason.strip()}"]
+
+
+def test_a_manifest_of_a_newer_version_is_no_manifest_of_ours(run: store.Store) -> None:
+    file = run.path / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": SCHEMA + 1}))
+    with pytest.raises(KernelbenchError, match="upgrade kernelbench to read it"):
+        store.read_manifest(run.path)
 
 
 def test_a_damaged_line_is_reported_and_the_rest_is_read(run: store.Store) -> None:

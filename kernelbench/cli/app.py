@@ -1,6 +1,10 @@
 """The application, and what its verbs share."""
 
+import errno
 import os
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,30 +12,59 @@ import typer
 from typer.core import TyperGroup
 
 from kernelbench import __version__
+from kernelbench.cli import streams
 from kernelbench.cli.options import (
     Words,
 )
-from kernelbench.spec.errors import KernelbenchError
+from kernelbench.spec.errors import KernelbenchError, Terminated
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kernelbench.plan import Asked
-    from kernelbench.verbs import Output
+    from kernelbench.report.progress import Output
 
 
 class _Group(TyperGroup):
-    """A message and exit code 2 for what the user can mend; 130 for an interrupt."""
+    """A message and exit code 2 for what the user can mend, 130 for an interrupt, 143 for SIGTERM,
+    141 where nobody reads on. Nothing ends in a traceback that lies outside this program."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        streams.widen()
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # of `--help`, which is no verb
+            raise SystemExit(_end(error)) from None
 
     def invoke(self, ctx: Any) -> Any:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, streams.terminate)
         try:
-            return super().invoke(ctx)
-        except KernelbenchError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except (KernelbenchError, KeyboardInterrupt, OSError) as error:
+            raise typer.Exit(_end(error)) from None
+
+
+def _end(error: BaseException) -> int:
+    """Say why, in the last line, and by which exit code."""
+    match error:
+        case OSError():
+            why, code = streams.lost(error)
+        case Terminated():
+            why, code = "terminated", error.exit_code
+        case KeyboardInterrupt():
+            why, code = "interrupted", 130
+        case _:
+            why, code = str(error), 2
+    prefix = "" if isinstance(error, KeyboardInterrupt) else "error: "
+    with suppress(OSError):
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(note, err=True)
+        typer.echo(f"{prefix}{why}", err=True)
+    return code
 
 
 app = typer.Typer(
@@ -89,12 +122,16 @@ def console_of(*, err: bool = False) -> "Console":
     """Plain text with NO_COLOR set, not even bold."""
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
     if os.environ.get("NO_COLOR"):
-        return Console(stderr=err, color_system=None, no_color=True)
-    return Console(stderr=err)
+        return Plain(stderr=err, color_system=None, no_color=True)
+    return Plain(stderr=err)
 
 
 def output_of(**options: bool) -> "Output":
-    from kernelbench.verbs import Output
+    from kernelbench.report.progress import Output
 
     return Output(console_of(), console_of(err=True), **options)

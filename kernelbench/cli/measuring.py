@@ -63,12 +63,13 @@ def run(
     """Measure suites: every provider is proven right, then timed with the others of its case.
 
     Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
-    130 interrupted.
+    130 or 143 interrupted by Ctrl-C or SIGTERM.
     """
     from kernelbench import verbs
     from kernelbench.plan import seconds
     from kernelbench.run import Options
 
+    time = seconds(budget) if budget else None
     asked = asked_of(
         device,
         overrides=tuple(set_ or ()),
@@ -86,7 +87,6 @@ def run(
     if dry_run:
         verbs.show_jobs(plans, output)
         return
-    time = seconds(budget) if budget else None
     raise typer.Exit(verbs.measure(plans, options, out, output, time))
 
 

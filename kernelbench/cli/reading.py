@@ -80,10 +80,21 @@ def repro(
     plugin: PluginOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the script here.")] = None,
 ) -> None:
-    """Print a script that reproduces one record with torch and triton alone."""
+    """Print a script that reproduces one record with torch and triton alone.
+
+    Exit code: 0, 1 a record could not be read, 2 bad input.
+    """
+    from kernelbench import files
     from kernelbench.repro import verb
 
-    typer.echo(verb.repro(case, provider, run, plugin or [], out), nl=False)
+    text, problems = verb.repro(case, provider, run, plugin or [], out)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if out is None:
+        files.write(files.STDOUT, text)
+    elif out != files.STDOUT:
+        typer.echo(f"wrote {out}", err=True)
+    raise typer.Exit(int(bool(problems)))
 
 
 @app.command()

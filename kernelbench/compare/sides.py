@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench import store
-from kernelbench.spec import KernelbenchError, RunRecord, UsageError
+from kernelbench.spec import KernelbenchError, RunRecord, UsageError, beside
 
 _MAPPINGS = (
     "machine", "machine.versions", "git", "asked",
@@ -84,6 +84,12 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     nothing has a GPU's time, or where the sides were timed by different methods.
     """
     (runs_a, bad_a), (runs_b, bad_b) = read_runs(a), read_runs(b)
+    with beside([*bad_a, *bad_b]):
+        found = _sides(a, b, runs_a, runs_b)
+    return *found, [*bad_a, *bad_b]
+
+
+def _sides(a: Path, b: Path, runs_a: tuple[Run, ...], runs_b: tuple[Run, ...]) -> tuple[Side, Side]:
     both = {run.path.resolve() for run in runs_a} & {run.path.resolve() for run in runs_b}
     if both:
         raise UsageError(f"{min(both)} is on both sides. Name two builds: compare BEFORE AFTER")
@@ -91,7 +97,7 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     for side in found:
         _refuse_smoke(side)
     _refuse_methods(found)
-    return *found, [*bad_a, *bad_b]
+    return found
 
 
 def _refuse_smoke(side: Side) -> None:

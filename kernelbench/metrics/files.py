@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernelbench import files
 from kernelbench.metrics.rows import IDENTITY, RESULT, csv_columns, frame
 from kernelbench.spec import KernelbenchError, RunRecord
 
@@ -20,7 +21,7 @@ def to_csv(records: Sequence[RunRecord], path: Path) -> None:
     The file is replaced in one step, so a reader or a crash never meets half of it.
     Raises KernelbenchError when it cannot be written.
     """
-    _replace(path, csv_text(records))
+    files.write(path, csv_text(records))
 
 
 def append_csv(records: Sequence[RunRecord], path: Path) -> None:
@@ -39,11 +40,11 @@ def append_csv(records: Sequence[RunRecord], path: Path) -> None:
         reader = csv.DictReader(file, restval="")
         header = list(reader.fieldnames or [])
         if set(ours) <= set(header):
-            return _write(path, "ab", _text([row.get(n, "") for n in header] for row in rows))
+            return _append(path, _text([row.get(n, "") for n in header] for row in rows))
         rows = [*reader, *rows]
     axes = [n for n in (*header, *ours) if n not in (*IDENTITY, *RESULT)]
     columns = [*IDENTITY, *dict.fromkeys(axes), *RESULT]
-    return _replace(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
+    return files.write(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
 
 
 def csv_text(records: Sequence[RunRecord], against: str = "") -> str:
@@ -99,15 +100,9 @@ def _text(rows: Iterable[Iterable[str]]) -> str:
     return out.getvalue()
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    _write(part, "wb", text)
-    part.replace(path)
-
-
-def _write(path: Path, how: str, text: str) -> None:
+def _append(path: Path, text: str) -> None:
     try:
-        with path.open(how) as file:
+        with path.open("ab") as file:
             file.write(text.encode())
     except OSError as error:
         raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernelbench import files
 from kernelbench.profile.inspect import Row
 from kernelbench.spec import UsageError, suggest
 
@@ -89,14 +90,11 @@ def read(path: Path) -> list[Facts]:
 def save(rows: Sequence[Row], path: Path) -> None:
     """What `read` takes: what is compared and no more, names first and then a row a line.
 
-    Raises UsageError where the file cannot be written.
+    Raises KernelbenchError where the file cannot be written.
     """
     values = [[getattr(row, name) for name in SAVED] for row in rows]
     lines = [json.dumps(line, separators=(",", ":")) for line in (SAVED, *values)]
-    try:
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--save {path}: cannot be written: {error.strerror or error}") from None
+    files.write(path, "".join(f"{line}\n" for line in lines))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from kernelbench import store
 from kernelbench.report.kept import derived
-from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, suggest
+from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, beside, suggest
 
 T = TypeVar("T")
 FEW = 5  # problems of one kind that are named one by one
@@ -54,6 +54,14 @@ def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str =
     and for a family that no run has.
     """
     found = Gathered(runs=store.find_runs(folders))
+    with beside(found.problems):
+        _gather(found, folders, families, against)
+    return found
+
+
+def _gather(
+    found: Gathered, folders: Sequence[Path], families: Sequence[str], against: str
+) -> None:
     if not found.runs:
         raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
     for folder in folders:
@@ -78,7 +86,6 @@ def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str =
         left = {r["run_id"] for r in found.rows} | {m.run_id for m in found.measured}
         found.manifests = {run: m for run, m in found.manifests.items() if run in left}
         found.folders = {run: f for run, f in found.folders.items() if run in left}
-    return found
 
 
 def _read(run: Path, found: Gathered, against: str) -> None:

@@ -21,7 +21,8 @@ import platformdirs
 from numpy import __version__ as numpy_version
 
 from kernelbench import metrics, store
-from kernelbench.spec import migrations
+from kernelbench.files import write
+from kernelbench.spec import KernelbenchError, migrations
 
 MOST = 256  # files that are kept; a run has one for each provider that it was held against
 CODE = (
@@ -63,7 +64,8 @@ def derived(run: Path, against: str = "") -> Derived:
     lines = store.lines(run, store.RECORDS)
     content = b"\n".join(lines)
     versions = [sys.version, numpy_version]  # they draw and round
-    words = json.dumps([str(run), against, _code(), versions, sorted(migrations.RECORDS)])
+    names = sorted(file.name for file in run.glob(f"{store.RECORDS}*"))
+    words = json.dumps([str(run), names, against, _code(), versions, sorted(migrations.RECORDS)])
     kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
         return Derived(**json.loads(kept.read_bytes()))
@@ -91,11 +93,9 @@ def _code() -> str:
 
 def _keep(path: Path, found: Derived) -> None:
     """In one step, so that nobody meets half of it; the oldest files make room."""
-    with suppress(OSError):
+    with suppress(OSError, KernelbenchError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        part.replace(path)
+        write(path, json.dumps(asdict(found)))
         every = sorted(files(), key=lambda each: each.stat().st_mtime)
         for old in every[:-MOST]:
             old.unlink()

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
@@ -166,3 +167,29 @@ class LiveView(Plain):
     def recorded(self, records: Sequence[RunRecord]) -> None:
         self._rows.extend((r.case, r.provider, result(r)) for r in records)
         self._live.update(self._view())
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where to say things: results to stdout, what is going on to stderr."""
+
+    console: Console
+    errors: Console
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+    def view(self) -> Silent:
+        """Who shows what is going on: nobody, a live view on a terminal, or plain lines."""
+        if self.quiet or self.as_json:
+            return Silent(self.errors)
+        if self.errors.is_terminal and not self.errors.no_color and not self.verbose:
+            return LiveView(self.errors)
+        return Plain(self.errors, verbose=self.verbose)
+
+    def fail(self, text: str) -> None:
+        """The last line of what ends with an exit code that is not 0."""
+        self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench import metrics
-from kernelbench.report import means
+from kernelbench.report import failed, means
 from kernelbench.report.means import within_noise
 
 if TYPE_CHECKING:
@@ -368,6 +368,7 @@ def render(frame: "DataFrame", console: Console, against: str = "") -> None:
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
+        failed.show(metrics.dicts(frame), console)
         show_cases(frame, console, against)
         console.print(summary(frame), highlight=False)
     finally:

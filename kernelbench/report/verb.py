@@ -4,7 +4,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from kernelbench import claims, metrics
-from kernelbench.report import claimed, export, profiles, sheets, tables, trackers
+from kernelbench import claims, files, metrics
+from kernelbench.report import claimed, export, failed, profiles, sheets, tables, trackers
 from kernelbench.report.choice import Choice, choice, chosen
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
-from kernelbench.spec import KernelbenchError, Status, UsageError, suggest
+from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -96,6 +95,7 @@ class _Report:
     def show(self, console: Console) -> None:
         """The tables that were chosen, then the summary; at least as wide as they need."""
         narrow, console.width = console.width, max(console.width, tables.WIDTH)
+        failed.show(self.found.rows, console)
         if len(self.shown.cases):
             tables.show_cases(self.shown.cases, console, self.wanted.baseline)
         for sheet in self.shown.sheets:
@@ -150,7 +150,7 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
     made = _Report(found, wanted)
     _main(made, console, errors)
     if wanted.junit:
-        _write(wanted.junit, junit(made.frame))
+        _write(wanted.junit, junit(made.frame), errors)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
     differing = ", ".join(sheets.differences(found.manifests))
@@ -158,8 +158,10 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
         _say(errors, f"runs differ in {differing} (--tables environment)")
     if found.problems:
         count = len(found.problems)
-        _say(errors, f"{count} thing{'s' * (count != 1)} could not be read")
-    return int(bool(found.problems) or any(Status(row["status"]).bad for row in found.rows))
+        _say(errors, f"exit 1: {count} thing{'s' * (count != 1)} could not be read")
+    if why := failed.why(found.rows):
+        _say(errors, why)
+    return int(bool(found.problems or why))
 
 
 def _main(made: _Report, console: Console, errors: Console) -> None:
@@ -170,11 +172,11 @@ def _main(made: _Report, console: Console, errors: Console) -> None:
         for line in trackers.log(wanted.to, made.frame, made.found.manifests, folder):
             _say(errors, line)
     elif wanted.out is not None:
-        _write(wanted.out, made.written())
+        _write(wanted.out, made.written(), errors)
     elif wanted.format == "table" and not wanted.to:
         made.show(console)
     else:
-        print(made.written(), end="")
+        files.write(files.STDOUT, made.written())
 
 
 def _check(wanted: Wanted) -> None:
@@ -199,16 +201,10 @@ def _refuse_baseline(baseline: str, found: Gathered) -> None:
         )
 
 
-def _write(path: Path, text: str) -> None:
-    """In one step: a reader meets the old file or the new one."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
+def _write(path: Path, text: str, errors: Console) -> None:
+    files.write(path, text)
+    if path != files.STDOUT:
+        _say(errors, f"wrote {path}")
 
 
 def _say(errors: Console, text: str) -> None:

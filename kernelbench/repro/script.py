@@ -54,10 +54,12 @@ def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, note
     blocks = "\n".join(f"FILES[{name!r}] = {_quoted(text)}\n" for name, text in files.items())
     kind = f"Recorded (measured): {record['expected'] or 'no time'}."
     head = HEAD.format(
-        title=f"Reproduces {record['family']}/{record['case']}, provider {record['provider']}.",
-        kind=f"{kind}\n{notes}".strip(),
+        title=_told(
+            f"Reproduces {record['family']}/{record['case']}, provider {record['provider']}."
+        ),
+        kind=_told(f"{kind}\n{notes}".strip()),
         triton=" and triton" if uses_triton else "",
-        files="\n".join(f"    {name}" for name in used),
+        files=_told("\n".join(f"    {name}" for name in used)),
         filter="-k regex:'^(?!.*(vectorized|reduce|fill)).*' " if uses_triton else "",
     )
     facts = pformat(dict(record), width=96, sort_dicts=False)
@@ -67,6 +69,13 @@ def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, note
         f"{head}\n{IMPORTS}{code.rstrip()}\n\nRECORD = {facts}\n\n"
         f"FILES: dict[str, str] = {{}}\n{blocks}\n{TAIL.format(module=module)}"
     )
+
+
+def _told(text: str) -> str:
+    """Inside a docstring: whatever stands in a record, it ends there as it began."""
+    text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    plain = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(plain)
 
 
 def _quoted(text: str) -> str:

@@ -1,15 +1,16 @@
 """`kernelbench repro`: find a record, and write the script that reproduces it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kernelbench import families, metrics, store
+from kernelbench import families, files, metrics, store
 from kernelbench.repro.needed import Needed
 from kernelbench.repro.script import write
 from kernelbench.source import source_hash
-from kernelbench.spec import Family, KernelbenchError, Role, RunRecord, UsageError, suggest
+from kernelbench.spec import Family, Role, RunRecord, UsageError, beside, suggest
 
 RESULTS = Path("results")
 
@@ -20,18 +21,21 @@ def repro(
     run: Path | None,
     plugins: Sequence[str] = (),
     out: Path | None = None,
-) -> str:
-    """The script of one record; nothing where it was written to a file instead.
+) -> tuple[str, list[str]]:
+    """The script of one record, nothing where it was written to a file instead; and a message for
+    every line of a run that could not be read.
 
     case: its id, or FAMILY/ID where several families have it.
 
     provider: its name; else our headline's, else the baseline.
-    run: a run folder, or one of runs, of which the newest that has the case is taken.
+    run: a run folder, or one of runs, of which the newest that holds the record is taken.
     Raises UsageError for a case, provider or family that is not there; KernelbenchError for a file
     that cannot be written.
     """
-    records, folder = _records(case, run or RESULTS)
-    record = _chosen(records, provider, case)
+    problems: list[str] = []
+    with beside(problems):
+        records, folder = _records(case, provider, run or RESULTS, problems)
+        record = _chosen(records, provider, case)
     known = families.load(tuple(plugins) or _plugins(folder))
     if record.family not in known:
         raise UsageError(
@@ -39,12 +43,9 @@ def repro(
         )
     text = script_of(record, records, known[record.family])
     if out is None:
-        return text
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise KernelbenchError(f"{out}: cannot be written ({error.strerror})") from None
-    return ""
+        return text, problems
+    files.write(out, text)
+    return "", problems
 
 
 def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]) -> str:
@@ -52,7 +53,8 @@ def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]
     path = Path(family.origin).resolve()
     package = families.__name__
     inside = path.parent == Path(str(families.__file__)).parent
-    module = f"{package}.{path.stem}" if inside else f"family_{path.stem}"
+    outside = re.sub(r"\W", "_", f"family_{path.stem}")
+    module = f"{package}.{path.stem}" if inside else outside
     ours = family.provider(record.provider)
     needed = Needed(path, module, device_code="triton" in ours.requires)
     needed.add({record.provider, family.baseline.name})
@@ -62,19 +64,26 @@ def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]
     return write(_facts(record, group), needed.files(), module, notes)
 
 
-def _records(case: str, where: Path) -> tuple[list[RunRecord], Path]:
-    """The records of the newest run that has the case."""
-    runs = store.find_runs([where])
+def _records(
+    case: str, provider: str, where: Path, problems: list[str]
+) -> tuple[list[RunRecord], Path]:
+    """The records of the newest run that has the case, and the provider if one of them has it."""
     seen: dict[str, None] = {}
-    for run in reversed(runs):
-        records = store.read(run)
+    holding: list[tuple[bool, str, list[RunRecord], Path]] = []
+    for run in store.find_runs([where]):
+        records, damaged = store.read_with_problems(run)
+        problems += damaged
         seen |= dict.fromkeys(f"{r.family}/{r.case}" for r in records)
         found = [r for r in records if case in (r.case, f"{r.family}/{r.case}")]
-        names = sorted({r.family for r in found})
-        if len(names) > 1:
-            raise UsageError(f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}")
         if found:
-            return found, run
+            asked = provider in [r.provider for r in found]
+            holding.append((asked, max(r.utc for r in found), found, run))
+    names = sorted({r.family for *_, found, _ in holding for r in found})
+    if len(names) > 1:
+        raise UsageError(f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}")
+    if holding:
+        newest = max(range(len(holding)), key=lambda n: (holding[n][:2], n))
+        return holding[newest][2:]
     if not seen:
         raise UsageError(f"no record in {where}: kernelbench run smoke, or --run DIR")
     ids = list(seen) if "/" in case else [name.partition("/")[2] for name in seen]

@@ -1,7 +1,14 @@
 """The words: case, family, provider, job, record. Standard library only."""
 
 from kernelbench.spec.case import Axis, Case, Distribution, DType, Mode, axis
-from kernelbench.spec.errors import KernelbenchError, NoGPUError, UsageError, suggest
+from kernelbench.spec.errors import (
+    KernelbenchError,
+    NoGPUError,
+    Terminated,
+    UsageError,
+    beside,
+    suggest,
+)
 from kernelbench.spec.family import (
     Accuracy,
     Call,
@@ -58,6 +65,7 @@ __all__ = [
     "RunRecord",
     "Status",
     "Tensors",
+    "Terminated",
     "Timing",
     "Tool",
     "Traffic",
@@ -65,6 +73,7 @@ __all__ = [
     "TrialErrors",
     "UsageError",
     "axis",
+    "beside",
     "record_of",
     "suggest",
 ]

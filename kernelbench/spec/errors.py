@@ -1,7 +1,9 @@
 """Errors that a user can mend: each says where, what was got, what is known, and the remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from signal import SIGTERM
 
 
 class KernelbenchError(Exception):
@@ -10,6 +12,23 @@ class KernelbenchError(Exception):
 
 class UsageError(KernelbenchError):
     """Bad input: a suite, an option or an argument."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the same end as by Ctrl-C."""
+
+    exit_code = 128 + SIGTERM
+
+
+@contextmanager
+def beside(problems: Iterable[str]) -> Iterator[None]:
+    """An error raised inside is told after these, which may be its cause."""
+    try:
+        yield
+    except KernelbenchError as error:
+        for problem in problems:
+            error.add_note(problem)
+        raise
 
 
 class NoGPUError(UsageError):

@@ -1,10 +1,11 @@
 """A record: the facts of one (job, provider). What is derived from them is in `metrics`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 from kernelbench.spec import migrations
@@ -235,6 +236,10 @@ class RunRecord:
         """The inverse of `to_json`. Raises KernelbenchError saying what is wrong with the line."""
         return from_line(RunRecord, line, SCHEMA, migrations.RECORDS)
 
+    def impossible(self) -> str:
+        """What no measurement can have found, or nothing."""
+        return next(filter(None, (_untimed(self), *_no_times(self.timing), *_no_facts(self))), "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -273,6 +278,38 @@ def record_of(
         promised=_promised(provider),
         **facts,
     )
+
+
+def _untimed(record: RunRecord) -> str:
+    timed = record.timing is not None and any(record.timing.blocks_ns)
+    return "" if timed or record.status is not Status.ok else "ok without a sample"
+
+
+def _no_times(timing: Timing | None) -> Iterator[str]:
+    if timing is None:
+        return
+    nested = ("blocks_ns", "again_ns")
+    flat = ("kernel_ns", "kernel_event_ns", "fresh_ns", "host_ns", "graph_ns")
+    least = {name: min(chain(*getattr(timing, name)), default=1) for name in nested}
+    least |= {name: min(getattr(timing, name), default=1) for name in flat}
+    for name, value in least.items():
+        yield f"a sample of {value} ns in {name}" if value <= 0 else ""
+    for name in ("overhead_ns", "traced_overhead_ns", "quantum_ns", "lead"):
+        value = getattr(timing, name)
+        yield f"{name} is {value}" if value < 0 else ""
+
+
+def _no_facts(record: RunRecord) -> Iterator[str]:
+    amounts = ("process", "compile_s", "peak_bytes", "flops", "read_bytes", "write_bytes")
+    for name in amounts:
+        value = getattr(record, name)
+        known = value is None or (math.isfinite(value) and value >= 0)
+        yield "" if known else f"{name} is {value}"
+    for name, value in {**(record.telemetry or {}), **(record.ceilings or {})}.items():
+        yield "" if math.isfinite(value) else f"{name} is {value}"
+    if record.status is Status.ok:
+        for error in record.errors or ():
+            yield f"ok with a NaN in {error.name}" if math.isnan(error.rel) else ""
 
 
 def _promised(provider: Provider[Any]) -> dict[str, AxisValue]:

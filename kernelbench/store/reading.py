@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, UsageError
 from kernelbench.store.processes import together
 
 L = TypeVar("L", RunRecord, Measured)
@@ -35,6 +35,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise KernelbenchError(f"{path / MANIFEST}: not JSON ({error})") from None
     if not isinstance(facts, dict):
         raise KernelbenchError(f"{path / MANIFEST}: not a manifest")
+    schema = facts.get("schema", SCHEMA)
+    if type(schema) is not int or schema > SCHEMA:
+        raise KernelbenchError(
+            f"{path / MANIFEST}: schema {schema}, this version reads up to {SCHEMA}: upgrade "
+            "kernelbench to read it"
+        )
     return facts
 
 
@@ -42,8 +48,8 @@ def read(path: str | Path) -> list[RunRecord]:
     """The current records of a run: of each (family, case, provider) one, with what every process
     found last.
 
-    They stand in the order in which their keys first came. A torn last line and lines that are
-    damaged are left out; `read_with_problems` names those.
+    They stand in the order in which their keys first came. Lines that are torn, damaged or
+    impossible are left out; `read_with_problems` names those.
     """
     return read_with_problems(path)[0]
 
@@ -51,7 +57,7 @@ def read(path: str | Path) -> list[RunRecord]:
 def read_with_problems(
     path: str | Path, found: Sequence[bytes] | None = None
 ) -> tuple[list[RunRecord], list[str]]:
-    """`read`, and a message for every whole line that is no record of this schema.
+    """`read`, and a message for every line that is no record of this schema, or stands twice.
 
     found: the run's lines, where they have been read already: a run that goes on gains some.
     Raises KernelbenchError for a folder that holds no run.
@@ -72,7 +78,8 @@ def _current(records: Iterable[RunRecord]) -> list[RunRecord]:
 def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:
     """What profilers saw of a run, of each (tool, family, case, provider) the newest; and a
     message for every line that is none. Nothing where no profiler looked."""
-    path, problems = Path(path), list[str]()
+    path = Path(path)
+    problems = _two_of(path / MEASURED)
     found: dict[tuple[str, ...], Measured] = {}
     measured_lines = lines(path, MEASURED)
     for measured in _parsed(path / MEASURED, measured_lines, Measured.from_json, problems):
@@ -92,12 +99,21 @@ def _scan(
     file = path / RECORDS
     if not found and not file.exists() and not archived(file).exists():
         read_manifest(path)  # a run that has measured nothing yet, or no run
-    yield from _parsed(path / RECORDS, found, RunRecord.from_json, problems)
+    problems += _two_of(file)
+    yield from _parsed(file, found, _possible, problems)
+
+
+def _possible(line: str) -> RunRecord:
+    record = RunRecord.from_json(line)
+    if reason := record.impossible():
+        raise KernelbenchError(f"impossible: {reason}")
+    return record
 
 
 def lines(path: Path, name: str) -> list[bytes]:
-    """The whole lines of `records.jsonl` or `measured.jsonl` of a run, from its archive if that is
-    what is there; none if neither is.
+    """The lines of `records.jsonl` or `measured.jsonl` of a run, from its archive if that is what
+    is there; none if neither is. The last counts with or without its newline: what a kill left of
+    it is found out by reading it.
 
     Raises KernelbenchError for a file that cannot be read.
     """
@@ -111,7 +127,14 @@ def lines(path: Path, name: str) -> list[bytes]:
         raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
     except lzma.LZMAError as error:
         raise KernelbenchError(f"{archived(file)}: cannot be unpacked ({error})") from None
-    return content.split(b"\n")[:-1]
+    found = content.split(b"\n")
+    return found if found[-1] else found[:-1]
+
+
+def _two_of(file: Path) -> list[str]:
+    if file.exists() and archived(file).exists():
+        return [f"{archived(file)}: left out, since {file.name} is beside it: keep one of the two"]
+    return []
 
 
 def archived(file: Path) -> Path:
@@ -122,10 +145,20 @@ def archived(file: Path) -> Path:
 def _parsed(
     file: Path, found: Sequence[bytes], parse: Callable[[str], L], problems: list[str]
 ) -> Iterator[L]:
+    seen: dict[bytes, int] = {}
     for number, line in enumerate(found, 1):
+        if not line.strip():
+            continue
         try:
-            yield parse(line.decode())
-        except (KernelbenchError, UnicodeDecodeError) as error:
+            one = parse(line.decode())
+            first = seen.setdefault(line.strip(), number)
+            if first == number:
+                yield one
+            else:
+                problems.append(f"{file}:{number}: line {first} once more; left out")
+        except UnicodeDecodeError as error:
+            problems.append(f"{file}:{number}: not text (byte {error.start} is no UTF-8)")
+        except KernelbenchError as error:
             problems.append(f"{file}:{number}: {error}")
 
 

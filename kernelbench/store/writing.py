@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from kernelbench import files
 from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord
 from kernelbench.store.reading import (
     MANIFEST,
@@ -206,14 +207,8 @@ def _unwritable(path: Path, error: OSError) -> KernelbenchError:
 
 
 def _write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
-    part = path / f"{MANIFEST}.part"
+    files.write(path / MANIFEST, json.dumps(facts, indent=2, default=str) + "\n")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=2, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path / MANIFEST)
         _sync_folder(path)
     except OSError as error:
         raise _unwritable(path / MANIFEST, error) from None
@@ -280,10 +275,15 @@ def open_run(path: str | Path) -> Store:
 
 
 def _mend(path: Path, fd: int) -> None:
-    """Cut off what follows the last whole line, once it is safe elsewhere."""
+    """End the last line if it is a whole record, else cut it off, once it is safe elsewhere."""
     content = (path / RECORDS).read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole == len(content):
+        return
+    with suppress(KernelbenchError, UnicodeDecodeError):
+        RunRecord.from_json(content[whole:].decode())  # possible or not: it stays
+        os.write(fd, b"\n")
+        os.fsync(fd)
         return
     with (path / f"{RECORDS}.torn").open("ab") as file:
         file.write(content[whole:] + b"\n")

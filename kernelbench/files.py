@@ -1,0 +1,101 @@
+"""Output files: the one way in which anything here is written to a path that a user names."""
+
+import errno
+import os
+import stat
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from kernelbench.spec.errors import KernelbenchError
+
+STDOUT = Path("-")
+_NEW_MODE = 0o666
+
+
+def write(path: str | Path, content: str | bytes) -> None:
+    """Text in UTF-8, or bytes, to a path, as a user means it; `-` is the standard output.
+
+    A regular file, or one that is not there, is replaced in one step: a reader, and whoever comes
+    after a crash, meets the old one or the new one. Of a symbolic link that is its target, and the
+    link stays. What is no file (a device, a pipe) is written through.
+
+    Raises KernelbenchError where it cannot be written: a folder, a missing one, a full disk; also
+    for a file without any write bit, of which root, too, says thereby that it is to stay.
+    """
+    path, data = Path(path), content.encode() if isinstance(content, str) else content
+    if path == STDOUT:
+        _to_stdout(data)
+        return
+    try:
+        target = path.resolve(strict=False)  # raises for a loop of links
+        mode = _mode(target)
+        if mode is not None and not stat.S_ISREG(mode):
+            with target.open("wb", buffering=0) as through:
+                _all(through.fileno(), data)
+            return
+        if mode is not None and not mode & 0o222:
+            raise KernelbenchError(
+                f"{path}: cannot be written (read-only, mode {stat.S_IMODE(mode):04o}). "
+                "chmod u+w it, or write to another file"
+            )
+        _replace(target, data, mode)
+    except RuntimeError:  # of Path.resolve, up to Python 3.12
+        raise _unwritable(path, os.strerror(errno.ELOOP)) from None
+    except ValueError as error:  # a name that no file can have
+        raise _unwritable(path, str(error)) from None
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from None
+
+
+def _to_stdout(data: bytes) -> None:
+    """As it is, whatever encoding the terminal has."""
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:  # somebody put a text stream in its place
+        sys.stdout.write(data.decode())
+        return
+    sys.stdout.flush()
+    stream.write(data)
+    stream.flush()
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _replace(path: Path, data: bytes, mode: int | None) -> None:
+    fd, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    try:
+        try:
+            _all(fd, data)
+            os.fchmod(fd, _allowed() if mode is None else stat.S_IMODE(mode))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        Path(name).replace(path)
+    finally:
+        with suppress(OSError):  # it is not there any more, if all went well
+            Path(name).unlink()
+
+
+def _allowed() -> int:
+    """What a new file's mode would be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return _NEW_MODE & ~mask
+
+
+def _unwritable(path: Path, why: str) -> KernelbenchError:
+    return KernelbenchError(
+        f"{path}: cannot be written ({why}). Write to another file, or mend its folder"
+    )

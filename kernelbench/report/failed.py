@@ -1,0 +1,49 @@
+"""What is wrong or failed, which stands before all else, and is why the exit code is 1."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from kernelbench.spec import Status
+
+MOST = 20  # that are named before the tables
+_LONGEST = 200
+Row = Mapping[str, Any]
+
+
+def show(rows: Iterable[Row], console: Console) -> None:
+    """A line for each, with its case, and an empty one; many are cut short."""
+    bad = _bad(rows)
+    lines = [f"{_name(row)}: {row['status']}{_reason(row)}" for row in bad[:MOST]]
+    if len(bad) > MOST:
+        lines.append(f"and {len(bad) - MOST} more that are wrong or failed")
+    if lines:
+        text = "\n".join(lines)
+        console.print(text, style="red", highlight=False, markup=False)
+        console.print()
+
+
+def why(rows: Iterable[Row]) -> str:
+    """Why the exit code is 1, in a line; nothing where no row is wrong or failed."""
+    rows = list(rows)
+    bad = _bad(rows)
+    if not bad:
+        return ""
+    counts = Counter(str(row["status"]) for row in bad).most_common()
+    named = ", ".join(f"{count} {status}" for status, count in counts)
+    return f"exit 1: {named} of {len(rows)} records, the first {_name(bad[0])}"
+
+
+def _bad(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if Status(row["status"]).bad]
+
+
+def _name(row: Row) -> str:
+    return f"{row['family']}/{row['case']} {row['provider']}"
+
+
+def _reason(row: Row) -> str:
+    lines = str(row["reason"]).strip().splitlines()
+    return f": {lines[0][:_LONGEST]}" if lines else ""
