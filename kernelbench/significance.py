@@ -60,13 +60,15 @@ def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
 
 
 @cache
-def t_reach(degrees: int) -> float:
-    """How far 95 % of Student's t of so many degrees of freedom lie from 0."""
-    lo, hi = 1.9, 13.0
+def t_reach(degrees: int, share: float = 0.05) -> float:
+    """How far all but such a share of Student's t of so many degrees of freedom lies from 0."""
+    lo, hi = 0.0, 13.0
+    while float(two_sided_p(np.array(hi), np.array(float(degrees)))) > share:
+        lo, hi = hi, 2 * hi
     for _ in range(50):
         mid = (lo + hi) / 2
         beyond = float(two_sided_p(np.array(mid), np.array(float(degrees))))
-        lo, hi = (mid, hi) if beyond > 0.05 else (lo, mid)
+        lo, hi = (mid, hi) if beyond > share else (lo, mid)
     return hi
 
 

@@ -104,7 +104,7 @@ def test_the_verdict_on_a_pair(line: str, us: float, verdict: Verdict, ratio: fl
     assert row.verdict is verdict
     assert row.verdict_text == str(verdict)  # measured on the very GPU
     assert row.ratio == pytest.approx(ratio, rel=1e-3)
-    assert row.found.kind == "measured"
+    assert row.found.kind == "derived"
 
 
 def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:
@@ -448,7 +448,7 @@ def test_all_formats_say_the_same(tmp_path: Path) -> None:
         "A100",
         169,
         "×",
-        "measured",
+        "derived",
     )
     assert (row["claimed_lo"], row["verdict"]) == (1.28, "not reproduced")
     assert row["ratio"] == pytest.approx(row["measured"] / 1.28)
@@ -470,7 +470,8 @@ def test_exit_codes(tmp_path: Path) -> None:
     done = kb(example, "--fail-on", "not-comparable")
     assert done.returncode == 3
     assert done.stderr == "my_norm rate: not comparable: impossible\n"
-    assert kb(example, "--fail-on", "not-reproduced").returncode == 0
+    done = kb(example, "--fail-on", "not-reproduced")  # nothing was measured
+    assert done.returncode == 2 and "no claim was held against a measurement" in done.stderr
     for wrong, said in (
         (("--fail-on", "worse"), "--fail-on: no verdict 'worse'"),
         (("--format", "xml"), "--format: no 'xml'"),

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,12 +24,22 @@ from typer.testing import CliRunner
 from kernelbench import store
 from kernelbench.cli import app
 from kernelbench.compare import formats, noise, tables, telling
+from kernelbench.compare.attribution import other_card
 from kernelbench.compare.gate import FAIL_ON, KINDS, Gate, gate_of
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Run, Side, read_runs
 from kernelbench.compare.verdicts import compare
 from kernelbench.significance import false_discovery, t_reach, two_sided_p
-from kernelbench.spec import SCHEMA, KernelbenchError, RunRecord, Status, Traffic, UsageError
+from kernelbench.spec import (
+    SCHEMA,
+    Accuracy,
+    KernelbenchError,
+    Role,
+    RunRecord,
+    Status,
+    Traffic,
+    UsageError,
+)
 from kernelbench.statistics import log_medians
 from kernelbench.store.processes import together
 
@@ -73,7 +84,8 @@ def kb(*args: str | Path) -> Any:
 def saved(folder: Path, records: Iterable[RunRecord], **facts: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / store.MANIFEST).write_text(json.dumps(manifest(**facts)))
-    (folder / store.RECORDS).write_text("".join(f"{r.to_json()}\n" for r in records))
+    named = (replace(record, run_id=str(folder)) for record in records)
+    (folder / store.RECORDS).write_text("".join(f"{r.to_json()}\n" for r in named))
     return folder
 
 
@@ -653,7 +665,7 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         tmp_path / "host", [replace(r, timing=timing(9, timer="host")) for r in job()]
     )  # fmt: skip
     for args, told in (
-        ((a, a), "is on both sides. Name two builds"),
+        ((a, a), "is on both sides, or a copy of it is. Name two builds"),
         ((AA, next(AA.glob("2*"))), "is on both sides"),
         ((a, tmp_path / "none"), "no such file or folder"),
         ((a, tmp_path / "empty"), "no run in"),
@@ -707,3 +719,133 @@ def test_nothing_timed_cannot_be_judged() -> None:
     loose = [replace(r, timing=timing(9, timer="ungated")) for r in job()]
     with pytest.raises(KernelbenchError, match="no row can be judged: ungated in A, ungated in B"):
         held(loose, loose)
+
+
+def lost(*records: RunRecord, status: Status = Status.failed) -> list[RunRecord]:
+    return [replace(r, status=status, reason="it fell", timing=None) for r in records]
+
+
+def ours_slower(factor: float = 2.0) -> list[RunRecord]:
+    return job(100 * factor)
+
+
+def test_a_row_that_fell_in_one_run_is_judged_by_the_others() -> None:
+    fell = [*job()[:2], *lost(job()[2])]
+    fixed = compare(side("a", job(), job(), fell), side("b", *[ours_slower()] * 3))
+    assert (row(fixed).verdict, fixed.exit_code) == (Verdict.slower, 3)
+    assert "before 1 of 3" in row(fixed).why or "1 of 3 runs: failed" in row(fixed).why
+    bad = compare(side("a", job(), job(), fell), side("b", ours_slower(), ours_slower(), fell))
+    assert (row(bad).verdict, bad.exit_code) == (Verdict.slower, 3)
+    same = compare(side("a", job(), job(), fell), side("b", *[job()] * 3))
+    assert (row(same).verdict, row(same).ratio) == (Verdict.fixed, pytest.approx(1.0))
+
+
+def test_nothing_of_nothing_is_not_enough() -> None:
+    loose = [replace(r, timing=replace(r.timing, timer="ungated")) for r in job() if r.timing]
+    found = compare(side("a", [loose[0], *lost(loose[1]), loose[2]]), side("b", job()))
+    assert found.exit_code == 2 and "has a time of no row" in found.undecided
+    broken = compare(side("a", job()), side("b", lost(*job())), gate_of("slower:3%"))
+    assert (broken.exit_code, broken.judged) == (2, 0)
+    assert "broken, gone, unjudged not asked for" in telling.verdicts(broken)
+
+
+def test_rows_of_a_gpu_that_only_the_earlier_side_has_are_gone() -> None:
+    other = job(gpu="NVIDIA H100")
+    found = compare(side("a", job(), other), side("b", job(), job()))
+    gone = [r for r in found.rows if r.verdict is Verdict.gone]
+    assert {r.gpu for r in gone} == {"NVIDIA H100"} and found.exit_code == 3
+    kept = next(r for r in found.rows if r.gpu == "NVIDIA H200" and r.provider == "triton")
+    assert kept.verdict in (Verdict.same, Verdict.unsure)
+
+
+def test_ours_excuse_one_another_in_nothing() -> None:
+    def two(us: float, source: str) -> list[RunRecord]:
+        mine = ours(timing=timing(us), source=source)
+        return [mine, replace(mine, provider="triton2")]
+
+    found = compare(side("a", *[two(100, "s1")] * 3), side("b", *[two(130, "s2")] * 3))
+    assert {r.cause for r in found.rows} == {"this provider"} and found.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("factor", "source", "code"), [(1.5, "s2", 3), (1.5, "s1", 0), (1.06, "s2", 0)]
+)
+def test_no_machine_drifts_by_half(factor: float, source: str, code: int) -> None:
+    """Where all rows of a job slow down alike: code that they share does that, too."""
+    slower = job(100 * factor, 400 * factor, source=source)
+    found = compare(side("a", *[job()] * 3), side("b", *[slower] * 3))
+    assert found.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"prepacked": True}, "prepacked"),
+        ({"accuracy": Accuracy.approximate}, "another accuracy"),
+        ({"role": Role.ablation}, "another role"),
+        ({"method": 1}, "timed by different methods (A by"),
+    ],
+)
+def test_what_is_another_thing_than_before_is_not_judged(facts: dict[str, Any], why: str) -> None:
+    after = job(50)
+    after[2] = replace(after[2], **facts)
+    found = held(job(), after)
+    assert (row(found).verdict, found.exit_code) == (Verdict.unjudged, 3) and why in row(found).why
+    others = [r for r in found.rows if r.provider != "triton"]
+    assert len(others) == 2 and all(r.verdict is not Verdict.unjudged for r in others)
+
+
+def test_what_was_right_and_is_gone_is_a_finding_though_it_had_no_times() -> None:
+    before = job()
+    before[2] = replace(before[2], flags=("ungated",), timing=timing(100, timer="ungated"))
+    assert held(before, job()[:2]).exit_code == 3
+    assert held(before, [*job()[:2], *lost(job()[2], status=Status.skipped)]).exit_code == 3
+
+
+def test_runs_that_lack_times_of_a_row_are_told() -> None:
+    loose = [*job()[:2], replace(job()[2], status=Status.skipped, timing=None)]
+    found = compare(side("a", *[job()] * 3), side("b", job(), loose, loose))
+    assert "times of 1 of 3 processes in B" in row(found).why
+
+
+def test_a_copy_is_no_second_run(tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a" / "1", job()), tmp_path / "b"
+    shutil.copytree(a, b)
+    assert "or a copy of it is" in kb("compare", a, b).stderr
+    shutil.copytree(a, tmp_path / "a" / "2")
+    other = saved(tmp_path / "c", job())
+    done = kb("compare", tmp_path / "a", other, "--least", "0%")
+    assert done.exit_code == 1 and "a copy of the run in" in done.stderr
+
+
+def test_what_is_not_stated_is_no_difference() -> None:
+    def runs(*machines: dict[str, Any]) -> Side:
+        known = [manifest(machine=manifest()["machine"] | each) for each in machines]
+        return Side("x", tuple(Run(Path(str(n)), m, tuple(job())) for n, m in enumerate(known)))
+
+    full, bare = {"uuid": "GPU-1", "policy": {"power_limit_w": 700.0}}, dict[str, Any]()
+    found = compare(runs(full, full), runs(full, bare))
+    assert not any(d.known for d in found.differences if d.part == "card")
+    assert not other_card(found.differences)
+    records = [replace(r, gpu_uuid="GPU-2") for r in job()]
+    plain = [Side(n, (Run(Path(n), {}, tuple(some)),)) for n, some in (
+        ("a", [replace(r, gpu_uuid="GPU-1") for r in job()]), ("b", records))]  # fmt: skip
+    assert other_card(compare(*plain).differences)
+
+
+def test_noise_is_of_this_machine(tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job())
+    far = saved(tmp_path / "far" / "1", job(gpu="NVIDIA H100"))
+    done = kb("compare", a, b, "--noise-from", far)
+    assert done.exit_code == 2 and "is of this machine (NVIDIA H200" in done.stderr
+    for n, commit in enumerate("xyz"):
+        saved(tmp_path / "past" / str(n), job(), git={"commit": commit})
+    found = json.loads(
+        kb("compare", a, b, "--noise-from", tmp_path / "past", "--format", "json").stdout
+    )
+    assert not any("measured from" in note for note in found["notes"])  # one run of each build
+
+
+def test_a_limit_is_named_once() -> None:
+    with pytest.raises(UsageError, match="slower stands twice"):
+        gate_of("slower:3%,slower:50%")

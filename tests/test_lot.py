@@ -135,36 +135,15 @@ def test_differences_within_what_is_left_pass_and_beyond_do_not() -> None:
     assert not job(lot(proven, tolerance=Tolerance(1, 1, 3e-3)), [1], lambda i: (scaled,))
 
 
-def test_one_proven_answer_serves_every_provider_and_is_spent() -> None:
-    """Each is judged within its own budgets; memory holds one answer, however many they are."""
-    seen: list[Any] = []
-
-    def noted(candidate: Any, proven: Any, device: Any) -> Lot:
-        seen.append(proven.answer["y"])
-        return of(candidate, proven, device)
-
-    of = Lot.of
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Lot, "of", staticmethod(noted))
-        found = run(toy(provider("one", right), provider("two", right)), CASE)
-    assert {record.status for record in found.values()} == {Status.ok}
-    assert len(seen) == 3 and all(each is seen[0] for each in seen)
-    assert bool(torch.isnan(seen[0]).all())
-
-
 def test_two_answers_within_their_budgets_may_differ_by_both() -> None:
     error = OutputError(
         name="y", rel=1e-3, worst=2e-3, rel_budget=3e-3, worst_budget=8e-3, slope=-1e-4,
         slope_budget=3e-4,
     )  # fmt: skip
-    proven = replace(error, rel=2e-3, worst=3e-3, slope=2e-4)  # of another provider
-    found = tolerance_of(error, proven, torch.zeros(4, 25), 2.0)
-    assert (found.element, found.norm) == pytest.approx((2 * 11e-3, 2 * 10 * 5e-3))
-    assert found.slope == pytest.approx(3e-4 + 2e-4 + 2e-3 * (2e-3 + 3e-3))
-    part = replace(proven, part=0.1)
-    assert tolerance_of(error, part, torch.zeros(4), 1.0).slope == math.inf
-    whole = torch.zeros(4, dtype=torch.int64)
-    assert tolerance_of(error, proven, whole, 1.0) == Tolerance(0, 0, math.inf)
+    found = tolerance_of(error, torch.zeros(4, 25), 2.0)
+    assert (found.element, found.norm, found.slope) == pytest.approx((20e-3, 2 * 10 * 4e-3, 4e-4))
+    assert tolerance_of(replace(error, part=0.1), torch.zeros(4), 1.0).slope == math.inf
+    assert tolerance_of(error, torch.zeros(4, dtype=torch.int64), 1.0) == Tolerance(0, 0, math.inf)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ of freedom, scaled to it. Rows are of 100 µs and more, so that launches do not 
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from kernelbench.compare import noise
 from kernelbench.compare.deciding import Decided, decide, more
-from kernelbench.significance import assumed_p
+from kernelbench.significance import assumed_p, t_reach
 
 LAWS = ("gaussian", "t3")
 WITHIN = 0.0005  # of a run's own median
@@ -125,7 +126,20 @@ def test_the_probability_of_two_values_is_the_larger_of_both_laws() -> None:
 def test_how_many_more_would_decide(
     now: int, size: float, reach: float, limit: float, found: int | None
 ) -> None:
-    assert more(now, size, reach, limit) == found
+    one = np.array([0.01])
+    noise = np.array([reach / t_reach(1000)])
+    assert more(now, size, limit, Decided(noise, one, one, noise, 0.0, np.zeros(1)), 0) == found
+
+
+def test_no_number_of_processes_decides_what_two_cards_may_differ_by() -> None:
+    noise, p = np.array([0.001, 0.012]), np.array([0.2, 0.04])
+    decided = Decided(noise, p, p, noise, 0.01 * math.sqrt(2), np.zeros(2))
+    assert more(3, 0.005, 0.03, decided, 0) is None  # ± 2.8 % stay
+    alike = Decided(noise, p, p, noise, 0.0, np.zeros(2))
+    assert more(3, 0.005, 0.03, alike, 0) == 1
+    beyond = more(3, 0.04, 0.03, replace(alike, p=np.array([0.01, 0.04])), 1)
+    alone = Decided(noise[1:], p[1:], p[1:], noise[1:], 0.0, np.zeros(1))
+    assert beyond == more(3, 0.04, 0.03, alone, 0)  # the surest of two rows, as one alone
 
 
 def test_the_table_of_the_documentation_is_what_is_simulated() -> None:

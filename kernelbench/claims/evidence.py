@@ -16,7 +16,7 @@ Group = Sequence[RunRecord]
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """value: in the unit of the claim's metric, its interval widened by the noise floor where that
-    is the larger; None where there is none, and `why`. kind: measured or modelled."""
+    is the larger; None where there is none, and `why`. kind: of the number."""
 
     value: Interval | None = None
     kind: str = ""
@@ -100,7 +100,7 @@ def _value(
         value = _mapped(_speedup(record, against or record, job), change)
     else:
         value = _READ[claim.metric](claim, record, against or record)
-    kind = metrics.kind_of(_COLUMN.get(claim.metric, "median_us"))
+    kind = _KIND.get(claim.metric, metrics.kind_of("speedup"))
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing
 
@@ -181,7 +181,17 @@ def _exactly(value: float | None) -> Interval | None:
     return None if value is None else Interval(value, value, value)
 
 
-_COLUMN = {Metric.hbm_saved_pct: "hbm_saved_pct", Metric.hbm_mib: "model_read_mib"}
+_COLUMN = {
+    Metric.hbm_saved_pct: "hbm_saved_pct",
+    Metric.hbm_mib: "model_read_mib",
+    Metric.ms: "median_us",
+    Metric.gflops: "tflops",
+    Metric.gbps: "gbps",
+    Metric.max_error: "error_max",
+    Metric.cosine: "cosine",
+}
+# Of what is no column it is that of a speedup: formed from what was measured.
+_KIND = {metric: metrics.kind_of(column) for metric, column in _COLUMN.items()}
 _OF_SPEEDUP: Mapping[Metric, Callable[[float], float]] = {
     Metric.speedup: lambda x: x,
     Metric.slowdown: lambda x: 1 / x,

@@ -11,6 +11,7 @@ from kernelbench.compare.noise import Seen
 from kernelbench.compare.sides import Run, Side
 
 CEILING_DIFFERS = 0.05
+MOST_DRIFT = math.log(1.1)  # that is put down to the environment though the source changed
 UNKNOWN = "—"
 _SYSTEM = ("machine", "versions", "gpu")
 
@@ -46,15 +47,17 @@ class Difference:
     @property
     def known(self) -> bool:
         """Whether both sides state it."""
-        return UNKNOWN not in (self.a, self.b)
+        return not any(UNKNOWN in side.split(", ") for side in (self.a, self.b))
 
 
 @dataclass(frozen=True)
 class Shift:
-    """By how much a row of a job moved: the logarithm of B over A, and its 95 % reach."""
+    """By how much a row of a job moved: the logarithm of B over A, and its 95 % reach. ours:
+    whether it is a kernel under test."""
 
     provider: str
     baseline: bool
+    ours: bool
     log_ratio: float
     reach: float
 
@@ -117,7 +120,8 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     versions = dict(machine.pop("versions", None) or {})
     found = _gpu(run)
     # Cards of one model, and what they were told, explain what moves together, and nothing alone.
-    found |= {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
+    card = {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
+    found = card | found  # records say it for themselves, if they do
     found |= {("machine", name): value for name, value in machine.items() if name != "name"}
     found |= {("versions", name): value for name, value in versions.items()}
     found["kernelbench", "kernelbench"] = manifest.get("kernelbench")
@@ -132,7 +136,11 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
 
 
 def _gpu(run: Run) -> dict[tuple[str, str], Any]:
-    return {("gpu", "gpu"): ", ".join(sorted({record.gpu for record in run.records}))}
+    cards = sorted({record.gpu_uuid for record in run.records if record.gpu_uuid})
+    found: dict[tuple[str, str], Any] = {
+        ("gpu", "gpu"): ", ".join(sorted({record.gpu for record in run.records}))
+    }
+    return found | ({("card", "uuid"): ", ".join(cards)} if cards else {})
 
 
 def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -167,9 +175,12 @@ def cause(
     cards = {Cause.policy: "policy", Cause.card: "uuid"}
     alone = next((c for c, what in cards.items() if _differs(differing, what)), Cause.environment)
     system = Cause.versions if parts else alone
-    yard = [mate for mate in mates if mate.baseline] or mates
+    yard = [mate for mate in mates if mate.baseline] or [mate for mate in mates if not mate.ours]
     along = [mate for mate in yard if mate.as_much_as(moved)]
     beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in along)
+    # No machine drifts that far from itself; code that all of them share does.
+    drifted = changed and system is Cause.environment
+    beyond = beyond or (drifted and moved.log_ratio > MOST_DRIFT)
     if len(along) * 2 > len(yard) and not beyond:
         return system
     return Cause.versions if parts and not changed else Cause.provider

@@ -19,6 +19,7 @@ FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
 MARGIN = 1.25  # on a probability that follows from an assumption alone
 GAUSSIAN = 1.96  # standard errors that 95 % lie within, of heavy tails as well
 MOST_PROCESSES = 100
+MANY = 1000  # degrees of freedom, as good as known
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Decided:
     reach: Floats
     p: Floats
     adjusted: Floats
+    noise: Floats  # standard errors that further processes lessen
+    fixed: float  # one that they do not: of the cards
+    degrees: Floats
 
     @property
     def called(self) -> "np.typing.NDArray[np.bool_]":
@@ -46,12 +50,13 @@ def decide(
     are multiplied. card: by how much the card of each side may be off."""
     pairs = noise.errors(spreads)
     error, degrees = np.array(pairs, np.float64).reshape(-1, 2).T
-    error = np.hypot(error * widened, card * math.sqrt(2))
+    scatter, fixed = error * widened, card * math.sqrt(2)
+    error = np.hypot(scatter, fixed)
     nearest = np.array([0.0 if lo <= 0 <= hi else min(abs(lo), abs(hi)) for lo, hi in ends])
     single = np.array([len(one.a) == len(one.b) == 1 for one in spreads])
     p = _chance(nearest / error, degrees, single)
     reaches = [t_reach(int(known)) if known else GAUSSIAN for known in degrees]
-    return Decided(np.array(reaches) * error, p, false_discovery(p))
+    return Decided(np.array(reaches) * error, p, false_discovery(p), scatter, fixed, degrees)
 
 
 def _chance(sizes: Floats, degrees: Floats, single: "np.typing.NDArray[np.bool_]") -> Floats:
@@ -65,11 +70,23 @@ def _chance(sizes: Floats, degrees: Floats, single: "np.typing.NDArray[np.bool_]
     return np.where(single, np.maximum(known, alone), known)
 
 
-def more(now: int, size: float, reach: float, limit: float) -> int | None:
-    """Further processes a side, beside `now`, until the interval of a change of this size would lie
-    within the limit, or leave out 0; None where no number that anybody runs does."""
-    wanted = max(limit - size, size if size > limit else 0.0)
-    if wanted <= 0 or not math.isfinite(reach):
+def more(now: int, size: float, limit: float, decided: Decided, row: int) -> int | None:
+    """Further processes a side, beside `now`, until the interval of a row's change of this size
+    would lie within the limit, or, of one beyond it, the change would be called, if no other row's
+    chances change; None where no number that anybody runs does, as between two cards."""
+    degrees = int(decided.degrees[row])
+    if size > limit:  # called where p · rows / rank is small enough, of its rank by p
+        rank = int((decided.p <= decided.p[row]).sum())
+        wanted = size / _reach(degrees, FALSE_SHARE * rank / len(decided.p))
+    else:
+        wanted = (limit - size) / _reach(degrees, FALSE_SHARE)
+    left = wanted**2 - decided.fixed**2
+    if left <= 0 or not math.isfinite(float(decided.noise[row])):
         return None
-    needed = math.ceil(now * (reach / wanted) ** 2)
+    needed = math.ceil(now * float(decided.noise[row]) ** 2 / left)
     return max(needed - now, 1) if needed <= MOST_PROCESSES else None
+
+
+def _reach(degrees: int, share: float) -> float:
+    """Standard errors that all but so large a share lies within."""
+    return t_reach(degrees or MANY, share)

@@ -36,6 +36,8 @@ def gate_of(fail_on: str, least: str = f"{LEAST_PCT:g}%") -> Gate:
     for word in map(str.strip, fail_on.split(",")):
         kind = word.partition(":")[0]
         given = _SLOWER.fullmatch(word)
+        if kind in fails:
+            raise UsageError(f"--fail-on: {kind} stands twice in {fail_on!r}: name it once")
         if given and 0 < float(given[1]) <= MOST_PCT:
             limit = float(given[1])
         elif kind == "slower" or kind not in KINDS:

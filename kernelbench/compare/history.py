@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 
 from kernelbench import metrics, times
-from kernelbench.compare.noise import ASSUMED_NS, SEEN, launches
+from kernelbench.compare.noise import ASSUMED_NS, ASSUMED_RUNS, SEEN, launches
 from kernelbench.compare.sides import Run
 from kernelbench.significance import change_points
 from kernelbench.spec import RunRecord, UsageError, suggest
@@ -91,10 +91,11 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
     found: dict[Key, list[tuple[RunRecord, Point]]] = {}
     for run in runs:
         suite = str(run.manifest.get("suite") or "")
+        card = str((run.manifest.get("machine") or {}).get("uuid") or "")
         for record, value in _values(run, metric):
             if _asked(record, wanted):
                 point = Point(run.path.name, record.utc, value)
-                where = (record.gpu, record.gpu_uuid, suite, record.method)
+                where = (record.gpu, record.gpu_uuid or card, suite, record.method)
                 found.setdefault((*record.row, *where), []).append((record, point))
     if not found:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
@@ -140,7 +141,7 @@ def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], coun
     logs = min(values) > 0
     size = median(map(abs, values)) or max(map(abs, values)) or 1.0
     scaled = [math.log(v) if logs else v / size for v in values]
-    error = max(_scatter(scaled), _assumed(metric, [record for record, _ in rows]))
+    error = level_error(scaled, _assumed(metric, [record for record, _ in rows]))
     starts = change_points(scaled, error, LEAST_STEP, series=count)
     edges = [0, *starts, len(values)]
     levels = [median(scaled[a:b]) for a, b in pairwise(edges)]
@@ -151,6 +152,14 @@ def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], coun
         for place, point in enumerate(points)
     )
     return Series(*key, metric, marked, error)
+
+
+def level_error(values: Sequence[float], assumed: float) -> float:
+    """The standard deviation of a value: what its neighbours say of it, beside an assumption that
+    is worth as many values as in `noise`."""
+    seen = max(len(values) - 1, 0)
+    total = ASSUMED_RUNS * assumed**2 + seen * _scatter(values) ** 2
+    return math.sqrt(total / (ASSUMED_RUNS + seen))
 
 
 def _scatter(values: Sequence[float]) -> float:

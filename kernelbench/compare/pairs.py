@@ -20,9 +20,14 @@ class Pair:
     """
 
     def __init__(
-        self, a: Sequence[Seen], b: Sequence[Seen], earlier: Sequence[Sequence[Seen]] = ()
+        self,
+        a: Sequence[Seen],
+        b: Sequence[Seen],
+        earlier: Sequence[Sequence[Seen]] = (),
+        most: tuple[int, int] = (0, 0),
     ) -> None:
         self.a, self.b, self.earlier = a, b, earlier
+        self.most = most  # processes of each side that looked at its case
         self.mhz = [_mean([s.mhz for s in side if s.mhz]) for side in (a, b)]
         self.raw = _mean([s.log_ns for s in b]) - _mean([s.log_ns for s in a])
         self.in_cycles: float | None = None
@@ -30,6 +35,16 @@ class Pair:
             self.in_cycles = self.raw + _log_clock(b) - _log_clock(a)
         share = metrics.share_of_ceiling(b[0].record)
         self.normalised = self.in_cycles is not None and share is not None and share[1] == "compute"
+
+    @property
+    def earlier_processes(self) -> int:
+        """Of other builds, as far as several of one tell how far they lie apart."""
+        return sum(len(build) for build in self.earlier if len(build) > 1)
+
+    @property
+    def processes(self) -> int:
+        """Of the side that has more."""
+        return max(len(self.a), len(self.b))
 
     @property
     def log_ratio(self) -> float:

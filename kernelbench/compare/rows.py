@@ -98,6 +98,7 @@ class Comparison:
     judged: int
     widened: float = 1.0
     noise_from: int = 0
+    processes: int = 1  # of a side that has times of one row, at most
 
     @property
     def limit_pct(self) -> float:
@@ -111,6 +112,11 @@ class Comparison:
                 f"{self.a.name} is of {', '.join(self.a.gpus)}, {self.b.name} of "
                 f"{', '.join(self.b.gpus)}: no GPU in common, so times say nothing of a build. "
                 "Measure both on one"
+            )
+        if not self.earlier:
+            return (
+                f"{self.a.name} has a time of no row, so nothing is judged. Measure it on a GPU "
+                "without a profiler"
             )
         if self.judged >= self.gate.least_pct / 100 * self.earlier:
             return ""

@@ -1,5 +1,6 @@
 """The runs of one side of a comparison: one run, or several of one build."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ class Run:
     path: Path
     manifest: dict[str, Any]
     records: tuple[RunRecord, ...]
+
+    @property
+    def identity(self) -> str:
+        """The same of every copy of it, wherever that lies: a group is drawn at random."""
+        known = {f"{record.run_id} {record.group}" for record in self.records}
+        return min(known) if known else str(self.path.resolve())
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     Raises KernelbenchError where there is none, or where nothing of a run can be read.
     """
     problems: list[str] = []
-    runs = []
+    runs: list[Run] = []
     for folder in store.find_runs([path]):
         manifest = _manifest(folder)
         records, damaged = store.read_with_problems(folder)
@@ -54,7 +61,11 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
                 f"{folder}: no line could be read, such as {damaged[0]}. Measure that build again"
             )
         problems += damaged
-        runs.append(Run(folder, manifest, tuple(records)))
+        run = Run(folder, manifest, tuple(records))
+        if twin := next((r for r in runs if r.identity == run.identity), None):
+            problems.append(f"{folder}: a copy of the run in {twin.path}; left out")
+            continue
+        runs.append(run)
     if not runs:
         raise UsageError(f"no run in {path}: kernelbench run smoke")
     return tuple(runs), problems
@@ -81,7 +92,7 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     """Both sides, and what could not be read.
 
     Raises UsageError where a run is on both sides, and KernelbenchError as `read_runs` does, where
-    nothing has a GPU's time, or where the sides were timed by different methods.
+    nothing has a GPU's time.
     """
     (runs_a, bad_a), (runs_b, bad_b) = read_runs(a), read_runs(b)
     with beside([*bad_a, *bad_b]):
@@ -90,13 +101,15 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
 
 
 def _sides(a: Path, b: Path, runs_a: tuple[Run, ...], runs_b: tuple[Run, ...]) -> tuple[Side, Side]:
-    both = {run.path.resolve() for run in runs_a} & {run.path.resolve() for run in runs_b}
-    if both:
-        raise UsageError(f"{min(both)} is on both sides. Name two builds: compare BEFORE AFTER")
+    ids = {run.identity for run in runs_a}
+    if both := [run.path for run in runs_b if run.identity in ids]:
+        raise UsageError(
+            f"{min(both)} is on both sides, or a copy of it is. Name two builds: compare BEFORE "
+            "AFTER"
+        )
     found = Side(str(a), runs_a), Side(str(b), runs_b)
     for side in found:
         _refuse_smoke(side)
-    _refuse_methods(found)
     return found
 
 
@@ -114,16 +127,21 @@ def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
 
     Raises UsageError where runs were given and none is.
     """
-    here = {run.path.resolve() for side in (a, b) for run in side.runs}
-    methods = _methods(a) | _methods(b)
+    both = (*a.runs, *b.runs)
+    here, methods = {run.identity for run in both}, _methods(a) | _methods(b)
+    gpus, cards = {*a.gpus, *b.gpus}, _cards(both)
     found = tuple(
         run
         for run in runs
-        if run.path.resolve() not in here and set() < _methods(Side("", (run,))) <= methods
+        if run.identity not in here
+        and set() < _methods(Side("", (run,))) <= methods
+        and gpus & {record.gpu for record in run.records}
+        and not (cards and _cards([run]) and not cards & _cards([run]))
     )
     if runs and not found:
         raise UsageError(
-            "--noise-from: no run there that is on neither side was timed by method "
+            "--noise-from: no run there that is on neither side is of this machine "
+            f"({', '.join([*sorted(gpus), *sorted(cards)])}) and was timed by method "
             f"{', '.join(map(str, sorted(methods)))}, as the sides were"
         )
     return found
@@ -133,22 +151,16 @@ def _methods(side: Side) -> set[int]:
     return {r.method for run in side.runs for one in run.records for r in one.processes if r.timing}
 
 
-def _refuse_methods(found: tuple[Side, Side]) -> None:
-    methods = [_methods(side) for side in found]
-    if len(set.union(*methods)) > 1:
-        told = (
-            f"{side.name} by {', '.join(map(str, sorted(each)))}"
-            for side, each in zip(found, methods, strict=True)
-        )
-        raise KernelbenchError(
-            f"timed by different methods ({'; '.join(told)}): a changed clock would look like a "
-            "changed kernel. Measure both builds with one version of kernelbench (docs/method.md)"
-        )
+def _cards(runs: Iterable[Run]) -> set[str]:
+    """Those that the runs are known to have used."""
+    found = {str((run.manifest.get("machine") or {}).get("uuid") or "") for run in runs}
+    found |= {record.gpu_uuid for run in runs for record in run.records}
+    return found - {""}
 
 
 def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:
-    """The sides without what was measured on GPUs that the other one lacks, and whether a GPU is
-    on both; where none is, they are as they were.
+    """The sides without what was measured on GPUs that the other one lacks, whose machines differ
+    in nothing else then, and whether a GPU is on both; where none is, they are as they were.
 
     Raises KernelbenchError where the sides share no GPU and one of them has several.
     """

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from kernelbench.compare.attribution import other_card
+from kernelbench.compare.gate import KINDS as KINDS_OF_FINDINGS
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, CARD
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Side
@@ -32,7 +33,11 @@ def verdicts(found: Comparison) -> str:
     counts = Counter(row.verdict for row in found.rows)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     worse = sum(row.regression for row in found.rows)
-    beyond = f"{worse or 'no'} regression{'s' * (worse > 1)} beyond {found.limit_pct:g} %"
+    beyond = f"{worse or 'no'} regression{'s' * (worse > 1)}"
+    if "slower" in found.gate.fails:
+        beyond += f" beyond {found.limit_pct:g} %"
+    if left := [kind for kind in KINDS_OF_FINDINGS if kind not in found.gate.fails]:
+        beyond += f" ({', '.join(left)} not asked for)"
     if not found.one_gpu:
         beyond = "two GPUs: nothing slower is a regression"
         beyond += f"; {worse} worse otherwise" if worse else ""
@@ -92,12 +97,17 @@ def _scatter(found: Comparison) -> str:
     """From what it is known how far processes lie apart."""
     processes = [side.processes for side in (found.a, found.b)]
     assumed = f"{ASSUMED:.1%} and {ASSUMED_NS:g} ns a launch"
-    if max(processes) == 1 and not found.noise_from:
+    if found.processes <= 1 and not found.noise_from:
         return (
             "Noise from process to process: one a side cannot tell, so it is assumed "
             f"({assumed}, modelled), with what each says of itself: its rounds, and its baseline "
             "against the baseline's second run. Several measure it: more runs a side, "
             "measure.processes=3, or earlier runs of this machine by --noise-from."
+        )
+    if found.processes <= 1:
+        return (
+            f"Noise from process to process: measured from {found.noise_from} earlier ones, beside "
+            f"an assumption ({assumed}, modelled) that is worth eight more."
         )
     earlier = f", and {found.noise_from} earlier ones" if found.noise_from else ""
     return (
@@ -114,8 +124,12 @@ def _more(found: Comparison) -> str:
     half, most = needed[(len(needed) - 1) // 2], needed[-1]
     unsure = sum(row.verdict is Verdict.unsure for row in found.rows)
     all_of = "all" if len(needed) == unsure else f"{len(needed)} of {unsure}"
-    some = f"{_processes(half)} would decide half of them, " if half < most else ""
-    return f"By what is known of it, {some}{_processes(most)} {all_of}."
+    if half == most:
+        return f"By what is known of it, {_processes(most)} would decide {all_of} of them."
+    return (
+        f"By what is known of it, {_processes(half)} would decide half of them, "
+        f"{_processes(most)} {all_of}."
+    )
 
 
 def _processes(count: int) -> str:

@@ -1,7 +1,7 @@
 """What became of every row from one side to the other, by how much, and what it is put down to."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,12 @@ from kernelbench.compare.sides import Run, Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 
 EXCUSED = (Cause.environment, Cause.card, Cause.policy)  # what is no build's doing
+WORK: Mapping[str, Callable[[RunRecord], Any]] = {
+    "its case states other work (flops or bytes)": lambda r: (r.flops, r.read_bytes, r.write_bytes),
+    "its inputs are prepared in another way (prepacked)": lambda r: r.prepacked,
+    "it promises another accuracy": lambda r: r.accuracy,
+    "it has another role": lambda r: r.role,
+}
 CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
 
 
@@ -39,23 +45,27 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
     Raises KernelbenchError where the sides have no row in common, or none that can be judged.
     """
     gate = gate or Gate()
-    a, b, one_gpu = of_one_machine(a, b)
+    shared_a, shared_b, one_gpu = of_one_machine(a, b)
     found_a, found_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
     if not set(found_a) & set(found_b):
         raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
     seen_a = _seen(a, one_gpu)
     rows, judged = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
     apart = _by_build(earlier, one_gpu)
-    judged = {key: Pair(p.a, p.b, apart.get(key, ())) for key, p in judged.items()}
+    most = _of_cases(a), _of_cases(b)
+    judged = {
+        key: Pair(p.a, p.b, apart.get(key, ()), (most[0][key[:2]], most[1][key[:2]]))
+        for key, p in judged.items()
+    }
     if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
-    differing = differences(a, b)
+    differing = differences(shared_a, shared_b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
     card = noise.CARD if other_card(differing) else 0.0
     rows |= _judge(rows, judged, gate.limit_pct, widened, card)
     rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
     final = {
-        key: replace(row, regression=_regressed(row, gate, one_gpu, key in seen_a))
+        key: replace(row, regression=_regressed(row, gate, one_gpu, found_a.get(key, ())))
         for key, row in rows.items()
     }
     decided = sum(_decided(final[key], gate.limit_pct) for key in seen_a if key in final)
@@ -69,7 +79,8 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
         len(seen_a),
         decided,
         widened,
-        Side("", tuple(earlier)).processes,
+        max((pair.earlier_processes for pair in judged.values()), default=0),
+        max((pair.processes for pair in judged.values()), default=0),
     )
 
 
@@ -87,28 +98,50 @@ def _by_status(
         if all(record.status is Status.skipped for record in (*a, *b)):
             continue
         verdict, reason = _state(a, b)
-        if verdict is None and key in seen_a and key in seen_b:
-            judged[key] = Pair(seen_a[key], seen_b[key])
-        elif verdict is None:
-            verdict, reason = Verdict.unjudged, _untimed(a, b)
+        if verdict in (None, Verdict.fixed, Verdict.bad) and (key in seen_a or verdict is None):
+            before, after = seen_a.get(key, []), seen_b.get(key, [])
+            if told := _methods(before, after) if before and after else _untimed(a, b):
+                verdict, reason = Verdict.unjudged, "; ".join(filter(None, [reason, told]))
+            else:
+                judged[key] = Pair(before, after)
         rows[key] = _row(key, a, b, verdict, reason)
     return rows, judged
 
 
-def _regressed(row: Row, gate: Gate, one_gpu: bool, had_times: bool) -> bool:
-    """Whether it is worse than the caller allows; times of two GPUs say nothing of that."""
+def _methods(a: Sequence[Seen], b: Sequence[Seen]) -> str:
+    """Why their times cannot be held against each other, or nothing."""
+    methods = [{seen.record.method for seen in side} for side in (a, b)]
+    if len(methods[0] | methods[1]) == 1:
+        return ""
+    told = (
+        f"{name} by {', '.join(map(str, sorted(each)))}"
+        for name, each in zip("AB", methods, strict=True)
+    )
+    return (
+        f"timed by different methods ({', '.join(told)}): a changed clock would look like a "
+        "changed kernel. Measure both builds with one version of kernelbench (docs/method.md)"
+    )
+
+
+def _regressed(row: Row, gate: Gate, one_gpu: bool, before: Sequence[RunRecord]) -> bool:
+    """Whether it is worse than the caller allows; on two GPUs only what is wrong is. before: its
+    records of the earlier side."""
     if row.verdict is Verdict.slower:
         beyond = one_gpu and (row.ratio or 0) > 1 + gate.limit_pct / 100
         return "slower" in gate.fails and beyond and row.cause not in EXCUSED
     if row.verdict is Verdict.broken:
         return "broken" in gate.fails
-    lost = {Verdict.gone: "gone", Verdict.unjudged: "unjudged"}.get(row.verdict)
-    return had_times and lost in gate.fails
+    was_right = any(record.status is Status.ok for record in before)
+    if row.verdict is Verdict.gone:
+        return one_gpu and was_right and "gone" in gate.fails
+    had_times = any(noise.gated(each) for record in before for each in record.processes)
+    lost = one_gpu and had_times and row.verdict is Verdict.unjudged
+    return lost and "unjudged" in gate.fails
 
 
 def _decided(row: Row, limit_pct: float) -> bool:
-    """Whether it has a verdict, or is known within the limit."""
-    if row.verdict in (Verdict.broken, Verdict.fixed, Verdict.bad) or row.verdict.moved:
+    """Whether its times have a verdict, or are known within the limit."""
+    if row.verdict.moved:
         return True
     if not row.ratio or not row.lo or row.hi is None:
         return False
@@ -124,6 +157,19 @@ def _by_key(side: Side, one_gpu: bool) -> dict[Key, list[RunRecord]]:
     for run in side.runs:
         for record in run.records:
             found.setdefault(_key(record, one_gpu), []).append(record)
+    return found
+
+
+def _of_cases(side: Side) -> dict[tuple[str, str], int]:
+    """In how many processes each case was looked at."""
+    found: dict[tuple[str, str], int] = {}
+    for run in side.runs:
+        own: dict[tuple[str, str], int] = {}
+        for record in run.records:
+            case = record.row[:2]
+            own[case] = max(own.get(case, 0), len(record.processes))
+        for case, count in own.items():
+            found[case] = found.get(case, 0) + count
     return found
 
 
@@ -184,9 +230,10 @@ def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Verdict | No
     if bad_a:
         some = f"{len(bad_a)} of {len(ran_a)} runs: " if len(bad_a) < len(ran_a) else ""
         return Verdict.fixed, some + _told(bad_a)
-    works = [{(r.flops, r.read_bytes, r.write_bytes) for r in side} for side in (ran_a, ran_b)]
-    if works[0] != works[1]:
-        return Verdict.unjudged, "its case states other work (flops or bytes) than before"
+    for what, facts in WORK.items():
+        works = [{facts(record) for record in side} for side in (ran_a, ran_b)]
+        if works[0] != works[1]:
+            return Verdict.unjudged, f"{what} than before"
     return None, ""
 
 
@@ -202,7 +249,7 @@ def _untimed(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> str:
     told = []
     for name, side in (("A", a), ("B", b)):
         if not any(noise.gated(record) for record in side):
-            told.append(f"{'/'.join(sorted(map(_timer, side)))} in {name}")
+            told.append(f"{'/'.join(sorted({*map(_timer, side)}))} in {name}")
     return ", ".join(told) or "no time above the clock's own overhead"
 
 
@@ -266,10 +313,13 @@ def _judge(
         called = bool(decided.called[n])
         verdict = _verdict(each.log_ratio, max(-lo, hi) <= limit, called)
         now, unsure = min(len(each.a), len(each.b)), verdict is Verdict.unsure
+        settled = rows[key].verdict in (Verdict.fixed, Verdict.bad) and not verdict.moved
+        why = "; ".join(filter(None, [rows[key].why, each.clocks, _fewer(each)]))
         found[key] = replace(
             rows[key],
-            verdict=verdict,
-            more=more(now, abs(each.log_ratio), reach, limit) if unsure else None,
+            verdict=rows[key].verdict if settled else verdict,
+            why=why,
+            more=more(now, abs(each.log_ratio), limit, decided, n) if unsure else None,
             processes_a=len(each.a),
             processes_b=len(each.b),
             ratio=math.exp(each.log_ratio),
@@ -295,8 +345,15 @@ def _facts(pair: Pair) -> dict[str, Any]:
         "a_mhz": pair.mhz[0] or None,
         "b_mhz": pair.mhz[1] or None,
         "floor_pct": max(s.reach for s in (*pair.a, *pair.b)) * 100 or None,
-        "why": pair.clocks,
     }
+
+
+def _fewer(pair: Pair) -> str:
+    """Which side's runs lack times of it, where some do."""
+    told = [f"times of {len(side)} of {most} processes in {name}"
+            for name, side, most in zip("AB", (pair.a, pair.b), pair.most, strict=True)
+            if len(side) < most]  # fmt: skip
+    return ", ".join(told)
 
 
 def _exp(value: float) -> float:
@@ -323,7 +380,7 @@ def _attribute(
     for key in judged:
         row = rows[key]
         log_ratio, reach = math.log(row.ratio or 1), math.log((row.hi or 1) / (row.ratio or 1))
-        of[key] = Shift(row.provider, row.role is Role.baseline, log_ratio, reach)
+        of[key] = Shift(row.provider, row.role is Role.baseline, row.role.ours, log_ratio, reach)
         shifts.setdefault((key[0], key[1], key[3]), []).append(of[key])
     found = {}
     for key, each in judged.items():

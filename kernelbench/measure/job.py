@@ -22,7 +22,7 @@ from kernelbench.measure.fresh import seen_before
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.lot import Lot
 from kernelbench.measure.parts import cost_of
-from kernelbench.measure.proof import Proof
+from kernelbench.measure.proof import Proof, spend
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.sampling import Sampled
 from kernelbench.measure.session import Candidate, DeviceLostError, Request, Session, Tell
@@ -54,6 +54,7 @@ class JobRun:
         self.ambient = ambient.as_asked(self.case.dtype)
         self._now = ""  # the provider that is at work
         self._disturbed: dict[str, str] = {}  # what providers changed that others would feel
+        self._sampled = False  # whether sampling has begun
         self._yardstick: Candidate | None = None  # the baseline, asked for or not, if it is right
 
     def run(self) -> Iterator[list[RunRecord]]:
@@ -72,7 +73,8 @@ class JobRun:
             yield [self._record(provider, inputs) for provider in able]
             return
         dump = Dump(self.request.dump, self.family, self.case)
-        self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, self._undo)
+        undo = lambda: self._blame(self._now)  # noqa: E731 (before who is at work is judged)
+        self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, undo)
         candidates: list[Candidate] = []
         yield from self._prove(able, candidates)
         if not self.job.process:  # what the first has proven the others need not
@@ -149,10 +151,6 @@ class JobRun:
         self._survive(provider or self._now, failure.reason)
         return failure
 
-    def _undo(self) -> None:
-        """Before the provider that is at work is judged."""
-        self._blame(self._now)
-
     def _blame(self, provider: str) -> None:
         """Whatever was changed of device or process just now is undone, and was its doing."""
         requires = next((p.requires for p in self.family.providers if p.name == provider), ())
@@ -186,7 +184,7 @@ class JobRun:
             "traffic": provider.traffic(self.case) if provider.traffic else None,
             "prepared": workload.prepared,
         }
-        candidate = Candidate(provider, workload, facts, found.found)
+        candidate = Candidate(provider, workload, facts, found.proven, found.found)
         if self.proof.baseline is None and provider is not self.family.baseline:
             candidate.flags.append("no-baseline-budget")
         if found.strides:
@@ -265,7 +263,6 @@ class JobRun:
         """Sample all together; one that fails meanwhile leaves and the others start again."""
         self.proof.oracle.forget()
         while candidates:
-            self._hand_back()
             self.session.telemetry.reset()
             failure = self._attempt(partial(self._sample, candidates))
             if failure is None:
@@ -275,7 +272,6 @@ class JobRun:
             for culprit in culprits:
                 culprit.workload.rest()
             yield [self._record(c.provider, failure, c.facts) for c in culprits]
-        self.proof.forget_proven()
         if not candidates:
             return
         timers = () if self.job.process else self.job.measure.timers
@@ -287,7 +283,10 @@ class JobRun:
         for candidate in candidates:
             self.tell(candidate.name, "measure")
             candidate.workload.ready()
-            candidate.workload.lot = Lot.of(candidate, self.proof.proven, self.session.device)
+            candidate.workload.lot = Lot.of(candidate, self.session.device)
+        if not self._sampled:  # what is taken from the driver then is there when they start again
+            self._hand_back()
+        self._sampled = True
         parts = [c.workload for c in candidates]
         baseline = next(
             (i for i, c in enumerate(candidates) if c.provider is self.family.baseline), None
@@ -316,6 +315,8 @@ class JobRun:
             candidate.facts["judged_calls"] = lot.timed
             reason = lot.verdict()
             candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
+            spend(candidate.proven)
+            candidate.proven = {}
 
     def _timing(self, sampled: Sampled, again: Sampled | None) -> Timing:
         clock = self.session.clock

@@ -1,5 +1,4 @@
-"""Any timed call may be the judged one: calls drawn by lot are compared with a proven answer, the
-same one for every provider of a case.
+"""Any timed call may be the judged one: calls drawn by lot are compared with the proven answer.
 
 On a GPU the comparison is queued behind the call, after the event that ends its time, and costs
 the front end a multiple of CYCLE launches, so that the samples' places stay as even as before
@@ -36,31 +35,27 @@ class Tolerance:
     slope: float
 
 
-def tolerance(
-    allowed: OutputError, own: OutputError, proven: torch.Tensor, unit: float
-) -> Tolerance:
-    """By how much an answer within its budgets can differ from a proven one.
+def tolerance(error: OutputError, proven: torch.Tensor, unit: float) -> Tolerance:
+    """By how much an answer within its budgets can differ from one whose error is known: by the
+    budget and that error, which may point the other way.
 
-    allowed: the budgets, of the error of the answer in its own proof. own: of the proven answer,
-    whose error may point the other way, and whose noise alone is a slope of its square. unit: rms
-    of what is judged of the right answer.
+    unit: rms of what is judged of the right answer.
     """
     if not proven.is_floating_point():
         return Tolerance(0.0, 0.0, float("inf"))
 
     norm = unit * float(proven.numel()) ** 0.5
-    noise = own.rel * (own.rel + allowed.rel_budget)
-    slope = allowed.slope_budget + abs(own.slope) + noise
+    whole = error.part is None
     return Tolerance(
-        (allowed.worst_budget + own.worst) * unit,
-        (allowed.rel_budget + own.rel) * norm,
-        slope if own.part is None else float("inf"),
+        (error.worst_budget + error.worst) * unit,
+        (error.rel_budget + error.rel) * norm,
+        error.slope_budget + abs(error.slope) if whole else float("inf"),
     )
 
 
 @dataclass
 class Lot:
-    """Judges calls of one workload. proven: a right answer, in order; tolerances likewise.
+    """Judges calls of one workload. proven: its answer; names and tolerances likewise in order.
 
     differ: queues the comparison of one output, `answer, proven, element, into` (three numbers);
         returns in how many launches.
@@ -83,14 +78,13 @@ class Lot:
     _random: Any = field(default_factory=random.SystemRandom, init=False)
 
     @staticmethod
-    def of(candidate: Any, proven: Any, device: Device) -> "Lot":
-        """For a candidate, on this device. proven: what its case is known to be answered with."""
-        answer, errors, units = proven.answer, proven.errors, proven.units
-        allowed = {error.name: error for error in candidate.facts["errors"]}
-        on_gpu = next(iter(answer.values())).is_cuda
+    def of(candidate: Any, device: Device) -> "Lot":
+        """For a candidate whose proven answer is at hand, on this device."""
+        errors, proven = candidate.facts["errors"], candidate.proven
+        on_gpu = next(iter(proven.values())).is_cuda
         return Lot(
-            answer,
-            [tolerance(allowed[n], errors[n], t, units[n]) for n, t in answer.items()],
+            proven,
+            [tolerance(e, proven[e.name], candidate.found[e.name].unit) for e in errors],
             differ_by_triton if on_gpu and not device.no_triton else differ_by_torch,
             candidate.workload,
         )

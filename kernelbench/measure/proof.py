@@ -26,19 +26,8 @@ class Verdict:
     reason: str = ""
     detail: str = ""
     strides: tuple[str, ...] = ()  # outputs that do not lie in memory as the baseline's do
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # the answer, if it was kept
     found: Mapping[str, Deviation] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Proven:
-    """A right answer for the inputs as they are, and how far each output is from the oracle's.
-
-    units: rms of what is judged of each.
-    """
-
-    answer: Mapping[str, torch.Tensor]
-    errors: Mapping[str, OutputError]
-    units: Mapping[str, float]
 
 
 class Proof:
@@ -59,7 +48,6 @@ class Proof:
         self._inputs = inputs
         self.contract = self._asked()
         self.baseline: Mapping[str, Deviation] | None = None  # errors of a baseline that is right
-        self.proven: Proven | None = None  # the first right answer that was to be kept
 
     def _asked(self) -> Contract:
         """Dtypes that the family or the case states; a gradient has its input's."""
@@ -82,7 +70,7 @@ class Proof:
             self.baseline = None
 
     def judge(self, provider: Provider[Any], workload: Workload, *, keep: bool = False) -> Verdict:
-        """By one hardened call. keep: the answer as `proven`, if it is right and none is there."""
+        """By one hardened call. keep: the answer, if it is right."""
         return self._judged(provider, workload, keep, "", check.produce)
 
     def judge_trial(
@@ -110,17 +98,11 @@ class Proof:
             self._take_form(answer)
         found = self.verdict(provider, answer, trial, gross=gross)
         found.strides = tuple(self.contract.other_strides(answer.outputs))
-        if keep and not found.reason and self.proven is None:
-            units = {name: each.unit for name, each in found.found.items()}
-            self.proven = Proven(answer.outputs, {e.name: e for e in found.errors}, units)
+        if keep and not found.reason:
+            found.proven = answer.outputs
         else:
             spend(answer.outputs)
         return found
-
-    def forget_proven(self) -> None:
-        if self.proven is not None:
-            spend(self.proven.answer)
-        self.proven = None
 
     def _take_form(self, answer: Answer) -> None:
         """What the baseline returns, others must: shapes, and dtypes that nobody states."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.failure import Failure
@@ -78,6 +80,7 @@ class Candidate:
     provider: Provider[Any]
     workload: Workload
     facts: dict[str, Any]
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # its answer, until it is timed
     found: Mapping[str, Deviation] = field(default_factory=dict)
     timing: Timing | None = None
     flags: list[str] = field(default_factory=list)

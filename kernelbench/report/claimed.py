@@ -22,9 +22,9 @@ from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
 FORMATS = ("table", "md", "json", "csv")
 KINDS = (
-    f"claimed: {Kind.quoted}. {Kind.measured}: so, unless it says {Kind.modelled}; ± the 95 % "
-    "interval. ratio: measured over claimed, of a range its nearest end. Verdicts and their rules: "
-    "docs/claims.md."
+    f"claimed: {Kind.quoted}. {Kind.measured}: so, or {Kind.derived} from it, unless it says "
+    f"{Kind.modelled} or {Kind.mixed}; ± the 95 % interval. ratio: measured over claimed, of a "
+    "range its nearest end. Verdicts and their rules: docs/claims.md."
 )
 HEADS = ("claim", f"claimed ({Kind.quoted})", str(Kind.measured), "ratio", "verdict")
 STYLES = {
@@ -88,7 +88,14 @@ def verb(
     for row in hit:
         said = f"{row.document.id} {row.claim.id}: {row.verdict_text}"
         errors.print(said, highlight=False, markup=False, soft_wrap=True)
-    return 3 if hit else int(bool(problems))
+    if hit:
+        return 3
+    if dreaded and not any(row.found.value for row in found):
+        raise UsageError(
+            "--fail-on: no claim was held against a measurement. Name runs that hold what they are "
+            "of: --against DIR"
+        )
+    return int(bool(problems))
 
 
 def _verdict(word: str) -> claims.Verdict:
@@ -154,7 +161,7 @@ def found(row: claims.Row) -> str:
     if value is None:
         return ""
     spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
-    kind = row.found.kind.removeprefix(Kind.measured).strip()
+    kind = row.found.kind.removeprefix(Kind.measured).removeprefix(Kind.derived).strip()
     return f"{figure(value.mid)}{spread} {kind}".rstrip()
 
 

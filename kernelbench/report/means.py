@@ -5,6 +5,7 @@ of a difference beyond noise.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from kernelbench.metrics import Interval, over_processes, t_reach
@@ -171,6 +172,12 @@ def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]
 
 
 def _reach(row: Row, column: str) -> float:
-    """By how many standard errors its interval reaches to either side."""
-    processes = len(_by_process(row, column))
-    return t_reach(processes - 1) if processes > 1 else _NORMAL
+    """By how many standard errors its interval reaches to either side: as Student's t says of its
+    processes, or, where that is narrower than one of them says of itself, as of that one."""
+    each = [math.log(value) for value in _by_process(row, column).values()]
+    if len(each) < 2:
+        return _NORMAL
+    reach = t_reach(len(each) - 1)
+    own = reach * stdev(each) / math.sqrt(len(each))
+    arm = math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2
+    return reach if own > 0.99 * arm else _NORMAL

@@ -52,7 +52,7 @@ def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, note
     uses_triton = any("triton" in text for name, text in files.items() if "/kernels/" in name)
     body = Path(loop.__file__).read_text(encoding="utf-8")
     blocks = "\n".join(f"FILES[{name!r}] = {_quoted(text)}\n" for name, text in files.items())
-    kind = f"Recorded (measured): {record['expected'] or 'no time'}."
+    kind = f"Recorded: {record['expected'] or 'no time'}."
     head = HEAD.format(
         title=_told(
             f"Reproduces {record['family']}/{record['case']}, provider {record['provider']}."

@@ -137,11 +137,11 @@ def _expected(record: RunRecord, group: Sequence[RunRecord]) -> str:
     row = next(r for r in rows if r["provider"] == record.provider)
     text = (
         f"median {row['median_us']:.4g} µs, 95 % [{row['lo_us']:.4g}, {row['hi_us']:.4g}] µs on "
-        f"{record.gpu}, {record.utc[:10]}"
+        f"{record.gpu}, {record.utc[:10]} ({metrics.kind_of('median_us')})"
     )
     if row["speedup_lo"] == row["speedup_lo"]:
         text += (
             f"; {row['speedup']:.3g} × the baseline [{row['speedup_lo']:.3g}, "
-            f"{row['speedup_hi']:.3g}]"
+            f"{row['speedup_hi']:.3g}] ({metrics.kind_of('speedup')})"
         )
     return text

@@ -17,8 +17,9 @@ from toy import CASE, ToyCase, provider, right, run, toy
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings, calibrate, measure
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.measure.job import JobRun, Session
+from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
+from kernelbench.measure.steady import Steady
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
 from kernelbench.measure.workload import Workload
@@ -172,15 +173,17 @@ def test_no_memory_of_the_proofs_is_free_when_sampling_begins(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a call's memory lies is worth some per cent of its time."""
-    free, sampled = [], JobRun._sample
+    free, sampled = [], Steady.sample
 
-    def sample(job: JobRun, candidates: Any) -> None:
+    def sample(steady: Steady, *args: Any, **options: Any) -> Any:
         free.append(torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-        sampled(job, candidates)
+        return sampled(steady, *args, **options)
 
-    monkeypatch.setattr(JobRun, "_sample", sample)
-    assert one(session, provider("fine", right)).status is Status.ok
-    assert max(free) < 32 * 2**20  # the proofs had several tensors as large as this
+    monkeypatch.setattr(Steady, "sample", sample)
+    for mode in (Mode.fwd, Mode.bwd):
+        record = one(session, provider("fine", right), replace(BIG, mode=mode))
+        assert record.status is Status.ok
+    assert len(free) == 2 and max(free) < 32 * 2**20  # proofs had several tensors as large
 
 
 def test_peak_bytes_are_those_above_the_inputs(session: Session) -> None:
