@@ -121,10 +121,17 @@ def test_units_of_time(cell: str, unit: str, expected: int) -> None:
     assert use(table({TIME: unit}, ("k", [cell]))).gpu_ns == expected
 
 
-@pytest.mark.parametrize(("cell", "unit"), [("3", "furlong"), ("3", ""), ("many", "byte")])
+@pytest.mark.parametrize(("cell", "unit"), [("3", "furlong"), ("3", "")])
 def test_what_is_not_understood_is_refused(cell: str, unit: str) -> None:
     with pytest.raises(ToolError, match=f"{READ} is '{cell}' in '{unit}'"):
         ncu.parse("\n".join(table({READ: unit}, ("k", [cell]))))
+
+
+@pytest.mark.parametrize("cell", ["", "n/a", "(!) n/a", "(!) nan", "inf", "many", "-"])
+def test_a_cell_that_is_no_number_is_missing_and_no_other_is(cell: str) -> None:
+    units = {READ: "byte", WRITE: "byte"}
+    found = use(table(units, ("k", [cell, "5"])))
+    assert (found.dram_read_bytes, found.dram_write_bytes) == (None, 5)
 
 
 def test_what_one_launch_does_not_tell_the_sum_does_not() -> None:

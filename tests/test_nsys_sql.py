@@ -49,6 +49,16 @@ def test_domain_and_prefix_choose_the_ranges() -> None:
     assert nsys.read(H200, domain="another") == ()
 
 
+def test_a_kernel_whose_name_is_not_there_is_kept(export: Export) -> None:
+    export.range("kb.a", 10, 90)
+    export.kernel("short", 100, 200, export.launch(20), demangledName=10**9)
+    export.kernel("none", 300, 450, export.launch(30), demangledName=10**9, shortName=10**9)
+    (used,) = nsys.read(export.path)
+    assert {kernel.name: kernel.gpu_ns for kernel in used.kernels} == {
+        "short": 100, "[kernel without a name]": 150,
+    }  # fmt: skip
+
+
 def test_the_gap_is_what_no_kernel_covers(export: Export) -> None:
     export.range("kb.a", 10, 90)
     for start, end in ((100, 200), (150, 300), (160, 170), (400, 450)):

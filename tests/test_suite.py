@@ -195,7 +195,37 @@ def test_a_case_that_stands_twice_is_one_job() -> None:
 )
 def test_scalars_are_those_of_yaml_1_2(value: str, case: str) -> None:
     assert ids(HEAD + f"    cases: [{{M: 1, N: 2, {value}}}]") == [case]
-    assert ids(HEAD + "    cases: [{M: 1_024, N: +2}]") == ["M1024-N2-bf16-fwd"]
+    assert ids(HEAD + "    cases: [{M: 1024, N: +2}]") == ["M1024-N2-bf16-fwd"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("M: 1_", "1_ is no number of YAML 1.2"),
+        ("M: 1_024", "1_024 is no number of YAML 1.2"),
+        ("M: 1, eps: 1_0.5e-3", "no number of YAML 1.2"),
+        ("M: 1, eps: 1e-400", "the number 1e-400 is too small: 0"),
+        ("M: 1, eps: 1e400", "is not finite"),
+    ],
+)
+def test_what_is_no_number_of_yaml_1_2_is_no_other_number(value: str, told: str) -> None:
+    assert any(told in error for error in errors(HEAD + f"    cases: [{{N: 2, {value}}}]"))
+
+
+def test_dtypes_have_the_names_of_torch_too() -> None:
+    text = HEAD + "    cases: [{M: 1, N: 2, dtype: [float32, half, bfloat16, tf32]}]"
+    assert ids(text) == [f"M1-N2-{dtype}-fwd" for dtype in ("fp32", "fp16", "bf16", "tf32")]
+    jobs = read(text).jobs
+    assert len(narrow(jobs, families.load(), dtype=["float32", "fp16"])) == 2
+
+
+def test_keys_of_the_top_level_that_begin_with_x_hold_anchors() -> None:
+    text = "x-sizes: &sizes [1, 2]\nx-more: {any: [thing]}\n"
+    assert ids(text + HEAD + "    cases: [{M: *sizes, N: 2}]") == [
+        "M1-N2-bf16-fwd",
+        "M2-N2-bf16-fwd",
+    ]
+    assert errors(text.replace("x-", "y-") + HEAD + "    cases: [{M: 1, N: 2}]")
 
 
 def test_words_of_yaml_1_1_stay_words() -> None:

@@ -1,6 +1,7 @@
 """Reads `ncu --csv --page raw`: launches with their counters, and their sums by kernel."""
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ _SCALES: Mapping[str, Mapping[str, float]] = {
     "pct": {"%": 1},
     "registers": {"register": 1},
 }
-_UNKNOWN = {"", "n/a", "nan", "(!) nan", "no data", "inf", "-inf"}
 
 # A line of the table, also behind what the profiled program printed without ending its line: the
 # header, the units (whose first cells are empty), or a launch.
@@ -101,14 +101,14 @@ def _launched(cells: Mapping[str, str], units: Mapping[str, str]) -> Launched:
 def _value(word: str, cell: str, unit: str) -> float | None:
     """A cell in ns, bytes, % or registers. `134,217,728` has separators, `134.22 Mbyte` is scaled
     where `--print-units base` was not asked for."""
-    if cell.strip().lower() in _UNKNOWN:
-        return None
-    scale = _SCALES[word.rpartition("_")[2]].get(unit.partition("/")[0].lower())
     try:
         number = float(cell.replace(",", ""))
     except ValueError:
-        number = None
-    if scale is None or number is None:
+        return None  # `(!) n/a`, or what another version says where it has no number
+    if not math.isfinite(number):
+        return None
+    scale = _SCALES[word.rpartition("_")[2]].get(unit.partition("/")[0].lower())
+    if scale is None:
         raise ToolError(
             f"ncu says {METRICS[word]} is {cell!r} in {unit!r}, which is not understood: add it "
             "to kernelbench/profile/ncu_csv.py"

@@ -33,9 +33,11 @@ ORDER BY e.start, e.end DESC
 CALLS = "SELECT globalTid, correlationId, start FROM CUPTI_ACTIVITY_KIND_RUNTIME"
 OPERATIONS = {
     "CUPTI_ACTIVITY_KIND_KERNEL": """
-SELECT n.value, k.start, k.end, k.globalPid, k.correlationId, k.registersPerThread,
+SELECT COALESCE(n.value, s.value, '[kernel without a name]'), k.start, k.end, k.globalPid,
+  k.correlationId, k.registersPerThread,
   k.staticSharedMemory + k.dynamicSharedMemory
-FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN StringIds n ON n.id = k.demangledName""",
+FROM CUPTI_ACTIVITY_KIND_KERNEL k LEFT JOIN StringIds n ON n.id = k.demangledName
+  LEFT JOIN StringIds s ON s.id = k.shortName""",
     "CUPTI_ACTIVITY_KIND_MEMSET": """
 SELECT '[memset]', start, end, globalPid, correlationId, NULL, NULL
 FROM CUPTI_ACTIVITY_KIND_MEMSET""",

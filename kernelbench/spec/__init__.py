@@ -1,6 +1,6 @@
 """The words: case, family, provider, job, record. Standard library only."""
 
-from kernelbench.spec.case import Axis, Case, Distribution, DType, Mode, axis
+from kernelbench.spec.case import DTYPE_ALIASES, Axis, Case, Distribution, DType, Mode, axis
 from kernelbench.spec.errors import (
     KernelbenchError,
     NoGPUError,
@@ -38,6 +38,7 @@ from kernelbench.spec.record import (
 )
 
 __all__ = [
+    "DTYPE_ALIASES",
     "METHOD",
     "SCHEMA",
     "Accuracy",

@@ -13,17 +13,32 @@ AxisValue = int | float | bool | str
 
 
 class DType(StrEnum):
-    """The precision of a case. `fp32` is IEEE fp32 everywhere; `tf32` is a dtype of its own."""
+    """The precision of a case. `fp32` is IEEE fp32 everywhere; `tf32` is a dtype of its own. By
+    torch's names, too: `float32`, `float16`, `half`, `bfloat16`."""
 
     fp32 = "fp32"
     tf32 = "tf32"
     fp16 = "fp16"
     bf16 = "bf16"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "DType | None":
+        known = DTYPE_ALIASES.get(str(value))
+        return None if known is None else cls(known)
+
     @property
     def bytes(self) -> int:
         """Bytes of one element in memory."""
         return 4 if self in (DType.fp32, DType.tf32) else 2
+
+
+DTYPE_ALIASES = {
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+}
 
 
 class Mode(StrEnum):
@@ -148,10 +163,12 @@ def _text(value: AxisValue) -> str:
 
 def _typed(ax: Axis, value: AxisValue) -> AxisValue:
     if issubclass(ax.type, StrEnum):
-        names = [member.value for member in ax.type]
-        if value not in names:
-            raise UsageError(f"axis {ax.name!r}: no value {value!r}{suggest(str(value), names)}")
-        return ax.type(value)
+        try:
+            return ax.type(value)
+        except ValueError:
+            names = [member.value for member in ax.type]
+            said = f"axis {ax.name!r}: no value {value!r}{suggest(str(value), names)}"
+            raise UsageError(said) from None
     if ax.type is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not ax.type:

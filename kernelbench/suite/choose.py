@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kernelbench.spec import DType, Family, Job, Mode, UsageError, suggest
+from kernelbench.spec import DTYPE_ALIASES, DType, Family, Job, Mode, UsageError, suggest
 
 
 def shipped() -> dict[str, Path]:
@@ -64,6 +64,7 @@ def narrow(
     _known("--skip", skip, providers)
     _known("--case", case, [job.case.id for job in jobs])
     _known("--mode", mode, [member.value for member in Mode])
+    dtype = [DTYPE_ALIASES.get(name, name) for name in dtype]
     _known("--dtype", dtype, [member.value for member in DType])
     found = _pattern(filter)
     left = [

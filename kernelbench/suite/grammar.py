@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from kernelbench.spec import Axis, Family, Measure, Mode, suggest
+from kernelbench.spec import DTYPE_ALIASES, Axis, DType, Family, Measure, Mode, suggest
 from kernelbench.suite.reader import Node, Problem
 
 Families = Mapping[str, Family[Any]]
@@ -34,7 +34,8 @@ def _many(kind: Any) -> Any:
 
 def _kind(ax: Axis) -> Any:
     if issubclass(ax.type, StrEnum):
-        return Literal[tuple(member.value for member in ax.type)]
+        aliases = DTYPE_ALIASES if ax.type is DType else ()
+        return Literal[(*(member.value for member in ax.type), *aliases)]
     if ax.type is str:
         return Annotated[str, Field(pattern=WORD)]
     return ax.type
@@ -118,7 +119,7 @@ def model(families: Families) -> Any:
 
 def check(root: Node, families: Families) -> list[tuple[Loc, Problem]]:
     """What is wrong with a suite as far as one value tells, each with its location."""
-    data = root.plain()
+    data = {k: v for k, v in root.plain().items() if not str(k).startswith(SHARED)}
     found = _errors(model(families), root, (), data, families)
     listed = data.get("families")
     if listed == {}:
@@ -129,6 +130,7 @@ def check(root: Node, families: Families) -> list[tuple[Loc, Problem]]:
     return found
 
 
+SHARED = "x-"  # keys of a suite that hold anchors for others, and mean nothing by themselves
 _EMPTY = "'families' is empty; nothing to measure"
 
 
@@ -288,6 +290,7 @@ def json_schema(families: Families) -> dict[str, Any]:
         "properties": {k: v[0] if len(v) == 1 else {"anyOf": v} for k, v in defaults.items()},
         "additionalProperties": False,
     }
+    schema["patternProperties"] = {f"^{SHARED}": {"description": "holds anchors; else unread"}}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     titled: dict[str, Any] = _tidy(schema)
     return head | titled | {"title": "a kernelbench suite"}

@@ -21,8 +21,9 @@ MAX_DEPTH = 24
 MAX_NODES = 200_000  # after the aliases are expanded
 MAX_PROBLEMS = 100  # shown
 
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_PARTED = re.compile(r"[-+]?[0-9][0-9_.eE+-]*")  # digits in groups, which YAML 1.1 had
 _ENDLESS = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -284,13 +285,19 @@ class _Reader:
             return _WORDS[text]
         if _INT.fullmatch(text):
             if len(text) <= 18:
-                return int(text.replace("_", ""))
+                return int(text)
             self.problems.append(Problem(where, f"the number {text[:24]}… is too large"))
         elif _FLOAT.fullmatch(text):
-            number = float(text.replace("_", ""))
-            if math.isfinite(number):
+            number = float(text)
+            if not math.isfinite(number):
+                self.problems.append(Problem(where, f"the number {text[:24]} is not finite"))
+            elif number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+                self.problems.append(Problem(where, f"the number {text[:24]} is too small: 0"))
+            else:
                 return number
-            self.problems.append(Problem(where, f"the number {text[:24]} is not finite"))
+        elif "_" in text and _PARTED.fullmatch(text.replace("_", "")):
+            said = f"{text[:24]} is no number of YAML 1.2: no underscores, or quotes for text"
+            self.problems.append(Problem(where, said))
         elif _ENDLESS.fullmatch(text):
             self.problems.append(Problem(where, f"the number {text} is not finite"))
         return text

@@ -1,0 +1,139 @@
+"""Run folders that were damaged: no traceback, and every line is either read or named."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from kernelbench import store
+from kernelbench.cli import app
+from kernelbench.compare.sides import read_runs
+from kernelbench.report.gather import gather
+from kernelbench.spec import KernelbenchError
+
+HERE = Path(__file__).parent
+FEW = 12  # lines of the run that is damaged
+BYTES = st.sampled_from(
+    [b"", b"\0", b"\n", b"\r\n", b"\xff\xfe", b"{}", b'"', b"nan", b"-1", b"1e999", b"null",
+     b'{"schema":99}', b"[" * 3000, b"9" * 400, b" " * 9, "µ\u2028".encode()]
+)  # fmt: skip
+Damage = Callable[[bytes], bytes]
+
+
+def run_of(folder: Path, content: bytes, manifest: bytes) -> Path:
+    folder.mkdir(parents=True)
+    (folder / store.RECORDS).write_bytes(content)
+    (folder / store.MANIFEST).write_bytes(manifest)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[bytes, bytes]:
+    run = HERE / "data" / "smoke-cpu"
+    lines = (run / store.RECORDS).read_bytes().splitlines(keepends=True)[:FEW]
+    return b"".join(lines), (run / store.MANIFEST).read_bytes()
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Damage:
+    """One thing that disks, editors, merges and kills do to a file."""
+    kind = draw(st.sampled_from(["cut", "put", "swap", "flip", "twice", "lose", "join", "crlf"]))
+    at, piece = draw(st.floats(0, 1)), draw(BYTES)
+    length, bit = draw(st.integers(0, 60)), draw(st.integers(0, 7))
+
+    def damage(content: bytes) -> bytes:
+        place = int(at * len(content))
+        lines = content.splitlines(keepends=True) or [b""]
+        line = min(int(at * len(lines)), len(lines) - 1)
+        if kind == "flip" and place < len(content):
+            return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+        changed = {
+            "cut": lambda: content[:place],
+            "put": lambda: content[:place] + piece + content[place:],
+            "swap": lambda: content[:place] + piece + content[place + length :],
+            "twice": lambda: b"".join([*lines[: line + 1], *lines[line:]]),
+            "lose": lambda: b"".join([*lines[:line], *lines[line + 1 :]]),
+            "join": lambda: content[:place] + content[place:].replace(b"\n", b"", 1),
+            "crlf": lambda: content.replace(b"\n", b"\r\n"),
+        }
+        return changed.get(kind, lambda: content)()
+
+    return damage
+
+
+def looked_at(folder: Path) -> None:
+    """Every line is a record or is named; whoever reads it says so, or refuses in one line."""
+    lines = (folder / store.RECORDS).read_bytes().split(b"\n")
+    there = {number for number, line in enumerate(lines, 1) if line.strip()}
+    problems = store.read_with_problems(folder)[1]
+    named = {int(problem.split(".jsonl:")[1].split(":")[0]) for problem in problems}
+    assert named <= there and len(store.history(folder)) == len(there - named)
+    assert all("\n" not in problem for problem in problems)
+    for reader in (lambda: gather([folder]).problems, lambda: read_runs(folder)[1]):
+        try:
+            told = reader()
+        except KernelbenchError as error:
+            told = [str(error), *getattr(error, "__notes__", ())]
+        assert bool(told) or not problems
+
+
+def damaged(where: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]) -> Path:
+    content, manifest = whole
+    for damage in some:
+        content = damage(content)
+    for damage in of:
+        manifest = damage(manifest)
+    shutil.rmtree(where, ignore_errors=True)
+    return run_of(where, content, manifest)
+
+
+MANY = st.lists(damages(), min_size=1, max_size=4)
+SEVERAL = st.lists(damages(), max_size=1)
+ONCE = settings(
+    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "run"
+
+
+@settings(ONCE, max_examples=150)
+@given(some=MANY, of=SEVERAL)
+def test_every_line_is_read_or_named(
+    place: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]
+) -> None:
+    looked_at(damaged(place, whole, some, of))
+
+
+@pytest.mark.slow
+@settings(ONCE, max_examples=20_000)
+@given(some=MANY, of=SEVERAL)
+def test_every_line_is_read_or_named_twenty_thousand_times(
+    place: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]
+) -> None:
+    looked_at(damaged(place, whole, some, of))
+
+
+@settings(ONCE, max_examples=12)
+@given(some=MANY, of=SEVERAL)
+def test_no_verb_ends_in_a_traceback(
+    place: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]
+) -> None:
+    run = str(damaged(place, whole, some, of))
+    for verb in (
+        ["report", run], ["report", run, "--format", "html", "--out", f"{run}.html"],
+        ["report", run, "--to", "github"], ["report", run, "--json"], ["history", run],
+        ["compare", run, run], ["claims", "--against", run], 
+        ["repro", "M16-N256-fp32-fwd", "--run", run],
+    ):  # fmt: skip
+        done = CliRunner().invoke(app, verb)
+        assert done.exception is None or isinstance(done.exception, SystemExit), verb
+        assert done.exit_code in (0, 1, 2)
+        assert done.exit_code != 2 or done.stderr.splitlines()[-1].startswith("error: ")
