@@ -164,7 +164,7 @@ def _text(value: AxisValue) -> str:
 def _typed(ax: Axis, value: AxisValue) -> AxisValue:
     if issubclass(ax.type, StrEnum):
         try:
-            return ax.type(value)
+            return ax.type(str(value))
         except ValueError:
             names = [member.value for member in ax.type]
             said = f"axis {ax.name!r}: no value {value!r}{suggest(str(value), names)}"
