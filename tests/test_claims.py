@@ -28,6 +28,7 @@ from kernelbench.spec import (
     Role,
     RunRecord,
     Status,
+    Timing,
     Tool,
     Traffic,
 )
@@ -105,6 +106,16 @@ def test_the_verdict_on_a_pair(line: str, us: float, verdict: Verdict, ratio: fl
     assert row.verdict_text == str(verdict)  # measured on the very GPU
     assert row.ratio == pytest.approx(ratio, rel=1e-3)
     assert row.found.kind == "derived"
+
+
+def test_so_few_samples_that_nothing_is_known_of_their_spread_are_inconclusive() -> None:
+    one = Timing(timer="gated", blocks_ns=((10_000,),))
+    line = f"metric: speedup, value: 2.5, {PAIR}"
+    row = judge(line, record(), ours(timing=replace(one, blocks_ns=((4_000, 4_001),))))
+    assert row.verdict is Verdict.inconclusive
+    assert claimed.found(row).endswith("(too few samples)")
+    ms = judge(f"metric: ms, value: 0.004, {ONE}", ours(timing=one))
+    assert ms.found.value is None or ms.verdict is Verdict.inconclusive
 
 
 def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:

@@ -125,6 +125,7 @@ def test_run_as_json(tmp_path):
         (["run", "smoke", "--filter", "("], "regular expression"),
         (["run", "smoke", "--set", "measure.max_second=1"], "max_seconds"),
         (["run", "smoke", "--budget", "soon"], "--budget 'soon'"),
+        (["run", "smoke", "--budget", "5x", "--dry-run"], "--budget '5x'"),
         (["run", "--resume", "/nowhere"], "not a run folder"),
         (["run", "smoke", "--plugin", "nothing.py"], "no such Python file"),
         (["run", "smoke", "--out", "/dev/null/x"], "cannot be written"),

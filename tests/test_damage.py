@@ -1,7 +1,12 @@
 """Run folders that were damaged: no traceback, and every line is either read or named."""
 
+import csv
+import io
+import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +142,55 @@ def test_no_verb_ends_in_a_traceback(
         assert done.exception is None or isinstance(done.exception, SystemExit), verb
         assert done.exit_code in (0, 1, 2)
         assert done.exit_code != 2 or done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def timeless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an H200 in which no sample of ours is above what the clock adds."""
+    folder = tmp_path_factory.mktemp("timeless") / "run"
+    kept = HERE.parent / "results" / "h200" / "aa" / "20261121T124239Z-aa-h200"
+    records = [
+        replace(r, timing=replace(r.timing, overhead_ns=10**9))
+        if r.timing and r.provider == "triton_fused"
+        else r
+        for r in store.read_apart(kept)
+    ]
+    lines = "".join(f"{record.to_json()}\n" for record in records)
+    return run_of(folder, lines.encode(), (kept / store.MANIFEST).read_bytes())
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["report"],
+        ["report", "--tables", "all"],
+        *(["report", "--format", form] for form in ("md", "html", "csv", "json")),
+        *(["report", "--to", to] for to in ("github", "hud")),
+        ["report", "--junit", "/dev/stdout"],
+        *(["history", "--metric", name] for name in ("median_us", "speedup", "gbps", "iqr_pct")),
+        ["claims", "--against"],
+    ],
+    ids=" ".join,
+)
+def test_what_has_no_time_above_the_clock_has_none_anywhere(
+    timeless: Path, verb: list[str]
+) -> None:
+    done = CliRunner().invoke(app, [*verb, str(timeless)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.stderr
+    shown = re.sub("<style>.*?</style>", "", done.stdout, flags=re.DOTALL)
+    assert not re.search(r"\bnan\b|\bNaN\b|(?<![\d.,])0\.?0* [nµm]?s\b|± ?inf", shown)
+    if verb[-1] == "json":
+        rows = json.loads(shown)
+    elif verb[-1] == "csv":
+        rows = list(csv.DictReader(io.StringIO(shown)))
+    else:
+        return
+    ours = [row for row in rows if row["provider"] == "triton_fused"]
+    times = ("median_us", "lo_us", "hi_us", "p20_us", "speedup", "speedup_best", "gbps", "sol_pct")
+    assert ours and not any(row[name] for row in ours for name in times)
+
+
+def test_what_has_no_time_is_not_judged(timeless: Path, tmp_path: Path) -> None:
+    kept = HERE.parent / "results" / "h200" / "aa" / "20261121T124302Z-aa-h200"
+    done = CliRunner().invoke(app, ["compare", str(kept), str(timeless)], env={"COLUMNS": "120"})
+    assert done.exit_code == 3 and "no time above the clock's own overhead" in done.stdout

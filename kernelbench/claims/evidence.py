@@ -1,16 +1,20 @@
 """What the records say of a claim: the value that its metric has there, and how it is known."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from kernelbench import audit, metrics, times
 from kernelbench.claims.peaks import same
-from kernelbench.claims.words import Bytes, Claim, Compare, Metric
+from kernelbench.claims.words import Bytes, Claim, Compare, Metric, Nature
 from kernelbench.spec import Measured, Role, RunRecord, Status, Tool
 from kernelbench.statistics import Interval
 
 Group = Sequence[RunRecord]
+
+
+FEWEST_SAMPLES = 6  # of fewer no 95 % interval of a median can be given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +104,24 @@ def _value(
         value = _mapped(_speedup(record, against or record, job), change)
     else:
         value = _READ[claim.metric](claim, record, against or record)
+    if value is not None and _of_times(claim) and _few(record, against):
+        value = Interval(value.mid, -math.inf, math.inf)  # nothing says how far it may be off
     kind = _KIND.get(claim.metric, metrics.kind_of("speedup"))
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing
+
+
+def _of_times(claim: Claim) -> bool:
+    absolute = claim.sort.nature is Nature.absolute
+    return absolute or claim.metric in _OF_SPEEDUP
+
+
+def _few(*records: RunRecord | None) -> bool:
+    """Whether a time of theirs is one process's, by fewer samples than an interval needs."""
+    timings = [metrics.timings(record) for record in records if record is not None]
+    return any(
+        len(some) == 1 and sum(map(len, some[0].blocks_ns)) < FEWEST_SAMPLES for some in timings
+    )
 
 
 def _speedup(record: RunRecord, against: RunRecord, job: Group) -> Interval | None:

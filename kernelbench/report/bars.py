@@ -116,7 +116,7 @@ def _ends(rows: Sequence[Row]) -> tuple[float, float]:
     noise = [row["noise_pct"] / 100 for row in rows if math.isfinite(row["noise_pct"])]
     widest = min(max(noise, default=0), 0.9)
     found = [row[n] for row in rows for n in ("speedup", "speedup_lo", "speedup_hi") if row[n] > 0]
-    return min(1 - widest, *found) / 1.12, max(1 + widest, 1.3, *found) * 1.08
+    return min([1 - widest, *found]) / 1.12, max([1 + widest, 1.3, *found]) * 1.08
 
 
 def _case(

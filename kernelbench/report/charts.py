@@ -25,7 +25,7 @@ from kernelbench.report.figures import (
     svg,
     text,
 )
-from kernelbench.report.means import common
+from kernelbench.report.means import common, has_time
 from kernelbench.report.tables import percent
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def noisy(rows: Sequence[Row]) -> list[Row]:
     """Those with the widest intervals of what is flagged or wider than ± 1 %."""
     found = [
         row for row in rows
-        if row["timer"] == "gated" and row["status"] == "ok"
+        if has_time(row)
         and (row["flags"] or arm_pct(row) > NOISY_PCT)
     ]  # fmt: skip
     return sorted(found, key=arm_pct, reverse=True)[:STRIPS]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kernelbench.report import sheets
 from kernelbench.report.documents import NOTE, documents
+from kernelbench.report.means import has_time
 from kernelbench.report.sheets import Row, Sheet, Source
 from kernelbench.spec import UsageError, suggest
 
@@ -70,7 +71,7 @@ def _filled(make: Callable[[Source], Iterator[Sheet]], given: Source) -> list[Sh
 
 def _summed_up(rows: Sequence[Row]) -> set[str]:
     """Families, modes and dtypes that have something of ours to hold up, if cases are many."""
-    timed = [row for row in rows if row["status"] == "ok" and row["timer"] == "gated"]
+    timed = [row for row in rows if has_time(row)]
     cases = {(row["run_id"], row["family"], row["case"]) for row in timed}
     if len(cases) <= MANY:
         return set()

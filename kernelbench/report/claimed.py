@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -161,6 +162,7 @@ def found(row: claims.Row) -> str:
     if value is None:
         return ""
     spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
+    spread = spread if math.isfinite(value.relative) else " (too few samples)"
     kind = row.found.kind.removeprefix(Kind.measured).removeprefix(Kind.derived).strip()
     return f"{figure(value.mid)}{spread} {kind}".rstrip()
 

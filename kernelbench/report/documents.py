@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kernelbench import audit
 from kernelbench.metrics import said
-from kernelbench.report.means import within_noise
+from kernelbench.report.means import has_time, within_noise
 from kernelbench.report.sheets import Row, Sheet, Source, config
 from kernelbench.report.tables import answer, figures, percent, short_time
 from kernelbench.spec import Tool
@@ -35,7 +35,7 @@ def documents(given: Source) -> Iterator[Sheet]:
     for row in given.rows:
         parts.setdefault(tuple(str(row[n]) for n in ("family", "mode", "dtype")), []).append(row)
     for key, rows in parts.items():
-        timed = [row for row in rows if row["status"] == "ok" and row["timer"] == "gated"]
+        timed = [row for row in rows if has_time(row)]
         if timed:
             gpus = dict.fromkeys(str(row["gpu"]) for row in timed)
             yield _sheet(" · ".join((*key, *gpus)), given, timed, reads, untimed(rows))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
+from kernelbench.report.means import has_time
 from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def known(target: str) -> str:
 def timed_rows(frame: "DataFrame") -> list[Row]:
     """The rows of right providers that have a time of a GPU."""
     rows = metrics.dicts(frame)
-    return [row for row in rows if row["status"] == "ok" and row["timer"] == "gated"]
+    return [row for row in rows if has_time(row)]
 
 
 def github(frame: "DataFrame") -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best")
 def over_what(rows: Iterable[Row]) -> str:
     """What the intervals of the right ones of these rows are over, in words: `over 3 processes`;
     nothing where none has one."""
-    right = (row for row in rows if row["timer"] == "gated" and row["status"] == "ok")
+    right = (row for row in rows if has_time(row))
     found = sorted({int(row["processes"]) for row in right})
     if not found or found == [1]:
         return "within this run, of one process" if found else ""
@@ -130,11 +130,20 @@ def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list
     accuracies = {row["accuracy"] for row in ours}
     for row in rows:
         case = _case(row)
-        timed = row["status"] == "ok" and row["timer"] == "gated" and row["median_us"] > 0
         theirs = not Role(row["role"]).ours and row["accuracy"] in accuracies
-        if case in found and timed and theirs and "prepacked" not in str(row["flags"]).split(";"):
+        if (
+            case in found
+            and has_time(row)
+            and theirs
+            and "prepacked" not in str(row["flags"]).split(";")
+        ):
             found[case].append(str(row["provider"]))
     return found
+
+
+def has_time(row: Row) -> bool:
+    """Whether it is right and has a GPU's time, above what the clock adds."""
+    return bool(row["status"] == "ok" and row["timer"] == "gated" and row["median_us"] > 0)
 
 
 def _case(row: Row) -> tuple[Any, ...]:

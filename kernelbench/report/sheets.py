@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kernelbench import metrics
 from kernelbench.metrics import kind_of, said
-from kernelbench.report.means import within_noise
+from kernelbench.report.means import has_time, within_noise
 from kernelbench.report.tables import figures, fold, short_time
 from kernelbench.spec import Measured
 
@@ -71,7 +71,7 @@ class Source:
         """Rows that ran on a GPU, by family, mode, dtype, GPU and run, each with its title."""
         found: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
-            if row["status"] == "ok" and row["timer"] == "gated":
+            if has_time(row):
                 names = ("family", "mode", "dtype", "gpu", "run_id")
                 found.setdefault(tuple(str(row[name]) for name in names), []).append(row)
         several = len({key[-1] for key in found}) > 1
