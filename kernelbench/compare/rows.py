@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kernelbench.compare.attribution import Difference
+from kernelbench.compare.attribution import Difference, other_card
 from kernelbench.compare.gate import Gate
 from kernelbench.compare.sides import Side
 from kernelbench.spec import Role
@@ -120,10 +120,13 @@ class Comparison:
             )
         if self.judged >= self.gate.least_pct / 100 * self.earlier:
             return ""
+        more = (
+            "Both builds on one card" if other_card(self.differences) else "More processes or runs"
+        )
         return (
             f"{self.judged} of the {self.earlier} rows that {self.a.name} has times of are judged "
-            f"to ± {self.limit_pct:g} %, fewer than {self.gate.least_pct:g} %. More processes or "
-            "runs a side judge more; or ask for less by --least, or by a wider slower:PCT%"
+            f"to ± {self.limit_pct:g} %, fewer than {self.gate.least_pct:g} %. {more} would judge "
+            "more; or ask for less by --least, or by a wider slower:PCT%"
         )
 
     @property
