@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench.report.means import common, mean
+from kernelbench.report.means import _interval, common, mean
 
 OTHERS = ("eager", "peer")
 
@@ -101,3 +101,15 @@ def test_common_rows_are_of_cases_that_all_ran() -> None:
     rows = cases({"a": 2.0, "b": 3.0}, *OTHERS) + cases({"c": 4.0}, "eager")
     assert {each["case"] for each in common(rows)} == {"a", "b"}
     assert common([]) == []
+
+
+def test_a_mean_is_no_surer_than_its_cases_whose_processes_agree_by_chance() -> None:
+    """An arm that is one process's own, not Student's, is taken for 1.96 standard errors."""
+
+    def case(name: str, arm: float) -> dict[str, Any]:
+        return {"run_id": "r", "family": "f", "case": name, "s": 2.0, "s_lo": 2 / arm,
+                "s_hi": 2 * arm, "s_each": "2;2.0001;1.9999"}  # fmt: skip
+
+    found, processes = _interval([case(f"c{n}", 1.02) for n in range(4)], "s")
+    assert processes == 3
+    assert math.log(found[2] / found[0]) == pytest.approx(math.log(1.02) / 2, rel=0.02)

@@ -404,3 +404,13 @@ def test_rcm_seed_has_the_documents_shapes_under_their_labels() -> None:
     ]
     assert {job.case.mode for job in jobs} == {Mode.fwd, Mode.bwd} and len(jobs) == 18
     assert (found.device, found.gpu) == ("cuda", "H200")
+
+
+@pytest.mark.parametrize("name", ["fa3_fp8", "fa3_fp8_prepacked"])
+def test_fp8_promises_nothing_where_nothing_holds(name: str) -> None:
+    provider = FAMILY.provider(name)
+    assert "rows get other values" in str(provider.promises["outliers"])
+    outlying = replace(HAND, inputs=Distribution.outliers, D=64)
+    assert provider.unsupported(outlying, H200) == provider.promises["outliers"]
+    shifted = provider.unsupported(replace(HAND, k_mean=8.0, D=64), H200)
+    assert shifted is not None and "mean off the keys" in shifted
