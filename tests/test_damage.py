@@ -126,7 +126,7 @@ def test_every_line_is_read_or_named_twenty_thousand_times(
     looked_at(damaged(place, whole, some, of))
 
 
-@settings(ONCE, max_examples=12)
+@settings(ONCE, max_examples=6)
 @given(some=MANY, of=SEVERAL)
 def test_no_verb_ends_in_a_traceback(
     place: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]

@@ -29,13 +29,17 @@ VERBS = {
 }
 
 
+FIRST = ("report", "compare", "repro", "list", "help")  # the others are slow ones
+NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in VERBS]
+
+
 def kb(*args: str, **options: object) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})  # type: ignore[operator]
     command = [sys.executable, "-m", "kernelbench", *args]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_encoding_without_letters_for_it_stops_nothing(name: str) -> None:
     process = kb(*VERBS[name], stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     out, said = process.communicate(timeout=120)
@@ -43,7 +47,7 @@ def test_an_encoding_without_letters_for_it_stops_nothing(name: str) -> None:
     assert out and b"Traceback" not in said
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_full_disk_is_one_line(name: str) -> None:
     with Path("/dev/full").open("wb") as full:
         process = kb(*VERBS[name], stdout=full)
@@ -56,7 +60,7 @@ def test_a_full_disk_is_one_line(name: str) -> None:
     assert b"Traceback" not in said and b"Exception" not in said
 
 
-@pytest.mark.parametrize("name", [name for name in VERBS if name != "help"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "help"])
 def test_a_reader_that_has_gone_is_one_line(name: str) -> None:
     read, write = os.pipe()
     os.close(read)
