@@ -19,7 +19,6 @@ FALSE_SHARE = 0.05  # of the calls over the whole table that may be false
 MARGIN = 1.25  # on a probability that follows from an assumption alone
 GAUSSIAN = 1.96  # standard errors that 95 % lie within, of heavy tails as well
 MOST_PROCESSES = 100
-MANY = 1000  # degrees of freedom, as good as known
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def more(now: int, size: float, limit: float, decided: Decided, row: int) -> int
     would lie within the limit, or, of one beyond it, the change would be called, if no other row's
     chances change; None where no number that anybody runs does, as between two cards."""
     degrees = int(decided.degrees[row])
-    if size > limit:  # called where p · rows / rank is small enough, of its rank by p
-        rank = int((decided.p <= decided.p[row]).sum())
+    if size > limit:  # called where p · rows / rank is small enough, next to those that are
+        rank = int(decided.called.sum()) + 1
         wanted = size / _reach(degrees, FALSE_SHARE * rank / len(decided.p))
     else:
         wanted = (limit - size) / _reach(degrees, FALSE_SHARE)
@@ -88,5 +87,5 @@ def more(now: int, size: float, limit: float, decided: Decided, row: int) -> int
 
 
 def _reach(degrees: int, share: float) -> float:
-    """Standard errors that all but so large a share lies within."""
-    return t_reach(degrees or MANY, share)
+    """Standard errors that all but so large a share lies within, once several processes tell."""
+    return t_reach(degrees or noise.ASSUMED_RUNS, share)
