@@ -77,7 +77,7 @@ def profile(wanted: Wanted, yes: bool, output: Output) -> int:
         _finish(seen, opened.path, output)
     for text in errors:
         output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
-    return 2 if errors else int(any(one.status.bad for one in seen))
+    return 2 if errors else _code(seen, output)
 
 
 def _found(tools: Sequence[Tool]) -> tuple[dict[Tool, Any], list[str]]:
@@ -104,7 +104,16 @@ def read_captures(run: Path, output: Output) -> int:
     if not seen:
         output.say(f"{run}: no capture waits to be read")
     _finish(seen, run, output)
-    return int(any(one.status.bad for one in seen))
+    return _code(seen, output)
+
+
+def _code(seen: Sequence[Measured], output: Output) -> int:
+    """1, and why, where a provider failed."""
+    bad = [one for one in seen if one.status.bad]
+    if bad:
+        first = f"{bad[0].family}/{bad[0].case} {bad[0].provider}: {bad[0].status}"
+        output.fail(f"exit 1: {len(bad)} of {len(seen)} failed, the first {first}")
+    return int(bool(bad))
 
 
 def _machine(asked: plan.Asked) -> dict[str, Any]:

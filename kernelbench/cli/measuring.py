@@ -157,7 +157,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine()
     show(findings, console_of(), as_json)
-    raise typer.Exit(2 if any(finding.ok is False for finding in findings) else 0)
+    missing = [finding.what for finding in findings if finding.ok is False]
+    if missing:
+        typer.echo(f"exit 2: missing: {', '.join(missing)}", err=True)
+    raise typer.Exit(2 if missing else 0)
 
 
 @cache_app.callback()
