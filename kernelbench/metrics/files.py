@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kernelbench import files
 from kernelbench.metrics.rows import IDENTITY, RESULT, csv_columns, frame
@@ -64,7 +64,7 @@ def rows_json(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def dicts(table: "DataFrame") -> list[dict[str, Any]]:
     """The rows of a `frame`, by the names of its columns."""
-    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    return cast(list[dict[str, Any]], table.to_dict("records"))
 
 
 def json_of(table: "DataFrame") -> list[dict[str, Any]]:

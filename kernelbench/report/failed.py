@@ -10,6 +10,7 @@ from kernelbench.spec import Status
 
 MOST = 20  # that are named before the tables
 _LONGEST = 200
+_BAD = frozenset(status.value for status in Status if status.bad)
 Row = Mapping[str, Any]
 
 
@@ -37,7 +38,7 @@ def why(rows: Iterable[Row]) -> str:
 
 
 def _bad(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if Status(row["status"]).bad]
+    return [row for row in rows if row["status"] in _BAD]
 
 
 def _name(row: Row) -> str:

@@ -143,7 +143,8 @@ def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list
 
 def has_time(row: Row) -> bool:
     """Whether it is right and has a GPU's time, above what the clock adds."""
-    return bool(row["status"] == "ok" and row["timer"] == "gated" and row["median_us"] > 0)
+    timed: bool = row["timer"] == "gated" and row["status"] == "ok" and row["median_us"] > 0
+    return timed
 
 
 def _case(row: Row) -> tuple[Any, ...]:
