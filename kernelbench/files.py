@@ -49,6 +49,13 @@ def write(path: str | Path, content: str | bytes) -> None:
         raise _unwritable(path, error.strerror or str(error)) from None
 
 
+def deliver(path: str | Path, content: str | bytes) -> None:
+    """`write`, for a user who asked for the file: says so on the standard error."""
+    write(path, content)
+    if Path(path) != STDOUT:
+        print(f"wrote {path}", file=sys.stderr)
+
+
 def _to_stdout(data: bytes) -> None:
     """As it is, whatever encoding the terminal has."""
     stream = getattr(sys.stdout, "buffer", None)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from signal import SIGINT
 from typing import Any, Protocol
 
 from kernelbench import metrics
@@ -21,6 +20,7 @@ from kernelbench.spec import (
     RunRecord,
     Status,
     UsageError,
+    exit_code_of,
     record_of,
 )
 from kernelbench.store import Store
@@ -304,7 +304,7 @@ def run(
                 if not _loop(left, later, runner, store, options, watcher, sources, outcome):
                     break
         except KeyboardInterrupt as stop:
-            outcome.interrupted = getattr(stop, "exit_code", 128 + SIGINT)
+            outcome.interrupted = exit_code_of(stop)
         except OSError as error:
             error.add_note(_safe(store))
             raise

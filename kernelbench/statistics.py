@@ -22,6 +22,7 @@ Whole = tuple[tuple[float, ...], ...]  # blocks that can be kept
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
+FEWEST_SAMPLES = 6  # of fewer no 95 % interval of a median can be given
 _PLATEAU_CHECKS = 16
 _PLATEAU_GAIN = 0.95
 _FEW_ROUNDS = 12
@@ -133,7 +134,9 @@ def converged(samples: Sequence[float], interval_pct: float) -> bool:
 
     False for fewer than six samples, whose interval cannot cover 95 %.
     """
-    return len(samples) >= 6 and median_interval(samples).relative * 100 <= interval_pct
+    return (
+        len(samples) >= FEWEST_SAMPLES and median_interval(samples).relative * 100 <= interval_pct
+    )
 
 
 def plateau(widths: Sequence[float]) -> bool:

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from signal import SIGINT
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -36,6 +35,7 @@ from kernelbench.spec import (
     RunRecord,
     Status,
     UsageError,
+    exit_code_of,
     suggest,
 )
 
@@ -131,7 +131,7 @@ def measure(
     if output.as_json:
         print(json.dumps(runs, allow_nan=False))
     if code == 1:
-        output.fail(failed.why(metrics.dicts(metrics.frame(every))))
+        output.fail(failed.why(failed.rows_of(every)))
     elif code:
         output.fail(f"exit {code}: interrupted. Go on: kernelbench run --resume {folder}")
     return code
@@ -269,7 +269,7 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
         for each in plans:
             _check_one(each, known, _options(options, asked, each.device), output, records)
     except KeyboardInterrupt as stop:
-        interrupted = getattr(stop, "exit_code", 128 + SIGINT)
+        interrupted = exit_code_of(stop)
     _show_checks(records, output)
     if options.dump and not output.as_json:
         output.say(f"inputs, answers and oracles: {options.dump}/FAMILY/CASE/*.pt")
@@ -278,7 +278,7 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
         return interrupted
     bad = any(record.status.bad for record in records)
     if bad:
-        output.fail(failed.why(metrics.dicts(metrics.frame(records))))
+        output.fail(failed.why(failed.rows_of(records)))
     return int(bad)
 
 

@@ -194,3 +194,5 @@ def test_what_has_no_time_is_not_judged(timeless: Path, tmp_path: Path) -> None:
     kept = HERE.parent / "results" / "h200" / "aa" / "20261121T124302Z-aa-h200"
     done = CliRunner().invoke(app, ["compare", str(kept), str(timeless)], env={"COLUMNS": "120"})
     assert done.exit_code == 3 and "no time above the clock's own overhead" in done.stdout
+    done = CliRunner().invoke(app, ["compare", str(timeless), str(kept), "--least", "0%"])
+    assert done.exit_code == 0 and "no time above" in done.stdout  # A has no times to lose

@@ -1,6 +1,5 @@
 """What the records say of a claim: the value that its metric has there, and how it is known."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -9,12 +8,9 @@ from kernelbench import audit, metrics, times
 from kernelbench.claims.peaks import same
 from kernelbench.claims.words import Bytes, Claim, Compare, Metric, Nature
 from kernelbench.spec import Measured, Role, RunRecord, Status, Tool
-from kernelbench.statistics import Interval
+from kernelbench.statistics import FEWEST_SAMPLES, Interval
 
 Group = Sequence[RunRecord]
-
-
-FEWEST_SAMPLES = 6  # of fewer no 95 % interval of a median can be given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +101,7 @@ def _value(
     else:
         value = _READ[claim.metric](claim, record, against or record)
     if value is not None and _of_times(claim) and _few(record, against):
-        value = Interval(value.mid, -math.inf, math.inf)  # nothing says how far it may be off
+        value = Interval(value.mid, -inf, inf)  # nothing says how far it may be off
     kind = _KIND.get(claim.metric, metrics.kind_of("speedup"))
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing

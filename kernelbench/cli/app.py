@@ -16,7 +16,7 @@ from kernelbench.cli import streams
 from kernelbench.cli.options import (
     Words,
 )
-from kernelbench.spec.errors import KernelbenchError, Terminated
+from kernelbench.spec.errors import KernelbenchError, Terminated, exit_code_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +53,9 @@ def _end(error: BaseException) -> int:
     match error:
         case OSError():
             why, code = streams.lost(error)
-        case Terminated():
-            why, code = "terminated", error.exit_code
         case KeyboardInterrupt():
-            why, code = "interrupted", 130
+            why = "terminated" if isinstance(error, Terminated) else "interrupted"
+            code = exit_code_of(error)
         case _:
             why, code = str(error), 2
     prefix = "" if isinstance(error, KeyboardInterrupt) else "error: "

@@ -90,10 +90,7 @@ def repro(
     text, problems = verb.repro(case, provider, run, plugin or [], out)
     for problem in problems:
         typer.echo(problem, err=True)
-    if out is None:
-        files.write(files.STDOUT, text)
-    elif out != files.STDOUT:
-        typer.echo(f"wrote {out}", err=True)
+    files.write(files.STDOUT, text)
     raise typer.Exit(int(bool(problems)))
 
 

@@ -50,12 +50,11 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
     if not set(found_a) & set(found_b):
         raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
     seen_a = _seen(a, one_gpu)
-    rows, judged = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
-    apart = _by_build(earlier, one_gpu)
-    most = _of_cases(a), _of_cases(b)
+    rows, timed = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
+    apart, most = _by_build(earlier, one_gpu), (_of_cases(a), _of_cases(b))
     judged = {
-        key: Pair(p.a, p.b, apart.get(key, ()), (most[0][key[:2]], most[1][key[:2]]))
-        for key, p in judged.items()
+        key: Pair(*both, apart.get(key, ()), (most[0][key[:2]], most[1][key[:2]]))
+        for key, both in timed.items()
     }
     if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
@@ -65,7 +64,9 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
     rows |= _judge(rows, judged, gate.limit_pct, widened, card)
     rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
     final = {
-        key: replace(row, regression=_regressed(row, gate, one_gpu, found_a.get(key, ())))
+        key: replace(
+            row, regression=_regressed(row, gate, one_gpu, found_a.get(key, ()), key in seen_a)
+        )
         for key, row in rows.items()
     }
     decided = sum(_decided(final[key], gate.limit_pct) for key in seen_a if key in final)
@@ -89,10 +90,10 @@ def _by_status(
     found_b: Mapping[Key, Sequence[RunRecord]],
     seen_a: Mapping[Key, Sequence[Seen]],
     seen_b: Mapping[Key, Sequence[Seen]],
-) -> tuple[dict[Key, Row], dict[Key, Pair]]:
-    """All rows, those that statuses settle with their verdict; and those that times decide. What
-    was skipped on both sides is no row."""
-    rows, judged = dict[Key, Row](), dict[Key, Pair]()
+) -> tuple[dict[Key, Row], dict[Key, tuple[Sequence[Seen], Sequence[Seen]]]]:
+    """All rows, those that statuses settle with their verdict; and what both sides saw of those
+    that times decide. What was skipped on both sides is no row."""
+    rows, timed = dict[Key, Row](), dict[Key, tuple[Sequence[Seen], Sequence[Seen]]]()
     for key in dict.fromkeys([*found_a, *found_b]):
         a, b = found_a.get(key, []), found_b.get(key, [])
         if all(record.status is Status.skipped for record in (*a, *b)):
@@ -103,9 +104,9 @@ def _by_status(
             if told := _methods(before, after) if before and after else _untimed(a, b):
                 verdict, reason = Verdict.unjudged, "; ".join(filter(None, [reason, told]))
             else:
-                judged[key] = Pair(before, after)
+                timed[key] = before, after
         rows[key] = _row(key, a, b, verdict, reason)
-    return rows, judged
+    return rows, timed
 
 
 def _methods(a: Sequence[Seen], b: Sequence[Seen]) -> str:
@@ -123,7 +124,9 @@ def _methods(a: Sequence[Seen], b: Sequence[Seen]) -> str:
     )
 
 
-def _regressed(row: Row, gate: Gate, one_gpu: bool, before: Sequence[RunRecord]) -> bool:
+def _regressed(
+    row: Row, gate: Gate, one_gpu: bool, before: Sequence[RunRecord], had_times: bool
+) -> bool:
     """Whether it is worse than the caller allows; on two GPUs only what is wrong is. before: its
     records of the earlier side."""
     if row.verdict is Verdict.slower:
@@ -132,11 +135,9 @@ def _regressed(row: Row, gate: Gate, one_gpu: bool, before: Sequence[RunRecord])
     if row.verdict is Verdict.broken:
         return "broken" in gate.fails
     was_right = any(record.status is Status.ok for record in before)
-    if row.verdict is Verdict.gone:
-        return one_gpu and was_right and "gone" in gate.fails
-    had_times = any(noise.gated(each) for record in before for each in record.processes)
-    lost = one_gpu and had_times and row.verdict is Verdict.unjudged
-    return lost and "unjudged" in gate.fails
+    lost = {Verdict.gone: ("gone", was_right), Verdict.unjudged: ("unjudged", had_times)}
+    kind, was_there = lost.get(row.verdict, ("", False))
+    return one_gpu and was_there and kind in gate.fails
 
 
 def _decided(row: Row, limit_pct: float) -> bool:

@@ -1,6 +1,5 @@
 """One job, start to end: every provider built, proven right, timed, and proven right again."""
 
-import gc
 import time
 import traceback
 import uuid
@@ -73,8 +72,7 @@ class JobRun:
             yield [self._record(provider, inputs) for provider in able]
             return
         dump = Dump(self.request.dump, self.family, self.case)
-        undo = lambda: self._blame(self._now)  # noqa: E731 (before who is at work is judged)
-        self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, undo)
+        self.inputs, self.proof = inputs, Proof(self.family, self.case, inputs, dump, self._undo)
         candidates: list[Candidate] = []
         yield from self._prove(able, candidates)
         if not self.job.process:  # what the first has proven the others need not
@@ -118,16 +116,9 @@ class JobRun:
 
     def _draw(self) -> CaseInputs:
         torch._dynamo.reset()
-        self._hand_back()
+        self.session.hand_back()
         self.cost = cost_of(self.family, self.case)
         return CaseInputs(self.family, self.case, self.session.device.kind, self.context.seed)
-
-    def _hand_back(self) -> None:
-        """Free memory goes back to the driver: where a call's memory lies, which is worth some per
-        cent of its time, is not what was proven before it."""
-        gc.collect()
-        if self.session.device.kind == "cuda":
-            torch.cuda.empty_cache()
 
     def _baseline_first(self, able: list[Provider[Any]]) -> list[Provider[Any]]:
         baseline = self.family.baseline
@@ -151,6 +142,10 @@ class JobRun:
         self._survive(provider or self._now, failure.reason)
         return failure
 
+    def _undo(self) -> None:
+        """Before the provider that is at work is judged."""
+        self._blame(self._now)
+
     def _blame(self, provider: str) -> None:
         """Whatever was changed of device or process just now is undone, and was its doing."""
         requires = next((p.requires for p in self.family.providers if p.name == provider), ())
@@ -160,8 +155,8 @@ class JobRun:
 
     def _survive(self, provider: str, reason: str) -> None:
         try:
-            self._synchronize()
-            self._hand_back()
+            self.session.synchronize()
+            self.session.hand_back()
         except RuntimeError:
             raise DeviceLostError(provider, reason) from None
 
@@ -204,7 +199,7 @@ class JobRun:
             with workload.grad_mode():
                 outputs = workload.call()
         self.proof.contract.check(outputs, workload.names)
-        self._synchronize()
+        self.session.synchronize()
         check.leave_nan(outputs, workload)
         return workload
 
@@ -255,10 +250,6 @@ class JobRun:
             samples += self.session.clock.batch(workload, TRIAL).samples_ns
         return median(samples)
 
-    def _synchronize(self) -> None:
-        if self.session.device.kind == "cuda":
-            torch.cuda.synchronize()
-
     def _time(self, candidates: list[Candidate]) -> Iterator[list[RunRecord]]:
         """Sample all together; one that fails meanwhile leaves and the others start again."""
         self.proof.oracle.forget()
@@ -285,7 +276,7 @@ class JobRun:
             candidate.workload.ready()
             candidate.workload.lot = Lot.of(candidate, self.session.device)
         if not self._sampled:  # what is taken from the driver then is there when they start again
-            self._hand_back()
+            self.session.hand_back()
         self._sampled = True
         parts = [c.workload for c in candidates]
         baseline = next(

@@ -94,7 +94,7 @@ def save(rows: Sequence[Row], path: Path) -> None:
     """
     values = [[getattr(row, name) for name in SAVED] for row in rows]
     lines = [json.dumps(line, separators=(",", ":")) for line in (SAVED, *values)]
-    files.write(path, "".join(f"{line}\n" for line in lines))
+    files.deliver(path, "".join(f"{line}\n" for line in lines))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kernelbench.spec import Status
+from kernelbench.spec import RunRecord, Status
 
 MOST = 20  # that are named before the tables
 _LONGEST = 200
@@ -35,6 +35,12 @@ def why(rows: Iterable[Row]) -> str:
     counts = Counter(str(row["status"]) for row in bad).most_common()
     named = ", ".join(f"{count} {status}" for status, count in counts)
     return f"exit 1: {named} of {len(rows)} records, the first {_name(bad[0])}"
+
+
+def rows_of(records: Iterable[RunRecord]) -> list[dict[str, str]]:
+    """As much of records as is told here; nothing is derived from their samples."""
+    names = ("family", "case", "provider", "status", "reason")
+    return [{name: str(getattr(record, name)) for name in names} for record in records]
 
 
 def _bad(rows: Iterable[Row]) -> list[Row]:

@@ -368,7 +368,7 @@ def render(frame: "DataFrame", console: Console, against: str = "") -> None:
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        failed.show(metrics.dicts(frame), console)
+        failed.show(metrics.dicts(frame[frame["status"] != "ok"]), console)
         show_cases(frame, console, against)
         console.print(summary(frame), highlight=False)
     finally:

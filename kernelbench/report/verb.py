@@ -150,7 +150,7 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
     made = _Report(found, wanted)
     _main(made, console, errors)
     if wanted.junit:
-        _write(wanted.junit, junit(made.frame), errors)
+        files.deliver(wanted.junit, junit(made.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
     differing = ", ".join(sheets.differences(found.manifests))
@@ -172,7 +172,7 @@ def _main(made: _Report, console: Console, errors: Console) -> None:
         for line in trackers.log(wanted.to, made.frame, made.found.manifests, folder):
             _say(errors, line)
     elif wanted.out is not None:
-        _write(wanted.out, made.written(), errors)
+        files.deliver(wanted.out, made.written())
     elif wanted.format == "table" and not wanted.to:
         made.show(console)
     else:
@@ -199,12 +199,6 @@ def _refuse_baseline(baseline: str, found: Gathered) -> None:
         raise UsageError(
             f"--baseline: no provider {baseline!r} in these runs{suggest(baseline, providers)}"
         )
-
-
-def _write(path: Path, text: str, errors: Console) -> None:
-    files.write(path, text)
-    if path != files.STDOUT:
-        _say(errors, f"wrote {path}")
 
 
 def _say(errors: Console, text: str) -> None:

@@ -44,7 +44,7 @@ def repro(
     text = script_of(record, records, known[record.family])
     if out is None:
         return text, problems
-    files.write(out, text)
+    files.deliver(out, text)
     return "", problems
 
 

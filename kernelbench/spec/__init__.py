@@ -7,6 +7,7 @@ from kernelbench.spec.errors import (
     Terminated,
     UsageError,
     beside,
+    exit_code_of,
     suggest,
 )
 from kernelbench.spec.family import (
@@ -75,6 +76,7 @@ __all__ = [
     "UsageError",
     "axis",
     "beside",
+    "exit_code_of",
     "record_of",
     "suggest",
 ]

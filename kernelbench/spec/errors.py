@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from signal import SIGTERM
+from signal import SIGINT, SIGTERM
 
 
 class KernelbenchError(Exception):
@@ -17,7 +17,10 @@ class UsageError(KernelbenchError):
 class Terminated(KeyboardInterrupt):
     """SIGTERM: the same end as by Ctrl-C."""
 
-    exit_code = 128 + SIGTERM
+
+def exit_code_of(stop: KeyboardInterrupt) -> int:
+    """143 of SIGTERM, 130 of Ctrl-C."""
+    return 128 + (SIGTERM if isinstance(stop, Terminated) else SIGINT)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ MAX_PROBLEMS = 100  # shown
 
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_PARTED = re.compile(r"[-+]?[0-9][0-9_.eE+-]*")  # digits in groups, which YAML 1.1 had
+_PARTED = re.compile(r"[-+]?[0-9][0-9.eE+-]*")  # digits in groups, which YAML 1.1 had
 _ENDLESS = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
