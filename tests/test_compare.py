@@ -758,12 +758,13 @@ def test_rows_of_a_gpu_that_only_the_earlier_side_has_are_gone() -> None:
     assert kept.verdict in (Verdict.same, Verdict.unsure)
 
 
-def test_ours_excuse_one_another_in_nothing() -> None:
+@pytest.mark.parametrize("after", ["s1", "s2"])
+def test_ours_excuse_one_another_in_nothing(after: str) -> None:
     def two(us: float, source: str) -> list[RunRecord]:
         mine = ours(timing=timing(us), source=source)
         return [mine, replace(mine, provider="triton2")]
 
-    found = compare(side("a", *[two(100, "s1")] * 3), side("b", *[two(130, "s2")] * 3))
+    found = compare(side("a", *[two(100, "s1")] * 3), side("b", *[two(130, after)] * 3))
     assert {r.cause for r in found.rows} == {"this provider"} and found.exit_code == 3
 
 

@@ -30,6 +30,7 @@ from kernelbench.spec import (
 
 MIB = 2**20
 CEILINGS = {"read_gbps": 4000.0, "write_gbps": 4000.0, "copy_gbps": 4000.0, "tflops": 500.0}
+from kernelbench.times import median_ns
 
 
 def blocks(time_us: float, rounds: int = 13) -> tuple[tuple[int, ...], ...]:
@@ -107,6 +108,7 @@ def test_times_are_less_the_overhead_of_the_event_pair() -> None:
 
 
 def test_a_time_below_the_overhead_is_none_and_has_no_speeds() -> None:
+    assert median_ns(timing(2, overhead_ns=3000)) is None
     found = row(record(timing=timing(2, overhead_ns=3000)))
     times = ["median_us", "lo_us", "hi_us", "p20_us", "p80_us"]
     assert empty(found, [*times, *SPEEDS, *BESTS, "noise_pct", "iqr_pct"])
