@@ -27,10 +27,10 @@ from kernelbench.spec import (
     Timing,
     Traffic,
 )
+from kernelbench.times import median_ns
 
 MIB = 2**20
 CEILINGS = {"read_gbps": 4000.0, "write_gbps": 4000.0, "copy_gbps": 4000.0, "tflops": 500.0}
-from kernelbench.times import median_ns
 
 
 def blocks(time_us: float, rounds: int = 13) -> tuple[tuple[int, ...], ...]:
