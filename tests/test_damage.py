@@ -18,6 +18,7 @@ from kernelbench import store
 from kernelbench.cli import app
 from kernelbench.compare.sides import read_runs
 from kernelbench.report.gather import gather
+from kernelbench.report.means import has_time
 from kernelbench.spec import KernelbenchError
 
 HERE = Path(__file__).parent
@@ -188,6 +189,12 @@ def test_what_has_no_time_above_the_clock_has_none_anywhere(
     ours = [row for row in rows if row["provider"] == "triton_fused"]
     times = ("median_us", "lo_us", "hi_us", "p20_us", "speedup", "speedup_best", "gbps", "sol_pct")
     assert ours and not any(row[name] for row in ours for name in times)
+
+
+def test_rows_of_a_run_say_themselves_whether_they_have_a_time(timeless: Path) -> None:
+    rows = gather([timeless]).rows
+    assert {row["provider"] for row in rows if not has_time(row)} == {"triton_fused"}
+    assert not any(map(has_time, gather([HERE / "data" / "smoke-cpu"]).rows))
 
 
 def test_what_has_no_time_is_not_judged(timeless: Path, tmp_path: Path) -> None:

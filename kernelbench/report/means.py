@@ -143,8 +143,8 @@ def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list
 
 def has_time(row: Row) -> bool:
     """Whether it is right and has a GPU's time, above what the clock adds."""
-    timed: bool = row["timer"] == "gated" and row["status"] == "ok" and row["median_us"] > 0
-    return timed
+    right = row["status"] == "ok" and row.get("timer") == "gated"
+    return right and bool((row.get("median_us") or 0) > 0)
 
 
 def _case(row: Row) -> tuple[Any, ...]:
