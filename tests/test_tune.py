@@ -96,7 +96,7 @@ def test_a_search_passes_over_configs_that_are_wrong_or_raise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The device claims to be a GPU for `_config` alone; everything runs on the CPU."""
-    from kernelbench.measure import job
+    from kernelbench.measure import job, session
 
     def build(case: Any, config: Config) -> Any:
         def call(a: Any) -> Any:
@@ -119,7 +119,7 @@ def test_a_search_passes_over_configs_that_are_wrong_or_raise(
             self.session = there
 
     monkeypatch.setattr(job.JobRun, "_config", as_if_on_a_gpu)
-    monkeypatch.setattr(job.JobRun, "_synchronize", lambda self: None)
+    monkeypatch.setattr(session.Session, "synchronize", lambda self: None)
     monkeypatch.setattr(job.JobRun, "_survive", lambda self, provider, reason: None)
     clock = Script()
     record = run(toy(tuned), clock=clock, tune=True)["p"]
