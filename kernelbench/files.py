@@ -5,10 +5,11 @@ import os
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kernelbench.spec.errors import KernelbenchError
+from kernelbench.spec.errors import UnwritableError
 
 STDOUT = Path("-")
 _NEW_MODE = 0o666
@@ -21,26 +22,50 @@ def write(path: str | Path, content: str | bytes) -> None:
     after a crash, meets the old one or the new one. Of a symbolic link that is its target, and the
     link stays. What is no file (a device, a pipe) is written through.
 
-    Raises KernelbenchError where it cannot be written: a folder, a missing one, a full disk; also
+    Raises UnwritableError where it cannot be written: a folder, a missing one, a full disk; also
     for a file without any write bit, of which root, too, says thereby that it is to stay.
     """
-    path, data = Path(path), content.encode() if isinstance(content, str) else content
+    path, data = Path(path), _bytes(content)
     if path == STDOUT:
         _to_stdout(data)
         return
+    with _target(path) as (target, mode):
+        if mode is None or stat.S_ISREG(mode):
+            _replace(target, data, mode)
+        else:
+            _write_to(target, "wb", data)
+
+
+def append(path: str | Path, content: str | bytes) -> None:
+    """At the end of a file that others write, too; refused where `write` would be."""
+    with _target(Path(path)) as (target, _):
+        _write_to(target, "ab", _bytes(content))
+
+
+def deliver(path: str | Path, content: str | bytes) -> None:
+    """`write`, for a user who asked for the file: says so on the standard error."""
+    write(path, content)
+    if Path(path) != STDOUT:
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+@contextmanager
+def _target(path: Path) -> Iterator[tuple[Path, int | None]]:
+    """The file that a path means, and its mode, None where it is not there; in the block, why it
+    cannot be written is said of the path."""
     try:
         target = path.resolve(strict=False)  # raises for a loop of links
         mode = _mode(target)
-        if mode is not None and not stat.S_ISREG(mode):
-            with target.open("wb", buffering=0) as through:
-                _all(through.fileno(), data)
-            return
-        if mode is not None and not mode & 0o222:
-            raise KernelbenchError(
+        if mode is not None and stat.S_ISREG(mode) and not mode & 0o222:
+            raise UnwritableError(
                 f"{path}: cannot be written (read-only, mode {stat.S_IMODE(mode):04o}). "
                 "chmod u+w it, or write to another file"
             )
-        _replace(target, data, mode)
+        yield target, mode
     except RuntimeError:  # of Path.resolve, up to Python 3.12
         raise _unwritable(path, os.strerror(errno.ELOOP)) from None
     except ValueError as error:  # a name that no file can have
@@ -49,11 +74,9 @@ def write(path: str | Path, content: str | bytes) -> None:
         raise _unwritable(path, error.strerror or str(error)) from None
 
 
-def deliver(path: str | Path, content: str | bytes) -> None:
-    """`write`, for a user who asked for the file: says so on the standard error."""
-    write(path, content)
-    if Path(path) != STDOUT:
-        print(f"wrote {path}", file=sys.stderr)
+def _write_to(path: Path, how: str, data: bytes) -> None:
+    with path.open(how, buffering=0) as file:
+        _all(file.fileno(), data)
 
 
 def _to_stdout(data: bytes) -> None:
@@ -102,7 +125,7 @@ def _allowed() -> int:
     return _NEW_MODE & ~mask
 
 
-def _unwritable(path: Path, why: str) -> KernelbenchError:
-    return KernelbenchError(
+def _unwritable(path: Path, why: str) -> UnwritableError:
+    return UnwritableError(
         f"{path}: cannot be written ({why}). Write to another file, or mend its folder"
     )

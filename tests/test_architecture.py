@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "repro": {"spec", "files", "families", "store", "metrics", "source"},
     "provide": {"spec"},
     "families": {"spec", "kernels", "nn", "parallel", "provide", "raised"},
-    "measure": {"spec", "limits", "statistics", "kernels", "raised"},
+    "measure": {"spec", "files", "limits", "statistics", "kernels", "raised"},
     "profile": {"spec", "files", "families", "kernels", "measure", "provide"},
     "inspecting": {"spec", "families", "suite", "profile"},
     "worker": {"spec", "families", "measure", "profile"},

@@ -691,13 +691,26 @@ def test_input_that_cannot_be_compared(tmp_path: Path) -> None:
         ({"git": "abc"}, "git is no mapping"),
         ({"asked": [1]}, "asked is no mapping"),
         ({"ceilings": {"bandwidth": [1]}}, "ceilings.bandwidth is no mapping"),
+        ({"schema": 99}, "schema 99, this version reads up to"),
     ],
 )
-def test_a_foreign_manifest_is_named(tmp_path: Path, facts: dict[str, Any], told: str) -> None:
+def test_a_foreign_manifest_is_named_and_its_records_are_compared(
+    tmp_path: Path, facts: dict[str, Any], told: str
+) -> None:
     a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job(), **facts)
     done = kb("compare", a, b)
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert f"{b / store.MANIFEST}: {told}" in done.stderr
+    assert "the run is compared, its versions are not" in done.stderr
+    assert "3 rows: 3 SAME" in done.stdout
+
+
+def test_a_manifest_that_is_no_json_is_named_too(tmp_path: Path) -> None:
+    a, b = saved(tmp_path / "a", job()), saved(tmp_path / "b", job())
+    (a / store.MANIFEST).write_text("{")
+    done = kb("compare", a, b)
+    assert done.exit_code == 1
+    assert f"{a / store.MANIFEST}: not JSON" in done.stderr
 
 
 def test_ceilings_that_are_none_are_left_out(tmp_path: Path) -> None:

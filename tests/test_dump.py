@@ -84,6 +84,17 @@ def test_the_verb_says_where_the_files_are(tmp_path: Path) -> None:
     assert set(files) == {"inputs", "oracle", "plain", "wrong"}  # the baseline was judged, too
 
 
+def test_a_file_that_is_to_stay_stays_and_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "falls" / "n8-fp32-fwd" / "plain.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"mine")
+    file.chmod(0o444)
+    done = check("--dump", str(tmp_path))
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {file}: cannot be written (read-only")
+    assert file.read_bytes() == b"mine"
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("/proc/none", str(tmp_path / "file"), str(tmp_path / "file" / "below")):

@@ -298,6 +298,12 @@ def test_the_summary_of_a_ci_job_is_appended(folder: Path, monkeypatch: pytest.M
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder / "no" / "where"))
     with pytest.raises(KernelbenchError, match=r"GITHUB_STEP_SUMMARY=.*cannot be written"):
         reported(folder)
+    file.write_text("kept\n")
+    file.chmod(0o444)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    with pytest.raises(KernelbenchError, match=r"GITHUB_STEP_SUMMARY=.*read-only, mode 0444"):
+        reported(folder)
+    assert file.read_text() == "kept\n"
 
 
 def test_junit_counts_what_it_holds(folder: Path) -> None:

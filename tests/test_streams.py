@@ -25,16 +25,21 @@ VERBS = {
     "claims": ["claims", "--against", RUN],
     "repro": ["repro", "M4096-N384-bf16-fwd", "--run", RUN],
     "list": ["list"],
+    "list jobs": ["list", "smoke"],
+    "doctor": ["doctor"],
+    "cache": ["cache"],
+    "check": ["check", "smoke", "--family", "rotary"],
+    "run": ["run", "smoke", "--dry-run"],
+    "inspect": ["inspect", "rotary", "--target", "sm_90"],
     "help": ["--help"],
 }
-
-
 FIRST = ("report", "compare", "repro", "list", "help")  # the others are slow ones
 NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in VERBS]
 
 
 def kb(*args: str, **options: object) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})  # type: ignore[operator]
+    more = options.pop("env", {})
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"} | more  # type: ignore[operator]
     command = [sys.executable, "-m", "kernelbench", *args]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 

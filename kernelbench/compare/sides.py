@@ -54,7 +54,8 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     problems: list[str] = []
     runs: list[Run] = []
     for folder in store.find_runs([path]):
-        manifest = _manifest(folder)
+        manifest, unread = _manifest(folder)
+        problems += unread
         records, damaged = store.read_with_problems(folder)
         if damaged and not records:
             raise KernelbenchError(
@@ -71,21 +72,21 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
     return tuple(runs), problems
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Raises KernelbenchError where a part that is compared is not of the manifest's form."""
+def _manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """It, empty where there is none that can be compared, and what is wrong with it."""
     if not (folder / store.MANIFEST).exists():
-        return {}
-    manifest = store.read_manifest(folder)
-    for path in _MAPPINGS:
-        part: Any = manifest
-        for name in path.split("."):
-            part = part.get(name) or {}
-        if not isinstance(part, dict):
-            raise KernelbenchError(
-                f"{folder / store.MANIFEST}: {path} is no mapping. Without the file the run is "
-                "compared, its versions are not"
-            )
-    return manifest
+        return {}, []
+    try:
+        manifest = store.read_manifest(folder)
+        for path in _MAPPINGS:
+            part: Any = manifest
+            for name in path.split("."):
+                part = part.get(name) or {}
+            if not isinstance(part, dict):
+                raise KernelbenchError(f"{folder / store.MANIFEST}: {path} is no mapping")
+    except KernelbenchError as error:
+        return {}, [f"{error}; the run is compared, its versions are not"]
+    return manifest, []
 
 
 def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:

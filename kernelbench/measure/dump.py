@@ -1,11 +1,13 @@
 """What `check --dump` keeps of a case, for whoever wants to look at it in Python."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kernelbench import files
 from kernelbench.measure.deviation import Oracle
 from kernelbench.spec import Family
 
@@ -51,10 +53,10 @@ class Dump:
 
 
 def _save(file: Path, tensors: Tensors) -> None:
-    """In one step: a file is whole or not there. Copies, or a view would bring all it is of."""
-    half = file.with_suffix(".part")
-    torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, half)
-    half.replace(file)
+    """Copies, or a view would bring all it is of."""
+    packed = io.BytesIO()
+    torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, packed)
+    files.write(file, packed.getvalue())
 
 
 def _on_cpu(index: Any) -> Any:

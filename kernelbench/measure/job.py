@@ -34,6 +34,7 @@ from kernelbench.spec import (
     RunRecord,
     Status,
     Timing,
+    UnwritableError,
     record_of,
 )
 
@@ -131,7 +132,7 @@ class JobRun:
         """The one place where a failure becomes a fact."""
         try:
             return step()
-        except DeviceLostError:
+        except (DeviceLostError, UnwritableError):
             raise
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()

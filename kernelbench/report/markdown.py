@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelbench import metrics
+from kernelbench import files, metrics
 from kernelbench.report import tables
 from kernelbench.report.choice import Choice
 from kernelbench.report.documents import untimed
@@ -95,15 +95,14 @@ def append_summary(text: str) -> bool:
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return False
-    path = Path(name)
     try:
-        left = SUMMARY_LIMIT - (path.stat().st_size if path.exists() else 0)
-        with path.open("ab") as file:
-            file.write(_cut(text.encode(), left))
-    except OSError as error:
-        raise KernelbenchError(
-            f"GITHUB_STEP_SUMMARY={name}: cannot be written ({error.strerror})"
-        ) from None
+        there = Path(name).stat().st_size
+    except OSError:  # what is wrong with it, the writer says
+        there = 0
+    try:
+        files.append(name, _cut(text.encode(), SUMMARY_LIMIT - there))
+    except KernelbenchError as error:
+        raise KernelbenchError(f"GITHUB_STEP_SUMMARY={error}") from None
     return True
 
 

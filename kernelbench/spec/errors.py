@@ -14,6 +14,10 @@ class UsageError(KernelbenchError):
     """Bad input: a suite, an option or an argument."""
 
 
+class UnwritableError(KernelbenchError):
+    """An output file cannot be written: no fault of what was to be in it."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: the same end as by Ctrl-C."""
 
