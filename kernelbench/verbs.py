@@ -14,7 +14,7 @@ from typing import Any
 
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
-from kernelbench.report import catalogue, failed, tables
+from kernelbench.report import catalogue, failed, tables, terminal
 from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, result, wall
 from kernelbench.run import (
@@ -225,11 +225,10 @@ def _run_json(outcome: Outcome, records: Sequence[RunRecord], folder: Path) -> d
 def _show_run(
     each: Plan, outcome: Outcome, records: Sequence[RunRecord], folder: Path, output: Output
 ) -> None:
-    frame = metrics.frame(records)
     if output.quiet:
-        output.say(str(tables.summary(frame)))
+        output.say(str(tables.summary(metrics.frame(records))))
     else:
-        tables.render(frame, output.console)
+        terminal.show_run(records, output.console)
     _show_details(records, output)
     if outcome.left:
         why = "interrupted" if outcome.interrupted else "stopped"

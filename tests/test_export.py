@@ -18,19 +18,21 @@ from test_gather import a_run
 from test_report import job, reported, smoke
 
 from kernelbench import metrics
-from kernelbench.report import export, markdown, page, sheets, tables, trackers
-from kernelbench.report.choice import MANY, NAMES, choice
+from kernelbench.report import export, markdown, page, sheet, sheets, tables, trackers
+from kernelbench.report.choice import FEW, NAMES, choice
 from kernelbench.report.junit import junit
-from kernelbench.report.sheets import Sheet
-from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.report.sheet import Sheet
+from kernelbench.spec import KernelbenchError, Measured, Role, RunRecord, Status, UsageError
+
+CASES = 2 * FEW + 1
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def many(**facts: Any) -> list[RunRecord]:
-    """More cases than fit a line a provider: a sweep over M, time in step with it."""
+    """More cases than have a line a provider: a sweep over M, time in step with it."""
     found = []
-    for n in range(1, MANY + 2):
+    for n in range(1, CASES + 1):
         axes = {"M": 1024 * n, "N": 512, "inputs": "normal", "dtype": "bf16", "mode": "fwd"}
         case = f"M{1024 * n}-N512-bf16-fwd"
         found += job(case, n, axes=axes, label="sweep" if n > 1 else "alone", **facts)
@@ -60,19 +62,67 @@ def printed(folder: Path, capsys: pytest.CaptureFixture[str], **options: Any) ->
 # What is shown
 
 
-def test_many_cases_are_a_line_each_and_few_a_line_a_provider(folder: Path, tmp_path: Path) -> None:
+def line_of(shown: str, case: str) -> list[str]:
+    line = next(line for line in shown.splitlines() if line.strip().startswith(f"{case} "))
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_the_first_table_holds_ours_against_the_best_other(folder: Path, tmp_path: Path) -> None:
     _, shown, _ = reported(folder)
-    (line,) = [x for x in shown.splitlines() if x.startswith("M2048-N512 ")]
-    assert re.split(r"\s{2,}", line) == [
+    assert line_of(shown, "M2048-N512") == [
+        "M2048-N512", "79.04 µs", "f_rms_norm", "92.20 µs", "1.17 [1.17, 1.17]", "0.66% memory",
+        "sweep",
+    ]  # fmt: skip
+    for title in ("H200 · rms_norm_triton", "H200 · rms_norm_triton_persistent"):
+        assert f"rms_norm · fwd · bf16 · NVIDIA {title}\n" in shown
+    assert "rms_norm_int8" not in shown.partition("measured: ")[0], "it is prepacked"
+    assert "liger: skipped: needs liger_kernel (13 cases)" in shown
+    assert "\ntwo_kernels: incorrect" not in shown, "what failed stands first, with its case"
+    assert "rms_norm/M2048-N512-bf16-fwd two_kernels: incorrect" in shown
+    assert "[95 %]: within this run, of one process" in " ".join(shown.split())
+    assert "Every provider, with errors: --tables cases" in shown and "MiB" not in shown
+    a_run(tmp_path / "few", "three", job())
+    _, shown, _ = reported(tmp_path / "few")
+    assert re.search(r"^torch_compile\S* +51\.00 µs", shown, re.MULTILINE), "a line a provider, too"
+
+
+def test_it_fits_80_columns_with_labels_that_are_whole(folder: Path, tmp_path: Path) -> None:
+    label = "A label that is longer than what is left of a line of eighty columns"
+    slow = [replace(r, label=label) for r in job()]
+    a_run(tmp_path / "x", "one", slow)
+    for width in (80, 200):
+        out = io.StringIO()
+        frame = metrics.frame(slow)
+        best, _ = choice(("best",), frame, sheet.source(frame, ["M", "N"])).first
+        sheet.show(best, Console(file=out, width=width))
+        assert label in out.getvalue() and "1.17 [1.17, 1.17]" in out.getvalue()
+        assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_what_ours_did_not_do_is_said_in_its_line(tmp_path: Path) -> None:
+    fell = {"status": Status.incorrect, "reason": "y: wrong", "timing": None}
+    records = [replace(r, **fell) if r.role is Role.triton_fused else r for r in many()[:8]]
+    a_run(tmp_path, "one", [*records, *many()[8:]])
+    assert line_of(reported(tmp_path)[1], "M1024-N512")[1:] == [
+        "incorrect", "f_rms_norm", "46.10 µs", "alone",
+    ]  # fmt: skip
+
+
+def test_documents_hold_the_baseline_and_the_fastest_of_each_kind(folder: Path) -> None:
+    _, shown, _ = reported(folder, tables=("documents",))
+    assert line_of(shown, "M2048-N512") == [
         "M2048-N512", "256.8 µs", "92.20 µs", "79.04 µs", "3.25×", "1.17×", "50%", "sweep",
     ]  # fmt: skip
-    assert "liger: skipped: needs liger_kernel (13 cases)" in shown
-    assert "--tables cases" in shown and "f_rms_norm" not in shown
-    assert len(shown.splitlines()) < 40 + 15  # 13 cases of a provider that is wrong come first
     _, shown, _ = reported(folder, tables=("cases",))
     assert "f_rms_norm" in shown and "M2048-N512-bf16-fwd" in shown
-    a_run(tmp_path / "few", "three", job())
-    assert "f_rms_norm" in reported(tmp_path / "few")[1]
+
+
+def test_what_is_modelled_has_a_table_of_its_own(folder: Path) -> None:
+    _, shown, _ = reported(folder, tables=("traffic",))
+    assert "HBM bytes, modelled" in shown
+    (line,) = re.findall(r"^M2048-N512 .*\n.*rms_norm_triton .*", shown, re.MULTILINE)
+    assert re.split(r"\s{2,}", line.splitlines()[1].strip())[0] == "rms_norm_triton"
+    assert line.splitlines()[1].split()[-1] == "50%"
 
 
 def test_nothing_is_lost_beside_a_line_a_case(tmp_path: Path) -> None:
@@ -81,7 +131,7 @@ def test_nothing_is_lost_beside_a_line_a_case(tmp_path: Path) -> None:
     a_run(tmp_path, "one", [*many(), *alone, *smoke(*job("y", family="rotary"))])
     _, shown, _ = reported(tmp_path)
     for words in ("rms_norm · fwd · bf16", "softmax · fwd · bf16", "rotary · a CPU · smoke"):
-        assert shown.count(words) == 1
+        assert shown.count(words) == (2 if "rms_norm" in words else 1)  # two of ours
     assert tables.SMOKE in shown
 
 
@@ -90,7 +140,7 @@ def test_rows_of_two_gpus_stand_together_with_their_run_named(two: Path) -> None
     lines = shown.splitlines()
     place = next(n for n, line in enumerate(lines) if line.startswith("M2048-N512 "))
     assert re.split(r"\s{2,}", lines[place])[1] == "1"
-    assert re.split(r"\s{2,}", lines[place + 1])[:2] == ["", "2"]
+    assert "NVIDIA A100" in shown
     assert re.search(r"^1 +one +NVIDIA H200 +2\.11\.0 +3\.6\.0$", shown, re.MULTILINE)
     assert re.search(r"^2 +two +NVIDIA A100 +2\.12\.0 +3\.6\.0$", shown, re.MULTILINE)
     assert "runs differ in name, versions.torch, git.commit" in said
@@ -108,14 +158,14 @@ def test_scaling_shows_time_and_rate_against_what_was_swept(folder: Path) -> Non
     assert "over M (N=512 inputs=normal)" in shown
     assert "over N" not in shown and "nan" not in shown
     sheet = [line for line in shown.splitlines() if re.match(r"\d+ .* · ", line)]
-    assert [line.split()[0] for line in sheet] == [str(1024 * n) for n in range(1, MANY + 2)]
+    assert [line.split()[0] for line in sheet] == [str(1024 * n) for n in range(1, CASES + 1)]
     assert "79.04 µs · 26.53" in sheet[1]  # 2 MiB in 79.04 µs
 
 
 def test_an_axis_that_is_not_a_number_everywhere_is_not_swept() -> None:
     records = [replace(r, axes={**r.axes, "scale": 0.5}) for r in job("a", family="other")]
     frame = metrics.frame([*many(), *records])
-    given = sheets.source(frame, ["M", "N", "inputs", "scale"])
+    given = sheet.source(frame, ["M", "N", "inputs", "scale"])
     assert [s.title.split(" over ")[1][0] for s in sheets.scaling(given) if s.rows] == ["M"]
 
 
@@ -145,7 +195,7 @@ def test_a_baseline_of_choice(folder: Path, capsys: pytest.CaptureFixture[str]) 
     rows = json.loads(printed(folder, capsys, format="json", baseline="f_rms_norm"))
     found = {row["provider"]: row["speedup"] for row in rows if row["case"].startswith("M1024-")}
     assert found["f_rms_norm"] == 1 and found["eager"] == pytest.approx(46.1 / 128.4, rel=1e-3)
-    _, shown, _ = reported(folder, baseline="f_rms_norm")
+    _, shown, _ = reported(folder, baseline="f_rms_norm", tables=("documents",))
     assert re.search(r"Config +f_rms_norm ", shown)
     with pytest.raises(UsageError, match=r"--baseline: no provider 'f_rms'.*f_rms_norm"):
         reported(folder, baseline="f_rms")
@@ -156,29 +206,32 @@ def test_no_number_is_cut_in_a_line_a_case(two: Path, width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width)
     frame = metrics.frame(many())
-    for sheet in choice(NAMES, frame, sheets.source(frame, ["M", "N"])).sheets:
-        sheets.show(sheet, console)
-        for row in sheet.rows:
+    shown = choice(NAMES, frame, sheet.source(frame, ["M", "N"]))
+    for each in (*shown.first, *shown.sheets):
+        sheet.show(each, console)
+        for row in each.rows:
             for n, cell in enumerate(row):
-                assert sheet.is_word(n) or cell in out.getvalue()
+                assert each.is_word(n) or cell in out.getvalue()
 
 
-def test_words_fold_and_labels_are_cut_to_the_console() -> None:
-    sheet = Sheet(
-        "t", ("Config", "µs", ""), (("c" * 70, "12.34", "l" * 50),), left=1, last_left=True
-    )
+def test_words_fold_and_labels_stand_above_where_the_console_is_narrow() -> None:
+    words = frozenset({"Config", ""})
+    wide = Sheet("t", ("Config", "µs", ""), (("c" * 70, "12.34", "l" * 50),), "", words, True)
     out = io.StringIO()
-    sheets.show(sheet, Console(file=out, width=60))
-    lines = out.getvalue().splitlines()[2:]
-    assert max(map(len, lines)) <= 60 and "12.34" in lines[0] and "…" in lines[0]
+    sheet.show(wide, Console(file=out, width=60))
+    label, *lines = out.getvalue().splitlines()[2:]
+    assert label == "l" * 50 and max(map(len, lines)) <= 60 and "12.34" in lines[0]
     assert "".join(line.split()[0] for line in lines) == "c" * 70
 
 
 def test_configs_make_room_for_providers_and_fold_between_their_words() -> None:
     config = "B4-N2048-H12-D64-parametrization=none"
-    sheet = Sheet("t", ("Config", "provider", "µs"), ((config, "triton_unfused", "12.34"),), left=2)
+    words = frozenset({"Config", "provider"})
+    row = (config, "triton_unfused", "12.34")
     out = io.StringIO()
-    sheets.show(sheet, Console(file=out, width=50))
+    sheet.show(
+        Sheet("t", ("Config", "provider", "µs"), (row,), "", words), Console(file=out, width=50)
+    )
     lines = [line.split() for line in out.getvalue().splitlines()[2:]]
     assert lines == [["B4-N2048-H12-D64-", "triton_unfused", "12.34"], ["parametrization=none"]]
 
@@ -270,7 +323,7 @@ def test_markdown_tables_are_whole(folder: Path, capsys: pytest.CaptureFixture[s
             assert re.fullmatch(r"\|(---:?\|)+", rule) and lines
             assert {len(cells(line)) for line in (head, rule, *lines)} == {len(cells(head))}
     text = printed(folder, capsys, format="md")
-    assert "| Config | baseline | torch fused | triton fused | speedup |" in text
+    assert "| case | ours | best other | its time | × best other \\[95 %\\] |" in text
     assert "### rms_norm · fwd · bf16 · NVIDIA H200" in text
     assert text.startswith("- 104 records: 78 ok, 13 skipped, 13 incorrect")
 

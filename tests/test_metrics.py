@@ -364,9 +364,8 @@ def test_the_columns_and_their_order() -> None:
         "p80_us iqr_pct host_us graph_us compile_s config speedup speedup_lo speedup_hi "
         "speedup_each speedup_best speedup_best_lo speedup_best_hi speedup_best_each best_other "
         "noise_pct flops bytes_min model_read_mib model_write_mib hbm_saved_pct gbps tflops "
-        "sol_pct bound peak_mem_mib error_rel error_max error_budget baseline_error cosine "
-        "promised unproven sm_mhz power_w temp_c gpu "
-        "gpu_uuid method"
+        "sol_pct bound peak_mem_mib error_rel error_max error_budget error_max_budget "
+        "baseline_error cosine promised unproven sm_mhz power_w temp_c gpu gpu_uuid method"
     )
     assert list(metrics.frame([record(), other]).columns) == columns
 

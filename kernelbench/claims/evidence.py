@@ -184,7 +184,8 @@ def _memory_saved(claim: Claim, record: RunRecord, against: RunRecord) -> Interv
 
 
 def _error(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    return _exactly(metrics.worst_element(record))
+    worst = metrics.worst_element(record)
+    return _exactly(metrics.finite(worst.worst) if worst else None)
 
 
 def _cosine(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:

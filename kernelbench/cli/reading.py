@@ -31,8 +31,8 @@ def report(
         str,
         typer.Option(
             "--tables",
-            help="cases, documents, memory, scaling, launch, breakeven, environment, profiles; or "
-            "all.",
+            help="best, cases, traffic, documents, memory, scaling, launch, breakeven, "
+            "environment, profiles; or all.",
         ),
     ] = "",
     claims: Annotated[

@@ -33,7 +33,7 @@ _COLUMNS: Mapping[Kind, str] = {
     ),
     Kind.derived: (
         "iqr_pct speedup speedup_lo speedup_hi speedup_each speedup_best speedup_best_lo "
-        "speedup_best_hi speedup_best_each best_other noise_pct error_budget audit"
+        "speedup_best_hi speedup_best_each best_other noise_pct error_budget error_max_budget audit"
     ),
     Kind.modelled: "flops bytes_min model_read_mib model_write_mib hbm_saved_pct",
     Kind.mixed: "gbps tflops sol_pct bound model_error_pct",

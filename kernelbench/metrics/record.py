@@ -148,11 +148,11 @@ def best_other(group: Iterable[RunRecord], accuracy: str) -> RunRecord | None:
     return min(others, key=lambda r: median_ns(r) or math.inf, default=None)
 
 
-def worst_element(record: RunRecord) -> float | None:
-    """The largest element error over rms(oracle), over the outputs and processes; infinite where
-    one is NaN."""
+def worst_element(record: RunRecord) -> OutputError | None:
+    """The output that has the largest element error over rms(oracle), in any process; NaN counts
+    as infinite."""
     errors = (e for each in record.processes for e in each.errors)
-    return max((finite(e.worst) for e in errors), default=None)
+    return max(errors, key=lambda error: finite(error.worst), default=None)
 
 
 def tightest(record: RunRecord) -> OutputError | None:

@@ -24,8 +24,8 @@ RESULT = [
     "speedup_best", "speedup_best_lo", "speedup_best_hi", "speedup_best_each", "best_other",
     "noise_pct", "flops", "bytes_min", "model_read_mib", "model_write_mib",
     "hbm_saved_pct", "gbps", "tflops", "sol_pct", "bound", "peak_mem_mib", "error_rel",
-    "error_max", "error_budget", "baseline_error", "cosine", "promised", "unproven", "sm_mhz",
-    "power_w", "temp_c", "gpu", "gpu_uuid", "method",
+    "error_max", "error_budget", "error_max_budget", "baseline_error", "cosine", "promised",
+    "unproven", "sm_mhz", "power_w", "temp_c", "gpu", "gpu_uuid", "method",
 ]
 _WHOLE = {"schema", "samples", "processes", "flops", "bytes_min", "method"}
 _TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", "gpu"}
@@ -143,7 +143,8 @@ def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[st
 
 def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     """What follows from one record, and the baseline's byte model beside it."""
-    share, model, near = of.share_of_ceiling(record), of.modelled_bytes(record), of.tightest(record)
+    share, model = of.share_of_ceiling(record), of.modelled_bytes(record)
+    near, worst = of.tightest(record), of.worst_element(record)
     more = ["prepacked"] if record.prepacked else []
     if record.timing and times.differs_when_traced(record.timing):
         more.append("differs-when-traced")
@@ -166,8 +167,9 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         "bound": share[1] if share else None,
         "peak_mem_mib": None if record.peak_bytes is None else record.peak_bytes / of.MIB,
         "error_rel": of.finite(near.rel) if near else None,
-        "error_max": of.worst_element(record),
+        "error_max": of.finite(worst.worst) if worst else None,
         "error_budget": near.rel_budget if near else None,
+        "error_max_budget": worst.worst_budget if worst else None,
         "baseline_error": near.baseline_rel if near else None,
         "cosine": near.cosine if near else None,
         "promised": record.promise,

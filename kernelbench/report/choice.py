@@ -4,29 +4,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kernelbench.report import sheets
+from kernelbench.report import best, sheets
 from kernelbench.report.documents import NOTE, documents
 from kernelbench.report.means import has_time
-from kernelbench.report.sheets import Row, Sheet, Source
+from kernelbench.report.sheet import Row, Sheet, Source
 from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MANY = 12  # cases on GPUs, beyond which a line a case says more than one a provider
-KINDS: Mapping[str, Callable[[Source], Iterator[Sheet]]] = {"documents": documents, **sheets.MORE}
+FEW = 6  # cases on GPUs, up to which every provider has a line, too
+KINDS: Mapping[str, Callable[[Source], Iterator[Sheet]]] = {
+    "best": best.best,
+    "documents": documents,
+    **sheets.MORE,
+}
 NAMES = ("cases", *KINDS, "profiles")
-SHORT = (
-    "A line a case, the fastest of each kind; every provider, with intervals and errors: "
-    "--tables cases. More: --tables all."
-)
+EVERY = "Every provider, with errors: --tables cases."
+MORE = "More: --tables traffic, documents, memory, scaling, launch, breakeven, environment or all."
 
 
 @dataclass(frozen=True)
 class Choice:
-    """cases: what is shown a line a provider. sheets: the tables after it, and note: how to read
-    them."""
+    """first: tables of ours against the best other. cases: what is shown a line a provider. sheets:
+    the tables after it. note: how to read them."""
 
+    first: Sequence[Sheet]
     cases: "DataFrame"
     sheets: Sequence[Sheet]
     profiles: bool
@@ -45,35 +48,35 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
-    """Exactly the tables that were named, and which of them are empty. Where none was: a line a
-    provider where that is short, else a line a case; then what profilers saw, and which runs these
-    are if they are several."""
+    """Exactly the tables that were named, and which of them are empty. Where none was: ours against
+    the best other; a line a provider where that is short, and where nothing of ours has a time;
+    then what profilers saw, and which runs these are if they are several."""
     runs = list(sheets.runs(given)) if given.short else []
     if names:
         kinds = chosen(names)
         made = {kind: _filled(make, given) for kind, make in KINDS.items() if kind in kinds}
-        found = [sheet for each in made.values() for sheet in each]
+        first = made.get("best", [])
+        found = [sheet for kind, each in made.items() if kind != "best" for sheet in each]
         cases = frame if "cases" in kinds else frame[:0]
-        note = NOTE if made.get("documents") else ""
+        notes = [best.note(given.rows)] if first else []
+        note = "\n".join([*notes, *([NOTE] if made.get("documents") else [])])
         if empty := [kind for kind, each in made.items() if kind in names and not each]:
             note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
-        return Choice(cases, [*found, *runs], "profiles" in kinds, note)
-    keys = frame["family"] + "\n" + frame["mode"] + "\n" + frame["dtype"]
-    short = keys.isin(_summed_up(given.rows))
-    part = replace(given, rows=[row for row, is_in in zip(given.rows, short, strict=True) if is_in])
-    found = _filled(documents, part)
-    return Choice(frame[~short], [*found, *runs], True, f"{NOTE}\n{SHORT}" if found else "")
+        return Choice(first, cases, [*found, *runs], "profiles" in kinds, note)
+    held = best.held_up(given.rows)
+    is_held = [best.key(row) in held for row in given.rows]
+    part = replace(given, rows=[row for row, its in zip(given.rows, is_held, strict=True) if its])
+    first = _filled(best.best, part)
+    few = _cases(given.rows) <= FEW
+    cases = frame if few else frame[[not its for its in is_held]]
+    note = f"{best.note(part.rows)}\n{MORE if few else f'{EVERY} {MORE}'}" if first else ""
+    return Choice(first, cases, runs, True, note)
 
 
 def _filled(make: Callable[[Source], Iterator[Sheet]], given: Source) -> list[Sheet]:
     return [sheet for sheet in make(given) if sheet.rows or not sheet.heads]
 
 
-def _summed_up(rows: Sequence[Row]) -> set[str]:
-    """Families, modes and dtypes that have something of ours to hold up, if cases are many."""
-    timed = [row for row in rows if has_time(row)]
-    cases = {(row["run_id"], row["family"], row["case"]) for row in timed}
-    if len(cases) <= MANY:
-        return set()
-    ours = (row for row in timed if row["role"] == "triton_fused" and row["accuracy"] == "exact")
-    return {f"{row['family']}\n{row['mode']}\n{row['dtype']}" for row in ours}
+def _cases(rows: Sequence[Row]) -> int:
+    """How many have a GPU's time."""
+    return len({(row["run_id"], row["family"], row["case"]) for row in rows if has_time(row)})

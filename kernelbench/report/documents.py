@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kernelbench import audit
 from kernelbench.metrics import said
 from kernelbench.report.means import has_time, within_noise
-from kernelbench.report.sheets import Row, Sheet, Source, config
+from kernelbench.report.sheet import Row, Sheet, Source, by_case, filled
 from kernelbench.report.tables import answer, figures, percent, short_time
 from kernelbench.spec import Tool
 
@@ -52,29 +52,9 @@ def _sheet(
 ) -> Sheet:
     heads = ("Config", "run", given.against or "baseline", "torch\nfused", "triton\nfused",
              "speedup", "× best\nother", "HBM ↓\nmodelled", "reads ↓\nmeasured", "")  # fmt: skip
-    lines, before = list[Cells](), ("", "")
-    for (label, case, run), part in _jobs(rows).items():
-        same = (label, case) == before
-        shown = ("" if same else config(part[0]), given.short.get(run, ""))
-        told = "" if label == before[0] else label
-        lines.append((*shown, *_cells(given, part, reads), told))
-        before = (label, case)
-    kept = [n for n in range(len(heads)) if n == 0 or any(line[n] for line in lines)]
-    return Sheet(
-        title,
-        tuple(heads[n] for n in kept),
-        tuple(tuple(line[n] for n in kept) for line in lines),
-        "\n".join(others),
-        left=2 if 1 in kept else 1,
-        last_left=len(heads) - 1 in kept,
-    )
-
-
-def _jobs(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((str(row["label"]), str(row["case"]), str(row["run_id"])), []).append(row)
-    return found
+    lines = by_case(given, rows, lambda part: _cells(given, part, reads))
+    words = frozenset({"Config", "run", ""})
+    return filled(Sheet(title, heads, lines, "\n".join(others), words, labelled=True))
 
 
 def _cells(

@@ -11,7 +11,7 @@ from kernelbench.report import tables
 from kernelbench.report.choice import Choice
 from kernelbench.report.documents import untimed
 from kernelbench.report.means import over_what
-from kernelbench.report.sheets import Sheet
+from kernelbench.report.sheet import Sheet
 from kernelbench.spec import KernelbenchError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ CUT = "\n\n*Truncated: more than the 1 MiB that GitHub shows of a step.*\n"
 def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
     """The summary, and the tables that were chosen."""
     lines = [f"- {_escaped(line)}" for line in str(tables.summary(frame)).splitlines()]
-    found = ["\n".join(lines), *_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
+    found = ["\n".join(lines), *map(of_sheet, shown.first)]
+    found += [*_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
     if (shown.cases["timer"] == "gated").any():
         over = over_what(metrics.dicts(shown.cases))
         found.append(_escaped(f"{tables.KINDS} Intervals are {over}."))
@@ -63,7 +64,7 @@ def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against
         shown, before = ("" if config == before else config), config
         lines.append((shown, *(column.cell(row) for column in columns)))
     heads = ("Config", *(column.head for column in columns))
-    return Sheet(title, heads, tuple(lines), left=2)
+    return Sheet(title, heads, tuple(lines), words=frozenset(heads[:2]))
 
 
 def of_sheet(sheet: Sheet) -> str:
@@ -109,5 +110,5 @@ def append_summary(text: str) -> bool:
 def _cut(text: bytes, limit: int) -> bytes:
     if len(text) <= limit:
         return text
-    room = limit - len(CUT.encode())
-    return text[:room].rpartition(b"\n")[0] + CUT.encode() if room > 0 else b""
+    kept = text[: max(0, limit - len(CUT.encode()))].rpartition(b"\n")[0]
+    return kept + CUT.encode() if kept else b""

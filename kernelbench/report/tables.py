@@ -1,4 +1,4 @@
-"""A run as text that reads well at 100 columns: one table a family, mode and dtype."""
+"""A run as text, a line a provider: one table a family, mode and dtype."""
 
 import math
 import re
@@ -13,24 +13,25 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench import metrics
-from kernelbench.report import failed, means
+from kernelbench.report import means
 from kernelbench.report.means import within_noise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 MOST_HEADLINES = 8  # beyond, they are lines of a table
-WIDTH = 100
+WIDTH = 100  # of columns, in which a table of every provider cuts no number
 SMOKE = "smoke: a CPU run checks correctness; it says nothing about GPU speed"
 _NAMES = {
     "time": "median_us",
-    "error": "error_rel",
+    "errors": "error_rel",
     "speedups (×)": "speedup",
-    "HBM": "model_read_mib",
-    "saved": "hbm_saved_pct",
     "% of ceiling (time at this machine's measured limits over time)": "sol_pct",
 }
-KINDS = f"{metrics.said(_NAMES)} ~: no difference beyond noise. ≈: approximate."
+KINDS = (
+    f"{metrics.said(_NAMES)} Errors are relative; the worst element is in rms of the oracle. ~: no "
+    "difference beyond noise. ≈: approximate."
+)
 Row = Mapping[str, Any]
 
 _GAP = 2
@@ -105,10 +106,19 @@ def _speedup(row: Row) -> str:
 
 def _error(row: Row) -> str:
     """The error of the output that is nearest its budget, and how much of the budget it is."""
-    if math.isnan(row["error_rel"]):
+    return _used(row["error_rel"], row["error_budget"])
+
+
+def _worst(row: Row) -> str:
+    """The worst element, in rms of the oracle, and how much of its budget it is."""
+    return _used(row["error_max"], row["error_max_budget"])
+
+
+def _used(error: float, budget: float) -> str:
+    if math.isnan(error):
         return ""
-    used = row["error_rel"] / row["error_budget"] * 100 if row["error_budget"] else math.inf
-    return f"{_scientific(row['error_rel'])} {percent(used):>4}"
+    used = "" if math.isnan(budget) else percent(error / budget * 100 if budget else math.inf)
+    return f"{_scientific(error)} {used:>4}"
 
 
 def _nearness(row: Row) -> str:
@@ -136,18 +146,16 @@ _SPEED = (
     _Column("× best\nother", _speedup_best),
     _Column("× baseline\n[95% interval]", _speedup),
     _Column("% of\nceiling", lambda row: percent(row["sol_pct"])),
-    _Column(
-        "HBM MiB\nmodelled", lambda row: figures(row["model_read_mib"] + row["model_write_mib"])
-    ),
-    _Column("saved\nmodelled", lambda row: percent(row["hbm_saved_pct"])),
     _Column("error and\n% of budget", _error),
+    _Column("worst in rms,\n% of budget", _worst),
 )
 _CHECKS = (
     _PROVIDER,
     _Column("verdict\n", lambda row: "correct", "left"),
     _Column("relative error\nmeasured", lambda row: _scientific(row["error_rel"])),
     _Column("budget\n", lambda row: _scientific(row["error_budget"])),
-    _Column("worst element\nmeasured", lambda row: _scientific(row["error_max"])),
+    _Column("worst element\nin rms, measured", lambda row: _scientific(row["error_max"])),
+    _Column("its\nbudget", lambda row: _scientific(row["error_max_budget"])),
 )
 
 
@@ -362,24 +370,16 @@ def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
     return f"{figures(found.mid)} ×", "geometric mean of ", told
 
 
-def render(frame: "DataFrame", console: Console, against: str = "") -> None:
-    """Print the tables of a frame and their summary; at least 100 columns wide, so that a pipe
-    or a narrow terminal cuts no number."""
-    narrow = console.width
-    console.width = max(narrow, WIDTH)
+def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
+    """Print the tables of a frame, each with an empty line below it, as wide as the console, or
+    wider, so that a pipe or a narrow terminal cuts no number."""
+    narrow, console.width = console.width, max(console.width, WIDTH)
     try:
-        failed.show(metrics.dicts(frame[frame["status"] != "ok"]), console)
-        show_cases(frame, console, against)
-        console.print(summary(frame), highlight=False)
+        for table in run_tables(frame, console.width, against):
+            console.print(table)
+            console.print()
     finally:
         console.width = narrow
-
-
-def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
-    """Print the tables of a frame, each with an empty line below it, as wide as the console."""
-    for table in run_tables(frame, console.width, against):
-        console.print(table)
-        console.print()
     if over := means.over_what(metrics.dicts(frame)):
         console.print(f"{KINDS} Intervals are {over}.", highlight=False)
         console.print()

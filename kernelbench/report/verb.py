@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from kernelbench import claims, files, metrics
-from kernelbench.report import claimed, export, failed, profiles, sheets, tables, trackers
+from kernelbench.report import claimed, export, failed, sheet, sheets, tables, terminal, trackers
 from kernelbench.report.choice import Choice, choice, chosen
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
@@ -55,7 +55,7 @@ class _Report:
 
     @cached_property
     def shown(self) -> Choice:
-        given = sheets.source(
+        given = sheet.source(
             self.frame,
             list(metrics.axis_columns(row["axes"] for row in self.found.rows)),
             self.found.measured,
@@ -93,25 +93,14 @@ class _Report:
         return json.dumps(export.hud(self.frame, self.found.manifests), indent=1) + "\n"
 
     def show(self, console: Console) -> None:
-        """The tables that were chosen, then the summary; at least as wide as they need."""
-        narrow, console.width = console.width, max(console.width, tables.WIDTH)
-        failed.show(self.found.rows, console)
-        if len(self.shown.cases):
-            tables.show_cases(self.shown.cases, console, self.wanted.baseline)
-        for sheet in self.shown.sheets:
-            sheets.show(sheet, console)
-            console.print()
-        if self.shown.profiles:
-            profiles.render(self.found.measured, console)
-        if self.wanted.claims:
-            claimed.render(self._claims(), console)
-            console.print()
-        if self.shown.note:
-            console.print(self.shown.note, highlight=False)
-            console.print()
-        if self.found.rows or not self.found.measured:
-            console.print(tables.summary(self.frame), highlight=False)
-        console.width = narrow
+        terminal.show(
+            self.frame,
+            self.shown,
+            console,
+            against=self.wanted.baseline,
+            measured=self.found.measured,
+            claimed_rows=self._claims() if self.wanted.claims else (),
+        )
 
     def as_text(self) -> str:
         """What `show` would, at 100 columns without colour."""

@@ -1,0 +1,94 @@
+"""Ours against the best other, a line a case: what a report says first."""
+
+from collections.abc import Iterator, Sequence
+
+from kernelbench.metrics import said
+from kernelbench.report.documents import untimed
+from kernelbench.report.means import has_time, over_what, within_noise
+from kernelbench.report.sheet import Row, Sheet, Source, by_case, filled
+from kernelbench.report.tables import figures, percent, short_time
+from kernelbench.spec import Role, Status
+
+_NAMES = {"times": "median_us", "×": "speedup_best", "% of ceiling, bound by": "sol_pct"}
+OURS = "triton_fused"  # the role, and what most families call the provider
+HEADS = ("case", "run", "ours", "best other", "its time", "× best other\n[95 %]",
+         "% of ceiling\nbound by", "")  # fmt: skip
+WORDS = frozenset({"case", "run", "best other", ""})
+
+
+def note(rows: Sequence[Row]) -> str:
+    """How to read these tables. rows: those that they were made from."""
+    return (
+        f"{said(_NAMES)} Best other: the fastest of the same accuracy that is not ours; above 1 "
+        f"ours is faster. [95 %]: {over_what(rows)}. ~: no difference beyond noise. Ceiling: the "
+        "time at this machine's own measured limits, over ours. !: flagged."
+    )
+
+
+def best(given: Source) -> Iterator[Sheet]:
+    """One sheet a family, mode, dtype, GPU and provider of ours; a case that several runs have in
+    lines one below the other. What was skipped is counted below, with the reason."""
+    parts: dict[tuple[str, ...], list[Row]] = {}
+    for row in given.rows:
+        names = ("family", "mode", "dtype", "gpu")
+        parts.setdefault(tuple(str(row[name]) for name in names), []).append(row)
+    for key, rows in parts.items():
+        timed = (row for row in rows if _is_ours(row) and has_time(row))
+        for name, accuracy in dict.fromkeys((row["provider"], row["accuracy"]) for row in timed):
+            of = [] if name == OURS else [str(name)]
+            title = [*key, *of, *([] if accuracy == "exact" else [str(accuracy)])]
+            alike = [row for row in rows if row["accuracy"] == accuracy]
+            yield _sheet(" · ".join(title), given, alike, str(name))
+
+
+def held_up(rows: Sequence[Row]) -> set[str]:
+    """The families, modes and dtypes that have a line here, as `key` writes them."""
+    return {key(row) for row in rows if _is_ours(row) and has_time(row)}
+
+
+def key(row: Row) -> str:
+    return f"{row['family']}\n{row['mode']}\n{row['dtype']}"
+
+
+def _is_ours(row: Row) -> bool:
+    return row["role"] == OURS and "prepacked" not in str(row["flags"]).split(";")
+
+
+def _sheet(title: str, given: Source, rows: Sequence[Row], name: str) -> Sheet:
+    """rows: of the same accuracy as ours, which is called `name`."""
+    cases = {row["case"] for row in rows if row["provider"] == name}
+    there = [row for row in rows if row["case"] in cases]
+    lines = by_case(given, there, lambda part: _cells(part, name))
+    skipped = [row for row in there if row["status"] == Status.skipped]  # what failed stands first
+    return filled(Sheet(title, HEADS, lines, "\n".join(untimed(skipped)), WORDS, labelled=True))
+
+
+def _cells(part: Sequence[Row], name: str) -> tuple[str, ...]:
+    """Of one case: our time, the best other and its time, ×, % of ceiling and what bounds it."""
+    ours = next((row for row in part if row["provider"] == name), None)
+    timed = {str(row["provider"]): row for row in part if has_time(row)}
+    if ours is None or name not in timed:
+        others = [row for row in timed.values() if not Role(row["role"]).ours]
+        other = min(others, key=lambda row: float(row["median_us"]), default=None)
+        return (str(ours["status"]) if ours else "", *_other(other), "", "")
+    other = timed.get(str(ours["best_other"]))
+    return (
+        _time(ours),
+        *_other(other),
+        _ratio(ours) if other else "none ran",
+        f"{percent(ours['sol_pct'])} {ours['bound']}".strip(),
+    )
+
+
+def _other(row: Row | None) -> tuple[str, str]:
+    return (str(row["provider"]), _time(row)) if row else ("", "")
+
+
+def _time(row: Row) -> str:
+    return f"{short_time(row['median_us'])}{'!' * bool(row['flags'])}"
+
+
+def _ratio(row: Row) -> str:
+    mid = "~" if within_noise(row, "speedup_best") else figures(row["speedup_best"])
+    lo, hi = (figures(row[f"speedup_best_{end}"]) for end in ("lo", "hi"))
+    return f"{mid} [{lo}, {hi}]" if lo and hi else mid

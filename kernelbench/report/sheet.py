@@ -1,0 +1,192 @@
+"""A table as text, for a terminal or for Markdown, and what such tables are made from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.text import Text
+
+from kernelbench import metrics
+from kernelbench.report.means import has_time
+from kernelbench.report.tables import fold
+from kernelbench.spec import Measured
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = Mapping[str, Any]
+Lines = tuple[tuple[str, ...], ...]
+GAP = 2
+LEAST_CONFIG, LEAST_WORD = 16, 9  # columns that words keep before they fold
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as text. words: the heads of columns that are words, not numbers. labelled: the last
+    column holds labels, which stand above their lines where it does not fit. Without heads it is a
+    title and a note."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: Lines
+    note: str = ""
+    words: frozenset[str] = frozenset()
+    labelled: bool = False
+
+    def is_word(self, column: int) -> bool:
+        return self.heads[column] in self.words
+
+
+def filled(sheet: Sheet) -> Sheet:
+    """Without the columns in which nothing stands, but for the first."""
+    kept = [n for n in range(len(sheet.heads)) if n == 0 or any(row[n] for row in sheet.rows)]
+    return replace(
+        sheet,
+        heads=tuple(sheet.heads[n] for n in kept),
+        rows=tuple(tuple(row[n] for n in kept) for row in sheet.rows),
+        labelled=sheet.labelled and len(sheet.heads) - 1 in kept,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What sheets are made from. against: the provider that speedups hold up, or the baseline."""
+
+    rows: Sequence[Row]
+    measured: Sequence[Measured]
+    manifests: Mapping[str, Mapping[str, Any]]
+    axes: Sequence[str]
+    against: str = ""
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """Numbers for runs; none where there is only one."""
+        runs = dict.fromkeys([*(str(row["run_id"]) for row in self.rows), *self.manifests])
+        return {run: str(n) for n, run in enumerate(runs, 1)} if len(runs) > 1 else {}
+
+    def parts(self) -> Iterator[tuple[str, list[Row]]]:
+        """Rows that ran on a GPU, by family, mode, dtype, GPU and run, each with its title."""
+        found: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.rows:
+            if has_time(row):
+                names = ("family", "mode", "dtype", "gpu", "run_id")
+                found.setdefault(tuple(str(row[name]) for name in names), []).append(row)
+        several = len({key[-1] for key in found}) > 1
+        for key, rows in found.items():
+            yield " · ".join(key if several else key[:-1]), rows
+
+    def is_baseline(self, row: Row) -> bool:
+        return bool(row["provider"] == self.against if self.against else row["role"] == "baseline")
+
+
+def source(
+    frame: "DataFrame",
+    axes: Sequence[str],
+    measured: Sequence[Measured] = (),
+    manifests: Mapping[str, Mapping[str, Any]] | None = None,
+    against: str = "",
+) -> Source:
+    """axes: the columns of the frame that are axes."""
+    rows = metrics.dicts(frame)
+    return Source(rows, measured, manifests or {}, axes, against)
+
+
+def show(sheet: Sheet, console: Console) -> None:
+    """Print it: its title, the table, its note. Where it is wider than the console, labels stand
+    above their lines and words fold; no number does, however wide that makes it."""
+    console.print(Text(sheet.title, style="bold"))
+    needed = _needed(sheet) if sheet.heads else []
+    labels: Sequence[str] = ()
+    if sheet.labelled and _total(needed) > console.width:
+        labels = [row[-1] for row in sheet.rows]
+        needed.pop()
+        sheet = replace(sheet, heads=sheet.heads[:-1], rows=tuple(row[:-1] for row in sheet.rows))
+    indent = " " * GAP if labels else ""
+    widths = _narrowed(sheet, needed, console.width - len(indent))
+    for number, row in enumerate((sheet.heads, *sheet.rows) if sheet.heads else ()):
+        if number and labels and labels[number - 1]:
+            console.print(Text(labels[number - 1], style="cyan"))
+        for line in zip(*_folded(sheet, row, widths), strict=True):
+            console.print(Text(indent + (" " * GAP).join(line).rstrip()), soft_wrap=True)
+    if sheet.note:
+        console.print(Text(sheet.note))
+
+
+def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
+    """Each cell as equally many lines of its column's width; heads stand at the bottom."""
+    cells = []
+    for cell, width in zip(row, widths, strict=True):
+        whole = (part for line in cell.split("\n") for part in fold(line, width).split("\n"))
+        cells.append([part for line in whole for part in chop_cells(line, width) or [""]])
+    high = max(map(len, cells))
+    for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
+        missing = [""] * (high - len(lines))
+        padded = [*missing, *lines] if row is sheet.heads else [*lines, *missing]
+        yield [_aligned(line, width, left=sheet.is_word(number)) for line in padded]
+
+
+def _aligned(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
+
+
+def _needed(sheet: Sheet) -> list[int]:
+    """The width of each column."""
+    return [
+        max(1, *(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in sheet.rows))))
+        for n, head in enumerate(sheet.heads)
+    ]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _narrowed(sheet: Sheet, needed: Sequence[int], width: int) -> list[int]:
+    """Words take less where all is too wide: cases first, then those of other columns."""
+    found = list(needed)
+    over = _total(found) - width
+    for number in range(len(found)):
+        if over > 0 and sheet.is_word(number):
+            least = LEAST_CONFIG if number == 0 else LEAST_WORD
+            gained = min(over, max(0, found[number] - least))
+            found[number] -= gained
+            over -= gained
+    return found
+
+
+def config(row: Row) -> str:
+    """A case without what the title of its table says."""
+    return str(row["case"]).removesuffix(f"-{row['dtype']}-{row['mode']}")
+
+
+def by_row(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) -> Lines:
+    """A line a row: its case, said once, what `cells` says of it, its label, said once."""
+    lines, before = list[tuple[str, ...]](), ("", "")
+    for row in rows:
+        found, case = cells(row), (config(row), str(row["label"]))
+        if found is not None:
+            shown = case if case != before else ("", "")
+            lines.append((shown[0], *found, shown[1]))
+            before = case
+    return tuple(lines)
+
+
+def by_case(
+    given: Source, rows: Sequence[Row], cells: Callable[[Sequence[Row]], Sequence[str]]
+) -> Lines:
+    """A line a case and run: the case, said once, the run's number, what `cells` says of its rows,
+    its label, said once."""
+    jobs: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        jobs.setdefault((str(row["label"]), str(row["case"]), str(row["run_id"])), []).append(row)
+    lines, before = list[tuple[str, ...]](), ("", "")
+    for (label, case, run), part in jobs.items():
+        shown = "" if (label, case) == before else config(part[0])
+        told = "" if label == before[0] else label
+        lines.append((shown, given.short.get(run, ""), *cells(part), told))
+        before = (label, case)
+    return tuple(lines)

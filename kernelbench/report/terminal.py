@@ -1,0 +1,60 @@
+"""A report on a terminal: what failed first, then the tables, then what they come to."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from kernelbench import claims, metrics
+from kernelbench.report import claimed, failed, profiles, sheet, tables
+from kernelbench.report.choice import Choice, choice
+from kernelbench.spec import Measured, RunRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LEAST = 80  # columns; a narrower terminal folds the lines itself
+
+
+def show(
+    frame: "DataFrame",
+    shown: Choice,
+    console: Console,
+    *,
+    against: str = "",
+    measured: Sequence[Measured] = (),
+    claimed_rows: Sequence[claims.Row] = (),
+) -> None:
+    """Print the tables that were chosen, then the summary."""
+    narrow, console.width = console.width, max(console.width, LEAST)
+    try:
+        failed.show(metrics.dicts(frame[frame["status"] != "ok"]), console)
+        _sheets(shown.first, console)
+        if len(shown.cases):
+            tables.show_cases(shown.cases, console, against)
+        _sheets(shown.sheets, console)
+        if shown.profiles:
+            profiles.render(measured, console)
+        if claimed_rows:
+            claimed.render(claimed_rows, console)
+            console.print()
+        if shown.note:
+            console.print(shown.note, highlight=False)
+            console.print()
+        if len(frame) or not measured:
+            console.print(tables.summary(frame), highlight=False)
+    finally:
+        console.width = narrow
+
+
+def show_run(records: Sequence[RunRecord], console: Console) -> None:
+    """The default tables of one run, as `report` shows them."""
+    frame = metrics.frame(records)
+    axes = list(metrics.axis_columns(record.axes for record in records))
+    show(frame, choice((), frame, sheet.source(frame, axes)), console)
+
+
+def _sheets(found: Sequence[sheet.Sheet], console: Console) -> None:
+    for each in found:
+        sheet.show(each, console)
+        console.print()
