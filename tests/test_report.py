@@ -51,7 +51,7 @@ def show(records: list[RunRecord], width: int = 100, **options: Any) -> str:
     out = io.StringIO()
     frame = metrics.frame(records)
     every = choice(("cases",), frame, sheet.source(frame, []))
-    terminal.show(frame, every, Console(file=out, width=width, **options))
+    terminal.show(every, Console(file=out, width=width, **options))
     return out.getvalue()
 
 
@@ -224,7 +224,7 @@ def test_smoke_is_said_of_the_machine_not_of_what_went_well_on_it() -> None:
         "rms_norm · a CPU · smoke",
         "rms_norm · fwd · bf16 · NVIDIA H200",
     ]
-    both = str(tables.summary(metrics.frame([*smoke(*job()), *job()])))
+    both = str(tables.summary(metrics.dicts(metrics.frame([*smoke(*job()), *job()]))))
     assert f"{tables.SMOKE} (a CPU)" in both
     assert "smoke" not in show(job())
 
@@ -246,15 +246,15 @@ def test_headlines_pool_neither_runs_nor_gpus() -> None:
         made = [replace(r, **facts) for r in job()[:4]]
         return [*made[:3], replace(made[3], timing=timing(46.1 / scale))]
 
-    alone = str(tables.summary(metrics.frame(faster(2))))
+    alone = str(tables.summary(metrics.dicts(metrics.frame(faster(2)))))
     assert "rms_norm fwd: rms_norm_triton 2.00 ×" in alone
     second = faster(8, run_id="second", group="g2")
-    text = str(tables.summary(metrics.frame([*faster(2), *second])))
+    text = str(tables.summary(metrics.dicts(metrics.frame([*faster(2), *second]))))
     assert "8 records of 2 runs: 8 ok" in text
     assert "rms_norm fwd in run: rms_norm_triton 2.00 ×" in text
     assert "rms_norm fwd in second: rms_norm_triton 8.00 ×" in text
     second = faster(8, gpu="NVIDIA A100", group="g2")
-    text = str(tables.summary(metrics.frame([*faster(2), *second])))
+    text = str(tables.summary(metrics.dicts(metrics.frame([*faster(2), *second]))))
     assert "rms_norm fwd on NVIDIA H200: rms_norm_triton 2.00 ×" in text
     assert "rms_norm fwd on NVIDIA A100: rms_norm_triton 8.00 ×" in text
 
@@ -266,7 +266,7 @@ def test_many_headlines_are_lines_of_a_table() -> None:
         for n in range(1, tables.MOST_HEADLINES + 2)
         for r in job()[:4]
     ]  # fmt: skip
-    _, head, *lines = str(tables.summary(metrics.frame(records))).splitlines()
+    _, head, *lines = str(tables.summary(metrics.dicts(metrics.frame(records)))).splitlines()
     assert head == "geometric means against the best other, derived:"
     assert len(lines) == tables.MOST_HEADLINES + 1
     assert lines[1].split() == ["rms_norm", "fwd", OURS, "2.00", "×", "run-2", "1", "case"]
@@ -283,7 +283,7 @@ def test_the_headline_is_the_geometric_mean_over_the_cases() -> None:
     records = [*job("a"), *job("b")]
     records[3] = replace(records[3], timing=timing(46.1 / 2))
     records[11] = replace(records[11], timing=timing(46.1 / 8))
-    text = str(tables.summary(metrics.frame(records)))
+    text = str(tables.summary(metrics.dicts(metrics.frame(records))))
     assert "16 records: 12 ok, 2 skipped, 2 incorrect" in text
     found = re.search(
         r"rms_norm fwd: rms_norm_triton 4.00 × the best other, derived \(geometric mean of 2 "

@@ -26,9 +26,10 @@ MORE = "More: --tables traffic, documents, memory, scaling, launch, breakeven, e
 
 @dataclass(frozen=True)
 class Choice:
-    """first: tables of ours against the best other. cases: what is shown a line a provider. sheets:
-    the tables after it. note: how to read them."""
+    """rows: all that there is. first: tables of ours against the best other. cases: what is shown a
+    line a provider. sheets: the tables after it. note: how to read them."""
 
+    rows: Sequence[Row]
     first: Sequence[Sheet]
     cases: "DataFrame"
     sheets: Sequence[Sheet]
@@ -62,7 +63,7 @@ def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
         note = "\n".join([*notes, *([NOTE] if made.get("documents") else [])])
         if empty := [kind for kind, each in made.items() if kind in names and not each]:
             note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
-        return Choice(first, cases, [*found, *runs], "profiles" in kinds, note)
+        return Choice(given.rows, first, cases, [*found, *runs], "profiles" in kinds, note)
     held = best.held_up(given.rows)
     is_held = [best.key(row) in held for row in given.rows]
     part = replace(given, rows=[row for row, its in zip(given.rows, is_held, strict=True) if its])
@@ -70,7 +71,7 @@ def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
     few = _cases(given.rows) <= FEW
     cases = frame if few else frame[[not its for its in is_held]]
     note = f"{best.note(part.rows)}\n{MORE if few else f'{EVERY} {MORE}'}" if first else ""
-    return Choice(first, cases, runs, True, note)
+    return Choice(given.rows, first, cases, runs, True, note)
 
 
 def _filled(make: Callable[[Source], Iterator[Sheet]], given: Source) -> list[Sheet]:

@@ -22,9 +22,9 @@ SUMMARY_LIMIT = 1 << 20  # bytes that GitHub takes of one step
 CUT = "\n\n*Truncated: more than the 1 MiB that GitHub shows of a step.*\n"
 
 
-def markdown(frame: "DataFrame", shown: Choice, against: str = "") -> str:
+def markdown(shown: Choice, against: str = "") -> str:
     """The summary, and the tables that were chosen."""
-    lines = [f"- {_escaped(line)}" for line in str(tables.summary(frame)).splitlines()]
+    lines = [f"- {_escaped(line)}" for line in str(tables.summary(shown.rows)).splitlines()]
     found = ["\n".join(lines), *map(of_sheet, shown.first)]
     found += [*_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
     if (shown.cases["timer"] == "gated").any():

@@ -106,26 +106,33 @@ def show(sheet: Sheet, console: Console) -> None:
         sheet = replace(sheet, heads=sheet.heads[:-1], rows=tuple(row[:-1] for row in sheet.rows))
     indent = " " * GAP if labels else ""
     widths = _narrowed(sheet, needed, console.width - len(indent))
+    lines = list[str]()
     for number, row in enumerate((sheet.heads, *sheet.rows) if sheet.heads else ()):
         if number and labels and labels[number - 1]:
-            console.print(Text(labels[number - 1], style="cyan"))
-        for line in zip(*_folded(sheet, row, widths), strict=True):
-            console.print(Text(indent + (" " * GAP).join(line).rstrip()), soft_wrap=True)
+            lines.append(labels[number - 1])
+        for cells in zip(*_folded(sheet, row, widths), strict=True):
+            lines.append(f"{indent}{(' ' * GAP).join(cells).rstrip()}")
+    if lines:
+        console.print(Text("\n".join(lines)), soft_wrap=True)
     if sheet.note:
         console.print(Text(sheet.note))
 
 
 def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
     """Each cell as equally many lines of its column's width; heads stand at the bottom."""
-    cells = []
-    for cell, width in zip(row, widths, strict=True):
-        whole = (part for line in cell.split("\n") for part in fold(line, width).split("\n"))
-        cells.append([part for line in whole for part in chop_cells(line, width) or [""]])
+    cells = [_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
     high = max(map(len, cells))
     for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
         missing = [""] * (high - len(lines))
         padded = [*missing, *lines] if row is sheet.heads else [*lines, *missing]
         yield [_aligned(line, width, left=sheet.is_word(number)) for line in padded]
+
+
+def _lines(cell: str, width: int) -> list[str]:
+    if "\n" not in cell and cell_len(cell) <= width:
+        return [cell]
+    whole = (part for line in cell.split("\n") for part in fold(line, width).split("\n"))
+    return [part for line in whole for part in chop_cells(line, width) or [""]]
 
 
 def _aligned(text: str, width: int, *, left: bool) -> str:

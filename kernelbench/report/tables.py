@@ -307,12 +307,11 @@ def answer(row: Row) -> str:
     return f"{row['status']}: {reason}" if reason else str(row["status"])
 
 
-def summary(frame: "DataFrame") -> Text:
+def summary(rows: Sequence[Row]) -> Text:
     """Counts by status, and for each of our kernels the geometric mean of `speedup_best`.
 
     Runs and GPUs are never pooled: where there are several, each headline names its own.
     """
-    rows = metrics.dicts(frame)
     statuses = Counter(str(row["status"]) for row in rows)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     plural = "s" if len(rows) != 1 else ""

@@ -1,7 +1,6 @@
 """A report on a terminal: what failed first, then the tables, then what they come to."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -10,14 +9,10 @@ from kernelbench.report import claimed, failed, profiles, sheet, tables
 from kernelbench.report.choice import Choice, choice
 from kernelbench.spec import Measured, RunRecord
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 LEAST = 80  # columns; a narrower terminal folds the lines itself
 
 
 def show(
-    frame: "DataFrame",
     shown: Choice,
     console: Console,
     *,
@@ -28,7 +23,7 @@ def show(
     """Print the tables that were chosen, then the summary."""
     narrow, console.width = console.width, max(console.width, LEAST)
     try:
-        failed.show(metrics.dicts(frame[frame["status"] != "ok"]), console)
+        failed.show(shown.rows, console)
         _sheets(shown.first, console)
         if len(shown.cases):
             tables.show_cases(shown.cases, console, against)
@@ -41,8 +36,8 @@ def show(
         if shown.note:
             console.print(shown.note, highlight=False)
             console.print()
-        if len(frame) or not measured:
-            console.print(tables.summary(frame), highlight=False)
+        if shown.rows or not measured:
+            console.print(tables.summary(shown.rows), highlight=False)
     finally:
         console.width = narrow
 
@@ -51,7 +46,7 @@ def show_run(records: Sequence[RunRecord], console: Console) -> None:
     """The default tables of one run, as `report` shows them."""
     frame = metrics.frame(records)
     axes = list(metrics.axis_columns(record.axes for record in records))
-    show(frame, choice((), frame, sheet.source(frame, axes)), console)
+    show(choice((), frame, sheet.source(frame, axes)), console)
 
 
 def _sheets(found: Sequence[sheet.Sheet], console: Console) -> None:

@@ -65,7 +65,7 @@ class _Report:
         return choice(self.wanted.tables, self.frame, given)
 
     def markdown(self) -> str:
-        text = markdown(self.frame, self.shown, self.wanted.baseline)
+        text = markdown(self.shown, self.wanted.baseline)
         return f"{text}\n{claimed.markdown(self._claims())}" if self.wanted.claims else text
 
     def csv(self) -> str:
@@ -94,7 +94,6 @@ class _Report:
 
     def show(self, console: Console) -> None:
         terminal.show(
-            self.frame,
             self.shown,
             console,
             against=self.wanted.baseline,
