@@ -15,14 +15,33 @@ from kernelbench.report.tables import figures
 from kernelbench.spec import Measured, Status
 
 NAMED = 12  # problems of one kind that are named one by one
+FEW = 3  # suites or GPUs that a title names
 
 
 @dataclass(frozen=True)
 class Problem:
-    """href: where on the page its record stands; nothing where there is none."""
+    """href: where on the page its record stands; nothing where there is none. doubt: whether it
+    only makes numbers doubtful; else something is wrong."""
 
     text: str
     href: str = ""
+    doubt: bool = False
+
+
+def title(
+    rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """`h200 on NVIDIA H200`: suites and GPUs by name, of more than a few how many there are."""
+    suites = dict.fromkeys(text(m["suite"]) for m in manifests.values() if m.get("suite"))
+    gpus = dict.fromkeys(text(one) for one in (*(r["gpu"] for r in rows), *(m.gpu for m in measured)))
+    what = _few(suites, "suites") or "kernel benchmarks"
+    where = f" on {_few(gpus, 'GPUs')}" if gpus else ""
+    runs = f", {len(manifests)} runs" if len(manifests) > 1 else ""
+    return f"{what}{where}{runs}"
+
+
+def _few(names: Mapping[str, None], what: str) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} {what}"
 
 
 def machine(
@@ -90,7 +109,8 @@ def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
     for family, names in off.items():
         yield Problem(
             f"{text(family)}: HBM reads measured are not those modelled, within "
-            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}"
+            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}",
+            doubt=True,
         )
 
 
@@ -114,6 +134,7 @@ def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
         yield Problem(
             f"{text(family)}: {len(some)} record{plural} flagged {text(flag)}",
             f"#{record_anchor(some[0])}",
+            doubt=True,
         )
 
 

@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
 from kernelbench.metrics import MEANING
-from kernelbench.report import bars, charts, environment, headline, roofline, tables
+from kernelbench.report import (
+    bars,
+    charts,
+    environment,
+    headline,
+    leads,
+    roofline,
+    tables,
+    verdict,
+)
 from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
-from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, text
+from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, style, text
 from kernelbench.report.grid import Grid, checks, speeds
+from kernelbench.report.panels import panels
 from kernelbench.spec import (
     KernelbenchError,
     Measured,
@@ -33,7 +43,6 @@ if TYPE_CHECKING:
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
-TITLE = "Kernel benchmarks"
 READING = " ".join(
     [
         "Every number says its kind.",
@@ -96,14 +105,12 @@ def render(
     *,
     baseline: str | None = None,
     frame: "DataFrame | None" = None,
-    title: str = TITLE,
 ) -> str:
     """The page as HTML. The same arguments give the same text.
 
     manifests: of each run, by its id; a run without one says so.
     baseline: the provider that speedups are against; without it each family's own baseline.
     frame: `metrics.frame` of these records against that baseline, where there is one already.
-    title: of the browser's tab, to tell pages apart.
     Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
     that no record is of.
     """
@@ -116,17 +123,21 @@ def render(
     names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
     runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
     known = {run: manifests.get(run) or {} for run in runs}
+    families = [_gathered(name, rows, measured, baseline) for name in names]
+    with style():
+        first = _first(rows, families)
+        views = [_family(family, known) for family in families]
     script = _asset("page.js")
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
     return str(
         _template().render(
-            title=title,
-            heading=TITLE,
+            title=headline.title(rows, measured, known),
             machine=headline.machine(rows, measured, known),
             problems=headline.problems(rows, measured),
+            **first,
             means=headline.headlines(rows, baseline),
             smoke=_SMOKE if any(row["smoke"] for row in rows) else "",
-            families=[_family(_gathered(n, rows, measured, baseline), known) for n in names],
+            families=views,
             runs=[environment.view(run, manifest) for run, manifest in known.items()],
             differences=environment.differences(known),
             reading=READING,
@@ -136,6 +147,23 @@ def render(
             script_hash=f"sha256-{digest}",
         )
     )
+
+
+def _first(rows: Sequence[Row], families: Sequence["_Family"]) -> dict[str, Any]:
+    """What the first screen is filled with: a verdict and two figures of each of our kernels."""
+    look = {family.name: family.look for family in families}
+    found = panels(rows)
+    return {
+        "verdicts": verdict.verdicts(found),
+        "heads": verdict.HEADS if any(not row["smoke"] for row in rows) else verdict.HEADS[:1],
+        "about_verdicts": verdict.ABOUT,
+        "leads": [
+            lead
+            for panel in found
+            if not panel.rows[0]["smoke"]
+            for lead in leads.leads(panel, look[str(panel.rows[0]["family"])])
+        ],
+    }
 
 
 def _template() -> Any:
@@ -224,7 +252,7 @@ def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
         found["error"] += charts.accuracy(rows, look, where)
         found["raw"] += charts.strips(rows, look, where)
     if family.speedy:
-        yield _part("Speedup", found["speed"], "No speedup could be formed: see the table.")
+        yield _part("Speedup over the baseline", found["speed"], "No speedup could be formed: see the table.")
         yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
         yield _part(
             "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."
