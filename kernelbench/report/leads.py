@@ -3,6 +3,7 @@ with the best other's beside it. The rows of both are the same, so that they sta
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
         places = _places(some, panel.mode)
         yield Lead(
             f"{panel.family} {panel.mode}",
-            f"{panel.provider}, {len(some)} case{'s' * (len(some) != 1)}{of}",
+            _about(panel, some, of),
             [
                 (name, draw(panel, places, look, f"{where}: {name}{of}"))
                 for name, column, draw in (
@@ -73,14 +74,41 @@ def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
         )
 
 
+def caption(name: str, rows: Sequence[Row]) -> str:
+    """Of such a figure of these rows: how it is read, and what its intervals are over."""
+    if name == CEILING:
+        return (
+            "% of ceiling: the time that this machine's measured limits allow for the modelled "
+            "bytes and flops, over the measured time. Filled: ours; hollow: the best other, which "
+            "the figure before names."
+        )
+    return (
+        "× best other: bars start at 1, the fastest right provider of the same accuracy that is "
+        "not ours, named at the right; right of 1 ours is faster. Whiskers: 95 % intervals, "
+        f"{over_what(rows)}. Shaded: the job's noise floor; a difference inside it, or an interval "
+        "that holds 1, is printed as ~. !: flagged. Hatched: approximate."
+    )
+
+
+def _about(panel: Panel, rows: Sequence[Row], of: str) -> str:
+    cases = f"{len(rows)} case{'s' * (len(rows) != 1)}{of}"
+    dtype = _usual(rows) if len({row["dtype"] for row in rows}) > 1 else ""
+    unsaid = f"{text(dtype)} if not said" if dtype else ""
+    return ", ".join(filter(None, (panel.provider, cases, unsaid, panel.run)))
+
+
+def _usual(rows: Sequence[Row]) -> str:
+    """The dtype that most cases have, which their names leave out."""
+    return Counter(str(row["dtype"]) for row in rows).most_common(1)[0][0]
+
+
 def _places(rows: Sequence[Row], mode: str) -> list[Place]:
-    """Each under the other; of a name, what is the same in all of them is left out."""
-    dtypes = {str(row["dtype"]) for row in rows}
-    ending = f"-{dtypes.pop()}-{mode}" if len(dtypes) == 1 else f"-{mode}"
+    """Each under the other; of a name, the mode and the usual dtype are left out."""
+    usual = _usual(rows)
     found, y = [], _HEAD
     for row in rows:
-        case = text(row["case"])
-        lines = fold(short(case.removesuffix(ending) or case, 3 * NAME), NAME)
+        case = text(row["case"]).removesuffix(f"-{mode}").removesuffix(f"-{usual}")
+        lines = fold(short(case, 3 * NAME), NAME)
         height = _ROW + _LINE * lines.count("\n")
         found.append(Place(row, lines, y + height / 2, height))
         y += height
@@ -110,8 +138,8 @@ def _text(axes: "Axes", x: float, y: float, said: str, colour: str, **more: Any)
     from matplotlib.transforms import blended_transform_factory
 
     across = blended_transform_factory(axes.figure.transFigure, axes.transData)
-    more = {"va": "center", "fontsize": SMALL, "color": code(colour)} | more
-    axes.text(x / WIDTH, y, said, transform=across, **more)
+    axes.text(x / WIDTH, y, said, transform=across, va="center", fontsize=SMALL,
+              color=code(colour), **more)  # fmt: skip
 
 
 def _beside(axes: "Axes", said: tuple[str, str], y: float, colour: str = "--ink") -> None:
@@ -150,10 +178,7 @@ def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title
         return Figure(
             title,
             message,
-            f"× best other: bars start at 1, the fastest right provider of the same accuracy that "
-            f"is not ours, named at the right; above 1 ours is faster. Whiskers: 95 % intervals "
-            f"{over_what(held)}. Shaded: the job's noise floor; a difference inside it is printed "
-            "as ~. !: flagged.",
+            caption(BEST, held),
             kinds_of("speedup_best", "noise_pct"),
             svg(figure, title, message),
         )
@@ -194,7 +219,7 @@ def _bar(axes: "Axes", place: Place, look: Look) -> None:
         linewidth=1 if look.hatch else 0,
     )
     same = within_noise(row, "speedup_best")
-    value = ("~" if same else digits(row["speedup_best"])) + _mark(row)
+    value = ("~" if same else digits(row["speedup_best"], 4)) + _mark(row)
     _beside(axes, (value, short(row["best_other"], OTHER)), place.y)
 
 
@@ -245,9 +270,7 @@ def _ceiling(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], ti
         return Figure(
             title,
             message,
-            "% of ceiling: the time that this machine's measured limits allow for the modelled "
-            "bytes and flops, over the measured time. Filled: ours; hollow: the best other, which "
-            "the figure beside names.",
+            caption(CEILING, [place.row for place in ours]),
             kinds_of("sol_pct"),
             svg(figure, title, message),
         )
@@ -275,7 +298,9 @@ def _reached(ours: Sequence[Place], theirs: Sequence[Row]) -> str:
     """The medians, and where ours is farthest from the limit."""
     least = min((place.row for place in ours), key=lambda row: row["sol_pct"])
     mid = digits(median(place.row["sol_pct"] for place in ours))
-    beside = f", the best other's {digits(median(o['sol_pct'] for o in theirs))} %" if theirs else ""
+    beside = (
+        f", the best other's {digits(median(o['sol_pct'] for o in theirs))} %" if theirs else ""
+    )
     return (
         f"Median of ours {mid} %{beside}. Least of ours: {digits(least['sol_pct'])} % on "
         f"{text(least['case'])}, bound by {text(least['bound'])}."

@@ -27,7 +27,7 @@ from kernelbench.report import (
 from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
 from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, style, text
 from kernelbench.report.grid import Grid, checks, speeds
-from kernelbench.report.panels import panels
+from kernelbench.report.panels import Panel, bad, panels
 from kernelbench.spec import (
     KernelbenchError,
     Measured,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
+SHOWN = 6  # verdicts that are shown at once
 READING = " ".join(
     [
         "Every number says its kind.",
@@ -150,20 +151,31 @@ def render(
 
 
 def _first(rows: Sequence[Row], families: Sequence["_Family"]) -> dict[str, Any]:
-    """What the first screen is filled with: a verdict and two figures of each of our kernels."""
+    """What the first screen is filled with: a verdict and two figures of each of our kernels, of
+    many those that are wrong or have most cases, and the others to be opened."""
     look = {family.name: family.look for family in families}
     found = panels(rows)
+    asked = 1 if all(row["smoke"] for row in rows) else len(verdict.HEADS)
+    most = max(SHOWN, sum(bool(bad(panel.rows)) for panel in found))
+    shown = [(found[:most], ""), (found[most:], f"{len(found) - most} more, of fewer cases")]
+    drawn = [(lead, more) for some, more in shown if (lead := _leads(some, look))]
+    names = dict.fromkeys(name for lead, _ in drawn for one in lead for name, _ in one.figures)
     return {
-        "verdicts": verdict.verdicts(found),
-        "heads": verdict.HEADS if any(not row["smoke"] for row in rows) else verdict.HEADS[:1],
-        "about_verdicts": verdict.ABOUT,
-        "leads": [
-            lead
-            for panel in found
-            if not panel.rows[0]["smoke"]
-            for lead in leads.leads(panel, look[str(panel.rows[0]["family"])])
-        ],
+        "heads": verdict.HEADS[:asked],
+        "about_verdicts": " ".join(verdict.ABOUT[:asked]),
+        "verdicts": [(verdict.verdicts(some), more) for some, more in shown if some],
+        "leads": drawn,
+        "captions": [leads.caption(name, rows) for name in names],
     }
+
+
+def _leads(panels: Sequence[Panel], look: Mapping[str, Mapping[str, Look]]) -> list[leads.Lead]:
+    return [
+        lead
+        for panel in panels
+        if not panel.rows[0]["smoke"]
+        for lead in leads.leads(panel, look[str(panel.rows[0]["family"])])
+    ]
 
 
 def _template() -> Any:
@@ -252,7 +264,11 @@ def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
         found["error"] += charts.accuracy(rows, look, where)
         found["raw"] += charts.strips(rows, look, where)
     if family.speedy:
-        yield _part("Speedup over the baseline", found["speed"], "No speedup could be formed: see the table.")
+        yield _part(
+            "Speedup over the baseline",
+            found["speed"],
+            "No speedup could be formed: see the table.",
+        )
         yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
         yield _part(
             "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."

@@ -45,8 +45,8 @@ class Panel:
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """In the order of the rows; those in which something of ours is wrong or failed come first,
-    then those in which something else is."""
+    """Those in which something of ours is wrong or failed, then those in which something else is,
+    then the others; of each, those with most cases first."""
     several = len({row["run_id"] for row in rows}) > 1
     found = []
     for (family, mode, run), part in parts(rows, "family", "mode", "run_id").items():
@@ -57,7 +57,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
             Panel(*where, text(name) + " ≈" * (accuracy == "approximate"), shown, ours, part)
             for (name, accuracy), ours in kernels.items()
         ] or [Panel(*where, "", shown, (), part)]
-    return sorted(found, key=lambda panel: (not bad(panel.ours), not bad(panel.others)))
+    return sorted(found, key=lambda p: (not bad(p.ours), not bad(p.others), -len(p.ours)))
 
 
 def bad(rows: Sequence[Row]) -> list[Row]:

@@ -1,7 +1,6 @@
 """The page's first lines: is each of our kernels right, faster than the best other, and how near
 the machine's limit is it?"""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from kernelbench.metrics import kind_of
 from kernelbench.report import means
 from kernelbench.report.cases import anchor, record_anchor
 from kernelbench.report.figures import Row, text
-from kernelbench.report.means import Mean, mean
+from kernelbench.report.means import mean
 from kernelbench.report.panels import Panel, bad, known
 from kernelbench.report.tables import figures
 from kernelbench.spec import Status
@@ -24,13 +23,15 @@ HEADS = (
     ("near this machine's limit?", kind_of("sol_pct")),
 )
 ABOUT = (
-    "Right: within its error budget against the fp64 oracle, and nothing else wrong; of the cases "
-    "that were not skipped. Faster: geometric mean of × best other over the cases in which every "
-    "opponent ran; the best other is the fastest right provider of the same accuracy that is not "
-    "ours, in the same job; of one case, that case's. % of ceiling: time at this machine's measured "
-    "limits for the modelled work, over the measured time; the median over cases and their range; "
-    f"near: {NEAR:.0f} % or more. The bar is ours, the tick the best other's."
-)
+    "Right: within its error budget against the fp64 oracle, and nothing else wrong, of the cases "
+    "that were not skipped.",
+    "Faster: × best other in the geometric mean over the cases in which every opponent ran, with "
+    "its 95 % interval; of one case, that case's. The best other is the fastest right provider of "
+    "the same accuracy that is not ours, in the same job.",
+    "% of ceiling: the time that this machine's measured limits allow for the modelled bytes and "
+    f"flops, over the measured time; the median over cases, and their range. Near: {NEAR:.0f} % or "
+    "more. The bar is ours, the line across it the best other's.",
+)  # what each of these means
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Answer:
-    """tone: good, bad, doubt or even, which its mark and its word say as well.
+    """tone: good, bad, doubt or even, which its mark and its word say as well. unit: of its value.
 
     meter: (% of ours, % of the best other or nothing), to be drawn as a bar.
     """
@@ -52,6 +53,7 @@ class Answer:
     tone: str
     word: str
     value: str = ""
+    unit: str = ""
     notes: Sequence[Note] = ()
     meter: tuple[float, float | None] | None = None
 
@@ -95,13 +97,13 @@ def _right(panel: Panel) -> Answer:
     if panel.ours:
         notes += _others(panel.others)
     if not tried:
-        return Answer("even", "not tried", f"0 of {_counted(len(rows), what)}", notes)
+        return Answer("even", "not tried", notes=notes)
     wrong = bad(tried)
-    value = f"{len(tried) - len(wrong)} of {_counted(len(tried), what)}"
+    said = f"{len(tried) - len(wrong)} of {len(tried)}", f"{what}s", notes
     if not wrong:
-        return Answer("good", "right", value, notes)
+        return Answer("good", "right", *said)
     incorrect = any(row["status"] == Status.incorrect for row in wrong)
-    return Answer("bad", "wrong" if incorrect else str(wrong[0]["status"]), value, notes)
+    return Answer("bad", "wrong" if incorrect else str(wrong[0]["status"]), *said)
 
 
 def _counted(count: int, what: str) -> str:
@@ -129,7 +131,7 @@ def _others(rows: Sequence[Row]) -> Iterator[Note]:
         return
     right = {text(row["provider"]) for row in rows if row["status"] == Status.ok}
     if right:
-        yield Note(f"and so {'are' if len(right) > 1 else 'is'} {_counted(len(right), 'other')}")
+        yield Note(f"{_counted(len(right), 'other provider')} right")
 
 
 def _faster(panel: Panel) -> Answer:
@@ -139,41 +141,53 @@ def _faster(panel: Panel) -> Answer:
     if not held:
         return Answer("even", "no opponent", notes=[Note("of the same accuracy in the same job")])
     found = mean(held, panel.rows)
-    over = found.over if found else held
-    notes = list(_over(found, over))
     if found is None and len(held) > 1:
-        return Answer("even", "no mean", notes=[Note("no two cases in which all ran"), *notes])
+        no = Note("in no two cases did all opponents run")
+        return Answer("even", "no mean", notes=[no, *_ended(held)])
     mid, lo, hi = (found.mid, found.lo, found.hi) if found else _alone(held[0])
     within = found.within if found else means.over_what(held).partition(",")[0]
-    notes.insert(0, Note(f"95 %: {figures(lo, 4)} to {figures(hi, 4)} {within}"))
-    return Answer(*_tone(lo, hi, over), f"{figures(mid, 4)} ×", notes)
+    of = f", mean of {found.cases}" if found else ""
+    interval = Note(f"95 %: {figures(lo, 4)} to {figures(hi, 4)} {within}{of}")
+    notes = [interval, *_ended(held)]
+    return Answer(*_tone(lo, hi, held), f"{figures(mid, 4)} ×", "the best other", notes)
 
 
 def _alone(row: Row) -> tuple[float, float, float]:
     return row["speedup_best"], row["speedup_best_lo"], row["speedup_best_hi"]
 
 
-def _tone(lo: float, hi: float, over: Sequence[Row]) -> tuple[str, str]:
+def _tone(lo: float, hi: float, rows: Sequence[Row]) -> tuple[str, str]:
     """No difference where the interval holds 1, or every case is within its noise."""
-    if lo <= 1 <= hi or all(means.within_noise(row, "speedup_best") for row in over):
+    if lo <= 1 <= hi or all(means.within_noise(row, "speedup_best") for row in rows):
         return "even", "no difference"
-    return ("good", "faster") if lo > 1 else ("doubt", "slower")
+    counts = means.counts(rows)
+    if lo > 1:
+        return "good", "faster in the mean" if counts["slower"] else "faster"
+    return "doubt", "slower in the mean" if counts["faster"] else "slower"
 
 
-def _over(found: Mean | None, over: Sequence[Row]) -> Iterator[Note]:
-    """How many cases, how they ended, how far apart they are, and who the best others were."""
-    counts = means.counts(over)
-    cases = found.cases if found else _counted(len(over), "case")
-    ended = [f"{counts[what]} {what}" for what in ("faster", "within noise", "slower")
-             if counts[what]]  # fmt: skip
-    yield Note(f"{cases}: {', '.join(ended)}")
+def _ended(rows: Sequence[Row]) -> Iterator[Note]:
+    """How all cases ended, also those that a mean leaves out; how far apart they are, against
+    whom; and how many are flagged."""
+    counts = means.counts(rows)
+    ended = {what: counts[what] for what in ("faster", "within noise", "slower") if counts[what]}
+    every = len(ended) == 1
+    said = ", ".join(f"{'all' if every else count} {what}" for what, count in ended.items())
+    best = _shares(Counter(text(row["best_other"]) for row in rows))
+    if len(rows) == 1:
+        yield Note(f"1 case, against {best}")
+    else:
+        low, high = (end(row["speedup_best"] for row in rows) for end in (min, max))
+        yield Note(f"{len(rows)} cases: {said}")
+        yield Note(f"{figures(low)} to {figures(high)} × {best}")
     if counts["flagged"]:
         yield Note(f"{counts['flagged']} flagged", alarm="doubt")
-    low, high = min(r["speedup_best"] for r in over), max(r["speedup_best"] for r in over)
-    names = Counter(text(row["best_other"]) for row in over).most_common()
-    best = names[0][0] if len(names) == 1 else ", ".join(f"{name} ({n})" for name, n in names)
-    spread = f"{figures(low)} to {figures(high)} × " if len(over) > 1 else ""
-    yield Note(f"{spread}{best}")
+
+
+def _shares(names: Counter[str]) -> str:
+    """`quack`, or `quack (7), liger (3)`: how many cases each has, where there are several."""
+    several = len(names) > 1
+    return ", ".join(f"{name} ({n})" if several else name for name, n in names.most_common())
 
 
 def _near(panel: Panel) -> Answer:
@@ -183,13 +197,13 @@ def _near(panel: Panel) -> Answer:
     mid = median(row["sol_pct"] for row in held)
     theirs = known([o for row in held if (o := panel.best_other(row))], "sol_pct")
     other = median(row["sol_pct"] for row in theirs) if theirs else None
-    bounds = Counter(text(row["bound"]) for row in held)
-    bound = ", ".join(f"{b} ({n})" for b, n in bounds.most_common()) if len(bounds) > 1 else [*bounds][0]
+    bound = _shares(Counter(text(row["bound"]) for row in held))
     notes = [Note(f"{_range(held)}, bound by {bound}")]
     if other is not None:
-        notes.append(Note(f"best other {figures(other)} %, {_range(theirs)}"))
+        spread = f", {_range(theirs)}" if len(theirs) > 1 else ""
+        notes.append(Note(f"best other {figures(other)} %{spread}"))
     tone, word = ("good", "near") if mid >= NEAR else ("even", "not near")
-    return Answer(tone, word, f"{figures(mid)} %", notes, (mid, other))
+    return Answer(tone, word, f"{figures(mid)} %", "of ceiling", notes, (mid, other))
 
 
 def _range(rows: Sequence[Row]) -> str:
@@ -198,5 +212,3 @@ def _range(rows: Sequence[Row]) -> str:
     if len(found) == 1:
         return "1 case"
     return f"{figures(min(found))} to {figures(max(found))} % over {len(found)} cases"
-
-
