@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernelbench.metrics import kinds_of
-from kernelbench.report.figures import SMALL, Figure, Look, Row, canvas, code, short, svg, text
+from kernelbench.report.figures import SMALL, Figure, Look, Row, box, canvas, code, short, svg, text
 from kernelbench.report.means import counts, over_what, within_noise
 from kernelbench.report.panels import Panel, known
 from kernelbench.report.tables import figures as digits
@@ -201,18 +201,18 @@ def _noise(axes: "Axes", places: Sequence[Place], low: float) -> None:
     for place in places:
         noise = place.row["noise_pct"] / 100
         if math.isfinite(noise):
-            start = max(1 - noise, low)
-            axes.barh(place.y, 1 + noise - start, place.height, left=start, color=code("--band"),
-                      zorder=0.6)  # fmt: skip
+            ends = max(1 - noise, low), 1 + noise
+            style = {"color": code("--band"), "linewidth": 0, "zorder": 0.6}
+            box(axes, ends, place.y, place.height, **style)
 
 
 def _bar(axes: "Axes", place: Place, look: Look) -> None:
     row = place.row
-    axes.barh(
+    box(
+        axes,
+        (1, row["speedup_best"]),
         place.y,
-        row["speedup_best"] - 1,
         8,
-        left=1,
         facecolor=code("--paper") if look.hatch else look.colour,
         edgecolor=look.colour,
         hatch=look.hatch or None,
@@ -248,56 +248,65 @@ def _told(rows: Sequence[Row]) -> str:
 
 
 def _ceiling(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title: str) -> Figure:
-    ours = [place for place in places if math.isfinite(place.row["sol_pct"])]
-    theirs = [
-        (place, other)
-        for place in ours
-        if (other := panel.best_other(place.row)) and math.isfinite(other["sol_pct"])
-    ]
+    ours = {p.y: p.row for p in places if math.isfinite(p.row["sol_pct"])}
+    best = {y: other for y, row in ours.items() if (other := panel.best_other(row))}
+    theirs = {y: other for y, other in best.items() if math.isfinite(other["sol_pct"])}
     with _rows(places, ("ours", "best other")) as (figure, axes):
-        values = [*(p.row["sol_pct"] for p in ours), *(other["sol_pct"] for _, other in theirs)]
-        axes.set_xlim(0, max(100, *values) * 1.02)
+        most = max(row["sol_pct"] for row in (*ours.values(), *theirs.values()))
+        axes.set_xlim(0, max(100, most) * 1.02)
         axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
         axes.axvline(100, color=code("--ink"), linewidth=1, ymax=1 - _HEAD / axes.get_ylim()[0])
-        _gaps(axes, [(place, other["sol_pct"]) for place, other in theirs])
-        others = {place.y: other for place, other in theirs}
+        _gaps(axes, ours, theirs)
+        _points(axes, theirs, look, hollow=True)
+        _points(axes, ours, look, hollow=False)
         for place in places:
-            if place in ours:
-                _share(axes, place, others.get(place.y), look)
+            if place.y in ours:
+                other = theirs.get(place.y)
+                said = digits(other["sol_pct"]) if other else "none"
+                _beside(axes, (digits(place.row["sol_pct"]), said), place.y)
             else:
                 _missing(axes, place, "not known")
-        message = _reached(ours, [other for _, other in theirs])
+        message = _reached([*ours.values()], [*theirs.values()])
         return Figure(
             title,
             message,
-            caption(CEILING, [place.row for place in ours]),
+            caption(CEILING, [*ours.values()]),
             kinds_of("sol_pct"),
             svg(figure, title, message),
         )
 
 
-def _gaps(axes: "Axes", pairs: Sequence[tuple[Place, float]]) -> None:
-    if pairs:
-        lines = [((place.row["sol_pct"], place.y), (x, place.y)) for place, x in pairs]
+def _gaps(axes: "Axes", ours: Mapping[float, Row], theirs: Mapping[float, Row]) -> None:
+    """From the best other to ours."""
+    lines = [((ours[y]["sol_pct"], y), (row["sol_pct"], y)) for y, row in theirs.items()]
+    if lines:
         _lines(axes, lines, code("--muted"), 1)
 
 
-def _share(axes: "Axes", place: Place, other: Row | None, look: Mapping[str, Look]) -> None:
-    mine, hollow = look[str(place.row["provider"])], code("--paper")
-    if other:
-        theirs = look[str(other["provider"])]
-        axes.plot(other["sol_pct"], place.y, marker=theirs.marker, markersize=5,
-                  markerfacecolor=hollow, markeredgecolor=theirs.colour)  # fmt: skip
-    axes.plot(place.row["sol_pct"], place.y, marker=mine.marker, markersize=6,
-              markerfacecolor=mine.colour, markeredgecolor=hollow, markeredgewidth=0.5)  # fmt: skip
-    said = digits(other["sol_pct"]) if other else "none"
-    _beside(axes, (digits(place.row["sol_pct"]), said), place.y)
+def _points(
+    axes: "Axes", rows: Mapping[float, Row], look: Mapping[str, Look], *, hollow: bool
+) -> None:
+    """Rows by where they stand."""
+    paper, found = code("--paper"), dict[str, list[tuple[float, float]]]()
+    for y, row in rows.items():
+        found.setdefault(str(row["provider"]), []).append((row["sol_pct"], y))
+    for name, at in found.items():
+        colour = look[name].colour
+        axes.plot(
+            *zip(*at, strict=True),
+            linestyle="none",
+            marker=look[name].marker,
+            markersize=5 if hollow else 6,
+            markerfacecolor=paper if hollow else colour,
+            markeredgecolor=colour if hollow else paper,
+            markeredgewidth=1 if hollow else 0.5,
+        )
 
 
-def _reached(ours: Sequence[Place], theirs: Sequence[Row]) -> str:
+def _reached(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     """The medians, and where ours is farthest from the limit."""
-    least = min((place.row for place in ours), key=lambda row: row["sol_pct"])
-    mid = digits(median(place.row["sol_pct"] for place in ours))
+    least = min(ours, key=lambda row: row["sol_pct"])
+    mid = digits(median(row["sol_pct"] for row in ours))
     beside = (
         f", the best other's {digits(median(o['sol_pct'] for o in theirs))} %" if theirs else ""
     )
