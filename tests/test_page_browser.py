@@ -63,7 +63,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records[2] = noisy(records[2], evil)
     measured = (counted(), counted("eager", 2 * 2**30, role=Role.baseline, case=evil))
     out = tmp_path_factory.mktemp("page") / "page.html"
-    out.write_text(report.render(records, measured, {"run": MANIFEST}, title=evil), "utf-8")
+    out.write_text(report.render(records, measured, {"run": MANIFEST | {"suite": evil}}), "utf-8")
     return out
 
 

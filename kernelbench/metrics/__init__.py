@@ -33,7 +33,7 @@ from kernelbench.metrics.record import (
     timings,
     worst_element,
 )
-from kernelbench.metrics.rows import axis_columns, csv_columns, frame, frame_of, rows_of
+from kernelbench.metrics.rows import axis_columns, csv_columns, filled, frame, frame_of, rows_of
 from kernelbench.significance import t_reach
 from kernelbench.statistics import Interval, over_processes
 
@@ -53,6 +53,7 @@ __all__ = [
     "csv_of",
     "csv_text",
     "dicts",
+    "filled",
     "frame",
     "frame_of",
     "gbps",

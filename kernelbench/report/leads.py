@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernelbench.metrics import kinds_of
 from kernelbench.report.figures import SMALL, Figure, Look, Row, box, canvas, code, short, svg, text
-from kernelbench.report.means import counts, over_what, within_noise
+from kernelbench.report.means import FEWEST, counts, over_what, within_noise
 from kernelbench.report.panels import Panel, known
 from kernelbench.report.tables import figures as digits
 from kernelbench.report.tables import fold
@@ -50,8 +50,10 @@ class Place(NamedTuple):
 
 
 def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
-    """One of a panel that has a speed; more where it has many cases."""
-    if not (known(panel.ours, "speedup_best_lo") or known(panel.ours, "sol_pct")):
+    """One of a panel that has speeds, more where it has many cases; none of a single case, of which
+    the verdict says all."""
+    speedy = known(panel.ours, "speedup_best_lo") or known(panel.ours, "sol_pct")
+    if not speedy or len(panel.ours) < FEWEST:
         return
     count = math.ceil(len(panel.ours) / ROWS)
     most = math.ceil(len(panel.ours) / count)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelbench import metrics
 from kernelbench.metrics import MEANING
@@ -37,9 +37,6 @@ from kernelbench.spec import (
     UsageError,
     suggest,
 )
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Manifests = Mapping[str, Mapping[str, Any]]
 
@@ -105,13 +102,13 @@ def render(
     manifests: Manifests,
     *,
     baseline: str | None = None,
-    frame: "DataFrame | None" = None,
+    rows: Sequence[Row] | None = None,
 ) -> str:
     """The page as HTML. The same arguments give the same text.
 
     manifests: of each run, by its id; a run without one says so.
     baseline: the provider that speedups are against; without it each family's own baseline.
-    frame: `metrics.frame` of these records against that baseline, where there is one already.
+    rows: `metrics.rows_of` these records against that baseline, where they are there already.
     Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
     that no record is of.
     """
@@ -120,7 +117,7 @@ def render(
     providers = dict.fromkeys(record.provider for record in records)
     if baseline and records and baseline not in providers:
         raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
-    rows = _rows(records, baseline, frame)
+    rows = _rows(records, metrics.rows_of(records, baseline) if rows is None else rows)
     names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
     runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
     known = {run: manifests.get(run) or {} for run in runs}
@@ -205,13 +202,13 @@ def _asset(name: str) -> str:
         ) from None
 
 
-def _rows(records: Sequence[RunRecord], baseline: str, frame: "DataFrame | None") -> list[Row]:
-    """Rows of the frame, each with its record and whether its machine has no GPU."""
-    found = metrics.dicts(metrics.frame(records, baseline) if frame is None else frame)
-    smoke = {row["run_id"] for row in found if row["timer"] == "host"}
+def _rows(records: Sequence[RunRecord], rows: Sequence[Row]) -> list[Row]:
+    """Every row with its record and whether its machine has no GPU."""
+    filled = metrics.filled(rows)
+    smoke = {row["run_id"] for row in filled if row["timer"] == "host"}
     return [
         {**row, "record": record, "smoke": record.run_id in smoke}
-        for row, record in zip(found, records, strict=True)
+        for row, record in zip(filled, records, strict=True)
     ]
 
 

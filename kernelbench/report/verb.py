@@ -82,7 +82,7 @@ class _Report:
             self.found.measured,
             self.found.manifests,
             baseline=self.wanted.baseline or None,
-            frame=self.frame,
+            rows=self.found.rows,
         )
 
     def exported(self) -> str:
