@@ -165,7 +165,7 @@ def _mark(row: Row) -> str:
 def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title: str) -> Figure:
     held = known([place.row for place in places], "speedup_best_lo")
     with _rows(places, ("×", "best other")) as (figure, axes):
-        low, high = _ends(axes, held)
+        low, high = _ends(axes, known(panel.ours, "speedup_best_lo"))
         axes.set_xlim(low, high)
         bars = [place for place in places if math.isfinite(place.row["speedup_best_lo"])]
         _noise(axes, bars, low)
@@ -187,7 +187,10 @@ def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title
 
 
 def _ends(axes: "Axes", rows: Sequence[Row]) -> tuple[float, float]:
-    """As far to the left of 1 as to its right, but not below 0; and ticks, one of them at 1."""
+    """As far to the left of 1 as to its right, but not below 0; and ticks, one of them at 1.
+
+    rows: a panel's, so that all its figures have one axis.
+    """
     names = ("speedup_best", "speedup_best_lo", "speedup_best_hi")
     far = [abs(row[name] - 1) for row in rows for name in names]
     noise = [row["noise_pct"] / 100 for row in known(rows, "noise_pct")]
