@@ -111,6 +111,36 @@ def test_nothing_is_wider_than_the_screen(tab: Any) -> None:
     assert wide[0] <= wide[1]
 
 
+def test_a_table_that_scrolls_says_so_and_keeps_its_first_column(tab: Any) -> None:
+    told = tab.evaluate(
+        """[...document.querySelectorAll('.scroll')].map(box => [
+            box.scrollWidth > box.clientWidth + 1, box.previousElementSibling.checkVisibility(),
+        ])"""
+    )
+    assert len(told) == 2 and all(wide == says for wide, says in told)
+    assert [True, True] in told
+    box = tab.locator(".filter ~ .scroll")
+    box.evaluate("b => { b.scrollLeft = 200 }")
+    for part in ("thead th", "tbody th"):
+        lefts = [e.bounding_box()["x"] for e in (box, box.locator(part).first)]
+        assert lefts[1] - lefts[0] == pytest.approx(1, abs=0.6), part  # its border
+    tab.set_viewport_size({"width": 4000, "height": 800})
+    tab.evaluate("document.body.style.maxWidth = 'none'; dispatchEvent(new Event('resize'))")
+    assert tab.locator(".sideways:visible").count() == 0
+
+
+def test_every_word_of_the_verdict_is_on_the_screen(tab: Any) -> None:
+    """Nothing of it scrolls: on a phone it is a card a kernel."""
+    outside = tab.evaluate(
+        """[...document.querySelectorAll('.verdict tbody *')].filter(e => {
+            const box = e.getBoundingClientRect();
+            return e.checkVisibility() && (box.left < 0 || box.right > innerWidth);
+        }).map(e => e.textContent)"""
+    )
+    assert outside == []
+    assert tab.locator(".verdict .tone").count() == 4 * 3
+
+
 def test_no_label_of_a_figure_leaves_it_or_lies_on_another(tab: Any) -> None:
     bad = tab.evaluate(
         """[...document.querySelectorAll('svg')].flatMap(svg => {
