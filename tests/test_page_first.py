@@ -69,7 +69,7 @@ def test_one_glance_tells_right_faster_and_near() -> None:
     assert triton == [
         "rms_norm fwd triton",
         "✓ right 4 of 4 cases · 3 other providers right",
-        "✓ faster 1.333 × the best other · 95 %: 1.333 to 1.333 within this run, mean of 4 cases"
+        "✓ faster 1.333 × the best other · 95 %: 1.333 to 1.333 within this run, mean of 4"
         " · 4 cases: all faster · 1.33 to 1.33 × liger",
         "– not near 41.0 % of ceiling · 41.0 to 41.0 % over 4 cases, bound by memory"
         " · best other 30.7 %, 30.7 to 30.7 % over 4 cases",
@@ -148,7 +148,7 @@ def test_cases_that_the_mean_leaves_out_are_counted() -> None:
     records = [*at(1024, 2), *at(2048, 4), *at(4096, 30)]
     records[-2] = replace(records[-2], status=Status.skipped, timing=None, reason="too wide")
     cell = strip(render(records))[0][2]
-    assert "mean of 2 of 3 cases" in cell and "3 cases: 2 faster, 1 slower" in cell
+    assert "mean of 2 of 3 ·" in cell and "3 cases: 2 faster, 1 slower" in cell
     assert "0.68 to 1.71 × liger (2), compile (1)" in cell
     assert cell.startswith("✓ faster in the mean")
 
@@ -177,7 +177,7 @@ def test_intervals_say_how_many_processes_they_are_over() -> None:
         return replace(one, further=tuple(replace(one, process=n) for n in (1, 2)))
 
     html = render([again(one) if one.timing else one for one in sweep()])
-    assert " over 3 processes, mean of 4 cases" in strip(html)[0][2]
+    assert " over 3 processes, mean of 4" in strip(html)[0][2]
     assert "Whiskers: 95 % intervals, over 3 processes." in html
 
 

@@ -146,7 +146,7 @@ def _faster(panel: Panel) -> Answer:
         return Answer("even", "no mean", notes=[no, *_ended(held)])
     mid, lo, hi = (found.mid, found.lo, found.hi) if found else _alone(held[0])
     within = found.within if found else means.over_what(held).partition(",")[0]
-    of = f", mean of {found.cases}" if found else ""
+    of = f", mean of {found.cases.removesuffix(' cases')}" if found else ""
     interval = Note(f"95 %: {figures(lo, 4)} to {figures(hi, 4)} {within}{of}")
     notes = [interval, *_ended(held)]
     return Answer(*_tone(lo, hi, held), f"{figures(mid, 4)} ×", "the best other", notes)
