@@ -298,15 +298,15 @@ def test_html_is_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     asked: list[Any] = []
 
     def render(records: Any, measured: Any, manifests: Any, **more: Any) -> str:
-        frame = more.pop("frame")
-        assert [*frame["provider"]] == [record.provider for record in records]
+        rows = more.pop("rows")
+        assert [row["provider"] for row in rows] == [record.provider for record in records]
         asked.append((len(records), list(measured), list(manifests), more))
         return "<html>"
 
     monkeypatch.setattr(page, "render", render)
     reported(folder, format="html", out=folder / "x.html")
     assert (folder / "x.html").read_text() == "<html>"
-    assert asked == [(104, [], ["one"], {"baseline": None, "title": "kernelbench: one"})]
+    assert asked == [(104, [], ["one"], {"baseline": None})]
 
 
 def cells(line: str) -> list[str]:

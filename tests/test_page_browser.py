@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from page_run import MANIFEST, counted, noisy, sweep
 
 from kernelbench.report import page as report
-from kernelbench.spec import Role
+from kernelbench.spec import Role, Status
 
 pytest.importorskip("matplotlib", reason="matplotlib draws the page: the extra `report`")
 driver = pytest.importorskip(
@@ -61,13 +61,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
     records = [*sweep(), *sweep(mode="bwd", label=evil)]
     records[2] = noisy(records[2], evil)
+    records[3] = replace(records[3], status=Status.incorrect, reason=evil, timing=None)
     measured = (counted(), counted("eager", 2 * 2**30, role=Role.baseline, case=evil))
     out = tmp_path_factory.mktemp("page") / "page.html"
-    out.write_text(report.render(records, measured, {"run": MANIFEST}, title=evil), "utf-8")
+    out.write_text(report.render(records, measured, {"run": MANIFEST | {"suite": evil}}), "utf-8")
     return out
 
 
-@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["desktop", "phone in the dark"])
+@pytest.fixture(
+    params=[(1280, "light"), (800, "light"), (390, "dark")],
+    ids=["desktop", "tablet", "phone in the dark"],
+)
 def opened(browser: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
     width, scheme = request.param
     tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
@@ -111,6 +115,36 @@ def test_nothing_is_wider_than_the_screen(tab: Any) -> None:
     assert wide[0] <= wide[1]
 
 
+def test_a_table_that_scrolls_says_so_and_keeps_its_first_column(tab: Any) -> None:
+    told = tab.evaluate(
+        """[...document.querySelectorAll('.scroll')].map(box => [
+            box.scrollWidth > box.clientWidth + 1, box.previousElementSibling.checkVisibility(),
+        ])"""
+    )
+    assert len(told) == 2 and all(wide == says for wide, says in told)
+    assert [True, True] in told
+    box = tab.locator(".filter ~ .scroll")
+    box.evaluate("b => { b.scrollLeft = 200 }")
+    for part in ("thead th", "tbody th"):
+        lefts = [e.bounding_box()["x"] for e in (box, box.locator(part).first)]
+        assert lefts[1] - lefts[0] == pytest.approx(1, abs=0.6), part  # its border
+    tab.set_viewport_size({"width": 4000, "height": 800})
+    tab.evaluate("document.body.style.maxWidth = 'none'; dispatchEvent(new Event('resize'))")
+    assert tab.locator(".sideways:visible").count() == 0
+
+
+def test_every_word_of_the_verdict_is_on_the_screen(tab: Any) -> None:
+    """Nothing of it scrolls: on a phone it is a card a kernel."""
+    outside = tab.evaluate(
+        """[...document.querySelectorAll('.verdict tbody *')].filter(e => {
+            const box = e.getBoundingClientRect();
+            return e.checkVisibility() && (box.left < 0 || box.right > innerWidth);
+        }).map(e => e.textContent)"""
+    )
+    assert outside == []
+    assert tab.locator(".verdict .tone").count() == 4 * 3
+
+
 def test_no_label_of_a_figure_leaves_it_or_lies_on_another(tab: Any) -> None:
     bad = tab.evaluate(
         """[...document.querySelectorAll('svg')].flatMap(svg => {
@@ -138,7 +172,7 @@ def test_a_header_sorts_up_then_down_with_what_is_empty_last(tab: Any) -> None:
     number = head.evaluate("h => h.cellIndex")
     times = column(tab, number)
     filled = [float(time) for time in times if time]
-    assert filled == sorted(filled) and 40 == len(filled) < len(times)
+    assert filled == sorted(filled) and 39 == len(filled) < len(times)
     assert times[len(filled) :] == [""] * (len(times) - len(filled))
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "descending"

@@ -34,7 +34,7 @@ from kernelbench.metrics.record import (
     timings,
     worst_element,
 )
-from kernelbench.metrics.rows import axis_columns, csv_columns, frame, frame_of, rows_of
+from kernelbench.metrics.rows import axis_columns, csv_columns, filled, frame, frame_of, rows_of
 from kernelbench.significance import t_reach
 from kernelbench.statistics import Interval, over_processes
 
@@ -54,6 +54,7 @@ __all__ = [
     "csv_of",
     "csv_text",
     "dicts",
+    "filled",
     "finite",
     "frame",
     "frame_of",

@@ -1,5 +1,6 @@
 """The table of all derived numbers: one row a record, as plain rows and as a frame."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from statistics import median
@@ -74,6 +75,16 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> "DataFrame":
         else:
             columns[name] = pd.Series(values, dtype="Int64" if name in _WHOLE else "float64")
     return pd.DataFrame(columns)
+
+
+def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `rows_of` with every column but the axes', as the rows of `frame_of` have them and
+    without pandas: of what does not apply, text is "", a real number NaN, a whole one None."""
+    nothing: dict[str, Any] = dict.fromkeys((*IDENTITY, *RESULT), math.nan)
+    nothing |= dict.fromkeys((*IDENTITY[1:], *_TEXT), "") | dict.fromkeys(_WHOLE)
+    return [
+        nothing | {name: value for name, value in row.items() if value is not None} for row in rows
+    ]
 
 
 def _axis_dtype(values: list[Any]) -> Any:

@@ -14,6 +14,7 @@ from kernelbench.report.figures import (
     Figure,
     Look,
     Row,
+    box,
     canvas,
     code,
     log_axes,
@@ -188,19 +189,18 @@ def _band(axes: "Axes", case: Sequence[Row], y: float, height: float) -> None:
     noise = [row["noise_pct"] / 100 for row in case if math.isfinite(row["noise_pct"])]
     if noise:
         low = max(1 - noise[0], 0.1)
-        axes.barh(
-            y, 1 + noise[0] - low, height, left=low, align="edge", color=code("--band"), zorder=0.5
-        )
+        style = {"color": code("--band"), "linewidth": 0, "zorder": 0.5}
+        box(axes, (low, 1 + noise[0]), y + height / 2, height, **style)
     axes.plot([1, 1], [y, y + height], color=code("--muted"), linewidth=1)
 
 
 def _bar(axes: "Axes", row: Row, look: Look, y: float) -> None:
     _name(axes, row, y)
-    axes.barh(
+    box(
+        axes,
+        (1, row["speedup"]),
         y,
-        row["speedup"] - 1,
-        left=1,
-        height=_ROW - 5,
+        _ROW - 5,
         facecolor=code("--paper") if look.hatch else look.colour,
         edgecolor=look.colour,
         hatch=look.hatch or None,

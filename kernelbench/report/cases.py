@@ -4,13 +4,13 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from kernelbench.report.figures import Row, parts, text
 from kernelbench.report.tables import figures
-from kernelbench.spec import RunRecord
+from kernelbench.spec import RunRecord, Timing
 
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
@@ -99,17 +99,25 @@ def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
 
 
 def _known(record: RunRecord) -> dict[str, Any]:
-    known = json.loads(record.to_json())
+    timing = record.timing
+    samples = _samples(timing) if timing else {}
+    nothing: dict[str, Any] = dict.fromkeys(samples, ())
+    hollow = replace(timing, **nothing) if timing else None
+    known = json.loads(replace(record, timing=hollow, further=()).to_json())
     known["traffic"] = {one.tensor: [one.read, one.write] for one in record.traffic or ()}
-    if known.get("timing"):
-        known["timing"] = {name: _counted(value) for name, value in known["timing"].items()}
+    if timing:
+        known["timing"] |= samples
     return {name: _short(value) for name, value in known.items() if value not in _NOTHING}
 
 
-def _counted(value: Any) -> Any:
-    if not isinstance(value, list) or not value:
-        return value
-    return f"{sum(len(each) if isinstance(each, list) else 1 for each in value)} samples"
+def _samples(timing: Timing) -> dict[str, str]:
+    """How many there are in each of its lists that is not empty."""
+    lists = {name: value for name, value in vars(timing).items() if isinstance(value, tuple)}
+    return {name: _counted(value) for name, value in lists.items() if value}
+
+
+def _counted(values: Sequence[Any]) -> str:
+    return f"{sum(len(one) if isinstance(one, tuple) else 1 for one in values)} samples"
 
 
 def _short(value: Any) -> Any:

@@ -33,7 +33,7 @@ HUES = {
     "ablation": ("--part-1", "--part-2", "--part-3"),
     "peer": ("--peer-1", "--peer-2", "--peer-3", "--peer-4"),
 }  # of each role
-INKS = ("--ink", "--muted", "--rule", "--band", "--paper")
+INKS = ("--ink", "--muted", "--rule", "--band", "--paper", "--bad")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*")
 _CODES = {
     name: f"#a1{number:04x}" for number, name in enumerate((*chain(*HUES.values()), *INKS), 1)
@@ -141,22 +141,35 @@ def short(value: object, most: int) -> str:
 
 
 @contextmanager
-def canvas(
-    height: float, *, left: float, right: float = 14, top: float = 10, bottom: float = 40
-) -> Iterator[tuple["Canvas", "Axes"]]:
-    """An empty figure and its axes with such margins, all in the figure's units."""
+def style() -> Iterator[None]:
+    """Matplotlib's own defaults, whatever the user's are, and ours on them: for all figures."""
     import matplotlib.style
-    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.style.context(["default", _STYLE], after_reset=True):
-        figure = Canvas(figsize=(WIDTH / 72, height / 72))
-        box = (
-            left / WIDTH,
-            bottom / height,
-            1 - (left + right) / WIDTH,
-            1 - (top + bottom) / height,
-        )
-        yield figure, figure.add_axes(box)
+        yield
+
+
+@contextmanager
+def canvas(
+    height: float,
+    *,
+    left: float,
+    right: float = 14,
+    top: float = 10,
+    bottom: float = 40,
+    width: float = WIDTH,
+) -> Iterator[tuple["Canvas", "Axes"]]:
+    """An empty figure and its axes with such margins, all in the figure's units; see `style`."""
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(width / 72, height / 72))
+    box = (
+        left / width,
+        bottom / height,
+        1 - (left + right) / width,
+        1 - (top + bottom) / height,
+    )
+    yield figure, figure.add_axes(box)
 
 
 def svg(figure: "Canvas", title: str, message: str) -> str:
@@ -224,6 +237,14 @@ def _font(found: re.Match[str]) -> str:
 def _one_decimal(number: re.Match[str]) -> str:
     short = f"{float(number[0]):.1f}".removesuffix(".0")
     return "0" if short == "-0" else short
+
+
+def box(axes: "Axes", ends: tuple[float, float], y: float, height: float, **style: Any) -> None:
+    """A bar from end to end with its middle at y: `axes.barh` without what it costs."""
+    from matplotlib.patches import Rectangle
+
+    low, high = ends
+    axes.add_artist(Rectangle((low, y - height / 2), high - low, height, **style))
 
 
 def log_axes(

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +15,58 @@ from kernelbench.report.tables import figures
 from kernelbench.spec import Measured, Status
 
 NAMED = 12  # problems of one kind that are named one by one
+FEW = 3  # suites or GPUs that a title names
 
 
 @dataclass(frozen=True)
 class Problem:
-    """href: where on the page its record stands; nothing where there is none."""
+    """href: where on the page its record stands; nothing where there is none. doubt: whether it
+    only makes numbers doubtful; else something is wrong."""
 
     text: str
     href: str = ""
+    doubt: bool = False
+
+
+def title(
+    rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """`h200 on NVIDIA H200`: suites and GPUs by name, of more than a few how many there are."""
+    suites, gpus = _subjects(rows, measured, manifests)
+    what = _few(suites, "suites") or "kernel benchmarks"
+    where = f" on {_few(gpus, 'GPUs')}" if gpus else ""
+    runs = f", {len(manifests)} runs" if len(manifests) > 1 else ""
+    return f"{what}{where}{runs}"
+
+
+def _subjects(
+    rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """The suites and the GPUs, each once."""
+    suites = dict.fromkeys(text(m["suite"]) for m in manifests.values() if m.get("suite"))
+    gpus = dict.fromkeys(text(g) for g in (*(r["gpu"] for r in rows), *(m.gpu for m in measured)))
+    return [*suites], [*gpus]
+
+
+def _few(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} {what}"
 
 
 def machine(
     rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """(fact, value): the GPUs, versions, dates and runs, and how its records ended."""
-    runs = dict.fromkeys([*(str(row["run_id"]) for row in rows), *(m.run_id for m in measured)])
-    known = [manifests.get(run) or {} for run in runs]
+    """(fact, value): suites and GPUs that the title does not name, versions, dates, how many runs,
+    and how their records ended."""
+    known = list(manifests.values())
+    subjects = zip(("suite", "GPU"), _subjects(rows, measured, manifests), strict=True)
     versions = [(manifest.get("machine") or {}).get("versions") or {} for manifest in known]
-    found = {
-        "GPU": [*(row["gpu"] for row in rows), *(one.gpu for one in measured)],
+    found: dict[str, Iterable[Any]] = {
+        **{name: names for name, names in subjects if len(names) > FEW},
         **{name: [v.get(name) for v in versions] for name in ("torch", "triton", "cuda", "driver")},
         "kernelbench": [manifest.get("kernelbench") for manifest in known],
         "date": sorted(
             day for m in known if (day := str(m.get("utc", ""))[:10])
         ) or sorted(str(row["utc"])[:10] for row in rows),
-        "suite": [manifest.get("suite") for manifest in known],
     }  # fmt: skip
     said = [
         (name, ", ".join(dict.fromkeys(text(value) for value in values if value)))
@@ -49,7 +76,7 @@ def machine(
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     return [
         *((name, value) for name, value in said if value),
-        ("runs", str(len(runs))),
+        *([("runs", str(len(manifests)))] if len(manifests) > 1 else []),
         ("records", f"{len(rows)}: {counts}" if rows else "none"),
         *([("intervals", over)] if (over := over_what(rows)) else []),
         *([("profiled", f"{len(measured)} calls")] if measured else []),
@@ -90,7 +117,8 @@ def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
     for family, names in off.items():
         yield Problem(
             f"{text(family)}: HBM reads measured are not those modelled, within "
-            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}"
+            f"{audit.AUDIT_PCT:.0f} %: {', '.join(names)}",
+            doubt=True,
         )
 
 
@@ -114,6 +142,7 @@ def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
         yield Problem(
             f"{text(family)}: {len(some)} record{plural} flagged {text(flag)}",
             f"#{record_anchor(some[0])}",
+            doubt=True,
         )
 
 

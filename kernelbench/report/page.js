@@ -42,6 +42,15 @@
     });
   }
 
+  // Where a table is wider than the screen, a line above it says so.
+  const measure = () => {
+    for (const box of document.querySelectorAll(".scroll")) {
+      box.previousElementSibling.hidden = box.scrollWidth <= box.clientWidth + 1;
+    }
+  };
+  addEventListener("resize", measure);
+  measure();
+
   // A link to a record opens it, and the case that it is in.
   const reveal = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));

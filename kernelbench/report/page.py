@@ -10,14 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelbench import metrics
 from kernelbench.metrics import MEANING
-from kernelbench.report import bars, charts, environment, headline, roofline, tables
+from kernelbench.report import (
+    bars,
+    charts,
+    environment,
+    headline,
+    leads,
+    roofline,
+    tables,
+    verdict,
+)
 from kernelbench.report.cases import CaseView, anchor, case_anchor, cases, record_anchor
-from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, text
+from kernelbench.report.figures import Figure, Look, Row, looks, parts, require, style, text
 from kernelbench.report.grid import Grid, checks, speeds
+from kernelbench.report.panels import Panel, bad, panels
 from kernelbench.spec import (
     KernelbenchError,
     Measured,
@@ -28,12 +38,9 @@ from kernelbench.spec import (
     suggest,
 )
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 Manifests = Mapping[str, Mapping[str, Any]]
 
-TITLE = "Kernel benchmarks"
+SHOWN = 6  # verdicts that are shown at once
 READING = " ".join(
     [
         "Every number says its kind.",
@@ -95,15 +102,13 @@ def render(
     manifests: Manifests,
     *,
     baseline: str | None = None,
-    frame: "DataFrame | None" = None,
-    title: str = TITLE,
+    rows: Sequence[Row] | None = None,
 ) -> str:
     """The page as HTML. The same arguments give the same text.
 
     manifests: of each run, by its id; a run without one says so.
     baseline: the provider that speedups are against; without it each family's own baseline.
-    frame: `metrics.frame` of these records against that baseline, where there is one already.
-    title: of the browser's tab, to tell pages apart.
+    rows: `metrics.rows_of` these records against that baseline, where they are there already.
     Raises KernelbenchError where matplotlib or Jinja2 is missing, and UsageError for a baseline
     that no record is of.
     """
@@ -112,21 +117,25 @@ def render(
     providers = dict.fromkeys(record.provider for record in records)
     if baseline and records and baseline not in providers:
         raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
-    rows = _rows(records, baseline, frame)
+    rows = _rows(records, metrics.rows_of(records, baseline) if rows is None else rows)
     names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
     runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
     known = {run: manifests.get(run) or {} for run in runs}
+    families = [_gathered(name, rows, measured, baseline) for name in names]
+    with style():
+        first = _first(rows, families)
+        views = [_family(family, known) for family in families]
     script = _asset("page.js")
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
     return str(
         _template().render(
-            title=title,
-            heading=TITLE,
+            title=headline.title(rows, measured, known),
             machine=headline.machine(rows, measured, known),
             problems=headline.problems(rows, measured),
+            **first,
             means=headline.headlines(rows, baseline),
             smoke=_SMOKE if any(row["smoke"] for row in rows) else "",
-            families=[_family(_gathered(n, rows, measured, baseline), known) for n in names],
+            families=views,
             runs=[environment.view(run, manifest) for run, manifest in known.items()],
             differences=environment.differences(known),
             reading=READING,
@@ -136,6 +145,34 @@ def render(
             script_hash=f"sha256-{digest}",
         )
     )
+
+
+def _first(rows: Sequence[Row], families: Sequence["_Family"]) -> dict[str, Any]:
+    """What the first screen is filled with: a verdict and two figures of each of our kernels, of
+    many those that are wrong or have most cases, and the others to be opened."""
+    look = {family.name: family.look for family in families}
+    found = panels(rows)
+    asked = 1 if all(row["smoke"] for row in rows) else len(verdict.HEADS)
+    most = max(SHOWN, sum(bool(bad(panel.rows)) for panel in found))
+    shown = [(found[:most], ""), (found[most:], f"{len(found) - most} more, of fewer cases")]
+    drawn = [(lead, more) for some, more in shown if (lead := _leads(some, look))]
+    names = dict.fromkeys(name for lead, _ in drawn for one in lead for name, _ in one.figures)
+    return {
+        "heads": verdict.HEADS[:asked],
+        "about_verdicts": " ".join(verdict.ABOUT[:asked]),
+        "verdicts": [(verdict.verdicts(some), more) for some, more in shown if some],
+        "leads": drawn,
+        "captions": [leads.caption(name, rows) for name in names],
+    }
+
+
+def _leads(panels: Sequence[Panel], look: Mapping[str, Mapping[str, Look]]) -> list[leads.Lead]:
+    return [
+        lead
+        for panel in panels
+        if not panel.rows[0]["smoke"]
+        for lead in leads.leads(panel, look[str(panel.rows[0]["family"])])
+    ]
 
 
 def _template() -> Any:
@@ -165,13 +202,13 @@ def _asset(name: str) -> str:
         ) from None
 
 
-def _rows(records: Sequence[RunRecord], baseline: str, frame: "DataFrame | None") -> list[Row]:
-    """Rows of the frame, each with its record and whether its machine has no GPU."""
-    found = metrics.dicts(metrics.frame(records, baseline) if frame is None else frame)
-    smoke = {row["run_id"] for row in found if row["timer"] == "host"}
+def _rows(records: Sequence[RunRecord], rows: Sequence[Row]) -> list[Row]:
+    """Every row with its record and whether its machine has no GPU."""
+    filled = metrics.filled(rows)
+    smoke = {row["run_id"] for row in filled if row["timer"] == "host"}
     return [
         {**row, "record": record, "smoke": record.run_id in smoke}
-        for row, record in zip(found, records, strict=True)
+        for row, record in zip(filled, records, strict=True)
     ]
 
 
@@ -224,7 +261,11 @@ def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
         found["error"] += charts.accuracy(rows, look, where)
         found["raw"] += charts.strips(rows, look, where)
     if family.speedy:
-        yield _part("Speedup", found["speed"], "No speedup could be formed: see the table.")
+        yield _part(
+            "Speedup over the baseline",
+            found["speed"],
+            "No speedup could be formed: see the table.",
+        )
         yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
         yield _part(
             "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."

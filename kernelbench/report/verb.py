@@ -77,14 +77,12 @@ class _Report:
     def html(self) -> str:
         from kernelbench.report import page
 
-        runs = [*self.found.manifests]
         return page.render(
             self.found.records,
             self.found.measured,
             self.found.manifests,
             baseline=self.wanted.baseline or None,
-            frame=self.frame,
-            title=f"kernelbench: {runs[0] if len(runs) == 1 else f'{len(runs)} runs'}",
+            rows=self.found.rows,
         )
 
     def exported(self) -> str:
