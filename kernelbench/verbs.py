@@ -226,7 +226,7 @@ def _show_run(
     each: Plan, outcome: Outcome, records: Sequence[RunRecord], folder: Path, output: Output
 ) -> None:
     if output.quiet:
-        output.say(str(tables.summary(metrics.dicts(metrics.frame(records)))))
+        output.say(str(tables.summary(metrics.filled(metrics.rows_of(records)))))
     else:
         terminal.show_run(records, output.console)
     _show_details(records, output)

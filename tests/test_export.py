@@ -92,8 +92,7 @@ def test_it_fits_80_columns_with_labels_that_are_whole(folder: Path, tmp_path: P
     a_run(tmp_path / "x", "one", slow)
     for width in (80, 200):
         out = io.StringIO()
-        frame = metrics.frame(slow)
-        best, _ = choice(("best",), frame, sheet.source(frame, ["M", "N"])).first
+        best, _ = choice(("best",), sheet.source(metrics.rows_of(slow))).first
         sheet.show(best, Console(file=out, width=width))
         assert label in out.getvalue() and "1.17 [1.17, 1.17]" in out.getvalue()
         assert max(map(len, out.getvalue().splitlines())) <= width
@@ -164,8 +163,7 @@ def test_scaling_shows_time_and_rate_against_what_was_swept(folder: Path) -> Non
 
 def test_an_axis_that_is_not_a_number_everywhere_is_not_swept() -> None:
     records = [replace(r, axes={**r.axes, "scale": 0.5}) for r in job("a", family="other")]
-    frame = metrics.frame([*many(), *records])
-    given = sheet.source(frame, ["M", "N", "inputs", "scale"])
+    given = sheet.source(metrics.rows_of([*many(), *records]))
     assert [s.title.split(" over ")[1][0] for s in sheets.scaling(given) if s.rows] == ["M"]
 
 
@@ -205,8 +203,7 @@ def test_a_baseline_of_choice(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_no_number_is_cut_in_a_line_a_case(two: Path, width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=width)
-    frame = metrics.frame(many())
-    shown = choice(NAMES, frame, sheet.source(frame, ["M", "N"]))
+    shown = choice(NAMES, sheet.source(metrics.rows_of(many())))
     for each in (*shown.first, *shown.sheets):
         sheet.show(each, console)
         for row in each.rows:

@@ -346,4 +346,5 @@ def test_filled_rows_are_those_of_the_frame() -> None:
     ):
         for name in (name for name in framed if name in plain):
             mine, theirs = plain[name], framed[name]
-            assert str(mine) == str(theirs) or (mine is None and str(theirs) == "<NA>"), name
+            same = mine == theirs or str(mine) == str(theirs)  # NaN, too
+            assert same or (mine is None and str(theirs) == "<NA>"), name

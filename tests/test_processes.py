@@ -342,7 +342,7 @@ def test_means_are_over_processes_and_tables_say_so() -> None:
     assert math.log(found.mid) == pytest.approx(sum(each) / 3, rel=1e-2)
     assert found.lo < 5 / 4 / 1.05 and found.hi > 5 / 4
     assert over_what(rows) == "over 3 processes"
-    shown = str(tables.summary(metrics.dicts(metrics.frame(together(records)))))
+    shown = str(tables.summary(metrics.filled(metrics.rows_of(together(records)))))
     assert "over 3 processes)" in shown
     alone = metrics.frame(together(records[:6]))
     assert "within this run)" in str(tables.summary(metrics.dicts(alone)))

@@ -49,8 +49,7 @@ def job(case: str = "M4096-N4096-bf16-fwd", scale: float = 1, **facts: Any) -> l
 
 def show(records: list[RunRecord], width: int = 100, **options: Any) -> str:
     out = io.StringIO()
-    frame = metrics.frame(records)
-    every = choice(("cases",), frame, sheet.source(frame, []))
+    every = choice(("cases",), sheet.source(metrics.rows_of(records)))
     terminal.show(every, Console(file=out, width=width, **options))
     return out.getvalue()
 
@@ -192,7 +191,9 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
 
 def test_tables_are_one_a_family_mode_and_dtype() -> None:
     records = [*job(), *job(mode="bwd"), *job(dtype="fp32"), *job(family="rotary")]
-    titles = [str(table.title) for table in tables.run_tables(metrics.frame(records))]
+    titles = [
+        str(table.title) for table in tables.run_tables(metrics.filled(metrics.rows_of(records)))
+    ]
     assert titles == [
         "rms_norm · fwd · bf16 · NVIDIA H200",
         "rms_norm · bwd · bf16 · NVIDIA H200",
@@ -209,7 +210,9 @@ def smoke(*records: RunRecord) -> list[RunRecord]:
 
 
 def titles(records: list[RunRecord]) -> list[str]:
-    return [str(table.title) for table in tables.run_tables(metrics.frame(records))]
+    return [
+        str(table.title) for table in tables.run_tables(metrics.filled(metrics.rows_of(records)))
+    ]
 
 
 def test_smoke_runs_have_one_table_a_family() -> None:
@@ -224,7 +227,7 @@ def test_smoke_is_said_of_the_machine_not_of_what_went_well_on_it() -> None:
         "rms_norm · a CPU · smoke",
         "rms_norm · fwd · bf16 · NVIDIA H200",
     ]
-    both = str(tables.summary(metrics.dicts(metrics.frame([*smoke(*job()), *job()]))))
+    both = str(tables.summary(metrics.filled(metrics.rows_of([*smoke(*job()), *job()]))))
     assert f"{tables.SMOKE} (a CPU)" in both
     assert "smoke" not in show(job())
 
@@ -246,15 +249,15 @@ def test_headlines_pool_neither_runs_nor_gpus() -> None:
         made = [replace(r, **facts) for r in job()[:4]]
         return [*made[:3], replace(made[3], timing=timing(46.1 / scale))]
 
-    alone = str(tables.summary(metrics.dicts(metrics.frame(faster(2)))))
+    alone = str(tables.summary(metrics.filled(metrics.rows_of(faster(2)))))
     assert "rms_norm fwd: rms_norm_triton 2.00 ×" in alone
     second = faster(8, run_id="second", group="g2")
-    text = str(tables.summary(metrics.dicts(metrics.frame([*faster(2), *second]))))
+    text = str(tables.summary(metrics.filled(metrics.rows_of([*faster(2), *second]))))
     assert "8 records of 2 runs: 8 ok" in text
     assert "rms_norm fwd in run: rms_norm_triton 2.00 ×" in text
     assert "rms_norm fwd in second: rms_norm_triton 8.00 ×" in text
     second = faster(8, gpu="NVIDIA A100", group="g2")
-    text = str(tables.summary(metrics.dicts(metrics.frame([*faster(2), *second]))))
+    text = str(tables.summary(metrics.filled(metrics.rows_of([*faster(2), *second]))))
     assert "rms_norm fwd on NVIDIA H200: rms_norm_triton 2.00 ×" in text
     assert "rms_norm fwd on NVIDIA A100: rms_norm_triton 8.00 ×" in text
 
@@ -266,7 +269,7 @@ def test_many_headlines_are_lines_of_a_table() -> None:
         for n in range(1, tables.MOST_HEADLINES + 2)
         for r in job()[:4]
     ]  # fmt: skip
-    _, head, *lines = str(tables.summary(metrics.dicts(metrics.frame(records)))).splitlines()
+    _, head, *lines = str(tables.summary(metrics.filled(metrics.rows_of(records)))).splitlines()
     assert head == "geometric means against the best other, derived:"
     assert len(lines) == tables.MOST_HEADLINES + 1
     assert lines[1].split() == ["rms_norm", "fwd", OURS, "2.00", "×", "run-2", "1", "case"]
@@ -283,7 +286,7 @@ def test_the_headline_is_the_geometric_mean_over_the_cases() -> None:
     records = [*job("a"), *job("b")]
     records[3] = replace(records[3], timing=timing(46.1 / 2))
     records[11] = replace(records[11], timing=timing(46.1 / 8))
-    text = str(tables.summary(metrics.dicts(metrics.frame(records))))
+    text = str(tables.summary(metrics.filled(metrics.rows_of(records))))
     assert "16 records: 12 ok, 2 skipped, 2 incorrect" in text
     found = re.search(
         r"rms_norm fwd: rms_norm_triton 4.00 × the best other, derived \(geometric mean of 2 "

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from kernelbench.report import best, sheets
 from kernelbench.report.documents import NOTE, documents
 from kernelbench.report.means import has_time
 from kernelbench.report.sheet import Row, Sheet, Source
 from kernelbench.spec import UsageError, suggest
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 FEW = 6  # cases on GPUs, up to which every provider has a line, too
 KINDS: Mapping[str, Callable[[Source], Iterator[Sheet]]] = {
@@ -31,7 +27,7 @@ class Choice:
 
     rows: Sequence[Row]
     first: Sequence[Sheet]
-    cases: "DataFrame"
+    cases: Sequence[Row]
     sheets: Sequence[Sheet]
     profiles: bool
     note: str = ""
@@ -48,7 +44,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     return NAMES if "all" in names else tuple(dict.fromkeys(names))
 
 
-def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
+def choice(names: Sequence[str], given: Source) -> Choice:
     """Exactly the tables that were named, and which of them are empty. Where none was: ours against
     the best other; a line a provider where that is short, and where nothing of ours has a time;
     then what profilers saw, and which runs these are if they are several."""
@@ -58,18 +54,18 @@ def choice(names: Sequence[str], frame: "DataFrame", given: Source) -> Choice:
         made = {kind: _filled(make, given) for kind, make in KINDS.items() if kind in kinds}
         first = made.get("best", [])
         found = [sheet for kind, each in made.items() if kind != "best" for sheet in each]
-        cases = frame if "cases" in kinds else frame[:0]
+        cases = given.rows if "cases" in kinds else ()
         notes = [best.note(given.rows)] if first else []
         note = "\n".join([*notes, *([NOTE] if made.get("documents") else [])])
         if empty := [kind for kind, each in made.items() if kind in names and not each]:
             note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
         return Choice(given.rows, first, cases, [*found, *runs], "profiles" in kinds, note)
     held = best.held_up(given.rows)
-    is_held = [best.key(row) in held for row in given.rows]
-    part = replace(given, rows=[row for row, its in zip(given.rows, is_held, strict=True) if its])
+    part = replace(given, rows=[row for row in given.rows if best.key(row) in held])
+    others = [row for row in given.rows if best.key(row) not in held]
     first = _filled(best.best, part)
     few = _cases(given.rows) <= FEW
-    cases = frame if few else frame[[not its for its in is_held]]
+    cases = given.rows if few else others
     note = f"{best.note(part.rows)}\n{MORE if few else f'{EVERY} {MORE}'}" if first else ""
     return Choice(given.rows, first, cases, runs, True, note)
 

@@ -4,18 +4,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kernelbench import files, metrics
+from kernelbench import files
 from kernelbench.report import tables
 from kernelbench.report.choice import Choice
 from kernelbench.report.documents import untimed
 from kernelbench.report.means import over_what
 from kernelbench.report.sheet import Sheet
 from kernelbench.spec import KernelbenchError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Row = Mapping[str, Any]
 SUMMARY_LIMIT = 1 << 20  # bytes that GitHub takes of one step
@@ -27,16 +24,14 @@ def markdown(shown: Choice, against: str = "") -> str:
     lines = [f"- {_escaped(line)}" for line in str(tables.summary(shown.rows)).splitlines()]
     found = ["\n".join(lines), *map(of_sheet, shown.first)]
     found += [*_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
-    if (shown.cases["timer"] == "gated").any():
-        over = over_what(metrics.dicts(shown.cases))
+    if over := over_what(shown.cases):
         found.append(_escaped(f"{tables.KINDS} Intervals are {over}."))
     found.append(_escaped(shown.note))
     return "\n\n".join(text for text in found if text) + "\n"
 
 
-def _cases(frame: "DataFrame", against: str) -> Iterator[str]:
+def _cases(rows: Sequence[Row], against: str) -> Iterator[str]:
     """A table a family, mode, dtype and GPU, a line a provider; a smoke run has one a family."""
-    rows = metrics.dicts(frame)
     smoke = tables.smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
@@ -13,9 +13,6 @@ from kernelbench import metrics
 from kernelbench.report.means import has_time
 from kernelbench.report.tables import fold
 from kernelbench.spec import Measured
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Row = Mapping[str, Any]
 Lines = tuple[tuple[str, ...], ...]
@@ -83,15 +80,18 @@ class Source:
 
 
 def source(
-    frame: "DataFrame",
-    axes: Sequence[str],
+    rows: Sequence[Row],
     measured: Sequence[Measured] = (),
     manifests: Mapping[str, Mapping[str, Any]] | None = None,
     against: str = "",
 ) -> Source:
-    """axes: the columns of the frame that are axes."""
-    rows = metrics.dicts(frame)
-    return Source(rows, measured, manifests or {}, axes, against)
+    """rows: of `metrics.rows_of`."""
+    axes = metrics.axis_columns(row["axes"] for row in rows)
+    flat = [
+        row | {column: row["axes"].get(axis) for column, axis in axes.items()}
+        for row in metrics.filled(rows)
+    ]
+    return Source(flat, measured, manifests or {}, list(axes), against)
 
 
 def show(sheet: Sheet, console: Console) -> None:

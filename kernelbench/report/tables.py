@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,9 +15,6 @@ from rich.text import Text
 from kernelbench import metrics
 from kernelbench.report import means
 from kernelbench.report.means import within_noise
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MOST_HEADLINES = 8  # beyond, they are lines of a table
 WIDTH = 100  # of columns, in which a table of every provider cuts no number
@@ -159,14 +156,13 @@ _CHECKS = (
 )
 
 
-def run_tables(frame: "DataFrame", width: int = WIDTH, against: str = "") -> list[Table]:
-    """One table a GPU, family, mode and dtype of a `metrics.frame`, cases one below another.
+def run_tables(rows: Sequence[Row], width: int = WIDTH, against: str = "") -> list[Table]:
+    """One table a GPU, family, mode and dtype of `metrics.filled`, cases one below another.
 
     Smoke runs, which compare nothing, have one a family.
     width: columns to stay within; what does not fit folds provider names, never numbers.
     against: the provider that speedups hold up instead of the baseline.
     """
-    rows = metrics.dicts(frame)
     smoke = smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -369,16 +365,16 @@ def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
     return f"{figures(found.mid)} ×", "geometric mean of ", told
 
 
-def show_cases(frame: "DataFrame", console: Console, against: str = "") -> None:
-    """Print the tables of a frame, each with an empty line below it, as wide as the console, or
+def show_cases(rows: Sequence[Row], console: Console, against: str = "") -> None:
+    """Print the tables, each with an empty line below it, as wide as the console, or
     wider, so that a pipe or a narrow terminal cuts no number."""
     narrow, console.width = console.width, max(console.width, WIDTH)
     try:
-        for table in run_tables(frame, console.width, against):
+        for table in run_tables(rows, console.width, against):
             console.print(table)
             console.print()
     finally:
         console.width = narrow
-    if over := means.over_what(metrics.dicts(frame)):
+    if over := means.over_what(rows):
         console.print(f"{KINDS} Intervals are {over}.", highlight=False)
         console.print()

@@ -25,7 +25,7 @@ def show(
     try:
         failed.show(shown.rows, console)
         _sheets(shown.first, console)
-        if len(shown.cases):
+        if shown.cases:
             tables.show_cases(shown.cases, console, against)
         _sheets(shown.sheets, console)
         if shown.profiles:
@@ -44,9 +44,7 @@ def show(
 
 def show_run(records: Sequence[RunRecord], console: Console) -> None:
     """The default tables of one run, as `report` shows them."""
-    frame = metrics.frame(records)
-    axes = list(metrics.axis_columns(record.axes for record in records))
-    show(choice((), frame, sheet.source(frame, axes)), console)
+    show(choice((), sheet.source(metrics.rows_of(records))), console)
 
 
 def _sheets(found: Sequence[sheet.Sheet], console: Console) -> None:

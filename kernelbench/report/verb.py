@@ -56,13 +56,12 @@ class _Report:
     @cached_property
     def shown(self) -> Choice:
         given = sheet.source(
-            self.frame,
-            list(metrics.axis_columns(row["axes"] for row in self.found.rows)),
+            self.found.rows,
             self.found.measured,
             self.found.manifests,
             self.wanted.baseline,
         )
-        return choice(self.wanted.tables, self.frame, given)
+        return choice(self.wanted.tables, given)
 
     def markdown(self) -> str:
         text = markdown(self.shown, self.wanted.baseline)
