@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 class _Group(TyperGroup):
     """A message and exit code 2 for what the user can mend, 130 for an interrupt, 143 for SIGTERM,
-    141 where nobody reads on. Nothing ends in a traceback that lies outside this program."""
+    141 where nobody reads on. Nothing ends in a traceback that lies outside this program.
+
+    Commands are listed with the first sentence of their help, whole: lines wrap, none is cut."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in self.commands.values():  # Click cuts what it makes of the help itself
+            command.short_help = command.get_short_help_str(limit=sys.maxsize)
 
     def main(self, *args: Any, **options: Any) -> Any:
         streams.widen()
@@ -74,7 +81,7 @@ app = typer.Typer(
     help="Is this fused GPU kernel right, how much faster is it, and why?",
 )
 cache_app = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache", help="Show or clear tuned configs and derived figures.")
+app.add_typer(cache_app, name="cache")
 
 
 def _version(value: bool) -> None:
@@ -86,7 +93,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="And exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Is this fused GPU kernel right, how much faster is it, and why?"""
