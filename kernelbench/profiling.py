@@ -57,6 +57,7 @@ def wanted(
 
 def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
+    families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here, not by a worker
     machine = _machine(wanted.asked)
     cuda = machine["kind"] == "cuda"
     each = _plan(wanted, machine, output)

@@ -13,10 +13,8 @@ from typer.core import TyperGroup
 
 from kernelbench import __version__
 from kernelbench.cli import streams
-from kernelbench.cli.options import (
-    Words,
-)
-from kernelbench.spec.errors import KernelbenchError, Terminated, exit_code_of
+from kernelbench.cli.options import VERBOSE, Words
+from kernelbench.spec.errors import KernelbenchError, PluginError, Terminated, exit_code_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,11 +50,11 @@ class _Group(TyperGroup):
             finally:
                 sys.stdout.flush()
         except (KernelbenchError, KeyboardInterrupt, OSError) as error:
-            raise typer.Exit(_end(error)) from None
+            raise typer.Exit(_end(error, verbose=bool(ctx.meta.get(VERBOSE)))) from None
 
 
-def _end(error: BaseException) -> int:
-    """Say why, in the last line, and by which exit code."""
+def _end(error: BaseException, *, verbose: bool = False) -> int:
+    """Say why, in the last line, and by which exit code. verbose: how a plugin came there, too."""
     match error:
         case OSError():
             why, code = streams.lost(error)
@@ -69,6 +67,8 @@ def _end(error: BaseException) -> int:
     with suppress(OSError):
         for note in getattr(error, "__notes__", ()):
             typer.echo(note, err=True)
+        if verbose and isinstance(error, PluginError) and error.trace:
+            typer.echo(error.trace, err=True)
         typer.echo(f"{prefix}{why}", err=True)
     return code
 
