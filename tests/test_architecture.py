@@ -51,9 +51,10 @@ ROOMS: dict[str, set[str]] = {
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
-    "doctor": {"spec", "suite", "measure", "families", "profile"},
+    "doctor": {"spec", "suite", "measure", "families", "optional", "profile"},
+    "optional": set(),
 }
-STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised")
+STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised", "optional")
 WITHOUT_TORCH = (
     "store",
     "times",

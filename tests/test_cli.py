@@ -281,3 +281,13 @@ def test_several_suites_make_a_run_each(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(store.find_runs([tmp_path])) == 2
+
+
+def test_run_and_check_without_a_suite_say_first_what_they_do(tmp_path):
+    done = kb("run", "--dry-run", "--case", "M16-N256-fp32-fwd", "--out", str(tmp_path))
+    first, *_ = done.stderr.splitlines()
+    assert first.startswith("no suite named, so this runs smoke: ")
+    assert "smoke: 1 jobs" in done.stdout
+    assert not kb("run", "smoke", "--dry-run").stderr and not kb("run", "--dry-run", "-q").stderr
+    done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "plain")
+    assert done.stderr.splitlines()[0].startswith("no suite named, so this checks every family")

@@ -98,9 +98,11 @@ def run(
         seed=seed,
     )
     options = Options(timeout=timeout, fail_fast=fail_fast)
+    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
+    if not suites and not resume:
+        output.note(verbs.UNNAMED)
     plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
     verbs.refuse_many(plans, yes)
-    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
     if dry_run:
         verbs.show_jobs(plans, output)
         return
@@ -192,7 +194,7 @@ def doctor(
     from kernelbench.doctor import examine, show
 
     findings = examine()
-    show(findings, console_of(), as_json)
+    show(findings, console_of(), as_json, verbose=verbose)
     missing = [finding.what for finding in findings if finding.ok is False]
     if missing:
         typer.echo(f"exit 2: missing: {', '.join(missing)}", err=True)

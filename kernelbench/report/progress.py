@@ -187,6 +187,11 @@ class Output:
             return LiveView(self.errors)
         return Plain(self.errors, verbose=self.verbose)
 
+    def note(self, text: str) -> None:
+        """What was chosen for want of a word of the user's; not where only results are asked for."""
+        if not (self.quiet or self.as_json):
+            self.fail(text)
+
     def fail(self, text: str) -> None:
         """The last line of what ends with an exit code that is not 0."""
         self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
