@@ -40,8 +40,8 @@ from kernelbench.spec import (
 )
 
 UNNAMED = (
-    "no suite named, so this runs smoke: every family, small, on any machine, with or without a GPU "
-    "(kernelbench run h200, say, times large shapes on one)"
+    "no suite named, so this runs smoke: every family, small, on any machine, with or "
+    "without a GPU (kernelbench run h200, say, times large shapes on one)"
 )
 UNNAMED_CHECKS = "no suite named, so this checks every family on its own small cases"
 

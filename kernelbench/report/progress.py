@@ -188,7 +188,7 @@ class Output:
         return Plain(self.errors, verbose=self.verbose)
 
     def note(self, text: str) -> None:
-        """What was chosen for want of a word of the user's; not where only results are asked for."""
+        """What was chosen where nothing was named; not said where only results are wanted."""
         if not (self.quiet or self.as_json):
             self.fail(text)
 
