@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,26 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 import kernelbench
-
-# What is measured beside ours, and the Python that it needs.
-PEERS = {
-    "liger-kernel": (3, 11),
-    "quack-kernels": (3, 12),
-    "flash-attn-4": (3, 12),
-    "fa3-fwd": (3, 11),
-    "sageattention": (3, 11),
-}
-PAGES = ("jinja2", "matplotlib")  # for pages and plots
+from kernelbench import optional
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for. ok: None when it is optional and absent."""
+    """One thing that was looked for. ok: None when it is optional and absent. adds: what is had
+    with an optional part. path: where a program is."""
 
     what: str
     ok: bool | None
     found: str
     remedy: str = ""
+    adds: str = ""
+    path: str = ""
 
 
 def examine() -> list[Finding]:
@@ -45,9 +38,10 @@ def examine() -> list[Finding]:
         *_foreign(),
         *_torch(),
         *_nvml(),
-        *_tools(),
-        *_peers(),
-        *_pages(),
+        *_profilers(),
+        *_programs(),
+        *_packages(),
+        _developing(),
     ]
 
 
@@ -134,17 +128,6 @@ def _nvml() -> Iterator[Finding]:
     yield Finding("NVML", True, f"driver {driver}")
 
 
-def _tools() -> Iterator[Finding]:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    yield Finding(
-        "C++ compiler",
-        True if compiler else None,
-        compiler or "not on the PATH",
-        "" if compiler else "torch.compile needs one on a CPU: install g++",
-    )
-    yield from _profilers()
-
-
 def _profilers() -> Iterator[Finding]:
     from kernelbench.profile import ncu, nsys
     from kernelbench.profile.tool import ToolError
@@ -153,40 +136,57 @@ def _profilers() -> Iterator[Finding]:
         try:
             found: Any = find()
         except ToolError as error:
-            yield Finding(name, None, "not found", str(error))
+            yield Finding(name, None, "not found", str(error), optional.PROFILERS[name])
         else:
             denied = ncu.why_not() if name == "ncu" else None
-            told = f"{found.path}, version {found.version}"
-            yield Finding(name, None if denied else True, told, denied or "")
+            yield Finding(
+                name,
+                None if denied else True,
+                found.version,
+                denied or "",
+                optional.PROFILERS[name],
+                str(found.path),
+            )
 
 
-def _peers() -> Iterator[Finding]:
-    for package, least in PEERS.items():
-        old = sys.version_info < least
-        needs = f"needs Python {least[0]}.{least[1]} or newer: " if old else ""
-        yield _optional(package, f"{needs}pip install {package}")
+def _programs() -> Iterator[Finding]:
+    for part in optional.PROGRAMS:
+        name, path = " or ".join(part.names), part.path
+        if path:
+            yield Finding(name, True, Path(path).name, adds=part.adds, path=path)
+        else:
+            yield Finding(name, None, "not on the PATH", part.remedy, part.adds)
 
 
-def _pages() -> Iterator[Finding]:
-    remedy = "pages of `kernelbench report --format html`: pip install 'kernelbench[report]'"
-    yield from (_optional(package, remedy) for package in PAGES)
+def _packages() -> Iterator[Finding]:
+    for part in optional.PACKAGES:
+        if part.version is None:
+            yield Finding(part.name, None, "not installed", part.remedy, part.adds)
+        else:
+            yield Finding(part.name, True, part.version, adds=part.adds)
 
 
-def _optional(package: str, remedy: str) -> Finding:
-    try:
-        return Finding(package, True, importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(package, None, "not installed", remedy)
+def _developing() -> Finding:
+    adds = "work on kernelbench itself: make test, make docs"
+    missing = optional.developing()
+    if not missing:
+        return Finding("extra dev", True, "all installed", adds=adds)
+    said = f"not installed: {', '.join(missing)}"
+    return Finding("extra dev", None, said, "pip install 'kernelbench[dev]'", adds)
 
 
-def show(findings: Sequence[Finding], console: Console, as_json: bool) -> None:
-    """A line a finding: what, whether it is well, what was found, and the remedy."""
+def show(
+    findings: Sequence[Finding], console: Console, as_json: bool, *, verbose: bool = False
+) -> None:
+    """Of each finding whether it is well, what was found, what it adds, and the remedy; verbose:
+    where programs are, too."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = {True: "ok", False: "MISSING", None: "-"}[finding.ok]
-        remedy = f"\n{finding.remedy}" if finding.remedy else ""
-        table.add_row(mark, finding.what, Text(f"{finding.found}{remedy}"))
+        found = f"{finding.found} · {finding.adds}" if finding.adds else finding.found
+        lines = [found, finding.path if verbose else "", finding.remedy]
+        table.add_row(mark, finding.what, Text("\n".join(filter(None, lines))))
     console.print(table)

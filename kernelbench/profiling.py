@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from kernelbench import audit, executor, families, plan, store, suite
 from kernelbench.profile.session import Asked as Look
@@ -57,6 +58,7 @@ def wanted(
 
 def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
+    families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here, not by a worker
     machine = _machine(wanted.asked)
     cuda = machine["kind"] == "cuda"
     each = _plan(wanted, machine, output)
@@ -135,15 +137,20 @@ def _plan(wanted: Wanted, machine: Mapping[str, Any], output: Output) -> Plan:
     if len(files) > 1:
         raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
     runs = _runs(wanted.out, machine["name"])
+    if not files and cases:
+        files = _holding(cases, runs, wanted.asked, machine, output)
     if files:
         text = files[0].read_text(encoding="utf-8")
         folder = next((path for path, facts in runs if facts["suite_text"] == text), None)
         found = replace(begun([str(files[0])], replace(wanted.asked, narrow={}))[0], folder=folder)
     elif runs:
+        output.note(f"no suite named: that of the newest run of this machine, {runs[0][0]}")
         found = resumed(runs[0][0], [], plan.Asked())[0]
     else:
+        output.note(f"no suite named, and no run of this machine in {wanted.out}: smoke")
         found = begun(None, replace(wanted.asked, narrow={}))[0]
-    check_device(found.suite.device, wanted.asked.device)
+    if check_device(found.suite.device, wanted.asked.device) == "cuda" != machine["kind"]:
+        raise UsageError(f"{found.suite.name}: a suite for GPUs (device: cuda), and here is none")
     if found.folder and dict(runs)[found.folder]["machine"]["versions"] != machine["versions"]:
         output.say(f"{found.folder} was measured with other versions; a new run holds what is seen")
         found = replace(found, folder=None)
@@ -151,6 +158,56 @@ def _plan(wanted: Wanted, machine: Mapping[str, Any], output: Output) -> Plan:
     if any(wanted.asked.narrow.values()):
         jobs = suite.narrow(jobs, known, **wanted.asked.narrow)
     return replace(found, jobs=tuple(jobs))
+
+
+def _holding(
+    cases: Sequence[str],
+    runs: Sequence[tuple[Path, dict[str, Any]]],
+    asked: plan.Asked,
+    machine: Mapping[str, Any],
+    output: Output,
+) -> list[Path]:
+    """The shipped suite that has all of these cases: smoke first, then those made for this GPU.
+    None where the newest run has them.
+
+    Raises UsageError for cases that none has, with those of all that are near.
+    """
+    known = families.load(asked.plugins)
+    ours = resumed(runs[0][0], [], plan.Asked())[0].jobs if runs else ()
+    if runs and not _absent(cases, ours):
+        return []
+    made = {path: suite.load(path, known) for path in suite.shipped().values()}
+
+    def rank(path: Path) -> tuple[bool, bool]:
+        gpu = made[path].gpu.lower()
+        return made[path].name != "smoke", not gpu or gpu not in machine["name"].lower()
+
+    for path in sorted(made, key=rank):
+        if not _absent(cases, made[path].jobs):
+            output.note(f"{', '.join(cases)}: of {path.stem}, a suite that kernelbench ships")
+            return [path]
+    every = [*ours, *(job for found in made.values() for job in found.jobs)]
+    for case in _absent(cases, every):
+        _refuse(case, every)
+    raise UsageError(f"{' and '.join(cases)}: of several suites; profile those of one at a time")
+
+
+def _absent(cases: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    known = {word for job in jobs for word in (job.id, job.case.id)}
+    return [case for case in cases if case not in known]
+
+
+def _refuse(case: str, jobs: Sequence[Job]) -> NoReturn:
+    """Raises UsageError for a word that is no suite and no case, with the nearest that are."""
+    if case in {job.family for job in jobs}:
+        raise UsageError(f"{case}: a family; say --family {case}")
+    ids = [job.id if "/" in case else job.case.id for job in jobs]
+    near = get_close_matches(case, [*suite.shipped(), *dict.fromkeys(ids)], n=4, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(
+        f"{case}: no suite, and no case of the newest run or of a suite that kernelbench ships"
+        f"{hint} `kernelbench list SUITE` shows the cases of one"
+    )
 
 
 def _suites(words: Sequence[str]) -> tuple[list[Path], list[str]]:

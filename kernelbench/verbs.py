@@ -39,6 +39,12 @@ from kernelbench.spec import (
     suggest,
 )
 
+UNNAMED = (
+    "no suite named, so this runs smoke: every family, small, on any machine, with or "
+    "without a GPU (kernelbench run h200, say, times large shapes on one)"
+)
+UNNAMED_CHECKS = "no suite named, so this checks every family on its own small cases"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -250,6 +256,8 @@ def _show_details(records: Sequence[RunRecord], output: Output) -> None:
 
 def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, output: Output) -> int:
     """Prove providers right without timing them; nothing is stored, but what `--dump` asks for."""
+    if not suites:
+        output.note(UNNAMED_CHECKS)
     known = families.load(asked.plugins)
     if suites:
         plans = begun(suites, asked)

@@ -26,9 +26,10 @@ ROOMS: dict[str, set[str]] = {
     "dispatch": set(),
     "source": {"spec"},
     "raised": set(),
+    "plugins": {"spec", "source", "raised"},
     "files": {"spec"},
     "store": {"spec", "files"},
-    "suite": {"spec"},
+    "suite": {"spec", "raised"},
     "executor": {"spec"},
     "select": {"spec", "metrics"},
     "times": {"spec", "statistics"},
@@ -43,16 +44,17 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"nn", "parallel", "kernels", "dispatch"},
     "repro": {"spec", "files", "families", "store", "metrics", "source"},
     "provide": {"spec"},
-    "families": {"spec", "kernels", "nn", "parallel", "provide", "raised"},
+    "families": {"spec", "kernels", "nn", "parallel", "plugins", "provide", "raised"},
     "measure": {"spec", "files", "limits", "statistics", "kernels", "raised"},
     "profile": {"spec", "files", "families", "kernels", "measure", "provide"},
     "inspecting": {"spec", "families", "suite", "profile"},
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
-    "doctor": {"spec", "suite", "measure", "families", "profile"},
+    "doctor": {"spec", "suite", "measure", "families", "optional", "profile"},
+    "optional": set(),
 }
-STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised")
+STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised", "optional")
 WITHOUT_TORCH = (
     "store",
     "times",

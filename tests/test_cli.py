@@ -187,9 +187,11 @@ def test_check_exits_with_1_for_a_wrong_provider_and_stores_nothing(tmp_path):
 def test_check_shows_where_a_provider_failed():
     done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "raises", "-v")
     assert done.returncode == 1
-    failed = r"raises: failed: RuntimeError: this provider always raises \(falls\.py:\d+\)"
+    failed = (
+        r"raises: failed: RuntimeError: this provider always raises \(tests/plugins/falls\.py:\d+\)"
+    )
     assert re.search(failed, done.stdout)
-    assert re.search(r'\n      File "falls.py", line \d+, in fails\n', done.stdout)
+    assert re.search(r'\n      File "tests/plugins/falls.py", line \d+, in fails\n', done.stdout)
     assert "-v shows more" not in done.stdout
 
 
@@ -260,7 +262,7 @@ def test_a_broken_plugin_is_one_clear_error(tmp_path, code):
     plugin.write_text(code)
     done = kb("list", "--plugin", str(plugin))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: --plugin {plugin}: ")
+    assert done.stderr.startswith(f"error: --plugin {os.path.relpath(plugin)}: ")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -279,3 +281,13 @@ def test_several_suites_make_a_run_each(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(store.find_runs([tmp_path])) == 2
+
+
+def test_run_and_check_without_a_suite_say_first_what_they_do(tmp_path):
+    done = kb("run", "--dry-run", "--case", "M16-N256-fp32-fwd", "--out", str(tmp_path))
+    first, *_ = done.stderr.splitlines()
+    assert first.startswith("no suite named, so this runs smoke: ")
+    assert "smoke: 1 jobs" in done.stdout
+    assert not kb("run", "smoke", "--dry-run").stderr and not kb("run", "--dry-run", "-q").stderr
+    done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "plain")
+    assert done.stderr.splitlines()[0].startswith("no suite named, so this checks every family")

@@ -1,4 +1,5 @@
-"""What a record says of an error: where in the provider's own code it was raised, without paths."""
+"""What a record says of an error: where in the provider's own code it was raised, named as whoever
+ran it would."""
 
 import importlib.util
 import re
@@ -70,6 +71,12 @@ def hungry(a):
 """
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """The provider's code lies where the command is given."""
+    monkeypatch.chdir(tmp_path)
+
+
 def module(folder: Path, text: str = MY, name: str = "my") -> ModuleType:
     path = folder / f"{name}.py"
     path.write_text(text)
@@ -105,9 +112,11 @@ def one(bad: Provider[Any]) -> Any:
 def test_a_reason_names_the_line_of_the_providers_own_code(tmp_path, name, reason, at):
     found = one(provider("bad", getattr(module(tmp_path), name)))
     assert found.status is Status.failed
-    match = re.fullmatch(rf"{reason} \(my\.py:(\d+)\)", found.reason)
+    match = re.fullmatch(rf"{reason} \(my\.py:(\d+)(?:: (.*))?\)", found.reason)
     assert match, found.reason
-    assert at.strip() in MY.splitlines()[int(match[1]) - 1]
+    stands = MY.splitlines()[int(match[1]) - 1].strip()
+    assert at.strip() in stands
+    assert match[2] == (None if "raise " in stands + " " else stands)
     assert len(found.reason) <= MOST
     assert len(found.detail) < 9000
     assert "my.py" in found.detail and "/my.py" not in found.detail
@@ -143,11 +152,11 @@ def test_a_chain_is_told_whole(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("x = 1\nprint(\n", "SyntaxError: '(' was never closed (other.py:2)"),
+        ("x = 1\nprint(\n", "SyntaxError: '(' was never closed (other.py:2: print()"),
         ("import no_such_module_at_all\n", "ModuleNotFoundError: No module named "
-         "'no_such_module_at_all' (other.py:1)"),
+         "'no_such_module_at_all' (other.py:1: import no_such_module_at_all)"),
         ("from torch import nope\n", "ImportError: cannot import name 'nope' from 'torch' "
-         "(…/__init__.py) (other.py:1)"),
+         "(…/__init__.py) (other.py:1: from torch import nope)"),
     ],
 )  # fmt: skip
 def test_what_build_imports_is_named_by_its_own_line(tmp_path, monkeypatch, text, reason):
@@ -166,7 +175,7 @@ def test_an_installed_plugin_is_its_own_code_where_it_lies(tmp_path, monkeypatch
     package = tmp_path / "site-packages" / "softmax_plugin"
     package.mkdir(parents=True)
     found = one(provider("bad", module(package).in_torch))
-    assert found.reason.endswith(f"(my.py:{line('torch.empty(3)')})")
+    assert found.reason.endswith(f"(softmax_plugin/my.py:{line('torch.empty(3)')})")
 
 
 def test_what_a_library_wraps_is_named_by_the_line_inside():
@@ -182,7 +191,7 @@ def test_what_a_library_wraps_is_named_by_the_line_inside():
 
     found = one(provider("bad", kernel))
     [number] = re.findall(
-        r"RuntimeError: KeyError\('inside'\) \(test_failure\.py:(\d+)\)", found.reason
+        r"RuntimeError: KeyError\('inside'\) \(.*test_failure\.py:(\d+)\)", found.reason
     )
     assert 'KeyError("inside")' in Path(__file__).read_text().splitlines()[int(number) - 1]
 

@@ -115,9 +115,14 @@ def test_what_a_backward_needs_is_asked_for_where_there_is_one(inputs: Any, said
     assert refused(BWD, inputs=inputs).startswith(f"toy: {said}")
 
 
+def three(case: ToyCase) -> Any:
+    return 3
+
+
 def test_the_records_of_all_providers_say_so() -> None:
     said = "PartError: toy: cost returned int 3, expected a Cost(flops, read, write)"
-    assert reason(cost=lambda case: 3) == said
+    line = three.__code__.co_firstlineno
+    assert reason(cost=three) == f"{said} (tests/test_parts.py:{line})"
     assert "oracle yields torch.float32 for 'y'" in reason(oracle=one("y", ..., X))
     assert "too many indices" in reason(oracle=one("y", FIRST, WIDE))
 
@@ -135,13 +140,14 @@ def raises_late(case: ToyCase, a: Tensors) -> Iterator[Any]:
 def test_a_part_that_raises_is_named_by_its_line(part: str) -> None:
     line = raises.__code__.co_firstlineno + 1
     assert reason(**{part: raises}) == (
-        f"PartError: toy: {part} raised KeyError: 'N' (test_parts.py:{line})"
+        f"PartError: toy: {part} raised KeyError: 'N' (tests/test_parts.py:{line}: "
+        'return {}["N"])'
     )
 
 
 def test_an_oracle_may_raise_late_and_long() -> None:
     assert re.search(
-        r"toy: oracle raised LookupError: no more \(test_parts\.py:\d+\)$",
+        r"toy: oracle raised LookupError: no more \(tests/test_parts\.py:\d+\)$",
         reason(oracle=raises_late),
     )
 
@@ -149,7 +155,7 @@ def test_an_oracle_may_raise_late_and_long() -> None:
         raise ValueError("x" * 500)
 
     said = reason(cost=long)
-    assert len(said) == 200 and re.search(r"xxx… \(test_parts\.py:\d+\)$", said)
+    assert len(said) == 200 and re.search(r"xxx… \(tests/test_parts\.py:\d+\)$", said)
 
 
 def test_the_record_has_the_way_to_where_a_part_raised() -> None:

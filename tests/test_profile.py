@@ -11,11 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from kernelbench import audit, store
+from kernelbench import audit, plan, profiling, store
 from kernelbench.cli import app
 from kernelbench.profile import ncu, nsys_find
+from kernelbench.report.progress import Output
 from kernelbench.spec import KernelUse, Measured, Role, Status, Tool
 
 HERE = Path(__file__).parent
@@ -376,3 +378,57 @@ def test_every_column_of_it_is_explained():
     text = (HERE.parent / "results" / "README.md").read_text().split("## measured.csv")[1]
     named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
     assert sorted(named) == sorted(audit.COLUMNS)
+
+
+def shipped(out: Path, *words: str):
+    return CliRunner().invoke(app, ["profile", *words, "--torch", "--out", str(out)])
+
+
+@pytest.mark.parametrize("form", ["M16-N256-fp32-fwd", "rms_norm/M16-N256-fp32-fwd"])
+def test_a_case_of_a_shipped_suite_is_found_beside_a_run_of_another(tmp_path, form):
+    assert invoke("run", suite(tmp_path), "--quiet", out=tmp_path / "out").exit_code == 0
+    done = shipped(tmp_path / "out", form, "--provider", "eager", "--calls", "1")
+    assert done.exit_code == 0, done.output
+    assert f"{form}: of smoke, a suite that kernelbench ships" in done.stderr
+    (new,) = [run for run in store.find_runs([tmp_path / "out"]) if "smoke" in run.name]
+    [line] = store.read_measured(new)[0]
+    assert (line.family, line.case, line.provider) == ("rms_norm", "M16-N256-fp32-fwd", "eager")
+
+
+def here(kind: str):
+    name = "NVIDIA H200" if kind == "cuda" else "a CPU"
+    return lambda asked: {"name": name, "kind": kind, "versions": {}}
+
+
+@pytest.mark.parametrize("form", ["M4096-N384-bf16-fwd", "rms_norm/M4096-N384-bf16-fwd"])
+def test_a_case_of_a_gpus_suite_is_found_as_the_docs_say(tmp_path, monkeypatch, form):
+    asked = profiling.wanted(
+        [form], [], plan.Asked(), tmp_path, nsys_args="", ncu_args="", calls=1, timeout=1.0,
+        gpu_metrics=False, shapes=False, stacks=False,
+    )  # fmt: skip
+    assert f"profile {'rms_norm/' * ('/' in form)}{form.split('/')[-1]}" in (
+        (HERE.parent / "docs" / "profiling.md").read_text()
+    )
+    output = Output(Console(), Console(stderr=True))
+    found = profiling._plan(asked, here("cuda")(None), output)
+    assert found.suite.name == "h200"
+    assert [job.id for job in found.jobs] == ["rms_norm/M4096-N384-bf16-fwd"]
+    monkeypatch.setattr(profiling, "_machine", here("cpu"))
+    done = shipped(tmp_path, form)
+    assert done.exit_code == 2 and "a suite for GPUs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["M4096-N348-bf16-fwd"], "did you mean M4096-N384-bf16-fwd"),
+        (["rms_norm/M16-N255-fp32-fwd"], "did you mean rms_norm/M16-N256-fp32-fwd"),
+        (["smokey"], "did you mean smoke"),
+        (["rms_norm"], "rms_norm: a family; say --family rms_norm"),
+        (["M16-N256-fp32-fwd", "M4096-N384-bf16-fwd"], "of several suites"),
+    ],
+)
+def test_what_is_no_case_is_answered_with_those_that_are_near(tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr(profiling, "_machine", here("cpu"))
+    done = shipped(tmp_path, *words)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr

@@ -13,10 +13,8 @@ from typer.core import TyperGroup
 
 from kernelbench import __version__
 from kernelbench.cli import streams
-from kernelbench.cli.options import (
-    Words,
-)
-from kernelbench.spec.errors import KernelbenchError, Terminated, exit_code_of
+from kernelbench.cli.options import VERBOSE, Words
+from kernelbench.spec.errors import KernelbenchError, PluginError, Terminated, exit_code_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +25,14 @@ if TYPE_CHECKING:
 
 class _Group(TyperGroup):
     """A message and exit code 2 for what the user can mend, 130 for an interrupt, 143 for SIGTERM,
-    141 where nobody reads on. Nothing ends in a traceback that lies outside this program."""
+    141 where nobody reads on. Nothing ends in a traceback that lies outside this program.
+
+    Commands are listed with the first sentence of their help, whole: lines wrap, none is cut."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in self.commands.values():  # Click cuts what it makes of the help itself
+            command.short_help = command.get_short_help_str(limit=sys.maxsize)
 
     def main(self, *args: Any, **options: Any) -> Any:
         streams.widen()
@@ -45,11 +50,11 @@ class _Group(TyperGroup):
             finally:
                 sys.stdout.flush()
         except (KernelbenchError, KeyboardInterrupt, OSError) as error:
-            raise typer.Exit(_end(error)) from None
+            raise typer.Exit(_end(error, verbose=bool(ctx.meta.get(VERBOSE)))) from None
 
 
-def _end(error: BaseException) -> int:
-    """Say why, in the last line, and by which exit code."""
+def _end(error: BaseException, *, verbose: bool = False) -> int:
+    """Say why, in the last line, and by which exit code. verbose: how a plugin came there, too."""
     match error:
         case OSError():
             why, code = streams.lost(error)
@@ -62,6 +67,8 @@ def _end(error: BaseException) -> int:
     with suppress(OSError):
         for note in getattr(error, "__notes__", ()):
             typer.echo(note, err=True)
+        if verbose and isinstance(error, PluginError) and error.trace:
+            typer.echo(error.trace, err=True)
         typer.echo(f"{prefix}{why}", err=True)
     return code
 
@@ -74,7 +81,7 @@ app = typer.Typer(
     help="Is this fused GPU kernel right, how much faster is it, and why?",
 )
 cache_app = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache", help="Show or clear tuned configs and derived figures.")
+app.add_typer(cache_app, name="cache")
 
 
 def _version(value: bool) -> None:
@@ -86,7 +93,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="And exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Is this fused GPU kernel right, how much faster is it, and why?"""

@@ -15,6 +15,7 @@ from kernelbench.cli.options import (
     ProviderOption,
     QuietOption,
     SeedOption,
+    TraceOption,
     Words,
     YesOption,
 )
@@ -27,45 +28,77 @@ def profile(
         Words,
         typer.Argument(
             metavar="[SUITE|CASE]...",
-            help="A suite, or cases of it; without a suite, the newest run's, else smoke.",
+            help="Name a suite, or cases by their ids or as FAMILY/CASE-ID.",
         ),
     ] = None,
-    nsys: Annotated[bool, typer.Option("--nsys", help="Timeline: Nsight Systems.")] = False,
-    ncu: Annotated[
-        bool, typer.Option("--ncu", help="Measured DRAM bytes: Nsight Compute.")
+    nsys: Annotated[
+        bool, typer.Option("--nsys", help="Record a timeline with Nsight Systems.")
     ] = False,
-    torch: Annotated[bool, typer.Option("--torch", help="torch.profiler; no GPU needed.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="All three.")] = False,
+    ncu: Annotated[
+        bool, typer.Option("--ncu", help="Count DRAM bytes with Nsight Compute.")
+    ] = False,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Trace with torch.profiler, which needs no GPU.")
+    ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Use all three.")] = False,
     family: FamilyOption = None,
     provider: ProviderOption = None,
     case: CaseOption = None,
-    calls: Annotated[int, typer.Option("--calls", min=1, max=1000, help="Of a provider.")] = 3,
+    calls: Annotated[
+        int,
+        typer.Option("--calls", metavar="N", min=1, max=1000, help="Call each provider N times."),
+    ] = 3,
     gpu_metrics: Annotated[
-        bool, typer.Option("--gpu-metrics", help="nsys: sample the GPU's counters, too.")
+        bool, typer.Option("--gpu-metrics", help="Have nsys sample the GPU's counters, too.")
     ] = False,
-    shapes: Annotated[bool, typer.Option("--shapes", help="torch: by input shapes.")] = False,
-    stacks: Annotated[bool, typer.Option("--stacks", help="torch: stacks in the trace.")] = False,
-    nsys_args: Annotated[str, typer.Option("--nsys-args", help="More options for nsys.")] = "",
-    ncu_args: Annotated[str, typer.Option("--ncu-args", help="More options for ncu.")] = "",
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Have torch tell calls apart by input shapes.")
+    ] = False,
+    stacks: Annotated[
+        bool, typer.Option("--stacks", help="Have torch keep Python stacks in the trace.")
+    ] = False,
+    nsys_args: Annotated[
+        str, typer.Option("--nsys-args", metavar="ARGS", help="Hand more options to nsys.")
+    ] = "",
+    ncu_args: Annotated[
+        str, typer.Option("--ncu-args", metavar="ARGS", help="Hand more options to ncu.")
+    ] = "",
     import_: Annotated[
         Path | None,
-        typer.Option("--import", metavar="RUN_DIR", help="Read what nsys captured elsewhere."),
+        typer.Option(
+            "--import", metavar="RUN_DIR", help="Read what nsys captured for this run elsewhere."
+        ),
     ] = None,
     plugin: PluginOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    out: Annotated[Path, typer.Option("--out", help="Where run folders are.")] = Path("results"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Look for runs in this folder.")
+    ] = Path("results"),
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, max=604800, help="Seconds for a case.")
+        float,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=1,
+            max=604800,
+            help="End a case that takes longer than this.",
+        ),
     ] = 900.0,
     yes: YesOption = False,
     quiet: QuietOption = False,
+    verbose: TraceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look at providers with nsys, ncu or torch.profiler; nothing is timed.
 
-    What was seen goes to the run's `profiles/` and `measured.jsonl`. Exit code: 0 well, 1 a
-    provider failed, 2 bad input or a tool that is missing or may not look.
+    Cases are those of the newest run's suite, of smoke, or of any other suite that kernelbench
+    ships; without a word, all of the newest run's suite, else of smoke. Without an option for a
+    tool: the best that is here.
+
+    What was seen goes to the run's `profiles/` and `measured.jsonl`.
+
+    Exit code: 0 well, 1 a provider failed, 2 bad input or a tool that is missing or may not look.
     """
     from kernelbench import profiling
 
@@ -101,27 +134,46 @@ def profile(
 @app.command()
 def inspect(
     names: Annotated[
-        Words, typer.Argument(metavar="[SUITE|FAMILY]...", help="All families, if none is named.")
+        Words,
+        typer.Argument(
+            metavar="[SUITE|FAMILY]...", help="Name suites or families; without, all families."
+        ),
     ] = None,
     target: Annotated[
-        Words, typer.Option("--target", help="sm_80, sm_86, sm_89, sm_90, sm_100; one or several.")
+        Words,
+        typer.Option(
+            "--target",
+            metavar="SM",
+            help="Compile for these: sm_80, sm_86, sm_89, sm_90, sm_100, one or several.",
+        ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--every", help="All configs of the tables, not their choice.")
+        bool,
+        typer.Option("--every", help="Compile all configs of the tables, not only their choice."),
     ] = False,
     provider: ProviderOption = None,
     plugin: PluginOption = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="What --json or --save wrote earlier.")
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="Compare with what --save or --json wrote."),
     ] = None,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="Of spills,smem,serialized,registers:10%.")
+        str,
+        typer.Option(
+            "--fail-on",
+            metavar="KINDS",
+            help="Exit with 1 for any of spills, smem, serialized, registers:10%.",
+        ),
     ] = "",
-    save: Annotated[Path | None, typer.Option("--save", help="Write what --against reads.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write here what --against reads later."),
+    ] = None,
     quiet: QuietOption = False,
+    verbose: TraceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What the compiler makes of our kernels: registers, spills, shared memory, instructions.
+    """Show what the compiler makes of our kernels: registers, spills, shared memory, instructions.
 
     Needs no GPU: every kernel is compiled ahead of time, as a launch would have it.
 

@@ -23,6 +23,7 @@ from kernelbench.cli.options import (
     SkipOption,
     Suites,
     TimeoutOption,
+    TraceOption,
     VerboseOption,
     YesOption,
 )
@@ -42,25 +43,41 @@ def run(
     plugin: PluginOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    out: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("results"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Make the run's folder in this one.")
+    ] = Path("results"),
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN_DIR", help="Go on with a run.")
+        Path | None,
+        typer.Option("--resume", metavar="RUN_DIR", help="Measure what this run still lacks."),
     ] = None,
     timeout: TimeoutOption = 300.0,
-    budget: Annotated[str, typer.Option("--budget", help="Time for all of it: 90s, 10m.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Few samples, no other clocks.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Search kernel configs, keep them.")] = False,
-    no_interleave: Annotated[
-        bool, typer.Option("--no-interleave", help="One provider after the other.")
+    budget: Annotated[
+        str,
+        typer.Option("--budget", metavar="TIME", help="Stop after 90s or 10m, say; go on later."),
+    ] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take few samples, with one clock, in one process.")
     ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at a failure.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, and stop.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Search the best kernel configs first, and keep them.")
+    ] = False,
+    no_interleave: Annotated[
+        bool, typer.Option("--no-interleave", help="Time one provider after the other.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first provider that fails.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the jobs, and measure nothing.")
+    ] = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure suites: every provider is proven right, then timed with the others of its case.
+    """Prove every provider of a suite right, then time it with the others of its case.
+
+    Without a suite: smoke, the one that every machine can run.
 
     Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
     130 or 143 interrupted by Ctrl-C or SIGTERM.
@@ -81,9 +98,11 @@ def run(
         seed=seed,
     )
     options = Options(timeout=timeout, fail_fast=fail_fast)
+    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
+    if not suites and not resume:
+        output.note(verbs.UNNAMED)
     plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
     verbs.refuse_many(plans, yes)
-    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
     if dry_run:
         verbs.show_jobs(plans, output)
         return
@@ -107,15 +126,22 @@ def check(
     timeout: TimeoutOption = 300.0,
     dump: Annotated[
         Path | None,
-        typer.Option("--dump", metavar="DIR", help="Keep inputs, answers and oracle as .pt files."),
+        typer.Option(
+            "--dump", metavar="DIR", help="Keep inputs, answers and oracle here, as .pt files."
+        ),
     ] = None,
     yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Correctness only, of suites or of every family's own small cases; nothing is stored
-    but what `--dump` asks for."""
+    """Prove providers right, without timing them.
+
+    Without a suite: on every family's own small cases. Nothing is stored but what --dump asks for.
+
+    Exit code: 0 all are right, 1 a provider is incorrect or failed, 2 bad input, 130 or 143
+    interrupted by Ctrl-C or SIGTERM.
+    """
     from kernelbench import verbs
     from kernelbench.run import Options
 
@@ -138,9 +164,13 @@ def list_(
     suites: Suites = None,
     family: FamilyOption = None,
     plugin: PluginOption = None,
+    verbose: TraceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Families with their providers and axes; or the jobs of suites."""
+    """List families with their providers and axes, or the jobs of suites.
+
+    Exit code: 0 well, 2 bad input.
+    """
     from kernelbench import verbs
 
     asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
@@ -151,12 +181,20 @@ def list_(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """What this machine can do, and how to get what is missing."""
+def doctor(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show where programs are, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine can do, which optional parts are here, and how to get the others.
+
+    Exit code: 0 all that is needed is here, 2 something is missing.
+    """
     from kernelbench.doctor import examine, show
 
     findings = examine()
-    show(findings, console_of(), as_json)
+    show(findings, console_of(), as_json, verbose=verbose)
     missing = [finding.what for finding in findings if finding.ok is False]
     if missing:
         typer.echo(f"exit 2: missing: {', '.join(missing)}", err=True)
@@ -165,8 +203,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @cache_app.callback()
 def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Show what is kept and where: the configs that `--tune` found, and figures that `report`
-    derived from runs."""
+    """Show or clear what is kept: configs that `--tune` found, figures that `report` derived.
+
+    Exit code: 0 well, 2 bad input.
+    """
     if ctx.invoked_subcommand is None:
         from kernelbench.measure.tune import cache_dir, cached_files
         from kernelbench.report import kept
@@ -183,7 +223,10 @@ def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
 
 @cache_app.command()
 def clear() -> None:
-    """Forget every tuned config, and every figure that `report` derived."""
+    """Forget every tuned config, and every figure that `report` derived.
+
+    Exit code: 0 well, 2 bad input.
+    """
     from kernelbench.measure.tune import clear as forget
     from kernelbench.report import kept
 

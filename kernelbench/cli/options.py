@@ -5,29 +5,103 @@ from typing import Annotated
 import typer
 
 Words = list[str] | None
+VERBOSE = "kernelbench.verbose"  # in the context's `meta`: whether -v was given
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    context.meta[VERBOSE] = value
+    return value
+
+
 Suites = Annotated[
-    Words, typer.Argument(metavar="[SUITE]...", help="YAML files, or names of shipped suites.")
+    Words,
+    typer.Argument(
+        metavar="[SUITE]...", help="Name suites: YAML files, or those that kernelbench ships."
+    ),
 ]
-FamilyOption = Annotated[Words, typer.Option("--family", "-f", help="Only these families.")]
-ProviderOption = Annotated[Words, typer.Option("--provider", "-p", help="Only these providers.")]
-SkipOption = Annotated[Words, typer.Option("--skip", help="Not these providers.")]
-CaseOption = Annotated[Words, typer.Option("--case", help="Only cases of these ids.")]
-FilterOption = Annotated[str, typer.Option("--filter", help="Only FAMILY/CASE that match a regex.")]
-ModeOption = Annotated[Words, typer.Option("--mode", help="Only fwd, bwd or full.")]
-DTypeOption = Annotated[Words, typer.Option("--dtype", help="Only fp32, tf32, fp16 or bf16.")]
+FamilyOption = Annotated[
+    Words,
+    typer.Option("--family", "-f", metavar="FAMILY", help="Take only this family (repeatable)."),
+]
+ProviderOption = Annotated[
+    Words,
+    typer.Option(
+        "--provider", "-p", metavar="PROVIDER", help="Take only this provider (repeatable)."
+    ),
+]
+SkipOption = Annotated[
+    Words, typer.Option("--skip", metavar="PROVIDER", help="Leave this provider out (repeatable).")
+]
+CaseOption = Annotated[
+    Words, typer.Option("--case", metavar="CASE-ID", help="Take only this case (repeatable).")
+]
+FilterOption = Annotated[
+    str,
+    typer.Option(
+        "--filter", metavar="REGEX", help="Take only jobs whose FAMILY/CASE-ID matches this."
+    ),
+]
+ModeOption = Annotated[
+    Words,
+    typer.Option("--mode", metavar="MODE", help="Take only fwd, bwd or full (repeatable)."),
+]
+DTypeOption = Annotated[
+    Words,
+    typer.Option(
+        "--dtype", metavar="DTYPE", help="Take only fp32, tf32, fp16 or bf16 (repeatable)."
+    ),
+]
 SetOption = Annotated[
-    Words, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: measure.max_seconds=1.")
+    Words,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the suite, such as measure.max_seconds=1 (repeatable).",
+    ),
 ]
-PluginOption = Annotated[Words, typer.Option("--plugin", help="A Python file that adds a family.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**62, help="Of the inputs.")]
+PluginOption = Annotated[
+    Words,
+    typer.Option(
+        "--plugin", metavar="FILE", help="Load a family from this Python file (repeatable)."
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="Use cpu, cuda, or auto: a GPU where there is one."
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, max=2**62, help="Draw the inputs from this seed."),
+]
 TimeoutOption = Annotated[
     float,
-    typer.Option("--timeout", min=1, max=604800, help="Seconds without progress that end it."),
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=1,
+        max=604800,
+        help="End a worker that has made no progress for so long.",
+    ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Also more than 10,000 jobs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the summary.")]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Go on where there are more than 10,000 jobs, too.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary only.")]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Every phase, and where providers failed.")
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_remember,
+        help="Show every phase, and tracebacks of providers and plugins that failed.",
+    ),
+]
+TraceOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=_remember, help="Show the traceback of a plugin that failed."
+    ),
 ]

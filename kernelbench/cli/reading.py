@@ -12,47 +12,56 @@ from kernelbench.cli.options import (
     JsonOption,
     PluginOption,
     ProviderOption,
+    TraceOption,
 )
 
 
 @app.command()
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of them.")
+        list[Path], typer.Argument(metavar="DIR...", help="Name run folders, or folders of them.")
     ],
     family: FamilyOption = None,
     baseline: Annotated[
-        str, typer.Option("--baseline", metavar="PROVIDER", help="Speedups against this one.")
+        str,
+        typer.Option("--baseline", metavar="PROVIDER", help="Derive speedups against this one."),
     ] = "",
     format: Annotated[
-        str, typer.Option("--format", help="table, md, html, csv or json.")
+        str,
+        typer.Option("--format", metavar="FORMAT", help="Write table, md, html, csv or json."),
     ] = "table",
     tables: Annotated[
         str,
         typer.Option(
             "--tables",
-            help="best, cases, traffic, documents, memory, scaling, launch, breakeven, "
-            "environment, profiles; or all.",
+            metavar="NAMES",
+            help="Show these: best, cases, traffic, documents, memory, scaling, launch, "
+            "breakeven, environment, profiles, or all.",
         ),
     ] = "",
     claims: Annotated[
-        bool, typer.Option("--claims", help="Also what documents claim, beside it.")
+        bool, typer.Option("--claims", help="Show beside it what documents claim.")
     ] = False,
     to: Annotated[
-        str, typer.Option("--to", help="Export: github, hud, wandb or tensorboard.")
+        str,
+        typer.Option(
+            "--to", metavar="TOOL", help="Export to github, hud, wandb or tensorboard, too."
+        ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write here, not to the terminal.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write to this file, not to the terminal."),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Also as JUnit XML.")
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write this JUnit XML, too.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What was measured, in tables or in files. Needs no GPU and no torch.
+    """Show what was measured, in tables or in files.
 
-    Appended as Markdown to $GITHUB_STEP_SUMMARY where that is set. Exit code: 0 all well, 1 a
-    provider is bad or something could not be read, 2 bad input.
+    Needs no GPU and no torch. Appended as Markdown to $GITHUB_STEP_SUMMARY where that is set.
+
+    Exit code: 0 all well, 1 a provider is bad or something could not be read, 2 bad input.
     """
     from kernelbench.report import verb
 
@@ -71,18 +80,29 @@ def report(
 
 @app.command()
 def repro(
-    case: Annotated[str, typer.Argument(metavar="CASE-ID", help="Or FAMILY/CASE-ID.")],
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Else ours.")] = "",
+    case: Annotated[
+        str, typer.Argument(metavar="CASE-ID", help="Name a case, also as FAMILY/CASE-ID.")
+    ],
+    provider: Annotated[
+        str,
+        typer.Option("--provider", "-p", metavar="PROVIDER", help="Take this one, not ours."),
+    ] = "",
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="DIR", help="A run, or a folder of them; else results."),
+        typer.Option(
+            "--run", metavar="DIR", help="Look in this run, or folder of runs, not in results."
+        ),
     ] = None,
     plugin: PluginOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the script here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write to this file, not to the terminal."),
+    ] = None,
+    verbose: TraceOption = False,
 ) -> None:
     """Print a script that reproduces one record with torch and triton alone.
 
-    Exit code: 0, 1 a record could not be read, 2 bad input.
+    Exit code: 0 well, 1 a record could not be read, 2 bad input.
     """
     from kernelbench import files
     from kernelbench.repro import verb
@@ -99,19 +119,24 @@ def claims(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FILE|DIR]...", help="Claims files, or folders of them; else shipped ones."
+            metavar="[FILE|DIR]...",
+            help="Name claims files, or folders of them; without, those shipped.",
         ),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="DIR", help="Runs to hold them against.")
+        Path | None, typer.Option("--against", metavar="DIR", help="Hold them against these runs.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="table, md, json or csv.")] = "table",
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="Write table, md, json or csv.")
+    ] = "table",
     fail_on: Annotated[
         list[str] | None,
-        typer.Option("--fail-on", metavar="VERDICT", help="Exit with 3 for such a verdict."),
+        typer.Option(
+            "--fail-on", metavar="VERDICT", help="Exit with 3 for such a verdict (repeatable)."
+        ),
     ] = None,
 ) -> None:
-    """Figures that documents publish, beside what was measured; impossible ones by arithmetic.
+    """Hold figures that documents publish against what was measured, and against arithmetic.
 
     Needs no GPU and no torch.
 
@@ -127,33 +152,42 @@ def claims(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Before: a run, or a folder of runs.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="After: likewise, of another build.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="Name a run, or a folder of runs, from before.")
+    ],
+    b: Annotated[
+        Path,
+        typer.Argument(metavar="B", help="Name a run, or a folder of runs, of the other build."),
+    ],
     fail_on: Annotated[
         str,
         typer.Option(
             "--fail-on",
             metavar="KINDS",
-            help="Findings that make the exit code 3: slower:PCT%, broken, gone, unjudged.",
+            help="Exit with 3 for any of slower:PCT%, broken, gone, unjudged.",
         ),
     ] = "slower:3%,broken,gone,unjudged",
     least: Annotated[
         str,
         typer.Option(
-            metavar="PCT%", help="Of A's timed rows, those that must be judged, or it is 2."
+            metavar="PCT%", help="Exit with 2 where fewer of A's timed rows can be judged."
         ),
     ] = "90%",
     noise_from: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Earlier runs of this machine: how far do they lie apart?"
-        ),
+        typer.Option(metavar="DIR", help="Read this machine's noise from these earlier runs."),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="table, md, json or csv.")
+        str, typer.Option("--format", metavar="FORMAT", help="Write table, md, json or csv.")
     ] = "table",
 ) -> None:
-    """What became faster, slower or broken between two builds. Needs no GPU and no torch."""
+    """Show what became faster, slower or broken between two builds.
+
+    Needs no GPU and no torch.
+
+    Exit code: 0 well, 1 a record could not be read, 2 bad input or too little is judged, 3
+    --fail-on.
+    """
     from kernelbench.compare import verb
 
     raise typer.Exit(
@@ -163,18 +197,23 @@ def compare(
 
 @app.command()
 def history(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Name a folder of runs.")],
     metric: Annotated[
-        str, typer.Option("--metric", metavar="NAME", help="A number of results.csv.")
+        str, typer.Option("--metric", metavar="NAME", help="Follow this number of results.csv.")
     ] = "median_us",
     family: FamilyOption = None,
     provider: ProviderOption = None,
     case: CaseOption = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="table, json or csv.")
+        str, typer.Option("--format", metavar="FORMAT", help="Write table, json or csv.")
     ] = "table",
 ) -> None:
-    """One number over the runs of a folder, and where its level changed. Needs no GPU."""
+    """Follow one number over the runs of a folder, and show where its level changed.
+
+    Needs no GPU and no torch.
+
+    Exit code: 0 well, 1 a record could not be read, 2 bad input.
+    """
     from kernelbench.compare import trends
     from kernelbench.compare.history import Wanted
 

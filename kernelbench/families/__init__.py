@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from kernelbench.raised import words_of
-from kernelbench.spec import Case, Family, Role, UsageError
+from kernelbench import plugins
+from kernelbench.raised import named, trace_of, words_of
+from kernelbench.spec import Case, Family, PluginError, Provider, Role, UsageError
 
 GROUP = "kernelbench.families"
 
 
 @cache
-def load(plugins: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
+def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     """Every family by name: this package's, installed entry points', and plugin files'.
 
-    plugins: paths of Python files that each end in `FAMILY = Family(…)`.
+    paths: of Python files, plugins, that each end in `FAMILY = Family(…)`.
     Raises UsageError for a plugin that cannot be read or is not a family, and for two families
     of one name.
     """
     found: dict[str, Family[Any]] = {}
-    for origin, file, family in _every(plugins):
+    for origin, file, family in _every(paths):
         if not isinstance(family, Family):
             raise UsageError(f"{origin}: no `FAMILY = Family(…)` (see docs/add-a-family.md)")
         if family.name in found:
@@ -40,7 +40,7 @@ def load(plugins: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     return found
 
 
-def _every(plugins: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
+def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
     """What each is called in errors, its file, and what ought to be a family."""
     names = (m.name for m in pkgutil.iter_modules(__path__))
     for name in sorted(name for name in names if not name.startswith("_")):
@@ -50,9 +50,10 @@ def _every(plugins: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
         origin = f"entry point {entry.name} = {entry.value} (pip uninstall its package to go on)"
         family = _guarded(origin, entry.load)
         yield origin, str(getattr(sys.modules.get(entry.module), "__file__", "") or ""), family
-    for path in plugins:
-        module = _guarded(f"--plugin {path}", partial(_module, Path(path)))
-        yield f"--plugin {path}", path, getattr(module, "FAMILY", None)
+    for path in paths:
+        origin = f"--plugin {named(path)}"
+        module = _guarded(origin, partial(plugins.load, Path(path)))
+        yield origin, path, getattr(module, "FAMILY", None)
 
 
 def _guarded(origin: str, load: Callable[[], Any]) -> Any:
@@ -62,25 +63,22 @@ def _guarded(origin: str, load: Callable[[], Any]) -> Any:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        raise UsageError(f"{origin}: {words_of(error)}") from None
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kernelbench_plugin_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError(f"--plugin {path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for the types of its fields
-    spec.loader.exec_module(module)
-    return module
+        raise PluginError(f"{origin}: {words_of(error)}", trace_of(error)) from None
 
 
 def _validate(origin: str, family: Family[Any]) -> None:
+    if not (isinstance(family.case, type) and issubclass(family.case, Case)):
+        raise UsageError(f"{origin}: `case` must be a subclass of Case")
+    for field, kind in (("providers", Provider), ("checks", family.case)):
+        given = getattr(family, field)
+        if not isinstance(given, tuple) or not all(isinstance(each, kind) for each in given):
+            raise UsageError(f"{origin}: `{field}` must be a tuple of {kind.__name__}(…)")
+    for part in ("inputs", "outputs", "oracle", "cost", "grads"):
+        if not callable(getattr(family, part)):
+            raise UsageError(f"{origin}: `{part}` must be a function")
     names = [provider.name for provider in family.providers]
     if len(set(names)) < len(names):
         raise UsageError(f"{origin}: two providers of one name")
     baselines = [p.name for p in family.providers if p.role is Role.baseline]
     if len(baselines) != 1:
         raise UsageError(f"{origin}: exactly one provider has the role baseline, got {baselines}")
-    if not (isinstance(family.case, type) and issubclass(family.case, Case)):
-        raise UsageError(f"{origin}: `case` must be a subclass of Case")

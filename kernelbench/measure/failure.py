@@ -26,11 +26,18 @@ class Failure:
         return asdict(self)
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception, build: Any = None) -> Failure:
     """`oom` or `failed`, the error's first line, and where in the provider's code it was raised;
-    `incorrect` for what is no answer."""
+    `incorrect` for what is no answer.
+
+    build: of the provider at work, which is named where Python itself refused to call it.
+    """
     if isinstance(error, ContractError):
         return Failure(Status.incorrect, str(error))
+    if type(error).__module__ != "builtins":  # the harness's own words say what is wrong, and where
+        build = None
     oom = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     oom = oom or any(words in str(error) for words in _OOM)
-    return Failure(Status.oom if oom else Status.failed, words_of(error), trace_of(error))
+    return Failure(
+        Status.oom if oom else Status.failed, words_of(error, function=build), trace_of(error)
+    )

@@ -20,7 +20,7 @@ from kernelbench.measure.flush import ROUND
 from kernelbench.measure.fresh import seen_before
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.lot import Lot
-from kernelbench.measure.parts import cost_of
+from kernelbench.measure.parts import cost_of, traffic_of
 from kernelbench.measure.proof import Proof, spend
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.sampling import Sampled
@@ -136,12 +136,16 @@ class JobRun:
             raise
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = failure_of(error)
+            failure = failure_of(error, self._built(provider or self._now))
         finally:
             self._blame(provider or self._now)
         # Only here is the traceback gone, and with it what its frames held on the GPU.
         self._survive(provider or self._now, failure.reason)
         return failure
+
+    def _built(self, name: str) -> Any:
+        """The function that builds a provider; None for what is no provider's doing."""
+        return next((p.build for p in self.family.providers if p.name == name), None)
 
     def _undo(self) -> None:
         """Before the provider that is at work is judged."""
@@ -177,7 +181,7 @@ class JobRun:
             "flops": self.cost.flops,
             "read_bytes": self.cost.read,
             "write_bytes": self.cost.write,
-            "traffic": provider.traffic(self.case) if provider.traffic else None,
+            "traffic": traffic_of(provider, self.case),
             "prepared": workload.prepared,
         }
         candidate = Candidate(provider, workload, facts, found.proven, found.found)

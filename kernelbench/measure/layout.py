@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.raised import defined
 from kernelbench.spec import Prepared
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -20,19 +21,25 @@ class PrepareError(RuntimeError):
     """`prepare` returned what is no layout of the inputs."""
 
 
-def described(laid_out: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Prepared, ...]:
+def described(
+    laid_out: Mapping[str, Any], inputs: Mapping[str, Any], prepare: Any = None
+) -> tuple[Prepared, ...]:
     """What `prepare` made; nothing where it returned the inputs as they are.
 
+    prepare: the function, for its place in errors.
     Raises PrepareError where that is not a mapping of names to plain tensors.
     """
     if laid_out is inputs:
         return ()
+    place = defined(prepare) if prepare is not None else None
+    at = f" ({place})" if place else ""
     if not isinstance(laid_out, Mapping):
-        raise PrepareError(f"prepare returned {type(laid_out).__name__}, expected names to tensors")
+        kind = type(laid_out).__name__
+        raise PrepareError(f"prepare returned {kind}, expected names to tensors{at}")
     for name, tensor in laid_out.items():
         if type(tensor) is not torch.Tensor:
             kind = type(tensor).__name__
-            raise PrepareError(f"prepare returned {kind} as {name!r}, expected a torch.Tensor")
+            raise PrepareError(f"prepare returned {kind} as {name!r}, expected a torch.Tensor{at}")
     return tuple(
         Prepared(
             name=name,

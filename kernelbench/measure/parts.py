@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from kernelbench.raised import MOST, words_of
-from kernelbench.spec import Cost, Draw, Family, Mode
+from kernelbench.raised import MOST, defined, words_of
+from kernelbench.spec import Cost, Draw, Family, Mode, Provider, Traffic
 
 Piece = tuple[Any, ...]  # name, index, the fp64 values, and more tensors of the same shape
 PIECE = "(name, index, fp64 tensor)"
@@ -26,8 +26,8 @@ class PartError(ValueError):
 class _Part(AbstractContextManager[None]):
     """What is raised inside becomes the part's error; memory that does not suffice stays that."""
 
-    def __init__(self, family: Family[Any], part: str) -> None:
-        self._name = f"{family.name}: {part}"
+    def __init__(self, owner: Family[Any] | Provider[Any], part: str) -> None:
+        self._name, self._function = f"{owner.name}: {part}", getattr(owner, part)
 
     def __exit__(
         self,
@@ -39,10 +39,14 @@ class _Part(AbstractContextManager[None]):
             return
         if isinstance(error, Exception):
             room = MOST - len(f"{PartError.__name__}: {self._name} raised ")
-            raise PartError(f"{self._name} raised {words_of(error, room)}") from error
+            raise PartError(
+                f"{self._name} raised {words_of(error, room, self._function)}"
+            ) from error
 
     def refuse(self, got: str, expected: str) -> PartError:
-        return PartError(f"{self._name} {got}, expected {expected}")
+        place = defined(self._function)
+        at = f" ({place})" if place else ""
+        return PartError(f"{self._name} {got}, expected {expected}{at}")
 
 
 def cost_of(family: Family[Any], case: Any) -> Cost:
@@ -57,6 +61,18 @@ def cost_of(family: Family[Any], case: Any) -> Cost:
         if not isinstance(value, int) or value < 0:
             raise part.refuse(f"says {name}={_shown(value)}", "a whole number ≥ 0: divide with //")
     return cost
+
+
+def traffic_of(provider: Provider[Any], case: Any) -> tuple[Traffic, ...] | None:
+    """The rows of a provider's byte model, None where it has none. Raises PartError for others."""
+    if provider.traffic is None:
+        return None
+    part = _Part(provider, "traffic")
+    with part:
+        found = provider.traffic(case)
+    if not isinstance(found, tuple) or not all(isinstance(row, Traffic) for row in found):
+        raise part.refuse(f"returned {_shown(found)}", "a tuple of Traffic(tensor, read, write)")
+    return found
 
 
 def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -52,7 +52,7 @@ class Workload:
         self.mode: Mode = case.mode
         shared = {n: t.clone() if n in self.mutates else t for n, t in inputs.tensors.items()}
         laid_out = self._prepare(shared)
-        self.prepared: tuple[Prepared, ...] = layout.described(laid_out, shared)
+        self.prepared: tuple[Prepared, ...] = layout.described(laid_out, shared, provider.prepare)
         self.args: Tensors = {
             name: tensor.detach().requires_grad_(name in self._graded)
             for name, tensor in laid_out.items()

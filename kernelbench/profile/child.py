@@ -23,6 +23,7 @@ from kernelbench.measure import environment, tune
 from kernelbench.measure.failure import failure_of
 from kernelbench.measure.flush import ColdL2
 from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.parts import traffic_of
 from kernelbench.measure.probes import set_precision
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.profile.phases import Phases, call_name, watch
@@ -99,7 +100,7 @@ class Child:
         return workload
 
     def _facts(self, provider: Provider[Any], workload: Workload, config: Any) -> dict[str, Any]:
-        traffic = provider.traffic(self.job.case) if provider.traffic else None
+        traffic = traffic_of(provider, self.job.case)
         return {
             "config": asdict(config) if config is not None else None,
             "model_read_bytes": sum(row.read for row in traffic) if traffic else None,
@@ -172,7 +173,7 @@ class Child:
             return step()
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = failure_of(error)
+            failure = failure_of(error, provider.build)
         gc.collect()
         self.answers.say(provider=provider.name, status=failure.status, reason=failure.reason)
         return None

@@ -187,6 +187,11 @@ class Output:
             return LiveView(self.errors)
         return Plain(self.errors, verbose=self.verbose)
 
+    def note(self, text: str) -> None:
+        """What was chosen where nothing was named; not said where only results are wanted."""
+        if not (self.quiet or self.as_json):
+            self.fail(text)
+
     def fail(self, text: str) -> None:
         """The last line of what ends with an exit code that is not 0."""
         self.errors.print(text, highlight=False, markup=False, soft_wrap=True)

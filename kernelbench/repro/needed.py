@@ -6,6 +6,7 @@ one provider that is wanted. Files of `kernels` and `nn` are kept whole, with wh
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,11 +34,14 @@ class Needed:
     """Collects the sources of one provider, beginning at its family's file.
 
     name: of the family's module. device_code: False where no kernel of ours is run: then what
-    functions import of `kernels` and `nn` is left out.
+    functions import of `kernels` and `nn` is left out. beside: the folder of a plugin, of which
+    what it imports is kept whole.
     """
 
-    def __init__(self, family: Path, name: str, *, device_code: bool = True) -> None:
-        self._family, self._device_code = name, device_code
+    def __init__(
+        self, family: Path, name: str, *, device_code: bool = True, beside: Path | None = None
+    ) -> None:
+        self._family, self._device_code, self._beside = name, device_code, beside
         self._modules = {name: _Module(family)}
         self._whole: set[Path] = set()
 
@@ -52,10 +56,12 @@ class Needed:
 
     def files(self) -> dict[str, str]:
         """Text by path from the root of an import, device code first."""
-        found = {_place(path): path.read_text(encoding="utf-8") for path in sorted(self._whole)}
+        whole = sorted(self._whole)
+        found = {self._place(path): path.read_text(encoding="utf-8") for path in whole}
         for name, module in self._modules.items():
-            place = _place(module.path) if name.startswith(f"{OURS.name}.") else f"{name}.py"
-            found[place] = _text(module)
+            ours = name.startswith(f"{OURS.name}.")
+            place = self._place(module.path) if ours else f"{name}.py"
+            found.setdefault(place, _text(module))
         packages = {str(p / "__init__.py") for place in found for p in Path(place).parents[:-1]}
         order = sorted({*found, *packages}, key=lambda place: ("/kernels/" not in place, place))
         return {place: found.get(place, "") for place in order}
@@ -86,13 +92,12 @@ class Needed:
         base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         dotted = f"{base}{alias.name}"
         if not dotted.startswith(f"{OURS.name}."):
+            self._import_beside(dotted)
             return
         if dotted.startswith(WHOLE):
             for name in (dotted, dotted.rpartition(".")[0]):
                 if path := _file(name):
-                    self._whole |= {
-                        p for p in reached(path) if _place(p) != "kernelbench/__init__.py"
-                    }
+                    self._keep(path)
                     return
         if path := _file(dotted):  # a module as a name: all of it
             for name in self._open(dotted, path).binds:
@@ -102,6 +107,24 @@ class Needed:
         if path := _file(owner):
             self._open(owner, path)
             self._name(owner, alias.name)
+
+    def _import_beside(self, dotted: str) -> None:
+        """A neighbour of a plugin, and the packages that it lies in."""
+        names = dotted.split(".")
+        if self._beside is not None and names[0] not in sys.stdlib_module_names:
+            for depth in range(1, len(names) + 1):
+                if path := _file(".".join(names[:depth]), self._beside):
+                    self._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        """A file whole, with all that it imports."""
+        self._whole |= reached(path, self._beside) - {OURS / "__init__.py"}
+
+    def _place(self, path: Path) -> str:
+        root = self._beside
+        if root is None or path.is_relative_to(OURS):
+            root = OURS.parent
+        return path.relative_to(root).as_posix()
 
     def _open(self, name: str, path: Path) -> _Module:
         if name not in self._modules:
@@ -161,14 +184,10 @@ def _first(node: ast.expr) -> str | None:
     return None
 
 
-def _file(dotted: str) -> Path | None:
-    stem = OURS.parent.joinpath(*dotted.split("."))
+def _file(dotted: str, root: Path = OURS.parent) -> Path | None:
+    stem = root.joinpath(*dotted.split("."))
     found = (path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
     return next(found, None)
-
-
-def _place(path: Path) -> str:
-    return path.relative_to(OURS.parent).as_posix()
 
 
 def _text(module: _Module) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from kernelbench import families, files, metrics, store
 from kernelbench.repro.needed import Needed
 from kernelbench.repro.script import write
-from kernelbench.source import source_hash
+from kernelbench.source import beside_of, source_hash
 from kernelbench.spec import Family, Role, RunRecord, UsageError, beside, suggest
 
 RESULTS = Path("results")
@@ -56,7 +56,7 @@ def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]
     outside = re.sub(r"\W", "_", f"family_{path.stem}")
     module = f"{package}.{path.stem}" if inside else outside
     ours = family.provider(record.provider)
-    needed = Needed(path, module, device_code="triton" in ours.requires)
+    needed = Needed(path, module, device_code="triton" in ours.requires, beside=beside_of(family))
     needed.add({record.provider, family.baseline.name})
     notes = ""
     if record.source and record.source != source_hash(family):

@@ -4,6 +4,7 @@ from kernelbench.spec.case import DTYPE_ALIASES, Axis, Case, Distribution, DType
 from kernelbench.spec.errors import (
     KernelbenchError,
     NoGPUError,
+    PluginError,
     Terminated,
     UnwritableError,
     UsageError,
@@ -62,6 +63,7 @@ __all__ = [
     "Mode",
     "NoGPUError",
     "OutputError",
+    "PluginError",
     "Prepared",
     "Provider",
     "Role",

@@ -14,6 +14,14 @@ class UsageError(KernelbenchError):
     """Bad input: a suite, an option or an argument."""
 
 
+class PluginError(UsageError):
+    """A plugin's own code raised. trace: its traceback, which `-v` shows."""
+
+    def __init__(self, said: str, trace: str) -> None:
+        super().__init__(said)
+        self.trace = trace
+
+
 class UnwritableError(KernelbenchError):
     """An output file cannot be written: no fault of what was to be in it."""
 

@@ -6,11 +6,14 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from kernelbench.raised import words_of
 from kernelbench.spec import Case, Family, Job, Measure, UsageError
 from kernelbench.suite.grammar import BLOCK_KEYS, Families, Loc
 from kernelbench.suite.reader import Node, Problem
 
 MAX_POINTS = 100_000
+# What a case's own `__post_init__` raises where it is wrong, and not the point.
+MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError, RuntimeError)
 
 Values = Mapping[str, Sequence[Any]]
 
@@ -180,10 +183,14 @@ def _cases(root: Node, block: Block) -> tuple[list[Case], list[Problem]]:
         try:
             case: Case = block.family.case.from_axes(point)
         except (UsageError, ArithmeticError) as error:  # M % heads with heads = 0
-            at = ", ".join(f"{axis}={value}" for axis, value in point.items())
-            refused.setdefault(str(error), f"{block.family.name} refuses {at}: {error}")
+            said = str(error)
+        except MISTAKES as error:
+            said = words_of(error)
         else:
             cases.append(case)
+            continue
+        at = ", ".join(f"{axis}={value}" for axis, value in point.items())
+        refused.setdefault(said, f"{block.family.name} refuses {at}: {said}")
     return cases, [Problem(root.spot(block.loc), said) for said in refused.values()]
 
 
