@@ -58,7 +58,7 @@ inspected: $(STAMP) $(OTHER)/.installed ## Write that past anew, after a change 
 	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json $(ARGS)
 	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json $(ARGS)
 
-schema: $(STAMP) ## Write the JSON Schema of suites anew, after a family's axes changed
+schema: $(STAMP) ## Write the JSON Schema of suites and what list says anew, after a family's file changed
 	$(BIN)/python tools/schema.py
 
 docs: $(STAMP) ## Write the generated parts of the documents anew

@@ -14,7 +14,7 @@ from typing import Any
 
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
-from kernelbench.report import catalogue, failed, tables
+from kernelbench.report import failed, tables
 from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, result, wall
 from kernelbench.run import (
@@ -36,7 +36,6 @@ from kernelbench.spec import (
     Status,
     UsageError,
     exit_code_of,
-    suggest,
 )
 
 
@@ -364,13 +363,3 @@ def _left(each: Plan) -> Sequence[Job]:
         return every
     sources = sources_of(each.jobs, families.load(each.asked.plugins))
     return remaining(every, store.read_apart(each.folder), sources)[0]
-
-
-def show_families(names: Sequence[str], plugins: tuple[str, ...], output: Output) -> None:
-    """Every family with its axes and providers."""
-    known = families.load(plugins)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--family: no family {name!r}{suggest(name, known)}")
-    shown = [family for name, family in known.items() if not names or name in names]
-    catalogue.show(shown, output.console, output.as_json)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kernelbench"
 TABLE = f"ROOMS in {Path(__file__).name}"
 
 # Which rooms of the package a room may import from, besides itself.
-SEES_ALL = {"cli", "verbs", "profiling"}  # the command line and what its verbs do
+SEES_ALL = {"cli", "verbs", "listing", "profiling"}  # the command line and what its verbs do
 ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
@@ -65,6 +65,9 @@ WITHOUT_TORCH = (
     "report.verb",
     "report.page",
     "report.claimed",
+    "listing",
+    "doctor",
+    "measure.tune",
     "claims",
     "suite",
 )  # results are read on a laptop

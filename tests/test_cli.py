@@ -98,7 +98,15 @@ def test_a_smoke_run_on_a_cpu_claims_no_speed(smoke):
     if {row["timer"] for row in rows if row["timer"]} != {"host"}:
         pytest.skip("there is a GPU: this run was timed")
     for row in rows:
-        for column in ("speedup", "speedup_best", "gbps", "tflops", "sol_pct", "samples", "median_us"):
+        for column in (
+            "speedup",
+            "speedup_best",
+            "gbps",
+            "tflops",
+            "sol_pct",
+            "samples",
+            "median_us",
+        ):
             assert row[column] is None
 
 

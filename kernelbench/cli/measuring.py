@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from kernelbench.cli.app import app, asked_of, cache_app, console_of, narrow_of, output_of
+from kernelbench.cli.app import (
+    app,
+    asked_of,
+    cache_app,
+    console_of,
+    narrow_of,
+    output_of,
+    plugins_of,
+)
 from kernelbench.cli.options import (
     CaseOption,
     DeviceOption,
@@ -141,13 +149,15 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """Families with their providers and axes; or the jobs of suites."""
-    from kernelbench import verbs
-
-    asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
     if suites:
+        from kernelbench import verbs
+
+        asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
         verbs.show_jobs(verbs.begun(suites, asked), output_of(as_json=as_json))
     else:
-        verbs.show_families(family or [], asked.plugins, output_of(as_json=as_json))
+        from kernelbench import listing
+
+        listing.show_families(family or [], plugins_of(plugin), console_of(), as_json)
 
 
 @app.command()

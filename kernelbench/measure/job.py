@@ -171,7 +171,9 @@ class JobRun:
         if config is not None:
             facts |= {"config": asdict(config), "config_origin": origin}
         self.tell(provider.name, "check")
-        found = self.proof.judge(provider, workload, keep=self.request.timing and self.session.clock.times)
+        found = self.proof.judge(
+            provider, workload, keep=self.request.timing and self.session.clock.times
+        )
         facts |= {
             "errors": found.errors,
             "flops": self.cost.flops,
