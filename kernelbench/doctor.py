@@ -100,7 +100,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _untouched() -> list[Finding] | None:
-    """What is known of torch without importing it, which takes seconds: that it can use no GPU here.
+    """What is known of torch without importing it, which takes seconds, where it can use no GPU.
     None where it may."""
     spec = importlib.util.find_spec("torch")
     version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None

@@ -37,6 +37,7 @@ from kernelbench.spec import (
     UsageError,
     exit_code_of,
 )
+from kernelbench.waiting import waiting
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ def _run_json(outcome: Outcome, records: Sequence[RunRecord], folder: Path) -> d
 def _show_run(
     each: Plan, outcome: Outcome, records: Sequence[RunRecord], folder: Path, output: Output
 ) -> None:
-    frame = metrics.frame(records)
+    with waiting("deriving figures", output.waits):
+        frame = metrics.frame(records)
     if output.quiet:
         output.say(str(tables.summary(frame)))
     else:
@@ -250,7 +252,8 @@ def _show_details(records: Sequence[RunRecord], output: Output) -> None:
 
 def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, output: Output) -> int:
     """Prove providers right without timing them; nothing is stored, but what `--dump` asks for."""
-    known = families.load(asked.plugins)
+    with waiting("loading the families, which import torch", output.waits):
+        known = families.load(asked.plugins)
     if suites:
         plans = begun(suites, asked)
         refuse_many(plans, yes)

@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "source": {"spec"},
     "raised": set(),
     "files": {"spec"},
+    "waiting": set(),
     "store": {"spec", "files"},
     "suite": {"spec"},
     "executor": {"spec"},
@@ -34,9 +35,9 @@ ROOMS: dict[str, set[str]] = {
     "times": {"spec", "statistics"},
     "metrics": {"spec", "files", "limits", "significance", "statistics", "times"},
     "audit": {"spec", "files"},
-    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
-    "report": {"spec", "files", "metrics", "store", "audit", "claims"},
-    "compare": {"spec", "metrics", "store", "significance", "statistics", "times"},
+    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit", "waiting"},
+    "report": {"spec", "files", "metrics", "store", "audit", "claims", "waiting"},
+    "compare": {"spec", "metrics", "store", "significance", "statistics", "times", "waiting"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
     "parallel": {"kernels"},
@@ -46,13 +47,13 @@ ROOMS: dict[str, set[str]] = {
     "families": {"spec", "kernels", "nn", "parallel", "provide", "raised"},
     "measure": {"spec", "files", "limits", "statistics", "kernels", "raised"},
     "profile": {"spec", "files", "families", "kernels", "measure", "provide"},
-    "inspecting": {"spec", "families", "suite", "profile"},
+    "inspecting": {"spec", "families", "suite", "profile", "waiting"},
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
     "doctor": {"spec", "suite", "measure", "families", "profile"},
 }
-STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised")
+STDLIB_ONLY = ("spec", "files", "waiting", "limits", "source", "ledger", "dispatch", "raised")
 WITHOUT_TORCH = (
     "store",
     "times",

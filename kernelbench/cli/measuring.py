@@ -34,6 +34,9 @@ from kernelbench.cli.options import (
     VerboseOption,
     YesOption,
 )
+from kernelbench.waiting import waiting
+
+LOADING = "loading the families, which import torch"
 
 
 @app.command()
@@ -89,9 +92,10 @@ def run(
         seed=seed,
     )
     options = Options(timeout=timeout, fail_fast=fail_fast)
-    plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
-    verbs.refuse_many(plans, yes)
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
+    with waiting(LOADING, output.waits):
+        plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
+    verbs.refuse_many(plans, yes)
     if dry_run:
         verbs.show_jobs(plans, output)
         return
@@ -153,7 +157,10 @@ def list_(
         from kernelbench import verbs
 
         asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
-        verbs.show_jobs(verbs.begun(suites, asked), output_of(as_json=as_json))
+        output = output_of(as_json=as_json)
+        with waiting(LOADING, output.waits):
+            plans = verbs.begun(suites, asked)
+        verbs.show_jobs(plans, output)
     else:
         from kernelbench import listing
 
@@ -165,7 +172,8 @@ def doctor(as_json: JsonOption = False) -> None:
     """What this machine can do, and how to get what is missing."""
     from kernelbench.doctor import examine, show
 
-    findings = examine()
+    with waiting("asking torch for its GPU", None if as_json else console_of(err=True).print):
+        findings = examine()
     show(findings, console_of(), as_json)
     missing = [finding.what for finding in findings if finding.ok is False]
     if missing:

@@ -13,6 +13,7 @@ from kernelbench.cli.options import (
     PluginOption,
     ProviderOption,
 )
+from kernelbench.waiting import waiting
 
 
 @app.command()
@@ -87,7 +88,8 @@ def repro(
     from kernelbench import files
     from kernelbench.repro import verb
 
-    text, problems = verb.repro(case, provider, run, plugin or [], out)
+    with waiting("reading the run, and loading the families", console_of(err=True).print):
+        text, problems = verb.repro(case, provider, run, plugin or [], out)
     for problem in problems:
         typer.echo(problem, err=True)
     files.write(files.STDOUT, text)

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from kernelbench.spec import Axis, Family, Provider
 
-
 Facts = dict[str, Any]  # of one family, as JSON
 
 
