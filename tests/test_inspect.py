@@ -360,6 +360,7 @@ def test_every_kernel_is_described_and_for_each_target_alike_in_any_order() -> N
 
 
 @LINUX
+@pytest.mark.slow
 def test_rows_of_a_kernel_for_two_targets(tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     found = rows_of(
