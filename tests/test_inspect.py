@@ -393,6 +393,7 @@ def test_what_is_divisible_by_16_is_loaded_16_bytes_at_a_time(tmp_path: Path) ->
 
 
 @LINUX
+@pytest.mark.slow
 def test_a_greedy_plugin_is_caught(tmp_path: Path) -> None:
     """It spills, wants more shared memory than there is, and has a kernel that does not compile."""
     arguments = ("greedy", "--plugin", str(PLUGIN), "--target", "sm_90")
