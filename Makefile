@@ -19,6 +19,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A GPU is timed by one test at a time, in this process.
+JOBS = $(shell if nvidia-smi > /dev/null 2>&1; then echo 0; else nproc; fi)
+# How long so many minutes of a processor take, roughly.
+about = on $(JOBS:0=1) of $(shell nproc) cores: about $(shell expr $(1) / $(JOBS:0=1) + 1) minutes
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
@@ -28,6 +32,7 @@ DOCS = $(wildcard README.md docs/*.md)
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  PYTHON=python3.12 chooses an interpreter for $(VENV); ARGS=… goes to pytest or the run."
+	@echo "  Tests run in as many processes as there are cores, or in one where there is a GPU: JOBS=4."
 
 venv: $(STAMP) ## Create .venv with everything in it, as constraints.txt pins it
 
@@ -35,10 +40,12 @@ smoke: $(STAMP) ## Try it: every family, tiny, with or without a GPU; prints its
 	$(BIN)/kernelbench run configs/smoke.yaml $(ARGS)
 
 test: $(STAMP) ## Run the tests but for slow ones; on a machine with a GPU, those for it, too
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@echo "All tests but the slow ones, $(call about,19). Slow ones: make test-slow."
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	@echo "The slow tests, $(call about,20)."
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: $(STAMP) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -58,7 +65,7 @@ inspected: $(STAMP) $(OTHER)/.installed ## Write that past anew, after a change 
 	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json $(ARGS)
 	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json $(ARGS)
 
-schema: $(STAMP) ## Write the JSON Schema of suites anew, after a family's axes changed
+schema: $(STAMP) ## Write anew what editors and list say of families, after one changed
 	$(BIN)/python tools/schema.py
 
 docs: $(STAMP) ## Write the generated parts of the documents anew

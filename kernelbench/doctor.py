@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,10 @@ from rich.text import Text
 
 import kernelbench
 from kernelbench import optional
+
+WITHOUT_GPU = "without one, suites run small shapes for correctness: kernelbench run smoke"
+INTERPRETED = "in its interpreter, on the CPU"
+NO_TRITON = "not installed (pip install triton, which is there for Linux alone)"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,46 @@ def _torch() -> Iterator[Finding]:
             "torch", False, "not installed", "pip install torch (reading results needs none)"
         )
         return
+    told = _untouched()
+    yield from _asked() if told is None else told
+
+
+def _untouched() -> list[Finding] | None:
+    """What is known of torch without importing it, which takes seconds, where it can use no GPU.
+    None where it may."""
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if version is None or not version.is_file():
+        return None
+    built = runpy.run_path(str(version))
+    if built.get("hip") or (built.get("cuda") and _gpus()):
+        return None
+    sees = f"(CUDA {built['cuda']}) sees no device or driver" if built.get("cuda") else ""
+    why = f"torch {built['__version__']} {sees or 'is built without CUDA'}"
+    triton = importlib.util.find_spec("triton")
+    how = f"{importlib.metadata.version('triton')}, {INTERPRETED}" if triton else NO_TRITON
+    return [
+        Finding("torch", True, str(built["__version__"])),
+        Finding("GPU", None, why, WITHOUT_GPU),
+        Finding("triton", triton is not None, how),
+    ]
+
+
+def _gpus() -> int:
+    """How many the driver sees; 0 without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        count = int(pynvml.nvmlDeviceGetCount())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return 0
+    return count
+
+
+def _asked() -> Iterator[Finding]:
+    """Of torch itself: whether it can use the GPU that is there."""
     import torch
 
     from kernelbench.measure import environment
@@ -101,17 +146,12 @@ def _torch() -> Iterator[Finding]:
         memory = machine["total_bytes"] / 2**30
         yield Finding("GPU", True, f"{machine['name']}, {machine['arch']}, {memory:.0f} GiB")
     else:
-        yield Finding(
-            "GPU",
-            None,
-            environment.why_no_cuda(),
-            "without one, suites run small shapes for correctness: kernelbench run smoke",
-        )
+        yield Finding("GPU", None, environment.why_no_cuda(), WITHOUT_GPU)
     version = machine["versions"].get("triton")
     if machine["no_triton"]:
         yield Finding("triton", False, machine["no_triton"])
     else:
-        how = "on the GPU" if kind == "cuda" else "in its interpreter, on the CPU"
+        how = "on the GPU" if kind == "cuda" else INTERPRETED
         yield Finding("triton", True, f"{version}, {how}")
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.progress import Progress
 
 from kernelbench import families, suite
 from kernelbench.spec import Family, Job, UsageError, suggest
+from kernelbench.waiting import Say, waiting
 
 if TYPE_CHECKING:
     from kernelbench.profile.inspect import Row
@@ -50,8 +52,10 @@ def inspect(asked: Question, console: Console, errors: Console, as_json: bool) -
     chosen = targets(asked.targets)
     limits = gate.bounds(asked.fail_on, asked.against is not None)
     before = None if asked.against is None else gate.read(asked.against)
-    known = families.load(asked.plugins)
-    rows = _rows(asked, known, chosen, errors, counts=as_json or not asked.quiet)
+    say = None if as_json or asked.quiet else partial(errors.print, highlight=False, markup=False)
+    with waiting("loading the families", say):
+        known = families.load(asked.plugins)
+    rows = _rows(asked, known, chosen, errors, say, counts=as_json or not asked.quiet)
     verdict = gate.judge(rows, before, limits)
     if asked.save is not None:
         gate.save(rows, asked.save)
@@ -78,23 +82,29 @@ def _rows(
     known: Mapping[str, Family[Any]],
     chosen: Sequence["Limits"],
     errors: Console,
+    say: Say | None,
     counts: bool,
 ) -> list["Row"]:
     from kernelbench.profile.inspect import rows
     from kernelbench.profile.inspect_launches import describe
 
     jobs, harness = jobs_of(asked.names, known, asked.providers)
-    found = [
-        each
-        for limits in chosen
-        for each in describe(
-            known, jobs, limits, every=asked.every, harness=harness, plugins=asked.plugins
-        )
-    ]
+    with waiting("calling providers, to see what they would launch", say):
+        found = [
+            each
+            for limits in chosen
+            for each in describe(
+                known, jobs, limits, every=asked.every, harness=harness, plugins=asked.plugins
+            )
+        ]
     if not found:
         raise UsageError("none of these providers launches a Triton kernel: see kernelbench list")
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("compiling", total=len({each.kernel for each in found}))
+    total, bar = len({each.kernel for each in found}), errors.is_terminal
+    with (
+        waiting(f"compiling {total} kernels", None if bar else say),
+        Progress(console=errors, transient=True, disable=not bar) as progress,
+    ):
+        task = progress.add_task("compiling", total=total)
         return rows(found, done=lambda count: progress.advance(task, count), counts=counts)
 
 

@@ -19,6 +19,7 @@ from kernelbench.report.progress import Output
 from kernelbench.run import START_TIMEOUT, check_device, sources_of
 from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
 from kernelbench.verbs import Plan, begun, manifest_of, refuse_many, resumed
+from kernelbench.waiting import waiting
 
 NEEDED = {"suite_text", "asked", "utc", "suite", "machine"}  # of a manifest, to add to its run
 
@@ -58,10 +59,11 @@ def wanted(
 
 def profile(wanted: Wanted, yes: bool, output: Output) -> int:
     """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
-    families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here, not by a worker
-    machine = _machine(wanted.asked)
-    cuda = machine["kind"] == "cuda"
-    each = _plan(wanted, machine, output)
+    with waiting("looking at this machine, and loading the families", output.waits):
+        families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here
+        machine = _machine(wanted.asked)
+        cuda = machine["kind"] == "cuda"
+        each = _plan(wanted, machine, output)
     refuse_many([each], yes)
     found, errors = _found(wanted.tools or (_best(cuda, output),))
     seen = list[Measured]()

@@ -27,6 +27,7 @@ from kernelbench.store import Store
 from kernelbench.worker import encode
 
 START_TIMEOUT = 300.0
+DERIVING = "deriving the figures of results.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Runner:
             raise
 
     def _start(self) -> tuple[Worker, dict[str, Any]]:
+        self._watcher.at("", "starting a worker, which imports torch")
         with self.ledger.during("start"):
             return start(
                 self._log,
@@ -112,6 +114,7 @@ class Runner:
 
     def _limit(self, known: Mapping[str, Any] | None, *, anew: bool) -> dict[str, Any]:
         """Every worker is told them, or measures them, before its first job."""
+        self._watcher.at("", "measuring this machine's limits")
         with self.ledger.during("ceilings"):
             return limits(self._worker, known, START_TIMEOUT, anew=anew)
 
@@ -288,6 +291,7 @@ def run(
             sources = sources_of(jobs, families)
             every = in_processes(jobs)
             outcome.left = outcome.total = sum(map(len, every))
+            watcher.at("", DERIVING)
             metrics.to_csv(store.records(), store.csv_path)
             noted = set[str]()
             for number in range(len(every)):
@@ -311,6 +315,7 @@ def run(
         except KernelbenchError as error:
             raise KernelbenchError(f"{error}\n{_safe(store)}") from None
         finally:
+            watcher.at("", DERIVING)
             metrics.to_csv(store.records(), store.csv_path)
             outcome.spent_s = runner.ledger.phases()
             _account(store, outcome.spent_s, watcher)

@@ -14,7 +14,7 @@ from typing import Any
 
 from kernelbench import __version__, families, metrics, plan, store, suite
 from kernelbench.plan import Asked
-from kernelbench.report import catalogue, failed, tables, terminal
+from kernelbench.report import failed, tables, terminal
 from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, result, wall
 from kernelbench.run import (
@@ -36,8 +36,8 @@ from kernelbench.spec import (
     Status,
     UsageError,
     exit_code_of,
-    suggest,
 )
+from kernelbench.waiting import waiting
 
 UNNAMED = (
     "no suite named, so this runs smoke: every family, small, on any machine, with or "
@@ -231,10 +231,12 @@ def _run_json(outcome: Outcome, records: Sequence[RunRecord], folder: Path) -> d
 def _show_run(
     each: Plan, outcome: Outcome, records: Sequence[RunRecord], folder: Path, output: Output
 ) -> None:
+    with waiting("deriving figures", output.waits):
+        rows = metrics.rows_of(records)
     if output.quiet:
-        output.say(str(tables.summary(metrics.filled(metrics.rows_of(records)))))
+        output.say(str(tables.summary(metrics.filled(rows))))
     else:
-        terminal.show_run(records, output.console)
+        terminal.show_run(rows, output.console)
     _show_details(records, output)
     if outcome.left:
         why = "interrupted" if outcome.interrupted else "stopped"
@@ -258,7 +260,8 @@ def check(suites: Sequence[str], asked: Asked, options: Options, yes: bool, outp
     """Prove providers right without timing them; nothing is stored, but what `--dump` asks for."""
     if not suites:
         output.note(UNNAMED_CHECKS)
-    known = families.load(asked.plugins)
+    with waiting("loading the families, which import torch", output.waits):
+        known = families.load(asked.plugins)
     if suites:
         plans = begun(suites, asked)
         refuse_many(plans, yes)
@@ -371,13 +374,3 @@ def _left(each: Plan) -> Sequence[Job]:
         return every
     sources = sources_of(each.jobs, families.load(each.asked.plugins))
     return remaining(every, store.read_apart(each.folder), sources)[0]
-
-
-def show_families(names: Sequence[str], plugins: tuple[str, ...], output: Output) -> None:
-    """Every family with its axes and providers."""
-    known = families.load(plugins)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--family: no family {name!r}{suggest(name, known)}")
-    shown = [family for name, family in known.items() if not names or name in names]
-    catalogue.show(shown, output.console, output.as_json)

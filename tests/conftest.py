@@ -1,5 +1,6 @@
 """Where the tests run: on the GPU that is there, else on the CPU in Triton's interpreter."""
 
+import gc
 import os
 
 import pytest
@@ -7,6 +8,17 @@ import torch
 
 if not torch.cuda.is_available():  # before any @triton.jit is applied
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Tensors are small: threads that wait for each other take longer than what they compute, all the
+# more beside other workers. Programs that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Every job begins by collecting garbage; spare it a walk over all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

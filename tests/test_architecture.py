@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kernelbench"
 TABLE = f"ROOMS in {Path(__file__).name}"
 
 # Which rooms of the package a room may import from, besides itself.
-SEES_ALL = {"cli", "verbs", "profiling"}  # the command line and what its verbs do
+SEES_ALL = {"cli", "verbs", "listing", "profiling"}  # the command line and what its verbs do
 ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "raised": set(),
     "plugins": {"spec", "source", "raised"},
     "files": {"spec"},
+    "waiting": set(),
     "store": {"spec", "files"},
     "suite": {"spec", "raised"},
     "executor": {"spec"},
@@ -35,9 +36,9 @@ ROOMS: dict[str, set[str]] = {
     "times": {"spec", "statistics"},
     "metrics": {"spec", "files", "limits", "significance", "statistics", "times"},
     "audit": {"spec", "files"},
-    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit"},
-    "report": {"spec", "files", "metrics", "store", "audit", "claims"},
-    "compare": {"spec", "metrics", "store", "significance", "statistics", "times"},
+    "claims": {"spec", "suite", "metrics", "times", "statistics", "audit", "waiting"},
+    "report": {"spec", "files", "metrics", "store", "audit", "claims", "waiting"},
+    "compare": {"spec", "metrics", "store", "significance", "statistics", "times", "waiting"},
     "kernels": set(),
     "nn": {"kernels", "dispatch"},
     "parallel": {"kernels"},
@@ -47,14 +48,16 @@ ROOMS: dict[str, set[str]] = {
     "families": {"spec", "kernels", "nn", "parallel", "plugins", "provide", "raised"},
     "measure": {"spec", "files", "limits", "statistics", "kernels", "raised"},
     "profile": {"spec", "files", "families", "kernels", "measure", "provide"},
-    "inspecting": {"spec", "families", "suite", "profile"},
+    "inspecting": {"spec", "families", "suite", "profile", "waiting"},
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
     "doctor": {"spec", "suite", "measure", "families", "optional", "profile"},
     "optional": set(),
 }
-STDLIB_ONLY = ("spec", "files", "limits", "source", "ledger", "dispatch", "raised", "optional")
+STDLIB_ONLY = (
+    "spec", "files", "waiting", "limits", "source", "ledger", "dispatch", "raised", "optional",
+)  # fmt: skip
 WITHOUT_TORCH = (
     "store",
     "times",
@@ -67,6 +70,9 @@ WITHOUT_TORCH = (
     "report.verb",
     "report.page",
     "report.claimed",
+    "listing",
+    "doctor",
+    "measure.tune",
     "claims",
     "suite",
 )  # results are read on a laptop

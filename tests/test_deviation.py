@@ -394,7 +394,14 @@ def test_rows_of_zeros_and_one_element_far_off(who: Provider[Any]) -> None:
         assert error.rel < 0.1
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (64, 1024), (3, 257)])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        pytest.param(64, 4096, marks=pytest.mark.slow),
+        pytest.param(64, 1024, marks=pytest.mark.slow),
+        (3, 257),
+    ],
+)
 def test_an_honest_kernel_that_rounds_twice_passes_whatever_is_drawn(
     rows: int, columns: int
 ) -> None:

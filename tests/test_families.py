@@ -7,13 +7,14 @@ oracle's gradients, its costs, its byte models, and what `load` says about a plu
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from twins import with_marks
 
 from kernelbench import families, source
 from kernelbench.families.rms_norm import RMSNormCase
@@ -61,12 +62,10 @@ def compiled_on_cpu(family: Family[Any], provider: Provider[Any]) -> list[Case]:
     return [case for case in wide if case in first or provider.mutates(case)]
 
 
-def provider_checks() -> Iterator[Any]:
+def every_check() -> Iterator[Any]:
     for family in FAMILIES.values():
-        for provider in family.providers:
-            for case in family.checks:
-                name = f"{family.name}-{provider.name}-{case.id}"
-                yield pytest.param(family, provider, case, id=name)
+        for case, marks in with_marks(family.checks):
+            yield pytest.param(family, case, id=f"{family.name}-{case.id}", marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -78,38 +77,43 @@ def session(device: str) -> Session:
 
 
 def checked(
-    family: Family[Any],
-    case: Case,
-    provider: Provider[Any],
-    session: Session,
-) -> RunRecord:
-    job = Job(family=family.name, case=case, providers=(provider.name,))
+    family: Family[Any], case: Case, names: Sequence[str], session: Session
+) -> dict[str, RunRecord]:
+    """The records of one job, by provider."""
+    job = Job(family=family.name, case=case, providers=tuple(names))
     context = Context(run_id="test", gpu=session.device.name, seed=0, source="")
     request = Request(job, context, timing=False)
     batches = JobRun(family, request, session, lambda provider, phase: None).run()
-    [record] = [record for batch in batches for record in batch]
-    return record
+    records = [record for batch in batches for record in batch]
+    assert sorted(record.provider for record in records) == sorted(names)
+    return {record.provider: record for record in records}
 
 
-@pytest.mark.parametrize(("family", "provider", "case"), list(provider_checks()))
-def test_provider_is_right_or_says_why_not(
-    family: Family[Any], provider: Provider[Any], case: Case, session: Session
+@pytest.mark.parametrize(("family", "case"), list(every_check()))
+def test_providers_are_right_or_say_why_not(
+    family: Family[Any], case: Case, session: Session
 ) -> None:
-    on_cpu = session.device.kind == "cpu"
-    if on_cpu and compiles(provider) and case not in compiled_on_cpu(family, provider):
-        pytest.skip("torch.compile takes 2 to 25 s a graph on a CPU: see compiled_on_cpu")
-    record = checked(family, case, provider, session)
-    assert (record.provider, record.case) == (provider.name, case.id)
-    if record.status is Status.skipped:
-        assert record.reason.strip(), "a skip is an answer: it needs a reason"
-        pytest.skip(record.reason)
-    assert record.status is Status.ok, f"{record.status}: {record.reason}"
-    assert record.errors and all(error.ok for error in record.errors)
-    assert record.trials
+    left_out = [  # torch.compile takes 2 to 25 s a graph on a CPU
+        provider
+        for provider in family.providers
+        if session.device.kind == "cpu"
+        and compiles(provider)
+        and case not in compiled_on_cpu(family, provider)
+    ]
+    names = [provider.name for provider in family.providers if provider not in left_out]
     assert family.trials is not None
     refused = [trial.refused for trial in family.trials(case).values()]
-    unproven = {trial.unproven for trial in record.trials} - {""}
-    assert unproven <= {*refused, *map(str, provider.promises.values())}
+    for name, record in checked(family, case, names, session).items():
+        assert record.case == case.id
+        if record.status is Status.skipped:
+            assert record.reason.strip(), f"{name}: a skip is an answer: it needs a reason"
+            continue
+        assert record.status is Status.ok, f"{name}: {record.status}: {record.reason}"
+        assert record.errors and all(error.ok for error in record.errors), name
+        assert record.trials, name
+        unproven = {trial.unproven for trial in record.trials} - {""}
+        promises = family.provider(name).promises.values()
+        assert unproven <= {*refused, *map(str, promises)}, name
 
 
 def test_a_wrong_provider_is_found_out(session: Session) -> None:
@@ -122,9 +126,8 @@ def test_a_wrong_provider_is_found_out(session: Session) -> None:
         return lambda a: call(a) * 1.01
 
     bad = Provider("off", family.baseline.role, off)
-    record = checked(
-        replace(family, providers=(bad,)), RMSNormCase(M=4, N=64, dtype=DType.fp32), bad, session
-    )
+    case = RMSNormCase(M=4, N=64, dtype=DType.fp32)
+    record = checked(replace(family, providers=(bad,)), case, ["off"], session)["off"]
     assert record.status is Status.incorrect
     assert "y: error 0.01" in record.reason
 
@@ -376,7 +379,8 @@ def test_a_plugin_stands_beside_the_families_of_the_package(
     found = loaded(tmp_path, PLUGIN)
     assert set(found) == {*FAMILIES, "copy"}
     assert "copy" not in families.load()
-    record = checked(found["copy"], Case(), found["copy"].baseline, session)
+    name = found["copy"].baseline.name
+    record = checked(found["copy"], Case(), [name], session)[name]
     assert record.status is Status.ok, record.reason
 
 

@@ -11,7 +11,8 @@ from toy import CASE, Script, provider, right, run, toy
 
 from kernelbench.measure.fresh import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
 from kernelbench.measure.sampling import Batch
-from kernelbench.spec import Distribution, DType, Role, Status, Timing
+from kernelbench.measure.timer import HostClock
+from kernelbench.spec import Distribution, DType, Measure, Role, Status, Timing
 
 REPEATED = 10_000
 
@@ -103,14 +104,31 @@ def test_every_draw_is_a_new_one_and_of_numbers_that_differ() -> None:
         assert not any(a.equal(b) for a, b in itertools.pairwise(drawn))
 
 
-def test_right_for_zeros_alone_is_wrong() -> None:
+@pytest.mark.parametrize("clock", [Script(), HostClock()], ids=["timed", "without a GPU"])
+def test_right_for_zeros_alone_is_wrong(clock: Any) -> None:
     def blind(a: Any) -> Any:
         return a["x"] * 0, a["x"].detach().amax(-1)
 
     zeros = replace(CASE, inputs=Distribution.zeros)
-    found = run(toy(provider("blind", blind)), zeros, clock=Script())
+    found = run(toy(provider("blind", blind)), zeros, clock=clock)
     assert found["blind"].status is Status.incorrect
     assert found["blind"].reason.startswith("on fresh inputs, after timing")
+
+
+def test_without_a_gpu_nothing_is_sampled() -> None:
+    calls, many = {"check": 0, "run": 0}, Measure(min_samples=50, max_samples=50)
+
+    def counted(a: Any) -> Any:
+        calls[now] += 1
+        return right(a)
+
+    for now in calls:
+        family = toy(provider("ours", counted))
+        found = run(family, clock=HostClock(), measure=many, timing=now == "run")["ours"]
+    assert found.status is Status.ok
+    assert found.timing == Timing(timer="host", blocks_ns=())
+    assert found.judged_calls is None
+    assert calls["run"] <= 2 * calls["check"]  # the others are on fresh inputs
 
 
 def test_who_behaves_only_when_it_is_watched_is_incorrect() -> None:

@@ -360,6 +360,7 @@ def test_every_kernel_is_described_and_for_each_target_alike_in_any_order() -> N
 
 
 @LINUX
+@pytest.mark.slow
 def test_rows_of_a_kernel_for_two_targets(tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     found = rows_of(
@@ -392,6 +393,7 @@ def test_what_is_divisible_by_16_is_loaded_16_bytes_at_a_time(tmp_path: Path) ->
 
 
 @LINUX
+@pytest.mark.slow
 def test_a_greedy_plugin_is_caught(tmp_path: Path) -> None:
     """It spills, wants more shared memory than there is, and has a kernel that does not compile."""
     arguments = ("greedy", "--plugin", str(PLUGIN), "--target", "sm_90")

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from toy import run
+from toy import HostTimes, run
 
 from kernelbench import store, verbs
-from kernelbench.measure.timer import HostClock
 from kernelbench.plan import Asked
 from kernelbench.run import Options
 from kernelbench.spec import Measure, RunRecord, Status
@@ -73,7 +72,7 @@ def judged(entry: Any, *others: str) -> dict[str, RunRecord]:
     family = liars.FAMILIES[entry.family]
     case = entry.case or liars.CASES[entry.family]
     asked = (*others, entry.name)
-    return run(family, case, clock=HostClock(), measure=SETTINGS, names=asked)
+    return run(family, case, clock=HostTimes(), measure=SETTINGS, names=asked)
 
 
 @pytest.mark.parametrize("liar", LIARS)

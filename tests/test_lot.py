@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import CASE, Script, provider, right, run, toy
+from toy import CASE, HostTimes, Script, provider, right, run, toy
 
 from kernelbench.kernels import stream
 from kernelbench.measure import lot as lots
@@ -25,7 +25,7 @@ from kernelbench.measure.lot import (
 )
 from kernelbench.measure.lot import tolerance as tolerance_of
 from kernelbench.measure.sampling import Batch
-from kernelbench.measure.timer import HostClock, begin, judge
+from kernelbench.measure.timer import begin, judge
 from kernelbench.spec import DType, Measure, Mode, OutputError, Status
 
 TOLERANCE = Tolerance(1e-3, 1e-2, 1e-3)
@@ -224,14 +224,14 @@ def sometimes(every: int, by: float, state: dict[str, Any]) -> Callable[[Any], A
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("host", [False, True])
 def test_wrong_in_some_timed_calls_is_wrong(mode: Mode, host: bool) -> None:
-    class Both(HostClock, Judges):  # a host's clock that knows when it has begun
+    class Both(HostTimes, Judges):  # a host's clock that knows when it has begun
         def __init__(self) -> None:
-            HostClock.__init__(self)
+            HostTimes.__init__(self)
             Script.__init__(self)
 
         def batch(self, part: Any, n: int) -> Batch:
             self.timed.append(part.name)
-            return (HostClock if host else Judges).batch(self, part, n)
+            return (HostTimes if host else Judges).batch(self, part, n)
 
     state = {"clock": Both()}
     calls = sometimes(5 if mode is Mode.full else 3, 0.5, state)

@@ -87,7 +87,8 @@ def test_what_it_needs_besides_code_is_in_the_wheel(tmp_path: Path) -> None:
         if name.startswith("kernelbench/")
         and name.endswith((".py", ".yaml", ".json", ".typed", ".html", ".css", ".js"))
     }
-    assert {"kernelbench/py.typed", "kernelbench/suite.schema.json"} <= wanted
+    generated = {"kernelbench/suite.schema.json", "kernelbench/families.json"}
+    assert {"kernelbench/py.typed", *generated} <= wanted
     assert "kernelbench/configs/smoke.yaml" in wanted
     assert not wanted - inside, f"package-data in pyproject.toml forgets {sorted(wanted - inside)}"
     extra = {name for name in inside if not name.startswith(("kernelbench/", "kernelbench-"))}
@@ -96,7 +97,7 @@ def test_what_it_needs_besides_code_is_in_the_wheel(tmp_path: Path) -> None:
 
 def test_the_shipped_files_are_found_where_it_is_installed() -> None:
     here = resources.files("kernelbench")
-    for name in ("py.typed", "suite.schema.json", "configs/smoke.yaml"):
+    for name in ("py.typed", "suite.schema.json", "families.json", "configs/smoke.yaml"):
         assert here.joinpath(name).is_file(), name
 
 

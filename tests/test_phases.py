@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from toy import CASE, provider, right, run, toy
+from toy import CASE, HostTimes, provider, right, run, toy
 
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import JobRun, Request, Session
 from kernelbench.measure.ranges import Unseen
 from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.timer import HostClock
 from kernelbench.profile import phases
 from kernelbench.profile.phases import Phases
 from kernelbench.spec import Context, Job, Measure, Status
@@ -48,7 +47,7 @@ def watched(*providers: Any) -> tuple[Noted, list[Any]]:
     """The ranges of one job, and its records."""
     noted, family = Noted(), toy(*providers)
     watching = Phases(noted)  # type: ignore[arg-type]
-    clock, device = HostClock(watching), environment.device("cpu")
+    clock, device = HostTimes(watching), environment.device("cpu")
     session = Session(device, clock, Ceilings(), Telemetry.open(None), profiled=True)
     measure = Measure(min_samples=2, max_samples=4, block=2)
     names = tuple(p.name for p in family.providers)

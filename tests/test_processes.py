@@ -106,6 +106,7 @@ def test_every_process_is_another_one(tmp_path: Path) -> None:
     assert len(pids) == 2
 
 
+@pytest.mark.slow
 def test_a_baseline_that_took_its_worker_down_is_not_tried_in_the_next_process(
     tmp_path: Path,
 ) -> None:

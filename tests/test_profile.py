@@ -97,6 +97,7 @@ def test_torch_sees_every_provider_and_the_lines_stand_in_the_run(tmp_path):
     assert "first" in shown.stdout and "aten::mul" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_newer_profile_replaces_an_older_one(tmp_path):
     out, path = tmp_path / "out", suite(tmp_path)
     for calls in ("1", "2"):
@@ -105,6 +106,7 @@ def test_a_newer_profile_replaces_an_older_one(tmp_path):
     assert [m.calls for m in lines_of(out)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_without_a_suite_the_newest_run_is_profiled_and_cases_narrow_it(tmp_path):
     out = tmp_path / "out"
     assert invoke("run", suite(tmp_path), "--quiet", out=out).exit_code == 0

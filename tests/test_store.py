@@ -290,6 +290,12 @@ IMPOSSIBLE = {
 }
 
 
+def test_without_a_gpu_right_providers_have_no_samples(run: store.Store) -> None:
+    smoke = replace(record(1), timing=Timing(timer="host", blocks_ns=()))
+    run.append([smoke])
+    assert store.read_with_problems(run.path) == ([smoke], [])
+
+
 @pytest.mark.parametrize("reason", IMPOSSIBLE)
 def test_what_nothing_can_have_measured_is_named_and_left_out(
     run: store.Store, reason: str

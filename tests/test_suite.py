@@ -11,7 +11,7 @@ import pytest
 
 import kernelbench
 from kernelbench import families, suite
-from kernelbench.spec import Case, Family, Job, Measure, Provider, Role, UsageError, axis
+from kernelbench.spec import Case, Family, Job, Measure, Mode, Provider, Role, UsageError, axis
 from kernelbench.suite import Suite, find, json_schema, load, narrow, shipped
 
 Casting = StrEnum("Casting", ["fp32", "llama", "gemma", "none"])
@@ -364,6 +364,20 @@ def test_shipped_suites_load_with_the_real_families() -> None:
     for path in shipped().values():
         assert load(path, real).jobs
     assert {job.family for job in load(find("smoke"), real).jobs} == set(real)
+
+
+def test_smoke_shows_the_best_of_pytorch_beside_ours_and_compiles_at_most_three_graphs() -> None:
+    real = families.load()
+    graphs, roles = 0, dict[str, set[Role]]()
+    for job in load(find("smoke"), real).jobs:
+        shown = [real[job.family].provider(name) for name in job.providers]
+        assert {Role.baseline, Role.triton_fused} <= {p.role for p in shown}, job.id
+        roles.setdefault(job.family, set()).update(p.role for p in shown)
+        compiled = [p for p in shown if {"compiled", "compile"} & {*p.build.__code__.co_names}]
+        graphs += len(compiled) * (1 if job.case.mode is Mode.fwd else 2)
+    assert graphs == 3  # 3 to 10 s each on a CPU
+    without = [name for name, shown in roles.items() if Role.torch_fused not in shown]
+    assert without == ["dit_block"]  # whose layer is compiled as a family of its own
 
 
 @pytest.mark.parametrize("name", ["h200", "rcm_seed"])

@@ -214,11 +214,11 @@ def restored() -> Iterator[list[str]]:
     yield []
 
 
-def test_host_time_restores_before_every_call_and_outside_of_it(restored: list[str]) -> None:
+def test_without_a_gpu_calls_are_restored_before_and_not_timed(restored: list[str]) -> None:
     class Part(Probe):
         def restore(self) -> None:
             restored.append("restore")
 
     batch = HostClock().batch(Part("p", lambda: restored.append("call")), 3)
     assert restored == ["restore", "call"] * 3
-    assert (len(batch.samples_ns), batch.held) == (3, True)
+    assert (batch.samples_ns, batch.held) == ((), True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import toy
 import triton
 import triton.language as tl
+from twins import with_marks
 
 from kernelbench import families, provide
 from kernelbench.kernels.launch import Launch
@@ -130,9 +131,9 @@ def without_ours(family: Family[Any], case: Any) -> bool:
 
 
 EVERY = [
-    pytest.param(family, case, provider, id=f"{name}-{provider.name}-{case.id}")
+    pytest.param(family, case, provider, id=f"{name}-{provider.name}-{case.id}", marks=marks)
     for name, family in FAMILIES.items()
-    for case in cases(family)
+    for case, marks in with_marks(cases(family))
     for provider in family.providers
     if (name, provider.name) not in UNCOUNTED and known(family, provider, case) is None
 ]

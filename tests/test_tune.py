@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from toy import CASE, Script, provider, right, run, toy
 
-from kernelbench.measure import tune
+from kernelbench.measure import environment, tune
 from kernelbench.spec import Context, Device, Job, Status
 
 
@@ -55,7 +55,7 @@ def test_it_is_kept_for_this_machine_and_source_alone(name: str) -> None:
 
 
 def test_what_the_identity_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "versions", lambda: {"torch": "2.11.0", "triton": "3.6.0"})
+    monkeypatch.setattr(environment, "versions", lambda: {"torch": "2.11.0", "triton": "3.6.0"})
     assert facts() == {
         "gpu": "NVIDIA H200",
         "torch": "2.11.0",

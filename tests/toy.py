@@ -1,5 +1,6 @@
 """A toy family, y = x·w and m = max over a row of x, and a way to run its jobs in this process."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import JobRun, Request, Session
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import HostClock, begin, judge
 from kernelbench.spec import (
     Case,
     Context,
@@ -86,7 +88,7 @@ def toy(*providers: Provider[Any], baseline: Provider[Any] = BASELINE, **more: A
 class Script:
     """A clock that answers from a script (1 µs for what is not in it) and keeps who was timed."""
 
-    name, overhead_ns, quantum_ns = "gated", 0, 0
+    name, times, overhead_ns, quantum_ns = "gated", True, 0, 0
 
     def __init__(self, held: bool = True, **ns: int) -> None:
         self.ns, self.held, self.timed = ns, held, list[str]()
@@ -101,6 +103,26 @@ class Script:
                 part.restore()
                 part.call()
         return Batch((self.ns.get(part.name, 1000),) * n, self.held)
+
+
+class HostTimes(HostClock):
+    """Times calls without a GPU, and has the lot judge them: what a GPU's clock does with them."""
+
+    times = True
+
+    def batch(self, part: Any, n: int) -> Batch:
+        samples = []
+        begin(part, n)
+        with part.grad_mode():
+            for _ in range(n):
+                part.restore()
+                self.ranges.call(part.name)
+                start = time.perf_counter_ns()
+                returned = part.call()
+                samples.append(time.perf_counter_ns() - start)
+                self.ranges.close()
+                judge(part, returned)
+        return Batch(tuple(samples))
 
 
 CASE = ToyCase(R=7, N=64, dtype=DType.fp32)

@@ -109,8 +109,12 @@ def asked_of(device: str, **given: Any) -> "Asked":
     kinds = ("auto", "cpu", "cuda")
     if device not in kinds:
         raise UsageError(f"--device: no device {device!r}{suggest(device, kinds)}")
-    plugins = tuple(str(Path(plugin).resolve()) for plugin in given.pop("plugin") or ())
-    return Asked(device=device, plugins=plugins, **given)
+    return Asked(device=device, plugins=plugins_of(given.pop("plugin")), **given)
+
+
+def plugins_of(given: Words) -> tuple[str, ...]:
+    """Absolute: the worker reads them, too."""
+    return tuple(str(Path(plugin).resolve()) for plugin in given or ())
 
 
 def narrow_of(

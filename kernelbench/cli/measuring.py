@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from kernelbench.cli.app import app, asked_of, cache_app, console_of, narrow_of, output_of
+from kernelbench.cli.app import (
+    app,
+    asked_of,
+    cache_app,
+    console_of,
+    narrow_of,
+    output_of,
+    plugins_of,
+)
 from kernelbench.cli.options import (
     CaseOption,
     DeviceOption,
@@ -27,6 +35,9 @@ from kernelbench.cli.options import (
     VerboseOption,
     YesOption,
 )
+from kernelbench.waiting import waiting
+
+LOADING = "loading the families, which import torch"
 
 
 @app.command()
@@ -101,7 +112,8 @@ def run(
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
     if not suites and not resume:
         output.note(verbs.UNNAMED)
-    plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
+    with waiting(LOADING, output.waits):
+        plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
     verbs.refuse_many(plans, yes)
     if dry_run:
         verbs.show_jobs(plans, output)
@@ -171,13 +183,18 @@ def list_(
 
     Exit code: 0 well, 2 bad input.
     """
-    from kernelbench import verbs
-
-    asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
     if suites:
-        verbs.show_jobs(verbs.begun(suites, asked), output_of(as_json=as_json))
+        from kernelbench import verbs
+
+        asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
+        output = output_of(as_json=as_json)
+        with waiting(LOADING, output.waits):
+            plans = verbs.begun(suites, asked)
+        verbs.show_jobs(plans, output)
     else:
-        verbs.show_families(family or [], asked.plugins, output_of(as_json=as_json))
+        from kernelbench import listing
+
+        listing.show_families(family or [], plugins_of(plugin), console_of(), as_json)
 
 
 @app.command()
@@ -193,7 +210,8 @@ def doctor(
     """
     from kernelbench.doctor import examine, show
 
-    findings = examine()
+    with waiting("asking torch for its GPU", None if as_json else console_of(err=True).print):
+        findings = examine()
     show(findings, console_of(), as_json, verbose=verbose)
     missing = [finding.what for finding in findings if finding.ok is False]
     if missing:

@@ -14,6 +14,7 @@ from kernelbench.cli.options import (
     ProviderOption,
     TraceOption,
 )
+from kernelbench.waiting import waiting
 
 
 @app.command()
@@ -107,7 +108,8 @@ def repro(
     from kernelbench import files
     from kernelbench.repro import verb
 
-    text, problems = verb.repro(case, provider, run, plugin or [], out)
+    with waiting("reading the run, and loading the families", console_of(err=True).print):
+        text, problems = verb.repro(case, provider, run, plugin or [], out)
     for problem in problems:
         typer.echo(problem, err=True)
     files.write(files.STDOUT, text)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from kernelbench.compare.history import LEAST_STEP, Point, Series, Wanted, serie
 from kernelbench.compare.sides import read_runs
 from kernelbench.compare.tables import LEAST, percent, time
 from kernelbench.metrics import MEANING, Kind, kind_of
+from kernelbench.waiting import waiting
 
 FORMATS = ("table", "json", "csv")
 WHERE = ("gpu", "gpu_uuid", "suite", "method")
@@ -37,10 +39,13 @@ def verb(
     KernelbenchError as `read_runs` does.
     """
     known_format(form, FORMATS)
-    runs, problems = read_runs(folder)
+    say = None if form == "json" else partial(errors.print, highlight=False, markup=False)
+    with waiting("reading the runs", say):
+        runs, problems = read_runs(folder)
     for problem in problems:
         errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    found = series(runs, metric, wanted)
+    with waiting("looking for levels", say):
+        found = series(runs, metric, wanted)
     if form == "json":
         print(json.dumps([asdict(one) for one in found], allow_nan=False))
     elif form == "csv":

@@ -1,6 +1,7 @@
 """`kernelbench compare`, on any machine, without torch."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from kernelbench.compare.gate import gate_of
 from kernelbench.compare.rows import Comparison
 from kernelbench.compare.sides import noise_of, read_runs, sides
 from kernelbench.compare.verdicts import compare
+from kernelbench.waiting import waiting
 
 TEXTS: dict[str, Callable[[Comparison], str]] = {
     "md": formats.as_markdown,
@@ -37,12 +39,15 @@ def verb(
     """
     formats.known_format(form, FORMATS)
     gate = gate_of(fail_on, least)
-    before, after, problems = sides(a, b)
-    earlier, torn = read_runs(noise_from) if noise_from else ((), [])
+    say = None if form == "json" else partial(errors.print, highlight=False, markup=False)
+    with waiting("reading the runs", say):
+        before, after, problems = sides(a, b)
+        earlier, torn = read_runs(noise_from) if noise_from else ((), [])
     problems += torn
     for problem in problems:
         errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    found = compare(before, after, gate, noise_of(earlier, before, after))
+    with waiting("judging every row", say):
+        found = compare(before, after, gate, noise_of(earlier, before, after))
     if form == "table":
         tables.render(found, console)
     else:

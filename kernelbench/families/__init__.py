@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
         _validate(origin, family)
         found[family.name] = replace(family, origin=file)
     return found
+
+
+def installed() -> bool:
+    """Whether other packages bring families, by an entry point."""
+    return bool(importlib.metadata.entry_points(group=GROUP))
+
+
+def fingerprint() -> str:
+    """A hash of the source of this package's own families, without importing them."""
+    found = sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:

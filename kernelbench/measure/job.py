@@ -28,15 +28,7 @@ from kernelbench.measure.session import Candidate, DeviceLostError, Request, Ses
 from kernelbench.measure.steady import Steady
 from kernelbench.measure.trials import Trials
 from kernelbench.measure.workload import Workload, why_not
-from kernelbench.spec import (
-    Family,
-    Provider,
-    RunRecord,
-    Status,
-    Timing,
-    UnwritableError,
-    record_of,
-)
+from kernelbench.spec import Family, Provider, RunRecord, Status, Timing, UnwritableError, record_of
 
 __all__ = ["DeviceLostError", "JobRun", "Request", "Session"]
 
@@ -175,7 +167,9 @@ class JobRun:
         if config is not None:
             facts |= {"config": asdict(config), "config_origin": origin}
         self.tell(provider.name, "check")
-        found = self.proof.judge(provider, workload, keep=self.request.timing)
+        found = self.proof.judge(
+            provider, workload, keep=self.request.timing and self.session.clock.times
+        )
         facts |= {
             "errors": found.errors,
             "flops": self.cost.flops,
@@ -276,6 +270,10 @@ class JobRun:
 
     def _sample(self, candidates: list[Candidate]) -> None:
         clock = self.session.clock
+        if not clock.times:
+            for candidate in candidates:
+                candidate.timing = Timing(timer=clock.name, blocks_ns=())
+            return
         for candidate in candidates:
             self.tell(candidate.name, "measure")
             candidate.workload.ready()

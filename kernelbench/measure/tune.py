@@ -9,7 +9,6 @@ from typing import Any
 
 import platformdirs
 
-from kernelbench.measure.environment import versions
 from kernelbench.spec import Context, Device, Job, Provider
 
 
@@ -24,6 +23,8 @@ def cached_files() -> list[Path]:
 
 def identity(device: Device, context: Context, job: Job, provider: Provider[Any]) -> dict[str, str]:
     """What a searched config depends on: GPU, versions, source, family, case and provider."""
+    from kernelbench.measure.environment import versions  # imports torch, which a count needs not
+
     return {
         "gpu": device.name,
         "torch": versions().get("torch", ""),

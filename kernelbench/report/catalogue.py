@@ -10,26 +10,28 @@ from rich.table import Table
 
 from kernelbench.spec import Axis, Family, Provider
 
+Facts = dict[str, Any]  # of one family, as JSON
 
-def show(families: Sequence[Family[Any]], console: Console, as_json: bool) -> None:
+
+def show(families: Sequence[Facts], console: Console, as_json: bool) -> None:
     """Two tables a family, or JSON."""
     if as_json:
-        print(json.dumps([_facts(family) for family in families]))
+        print(json.dumps(families))
         return
     for family in families:
-        console.print(f"{family.name}: {family.title}", style="bold", highlight=False)
+        console.print(f"{family['name']}: {family['title']}", style="bold", highlight=False)
         axes = _table("axis", "type", "default", "meaning")
-        for axis in family.case.axes():
-            default = "required" if axis.required else str(axis.default)
+        for axis in family["axes"]:
+            default = "required" if axis["required"] else str(axis["default"])
             axes.add_row(
-                axis.name, " ".join(_values(axis)) or axis.type.__name__, default, axis.doc
+                axis["name"], " ".join(axis["values"]) or axis["type"], default, axis["doc"]
             )
         console.print(axes)
         console.print()
         providers = _table("provider", "role", "accuracy", "requires")
-        for provider in family.providers:
-            needs = ", ".join(provider.requires)
-            providers.add_row(provider.name, provider.role, provider.accuracy, needs)
+        for provider in family["providers"]:
+            words = [provider[key] for key in ("name", "role", "accuracy")]
+            providers.add_row(*words, ", ".join(provider["requires"]))
         console.print(providers)
         console.print()
 
@@ -45,7 +47,8 @@ def _values(axis: Axis) -> list[str]:
     return [str(value) for value in axis.type] if issubclass(axis.type, StrEnum) else []
 
 
-def _facts(family: Family[Any]) -> dict[str, Any]:
+def facts_of(family: Family[Any]) -> Facts:
+    """What `list` says of it."""
     return {
         "name": family.name,
         "title": family.title,

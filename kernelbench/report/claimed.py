@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from kernelbench.claims.words import Bound, Claim
 from kernelbench.metrics import Kind
 from kernelbench.report.tables import percent
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
+from kernelbench.waiting import waiting
 
 FORMATS = ("table", "md", "json", "csv")
 KINDS = (
@@ -76,11 +78,14 @@ def verb(
     if format not in FORMATS:
         raise UsageError(f"--format: no {format!r}{suggest(format, FORMATS)}")
     dreaded = {_verdict(word) for word in fail_on}
+    say = None if format == "json" else partial(errors.print, highlight=False, markup=False)
     files = claims.load(paths or claims.shipped())
-    records, measured, problems = _read(against)
+    with waiting("reading the runs", say):
+        records, measured, problems = _read(against)
     for problem in problems:
         errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    found = claims.rows(records, files, measured)
+    with waiting("holding claims against them", say):
+        found = claims.rows(records, files, measured)
     if format == "table":
         render(found, console)
     else:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from kernelbench.metrics import median_ns
 from kernelbench.spec import Job, RunRecord, Status
+from kernelbench.waiting import Say, Slow
 
 LATEST = 12
 
@@ -88,12 +89,20 @@ class Silent:
 
 
 class Plain(Silent):
-    """One line a job and a provider, for logs. verbose: a line a phase, too."""
+    """One line a job and a provider, for logs; and a line a phase, where one lasts, or verbose."""
 
     def __init__(self, console: Console, *, verbose: bool = False) -> None:
         super().__init__(console)
         self._verbose = verbose
         self._last = ("", "")
+        self._slow = Slow(None)
+
+    def __enter__(self) -> "Plain":
+        self._slow = Slow(self._line)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._slow.end()
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -108,16 +117,21 @@ class Plain(Silent):
         self._line(", ".join(dict.fromkeys(parts)))
 
     def job(self, job: Job, number: int, total: int) -> None:
+        self._slow.begin("")
         label = f"  {job.label}" if job.label else ""
         again = f"  in process {job.process + 1}" if job.process else ""
         self._line(f"[{number}/{total}] {job.id}{again}{label}")
 
     def at(self, provider: str, phase: str) -> None:
-        if self._verbose and (provider, phase) != self._last:
+        what = f"    … {provider}: {phase}" if provider else f"    … {phase}"
+        if not self._verbose:
+            self._slow.begin(what)
+        elif (provider, phase) != self._last:
             self._last = (provider, phase)
-            self._line(f"    … {provider or 'job'}: {phase}")
+            self._line(what)
 
     def recorded(self, records: Sequence[RunRecord]) -> None:
+        self._slow.begin("")
         for record in records:
             self._line(f"    {record.provider:<14} {result(record)}")
 
@@ -191,6 +205,11 @@ class Output:
         """What was chosen where nothing was named; not said where only results are wanted."""
         if not (self.quiet or self.as_json):
             self.fail(text)
+
+    @property
+    def waits(self) -> Say | None:
+        """Where to say what a wait is for."""
+        return None if self.quiet or self.as_json else self.fail
 
     def fail(self, text: str) -> None:
         """The last line of what ends with an exit code that is not 0."""

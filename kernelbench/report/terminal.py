@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from kernelbench import claims, metrics
+from kernelbench import claims
 from kernelbench.report import claimed, failed, profiles, sheet, tables
 from kernelbench.report.choice import Choice, choice
-from kernelbench.spec import Measured, RunRecord
+from kernelbench.spec import Measured
 
 LEAST = 80  # columns; a narrower terminal folds the lines itself
 
@@ -42,9 +42,9 @@ def show(
         console.width = narrow
 
 
-def show_run(records: Sequence[RunRecord], console: Console) -> None:
-    """The default tables of one run, as `report` shows them."""
-    show(choice((), sheet.source(metrics.rows_of(records))), console)
+def show_run(rows: Sequence[sheet.Row], console: Console) -> None:
+    """The default tables of one run, as `report` shows them. rows: of `metrics.rows_of`."""
+    show(choice((), sheet.source(rows)), console)
 
 
 def _sheets(found: Sequence[sheet.Sheet], console: Console) -> None:

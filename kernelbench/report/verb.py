@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +18,7 @@ from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
 from kernelbench.spec import UsageError, suggest
+from kernelbench.waiting import Say, waiting
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,12 +129,14 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
     target that there is not; KernelbenchError for what cannot be written, or a missing package.
     """
     _check(wanted)
-    found = gather(folders, wanted.families, wanted.baseline)
+    say = None if wanted.format == "json" else partial(_say, errors)
+    with waiting("reading the runs, and deriving figures from what is new", say):
+        found = gather(folders, wanted.families, wanted.baseline)
     _refuse_baseline(wanted.baseline, found)
     for text in (*found.problems, *found.notes):
         errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     made = _Report(found, wanted)
-    _main(made, console, errors)
+    _main(made, console, errors, say)
     if wanted.junit:
         files.deliver(wanted.junit, junit(made.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -149,19 +152,23 @@ def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Co
     return int(bool(found.problems or why))
 
 
-def _main(made: _Report, console: Console, errors: Console) -> None:
+def _main(made: _Report, console: Console, errors: Console, say: Say | None) -> None:
     """The one thing that goes to the terminal, or to `out`."""
     wanted = made.wanted
     if wanted.to in export.TRACKERS:
         folder = wanted.out or Path()
         for line in trackers.log(wanted.to, made.frame, made.found.manifests, folder):
             _say(errors, line)
-    elif wanted.out is not None:
-        files.deliver(wanted.out, made.written())
-    elif wanted.format == "table" and not wanted.to:
+    elif wanted.out is None and wanted.format == "table" and not wanted.to:
         made.show(console)
     else:
-        files.write(files.STDOUT, made.written())
+        what = f"{wanted.to or wanted.format} of {len(made.found.rows)} records"
+        with waiting(f"making {what}", say):
+            text = made.written()
+        if wanted.out is None:
+            files.write(files.STDOUT, text)
+        else:
+            files.deliver(wanted.out, text)
 
 
 def _check(wanted: Wanted) -> None:

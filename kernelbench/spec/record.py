@@ -108,7 +108,7 @@ class Timing:
 
     timer: `gated` (CUDA events behind a gate that was proven to hold), `ungated` (it was not:
         no speedup), `profiled` (a profiler looked on: no speedup either), or `host` (a machine
-        without a GPU: no speeds at all).
+        without a GPU: no samples, at most those of an older record, and no speeds at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
     places: of each block in the order of its round, which is drawn; again_places: likewise.
     quantum_ns: the step of the clock; 0 where it is not known.
@@ -281,7 +281,8 @@ def record_of(
 
 
 def _untimed(record: RunRecord) -> str:
-    timed = record.timing is not None and any(record.timing.blocks_ns)
+    timing = record.timing
+    timed = timing is not None and (timing.timer == "host" or any(timing.blocks_ns))
     return "" if timed or record.status is not Status.ok else "ok without a sample"
 
 

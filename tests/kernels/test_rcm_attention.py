@@ -377,7 +377,7 @@ def shifted(x):
 
 @pytest.mark.parametrize("unpack", [torch.clone, torch.Tensor.contiguous, strided, shifted])
 @pytest.mark.parametrize("packed", [False, True], ids=["alone", "views"])
-@pytest.mark.parametrize("D", [32, 64])
+@pytest.mark.parametrize("D", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_saved_tensors_that_come_back_laid_out_otherwise(unpack, packed, D, device):
     """Hooks on saved tensors, as `save_on_cpu` sets them, keep values and not strides."""
     B, N, H = 2, 33, 2
@@ -532,7 +532,7 @@ def test_one_time_expanded_over_the_samples(device):
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
-@pytest.mark.parametrize("N", [65, 64])
+@pytest.mark.parametrize("N", [pytest.param(65, marks=pytest.mark.slow), 64])
 def test_unfused_equals_fused_within_rounding(N, parametrization, dtype, device):
     inputs, dy = draw(2, N, 1, 40, dtype, device)
     options = {"parametrization": parametrization, "causal": True}

@@ -111,6 +111,7 @@ def test_more_wide_rows_than_programs(wide_config, device):
     check(x, draw(130, device=device, seed=3), residual=dy, config=wide_config)
 
 
+@pytest.mark.slow
 def test_a_row_wider_than_any_tile(device):
     x, residual = (draw(2, 70_000, device=device, seed=s) for s in (1, 2))
     chosen = configs(2, 70_000, arch="sm_90", mode="fwd")[0]
@@ -138,7 +139,14 @@ def test_the_weight_may_have_another_dtype(weight_dtype, device):
     check(x, draw(48, dtype=weight_dtype, device=device, seed=1), casting="fp32")
 
 
-@pytest.mark.parametrize(("M", "N", "itemsize"), [(37, 96, 4), (150, 24, 4), (3, 5000, 2)])
+@pytest.mark.parametrize(
+    ("M", "N", "itemsize"),
+    [
+        (37, 96, 4),
+        pytest.param(150, 24, 4, marks=pytest.mark.slow),
+        pytest.param(3, 5000, 2, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("mode", ["fwd", "bwd", "full"])
 def test_every_config_is_right(M, N, itemsize, mode, device):
     candidates = configs(M, N, arch="sm_90", mode=mode, itemsize=itemsize, residual=True)
@@ -164,6 +172,7 @@ def test_every_config_of_wide_rows_is_right(device):
         close(rms_norm(x, weight, casting="fp32", config=config), y)
 
 
+@pytest.mark.slow
 def test_every_config_of_the_backward_of_wide_rows_is_right(device):
     arch = "cpu" if device == "cpu" else "sm_90"
     x, weight = draw(2, 8200, device=device), draw(8200, device=device, seed=1)
