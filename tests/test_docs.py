@@ -137,6 +137,31 @@ def test_the_page_names_every_field_of_a_provider() -> None:
     assert not missing, f"{PAGE.name} says nothing about {missing}"
 
 
+def asked_of_a_reader() -> list[str]:
+    """The commands of the README's blocks that are there to be typed, without their comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", "", text, flags=re.DOTALL)
+    lines = re.findall(r"^\$ (.*)$", typed, re.MULTILINE)
+    return [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+
+
+def test_the_readmes_commands_are_there_to_be_typed(tmp_path: Path) -> None:
+    found = asked_of_a_reader()
+    assert {"make venv", "make smoke", "make test"} <= set(found)
+    assert "kernelbench run h200 --family rms_norm" in found
+    for command in found:
+        if command.startswith("make "):
+            done = subprocess.run(
+                [*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+        elif command.startswith("kernelbench run "):
+            done = kernelbench(f"{command} --dry-run", tmp_path)
+        else:
+            assert command == ". .venv/bin/activate"
+            continue
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
 def test_links_between_the_documents_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")]
     bad = []

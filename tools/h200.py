@@ -1,10 +1,12 @@
-"""For the README: means of the runs kept in results/h200, and a picture of the page of one.
+"""For the README: means of the runs kept in results/h200, and pictures of the page of one.
 
-python tools/h200.py    takes the picture anew; needs Chromium and the extras report and dev
+python tools/h200.py    takes the pictures anew; needs Chromium and the extras report and dev
 """
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +22,35 @@ from kernelbench.report.tables import figures
 
 RUNS = Path("results/h200")
 SHOWN = "20261121T034914Z-h200-h200"
-PICTURE = Path("docs/report.png")
 OF = "sha256 of the page"
-SIZE = (1180, 1640)
-COLOURS = 64
+WIDTH, COLOURS = 1180, 64
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Of the page of a run: its top, so many px high, or the first element that `part` selects."""
+
+    path: Path
+    alt: str
+    height: int = 0
+    part: str = ""
+
+
+PICTURES = {
+    "best": Picture(
+        Path("docs/best.png"),
+        "RMSNorm forward on an H200, case by case: how many times as fast as the best other, which "
+        "is named, and the share of the machine's ceiling, ours beside the best other's",
+        part=".lead",
+    ),
+    "page": Picture(
+        Path("docs/report.png"),
+        "The top of a run's page: a verdict of each kernel, below it × best other and % of "
+        "ceiling, case by case",
+        height=1180,
+    ),
+}
 
 
 def means(*asked: tuple[str, str, str]) -> None:
@@ -63,17 +89,18 @@ def _between(mid: float, low: float, high: float) -> str:
     return f"{figures(mid, 3)} [{figures(low, 3)}, {figures(high, 3)}]"
 
 
-def picture() -> None:
-    """The picture, if it is of the page as it is today; else what to do about it."""
+def picture(name: str) -> None:
+    """A picture, if it is of the page as it is today; else what to do about it."""
     import cog
 
-    with Image.open(PICTURE) as image:
+    found = PICTURES[name]
+    with Image.open(found.path) as image:
         if image.info.get(OF) != _digest(_page()):
-            raise SystemExit(f"{PICTURE} shows an older page: python tools/h200.py")
-    said = "bars of speedups by case and provider, below a table of geometric means"
-    cog.outl(f"![The page of a run on an H200: {said}]({PICTURE})")
+            raise SystemExit(f"{found.path} shows an older page: python tools/h200.py")
+    cog.outl(f"![{found.alt}]({found.path})")
 
 
+@cache
 def _page() -> str:
     found = gather([RUNS / SHOWN])
     return page.render(found.records, found.measured, found.manifests)
@@ -91,13 +118,13 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path, shot = Path(folder, "page.html"), Path(folder, "shot.png")
         path.write_text(html, encoding="utf-8")
-        width, height = SIZE
-        shoot(path, shot, width=width, height=height, scheme="light", part="")
-        known = PngInfo()
-        known.add_text(OF, _digest(html))
-        with Image.open(shot) as image:
-            image.convert("RGB").quantize(COLOURS).save(PICTURE, optimize=True, pnginfo=known)
-    print(f"{PICTURE}: {PICTURE.stat().st_size} bytes")
+        for each in PICTURES.values():
+            shoot(path, shot, width=WIDTH, height=each.height, scheme="light", part=each.part)
+            known = PngInfo()
+            known.add_text(OF, _digest(html))
+            with Image.open(shot) as image:
+                image.convert("RGB").quantize(COLOURS).save(each.path, optimize=True, pnginfo=known)
+            print(f"{each.path}: {each.path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

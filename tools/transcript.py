@@ -7,8 +7,8 @@ import sys
 import cog
 
 
-def transcript(command: str, *, head: int = 1000, tail: int = 0) -> None:
-    """Run `kernelbench …` as a user at 100 columns would, and print prompt and output.
+def transcript(command: str, *, head: int = 1000, tail: int = 0, columns: int = 100) -> None:
+    """Run `kernelbench …` as a user at so many columns would, and print prompt and output.
 
     head, tail: lines to keep of a long output; `…` stands for the others.
     """
@@ -19,7 +19,7 @@ def transcript(command: str, *, head: int = 1000, tail: int = 0) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns)},
     )
     if done.returncode > 1:
         raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stderr}")
