@@ -41,6 +41,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "rotary": [
         {"B": 2, "S": 37, "Hq": 4, "Hk": 2, "D": 48, "dtype": "fp16", "interleaved": True},
         {"B": 2, "S": 37, "Hq": 3, "Hk": 1, "D": 64, "dtype": "fp32", "layout": "bhsd"},
+        {"B": 2, "S": 37, "Hq": 4, "Hk": 2, "D": 48, "dtype": "fp32", "interleaved": True},
         {"B": 2, "S": 21, "Hq": 2, "Hk": 2, "D": 80, "dtype": "fp16", "tables": "bs"},
         {"B": 1, "S": 37, "Hq": 4, "Hk": 2, "D": 64, "dtype": "fp16", "inplace": True},
     ],

@@ -14,13 +14,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.provide import (
-    MAX_AUTOTUNE,
-    compiled,
-    eager_traffic,
-    no_autotuner,
-    no_compiler,
-)
+from kernelbench.provide import MAX_AUTOTUNE, compiled, eager_traffic, no_autotuner, no_compiler
 from kernelbench.spec import (
     Call,
     Case,
@@ -187,31 +181,34 @@ def compile_max_autotune(case: RotaryCase, config: Any) -> Call:
     return _spread(compiled(_eager(case), MAX_AUTOTUNE))
 
 
+def torch_complex(case: RotaryCase, config: Any) -> Call:
+    """Neighbours as complex numbers, as Meta's Llama has it: (x1 + i·x2)·(cos + i·sin), a kernel
+    for each of q and k, and one that puts cos and sin together."""
+
+    def both(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        turns = torch.complex(cos, sin)[..., None, :]
+        pairs = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (q, k))
+        return tuple(torch.view_as_real(x * turns).flatten(-2) for x in pairs)
+
+    return _spread(both)
+
+
 def triton_fused(case: RotaryCase, config: Any) -> Call:
     from kernelbench.kernels.rotary import apply_rotary
 
     interleaved, inplace = case.interleaved, case.inplace
     return lambda a: apply_rotary(
-        a["q"],
-        a["k"],
-        a["cos"],
-        a["sin"],
-        interleaved=interleaved,
-        inplace=inplace,
-        config=config,
+        a["q"], a["k"], a["cos"], a["sin"], interleaved=interleaved, inplace=inplace, config=config
     )
 
 
 def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rotary import configs
 
-    return configs(
-        case.S,
-        case.Hq + case.Hk,
-        case.D,
-        arch=device.arch,
-        heads_apart=case.layout is Layout.bhsd,
-    )
+    apart = case.layout is Layout.bhsd
+    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch, heads_apart=apart)
 
 
 def liger(case: RotaryCase, config: Any) -> Call:
@@ -253,6 +250,14 @@ def forward_in_place(case: RotaryCase, device: Device) -> str | None:
     return None
 
 
+def complex_serves(case: RotaryCase, device: Device) -> str | None:
+    if not case.interleaved or case.inplace:
+        return "complex numbers are pairs of neighbours, turned out of place"
+    if case.dtype not in (DType.fp32, DType.tf32):
+        return f"PyTorch's complex numbers are of fp32, not {case.dtype}"
+    return forward_in_place(case, device)
+
+
 def compile_serves(case: RotaryCase, device: Device) -> str | None:
     return forward_in_place(case, device) or no_compiler(case, device)
 
@@ -286,6 +291,11 @@ def quack_serves(case: RotaryCase, device: Device) -> str | None:
 @cache
 def _traffic_of_eager(case: RotaryCase) -> tuple[Traffic, ...]:
     return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
+
+
+@cache
+def _traffic_of_complex(case: RotaryCase) -> tuple[Traffic, ...]:
+    return eager_traffic(case, inputs, torch_complex(case, None), outputs(case), grads(case))
 
 
 def fused_traffic(case: RotaryCase, kernels: int = 1) -> tuple[Traffic, ...]:
@@ -369,6 +379,8 @@ FAMILY = Family(
                  unsupported=forward_in_place),
         Provider("torch_fused", Role.torch_fused, torch_fused, traffic=compiled_traffic,
                  mutates=overwrites, unsupported=compile_serves),
+        Provider("torch_complex", Role.torch_fused, torch_complex, traffic=_traffic_of_complex,
+                 unsupported=complex_serves),
         Provider("compile_max_autotune", Role.torch_fused, compile_max_autotune,
                  traffic=compiled_traffic, mutates=overwrites, unsupported=autotune_serves),
         Provider("triton_fused", Role.triton_fused, triton_fused, traffic=fused_traffic,
