@@ -44,9 +44,12 @@ def _arch(device: torch.device) -> str:
 def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
     """Who computes attention of these, by what is measured.
 
-    SDPA, too, in a graph that torch.compile makes with a gradient to come: there is no operator
-    of ours that has one. Ours has one without, which asks again when it runs.
+    SDPA, too, of subclasses of Tensor, such as sharded ones, and in a graph that torch.compile
+    makes with a gradient to come: there is no operator of ours that has one. Ours has one without,
+    which asks again when it runs.
     """
+    if any(type(tensor) is not Tensor for tensor in (q, k, v)):  # a subclass dispatches for itself
+        return "sdpa"
     graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if q.dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"

@@ -14,10 +14,10 @@ from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.projection import DTYPES, project_and_skip
 from kernelbench.kernels.rcm import formula_of
 from kernelbench.nn.attend import attend, sdpa
+from kernelbench.nn.skip import coefficients, skip
 
 Implementation = Literal["auto", "eager", "triton", "triton_int8"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
-CM_EPSILON = 0.002  # the smallest t of a consistency model
 MOST_D = 256
 
 
@@ -26,28 +26,41 @@ def _kernels_run(device: torch.device) -> bool:
     return device.type == "cuda" and refusal(device) is None
 
 
-def _coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tensor]:
-    if parametrization == "none":
-        return torch.zeros_like(t), torch.ones_like(t)
-    if parametrization == "trigflow":
-        sine = t.sin()
-        c_skip = (t.cos() + sine).reciprocal()
-        return c_skip, -sine * c_skip
-    u = t - CM_EPSILON if parametrization == "cm" else t
-    return sigma**2 / (u * u + sigma**2), sigma * u * (t * t + sigma**2).rsqrt()
+_PLAIN = (nn.Parameter, Tensor)  # a weight that a kernel can read: no subclass of these
+
+
+def why_apart(proj: nn.Module) -> str | None:
+    """Why a projection is called as the module it is, or None where its weight and bias are all of
+    it: an nn.Linear that nothing was put into, around, or upon."""
+    if type(proj) is not nn.Linear:
+        return f"it is a {type(proj).__name__}, not an nn.Linear"
+    hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks,
+             proj._backward_pre_hooks)  # fmt: skip
+    if any(hooks) or nn.modules.module._has_any_global_hook():
+        return "it has hooks"
+    if "forward" in vars(proj) or proj._compiled_call_impl is not None:
+        return "its forward was replaced"
+    for name in ("weight", "bias"):
+        if name not in proj._parameters:
+            return f"its {name} is no parameter of its own"
+        if (value := getattr(proj, name)) is not None and type(value) not in _PLAIN:
+            return f"its {name} is a {type(value).__name__}"
+    return None
 
 
 class RCMAttention(nn.Module):
     """y = c_skip(t)·x + c_out(t)·proj(softmax(q kᵀ/√D) v), with q, k, v = qkv(x); not causal.
 
     dim: channels C, a multiple of num_heads; heads have at most 256 elements.
-    qkv_bias: whether `qkv` has a bias; `proj` has one always.
+    qkv_bias, proj_bias: whether `qkv` and `proj` have a bias.
     sigma_data, parametrization: of the coefficients, `edm`, `cm`, `trigflow` or `none`, see
         `kernels.rcm_attention.rcm_attention`; sigma_data is the parametrization's own unless given.
     impl: who computes it. The parameters, and so the state_dict, are the same whoever does.
         `eager`: PyTorch, operator by operator.
-        `triton`: the projection, its bias and the skip are one kernel; attention is ours or
-            PyTorch's, whichever is faster there, see `attend.attend`.
+        `triton`: the projection, its bias and the skip are one kernel, where `proj` is an
+            nn.Linear and nothing else (see `why_apart`): with a hook, a parametrization, a wrapper
+            or sharded weights it is called as the module it is, and the skip is a kernel of its
+            own. Attention is ours or PyTorch's, whichever is faster there, see `attend.attend`.
         `triton_int8`: also, attention has its scores multiplied in int8, an approximation;
             for inference only.
         `auto`: `triton` for tensors on a GPU where the kernels run, else `eager`.
@@ -67,9 +80,12 @@ class RCMAttention(nn.Module):
         num_heads: int = 8,
         *,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         sigma_data: float | None = None,
         parametrization: str = "edm",
         impl: Implementation = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if dim < 1 or num_heads < 1 or dim % num_heads:
@@ -89,8 +105,19 @@ class RCMAttention(nn.Module):
         formula = formula_of(parametrization, sigma_data, False, None, dim // num_heads)
         self.dim, self.num_heads, self.impl = dim, num_heads, impl
         self.parametrization, self.sigma_data = parametrization, formula.sigma_data
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as nn.Linear does."""
+        self.qkv.reset_parameters()
+        self.proj.reset_parameters()
+
+    @property
+    def why_apart(self) -> str | None:
+        """Why `triton` calls `proj` as a module instead of fusing it with the skip; None if it
+        fuses them."""
+        return why_apart(self.proj)
 
     def extra_repr(self) -> str:
         return (
@@ -102,7 +129,7 @@ class RCMAttention(nn.Module):
         """c_skip and c_out of t, of t's shape, in fp32 or wider."""
         t = torch.as_tensor(t)
         wide = t if t.dtype is torch.float64 else t.float()
-        return _coefficients(wide, self.parametrization, self.sigma_data)
+        return coefficients(wide, self.parametrization, self.sigma_data)
 
     def forward(self, x: Tensor, t: Tensor | float | None = None) -> Tensor:
         """y (B,N,C) of x's dtype, for x (B,N,C) and t, (B,) or one time for all samples.
@@ -115,26 +142,29 @@ class RCMAttention(nn.Module):
         t = self._times(x, t)
         impl = self.impl
         if impl == "auto":
-            fits = self.proj.weight.dtype in DTYPES and x.dtype in DTYPES
+            fits = x.dtype in DTYPES and next(self.proj.parameters()).dtype in DTYPES
             impl = "triton" if fits and _kernels_run(x.device) else "eager"
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (B,N,H,D)
         a = _ATTENTION[impl](q, k, v)
-        if impl == "eager":
-            return self._mix(self.proj(a), x, t)
-        weight, bias = self.proj.weight.to(a.dtype), self.proj.bias.to(a.dtype)
+        if impl == "eager" or self.why_apart is not None:
+            return self._mix(self.proj(a), x, t, by_kernel=impl != "eager")
+        bias = self.proj.bias
         return project_and_skip(
             a,
-            weight,
-            bias,
+            self.proj.weight.to(a.dtype),
+            None if bias is None else bias.to(a.dtype),
             x if t is not None else None,
             t,
             sigma_data=self.sigma_data,
             parametrization=self.parametrization,
         )
 
-    def _mix(self, f: Tensor, x: Tensor, t: Tensor | None) -> Tensor:
+    def _mix(self, f: Tensor, x: Tensor, t: Tensor | None, *, by_kernel: bool) -> Tensor:
         if t is None:
             return f
+        plain = type(f) in _PLAIN and type(x) in _PLAIN
+        if by_kernel and plain and not torch.compiler.is_compiling():  # which fuses it itself
+            return skip(f, x, t, parametrization=self.parametrization, sigma_data=self.sigma_data)
         c_skip, c_out = (c.to(x.dtype)[:, None, None] for c in self.get_skip_coefficients(t))
         return (c_skip * x + c_out * f).to(x.dtype)
 
@@ -143,6 +173,8 @@ class RCMAttention(nn.Module):
             raise ValueError(
                 f"RCMAttention takes x of shape (B, N, {self.dim}), got {tuple(x.shape)}"
             )
+        if type(self.qkv) is not nn.Linear:  # what another module takes, it says itself
+            return
         weight = self.qkv.weight
         if x.device != weight.device:
             raise RuntimeError(
