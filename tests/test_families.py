@@ -4,6 +4,7 @@ A new family needs nothing here. Below are the promises that a family makes abou
 oracle's gradients, its costs, its byte models, and what `load` says about a plugin that is wrong.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -394,13 +395,16 @@ ROW = 'Provider("clone", Role.baseline, build),'
         (("FAMILY = Family(", "FAMILY = dict("), r"no `FAMILY = Family\(…\)`"),
         (('name="copy"', 'name="rms_norm"'), "there is a family 'rms_norm' already"),
         ((ROW, f'{ROW} Provider("b", Role.baseline, build),'), r"got \['clone', 'b'\]"),
-        (("Cost(0, 16, 16)", "Cost(0, 16, 16), grads=1 / 0"), r"by zero \(mine\.py:12\)$"),
-        (("def build", "None.x\ndef build"), r"AttributeError: .*'x' \(mine\.py:7\)$"),
+        (("Cost(0, 16, 16)", "Cost(0, 16, 16), grads=1 / 0"), r"by zero \(\S*mine\.py:12\)$"),
+        (("def build", "None.x\ndef build"), r"AttributeError: .*'x' \(\S*mine\.py:7: None\.x\)$"),
         ((ROW, ""), r"exactly one provider has the role baseline, got \[\]"),
         ((ROW, ROW * 2), "two providers of one name"),
         (("case=Case", "case=dict"), "`case` must be a subclass of Case"),
-        (("def oracle", "def oracle oracle"), r"SyntaxError: .* \(mine\.py:4\)$"),
-        (("title=", "titel="), r"TypeError: .*titel.* \(mine\.py:10\)$"),
+        (
+            ("def oracle", "def oracle oracle"),
+            r"SyntaxError: .* \(\S*mine\.py:4: def .*\)$",
+        ),
+        (("title=", "titel="), r"TypeError: .*titel.* \(\S*mine\.py:10\)$"),
         (("import Case, Cost", "import Case, Price, Cost"), "ImportError: .*Price"),
     ],
     ids=lambda value: "" if isinstance(value, tuple) else value,
@@ -412,7 +416,7 @@ def test_a_wrong_plugin_is_named_with_what_is_wrong(
     assert text != PLUGIN
     with pytest.raises(UsageError, match=message) as caught:
         loaded(tmp_path, text)
-    assert str(tmp_path / "mine.py") in str(caught.value)
+    assert os.path.relpath(tmp_path / "mine.py") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -429,5 +433,6 @@ def test_a_plugin_may_postpone_annotations(tmp_path: Path) -> None:
         "class Mine(Case):\n    K: int = 3\n\n"
     )
     text = PLUGIN.replace("def oracle", f"{case}def oracle").replace("case=Case", "case=Mine")
+    text = text.replace("(Case(),)", "(Mine(),)")
     found = loaded(tmp_path, f"from __future__ import annotations\n{text}", "postponed.py")
     assert found["copy"].case.from_axes({"K": 4}).id == "K=4-bf16-fwd"

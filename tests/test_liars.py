@@ -93,6 +93,7 @@ def test_honest_ones_are_left_alone(entry: Any) -> None:
     assert record.judged_calls is not None and record.judged_calls >= 59
 
 
+@pytest.mark.slow
 def test_what_is_said_of_those_that_reach_beyond_their_job_is_true(tmp_path: Path) -> None:
     alone = [each for each in liars.LIARS.values() if each.alone]
     assert alone[-1].name == "forges_all_records"  # in which the job ends

@@ -191,6 +191,7 @@ def test_a_dummy_domain_loses_its_ranges_and_that_is_said(real: nsys.Found, stem
     assert said in stem.with_name(f"{stem.name}.log").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_hanging_child_does_not_outlive_its_capture(real: nsys.Found, stem: Path) -> None:
     pid = stem.with_name("pid")
     with pytest.raises(ToolError, match="did not end within 8 s"):
@@ -246,6 +247,7 @@ def test_a_gpu_that_is_not_there_gives_no_metrics(real: nsys.Found, stem: Path) 
     assert report.ranges
 
 
+@pytest.mark.slow
 def test_a_capturing_half_leaves_a_raw_capture_for_an_importer(
     real: nsys.Found, stem: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kernelbench import families, store
+from kernelbench import families, plugins, store
 from kernelbench.cli import app
 from kernelbench.repro.verb import repro
 from kernelbench.source import source_hash
@@ -95,7 +95,8 @@ def kb(*words: str):
 def alone(monkeypatch):
     """No test finds what another one has imported, or lets it find its own."""
     before = {*sys.modules}
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    others = [each for each in sys.meta_path if not isinstance(each, plugins._Neighbours)]
+    monkeypatch.setattr(sys, "meta_path", others)
     yield
     for name in {*sys.modules} - before:
         if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):

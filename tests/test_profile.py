@@ -115,6 +115,7 @@ def test_without_a_suite_the_newest_run_is_profiled_and_cases_narrow_it(tmp_path
     assert [(m.case, m.provider) for m in lines_of(out)] == [("n9-fp32-fwd", "second")]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_versions_is_not_added_to(tmp_path):
     out = tmp_path / "out"
     assert invoke("run", suite(tmp_path), "--quick", out=out).exit_code == 0
@@ -130,6 +131,7 @@ def test_a_run_of_other_versions_is_not_added_to(tmp_path):
     assert {line.source for line in store.read_measured(new)[0]} != {""}
 
 
+@pytest.mark.slow
 def test_whoever_falls_gets_a_line_and_the_others_are_profiled(tmp_path):
     providers = "plain, again, exits, segfaults, raises, oom, picky, absent"
     path, out = suite(tmp_path, "falls", providers), tmp_path / "out"
@@ -154,6 +156,7 @@ def test_whoever_falls_gets_a_line_and_the_others_are_profiled(tmp_path):
     assert "exits: crashed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_hanging_provider_costs_its_time_and_no_more(tmp_path):
     path, out = suite(tmp_path, "falls", "plain, hangs"), tmp_path / "out"
     args = ("profile", path, "--torch", "--case", "n8-fp32-fwd", "--timeout", "20")
@@ -241,6 +244,7 @@ def test_a_machine_that_refuses_counters_is_blamed_on_no_provider(tmp_path, noth
     assert not lines_of(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_launches_that_were_left_out_are_noted(tmp_path, nothing_installed):
     """As by --ncu-args '--launch-count 5'."""
     table = (HERE / "data" / "ncu_h200_nested.csv").read_text()
@@ -364,6 +368,7 @@ def test_what_a_tool_saw_survives_its_file(tmp_path):
     assert f"{store.MEASURED}:2: not JSON" in problem
 
 
+@pytest.mark.slow
 def test_the_table_of_all_that_was_seen_is_written(tmp_path):
     out, path = tmp_path / "out", suite(tmp_path)
     args = ("profile", path, "--torch", "--case", "n8-fp32-fwd")

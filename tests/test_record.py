@@ -13,7 +13,7 @@ from rich.console import Console
 from test_metrics import error, record, timing
 
 from kernelbench import metrics
-from kernelbench.report import tables
+from kernelbench.report import terminal
 from kernelbench.spec import (
     Accuracy,
     KernelbenchError,
@@ -179,7 +179,7 @@ def shown(line: str) -> bool:
         str(refused).encode()
         return False
     records = [WHOLE, found]
-    tables.render(metrics.frame(records), Console(file=io.StringIO()))
+    terminal.show_run(metrics.rows_of(records), Console(file=io.StringIO()))
     strict(json.dumps(metrics.rows_json(records), allow_nan=False))
     return True
 

@@ -119,6 +119,7 @@ def test_family_code_that_raises_is_a_failure_not_a_crash(tmp_path, console):
     assert status == "failed" and re.search(unknown, reason)
 
 
+@pytest.mark.slow
 def test_a_death_while_nobody_is_at_work_is_tried_again(tmp_path, console):
     path = suite(tmp_path, "plain, late")
     path.write_text(
@@ -190,6 +191,7 @@ def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console, other, to
                       Output(console, console))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_plugin_whose_code_changed_is_measured_anew_and_says_so(tmp_path, capsys, console):
     plugin = tmp_path / "falls.py"
     plugin.write_text(Path(PLUGIN).read_text())

@@ -182,15 +182,15 @@ def compile_max_autotune(case: RotaryCase, config: Any) -> Call:
 
 
 def torch_complex(case: RotaryCase, config: Any) -> Call:
-    """Neighbours as complex numbers, as Meta's Llama has it: (x1 + i·x2)·(cos + i·sin), a kernel
-    for each of q and k, and one that puts cos and sin together."""
+    """Neighbours as complex numbers in fp32, as Meta's Llama has it: (x1 + i·x2)·(cos + i·sin), a
+    kernel for each of q and k (three in 16 bits), and one that puts cos and sin together."""
 
     def both(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        turns = torch.complex(cos, sin)[..., None, :]
-        pairs = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (q, k))
-        return tuple(torch.view_as_real(x * turns).flatten(-2) for x in pairs)
+        turns = torch.complex(cos.float(), sin.float())[..., None, :]
+        pairs = (torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) for x in (q, k))
+        return tuple(torch.view_as_real(x * turns).flatten(-2).type_as(q) for x in pairs)
 
     return _spread(both)
 
@@ -253,8 +253,6 @@ def forward_in_place(case: RotaryCase, device: Device) -> str | None:
 def complex_serves(case: RotaryCase, device: Device) -> str | None:
     if not case.interleaved or case.inplace:
         return "complex numbers are pairs of neighbours, turned out of place"
-    if case.dtype not in (DType.fp32, DType.tf32):
-        return f"PyTorch's complex numbers are of fp32, not {case.dtype}"
     return forward_in_place(case, device)
 
 

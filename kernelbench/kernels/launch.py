@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
@@ -258,15 +258,57 @@ def sm_count(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+class _Final(torch.autograd.Function):
+    """The first `count` tensors as they are; whoever differentiates them is told why not. The
+    others are there to lead to it."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "the gradient of this kernelbench function is a kernel that has no derivative of its "
+            "own, so that it cannot be differentiated again: for a second derivative, take "
+            "PyTorch's operators"
+        )
+
+
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """As torch's `once_differentiable`, at no cost where no graph of the gradient is wanted."""
-    guarded = once_differentiable(backward)
+    """A backward whose gradients raise when they are differentiated, whatever of its inputs
+    requires grad; at no cost where no graph of the gradient is wanted.
+
+    torch's `once_differentiable` does so only where an upstream gradient requires grad: of others
+    the second derivative is silently that of a constant.
+    """
 
     @wraps(backward)
-    def chosen(*args: Any) -> Any:
-        return (guarded if torch.is_grad_enabled() else backward)(*args)
+    def chosen(ctx: Any, *grads: Tensor | None) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        given = [each for each in found if each is not None]
+        ways = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        always = torch.zeros((), requires_grad=True)  # where none of these leads back
+        left = iter(_Final.apply(len(given), *given, *ways, always))
+        return tuple(None if each is None else next(left) for each in found)
 
     return chosen
+
+
+def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
+    """Raise NotImplementedError where forward-mode differentiation reaches a function that a kernel
+    computes: it would lose the tangents."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name} has no forward-mode derivative: take reverse mode (torch.autograd.grad), "
+                "or PyTorch's operators"
+            )
 
 
 _SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228}

@@ -34,6 +34,7 @@ from kernelbench.kernels.launch import (
     differentiable_once,
     on_device,
     power_of_2,
+    refuse_tangents,
     shared_memory,
 )
 from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
@@ -885,6 +886,7 @@ def _project_and_skip(
         numbers = [] if config is None else config.numbers()
         traced: Tensor = _traced(a, weight, bias, x, t, sigma_data, parametrization, numbers, fused)
         return traced
+    refuse_tangents("project_and_skip", a, weight, bias, x, t)
     given = _given(a, weight, bias, x, t, sigma_data, parametrization, config)
     if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in given[:5]):
         y: Tensor = _ProjectAndSkip.apply(*given, fused)
@@ -921,7 +923,7 @@ def project_and_skip(
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
     parametrization, or a sigma_data that it cannot have; RuntimeError for tensors that are not on
-    one device where Triton runs.
+    one device where Triton runs; NotImplementedError in forward mode.
     """
     return _project_and_skip(a, weight, bias, x, t, sigma_data, parametrization, config, fused=True)
 

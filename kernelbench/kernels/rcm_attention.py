@@ -33,6 +33,7 @@ from kernelbench.kernels.launch import (
     differentiable_once,
     on_device,
     power_of_2,
+    refuse_tangents,
     shared_memory,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, pitch, statistic_of
@@ -1371,6 +1372,7 @@ def _attend_and_skip(
     fused: bool,
 ) -> Tensor:
     _check(q, k, v)
+    refuse_tangents("rcm_attention", q, k, v, x, t)
     formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
     if formula.skips:
         _check_skip(q, x, t, parametrization)
@@ -1444,7 +1446,7 @@ def rcm_attention(
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
     parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors that
-    are not on one device where Triton runs.
+    are not on one device where Triton runs; NotImplementedError in forward mode.
 
     Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
     (arXiv:2206.00364); Song et al., Consistency Models, 2023 (arXiv:2303.01469); Dao,

@@ -33,6 +33,7 @@ from kernelbench.kernels.launch import (
     check_powers_of_2,
     on_device,
     power_of_2,
+    refuse_tangents,
     shared_memory,
     sm_count,
     starts_early,
@@ -770,6 +771,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _refuse_gradients(*tensors: Tensor | None) -> None:
+    refuse_tangents("8-bit attention", *tensors)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
         raise RuntimeError(
             "rcm_attention_int8 has no gradients: call it under torch.no_grad(), or call "
@@ -857,7 +859,8 @@ def rcm_attention_int8(
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
     parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a gradient
-    is asked for, and for tensors that are not on one device where Triton runs.
+    is asked for, and for tensors that are not on one device where Triton runs;
+    NotImplementedError in forward mode.
 
     Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
     """

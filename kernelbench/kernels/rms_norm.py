@@ -28,6 +28,7 @@ from kernelbench.kernels.launch import (
     differentiable_once,
     of_devices,
     power_of_2,
+    refuse_tangents,
     shared_memory,
     sm_count,
     starts_early,
@@ -604,7 +605,8 @@ def rms_norm(
     come, nothing is kept for one.
 
     Raises TypeError for other dtypes, ValueError for shapes that do not fit or an unknown
-    casting, RuntimeError for tensors that are not on one device where Triton runs.
+    casting, RuntimeError for tensors that are not on one device where Triton runs,
+    NotImplementedError in forward mode.
 
     Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
     """
@@ -616,6 +618,7 @@ def rms_norm(
         else (residual.shape, residual.stride(), residual.dtype, residual.device),
         (eps, casting, config),
     )
+    refuse_tangents("rms_norm", x, weight, residual)
     plan = _PLANS.get(key)
     if plan is None:
         plan = _Plan(x, weight, residual, eps, casting, config)

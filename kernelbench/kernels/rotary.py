@@ -25,6 +25,7 @@ from kernelbench.kernels.launch import (
     differentiable_once,
     of_devices,
     power_of_2,
+    refuse_tangents,
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -426,7 +427,8 @@ def apply_rotary(
 
     Raises TypeError for other dtypes; ValueError for shapes that do not fit, a last axis that is
     not contiguous, cos or sin that require grad, or expanded memory or a leaf that requires grad
-    to be overwritten; RuntimeError for tensors that are not on one device where Triton runs.
+    to be overwritten; RuntimeError for tensors that are not on one device where Triton runs;
+    NotImplementedError in forward mode.
 
     Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
     (arXiv:2104.09864).
@@ -438,6 +440,7 @@ def apply_rotary(
         (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
         (interleaved, config),
     )
+    refuse_tangents("apply_rotary", q, k, cos, sin)
     plan = _PLANS.get(key)
     if plan is None:
         plan = _Plan(q, k, cos, sin, interleaved, config)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import check_device, on_device
+from kernelbench.kernels.launch import check_device, differentiable_once, on_device, refuse_tangents
 from kernelbench.kernels.rcm import RcmFormula, formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
 
@@ -31,6 +31,7 @@ def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: f
     three, by PyTorch's operators, which are not differentiable themselves.
     """
     formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
+    refuse_tangents("RCMAttention", f, x, t)
     check_device(f=f, x=x, t=t)
     y: Tensor = _Skip.apply(f, x, t, formula)  # type: ignore[no-untyped-call]
     return y
@@ -49,7 +50,7 @@ class _Skip(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         f, x, t = ctx.saved_tensors
         df = dx = dt = None
