@@ -134,6 +134,21 @@ def test_nothing_is_lost_beside_a_line_a_case(tmp_path: Path) -> None:
     assert tables.SMOKE in shown
 
 
+def test_what_ours_took_no_part_in_keeps_its_lines(tmp_path: Path) -> None:
+    """A case without ours beside others with it, and a GPU on which ours has no time."""
+    bare = [r for r in job("bare-bf16-fwd") if r.role is not Role.triton_fused]
+    fell = {"status": Status.incorrect, "reason": "y: wrong", "timing": None, "gpu": "NVIDIA A100"}
+    other = [
+        replace(r, **(fell if r.role is Role.triton_fused else {"gpu": "NVIDIA A100"}))
+        for r in job("M7-bf16-fwd")
+    ]
+    a_run(tmp_path, "one", [*many(), *bare])
+    a_run(tmp_path, "two", other)
+    _, shown, _ = reported(tmp_path)
+    assert "bare-bf16-fwd" in shown and "rms_norm · fwd · bf16 · NVIDIA A100" in shown
+    assert len(re.findall(r"^f_rms_norm +46\.10 µs", shown, re.MULTILINE)) == 2
+
+
 def test_rows_of_two_gpus_stand_together_with_their_run_named(two: Path) -> None:
     code, shown, said = reported(two)
     lines = shown.splitlines()

@@ -30,8 +30,7 @@ def best(given: Source) -> Iterator[Sheet]:
     lines one below the other. What was skipped is counted below, with the reason."""
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in given.rows:
-        names = ("family", "mode", "dtype", "gpu")
-        parts.setdefault(tuple(str(row[name]) for name in names), []).append(row)
+        parts.setdefault(_part(row), []).append(row)
     for key, rows in parts.items():
         timed = (row for row in rows if _is_ours(row) and has_time(row))
         for name, accuracy in dict.fromkeys((row["provider"], row["accuracy"]) for row in timed):
@@ -41,13 +40,20 @@ def best(given: Source) -> Iterator[Sheet]:
             yield _sheet(" · ".join(title), given, alike, str(name))
 
 
-def held_up(rows: Sequence[Row]) -> set[str]:
-    """The families, modes and dtypes that have a line here, as `key` writes them."""
-    return {key(row) for row in rows if _is_ours(row) and has_time(row)}
+def held_up(rows: Sequence[Row]) -> set[tuple[str, ...]]:
+    """The cases that have a line here, as `case_of` names them."""
+    ours = [row for row in rows if _is_ours(row)]
+    parts = {_part(row) for row in ours if has_time(row)}
+    return {case_of(row) for row in ours if _part(row) in parts}
 
 
-def key(row: Row) -> str:
-    return f"{row['family']}\n{row['mode']}\n{row['dtype']}"
+def case_of(row: Row) -> tuple[str, ...]:
+    return (str(row["run_id"]), str(row["case"]), *_part(row))
+
+
+def _part(row: Row) -> tuple[str, ...]:
+    """What a sheet is of."""
+    return tuple(str(row[name]) for name in ("family", "mode", "dtype", "gpu"))
 
 
 def _is_ours(row: Row) -> bool:

@@ -61,8 +61,8 @@ def choice(names: Sequence[str], given: Source) -> Choice:
             note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
         return Choice(given.rows, first, cases, [*found, *runs], "profiles" in kinds, note)
     held = best.held_up(given.rows)
-    part = replace(given, rows=[row for row in given.rows if best.key(row) in held])
-    others = [row for row in given.rows if best.key(row) not in held]
+    part = replace(given, rows=[row for row in given.rows if best.case_of(row) in held])
+    others = [row for row in given.rows if best.case_of(row) not in held]
     first = _filled(best.best, part)
     few = _cases(given.rows) <= FEW
     cases = given.rows if few else others
