@@ -1,47 +1,50 @@
 """Tables of measured medians in the documentation, made from the runs that are kept."""
 
-import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cog
 
+from kernelbench.report.gather import gather
+
 RUNS = Path("results/h200")
+Row = Mapping[str, Any]
 
 
-def medians(run: str, family: str, mode: str, axes: str, providers: str) -> None:
-    """A markdown table of a run's median times in µs: a row a case, a column a provider.
+def medians(runs: str, family: str, mode: str, axes: str, providers: str) -> None:
+    """A markdown table of median times in µs: a row a case, a column a provider.
 
-    run: how the folder's name begins. axes: those that name a row, by commas. providers: by spaces;
-    – where there is no time. A case with another axis than its defaults says which.
+    runs: how their folders' names begin, by spaces. axes: those that name a row, by commas.
+    providers: by spaces; – where there is no time. A case with another axis than its defaults says
+    which.
     """
-    (folder,) = RUNS.glob(f"{run}*")
+    folders = [folder for run in runs.split() for folder in RUNS.glob(f"{run}*")]
     columns = providers.split()
-    cases: dict[str, dict[str, str]] = {}
-    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if (row["family"], row["mode"]) == (family, mode):
-                case = cases.setdefault(row["case"], {"": _name(row, axes.split(","))})
-                case[row["provider"]] = row["median_us"] if row["status"] == "ok" else ""
+    cases: dict[str, dict[str, Any]] = {}
+    for row in gather(folders, [family]).rows:
+        if row["mode"] == mode:
+            case = cases.setdefault(row["case"], {"": _name(row, axes.split(","))})
+            case[row["provider"]] = row["median_us"] if row["status"] == "ok" else None
     cog.outl(f"| {axes} | {' | '.join(columns)} |")
     cog.outl("|---" * (len(columns) + 1) + "|")
     for case in sorted(cases.values(), key=_order):
-        cog.outl(f"| {case['']} | {' | '.join(_rounded(case.get(name, '')) for name in columns)} |")
+        cog.outl(f"| {case['']} | {' | '.join(_rounded(case.get(name)) for name in columns)} |")
 
 
-def _order(case: dict[str, str]) -> tuple[list[int], str]:
+def _order(case: Mapping[str, Any]) -> tuple[list[int], str]:
     sizes, _, more = case[""].partition(" ")
     return [int(size) for size in sizes.split(",")], more
 
 
-def _name(row: dict[str, str], axes: list[str]) -> str:
-    name = ",".join(row[axis] for axis in axes)
-    said = set(row["case"].split("-")) - {f"{axis}{row[axis]}" for axis in axes}
+def _name(row: Row, axes: list[str]) -> str:
+    name = ",".join(str(row["axes"][axis]) for axis in axes)
+    said = set(row["case"].split("-")) - {f"{axis}{row['axes'][axis]}" for axis in axes}
     more = sorted(said - {row["dtype"], row["mode"]})
     return " ".join([name, *(word.replace("parametrization=", "") for word in more)])
 
 
-def _rounded(text: str) -> str:
-    if not text:
+def _rounded(value: float | None) -> str:
+    if value is None:
         return "–"
-    value = float(text)
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"

@@ -167,6 +167,7 @@ class JobRun:
         if config is not None:
             facts |= {"config": asdict(config), "config_origin": origin}
         self.tell(provider.name, "check")
+        self.session.hand_back(collect=False)  # what is kept of it lies in no larger block
         found = self.proof.judge(
             provider, workload, keep=self.request.timing and self.session.clock.times
         )
@@ -274,13 +275,15 @@ class JobRun:
             for candidate in candidates:
                 candidate.timing = Timing(timer=clock.name, blocks_ns=())
             return
+        first, self._sampled = not self._sampled, True
+        if first:  # what is taken from the driver now is there when they start again
+            self.session.hand_back()
         for candidate in candidates:
             self.tell(candidate.name, "measure")
             candidate.workload.ready()
             candidate.workload.lot = Lot.of(candidate, self.session.device)
-        if not self._sampled:  # what is taken from the driver then is there when they start again
-            self.session.hand_back()
-        self._sampled = True
+        if first:
+            self.session.hand_back(collect=False)
         parts = [c.workload for c in candidates]
         baseline = next(
             (i for i, c in enumerate(candidates) if c.provider is self.family.baseline), None
