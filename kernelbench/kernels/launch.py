@@ -5,13 +5,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, wraps
-from typing import Any, NoReturn, TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import triton
 from torch import Tensor
-from torch.autograd import forward_ad
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
@@ -46,7 +45,12 @@ class Launch:
         if 0 in self.grid:
             return None
         watcher = _watcher.get()
-        return self.queue() if watcher is None else watcher(self)
+        if watcher is not None:
+            return watcher(self)
+        for name, value in self.args.items():
+            if isinstance(value, Tensor) and not value.data_ptr():
+                check_memory(name, value)
+        return self.queue()
 
     def queue(self) -> Any:
         """As `run`, watched or not; the grid is not empty."""
@@ -172,6 +176,15 @@ class Repeats:
             ]
 
 
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raise RuntimeError for a tensor at address 0 that has elements."""
+    if tensor.numel():
+        raise RuntimeError(
+            f"{name} of shape {tuple(tensor.shape)} has no memory: .clone() a ZeroTensor, gather a "
+            "parameter that lies elsewhere"
+        )
+
+
 def _addresses(
     tensors: Sequence[Sequence[Tensor | None]],
 ) -> tuple[list[list[int | None]], bool]:
@@ -185,6 +198,8 @@ def _addresses(
                 addresses.append(None)
             else:
                 address = tensor.data_ptr()
+                if not address:
+                    check_memory("a tensor", tensor)
                 bits |= address
                 addresses.append(address)
         found.append(addresses)
@@ -217,8 +232,11 @@ def check_device(**tensors: Tensor | None) -> torch.device:
     """The one device of the tensors, which must be one where kernels run.
 
     Raises RuntimeError, with the remedy, when they are on several devices or on one that Triton
-    cannot serve (see `refusal`). A tensor that is None takes no part.
+    cannot serve (see `refusal`), TypeError for sparse ones. A tensor that is None takes no part.
     """
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise TypeError(f"{name} is of layout {tensor.layout}: call .to_dense() on it")
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     device = next(iter(devices.values()))
     for other in devices.values():
@@ -256,59 +274,6 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETER_SMS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-class _Final(torch.autograd.Function):
-    """The first `count` tensors as they are; whoever differentiates them is told why not. The
-    others are there to lead to it."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise RuntimeError(
-            "the gradient of this kernelbench function is a kernel that has no derivative of its "
-            "own, so that it cannot be differentiated again: for a second derivative, take "
-            "PyTorch's operators"
-        )
-
-
-def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward whose gradients raise when they are differentiated, whatever of its inputs
-    requires grad; at no cost where no graph of the gradient is wanted.
-
-    torch's `once_differentiable` does so only where an upstream gradient requires grad: of others
-    the second derivative is silently that of a constant.
-    """
-
-    @wraps(backward)
-    def chosen(ctx: Any, *grads: Tensor | None) -> Any:
-        if not torch.is_grad_enabled():
-            return backward(ctx, *grads)
-        with torch.no_grad():
-            found = backward(ctx, *grads)
-        given = [each for each in found if each is not None]
-        ways = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
-        always = torch.zeros((), requires_grad=True)  # where none of these leads back
-        left = iter(_Final.apply(len(given), *given, *ways, always))
-        return tuple(None if each is None else next(left) for each in found)
-
-    return chosen
-
-
-def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError where forward-mode differentiation reaches a function that a kernel
-    computes: it would lose the tangents."""
-    if forward_ad._current_level < 0:
-        return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{name} has no forward-mode derivative: take reverse mode (torch.autograd.grad), "
-                "or PyTorch's operators"
-            )
 
 
 _SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228}

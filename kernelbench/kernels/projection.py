@@ -31,12 +31,11 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
-    differentiable_once,
     on_device,
     power_of_2,
-    refuse_tangents,
     shared_memory,
 )
+from kernelbench.kernels.operators import differentiable_once, refuse_tangents
 from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection_hopper import forward_launch as hopper_launch
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of

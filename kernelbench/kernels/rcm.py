@@ -89,7 +89,7 @@ class RcmFormula:
                 f"Known: {', '.join(PARAMETRIZATIONS)}"
             )
         for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
-            if not (value > 0 and math.isfinite(value)):
+            if not 0 < value < math.inf:
                 raise ValueError(f"rcm_attention takes a positive, finite {name}, got {value}")
         if self.parametrization == "trigflow" and self.sigma_data != 1:
             raise ValueError(

@@ -15,8 +15,9 @@ dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_o
 dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,11 +31,22 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
-    differentiable_once,
     on_device,
     power_of_2,
-    refuse_tangents,
+    refusal,
     shared_memory,
+)
+from kernelbench.kernels.operators import (
+    Transform,
+    absent,
+    differentiable_once,
+    direct,
+    final,
+    graded,
+    numbers_of,
+    of_numbers,
+    refuse_ragged,
+    transformed,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, pitch, statistic_of
 from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
@@ -1250,6 +1262,39 @@ def _run_forward(
     return y, o, lse
 
 
+def _run_backward(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """dq, dk, dv, dx, dt, each where it is needed; x is read for dt alone."""
+    needs_q, needs_k, needs_v, needs_x, needs_t = needs
+    q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
+    dy = _packed_rows(dy)
+    if config.bwd_hopper is not None:
+        q = _suited(q, q)
+        k, v, dy = _suited(k, q), _suited(v, q), _suited(dy, q)
+    packed = torch.contiguous_format
+    dq = torch.empty_like(q, memory_format=packed) if needs_q else None
+    dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
+    dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
+    dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
+    dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
+    given = dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt
+    with on_device(q.device):
+        for launch in backward_launches(*given, formula=formula, config=config):
+            launch.run()
+    return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
+
+
 class _RcmAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, x, t, formula, config, fused):
@@ -1261,40 +1306,104 @@ class _RcmAttention(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx, dy):
-        q, k, v, x, t, o, lse = ctx.saved_tensors
-        needs_q, needs_k, needs_v, needs_x, needs_t = ctx.needs_input_grad[:5]
-        q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
-        dy = _packed_rows(dy)
-        if ctx.config.bwd_hopper is not None:
-            q = _suited(q, q)
-            k, v, dy = _suited(k, q), _suited(v, q), _suited(dy, q)
-        packed = torch.contiguous_format
-        dq = torch.empty_like(q, memory_format=packed) if needs_q else None
-        dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
-        dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
-        dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
-        dt = torch.empty_like(t, memory_format=packed) if needs_t else None
-        with on_device(q.device):
-            for launch in backward_launches(
-                dy,
-                q,
-                k,
-                v,
-                x,
-                t,
-                o,
-                lse,
-                dq,
-                dk,
-                dv,
-                dx,
-                dt,
-                formula=ctx.formula,
-                config=ctx.config,
-            ):
-                launch.run()
-        dk, dv = dk if needs_k else None, dv if needs_v else None
-        return dq, dk, dv, dx, dt, None, None, None
+        how = {"formula": ctx.formula, "config": ctx.config, "needs": ctx.needs_input_grad[:5]}
+        gradients = _run_backward(dy, *ctx.saved_tensors, **how)
+        return *gradients, None, None, None
+
+
+@torch.library.custom_op("kernelbench::rcm_attention", mutates_args=())
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: list[int],
+    fused: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and attention's result and lse when they are to be saved; else, and for what is y itself,
+    `absent`."""
+    known = of_numbers(RcmAttentionConfig, config)
+    given = _given(q, k, v, x, t, sigma_data, parametrization, causal, scale, known, fused, save)
+    y, o, lse = _run_forward(*given, fused, save)
+    o = absent(y) if o is None or o is y or not save else o
+    return y, o, absent(y).float() if lse is None else lse
+
+
+@_operator.register_fake
+def _(q, k, v, x, t, sigma_data, parametrization, causal, scale, config, fused, save):
+    y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
+    o = torch.empty_like(y) if save and parametrization != "none" else absent(q)
+    return y, o, statistic_of(q) if save else absent(q).float()
+
+
+@torch.library.custom_op("kernelbench::rcm_attention_backward", mutates_args=())
+def _operator_backward(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: list[int],
+    fused: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    """dq, dk, dv, dx, dt; `absent` for what is not needed."""
+    known = of_numbers(RcmAttentionConfig, config)
+    q, k, v, x, t, formula, chosen = _given(
+        q, k, v, x, t, sigma_data, parametrization, causal, scale, known, fused, True
+    )
+    found = _run_backward(dy, q, k, v, x, t, o, lse, formula, chosen, needs)
+    return [absent(q) if gradient is None else gradient for gradient in found]
+
+
+@_operator_backward.register_fake
+def _(dy, q, k, v, x, t, o, lse, sigma_data, parametrization, causal, scale, config, fused, needs):
+    packed = torch.contiguous_format
+    likes = q, k, v, dy, q if t is None else t
+    return [
+        torch.empty_like(like, memory_format=packed) if needed else absent(q)
+        for like, needed in zip(likes, needs, strict=True)
+    ]
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, x, t, *how, _ = inputs
+    ctx.how = how
+    y, o, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(o, lse)
+    ctx.save_for_backward(q, k, v, x, t, y if how[1] == "none" else o, lse)
+
+
+def _gradients(ctx, dy, *_, call=_operator_backward):
+    needs = list(ctx.needs_input_grad[:5])
+    others = [None] * (len(ctx.needs_input_grad) - 5)
+    if dy is None:
+        return *[None] * 5, *others
+    names = "sigma_data", "parametrization", "causal", "scale", "config", "fused"
+    rest = dict(zip(names, ctx.how, strict=True))
+    found = call(dy, *ctx.saved_tensors, **rest, needs=needs)
+    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    return *gradients, *others
+
+
+_operator.register_autograd(_gradients, setup_context=_keep)
+_TRANSFORM = Transform(
+    "rcm_attention", _operator, _keep, partial(_gradients, call=final(_operator_backward))
+)
 
 
 def _packed_rows(x: Tensor) -> Tensor:
@@ -1358,6 +1467,69 @@ def _check_skip(q: Tensor, x: Tensor | None, t: Tensor | None, parametrization: 
         )
 
 
+_Given = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, RcmFormula, RcmAttentionConfig]
+
+
+def _check_all(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+) -> bool:
+    """Everything but where tensors lie. Whether x and t take part."""
+    _check(q, k, v)
+    scale = 1.0 if scale is None else scale
+    skips = formula_of(parametrization, sigma_data, causal, scale, 1).skips
+    if skips:
+        _check_skip(q, x, t, parametrization)
+    return skips
+
+
+def _given(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: RcmAttentionConfig | None,
+    fused: bool,
+    save: bool,
+) -> _Given:
+    """The arguments, checked and as the launches take them, with formula and config. save: for a
+    gradient to come."""
+    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale):
+        x = t = None
+    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
+    device = check_device(q=q, k=k, v=v, x=x, t=t)
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    x = None if x is None else _packed_rows(x)
+    suited = suits(q, k, v, x)
+    if config is None:
+        B, N, H, D = q.shape
+        fits = suited and q.numel() > 0
+        arch, itemsize = arch_of(device), q.element_size()
+        mixes = fused and formula.skips
+        config = _choose((B, N, H, D), arch, itemsize, save, fits, causal, mixes, _deterministic())
+    elif (tile := config.hopper or config.bwd_hopper) is not None and not (
+        suited and arch_of(device) == "sm_90"
+    ):
+        raise ValueError(
+            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors whose addresses and "
+            f"strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = {q.shape[3]} on "
+            f"{arch_of(device)}: pass config=None for a kernel that takes these"
+        )
+    return q, k, v, x, t, formula, config
+
+
 def _attend_and_skip(
     q: Tensor,
     k: Tensor,
@@ -1371,39 +1543,24 @@ def _attend_and_skip(
     config: RcmAttentionConfig | None,
     fused: bool,
 ) -> Tensor:
-    _check(q, k, v)
-    refuse_tangents("rcm_attention", q, k, v, x, t)
-    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
-    if formula.skips:
-        _check_skip(q, x, t, parametrization)
-    else:
+    if parametrization == "none":
         x = t = None
-    device = check_device(q=q, k=k, v=v, x=x, t=t)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
-    x = None if x is None else _packed_rows(x)
-    graded = any(a is not None and a.requires_grad for a in (q, k, v, x, t))
-    graded = graded and torch.is_grad_enabled()
-    suited = suits(q, k, v, x)
-    if config is None:
-        B, N, H, D = q.shape
-        fits = suited and q.numel() > 0
-        arch, itemsize = arch_of(device), q.element_size()
-        mixes = fused and formula.skips
-        config = _choose(
-            (B, N, H, D), arch, itemsize, graded, fits, causal, mixes, _deterministic()
-        )
-    elif (tile := config.hopper or config.bwd_hopper) is not None and not (
-        suited and arch_of(device) == "sm_90"
-    ):
-        raise ValueError(
-            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors whose addresses and "
-            f"strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = {q.shape[3]} on "
-            f"{arch_of(device)}: pass config=None for a kernel that takes these"
-        )
-    if graded:
-        y: Tensor = _RcmAttention.apply(q, k, v, x, t, formula, config, fused)
-        return y
-    return _run_forward(q, k, v, x, t, formula, config, fused, save=False)[0]
+    tensors = q, k, v, x, t
+    if direct(*tensors) and not (q.is_meta and refusal(q.device)):
+        save = graded(*tensors)
+        given = _given(*tensors, sigma_data, parametrization, causal, scale, config, fused, save)
+        if save:
+            y: Tensor = _RcmAttention.apply(*given, fused)
+            return y
+        return _run_forward(*given, fused, save=False)[0]
+    refuse_ragged("rcm_attention", *tensors)
+    _check_all(*tensors, sigma_data, parametrization, causal, scale)
+    rest = sigma_data, parametrization, causal, scale, numbers_of(config), fused
+    if transformed():
+        y, _, _ = _TRANSFORM(tensors, (*rest, True))
+    else:
+        y, _, _ = _operator(*tensors, *rest, graded(*tensors))
+    return y
 
 
 def rcm_attention(
@@ -1442,11 +1599,13 @@ def rcm_attention(
     The gradients, of q, k, v, x and t, are not differentiable themselves. Their bits are the same
     on every call, but for dq on Hopper, whose parts are added in any order: as PyTorch's own
     attention, this heeds `torch.use_deterministic_algorithms(True)`, at the time of the call, at
-    the cost of a slower backward. A config that is passed decides for itself.
+    the cost of a slower backward. A config that is passed decides for itself. torch.compile and
+    torch.export take it as one operator, `kernelbench::rcm_attention`.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors that
-    are not on one device where Triton runs; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
+    unknown parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors
+    that are not on one device where Triton runs, or have no memory; NotImplementedError in forward
+    mode.
 
     Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
     (arXiv:2206.00364); Song et al., Consistency Models, 2023 (arXiv:2303.01469); Dao,

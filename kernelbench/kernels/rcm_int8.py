@@ -33,11 +33,11 @@ from kernelbench.kernels.launch import (
     check_powers_of_2,
     on_device,
     power_of_2,
-    refuse_tangents,
     shared_memory,
     sm_count,
     starts_early,
 )
+from kernelbench.kernels.operators import refuse_tangents
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import (
     _check_skip,

@@ -12,7 +12,8 @@ parts of the sum. The backward reads once, too, through a pipeline in shared mem
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +26,25 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
-    differentiable_once,
     of_devices,
+    on_device,
     power_of_2,
-    refuse_tangents,
+    refusal,
     shared_memory,
     sm_count,
     starts_early,
+)
+from kernelbench.kernels.operators import (
+    Transform,
+    absent,
+    differentiable_once,
+    direct,
+    final,
+    graded,
+    numbers_of,
+    of_numbers,
+    refuse_ragged,
+    transformed,
 )
 from kernelbench.kernels.rms_norm_device import (
     differentiate,
@@ -40,6 +53,7 @@ from kernelbench.kernels.rms_norm_device import (
     normalise_split_rows,
     normalise_wide_rows,
     project_wide_rows,
+    push_rows,
     sum_partials,
 )
 
@@ -297,7 +311,7 @@ def forward_words(x: Tensor, N: int, config: RmsNormConfig) -> Tensor | None:
 def forward_launch(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     y: Tensor,
     total: Tensor | None,
     rstd_M: Tensor | None,
@@ -312,7 +326,7 @@ def forward_launch(
     x and residual are contiguous, or of shape (M, N) with columns next to each other; y and
     total are contiguous; words as `forward_words` makes them.
     """
-    N = weight.numel()
+    N = x.shape[-1]
     M = x.numel() // N
     args: dict[str, Any] = {
         "x_ptr": x,
@@ -362,13 +376,19 @@ def _backward_grid(M: int, N: int, config: RmsNormConfig, device: torch.device) 
     return min(programs, ceil_div(M, config.bwd_rows)), blocks
 
 
+def _wanted(config: RmsNormConfig, wants_dx: bool) -> RmsNormConfig:
+    """For dweight alone no program waits for another."""
+    return config if wants_dx or not config.bwd_split else _two_kernels(config)
+
+
 def backward_scratch(
-    rstd_M: Tensor, N: int, config: RmsNormConfig, *, wants_dweight: bool
+    rstd_M: Tensor, N: int, config: RmsNormConfig, *, wants_dx: bool, wants_dweight: bool
 ) -> Scratch:
     """Scratch memory for `backward_launches`."""
     M = rstd_M.numel()
+    config = _wanted(config, wants_dx)
     programs, blocks = _backward_grid(M, N, config, rstd_M.device)
-    two = config.bwd_block < N and not config.bwd_split
+    two = config.bwd_block < N and wants_dx and not config.bwd_split
     return Scratch(
         rstd_M.new_empty((programs, N)) if wants_dweight else None,
         torch.empty_like(rstd_M) if two else None,
@@ -379,10 +399,10 @@ def backward_scratch(
 def backward_launches(
     dy: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     rstd_M: Tensor,
     dtotal: Tensor | None,
-    dx: Tensor,
+    dx: Tensor | None,
     dweight: Tensor | None,
     scratch: Scratch,
     *,
@@ -390,13 +410,14 @@ def backward_launches(
     arch: str,
     config: RmsNormConfig,
 ) -> tuple[Launch, ...]:
-    """The launches, in order, that write dx, and dweight where it is wanted.
+    """The launches, in order, that write dx and dweight, each where it is wanted.
 
     x is what was normalised; dy, x and dtotal (the gradient of x + residual from elsewhere) are
     laid out like `forward_launch`'s x; dx is contiguous.
     """
-    N = weight.numel()
+    N = x.shape[-1]
     M = x.numel() // N
+    config = _wanted(config, dx is not None)
     programs, blocks = _backward_grid(M, N, config, x.device)
     read: dict[str, Any] = {"dy_ptr": dy, "x_ptr": x, "weight_ptr": weight, "rstd_ptr": rstd_M}
     strides = {"dy_stride": _row_stride(dy), "x_stride": _row_stride(x)}
@@ -439,22 +460,58 @@ def _sum_launch(partial_PN: Tensor, dweight: Tensor | None, arch: str) -> Launch
     )
 
 
-def _check(x: Tensor, weight: Tensor, residual: Tensor | None, casting: str) -> None:
-    if x.dtype not in DTYPES or weight.dtype not in DTYPES:
+def push_launch(
+    x: Tensor,
+    tangent: Tensor | None,
+    weight: Tensor | None,
+    weight_tangent: Tensor | None,
+    rstd_M: Tensor,
+    out: Tensor,
+    *,
+    casting: str,
+) -> Launch:
+    """The launch that writes the tangent of y. x and its tangent are laid out like
+    `forward_launch`'s x; out is contiguous."""
+    N = x.shape[-1]
+    block = min(power_of_2(N), _MOST_REREAD)
+    args = {
+        "x_ptr": x,
+        "tangent_ptr": tangent,
+        "weight_ptr": weight,
+        "weight_tangent_ptr": weight_tangent,
+        "rstd_ptr": rstd_M,
+        "out_ptr": out,
+        "x_stride": _row_stride(x),
+        "tangent_stride": _row_stride(tangent),
+        "N": N,
+    }
+    constexprs = {"BLOCK_N": block, "OFFSET": 1.0 if casting == "gemma" else 0.0}
+    options = {"num_warps": min(16, max(1, block // 512)), "num_stages": 1}
+    return Launch(push_rows, (x.numel() // N,), args, constexprs, options)
+
+
+def _check(
+    x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float | None, casting: str
+) -> None:
+    if x.dtype not in DTYPES or (weight is not None and weight.dtype not in DTYPES):
+        of_weight = "" if weight is None else f" and weight of {weight.dtype}"
         raise TypeError(
-            f"rms_norm takes float32, float16 and bfloat16, got x of {x.dtype} and weight of "
-            f"{weight.dtype}: convert them with .to()"
+            f"rms_norm takes float32, float16 and bfloat16, got x of {x.dtype}{of_weight}: "
+            "convert them with .to()"
         )
-    if x.dim() == 0 or weight.dim() != 1 or weight.numel() != x.shape[-1] or not weight.numel():
+    if x.dim() == 0 or not x.shape[-1] or (weight is not None and weight.shape != x.shape[-1:]):
+        of_weight = "" if weight is None else f" and {tuple(weight.shape)}"
         raise ValueError(
-            f"rms_norm takes x of shape (..., N) and weight of shape (N,) with N >= 1, got "
-            f"{tuple(x.shape)} and {tuple(weight.shape)}"
+            "rms_norm takes x of shape (..., N) and weight of shape (N,) with N >= 1, got "
+            f"{tuple(x.shape)}{of_weight}"
         )
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ValueError(
             f"rms_norm takes a residual of x's shape and dtype, {tuple(x.shape)} {x.dtype}, got "
             f"{tuple(residual.shape)} {residual.dtype}: expand or convert it"
         )
+    if not (eps is None or isinstance(eps, Real)):
+        raise TypeError(f"rms_norm takes eps as a number or None, got {type(eps).__name__}")
     if casting not in CASTINGS:
         near = get_close_matches(str(casting), CASTINGS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -467,31 +524,33 @@ class _Plan:
     def __init__(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         residual: Tensor | None,
-        eps: float,
+        eps: float | None,
         casting: str,
         config: RmsNormConfig | None,
     ) -> None:
         device = check_device(x=x, weight=weight, residual=residual)
-        _check(x, weight, residual, casting)
-        self.N = weight.numel()
+        _check(x, weight, residual, eps, casting)
+        self.N = x.shape[-1]
         self.M = x.numel() // self.N
         self.arch = arch_of(device)
-        self.eps, self.casting = eps, casting
+        self.eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
+        self.casting = casting
         self.config = config or _choose(
             self.M, self.N, self.arch, x.element_size(), residual is not None
         )
         self.repeats = Repeats(device)
 
     def forward(
-        self, x: Tensor, weight: Tensor, residual: Tensor | None, save: bool
+        self, x: Tensor, weight: Tensor | None, residual: Tensor | None, save: bool
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """y, x + residual, what was normalised as rows, and rstd when it is to be saved."""
         rows = _as_rows(x, self.N)
         if residual is not None:
             residual = _as_rows(residual, self.N)
-        weight = weight.contiguous()
+        if weight is not None:
+            weight = weight.contiguous()
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         total = None if residual is None else torch.empty_like(y)
         rstd_M = x.new_empty(self.M, dtype=torch.float32) if save else None
@@ -510,22 +569,33 @@ class _Plan:
         dy: Tensor,
         dtotal: Tensor | None,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         rstd_M: Tensor,
+        wants_dx: bool,
         wants_dweight: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of what was normalised and of the weight."""
-        # Hooks on saved tensors may hand x back with other strides than it had.
-        strides = dy.stride(), x.stride(), dtotal is not None and dtotal.stride()
-        kind = strides, wants_dweight
-        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
-        dweight = None
-        if wants_dweight:
-            dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        dy, weight = _as_rows(dy, self.N), weight.contiguous()
-        if dtotal is not None:
-            dtotal = _as_rows(dtotal, self.N)
-        scratch = backward_scratch(rstd_M, self.N, self.config, wants_dweight=wants_dweight)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of what was normalised and of the weight, each where it is wanted.
+
+        Hooks on saved tensors may hand them back with other strides than they had.
+        """
+        dx = dweight = None
+        if wants_dx:
+            dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+        if weight is not None:
+            weight = weight.contiguous()
+            dweight = torch.empty_like(weight) if wants_dweight else None
+        dy, x, rstd_M = _as_rows(dy, self.N), _as_rows(x, self.N), rstd_M.contiguous()
+        dtotal = None if dtotal is None or dx is None else _as_rows(dtotal, self.N)
+        kind = (
+            _row_stride(dy),
+            _row_stride(x),
+            dtotal is not None and _row_stride(dtotal),
+            wants_dx,
+            dweight is not None,
+        )
+        scratch = backward_scratch(
+            rstd_M, self.N, self.config, wants_dx=wants_dx, wants_dweight=dweight is not None
+        )
         partial_PN, projection_M, words = scratch
         read = dy, x, weight, rstd_M
         tensors: list[tuple[Tensor | None, ...]] = []
@@ -556,6 +626,31 @@ _MOST_PLANS = 4096
 _PLANS: dict[Hashable, _Plan] = of_devices({})
 
 
+def _plan(
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    eps: float | None,
+    casting: str,
+    config: RmsNormConfig | None,
+) -> _Plan:
+    key = (
+        (x.shape, x.stride(), x.dtype, x.device),
+        weight if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
+        residual
+        if residual is None
+        else (residual.shape, residual.stride(), residual.dtype, residual.device),
+        (eps, casting, config),
+    )
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _Plan(x, weight, residual, eps, casting, config)
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = plan
+    return plan
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, residual, plan):
@@ -568,27 +663,181 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx, dy, dtotal=None):
+        of_x, of_weight, of_residual, _ = ctx.needs_input_grad
         if dy is None:  # only x + residual was used
-            return dtotal, None, dtotal, None
-        x, weight, rstd_M = ctx.saved_tensors
-        dx, dweight = ctx.plan.backward(dy, dtotal, x, weight, rstd_M, ctx.needs_input_grad[1])
-        return dx, dweight, dx if ctx.needs_input_grad[2] else None, None
+            dx, dweight = dtotal, None
+        else:
+            dx, dweight = ctx.plan.backward(
+                dy, dtotal, *ctx.saved_tensors, of_x or of_residual, of_weight
+            )
+        return dx if of_x else None, dweight, dx if of_residual else None, None
+
+
+@torch.library.custom_op("kernelbench::rms_norm", mutates_args=())
+def _operator(
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    eps: float | None,
+    casting: str,
+    config: list[int],
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, x + residual, and rstd of x's shape but the last axis; `absent` for what is not wanted."""
+    plan = _plan(x, weight, residual, eps, casting, of_numbers(RmsNormConfig, config))
+    y, total, _, rstd_M = plan.forward(x, weight, residual, save)
+    return (
+        y,
+        absent(x) if total is None else total,
+        absent(x).float() if rstd_M is None else rstd_M.view(x.shape[:-1]),
+    )
+
+
+@_operator.register_fake
+def _(x, weight, residual, eps, casting, config, save):
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = absent(x) if residual is None else torch.empty_like(y)
+    return y, total, x.new_empty(x.shape[:-1] if save else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("kernelbench::rms_norm_backward", mutates_args=())
+def _operator_backward(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    summed: bool,
+    casting: str,
+    config: list[int],
+    wants_dx: bool,
+    wants_dweight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of what was normalised, x, and of the weight; summed: of x and a residual."""
+    residual = x if summed else None
+    plan = _plan(x, weight, residual, 0.0, casting, of_numbers(RmsNormConfig, config))
+    dx, dweight = plan.backward(dy, dtotal, x, weight, rstd.view(-1), wants_dx, wants_dweight)
+    return absent(x) if dx is None else dx, absent(x) if dweight is None else dweight
+
+
+@_operator_backward.register_fake
+def _(dy, dtotal, x, weight, rstd, summed, casting, config, wants_dx, wants_dweight):
+    packed = torch.contiguous_format
+    dx = torch.empty_like(x, memory_format=packed) if wants_dx else absent(x)
+    if weight is None or not wants_dweight:
+        return dx, absent(x)
+    return dx, torch.empty_like(weight, memory_format=packed)
+
+
+@torch.library.custom_op("kernelbench::rms_norm_jvp", mutates_args=())
+def _operator_jvp(
+    x: Tensor,
+    tangent: Tensor | None,
+    weight: Tensor | None,
+    weight_tangent: Tensor | None,
+    rstd: Tensor,
+    casting: str,
+) -> Tensor:
+    """The tangent of y by those of what was normalised, x, and of the weight."""
+    N = x.shape[-1]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = _as_rows(x, N)
+    tangent = None if tangent is None else _as_rows(tangent, N)
+    weight = None if weight is None else weight.contiguous()
+    weight_tangent = None if weight_tangent is None else weight_tangent.contiguous()
+    given = rows, tangent, weight, weight_tangent, rstd.view(-1), out
+    with on_device(x.device):
+        push_launch(*given, casting=casting).run()
+    return out
+
+
+@_operator_jvp.register_fake
+def _(x, tangent, weight, weight_tangent, rstd, casting):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, residual, _, ctx.casting, ctx.config, _ = inputs
+    _, total, rstd = output
+    ctx.summed = residual is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*((rstd,) if ctx.summed else (rstd, total)))
+    saved = total if ctx.summed else x, weight, rstd
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
+
+
+def _gradients(ctx, dy, dtotal, _, call=_operator_backward):
+    of_x, of_weight, of_residual, *others = ctx.needs_input_grad
+    dx, dweight = dtotal, None
+    if dy is not None:  # else only x + residual was used
+        rest = {"summed": ctx.summed, "casting": ctx.casting, "config": ctx.config}
+        rest |= {"wants_dx": of_x or of_residual, "wants_dweight": of_weight}
+        dx, dweight = call(dy, dtotal, *ctx.saved_tensors, **rest)
+    dx_dweight_dr = (
+        dx if of_x else None,
+        dweight if of_weight else None,
+        dx if of_residual else None,
+    )
+    return *dx_dweight_dr, *(None for _ in others)
+
+
+_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def _tangents(ctx, x, weight, residual):
+    source, factors, rstd = ctx.saved_tensors
+    total = x if residual is None else residual if x is None else x + residual
+    push = final(_operator_jvp)
+    y = push(source, total, factors, weight, rstd, casting=ctx.casting)
+    if ctx.summed and total is None:
+        total = torch.zeros_like(source)
+    return y, total if ctx.summed else None, None
+
+
+_TRANSFORM = Transform(
+    "rms_norm",
+    _operator,
+    _keep,
+    partial(_gradients, call=final(_operator_backward)),
+    _tangents,
+)
+
+
+def _by_operator(
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    eps: float | None,
+    casting: str,
+    config: RmsNormConfig | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    refuse_ragged("rms_norm", x, weight, residual)
+    _check(x, weight, residual, eps, casting)
+    numbers = numbers_of(config)
+    if transformed():
+        y, total, _ = _TRANSFORM((x, weight, residual), (eps, casting, numbers, True))
+    else:
+        save = graded(x, weight, residual)
+        y, total, _ = _operator(x, weight, residual, eps, casting, numbers, save)
+    return y if residual is None else (y, total)
 
 
 def rms_norm(
     x: Tensor,
-    weight: Tensor,
-    eps: float = 1e-6,
+    weight: Tensor | None = None,
+    eps: float | None = 1e-6,
     *,
     residual: Tensor | None = None,
-    casting: str = "llama",
+    casting: str = "fp32",
     config: RmsNormConfig | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y = x · rsqrt(mean(x²) + eps) · weight over the last axis, in one read and one write.
 
     x: (..., N) of float32, float16 or bfloat16, any strides; rows that do not lie at one
         distance from each other, columns next to each other, cost a copy.
-    weight: (N,) of any of these dtypes.
+    weight: (N,) of any of these dtypes, or None for a factor of 1.
+    eps: a number, or None for torch.finfo(x.dtype).eps, as `torch.nn.functional.rms_norm` has it.
     residual: of x's shape and dtype. Then r = x + residual, rounded to x's dtype, is what is
         normalised, and (y, r) is returned instead of y. Both have x's shape and dtype.
     casting: where the forward rounds to x's dtype.
@@ -602,31 +851,25 @@ def rms_norm(
     what comes out: the backward computes in fp32, sums dweight in fp32 in a fixed order (the
     same bits on every call), and is not differentiable itself. With m = dy⊙weight,
     dx = rstd·m − rstd³·x·mean(m⊙x) + dr and dweight = Σ_rows dy⊙(x·rstd). Without a gradient to
-    come, nothing is kept for one.
+    come, nothing is kept for one. Forward mode (jvp) is in fp32, too, and as final.
 
-    Raises TypeError for other dtypes, ValueError for shapes that do not fit or an unknown
-    casting, RuntimeError for tensors that are not on one device where Triton runs,
-    NotImplementedError in forward mode.
+    torch.compile and torch.export take it as one operator, `kernelbench::rms_norm`.
+
+    Raises TypeError for other dtypes, nested tensors or an eps that is no number; ValueError for
+    shapes that do not fit or an unknown casting; RuntimeError for tensors that are not on one
+    device where Triton runs, or have no memory.
 
     Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
     """
-    key = (
-        (x.shape, x.stride(), x.dtype, x.device),
-        (weight.shape, weight.stride(), weight.dtype, weight.device),
-        residual
-        if residual is None
-        else (residual.shape, residual.stride(), residual.dtype, residual.device),
-        (eps, casting, config),
-    )
-    refuse_tangents("rms_norm", x, weight, residual)
-    plan = _PLANS.get(key)
-    if plan is None:
-        plan = _Plan(x, weight, residual, eps, casting, config)
-        if len(_PLANS) == _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+    if not direct(x, weight, residual):
+        return _by_operator(x, weight, residual, eps, casting, config)
+    if x.is_meta and refusal(x.device):
+        return _by_operator(x, weight, residual, eps, casting, config)
+    plan = _plan(x, weight, residual, eps, casting, config)
     if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (residual is not None and residual.requires_grad)
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (residual is not None and residual.requires_grad)
     ):
         result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(x, weight, residual, plan)
         return result

@@ -45,6 +45,18 @@ def _scale(x, rstd, weight, dtype: tl.constexpr, CASTING: tl.constexpr):
 
 
 @triton.jit
+def _load_weight(weight_ptr, column_N, mask_N, OFFSET: tl.constexpr, POLICY: tl.constexpr = ""):
+    """In fp32, to be added to OFFSET; without a weight, what makes a factor of 1."""
+    if weight_ptr is None:
+        weight_N = tl.full(column_N.shape, 1.0 - OFFSET, tl.float32)
+    else:
+        weight_N = tl.load(
+            weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy=POLICY
+        ).to(tl.float32)
+    return weight_N
+
+
+@triton.jit
 def normalise_rows(
     x_ptr,
     residual_ptr,
@@ -72,9 +84,8 @@ def normalise_rows(
     mask_MN = (row_M < M)[:, None] & (column_N < N)[None, :]
     out_MN = row_M[:, None] * N + column_N[None, :]
 
-    weight_N = tl.load(
-        weight_ptr + column_N, mask=column_N < N, other=0.0, eviction_policy="evict_last"
-    ).to(tl.float32)
+    OFFSET: tl.constexpr = 1.0 if CASTING == "gemma" else 0.0
+    weight_N = _load_weight(weight_ptr, column_N, column_N < N, OFFSET, "evict_last")
     x_MN = tl.load(
         x_ptr + row_M[:, None] * x_stride + column_N[None, :], mask=mask_MN, other=0.0
     ).to(tl.float32)
@@ -128,6 +139,7 @@ def normalise_wide_rows(
     first HELD columns stay in registers, which leaves L1 to the others; y then has to give way.
     """
     Y_POLICY: tl.constexpr = "evict_first" if HELD else ""
+    OFFSET: tl.constexpr = 1.0 if CASTING == "gemma" else 0.0
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if x_stride is None:
         x_stride = N
@@ -165,15 +177,11 @@ def normalise_wide_rows(
         column_N = start + tl.arange(0, BLOCK_N)
         mask_N = column_N < N
         x_N = _load_wide(x_ptr, residual_ptr, column_N, mask_N, dtype, "evict_first")
-        weight_N = tl.load(
-            weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy="evict_last"
-        ).to(tl.float32)
+        weight_N = _load_weight(weight_ptr, column_N, mask_N, OFFSET, "evict_last")
         y_N = _scale(x_N, rstd, weight_N, dtype, CASTING)
         tl.store(y_ptr + column_N, y_N, mask=mask_N, eviction_policy=Y_POLICY)
     if HELD:
-        weight_H = tl.load(
-            weight_ptr + column_H, mask=mask_H, other=0.0, eviction_policy="evict_last"
-        ).to(tl.float32)
+        weight_H = _load_weight(weight_ptr, column_H, mask_H, OFFSET, "evict_last")
         y_H = _scale(held_H.to(tl.float32), rstd, weight_H, dtype, CASTING)
         tl.store(y_ptr + column_H, y_H, mask=mask_H, eviction_policy=Y_POLICY)
 
@@ -260,7 +268,8 @@ def normalise_split_rows(
     groups = tl.num_programs(0) // PARTS
     column_N = part * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_N = column_N < N
-    weight_N = tl.load(weight_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+    OFFSET: tl.constexpr = 1.0 if CASTING == "gemma" else 0.0
+    weight_N = _load_weight(weight_ptr, column_N, mask_N, OFFSET)
 
     last_N = tl.zeros([BLOCK_N], tl.float32)
     for i in tl.range(group, M, groups, num_stages=STAGES):
@@ -319,9 +328,7 @@ def project_wide_rows(
         mask_N = column_N < N
         x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
         dy_N = tl.load(dy_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
-        weight_N = tl.load(
-            weight_ptr + column_N, mask=mask_N, other=0.0, eviction_policy="evict_last"
-        ).to(tl.float32)
+        weight_N = _load_weight(weight_ptr, column_N, mask_N, OFFSET, "evict_last")
         products_N += x_N * dy_N * (OFFSET + weight_N)
     projection = tl.sum(products_N, axis=0) / N * tl.load(rstd_ptr + row)
     tl.store(projection_ptr + row, projection)
@@ -350,7 +357,7 @@ def differentiate(
 ):
     """A block of columns (axis 0 of the grid), tiles of rows strided over axis 1; dw in registers.
 
-    Without projections of the rows, the block of columns is all of them.
+    Without projections of the rows, the block of columns is all of them, or dx is not wanted.
     """
     if dy_stride is None:
         dy_stride = N
@@ -360,9 +367,7 @@ def differentiate(
         dsum_stride = N
     column_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if not RELOAD:
-        weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=column_N < N, other=0.0).to(
-            tl.float32
-        )
+        weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET)
     dw_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for tile in tl.range(
         tl.program_id(1), tl.cdiv(M, BLOCK_M), tl.num_programs(1), num_stages=STAGES
@@ -379,25 +384,26 @@ def differentiate(
         unit_MN = x_MN * rstd_M[:, None]
         if partial_ptr is not None:
             dw_MN += dy_MN * unit_MN
-        if RELOAD:
-            weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=column_N < N, other=0.0).to(
-                tl.float32
+        if dx_ptr is not None:
+            if RELOAD:
+                weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET)
+            m_MN = dy_MN * weight_N[None, :]
+            if projection_ptr is None:
+                projection_M = tl.sum(m_MN * unit_MN, axis=1) / N
+            else:
+                projection_M = tl.load(projection_ptr + row_M, mask=row_M < M, other=0.0)
+            dx_MN = (m_MN - unit_MN * projection_M[:, None]) * rstd_M[:, None]
+            if dsum_ptr is not None:
+                dx_MN += tl.load(
+                    dsum_ptr + row_M[:, None] * dsum_stride + column_N[None, :],
+                    mask=mask_MN,
+                    other=0.0,
+                ).to(tl.float32)
+            tl.store(
+                dx_ptr + row_M[:, None] * N + column_N[None, :],
+                dx_MN.to(dx_ptr.dtype.element_ty),
+                mask=mask_MN,
             )
-        m_MN = dy_MN * weight_N[None, :]
-        if projection_ptr is None:
-            projection_M = tl.sum(m_MN * unit_MN, axis=1) / N
-        else:
-            projection_M = tl.load(projection_ptr + row_M, mask=row_M < M, other=0.0)
-        dx_MN = (m_MN - unit_MN * projection_M[:, None]) * rstd_M[:, None]
-        if dsum_ptr is not None:
-            dx_MN += tl.load(
-                dsum_ptr + row_M[:, None] * dsum_stride + column_N[None, :], mask=mask_MN, other=0.0
-            ).to(tl.float32)
-        tl.store(
-            dx_ptr + row_M[:, None] * N + column_N[None, :],
-            dx_MN.to(dx_ptr.dtype.element_ty),
-            mask=mask_MN,
-        )
     if partial_ptr is not None:
         partial_ptr += tl.program_id(1).to(tl.int64) * N
         tl.store(partial_ptr + column_N, tl.sum(dw_MN, axis=0), mask=column_N < N)
@@ -446,7 +452,7 @@ def differentiate_split_rows(
         x_N = tl.load(x_ptr + row * x_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         dy_N = tl.load(dy_ptr + row * dy_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
-        weight_N = OFFSET + tl.load(weight_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+        weight_N = OFFSET + _load_weight(weight_ptr, column_N, mask_N, OFFSET)
         unit_N = x_N * rstd
         m_N = dy_N * weight_N
         if partial_ptr is not None:
@@ -500,3 +506,55 @@ def sum_partials(
         )
     dweight_N = tl.sum(total_PN, axis=0).to(dweight_ptr.dtype.element_ty)
     tl.store(dweight_ptr + column_N, dweight_N, mask=column_N < N)
+
+
+@triton.jit
+def push_rows(
+    x_ptr,
+    tangent_ptr,
+    weight_ptr,
+    weight_tangent_ptr,
+    rstd_ptr,
+    out_ptr,
+    x_stride,
+    tangent_stride,
+    N,
+    BLOCK_N: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    """The tangent of y, rstd·(x' − x·rstd²·mean(x⊙x'))⊙w + x·rstd⊙w', one row a program, read
+    twice. The tangent of x or of the weight may be None.
+    """
+    if x_stride is None:
+        x_stride = N
+    if tangent_stride is None:
+        tangent_stride = N
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    rstd = tl.load(rstd_ptr + row)
+    slope = 0.0
+    if tangent_ptr is not None:
+        tangent_ptr += row * tangent_stride
+        products_N = tl.zeros([BLOCK_N], tl.float32)
+        for start in range(0, N, BLOCK_N):
+            column_N = start + tl.arange(0, BLOCK_N)
+            mask_N = column_N < N
+            x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+            tangent_N = tl.load(tangent_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+            products_N += (x_N * rstd) * tangent_N
+        slope = tl.sum(products_N, axis=0) / N * rstd
+    for start in range(0, N, BLOCK_N):
+        column_N = start + tl.arange(0, BLOCK_N)
+        mask_N = column_N < N
+        x_N = tl.load(x_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+        unit_N = x_N * rstd
+        out_N = tl.zeros([BLOCK_N], tl.float32)
+        if tangent_ptr is not None:
+            tangent_N = tl.load(tangent_ptr + column_N, mask=mask_N, other=0.0).to(tl.float32)
+            weight_N = OFFSET + _load_weight(weight_ptr, column_N, mask_N, OFFSET, "evict_last")
+            out_N += (tangent_N * rstd - unit_N * slope) * weight_N
+        if weight_tangent_ptr is not None:
+            out_N += unit_N * tl.load(weight_tangent_ptr + column_N, mask=mask_N, other=0.0).to(
+                tl.float32
+            )
+        tl.store(out_ptr + row * N + column_N, out_N.to(out_ptr.dtype.element_ty), mask=mask_N)

@@ -8,7 +8,7 @@ once for 3 flops; a token's cosines and sines are read once for a tile of heads.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,10 +22,18 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
-    differentiable_once,
     of_devices,
     power_of_2,
-    refuse_tangents,
+    refusal,
+)
+from kernelbench.kernels.operators import (
+    Transform,
+    direct,
+    graded,
+    numbers_of,
+    of_numbers,
+    refuse_ragged,
+    transformed,
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -366,6 +374,30 @@ _MOST_PLANS = 4096
 _PLANS: dict[Hashable, _Plan] = of_devices({})
 
 
+def _plan(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    config: RotaryConfig | None,
+) -> _Plan:
+    key = (
+        (q.shape, q.stride(), q.dtype, q.device),
+        (k.shape, k.stride(), k.dtype, k.device),
+        (cos.shape, cos.stride(), cos.dtype, cos.device, cos.requires_grad),
+        (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
+        (interleaved, config),
+    )
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _Plan(q, k, cos, sin, interleaved, config)
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = plan
+    return plan
+
+
 class _Rotary(torch.autograd.Function):
     """Of q and k, or of one of them alone, the other being None; returns a tuple of as many.
 
@@ -385,19 +417,127 @@ class _Rotary(torch.autograd.Function):
         return outs
 
     @staticmethod
-    @differentiable_once
     def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
-        arrived = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
+        wanted = [g if of_x else None for g, of_x in zip(grads, ctx.needs_input_grad, strict=False)]
+        if torch.is_grad_enabled():  # a gradient that is to be differentiated again
+            config = numbers_of(ctx.plan.config)
+            dq, dk = _turned_back(_operator, wanted, cos, sin, ctx.plan.interleaved, config)
+            return dq, dk, None, None, None, None, None
+        arrived = [_packed(g) for g in wanted if g is not None]
         outs = [torch.empty_like(g) for g in arrived]
         if arrived:
             # Hooks on saved tensors may hand the tables back with other strides than they had.
+            cos, sin = _packed(cos), _packed(sin)
             tables = cos.stride(), sin.stride()
             kind = *tables, *((g.shape, g.stride()) for g in arrived)
             ctx.plan.rotate(kind, arrived, outs, cos, sin, inverse=True)
         rotated = iter(outs)
-        dq, dk = (None if g is None else next(rotated) for g in (*grads, None)[:2])
+        dq, dk = (None if g is None else next(rotated) for g in (*wanted, None)[:2])
         return dq, dk, None, None, None, None, None
+
+
+def _packed(x: Tensor) -> Tensor:
+    """x itself when its last axis is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+@torch.library.custom_op("kernelbench::rotary", mutates_args=())
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    config: list[int],
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """q and k rotated, by -angle when inverse; laid out as they are."""
+    plan = _plan(q, k, cos, sin, interleaved, of_numbers(RotaryConfig, config))
+    outs = torch.empty_like(q), torch.empty_like(k)
+    plan.rotate(("both", inverse), (q, k), outs, cos, sin, inverse=inverse)
+    return outs
+
+
+@_operator.register_fake
+def _(q, k, cos, sin, interleaved, config, inverse):
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _turned_back(call, grads, *rest, inverse=True):
+    """The gradients of q and k, by the other rotation of those that arrived, or None for each."""
+    known = [_packed(g) for g in grads if g is not None]
+    if not known:
+        return None, None
+    both = [known[0][:, :, :0] if g is None else _packed(g) for g in (*grads, None)[:2]]
+    cos, sin, *others = rest
+    turned = call(*both, _packed(cos), _packed(sin), *others, inverse)
+    return [None if g is None else t for g, t in zip((*grads, None), turned, strict=False)]
+
+
+def _keep(ctx, inputs, output):
+    q, k, cos, sin, *ctx.how, ctx.inverse = inputs
+    ctx.shapes = q.shape, k.shape
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(cos, sin)
+    ctx.save_for_forward(cos, sin)
+
+
+def _gradients(ctx, *grads, call=_operator):
+    of_q, of_k, *others = ctx.needs_input_grad
+    wanted = [g if of_x else None for g, of_x in zip(grads, (of_q, of_k), strict=True)]
+    saved = *ctx.saved_tensors, *ctx.how
+    turned = _turned_back(call, wanted, *saved, inverse=not ctx.inverse)
+    return *turned, *(None for _ in others)
+
+
+_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def _rotated(*args):
+    """The operator under a transform: a rotation is linear in q and k, so that its derivatives of
+    any order are rotations."""
+    return _TRANSFORM(args[:4], args[4:])
+
+
+def _tangents(ctx, q, k, cos, sin):
+    if cos is not None or sin is not None:
+        raise NotImplementedError(
+            "apply_rotary has no forward-mode derivative by cos and sin: detach them"
+        )
+    saved = *ctx.saved_tensors, *ctx.how
+    found = _turned_back(_rotated, (q, k), *saved, inverse=ctx.inverse)
+    given = q if k is None else k
+    return tuple(
+        given.new_zeros(shape) if x is None else x
+        for x, shape in zip(found, ctx.shapes, strict=True)
+    )
+
+
+_TRANSFORM = Transform(
+    "apply_rotary", _operator, _keep, partial(_gradients, call=_rotated), _tangents
+)
+
+
+def _by_operator(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    inplace: bool,
+    config: RotaryConfig | None,
+) -> tuple[Tensor, Tensor]:
+    refuse_ragged("apply_rotary", q, k, cos, sin)
+    _check(q, k, cos, sin)
+    numbers = numbers_of(config)
+    if inplace:
+        _check_writable(q, k, graded(q, k))
+    if transformed():
+        outs = _rotated(q, k, cos, sin, interleaved, numbers, False)
+    else:
+        outs = _operator(q, k, cos, sin, interleaved, numbers, False)
+    return (q.copy_(outs[0]), k.copy_(outs[1])) if inplace else outs
 
 
 def apply_rotary(
@@ -422,31 +562,23 @@ def apply_rotary(
         one launch for each when views are differentiated: autograd has no other way.
     config: how to cut up the work; None for the choice of the table, see `configs`.
 
-    The gradient is the inverse rotation of the upstream one, never in place, and is not
-    differentiable itself.
+    The gradient is the inverse rotation of the upstream one, never in place; a rotation is linear
+    in q and k, so that they have derivatives of any order, in reverse and in forward mode.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, a last axis that is
-    not contiguous, cos or sin that require grad, or expanded memory or a leaf that requires grad
-    to be overwritten; RuntimeError for tensors that are not on one device where Triton runs;
-    NotImplementedError in forward mode.
+    torch.compile and torch.export take it as one operator, `kernelbench::rotary`, and copy for
+    `inplace`.
+
+    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, a
+    last axis that is not contiguous, cos or sin that require grad, or expanded memory or a leaf
+    that requires grad to be overwritten; RuntimeError for tensors that are not on one device where
+    Triton runs, or have no memory; NotImplementedError for tangents of cos or sin.
 
     Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
     (arXiv:2104.09864).
     """
-    key = (
-        (q.shape, q.stride(), q.dtype, q.device),
-        (k.shape, k.stride(), k.dtype, k.device),
-        (cos.shape, cos.stride(), cos.dtype, cos.device, cos.requires_grad),
-        (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
-        (interleaved, config),
-    )
-    refuse_tangents("apply_rotary", q, k, cos, sin)
-    plan = _PLANS.get(key)
-    if plan is None:
-        plan = _Plan(q, k, cos, sin, interleaved, config)
-        if len(_PLANS) == _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+    if not direct(q, k, cos, sin) or (q.is_meta and refusal(q.device)):
+        return _by_operator(q, k, cos, sin, interleaved, inplace, config)
+    plan = _plan(q, k, cos, sin, interleaved, config)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
         _check_writable(q, k, differentiable)

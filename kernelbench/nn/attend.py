@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernelbench.kernels.launch import arch_of, refusal
+from kernelbench.kernels.operators import graded
 from kernelbench.kernels.rcm_attention import configs, rcm_attention
 
 Attention = Literal["triton", "sdpa"]
@@ -44,18 +45,14 @@ def _arch(device: torch.device) -> str:
 def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
     """Who computes attention of these, by what is measured.
 
-    SDPA, too, of subclasses of Tensor, such as sharded ones, and in a graph that torch.compile
-    makes with a gradient to come: there is no operator of ours that has one. Ours has one without,
-    which asks again when it runs.
+    SDPA, too, of subclasses of Tensor, such as sharded ones. In a graph that torch.compile makes
+    the sizes may not be known yet: ours is asked again when it runs, unless a gradient is to come.
     """
     if any(type(tensor) is not Tensor for tensor in (q, k, v)):  # a subclass dispatches for itself
         return "sdpa"
-    graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if q.dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
-    if graded and torch.compiler.is_compiling():
-        return "sdpa"
-    chosen = _FASTEST.get((_arch(q.device), q.shape[3], graded), "sdpa")
+    chosen = _FASTEST.get((_arch(q.device), q.shape[3], graded(q, k, v)), "sdpa")
     if chosen == "triton" and not torch.compiler.is_compiling() and _pairs(*q.shape):
         return "sdpa"
     return chosen
@@ -77,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if fastest(q, k, v) == "sdpa":
         return sdpa(q, k, v)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not graded(q, k, v):
         traced: Tensor = _traced(q, k, v)
         return traced
     return rcm_attention(q, k, v, None, None, parametrization="none")

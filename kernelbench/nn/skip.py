@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import check_device, differentiable_once, on_device, refuse_tangents
+from kernelbench.kernels.launch import check_device, on_device
+from kernelbench.kernels.operators import differentiable_once, refuse_tangents
 from kernelbench.kernels.rcm import RcmFormula, formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
 

@@ -405,7 +405,7 @@ def test_backward_launches_are_described_without_a_device(config, wants_dweight,
     x, rstd = torch.empty(64, 256, device="meta"), torch.empty(64, device="meta")
     weight = torch.empty(256, device="meta")
     dweight = torch.empty_like(weight) if wants_dweight else None
-    scratch = backward_scratch(rstd, 256, config, wants_dweight=wants_dweight)
+    scratch = backward_scratch(rstd, 256, config, wants_dx=True, wants_dweight=wants_dweight)
     launches = backward_launches(
         x, x, weight, rstd, None, x, dweight, scratch, casting="llama", arch=arch, config=config
     )
