@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from kernelbench.kernels.sharding import announce
+
 _PLAIN = frozenset((Tensor, Parameter))
 _transform = torch._C._functorch.peek_interpreter_stack
 _modes = torch._C._len_torch_dispatch_stack
@@ -50,13 +52,20 @@ def graded(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def refuse_ragged(name: str, *tensors: Tensor | None) -> None:
-    """Raise TypeError for nested tensors, whose sizes no kernel here knows."""
+def admit(name: str, *tensors: Tensor | None) -> None:
+    """For tensors that go to an operator: DTensor learns how it may shard them.
+
+    Raises TypeError for nested tensors, whose sizes no kernel here knows.
+    """
     for tensor in tensors:
-        if tensor is not None and tensor.is_nested:
+        if tensor is None:
+            continue
+        if tensor.is_nested:
             raise TypeError(
                 f"{name} takes no nested tensors: call it on .values(), or on each of .unbind()"
             )
+        if type(tensor).__name__ == "DTensor":
+            announce()
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,7 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Callable[..., Any], *args: Any) -> Any:
-        found = call(*args)
-        return tuple(found) if isinstance(found, list) else found  # autograd sees into no list
+        return call(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -193,6 +201,23 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
                 f"{name} has no forward-mode derivative: take reverse mode (torch.autograd.grad), "
                 "or PyTorch's operators"
             )
+
+
+def gradients_of(found: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """As an operator returns them."""
+    return tuple(absent(like) if each is None else each for each in found)
+
+
+def empty_gradients(
+    likes: Sequence[Tensor], needs: Sequence[bool], like: Tensor
+) -> tuple[Tensor, ...]:
+    """As `gradients_of`, of fake tensors: contiguous, each like one, where it is needed."""
+    packed = torch.contiguous_format
+    pairs = zip(likes, needs, strict=True)
+    return gradients_of(
+        [torch.empty_like(each, memory_format=packed) if need else None for each, need in pairs],
+        like,
+    )
 
 
 def absent(like: Tensor) -> Tensor:

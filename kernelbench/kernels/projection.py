@@ -16,8 +16,8 @@ dbias = Σ_rows G, dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F. F is not kept: �
 Σ (dy W)⊙a + Σ dy⊙bias, so where dt is wanted da is c_out·(dy W). The matrix products are cuBLAS's.
 """
 
-from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -33,13 +33,27 @@ from kernelbench.kernels.launch import (
     check_powers_of_2,
     on_device,
     power_of_2,
+    refusal,
     shared_memory,
 )
-from kernelbench.kernels.operators import differentiable_once, refuse_tangents
+from kernelbench.kernels.operators import (
+    Transform,
+    admit,
+    differentiable_once,
+    direct,
+    empty_gradients,
+    final,
+    graded,
+    gradients_of,
+    numbers_of,
+    of_numbers,
+    transformed,
+)
 from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection_hopper import forward_launch as hopper_launch
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -358,19 +372,6 @@ class ProjectionConfig:
         if self.early and self.halves:
             raise ValueError("ProjectionConfig: early and halves exclude each other")
 
-    def numbers(self) -> list[int]:
-        """The config as an operator of torch.compile takes it, see `_numbered`."""
-        hopper = () if self.hopper is None else astuple(self.hopper)
-        return [int(value) for value in (*astuple(replace(self, hopper=None))[:-1], *hopper)]
-
-
-def _numbered(numbers: list[int]) -> ProjectionConfig:
-    block_m, block_c, block_k, warps, stages, group, early, halves, *hopper = numbers
-    tile = HopperProjectionTile(*hopper) if hopper else None
-    return ProjectionConfig(
-        block_m, block_c, block_k, warps, stages, group, bool(early), bool(halves), tile
-    )
-
 
 @dataclass(frozen=True)
 class _Choice:
@@ -657,8 +658,13 @@ def _run_backward(
     formula: RcmFormula,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """da, dweight, dbias, dx, dt, each where it is needed; bias and x are read for dt alone."""
-    dy = _packed_rows(dy)
+    """da, dweight, dbias, dx, dt, each where it is needed; bias and x are read for dt alone.
+
+    Hooks on saved tensors may hand them back with other strides than they had.
+    """
+    dy, a, weight = _packed_rows(dy), _packed_rows(a), _packed_rows(weight)
+    bias = None if bias is None else bias.contiguous()
+    x = None if x is None else _packed_rows(x)
     dx = dt = dbias = parts = None
     if t is None:
         dy_MC = g_MC = dy.reshape(-1, dy.shape[2]).to(a.dtype)
@@ -707,7 +713,7 @@ class _ProjectAndSkip(torch.autograd.Function):
 
 
 @torch.library.custom_op("kernelbench::project_and_skip", mutates_args=())
-def _traced(
+def _operator(
     a: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -718,19 +724,20 @@ def _traced(
     config: list[int],
     fused: bool,
 ) -> Tensor:
-    """`project_and_skip` as torch.compile sees it: one operator that it does not look into."""
-    given = _given(a, weight, bias, x, t, sigma_data, parametrization, config)
+    """y."""
+    known = of_numbers(ProjectionConfig, config)
+    given = _given(a, weight, bias, x, t, sigma_data, parametrization, known)
     return _run_forward(*given, fused)
 
 
-@_traced.register_fake
+@_operator.register_fake
 def _(a, weight, bias, x, t, sigma_data, parametrization, config, fused):
     like = a if x is None or parametrization == "none" else x
     return like.new_empty(a.shape[0], a.shape[1], weight.shape[0])
 
 
 @torch.library.custom_op("kernelbench::project_and_skip_backward", mutates_args=())
-def _traced_backward(
+def _operator_backward(
     dy: Tensor,
     a: Tensor,
     weight: Tensor,
@@ -740,22 +747,20 @@ def _traced_backward(
     sigma_data: float | None,
     parametrization: str,
     needs: list[bool],
-) -> list[Tensor]:
-    """da, dweight, dbias, dx, dt; a tensor without elements for what is not needed."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """da, dweight, dbias, dx, dt; `absent` for what is not needed."""
     a, weight, bias, x, t, formula, _ = _given(
-        a, weight, bias, x, t, sigma_data, parametrization, []
+        a, weight, bias, x, t, sigma_data, parametrization, None
     )
     found = _run_backward(dy, a, weight, bias, x, t, formula, tuple(needs))
-    return [a.new_empty(0) if gradient is None else gradient for gradient in found]
+    da, dweight, dbias, dx, dt = gradients_of(found, a)
+    return da, dweight, dbias, dx, dt
 
 
-@_traced_backward.register_fake
+@_operator_backward.register_fake
 def _(dy, a, weight, bias, x, t, sigma_data, parametrization, needs):
-    likes = (a, weight, weight[:, 0], dy, dy if t is None else t)
-    return [
-        torch.empty_like(like, memory_format=torch.contiguous_format) if needed else a.new_empty(0)
-        for like, needed in zip(likes, needs, strict=True)
-    ]
+    likes = a, weight, weight[:, 0], dy, dy if t is None else t
+    return empty_gradients(likes, needs, a)
 
 
 def _keep(ctx, inputs, output):
@@ -765,14 +770,42 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(a, weight, bias, x, t)
 
 
-def _traced_gradients(ctx, dy):
+def _gradients(ctx, dy, call=_operator_backward):
     needs = list(ctx.needs_input_grad[:5])
-    found = _traced_backward(dy, *ctx.saved_tensors, ctx.sigma_data, ctx.parametrization, needs)
+    others = (None for _ in ctx.needs_input_grad[5:])
+    rest = {"sigma_data": ctx.sigma_data, "parametrization": ctx.parametrization, "needs": needs}
+    found = call(dy, *ctx.saved_tensors, **rest)
     gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, None, None, None, None
+    return *gradients, *others
 
 
-_traced.register_autograd(_traced_gradients, setup_context=_keep)
+_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def _ways(a, weight, bias, x, t, *rest):
+    whole = WHOLE, optional(bias, WHOLE)
+    yield (0,), (0, *whole, optional(x, 0), optional(t, 0))
+    yield (1,), (1, *whole, optional(x, 1), optional(t, WHOLE))
+    yield (2,), (WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE))
+
+
+def _ways_backward(dy, a, weight, bias, x, t, *rest):
+    def of(*cuts):
+        return [wanted(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
+
+    whole = WHOLE, optional(bias, WHOLE)
+    yield of(0, PARTIAL, PARTIAL, 0, 0), (0, 0, *whole, optional(x, 0), optional(t, 0))
+    rows = 1, 1, *whole, optional(x, 1), optional(t, WHOLE)
+    yield of(1, PARTIAL, PARTIAL, 1, PARTIAL), rows
+    columns = 2, WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE)
+    yield of(PARTIAL, 0, 0, 2, PARTIAL), columns
+
+
+sharded(_operator, _ways)
+sharded(_operator_backward, _ways_backward)
+_TRANSFORM = Transform(
+    "project_and_skip", _operator, _keep, partial(_gradients, call=final(_operator_backward))
+)
 
 
 def _packed_rows(x: Tensor) -> Tensor:
@@ -828,6 +861,23 @@ def _check_skip(a: Tensor, C: int, x: Tensor | None, t: Tensor | None, kind: str
         )
 
 
+def _check_all(
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+) -> RcmFormula:
+    """Everything but where tensors lie. What is computed."""
+    _check(a, weight, bias)
+    formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
+    if formula.skips:
+        _check_skip(a, weight.shape[0], x, t, parametrization)
+    return formula
+
+
 _Given = tuple[
     Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, RcmFormula, ProjectionConfig
 ]
@@ -841,25 +891,20 @@ def _given(
     t: Tensor | None,
     sigma_data: float | None,
     parametrization: str,
-    config: ProjectionConfig | list[int] | None,
+    config: ProjectionConfig | None,
 ) -> _Given:
     """The arguments, checked and as the launches take them, with formula and config."""
-    _check(a, weight, bias)
-    formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
-    if formula.skips:
-        _check_skip(a, weight.shape[0], x, t, parametrization)
-    else:
+    formula = _check_all(a, weight, bias, x, t, sigma_data, parametrization)
+    if not formula.skips:
         x = t = None
     device = check_device(a=a, weight=weight, bias=bias, x=x, t=t)
     a, weight = _packed_rows(a), _packed_rows(weight)
     bias = bias if bias is None else bias.contiguous()
     x = None if x is None else _packed_rows(x)
     suited = suits(a, weight, x)
-    if not config:
+    if config is None:
         rows = a.shape[0] * a.shape[1]
         config = _choose(rows, *weight.shape, arch_of(device), a.element_size(), suited)
-    elif not isinstance(config, ProjectionConfig):
-        config = _numbered(config)
     if config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
         raise ValueError(
             f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
@@ -881,16 +926,20 @@ def _project_and_skip(
     config: ProjectionConfig | None,
     fused: bool,
 ) -> Tensor:
-    if torch.compiler.is_compiling():
-        numbers = [] if config is None else config.numbers()
-        traced: Tensor = _traced(a, weight, bias, x, t, sigma_data, parametrization, numbers, fused)
-        return traced
-    refuse_tangents("project_and_skip", a, weight, bias, x, t)
-    given = _given(a, weight, bias, x, t, sigma_data, parametrization, config)
-    if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in given[:5]):
-        y: Tensor = _ProjectAndSkip.apply(*given, fused)
-        return y
-    return _run_forward(*given, fused)
+    if parametrization == "none":
+        x = t = None
+    tensors = a, weight, bias, x, t
+    if direct(*tensors) and not (a.is_meta and refusal(a.device)):
+        given = _given(*tensors, sigma_data, parametrization, config)
+        if graded(*given[:5]):
+            y: Tensor = _ProjectAndSkip.apply(*given, fused)
+            return y
+        return _run_forward(*given, fused)
+    admit("project_and_skip", *tensors)
+    _check_all(*tensors, sigma_data, parametrization)
+    rest = sigma_data, parametrization, numbers_of(config), fused
+    made: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
+    return made
 
 
 def project_and_skip(
@@ -920,9 +969,9 @@ def project_and_skip(
     same bits on every call and are not differentiable themselves. torch.compile takes this as one
     operator, without a break in the graph.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data that it cannot have; RuntimeError for tensors that are not on
-    one device where Triton runs; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
+    unknown parametrization, or a sigma_data that it cannot have; RuntimeError for tensors that are
+    not on one device where Triton runs, or have no memory; NotImplementedError in forward mode.
     """
     return _project_and_skip(a, weight, bias, x, t, sigma_data, parametrization, config, fused=True)
 

@@ -39,13 +39,15 @@ from kernelbench.kernels.launch import (
 from kernelbench.kernels.operators import (
     Transform,
     absent,
+    admit,
     differentiable_once,
     direct,
+    empty_gradients,
     final,
     graded,
+    gradients_of,
     numbers_of,
     of_numbers,
-    refuse_ragged,
     transformed,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, pitch, statistic_of
@@ -59,6 +61,7 @@ from kernelbench.kernels.rcm_attention_hopper_backward import (
     queries_launch,
 )
 from kernelbench.kernels.rcm_attention_hopper_fused import fused_launch
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -1359,24 +1362,20 @@ def _operator_backward(
     config: list[int],
     fused: bool,
     needs: list[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, dx, dt; `absent` for what is not needed."""
     known = of_numbers(RcmAttentionConfig, config)
     q, k, v, x, t, formula, chosen = _given(
         q, k, v, x, t, sigma_data, parametrization, causal, scale, known, fused, True
     )
     found = _run_backward(dy, q, k, v, x, t, o, lse, formula, chosen, needs)
-    return [absent(q) if gradient is None else gradient for gradient in found]
+    dq, dk, dv, dx, dt = gradients_of(found, q)
+    return dq, dk, dv, dx, dt
 
 
 @_operator_backward.register_fake
 def _(dy, q, k, v, x, t, o, lse, sigma_data, parametrization, causal, scale, config, fused, needs):
-    packed = torch.contiguous_format
-    likes = q, k, v, dy, q if t is None else t
-    return [
-        torch.empty_like(like, memory_format=packed) if needed else absent(q)
-        for like, needed in zip(likes, needs, strict=True)
-    ]
+    return empty_gradients((q, k, v, dy, q if t is None else t), needs, q)
 
 
 def _keep(ctx, inputs, output):
@@ -1401,6 +1400,33 @@ def _gradients(ctx, dy, *_, call=_operator_backward):
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def _heads_fit(q):
+    """Whether every rank would get the channels of its own heads."""
+    return q.shape[2] % q.mesh.size() == 0
+
+
+def _ways(q, k, v, x, t, *rest):
+    save, skips = rest[-1], rest[1] != "none"
+    given = optional(x, 0), optional(t, 0)
+    yield (0, wanted(save and skips, 0), wanted(save, 0)), (0, 0, 0, *given)
+    if _heads_fit(q):
+        given = optional(x, 2), optional(t, WHOLE)
+        yield (2, wanted(save and skips, 2), wanted(save, 1)), (2, 2, 2, *given)
+
+
+def _ways_backward(dy, q, k, v, x, t, o, lse, *rest):
+    needs = rest[-1]
+    results = [wanted(needed, 0) for needed in needs]
+    yield results, (0, 0, 0, 0, optional(x, 0), optional(t, 0), 0, 0)
+    if _heads_fit(q):
+        results = [*(wanted(needed, 2) for needed in needs[:4]), wanted(needs[4], PARTIAL)]
+        yield results, (2, 2, 2, 2, optional(x, 2), optional(t, WHOLE), 2, 1)
+
+
+sharded(_operator, _ways)
+sharded(_operator_backward, _ways_backward)
 _TRANSFORM = Transform(
     "rcm_attention", _operator, _keep, partial(_gradients, call=final(_operator_backward))
 )
@@ -1553,7 +1579,7 @@ def _attend_and_skip(
             y: Tensor = _RcmAttention.apply(*given, fused)
             return y
         return _run_forward(*given, fused, save=False)[0]
-    refuse_ragged("rcm_attention", *tensors)
+    admit("rcm_attention", *tensors)
     _check_all(*tensors, sigma_data, parametrization, causal, scale)
     rest = sigma_data, parametrization, causal, scale, numbers_of(config), fused
     if transformed():

@@ -33,11 +33,19 @@ from kernelbench.kernels.launch import (
     check_powers_of_2,
     on_device,
     power_of_2,
+    refusal,
     shared_memory,
     sm_count,
     starts_early,
 )
-from kernelbench.kernels.operators import refuse_tangents
+from kernelbench.kernels.operators import (
+    admit,
+    direct,
+    graded,
+    numbers_of,
+    of_numbers,
+    refuse_tangents,
+)
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import (
     _check_skip,
@@ -49,6 +57,7 @@ from kernelbench.kernels.rcm_attention import (
     _tile_of_head,
     _visible,
 )
+from kernelbench.kernels.sharding import WHOLE, optional, sharded
 
 DTYPES = (torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -772,10 +781,98 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _refuse_gradients(*tensors: Tensor | None) -> None:
     refuse_tangents("8-bit attention", *tensors)
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
+    if graded(*tensors):
         raise RuntimeError(
             "rcm_attention_int8 has no gradients: call it under torch.no_grad(), or call "
             "rcm_attention, which has"
+        )
+
+
+def _check_all(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+) -> bool:
+    """Everything but where tensors lie. Whether x and t take part."""
+    _check(q, k, v)
+    scale = 1.0 if scale is None else scale
+    skips = formula_of(parametrization, sigma_data, causal, scale, 1).skips
+    if skips:
+        _check_skip(q, x, t, parametrization)
+    return skips
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: RcmInt8Config | None,
+) -> Tensor:
+    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale):
+        x = t = None
+    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
+    device = check_device(q=q, k=k, v=v, x=x, t=t)
+    arch = arch_of(device)
+    if config is None:
+        config = _choose(q.shape[1], q.shape[3], arch)
+    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    x = None if x is None else _packed_rows(x)
+    y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
+    with on_device(device):
+        for launch in launches(q, k, v, x, t, y, formula=formula, config=config, arch=arch):
+            launch.run()
+    return y
+
+
+@torch.library.custom_op("kernelbench::rcm_attention_int8", mutates_args=())
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor | None,
+    t: Tensor | None,
+    sigma_data: float | None,
+    parametrization: str,
+    causal: bool,
+    scale: float | None,
+    config: list[int],
+) -> Tensor:
+    """y."""
+    known = of_numbers(RcmInt8Config, config)
+    return _run(q, k, v, x, t, sigma_data, parametrization, causal, scale, known)
+
+
+@_operator.register_fake
+def _(q, k, v, x, t, sigma_data, parametrization, causal, scale, config):
+    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
+
+
+def _ways(q, k, v, x, t, *rest):
+    yield (0,), (0, 0, 0, optional(x, 0), optional(t, 0))
+    if q.shape[2] % q.mesh.size() == 0:
+        yield (2,), (2, 2, 2, optional(x, 2), optional(t, WHOLE))
+
+
+sharded(_operator, _ways)
+
+
+def _refuse_tracing(name: str, *tensors: Tensor | None) -> None:
+    if not direct(*tensors):
+        raise NotImplementedError(
+            f"{name} takes plain tensors, outside torch.compile and functorch's transforms: "
+            "rcm_attention_int8, which packs in the call, takes others, too"
         )
 
 
@@ -793,6 +890,7 @@ def prepack(
     """
     _check(q, k, v)
     _refuse_gradients(q, k, v)
+    _refuse_tracing("prepack", q, k, v)
     scale = formula_of("none", None, False, scale, q.shape[3]).scale
     device = check_device(q=q, k=k, v=v)
     arch = arch_of(device)
@@ -817,6 +915,7 @@ def rcm_attention_prepacked(
 ) -> Tensor:
     """`rcm_attention_int8` of what was packed, with the scale that it was packed for."""
     _refuse_gradients(x, t)
+    _refuse_tracing("rcm_attention_prepacked", x, t)
     formula = formula_of(parametrization, sigma_data, causal, packed.scale, packed.D)
     shape = (packed.B, packed.N, packed.H, packed.D)
     if formula.skips:
@@ -857,29 +956,23 @@ def rcm_attention_int8(
     finite need not come through. A mean of k over the tokens costs nothing; a channel of q or k
     that is far larger than the others costs them their precision, a channel of v does not.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a gradient
-    is asked for, and for tensors that are not on one device where Triton runs;
-    NotImplementedError in forward mode.
+    torch.compile and torch.export take it as one operator, `kernelbench::rcm_attention_int8`.
+
+    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
+    unknown parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a
+    gradient is asked for, and for tensors that are not on one device where Triton runs, or have no
+    memory; NotImplementedError in forward mode.
 
     Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
     """
-    _check(q, k, v)
-    _refuse_gradients(q, k, v, x, t)
-    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
-    if formula.skips:
-        _check_skip(q, x, t, parametrization)
-    else:
+    if parametrization == "none":
         x = t = None
-    device = check_device(q=q, k=k, v=v, x=x, t=t)
-    arch = arch_of(device)
-    if config is None:
-        config = _choose(q.shape[1], q.shape[3], arch)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
-    x = None if x is None else _packed_rows(x)
-    y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
-    with on_device(device):
-        described = launches(q, k, v, x, t, y, formula=formula, config=config, arch=arch)
-        for launch in described:
-            launch.run()
+    tensors = q, k, v, x, t
+    _refuse_gradients(*tensors)
+    given = sigma_data, parametrization, causal, scale
+    if direct(*tensors) and not (q.is_meta and refusal(q.device)):
+        return _run(*tensors, *given, config)
+    admit("rcm_attention_int8", *tensors)
+    _check_all(*tensors, *given)
+    y: Tensor = _operator(*tensors, *given, numbers_of(config))
     return y

@@ -37,13 +37,13 @@ from kernelbench.kernels.launch import (
 from kernelbench.kernels.operators import (
     Transform,
     absent,
+    admit,
     differentiable_once,
     direct,
     final,
     graded,
     numbers_of,
     of_numbers,
-    refuse_ragged,
     transformed,
 )
 from kernelbench.kernels.rms_norm_device import (
@@ -56,6 +56,7 @@ from kernelbench.kernels.rms_norm_device import (
     push_rows,
     sum_partials,
 )
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
 
 CASTINGS = ("fp32", "llama", "gemma", "none")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -795,6 +796,20 @@ def _tangents(ctx, x, weight, residual):
     return y, total if ctx.summed else None, None
 
 
+def _ways(x, weight, residual, eps, casting, config, save):
+    for axis in range(x.ndim - 1):
+        results = axis, wanted(residual is not None, axis), wanted(save, axis)
+        yield results, (axis, optional(weight, WHOLE), optional(residual, axis))
+
+
+def _ways_backward(dy, dtotal, x, weight, rstd, summed, casting, config, wants_dx, wants_dweight):
+    for axis in range(x.ndim - 1):
+        results = wanted(wants_dx, axis), wanted(weight is not None and wants_dweight, PARTIAL)
+        yield results, (axis, optional(dtotal, axis), axis, optional(weight, WHOLE), axis)
+
+
+sharded(_operator, _ways)
+sharded(_operator_backward, _ways_backward)
 _TRANSFORM = Transform(
     "rms_norm",
     _operator,
@@ -812,7 +827,7 @@ def _by_operator(
     casting: str,
     config: RmsNormConfig | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    refuse_ragged("rms_norm", x, weight, residual)
+    admit("rms_norm", x, weight, residual)
     _check(x, weight, residual, eps, casting)
     numbers = numbers_of(config)
     if transformed():

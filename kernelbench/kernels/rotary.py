@@ -28,13 +28,14 @@ from kernelbench.kernels.launch import (
 )
 from kernelbench.kernels.operators import (
     Transform,
+    admit,
     direct,
     graded,
     numbers_of,
     of_numbers,
-    refuse_ragged,
     transformed,
 )
+from kernelbench.kernels.sharding import WHOLE, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -514,6 +515,16 @@ def _tangents(ctx, q, k, cos, sin):
     )
 
 
+def _ways(q, k, cos, sin, interleaved, config, inverse):
+    def batch(table):
+        return 0 if table.ndim == 3 and table.shape[0] == q.shape[0] > 1 else WHOLE
+
+    yield (0, 0), (0, 0, batch(cos), batch(sin))
+    yield (1, 1), (1, 1, cos.ndim - 2, sin.ndim - 2)
+    yield (2, 2), (2, 2, WHOLE, WHOLE)
+
+
+sharded(_operator, _ways)
 _TRANSFORM = Transform(
     "apply_rotary", _operator, _keep, partial(_gradients, call=_rotated), _tangents
 )
@@ -528,7 +539,7 @@ def _by_operator(
     inplace: bool,
     config: RotaryConfig | None,
 ) -> tuple[Tensor, Tensor]:
-    refuse_ragged("apply_rotary", q, k, cos, sin)
+    admit("apply_rotary", q, k, cos, sin)
     _check(q, k, cos, sin)
     numbers = numbers_of(config)
     if inplace:

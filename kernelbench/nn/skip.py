@@ -1,14 +1,26 @@
 """The skip by a kernel of its own: for a projection that is not fused with it."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import check_device, on_device
-from kernelbench.kernels.operators import differentiable_once, refuse_tangents
-from kernelbench.kernels.rcm import RcmFormula, formula_of
+from kernelbench.kernels.launch import check_device, on_device, refusal
+from kernelbench.kernels.operators import (
+    Transform,
+    admit,
+    differentiable_once,
+    direct,
+    empty_gradients,
+    final,
+    gradients_of,
+    transformed,
+)
+from kernelbench.kernels.rcm import formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, Ways, sharded, wanted
 
 CM_EPSILON = 0.002  # the smallest t of a consistency model
 
@@ -25,46 +37,159 @@ def coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor,
     return sigma**2 / (u * u + sigma**2), sigma * u * (t * t + sigma**2).rsqrt()
 
 
+def slopes(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tensor]:
+    """The derivatives of c_skip and c_out at t, likewise."""
+    c_skip, _ = coefficients(t, parametrization, sigma)
+    if parametrization == "none":
+        return c_skip, c_skip
+    if parametrization == "trigflow":
+        return (t.sin() - t.cos()) * c_skip * c_skip, -c_skip * c_skip
+    epsilon = CM_EPSILON if parametrization == "cm" else 0.0
+    u, variance = t - epsilon, sigma**2
+    of_out = sigma * (variance + epsilon * t) * (variance + t * t) ** -1.5
+    return -2 * u * c_skip / (u * u + variance), of_out
+
+
 def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: float) -> Tensor:
     """y = c_skip(t_b)·x + c_out(t_b)·f in one kernel, in fp32 with one rounding, of x's dtype.
 
     f, x: (B,N,C) of float32, float16 or bfloat16; t: (B,), read as fp32. With gradients of all
-    three, by PyTorch's operators, which are not differentiable themselves.
+    three, by PyTorch's operators, which are not differentiable themselves. torch.compile takes it
+    as one operator, `kernelbench::skip`.
     """
-    formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
-    refuse_tangents("RCMAttention", f, x, t)
-    check_device(f=f, x=x, t=t)
-    y: Tensor = _Skip.apply(f, x, t, formula)  # type: ignore[no-untyped-call]
+    formula_of(parametrization, sigma_data, False, 1.0, 1)
+    admit("RCMAttention", f, x, t)
+    tensors, rest = (f, x, t), (parametrization, float(sigma_data))
+    if direct(*tensors) and not (x.is_meta and refusal(x.device)):
+        y: Tensor = _Skip.apply(*tensors, *rest)  # type: ignore[no-untyped-call]
+    else:
+        y = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
     return y
+
+
+def _run(f: Tensor, x: Tensor, t: Tensor, parametrization: str, sigma_data: float) -> Tensor:
+    formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
+    check_device(f=f, x=x, t=t)
+    f, x = f.contiguous(), x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    with on_device(x.device):
+        skip_launch(f, x, t, y, formula=formula).run()
+    return y
+
+
+def _run_backward(
+    dy: Tensor,
+    f: Tensor,
+    x: Tensor,
+    t: Tensor,
+    parametrization: str,
+    sigma_data: float,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """df, dx, dt, each where it is needed."""
+    df = dx = dt = None
+    time, wide = t.float(), dy.float()
+    c_skip, c_out = coefficients(time, parametrization, sigma_data)
+    if needs[0]:
+        df = (c_out[:, None, None] * wide).to(f.dtype)
+    if needs[1]:
+        dx = (c_skip[:, None, None] * wide).to(x.dtype)
+    if needs[2]:
+        along_x, along_f = ((wide * part).sum((1, 2)) for part in (x, f))
+        d_skip, d_out = slopes(time, parametrization, sigma_data)
+        dt = (d_skip * along_x + d_out * along_f).to(t.dtype)
+    return [df, dx, dt]
 
 
 class _Skip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f: Tensor, x: Tensor, t: Tensor, formula: RcmFormula) -> Tensor:
-        f = f.contiguous()
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        ctx.formula = formula
-        ctx.save_for_backward(f, x, t)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        with on_device(x.device):
-            skip_launch(f, x, t, y, formula=formula).run()
-        return y
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        ctx.rest = given[3:]
+        ctx.save_for_backward(*given[:3])
+        return _run(*given)
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         f, x, t = ctx.saved_tensors
-        df = dx = dt = None
-        with torch.enable_grad():
-            time = t.detach().float().requires_grad_()
-            c_skip, c_out = coefficients(time, ctx.formula.parametrization, ctx.formula.sigma_data)
-        wide = dy.float()
-        if ctx.needs_input_grad[0]:
-            df = (c_out.detach()[:, None, None] * wide).to(f.dtype)
-        if ctx.needs_input_grad[1]:
-            dx = (c_skip.detach()[:, None, None] * wide).to(x.dtype)
-        if ctx.needs_input_grad[2]:
-            along_x, along_f = ((wide * part).sum((1, 2)) for part in (x, f))
-            (dt,) = torch.autograd.grad((c_skip, c_out), time, (along_x, along_f))
-            dt = dt.to(t.dtype)
-        return df, dx, dt, None
+        parametrization, sigma_data = ctx.rest
+        needs = ctx.needs_input_grad[:3]
+        found = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
+        return *found, None, None
+
+
+@torch.library.custom_op("kernelbench::skip", mutates_args=())
+def _operator(f: Tensor, x: Tensor, t: Tensor, parametrization: str, sigma_data: float) -> Tensor:
+    """y."""
+    return _run(f, x, t, parametrization, sigma_data)
+
+
+@_operator.register_fake
+def _(f: Tensor, x: Tensor, t: Tensor, parametrization: str, sigma_data: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("kernelbench::skip_backward", mutates_args=())
+def _operator_backward(
+    dy: Tensor,
+    f: Tensor,
+    x: Tensor,
+    t: Tensor,
+    parametrization: str,
+    sigma_data: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """df, dx, dt; `absent` for what is not needed."""
+    found = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
+    df, dx, dt = gradients_of([each if each is None else each.contiguous() for each in found], x)
+    return df, dx, dt
+
+
+@_operator_backward.register_fake
+def _(
+    dy: Tensor,
+    f: Tensor,
+    x: Tensor,
+    t: Tensor,
+    parametrization: str,
+    sigma_data: float,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return empty_gradients((f, x, t), needs, x)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.rest = inputs[3:]
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _gradients(ctx: Any, dy: Tensor, call: Callable[..., Any] = _operator_backward) -> Any:
+    needs = list(ctx.needs_input_grad[:3])
+    others = (None for _ in ctx.needs_input_grad[3:])
+    parametrization, sigma_data = ctx.rest
+    rest = {"parametrization": parametrization, "sigma_data": sigma_data, "needs": needs}
+    found = call(dy, *ctx.saved_tensors, **rest)
+    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    return *gradients, *others
+
+
+_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def _ways(f: Any, x: Any, t: Any, *rest: Any) -> Ways:
+    for axis in range(3):
+        yield (axis,), (axis, axis, WHOLE if axis else 0)
+
+
+def _ways_backward(dy: Any, f: Any, x: Any, t: Any, *rest: Any) -> Ways:
+    for axis in range(3):
+        cuts = axis, axis, PARTIAL if axis else 0
+        results = [wanted(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
+        yield results, (axis, axis, axis, WHOLE if axis else 0)
+
+
+sharded(_operator, _ways)
+sharded(_operator_backward, _ways_backward)
+_TRANSFORM = Transform(
+    "RCMAttention", _operator, _keep, partial(_gradients, call=final(_operator_backward))
+)

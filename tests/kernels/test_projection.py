@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernelbench.kernels import projection
+from kernelbench.kernels.operators import numbers_of, of_numbers
 from kernelbench.kernels.projection import (
     ProjectionConfig,
     configs,
@@ -268,7 +269,7 @@ def test_a_launch_for_hopper_is_described_without_one():
 def test_configs_as_numbers_and_back():
     for arch in ("sm_80", "sm_90"):
         for config in configs(8192, 512, 512, arch=arch):
-            assert projection._numbered(config.numbers()) == config
+            assert of_numbers(ProjectionConfig, numbers_of(config)) == config
 
 
 def test_each_sample_has_its_time(device):
@@ -323,10 +324,10 @@ def test_compiled_without_a_graph_break(device):
 def test_the_operators_are_put_together_right(device):
     """torch.library.opcheck: schemas, fake tensors, autograd registration."""
     inputs, dy = draw(2, 9, 32, torch.float32, device)
-    torch.library.opcheck(projection._traced, (*inputs, None, "edm", [], True))
+    torch.library.opcheck(projection._operator, (*inputs, None, "edm", [], True))
     plain = [each.detach() for each in inputs]
     needs = [True, False, True, False, True]
-    torch.library.opcheck(projection._traced_backward, (dy, *plain, None, "edm", needs))
+    torch.library.opcheck(projection._operator_backward, (dy, *plain, None, "edm", needs))
 
 
 def change(inputs, **new):
