@@ -1,9 +1,11 @@
 """Split rows of RMSNorm on GPUs that are not there: their programs run at once, or none waits."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +141,17 @@ def test_every_width_is_launched_and_what_waits_runs_at_once(gpu, dtype, with_re
 )
 def test_rows_are_split_as_long_as_the_programs_of_one_run_at_once(gpu, N, expected):
     assert names(on(gpu, 8, N)) == expected
+
+
+def test_the_widest_split_rows_are_those_of_the_document():
+    text = (Path(__file__).parents[2] / "docs/rms_norm.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(rows) == 9
+    for sms, *widest in (map(int, row) for row in rows):
+        for N, field in zip(widest, ("split", "bwd_split"), strict=True):
+            for width, split in ((N, True), (N + 1, False)):
+                chosen = configs(8, width, arch="sm_80", mode="fwd", itemsize=2, sms=sms)[0]
+                assert getattr(chosen, field) is split, (sms, width)
 
 
 @pytest.mark.parametrize("mode", ["fwd", "bwd", "full"])
