@@ -249,6 +249,7 @@ def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
         mode=case.mode.value,
         itemsize=case.dtype.bytes,
         residual=case.residual,
+        sms=device.sms or None,
     )
 
 

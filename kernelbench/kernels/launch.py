@@ -57,6 +57,18 @@ class Launch:
         return self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
 
 
+def refused_at_once(error: RuntimeError) -> bool:
+    """Whether it says that the driver refused a cooperative launch: its programs cannot all run at
+    once on the multiprocessors of the stream it was for.
+
+    `cuLaunchKernelEx` then returns CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE itself: it compares the
+    grid with how many blocks can be resident before it queues anything, and the context is as
+    good as before, so that something else can be launched instead. Triton (3.6 and 3.7) raises the
+    driver's words for the code that the launch returned, and for no other error.
+    """
+    return "too many blocks in cooperative launch" in str(error)
+
+
 _watcher: ContextVar[Callable[[Launch], Any] | None] = ContextVar("watcher", default=None)
 _target: ContextVar["Target | None"] = ContextVar("target", default=None)
 

@@ -30,6 +30,7 @@ from kernelbench.kernels.launch import (
     on_device,
     power_of_2,
     refusal,
+    refused_at_once,
     shared_memory,
     sm_count,
     starts_early,
@@ -70,7 +71,8 @@ class RmsNormConfig:
     reread: one row a program, block by block, read twice; so are rows wider than a block.
     held: columns of such a row, the first ones, that are read once and kept in registers.
     split: one row a group of programs, each with one block, in a software pipeline of `stages`;
-        needs a GPU where all of them run at once: 16 warps a multiprocessor.
+        needs a GPU where all of them run at once: 16 warps a multiprocessor. Where they cannot, a
+        config of the table is not split, and one that was given is refused.
     bwd_*: the same of the backward, whose row loop is a pipeline of `bwd_stages` on
         `bwd_programs` programs a multiprocessor. Rows wider than a block, unless split, are read
         by two kernels.
@@ -141,25 +143,35 @@ _MOST_REREAD = 8192  # columns of a block of a row that is read twice
 
 
 def configs(
-    M: int, N: int, *, arch: str, mode: str, itemsize: int = 4, residual: bool = False
+    M: int,
+    N: int,
+    *,
+    arch: str,
+    mode: str,
+    itemsize: int = 4,
+    residual: bool = False,
+    sms: int | None = None,
 ) -> tuple[RmsNormConfig, ...]:
     """The table's choice for M rows of N columns, then the others that a tuner may pick.
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
     pass uses, `full` varies both. itemsize: bytes of an element of x; a config for 4 is valid for
-    2 as well. residual: one is added; a config for True is valid without it. Raises ValueError for
+    2 as well. residual: one is added; a config for True is valid without it. sms: multiprocessors
+    of the GPU; None for enough of them that rows of any width can be split. Raises ValueError for
     an unknown mode.
     """
     varied = {"fwd": _forward_variants, "bwd": _backward_variants, "full": _variants}
     if mode not in varied:
         raise ValueError(f"no mode {mode!r}. Known: {', '.join(varied)}")
-    chosen = _choose(M, N, arch, itemsize, residual)
-    found = (_fit(c, arch, itemsize, residual) for c in (chosen, *varied[mode](chosen, N)))
+    chosen = _choose(M, N, arch, itemsize, residual, sms)
+    found = (_fit(c, N, arch, itemsize, residual, sms) for c in (chosen, *varied[mode](chosen, N)))
     return tuple(dict.fromkeys(found))
 
 
 @lru_cache(maxsize=4096)
-def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
+def _choose(
+    M: int, N: int, arch: str, itemsize: int, residual: bool, sms: int | None
+) -> RmsNormConfig:
     wide = max(1, itemsize // 2)
     config = _looked_up(N * wide)
     if config.bwd_reload and not _whole_row_fits(N, arch, itemsize):
@@ -179,7 +191,7 @@ def _choose(M: int, N: int, arch: str, itemsize: int, residual: bool) -> RmsNorm
         held=config.held // wide,
         bwd_block=min(max(config.bwd_block // wide, 32), whole),
     )
-    return _fit(config, arch, itemsize, residual)
+    return _fit(config, N, arch, itemsize, residual, sms)
 
 
 def _looked_up(N: int) -> RmsNormConfig:
@@ -192,13 +204,17 @@ def _whole_row_fits(N: int, arch: str, itemsize: int) -> bool:
     return power_of_2(N) == N and 6 * N * itemsize <= shared_memory(arch, 1)
 
 
-def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> RmsNormConfig:
-    """The config with as many stages as shared memory holds, and no split rows on a CPU."""
-    if arch == "cpu":  # the interpreter runs one program after another: none may wait
-        if config.split:
-            config = replace(config, split=False, reread=True, stages=1)
-        if config.bwd_split:
-            config = _two_kernels(config)
+def _fit(
+    config: RmsNormConfig, N: int, arch: str, itemsize: int, residual: bool, sms: int | None
+) -> RmsNormConfig:
+    """The config with as many stages as shared memory holds, and rows split only where all
+    programs of one run at once."""
+    if arch == "cpu":
+        sms = 0  # the interpreter runs one program after another: none may wait
+    if config.split and not _run_at_once(N, config.block, config.warps, sms):
+        config = _reread(config)
+    if config.bwd_split and not _run_at_once(N, config.bwd_block, config.bwd_warps, sms):
+        config = _two_kernels(config)
     tile = config.bwd_rows * config.bwd_block * itemsize
     stage = tile * (2 + residual + (config.bwd_reload or config.bwd_split))
     stages = min(config.bwd_stages, 1 + shared_memory(arch, config.bwd_programs) // stage)
@@ -212,6 +228,11 @@ def _fit(config: RmsNormConfig, arch: str, itemsize: int, residual: bool) -> Rms
 def _split_programs(warps: int) -> int:
     """Programs a multiprocessor that share rows: 512 threads, which may have 128 registers each."""
     return max(1, 16 // warps)
+
+
+def _run_at_once(N: int, block: int, warps: int, sms: int | None) -> bool:
+    """Whether all programs of a split row run at once; None stands for any number of sms."""
+    return sms is None or ceil_div(N, block) <= _split_programs(warps) * sms
 
 
 def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
@@ -250,6 +271,12 @@ def _backward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]
         yield replace(config, bwd_reload=not config.bwd_reload)
 
 
+def _reread(config: RmsNormConfig) -> RmsNormConfig:
+    """The forward of split rows, without programs that wait for each other: of what was measured
+    at N = 131072, the fastest that reads a row twice."""
+    return replace(config, warps=32, reread=True, split=False, stages=1)
+
+
 def _two_kernels(config: RmsNormConfig) -> RmsNormConfig:
     """The backward of rows wider than a block, without programs that wait for each other."""
     return replace(
@@ -285,18 +312,23 @@ def _as_rows(x: Tensor, N: int) -> Tensor:
     return x_MN if x_MN.stride(1) == 1 or N == 1 else x_MN.contiguous()
 
 
-def _split_grid(M: int, N: int, block: int, warps: int, device: torch.device) -> tuple[int, int]:
+def _split_grid(
+    M: int, N: int, config: RmsNormConfig, device: torch.device, *, backward: bool = False
+) -> tuple[int, int]:
     """Groups of programs, and programs of a group: no more in all than run at once.
 
     Raises ValueError when a row has more blocks than that.
     """
-    parts, most = ceil_div(N, block), _split_programs(warps) * sm_count(device)
-    if parts > most:
+    prefix = "bwd_" if backward else ""
+    block, warps = getattr(config, f"{prefix}block"), getattr(config, f"{prefix}warps")
+    parts, sms = ceil_div(N, block), sm_count(device)
+    if not _run_at_once(N, block, warps, sms):
         raise ValueError(
-            f"rms_norm: rows of {N} in blocks of {block} take {parts} programs at once, more than "
-            f"the {most} that {sm_count(device)} multiprocessors run: use one that is not split"
+            f"rms_norm: {prefix}split rows of {N} columns in blocks of {prefix}block={block} take "
+            f"{parts} programs at once, more than the {_split_programs(warps) * sms} that {sms} "
+            f"multiprocessors run: give a config with {prefix}split=False, or none for the table's"
         )
-    return min(M, most // parts), parts
+    return min(M, _split_programs(warps) * sms // parts), parts
 
 
 _TOGETHER = {"launch_cooperative_grid": True, "maxnreg": 128}  # see `_split_programs`
@@ -325,10 +357,13 @@ def forward_launch(
     """The launch that writes y, and `total` = x + residual and rstd where they are wanted.
 
     x and residual are contiguous, or of shape (M, N) with columns next to each other; y and
-    total are contiguous; words as `forward_words` makes them.
+    total are contiguous; words as `forward_words` makes them. Raises ValueError when the rows
+    cannot be split here, or not in the backward that a wanted rstd is for.
     """
     N = x.shape[-1]
     M = x.numel() // N
+    if rstd_M is not None and config.bwd_split:
+        _split_grid(M, N, config, x.device, backward=True)
     args: dict[str, Any] = {
         "x_ptr": x,
         "residual_ptr": residual,
@@ -343,7 +378,7 @@ def forward_launch(
     constexprs = {"N": N, "BLOCK_N": config.block, "CASTING": casting}
     options = {"num_warps": config.warps, "num_stages": config.stages}
     if config.split:
-        groups, parts = _split_grid(M, N, config.block, config.warps, x.device)
+        groups, parts = _split_grid(M, N, config, x.device)
         args |= {"word_ptr": words, "M": M}
         constexprs |= {"PARTS": parts, "WORDS": power_of_2(parts), "STAGES": config.stages}
         grid = (groups * parts,)
@@ -371,7 +406,7 @@ class Scratch(NamedTuple):
 def _backward_grid(M: int, N: int, config: RmsNormConfig, device: torch.device) -> tuple[int, int]:
     """Programs along rows, each a row of partial sums, and along columns."""
     if config.bwd_split:
-        return _split_grid(M, N, config.bwd_block, config.bwd_warps, device)
+        return _split_grid(M, N, config, device, backward=True)
     blocks = ceil_div(N, config.bwd_block)
     programs = max(1, config.bwd_programs * sm_count(device) // blocks)
     return min(programs, ceil_div(M, config.bwd_rows)), blocks
@@ -539,7 +574,7 @@ class _Plan:
         self.eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
         self.casting = casting
         self.config = config or _choose(
-            self.M, self.N, self.arch, x.element_size(), residual is not None
+            self.M, self.N, self.arch, x.element_size(), residual is not None, sm_count(device)
         )
         self.repeats = Repeats(device)
 
@@ -623,8 +658,69 @@ class _Plan:
         return dx, dweight
 
 
+class _SplitPlan:
+    """A plan with split rows, and the one to follow where the driver refuses to launch them.
+
+    How many multiprocessors a launch may use is no property of the device: a green context has
+    some of them, whether it is current or only its stream is, and the next call may come from
+    elsewhere. The driver knows, and refuses a cooperative launch whose programs cannot all run at
+    once, in the call itself and with nothing queued (see `refused_at_once`). The split kernel is
+    the first of its pass, so that only scratch memory was written and the pass can be done by the
+    other plan. That is not remembered: each call finds out anew.
+    """
+
+    def __init__(self, plan: _Plan, without: _Plan | None, sms: int) -> None:
+        self._plan = plan
+        self._without = without  # None where the config was given
+        self._sms = sms
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        try:
+            return self._plan.forward(*args, **named)
+        except RuntimeError as error:
+            other = self._other(error)
+        return other.forward(*args, **named)  # here, what the error's frames held is free again
+
+    def backward(self, *args: Any, **named: Any) -> Any:
+        try:
+            return self._plan.backward(*args, **named)
+        except RuntimeError as error:
+            other = self._other(error)
+        return other.backward(*args, **named)  # here, what the error's frames held is free again
+
+    def _other(self, error: RuntimeError) -> _Plan:
+        if not refused_at_once(error):
+            raise error
+        if self._without is None:
+            raise ValueError(
+                f"rms_norm: split rows of {self._plan.N} columns take more programs at once than "
+                f"run on the current stream, which may have fewer than the GPU's {self._sms} "
+                "multiprocessors (a green context): give a config with split=False and "
+                "bwd_split=False, or none for the table's"
+            ) from error
+        return self._without
+
+
+def _planned(
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    eps: float | None,
+    casting: str,
+    config: RmsNormConfig | None,
+) -> _Plan | _SplitPlan:
+    plan = _Plan(x, weight, residual, eps, casting, config)
+    if not (plan.config.split or plan.config.bwd_split):
+        return plan
+    without = None
+    if config is None:
+        apart = _fit(plan.config, plan.N, plan.arch, x.element_size(), residual is not None, sms=0)
+        without = _Plan(x, weight, residual, eps, casting, apart)
+    return _SplitPlan(plan, without, sm_count(x.device))
+
+
 _MOST_PLANS = 4096
-_PLANS: dict[Hashable, _Plan] = of_devices({})
+_PLANS: dict[Hashable, _Plan | _SplitPlan] = of_devices({})
 
 
 def _plan(
@@ -634,7 +730,7 @@ def _plan(
     eps: float | None,
     casting: str,
     config: RmsNormConfig | None,
-) -> _Plan:
+) -> _Plan | _SplitPlan:
     key = (
         (x.shape, x.stride(), x.dtype, x.device),
         weight if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
@@ -645,7 +741,7 @@ def _plan(
     )
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _Plan(x, weight, residual, eps, casting, config)
+        plan = _planned(x, weight, residual, eps, casting, config)
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = plan
@@ -876,9 +972,7 @@ def rms_norm(
 
     Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
     """
-    if not direct(x, weight, residual):
-        return _by_operator(x, weight, residual, eps, casting, config)
-    if x.is_meta and refusal(x.device):
+    if not direct(x, weight, residual) or (x.is_meta and refusal(x.device)):
         return _by_operator(x, weight, residual, eps, casting, config)
     plan = _plan(x, weight, residual, eps, casting, config)
     if torch.is_grad_enabled() and (

@@ -256,7 +256,16 @@ def normalise_split_rows(
 
     A program publishes its part of a row's squares, reads the next row and publishes that, and
     only then writes the first: by then the other parts have arrived. `word_ptr` is (M, PARTS) of
-    zeros. All programs must be running: they wait for each other.
+    zeros.
+
+    Programs wait for others of their own launch only, in a loop of atomic reads. It ends if all of
+    them get their turn, which is what a cooperative launch promises: the driver refuses a grid
+    that cannot be resident as a whole, and once one thread of a cooperative grid makes progress,
+    all of them eventually do (CUDA C++ execution model, Device threads). Nothing there depends on
+    what else runs, nor on streams' priorities: these are hints at which waiting work comes next
+    and do not preempt what runs (CUDA driver API, cuStreamCreateWithPriority). Like any kernel, one
+    that has not started may be kept waiting by work of higher priority as long as that lasts; one
+    that has started ends.
     """
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if x_stride is None:
