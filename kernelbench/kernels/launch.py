@@ -48,7 +48,7 @@ class Launch:
         if watcher is not None:
             return watcher(self)
         for name, value in self.args.items():
-            if isinstance(value, Tensor) and not value.data_ptr():
+            if isinstance(value, Tensor):
                 check_memory(name, value)
         return self.queue()
 
@@ -172,9 +172,12 @@ class Repeats:
         kind: whatever of the launches, besides addresses, differs from call to call.
         tensors: of each launch, in the order of the kernel's parameters.
         """
-        addresses, aligned = _addresses(tensors)
+        addresses, aligned, all_somewhere = _addresses(tensors)
         ready = self._prepared.get(kind) if _watcher.get() is None else None
         if ready is not None and aligned and self._device.index == torch.cuda.current_device():
+            if not all_somewhere:
+                for tensor in (each for given in tensors for each in given if each is not None):
+                    check_memory("a tensor", tensor)
             stream = triton.runtime.driver.active.get_current_stream(self._device.index)
             for prepared, given in zip(ready, addresses, strict=True):
                 prepared.run(given, stream)
@@ -190,7 +193,7 @@ class Repeats:
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Raise RuntimeError for a tensor at address 0 that has elements."""
-    if tensor.numel():
+    if tensor.numel() and not tensor.data_ptr():
         raise RuntimeError(
             f"{name} of shape {tuple(tensor.shape)} has no memory: .clone() a ZeroTensor, gather a "
             "parameter that lies elsewhere"
@@ -199,9 +202,9 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 def _addresses(
     tensors: Sequence[Sequence[Tensor | None]],
-) -> tuple[list[list[int | None]], bool]:
-    """Of each launch's tensors, and whether all are multiples of 16."""
-    bits = 0
+) -> tuple[list[list[int | None]], bool, bool]:
+    """Of each launch's tensors, whether all are multiples of 16, and whether none is 0."""
+    bits, all_somewhere = 0, True
     found: list[list[int | None]] = []
     for given in tensors:
         addresses: list[int | None] = []
@@ -210,12 +213,11 @@ def _addresses(
                 addresses.append(None)
             else:
                 address = tensor.data_ptr()
-                if not address:
-                    check_memory("a tensor", tensor)
                 bits |= address
+                all_somewhere = all_somewhere and address != 0
                 addresses.append(address)
         found.append(addresses)
-    return found, bits & 15 == 0
+    return found, bits & 15 == 0, all_somewhere
 
 
 @cache

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernelbench.kernels import rms_norm as module
+from kernelbench.kernels.launch import watched
 from kernelbench.kernels.rms_norm import (
     CASTINGS,
     RmsNormConfig,
@@ -415,12 +416,55 @@ def test_backward_launches_are_described_without_a_device(config, wants_dweight,
     assert ("launch_cooperative_grid" in launches[0].options) is config.bwd_split
 
 
-def test_it_is_not_differentiable_twice(device):
-    x = draw(2, 8, device=device).requires_grad_()
-    y = rms_norm(x, torch.ones(8, device=device))
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        dx.sum().backward()
+@pytest.mark.parametrize("eps", [None, 1e-5, 0.5])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_arguments_may_be_left_out_as_in_pytorch(weighted, eps, dtype, device):
+    """Bit by bit in 16 bits, where F.rms_norm rounds once, as is the default here."""
+    x = draw(7, 48, dtype=dtype, device=device)
+    weight = draw(48, dtype=dtype, device=device, seed=1) if weighted else None
+    expected = torch.nn.functional.rms_norm(
+        x.float(), (48,), None if weight is None else weight.float(),
+        torch.finfo(dtype).eps if eps is None else eps,
+    )  # fmt: skip
+    close(rms_norm(x, weight, eps), expected.double())
+    if dtype is torch.float32:
+        close(
+            rms_norm(x, weight, eps), torch.nn.functional.rms_norm(x, (48,), weight, eps).double()
+        )
+
+
+@pytest.mark.parametrize("casting", CASTINGS)
+def test_without_a_weight_the_factor_is_1(casting, wide_config, dtype, device):
+    one = (torch.zeros if casting == "gemma" else torch.ones)(333, dtype=dtype, device=device)
+    for config in (None, wide_config):
+        x, dy = (draw(5, 333, dtype=dtype, device=device, seed=s).requires_grad_() for s in (1, 2))
+        results = [rms_norm(x, w, casting=casting, config=config) for w in (one, None)]
+        assert torch.equal(*results)
+        gradients = [torch.autograd.grad(y, x, dy.detach())[0] for y in results]
+        assert torch.equal(*gradients)
+
+
+def test_what_is_frozen_costs_no_work(wide_config, device):
+    """dweight alone: no kernel projects rows or writes dx."""
+    x = draw(7, 333, device=device)
+    weight = draw(333, device=device, seed=1).requires_grad_()
+    dy = draw(7, 333, device=device, seed=2)
+    for config in (None, wide_config):
+        y = rms_norm(x, weight, config=config)
+        launches = []
+        with watched(lambda launch, made=launches: (made.append(launch), launch.queue())[1]):
+            (found,) = torch.autograd.grad(y, weight, dy)
+        assert launches and all(launch.args.get("dx_ptr") is None for launch in launches)
+        assert not any("project" in launch.kernel.__name__ for launch in launches)
+        exact = weight.detach().double().requires_grad_()
+        right, _ = oracle(x.double(), exact, 1e-6)
+        close(found, torch.autograd.grad(right, exact, dy.double())[0])
+
+
+def test_a_tensor_as_eps_is_refused(device):
+    x = draw(2, 8, device=device)
+    with pytest.raises(TypeError, match="eps as a number or None, got Tensor"):
+        rms_norm(x, None, torch.tensor(1e-6))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,203 @@
+"""What each function that a kernel computes supports of PyTorch: the claims of docs/pytorch.md,
+held by test_citizens.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kernelbench.kernels import projection, rcm_attention, rcm_int8, rms_norm, rotary
+from kernelbench.nn import skip
+
+YES = "yes"
+
+
+@dataclass(frozen=True)
+class Function:
+    """draw: tensors; call: of them, a tuple of results; right: the same by PyTorch's operators.
+
+    graded: how many of the tensors, the first ones, have gradients. operator: of torch.library, and
+    what it is given after the tensors. cuts: axes along which ranks may share the work, of each
+    tensor; None for whole.
+    """
+
+    draw: Callable[[torch.device], list[torch.Tensor]]
+    call: Callable[..., tuple[torch.Tensor, ...]]
+    right: Callable[..., tuple[torch.Tensor, ...]]
+    graded: int
+    operator: Any
+    rest: tuple[Any, ...]
+    cuts: dict[str, tuple[int | None, ...]]
+    close: float = 1e-4
+
+    @property
+    def asked(self) -> int:
+        """Of how many a gradient is asked for, though there may be none."""
+        return max(self.graded, 1)
+
+
+def _draw(*shapes: tuple[int, ...]) -> Callable[[torch.device], list[torch.Tensor]]:
+    return lambda device: [torch.randn(shape, device=device) for shape in shapes]
+
+
+def _normed(x, weight, residual):
+    total = x + residual
+    return F.rms_norm(total, total.shape[-1:], weight, 1e-6), total
+
+
+def _angles(device):
+    angles = torch.randn(4, 8, device=device)
+    return [angles.cos(), angles.sin()]
+
+
+def _turned(x, cos, sin):
+    one, two = x.chunk(2, -1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+
+def _with_time(*shapes):
+    drawn = _draw(*shapes)
+    return lambda device: [*drawn(device), torch.rand(2, device=device) + 0.3]
+
+
+def _mixed(f, x, t):
+    c_skip, c_out = 1 / (t * t + 1), t / (t * t + 1).sqrt()
+    return (c_skip[:, None, None] * x + c_out[:, None, None] * f,)
+
+
+def _attended(q, k, v, x, t):
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+    a = torch.einsum("bhnm,bmhd->bnhd", scores.float().softmax(-1).to(v.dtype), v)
+    return _mixed(a.flatten(2), x, t)
+
+
+_HEADS = [(2, 5, 2, 16)] * 3
+_SKIP = {"parametrization": "edm", "sigma_data": 1.0}
+_OF_ATTENTION = {"batch": (0, 0, 0, 0, 0), "heads": (2, 2, 2, 2, None)}
+
+FUNCTIONS = {
+    "rms_norm": Function(
+        _draw((2, 4, 16), (16,), (2, 4, 16)),
+        lambda x, w, r: rms_norm.rms_norm(x, w, residual=r),
+        _normed,
+        3,
+        rms_norm._operator,
+        (1e-6, "fp32", [], True),
+        {"batch": (0, None, 0), "rows": (1, None, 1)},
+    ),
+    "apply_rotary": Function(
+        lambda device: [*_draw((2, 4, 4, 16), (2, 4, 2, 16))(device), *_angles(device)],
+        rotary.apply_rotary,
+        lambda q, k, cos, sin: (_turned(q, cos, sin), _turned(k, cos, sin)),
+        2,
+        rotary._operator,
+        (False, [], False),
+        {"batch": (0, 0, None, None), "tokens": (1, 1, 0, 0), "heads": (2, 2, None, None)},
+    ),
+    "rcm_attention": Function(
+        _with_time(*_HEADS, (2, 5, 32)),
+        lambda *given: (rcm_attention.rcm_attention(*given),),
+        _attended,
+        5,
+        rcm_attention._operator,
+        (None, "edm", False, None, [], True, True),
+        _OF_ATTENTION,
+    ),
+    "rcm_attention_int8": Function(
+        lambda device: [
+            *(each.half() for each in _draw(*_HEADS, (2, 5, 32))(device)),
+            torch.rand(2, device=device) + 0.3,
+        ],
+        lambda *given: (rcm_int8.rcm_attention_int8(*given),),
+        _attended,
+        0,
+        rcm_int8._operator,
+        (None, "edm", False, None, []),
+        _OF_ATTENTION,
+        close=0.1,
+    ),
+    "project_and_skip": Function(
+        _with_time((2, 4, 16), (32, 16), (32,), (2, 4, 32)),
+        lambda *given: (projection.project_and_skip(*given),),
+        lambda a, weight, bias, x, t: _mixed(F.linear(a, weight, bias), x, t),
+        5,
+        projection._operator,
+        (None, "edm", [], True),
+        {
+            "batch": (0, None, None, 0, 0),
+            "rows": (1, None, None, 1, None),
+            "columns": (None, 0, 0, 2, None),
+        },
+    ),
+    "skip": Function(
+        _with_time((2, 4, 16), (2, 4, 16)),
+        lambda *given: (skip.skip(*given, **_SKIP),),
+        _mixed,
+        3,
+        skip._operator,
+        ("edm", 1.0),
+        {"batch": (0, 0, 0), "rows": (1, 1, None), "columns": (2, 2, None)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """By an error of this kind, whose text matches `words`. says: what the table says."""
+
+    error: type[Exception] | tuple[type[Exception], ...]
+    words: str
+    says: str = "refused"
+
+
+def _all(claim: Any = YES, **others: Any) -> dict[str, Any]:
+    return {name: others.get(name, claim) for name in FUNCTIONS}
+
+
+_NO_GRADIENT = Refused(RuntimeError, "has no gradients", "no gradient")
+_NO_SECOND = Refused(RuntimeError, r"cannot be differentiated again|not have been used")
+_NO_TANGENT = Refused(NotImplementedError, "no forward-mode derivative")
+
+# Of each feature what each function makes of it.
+CLAIMS: dict[str, dict[str, Any]] = {
+    "`torch.compile(fullgraph=True)`, static shapes: eager's bits, gradients, too": _all(),
+    "the same with dynamic shapes": _all(),
+    "`torch.export`": _all(),
+    "fake and meta tensors: shapes, dtypes, strides": _all(),
+    "`torch.library.opcheck`": _all(),
+    "`torch.func.grad`": _all(rcm_attention_int8=_NO_GRADIENT),
+    "`torch.func.vmap`, one call after another": _all(),
+    "forward mode, `torch.func.jvp`": _all(_NO_TANGENT, rms_norm=YES, apply_rotary=YES),
+    "second derivatives": _all(_NO_SECOND, apply_rotary=YES, rcm_attention_int8=_NO_GRADIENT),
+    "second derivatives by `torch.func`": _all(
+        Refused((RuntimeError, NotImplementedError), "cannot be differentiated again"),
+        apply_rotary=YES,
+        rcm_attention_int8=_NO_GRADIENT,
+    ),
+    "saved-tensor hooks that hand back other strides": _all(rcm_attention_int8=_NO_GRADIENT),
+    "activation checkpointing, both forms": _all(rcm_attention_int8=_NO_GRADIENT),
+    "gradients of some tensors alone": _all(rcm_attention_int8=_NO_GRADIENT),
+    "negative views": _all(),
+    "expanded and transposed tensors": _all(),
+    "autocast: takes what it is given": _all(),
+    "`use_deterministic_algorithms`: the same bits": _all(),
+    "CUDA graphs, once it has run": _all(),
+    "nested tensors": _all(Refused(TypeError, "takes no nested tensors")),
+    "tensors without memory": _all(Refused(RuntimeError, "has no memory")),
+    "sparse tensors": _all(Refused(TypeError, "is of layout torch.sparse_coo")),
+}
+
+
+def table() -> list[str]:
+    """The rows of docs/pytorch.md."""
+    rows = [f"| | {' | '.join(f'`{name}`' for name in FUNCTIONS)} |"]
+    rows.append("|---" * (len(FUNCTIONS) + 1) + "|")
+    for feature, claims in CLAIMS.items():
+        cells = (claim if claim == YES else claim.says for claim in claims.values())
+        rows.append(f"| {feature} | {' | '.join(cells)} |")
+    cells = (", ".join(function.cuts) for function in FUNCTIONS.values())
+    rows.append(f"| DTensor, sharded along | {' | '.join(cells)} |")
+    return rows
