@@ -1,13 +1,13 @@
 """For writing providers: a torch.compile that cannot fall back, the bytes of eager operators."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernelbench.spec import Device, Mode, Traffic
+from kernelbench.spec import Call, Device, Mode, Tensors, Traffic
 
 DTYPES = {
     "fp32": torch.float32,
@@ -28,6 +28,28 @@ def compiled(function: Callable[..., Any], mode: str = "default") -> Callable[..
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._functorch.config.donated_buffer = False
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
+
+
+def pushed(call: Call, names: Sequence[str]) -> Call:
+    """Of mode `jvp`: what the call returns, then the tangents of that, from `tangent_x` for each
+    input x that is named."""
+
+    def both(a: Tensors) -> tuple[torch.Tensor, ...]:
+        def of(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            found = call({**a, **dict(zip(names, given, strict=True))})
+            return found if isinstance(found, tuple) else (found,)
+
+        primals = tuple(a[name] for name in names)
+        given = tuple(a[f"tangent_{name}"] for name in names)
+        found, tangents, *_ = torch.func.jvp(of, primals, given)
+        return (*found, *tangents)
+
+    return both
+
+
+def no_jvp(case: Any, device: Device) -> str | None:
+    """Why a function without a forward-mode derivative cannot run a case, or None."""
+    return "has no forward-mode derivative" if case.mode is Mode.jvp else None
 
 
 def no_compiler(case: Any, device: Device) -> str | None:
@@ -74,6 +96,8 @@ class _OpBytes(TorchDispatchMode):
         if func.is_view or func.overloadpacket.__name__ in ("empty", "empty_like", "new_empty"):
             return out
         name = func.overloadpacket.__name__
+        if isinstance(out, bool):  # a question that forward mode asks of two tensors' layouts
+            return out
         targets = [out] if isinstance(out, torch.Tensor) else list(out)
         sources = _flat([*args, *(kwargs or {}).values()])
         if name == "copy_":
@@ -119,7 +143,7 @@ def eager_traffic(
     operators this torch dispatches to.
     """
     tensors = dict(inputs(case, MetaDraw(DTYPES[case.dtype])))
-    graded = [tensors[name].requires_grad_() for name in grads] if case.mode != Mode.fwd else []
+    graded = [tensors[name].requires_grad_() for name in grads] if case.mode.graded else []
     forward, backward = _OpBytes(), _OpBytes()
     with torch.set_grad_enabled(bool(graded)):
         with forward:

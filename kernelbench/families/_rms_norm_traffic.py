@@ -23,6 +23,8 @@ def fused_traffic(
     size, w = _size(case), case.N * case.dtype.bytes
     rstd = 4 * case.M
     rows: list[Traffic] = []
+    if case.mode is Mode.jvp:
+        return _traffic_of_tangents(case)
     if case.mode is not Mode.bwd:
         rows += [Traffic("x", read=size), Traffic("weight", read=w), Traffic("y", write=size)]
         if case.residual:
@@ -30,7 +32,7 @@ def fused_traffic(
             rows += [Traffic("residual", read=size), Traffic("r", read=again, write=size)]
         if case.mode is Mode.full:
             rows.append(Traffic("rstd", write=rstd))
-    if case.mode is not Mode.fwd:
+    if case.mode.graded:
         rows += [
             Traffic("r" if case.residual else "x", read=bwd_passes * size),
             Traffic("grad_y", read=bwd_passes * size),
@@ -44,6 +46,37 @@ def fused_traffic(
         if case.residual and add_apart:
             rows.append(Traffic("dr, before grad_r is added", read=size, write=size))
     return tuple(rows)
+
+
+def _traffic_of_tangents(case: Any, passes: int = 1) -> tuple[Traffic, ...]:
+    """Of mode jvp. passes: over what was normalised."""
+    size, w = _size(case), case.N * case.dtype.bytes
+    rows = [
+        Traffic("x", read=size if case.residual else passes * size),
+        Traffic("weight", read=passes * w),
+        Traffic("y", write=size),
+        Traffic("tangent_x", read=size),
+        Traffic("tangent_weight", read=w),
+        Traffic("tangent_y", write=size),
+    ]
+    if case.residual:
+        again = (passes - 1) * size
+        rows += [
+            Traffic("residual", read=size),
+            Traffic("r", read=again, write=size),
+            Traffic("tangent_residual", read=size),
+            Traffic("tangent_r", read=again, write=size),
+        ]
+    return tuple(rows)
+
+
+def ours_traffic(case: Any) -> tuple[Traffic, ...]:
+    """One kernel forward; of mode jvp another for the tangent of y, which reads h and rstd again,
+    and between them PyTorch's sum of the tangents where there is a residual."""
+    if case.mode is not Mode.jvp:
+        return fused_traffic(case)
+    rstd = 4 * case.M
+    return (*_traffic_of_tangents(case, passes=2), Traffic("rstd", rstd, rstd))
 
 
 def _partial_rows(M: int, N: int) -> int:
@@ -62,7 +95,7 @@ def compiled_traffic(case: Any) -> tuple[Traffic, ...]:
     """Backward one kernel, then one that sums what it left of dw; or dw in a kernel of its own,
     which reads h and dy again: see `_partial_rows`. Measured on an H200 at (16384, 8192)."""
     partial = 4 * case.N * _partial_rows(case.M, case.N)
-    if case.mode is Mode.fwd or not partial:
+    if not case.mode.graded or not partial:
         return fused_traffic(case, bwd_passes=2)
     return (*fused_traffic(case), Traffic("dweight, partial sums", partial, partial))
 
@@ -84,7 +117,8 @@ def f_rms_norm_traffic(case: Any) -> tuple[Traffic, ...]:
     """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw.
 
     Forward, one pass over x is a lower bound: it, too, reads a row twice (on an H200 x came from
-    HBM once at N = 4096, 1.73 times at 8192).
+    HBM once at N = 4096, 1.73 times at 8192). Of mode jvp, too, this is a lower bound:
+    into how many kernels PyTorch cuts its tangent was not looked at.
     """
     passes = f_rms_norm_passes(case.N, case.dtype.bytes)
     return fused_traffic(case, bwd_passes=passes, add_apart=True)

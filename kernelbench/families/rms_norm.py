@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kernelbench.families._rms_norm_traffic import (
     compiled_traffic,
     f_rms_norm_traffic,
     fused_traffic,
+    ours_traffic,
 )
 from kernelbench.provide import (
     MAX_AUTOTUNE,
@@ -27,6 +28,8 @@ from kernelbench.provide import (
     eager_traffic,
     no_autotuner,
     no_compiler,
+    no_jvp,
+    pushed,
 )
 from kernelbench.spec import (
     Call,
@@ -76,14 +79,18 @@ def inputs(case: RMSNormCase, draw: Draw) -> Tensors:
     found = {"x": draw(case.M, case.N), "weight": draw(case.N)}
     if case.residual:
         found["residual"] = draw(case.M, case.N)
-    if case.mode is not Mode.fwd:
+    if case.mode.graded:
         for name in outputs(case):
             found[f"grad_{name}"] = draw(case.M, case.N)
+    if case.mode is Mode.jvp:
+        found |= {f"tangent_{name}": draw(*found[name].shape) for name in grads(case)}
     return found
 
 
 def outputs(case: RMSNormCase) -> tuple[str, ...]:
-    return ("y", "r") if case.residual else ("y",)
+    found = ("y", "r") if case.residual else ("y",)
+    pushed_on = tuple(f"tangent_{name}" for name in found) if case.mode is Mode.jvp else ()
+    return found + pushed_on
 
 
 def grads(case: RMSNormCase) -> tuple[str, ...]:
@@ -94,7 +101,8 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
     """In fp64, a chunk of rows at a time.
 
     With h = x (+ r), rs = rsqrt(mean(h²) + eps), m = dy·w:
-    dh = rs·m − rs³·h·mean(m·h) (+ dr'), dw = Σ_rows dy·h·rs.
+    dh = rs·m − rs³·h·mean(m·h) (+ dr'), dw = Σ_rows dy·h·rs. With tangents h', w' of h and w:
+    y' = (rs·h' − rs³·h·mean(h·h'))·w + h·rs·w'.
     """
     w = a["weight"].double() + (1 if case.casting is Casting.gemma else 0)
     dw = torch.zeros_like(w)
@@ -107,7 +115,9 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
             yield "r", rows, h
         rs = torch.rsqrt(h.square().mean(-1, keepdim=True) + case.eps)
         yield "y", rows, h * rs * w
-        if case.mode is Mode.fwd:
+        if case.mode is Mode.jvp:
+            yield from _tangents(case, a, rows, h, rs, w)
+        if not case.mode.graded:
             continue
         dy = a["grad_y"][rows].double()
         m = dy * w
@@ -119,8 +129,19 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
         else:
             yield "dx", rows, dh
         dw += (dy * h * rs).sum(0)
-    if case.mode is not Mode.fwd:
+    if case.mode.graded:
         yield "dweight", ..., dw
+
+
+def _tangents(
+    case: RMSNormCase, a: Tensors, rows: slice, h: Any, rs: Any, w: Any
+) -> Iterator[tuple[Any, ...]]:
+    pushed_on = a["tangent_x"][rows].double()
+    if case.residual:
+        pushed_on = pushed_on + a["tangent_residual"][rows].double()
+        yield "tangent_r", rows, pushed_on
+    along = rs * pushed_on - rs**3 * h * (h * pushed_on).mean(-1, keepdim=True)
+    yield "tangent_y", rows, along * w + h * rs * a["tangent_weight"].double()
 
 
 def trials(case: RMSNormCase) -> Mapping[str, Trial]:
@@ -133,7 +154,7 @@ def trials(case: RMSNormCase) -> Mapping[str, Trial]:
         "large": Trial(dict.fromkeys(drawn, 256.0)),
         "outliers": Trial(outliers=drawn),
     }
-    if case.residual and case.mode is not Mode.fwd:  # dx of a large h is small beside grad_r
+    if case.residual and case.mode.graded:  # dx of a large h is small beside grad_r
         found["large"] = Trial({**found["large"].scale, "grad_r": 1 / 256})
         found["amplified"] = Trial({"grad_r": 2.0**-10})
     if case.N == 1:  # y is a sign: its dx is what rounding leaves of a difference
@@ -148,13 +169,16 @@ def _size(case: RMSNormCase) -> int:
 
 
 def cost(case: RMSNormCase) -> Cost:
-    """fwd: x (and r) in, y (and r') out. bwd: h and the upstream gradients in, dx and dw out."""
+    """fwd: x (and r) in, y (and r') out; jvp: their tangents, too. bwd: h and the upstream
+    gradients in, dx and dw out."""
     size, w, more = _size(case), case.N * case.dtype.bytes, int(case.residual)
     elements = case.M * case.N
     forward = Cost((4 + more) * elements, size * (1 + more) + w, size * (1 + more))
     backward = Cost((10 + more) * elements, size * (2 + more) + w, size + w)
     if case.mode is Mode.fwd:
         return forward
+    if case.mode is Mode.jvp:  # twice of everything, and a second mean
+        return Cost(forward.flops + (8 + more) * elements, 2 * forward.read, 2 * forward.write)
     if case.mode is Mode.bwd:
         return backward
     return Cost(
@@ -188,9 +212,20 @@ def _eager(casting: Casting, residual: bool, eps: float) -> Callable[..., Any]:
 
 
 def _spread(case: RMSNormCase, function: Callable[..., Any]) -> Call:
-    if case.residual:
-        return lambda a: function(a["x"], a["weight"], a["residual"])
-    return lambda a: function(a["x"], a["weight"])
+    def plain(a: Tensors) -> Any:
+        return function(a["x"], a["weight"])
+
+    def added(a: Tensors) -> Any:
+        return function(a["x"], a["weight"], a["residual"])
+
+    call = added if case.residual else plain
+    return pushed(call, grads(case)) if case.mode is Mode.jvp else call
+
+
+def _compiled(case: RMSNormCase, function: Callable[..., Any], mode: str = "default") -> Call:
+    if case.mode is Mode.jvp:
+        return compiled(_spread(case, function), mode)
+    return _spread(case, compiled(function, mode))
 
 
 def eager(case: RMSNormCase, config: Any) -> Call:
@@ -198,12 +233,12 @@ def eager(case: RMSNormCase, config: Any) -> Call:
 
 
 def compile_eager(case: RMSNormCase, config: Any) -> Call:
-    return _spread(case, compiled(_eager(case.casting, case.residual, case.eps)))
+    return _compiled(case, _eager(case.casting, case.residual, case.eps))
 
 
 def compile_max_autotune(case: RMSNormCase, config: Any) -> Call:
     """As `compile`, its kernels chosen by trial."""
-    return _spread(case, compiled(_eager(case.casting, case.residual, case.eps), MAX_AUTOTUNE))
+    return _compiled(case, _eager(case.casting, case.residual, case.eps), MAX_AUTOTUNE)
 
 
 def torch_fused(case: RMSNormCase, config: Any) -> Call:
@@ -216,9 +251,10 @@ def torch_fused(case: RMSNormCase, config: Any) -> Call:
         h = x + r
         return F.rms_norm(h, shape, weight, eps), h
 
-    if case.residual:
-        return _spread(case, add_norm)
-    return lambda a: F.rms_norm(a["x"], shape, a["weight"], eps)
+    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, shape, weight, eps)
+
+    return _spread(case, add_norm if case.residual else norm)
 
 
 def rounds_once(case: RMSNormCase, device: Device) -> str | None:
@@ -232,11 +268,12 @@ def triton_fused(case: RMSNormCase, config: Any) -> Call:
     from kernelbench.kernels.rms_norm import rms_norm
 
     eps, casting = case.eps, case.casting.value
-    if case.residual:
-        return lambda a: rms_norm(
-            a["x"], a["weight"], eps, residual=a["residual"], casting=casting, config=config
-        )
-    return lambda a: rms_norm(a["x"], a["weight"], eps, casting=casting, config=config)
+
+    def add_norm(x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor) -> Any:
+        return rms_norm(x, weight, eps, residual=r, casting=casting, config=config)
+
+    norm = partial(rms_norm, eps=eps, casting=casting, config=config)
+    return _spread(case, add_norm if case.residual else norm)
 
 
 def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
@@ -246,7 +283,7 @@ def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
         case.M,
         case.N,
         arch=device.arch,
-        mode=case.mode.value,
+        mode="fwd" if case.mode is Mode.jvp else case.mode.value,
         itemsize=case.dtype.bytes,
         residual=case.residual,
         sms=device.sms or None,
@@ -281,7 +318,7 @@ def gpu_only(case: RMSNormCase, device: Device) -> str | None:
 def liger_serves(case: RMSNormCase, device: Device) -> str | None:
     if case.N > LIGER_MOST:
         return f"Liger takes rows of at most {LIGER_MOST}"
-    return gpu_only(case, device)
+    return no_jvp(case, device) or gpu_only(case, device)
 
 
 def quack(case: RMSNormCase, config: Any) -> Call:
@@ -316,7 +353,7 @@ def quack_serves(case: RMSNormCase, device: Device) -> str | None:
         return "QuACK copies rows asynchronously, in units of 4 bytes"
     if device.capability is not None and device.capability < (9, 0):
         return f"QuACK needs sm_90 or newer, this GPU is {device.arch}"
-    return gpu_only(case, device)
+    return no_jvp(case, device) or gpu_only(case, device)
 
 
 @cache
@@ -329,7 +366,7 @@ def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
 def _check(M: int, N: int, **axes: Any) -> list[RMSNormCase]:
     return [
         RMSNormCase(M=M, N=N, mode=mode, dtype=dtype, **axes)
-        for mode in Mode
+        for mode in (Mode.fwd, Mode.bwd, Mode.full)
         for dtype in (DType.fp32, DType.fp16, DType.bf16)
     ]
 
@@ -342,6 +379,9 @@ CHECKS = (
     *_check(2, 33, casting=Casting.none),
     RMSNormCase(M=1, N=1, dtype=DType.fp32, mode=Mode.full, eps=0.5),
     RMSNormCase(M=37, N=1000, dtype=DType.fp16, mode=Mode.full, eps=1e-5),
+    RMSNormCase(M=5, N=64, dtype=DType.fp32, mode=Mode.jvp),
+    RMSNormCase(M=4, N=257, dtype=DType.bf16, mode=Mode.jvp),
+    RMSNormCase(M=4, N=257, dtype=DType.fp16, mode=Mode.jvp, residual=True, casting=Casting.gemma),
 )
 
 FAMILY = Family(
@@ -355,6 +395,7 @@ FAMILY = Family(
     cost=cost,
     trials=trials,
     checks=CHECKS,
+    modes=tuple(Mode),
     providers=(
         Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager),
         Provider("torch_fused", Role.torch_fused, torch_fused, traffic=f_rms_norm_traffic,
@@ -363,7 +404,7 @@ FAMILY = Family(
                  unsupported=no_compiler),
         Provider("compile_max_autotune", Role.torch_fused, compile_max_autotune,
                  traffic=compiled_traffic, unsupported=no_autotuner),
-        Provider("triton_fused", Role.triton_fused, triton_fused, traffic=fused_traffic,
+        Provider("triton_fused", Role.triton_fused, triton_fused, traffic=ours_traffic,
                  configs=triton_configs, requires=("triton",)),
         Provider("liger", Role.peer, liger, traffic=fused_traffic,
                  requires=("triton", "liger_kernel"), unsupported=liger_serves),

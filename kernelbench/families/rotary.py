@@ -9,12 +9,20 @@ sin (S,D/2) or (B,S,D/2). Reference: Su et al., RoFormer, 2021.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
-from kernelbench.provide import MAX_AUTOTUNE, compiled, eager_traffic, no_autotuner, no_compiler
+from kernelbench.provide import (
+    MAX_AUTOTUNE,
+    compiled,
+    eager_traffic,
+    no_autotuner,
+    no_compiler,
+    no_jvp,
+    pushed,
+)
 from kernelbench.spec import (
     Call,
     Case,
@@ -77,9 +85,12 @@ def inputs(case: RotaryCase, draw: Draw) -> Tensors:
     rates = BASE ** (-torch.arange(0, case.D, 2, device=draw.device, dtype=torch.float64) / case.D)
     angles = positions[..., None] * rates
     found["cos"], found["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
-    if case.mode is not Mode.fwd:
+    if case.mode.graded:
         found["grad_q_out"] = _stored(case, draw, case.Hq)
         found["grad_k_out"] = _stored(case, draw, case.Hk)
+    if case.mode is Mode.jvp:
+        found["tangent_q"] = _stored(case, draw, case.Hq)
+        found["tangent_k"] = _stored(case, draw, case.Hk)
     return found
 
 
@@ -90,7 +101,8 @@ def _stored(case: RotaryCase, draw: Draw, heads: int) -> Any:
 
 
 def outputs(case: RotaryCase) -> tuple[str, ...]:
-    return ("q_out", "k_out")
+    found = ("q_out", "k_out")
+    return (*found, "tangent_q_out", "tangent_k_out") if case.mode is Mode.jvp else found
 
 
 def grads(case: RotaryCase) -> tuple[str, ...]:
@@ -108,13 +120,17 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: boo
 
 
 def oracle(case: RotaryCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
-    """In fp64, a sequence at a time; the gradient is the inverse rotation of what comes down."""
+    """In fp64, a sequence at a time; the gradient is the inverse rotation of what comes down, and a
+    tangent is turned like what it is of."""
     for b in range(case.B):
         cos, sin = (a[name][b] if a[name].ndim == 3 else a[name] for name in ("cos", "sin"))
         cos, sin = cos.double(), sin.double()
         for name in ("q", "k"):
             yield f"{name}_out", b, turn(a[name][b].double(), cos, sin, case.interleaved)
-            if case.mode is not Mode.fwd:
+            if case.mode is Mode.jvp:
+                tangent = a[f"tangent_{name}"][b].double()
+                yield f"tangent_{name}_out", b, turn(tangent, cos, sin, case.interleaved)
+            if case.mode.graded:
                 upstream = a[f"grad_{name}_out"][b].double()
                 yield f"d{name}", b, turn(upstream, cos, -sin, case.interleaved)
 
@@ -142,6 +158,8 @@ def cost(case: RotaryCase) -> Cost:
     size, table = _size(case), _table_size(case)
     flops = 3 * size // case.dtype.bytes
     once = Cost(flops, size + table, size)
+    if case.mode is Mode.jvp:
+        return Cost(2 * flops, 2 * size + table, 2 * size)
     if case.mode is not Mode.full:
         return once
     return Cost(2 * flops, 2 * size + table, 2 * size)
@@ -163,22 +181,31 @@ def _eager(case: RotaryCase) -> Callable[..., Any]:
     return both_in_place if case.inplace else both
 
 
-def _spread(function: Callable[..., Any]) -> Call:
-    return lambda a: function(a["q"], a["k"], a["cos"], a["sin"])
+def _spread(case: RotaryCase, function: Callable[..., Any]) -> Call:
+    def call(a: Tensors) -> Any:
+        return function(a["q"], a["k"], a["cos"], a["sin"])
+
+    return pushed(call, grads(case)) if case.mode is Mode.jvp else call
+
+
+def _compiled(case: RotaryCase, mode: str = "default") -> Call:
+    if case.mode is Mode.jvp:
+        return compiled(_spread(case, _eager(case)), mode)
+    return _spread(case, compiled(_eager(case), mode))
 
 
 def eager(case: RotaryCase, config: Any) -> Call:
-    return _spread(_eager(case))
+    return _spread(case, _eager(case))
 
 
 def torch_fused(case: RotaryCase, config: Any) -> Call:
     """torch.compile of the eager form: one kernel for each of q and k, or one for both."""
-    return _spread(compiled(_eager(case)))
+    return _compiled(case)
 
 
 def compile_max_autotune(case: RotaryCase, config: Any) -> Call:
     """As `torch_fused`, its kernels chosen by trial."""
-    return _spread(compiled(_eager(case), MAX_AUTOTUNE))
+    return _compiled(case, MAX_AUTOTUNE)
 
 
 def torch_complex(case: RotaryCase, config: Any) -> Call:
@@ -192,16 +219,15 @@ def torch_complex(case: RotaryCase, config: Any) -> Call:
         pairs = (torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) for x in (q, k))
         return tuple(torch.view_as_real(x * turns).flatten(-2).type_as(q) for x in pairs)
 
-    return _spread(both)
+    return _spread(case, both)
 
 
 def triton_fused(case: RotaryCase, config: Any) -> Call:
     from kernelbench.kernels.rotary import apply_rotary
 
     interleaved, inplace = case.interleaved, case.inplace
-    return lambda a: apply_rotary(
-        a["q"], a["k"], a["cos"], a["sin"], interleaved=interleaved, inplace=inplace, config=config
-    )
+    function = partial(apply_rotary, interleaved=interleaved, inplace=inplace, config=config)
+    return _spread(case, function)
 
 
 def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
@@ -273,7 +299,7 @@ def liger_serves(case: RotaryCase, device: Device) -> str | None:
         return "Liger turns halves, not neighbours"
     if case.inplace and case.layout is Layout.bhsd:
         return "Liger copies (B,H,S,D) storage; it is not in place there"
-    return forward_in_place(case, device) or gpu_only(device)
+    return forward_in_place(case, device) or no_jvp(case, device) or gpu_only(device)
 
 
 def quack_serves(case: RotaryCase, device: Device) -> str | None:
@@ -283,7 +309,7 @@ def quack_serves(case: RotaryCase, device: Device) -> str | None:
         return "QuACK takes cos and sin of (S,D/2) alone"
     if device.capability is not None and device.capability < (9, 0):
         return f"QuACK needs sm_90 or newer, this GPU is {device.arch}"
-    return forward_in_place(case, device) or gpu_only(device)
+    return forward_in_place(case, device) or no_jvp(case, device) or gpu_only(device)
 
 
 @cache
@@ -313,7 +339,15 @@ def fused_traffic(case: RotaryCase, kernels: int = 1) -> tuple[Traffic, ...]:
             Traffic("k_out", write=case.Hk * unit),
             Traffic("cos, sin", read=table),
         ]
-    if case.mode is not Mode.fwd:
+    if case.mode is Mode.jvp:
+        rows += [
+            Traffic("tangent_q", read=case.Hq * unit),
+            Traffic("tangent_k", read=case.Hk * unit),
+            Traffic("tangent_q_out", write=case.Hq * unit),
+            Traffic("tangent_k_out", write=case.Hk * unit),
+            Traffic("cos, sin (tangents)", read=table),
+        ]
+    if case.mode.graded:
         rows += [
             Traffic("grad_q_out", read=case.Hq * unit),
             Traffic("grad_k_out", read=case.Hk * unit),
@@ -347,7 +381,7 @@ def liger_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
 def _check(B: int, S: int, Hq: int, Hk: int, D: int, **axes: Any) -> list[RotaryCase]:
     return [
         RotaryCase(B=B, S=S, Hq=Hq, Hk=Hk, D=D, mode=mode, dtype=dtype, **axes)
-        for mode in Mode
+        for mode in (Mode.fwd, Mode.bwd, Mode.full)
         for dtype in (DType.fp32, DType.fp16, DType.bf16)
     ]
 
@@ -359,6 +393,19 @@ CHECKS = (
     RotaryCase(B=2, S=5, Hq=4, Hk=1, D=32, dtype=DType.fp32, inplace=True),
     RotaryCase(B=1, S=3, Hq=2, Hk=2, D=6, dtype=DType.fp16, inplace=True, interleaved=True),
     RotaryCase(B=1, S=1, Hq=1, Hk=1, D=2, dtype=DType.fp32, mode=Mode.full),
+    RotaryCase(B=2, S=9, Hq=4, Hk=2, D=64, dtype=DType.fp32, mode=Mode.jvp),
+    RotaryCase(
+        B=1,
+        S=5,
+        Hq=3,
+        Hk=1,
+        D=48,
+        dtype=DType.fp16,
+        mode=Mode.jvp,
+        layout=Layout.bhsd,
+        interleaved=True,
+        tables=Tables.bs,
+    ),
 )
 
 FAMILY = Family(
@@ -372,6 +419,7 @@ FAMILY = Family(
     cost=cost,
     trials=trials,
     checks=CHECKS,
+    modes=tuple(Mode),
     providers=(
         Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager, mutates=overwrites,
                  unsupported=forward_in_place),

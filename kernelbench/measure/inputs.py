@@ -8,7 +8,7 @@ import torch
 
 from kernelbench.measure.environment import TORCH_DTYPES
 from kernelbench.measure.parts import inputs_of
-from kernelbench.spec import Case, Distribution, Family, Mode, Trial
+from kernelbench.spec import Case, Distribution, Family, Trial
 
 Tensors = dict[str, torch.Tensor]
 OUTLIER, RARE = 100, 1024  # one value in RARE is OUTLIER times as large
@@ -63,7 +63,7 @@ class CaseInputs:
         self._family, self._case, self._device, self._seed = family, case, device, seed
         self._like = case  # whose distribution is drawn from
         self._trial = Trial()
-        graded = case.mode is not Mode.fwd
+        graded = case.mode.graded
         self._gradients = {f"grad_{name}" for name in family.outputs(case)} if graded else set()
         draw = Draw(case, device, seed)
         self.tensors: Tensors = self._own(inputs_of(family, case, draw))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kernelbench.raised import MOST, defined, words_of
-from kernelbench.spec import Cost, Draw, Family, Mode, Provider, Traffic
+from kernelbench.spec import Cost, Draw, Family, Provider, Traffic
 
 Piece = tuple[Any, ...]  # name, index, the fp64 values, and more tensors of the same shape
 PIECE = "(name, index, fp64 tensor)"
@@ -114,7 +114,7 @@ def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Ten
         if tensor.device.type != draw.device.type:
             expected = f"{draw.device.type}: draw it with `draw`, or on `draw.device`"
             raise part.refuse(f"gives {name!r} on {tensor.device.type}", expected)
-    if case.mode is not Mode.fwd and graded:
+    if case.mode.graded and graded:
         _hold_gradients(part, found, outputs, graded)
     return dict(found)
 

@@ -48,7 +48,7 @@ class Workload:
         self._prepare = partial(provider.prepare, case)
         self._may_compute = provider.prepacked or provider.prepare is as_they_are
         self.outputs = family.outputs(case)  # of its forward
-        self._graded = family.grads(case) if case.mode is not Mode.fwd else ()
+        self._graded = family.grads(case) if case.mode.graded else ()
         self.mode: Mode = case.mode
         shared = {n: t.clone() if n in self.mutates else t for n, t in inputs.tensors.items()}
         laid_out = self._prepare(shared)
@@ -72,6 +72,7 @@ class Workload:
             Mode.fwd: self._forward,
             Mode.bwd: self._backward,
             Mode.full: self._full,
+            Mode.jvp: self._forward,
         }[self.mode]
 
     @property
@@ -95,8 +96,8 @@ class Workload:
         return self.args | self._upstream
 
     def grad_mode(self) -> Any:
-        """`fwd` runs without a graph and stores nothing for a backward."""
-        return torch.set_grad_enabled(self.mode is not Mode.fwd)
+        """Without a backward there is no graph, and nothing is stored for one."""
+        return torch.set_grad_enabled(self.mode.graded)
 
     def ready(self) -> None:
         """Untimed: take in the inputs as they are now; for a backward, run its forward.

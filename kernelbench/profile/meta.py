@@ -4,7 +4,7 @@ from typing import Any
 
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.provide import DTYPES, MetaDraw
-from kernelbench.spec import Case, Family, Mode
+from kernelbench.spec import Case, Family
 
 
 class MetaInputs(CaseInputs):
@@ -12,7 +12,7 @@ class MetaInputs(CaseInputs):
 
     def __init__(self, family: Family[Any], case: Case) -> None:
         drawn = dict(family.inputs(case, MetaDraw(DTYPES[case.dtype])))
-        graded = [f"grad_{o}" for o in family.outputs(case)] if case.mode is not Mode.fwd else []
+        graded = [f"grad_{o}" for o in family.outputs(case)] if case.mode.graded else []
         self._drawn_gradients = {name: t for name, t in drawn.items() if name in graded}
         self.tensors = {name: t for name, t in drawn.items() if name not in graded}
         self.pristine = self.tensors

@@ -42,11 +42,18 @@ DTYPE_ALIASES = {
 
 
 class Mode(StrEnum):
-    """What is timed: forward without a graph, backward alone, or both."""
+    """What is timed: forward without a graph, backward alone, or both; `jvp`, forward mode: the
+    outputs and, from a tangent of each input that has a gradient, theirs."""
 
     fwd = "fwd"
     bwd = "bwd"
     full = "full"
+    jvp = "jvp"
+
+    @property
+    def graded(self) -> bool:
+        """Whether there is a backward."""
+        return self in (Mode.bwd, Mode.full)
 
 
 class Distribution(StrEnum):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
-from kernelbench.spec.case import Case
+from kernelbench.spec.case import Case, Mode
 
 Tensor = Any  # torch.Tensor; this room knows the standard library alone
 Tensors = Mapping[str, Tensor]
@@ -185,7 +185,7 @@ class Family(Generic[C]):
     oracle: yields (name, index, fp64 tensor): the right values of `output[index]`, in pieces so
         that a large case fits in memory. Together the pieces cover what the mode produces; an
         expensive oracle may yield a sample of rows. It yields gradients only when they are asked
-        for (`case.mode` is not fwd). Pieces of outputs that are not asked for are ignored.
+        for (`case.mode.graded`). Pieces of outputs that are not asked for are ignored.
         Where a value holds something that passes through (a skip, a residual, a bias), the parts
         that the kernel had to compute follow, fp64 tensors like the value: (name, index, value,
         part, …). Errors are then relative to the sum of the parts, and each part's scale is judged.
@@ -196,6 +196,8 @@ class Family(Generic[C]):
         as they are, but no upstream gradients, are scaled by 2⁻¹⁰ and by 32, and have outliers,
         and gross errors alone count there. One on which the baseline itself is not right, or which
         leaves the dtype's range, proves nothing: the record says so.
+    modes: those that it has. In `jvp` its `outputs` are those of the forward, then `tangent_y` for
+        each such output y, and its `inputs` hold a `tangent_x` for each x of `grads`.
     dtypes: torch's names of the dtypes of outputs that are not of the case's, by output.
     origin: the file it was loaded from; `families.load` fills it in.
     """
@@ -211,6 +213,7 @@ class Family(Generic[C]):
     checks: tuple[C, ...]
     grads: Callable[[C], tuple[str, ...]] = nothing
     trials: Callable[[C], Mapping[str, Trial]] | None = None
+    modes: tuple[Mode, ...] = (Mode.fwd, Mode.bwd, Mode.full)
     dtypes: Callable[[C], Mapping[str, str]] = no_others
     origin: str = ""
 

@@ -32,7 +32,9 @@ def _many(kind: Any) -> Any:
     return Annotated[list[kind], Field(min_length=1), before]
 
 
-def _kind(ax: Axis) -> Any:
+def _kind(ax: Axis, family: Family[Any]) -> Any:
+    if ax.type is Mode:
+        return Literal[tuple(mode.value for mode in family.modes)]
     if issubclass(ax.type, StrEnum):
         aliases = DTYPE_ALIASES if ax.type is DType else ()
         return Literal[(*(member.value for member in ax.type), *aliases)]
@@ -75,9 +77,9 @@ def _made(name: str, base: type[BaseModel], keys: Mapping[str, _Key]) -> Any:
 def _axes(family: Family[Any], base: type[BaseModel] = _Strict, **more: _Key) -> Any:
     """The family's axes, all optional: where they are required, defaults may supply them."""
     keys = {
-        ax.name: (_many(_kind(ax)), None, f"{ax.doc} (required)")
+        ax.name: (_many(_kind(ax, family)), None, f"{ax.doc} (required)")
         if ax.required
-        else (_many(_kind(ax)), ax.default, ax.doc)
+        else (_many(_kind(ax, family)), ax.default, ax.doc)
         for ax in family.case.axes()
     }
     return _made(f"{family.name}_axes", base, keys | more)
@@ -85,7 +87,7 @@ def _axes(family: Family[Any], base: type[BaseModel] = _Strict, **more: _Key) ->
 
 def _family(family: Family[Any]) -> Any:
     providers = _many(Literal[tuple(provider.name for provider in family.providers)])
-    modes = _many(Literal[tuple(mode.value for mode in Mode)])
+    modes = _many(Literal[tuple(mode.value for mode in family.modes)])
     block: Any = _axes(family, _Block, providers=(providers, None, "which to measure here"))
     cases = Annotated[list[block], Field(min_length=1)]
     keys = {
