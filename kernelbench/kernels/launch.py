@@ -13,6 +13,8 @@ import triton
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kernelbench.kernels.interpreter import why_broken
+
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
 _HERE: AbstractContextManager[None] = nullcontext()
@@ -198,7 +200,7 @@ def refusal(device: torch.device) -> str | None:
         return None
     if device.type == "cpu":
         if INTERPRETED:
-            return None
+            return why_broken() or None
         return (
             "the tensors are on the CPU: move them to a CUDA device, or set TRITON_INTERPRET=1 "
             "before importing kernelbench.kernels to run in Triton's interpreter"
