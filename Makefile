@@ -15,6 +15,16 @@ INSPECT := inspect --quiet --target sm_80,sm_90
 GATE := --fail-on spills,smem,serialized,registers:10%
 COMPILED := tests/data/inspect-triton
 
+# What is tested with the lowest versions: what needs NumPy and Triton, then what each other package
+# is for. Left out: the schema, which the pinned pydantic wrote, and what takes long or fills pages.
+MINIMUM := build/minimum
+LOWEST := $(MINIMUM)/bin
+TESTED := $(addprefix tests/,kernels/test_rms_norm.py kernels/test_rotary.py kernels/test_launch.py \
+	kernels/test_edges.py test_suite.py test_suite_errors.py test_report.py test_export.py \
+	test_help.py test_listing.py test_optional.py test_metrics.py test_nvtx.py test_telemetry.py \
+	test_page.py)
+UNTESTED := shipped_schema_is_current or more_wide_rows or longest_real_run or 500_records
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,7 +36,8 @@ about = on $(JOBS:0=1) of $(shell nproc) cores: about $(shell expr $(1) / $(JOBS
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-slow test-gpu check inspect inspected schema docs bench constraints clean
+.PHONY: help venv smoke test test-slow test-gpu check inspect inspected minimum schema docs bench constraints \
+	clean
 .DELETE_ON_ERROR:
 
 help: ## Show this
@@ -65,6 +76,16 @@ inspected: $(STAMP) $(OTHER)/.installed ## Write that past anew, after a change 
 	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json $(ARGS)
 	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json $(ARGS)
 
+minimum: $(MINIMUM)/.installed ## Test with the lowest versions that pyproject.toml allows (no GPU; online once)
+	$(LOWEST)/python tools/minimum.py --check
+	$(LOWEST)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal \
+		$(TESTED) -k "not ($(UNTESTED))" $(ARGS)
+	rm -rf $(MINIMUM)/runs
+	$(LOWEST)/kernelbench list
+	$(LOWEST)/kernelbench run smoke --family rms_norm --out $(MINIMUM)/runs
+	$(LOWEST)/kernelbench report $(MINIMUM)/runs
+	$(LOWEST)/kernelbench report $(MINIMUM)/runs --format html --out $(MINIMUM)/page.html
+
 schema: $(STAMP) ## Write anew what editors and list say of families, after one changed
 	$(BIN)/python tools/schema.py
 
@@ -91,6 +112,18 @@ constraints: ## Resolve every dependency anew around the torch and triton pinned
 $(OTHER)/.installed: $(STAMP) Makefile
 	@rm -rf $(OTHER)
 	@$(PIP) install -q --no-deps --target $(OTHER) triton==$(OTHER_TRITON)
+	@touch $@
+
+# An environment of its own, but for torch, which is large.
+$(MINIMUM)/.installed: $(STAMP) tools/minimum.py
+	@rm -rf $(MINIMUM)
+	@$(BIN)/python -m venv --without-pip $(MINIMUM)
+	@$(BIN)/python tools/minimum.py > $(MINIMUM)/lowest.txt
+	@$(PIP) --python $(LOWEST)/python install -q -c $(MINIMUM)/lowest.txt 'setuptools>=77'
+	@ln -s $(abspath $(VENV))/lib/python3*/site-packages/*torch* $(MINIMUM)/lib/python3*/site-packages
+	@$(PIP) --python $(LOWEST)/python install -q -c $(MINIMUM)/lowest.txt --no-build-isolation \
+		-e '.[report]' hypothesis pytest pytest-xdist
+	@$(PIP) --python $(LOWEST)/python check
 	@touch $@
 
 # One interpreter new enough, then one install. The stamp is as old as what it was made from, so a

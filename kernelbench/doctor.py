@@ -17,6 +17,7 @@ from rich.text import Text
 
 import kernelbench
 from kernelbench import optional
+from kernelbench.kernels import interpreter
 
 WITHOUT_GPU = "without one, suites run small shapes for correctness: kernelbench run smoke"
 INTERPRETED = "in its interpreter, on the CPU"
@@ -106,12 +107,13 @@ def _untouched() -> list[Finding] | None:
         return None
     sees = f"(CUDA {built['cuda']}) sees no device or driver" if built.get("cuda") else ""
     why = f"torch {built['__version__']} {sees or 'is built without CUDA'}"
-    triton = importlib.util.find_spec("triton")
+    triton = importlib.util.find_spec("triton") is not None
     how = f"{importlib.metadata.version('triton')}, {INTERPRETED}" if triton else NO_TRITON
+    broken = interpreter.why_broken()
     return [
         Finding("torch", True, str(built["__version__"])),
         Finding("GPU", None, why, WITHOUT_GPU),
-        Finding("triton", triton is not None, how),
+        Finding("triton", triton and not broken, broken or how),
     ]
 
 

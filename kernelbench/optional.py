@@ -71,7 +71,7 @@ PACKAGES = (
     Package("matplotlib>=3.9", ("matplotlib",), "the figures of those pages", "report"),
     Package("wandb>=0.19", ("wandb",), "report --to wandb", "wandb"),
     Package("tensorboard>=2.18", ("tensorboard",), "report --to tensorboard", "tensorboard"),
-    Package("nvidia-ml-py>=12.560", ("pynvml",), "clocks, power and throttling in records"),
+    Package("nvidia-ml-py>=12.560.30", ("pynvml",), "clocks, power and throttling in records"),
     Package("nvtx>=0.2.12", ("nvtx",), "names in what nsys and ncu show"),
 )  # fmt: skip
 PROGRAMS = (

@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "worker": {"spec", "families", "measure", "profile"},
     "run": {"spec", "suite", "store", "metrics", "source", "ledger", "executor", "worker"},
     "plan": {"spec", "suite", "families"},
-    "doctor": {"spec", "suite", "measure", "families", "optional", "profile"},
+    "doctor": {"spec", "suite", "kernels", "measure", "families", "optional", "profile"},
     "optional": set(),
 }
 STDLIB_ONLY = (

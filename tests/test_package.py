@@ -114,6 +114,44 @@ def test_every_declared_dependency_is_pinned_as_declared() -> None:
         assert known[name] in requirement.specifier, f"{requirement}, but {known[name]} is pinned"
 
 
+def minimum(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/minimum.py", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_lowest_versions_are_the_lower_bounds_beside_the_pinned_torch() -> None:
+    lines = [line.split("==") for line in minimum().stdout.splitlines()]
+    lowest = {canonicalize_name(name): Version(version) for name, version in lines}
+    assert len(lowest) == len(lines)
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    stated = [*map(Requirement, PYPROJECT["project"]["dependencies"] + extras["report"])]
+    for requirement in stated:
+        name = canonicalize_name(requirement.name)
+        [bound] = [each.version for each in requirement.specifier if each.operator == ">="]
+        assert lowest.pop(name) == (pins()[name] if name == "torch" else Version(bound))
+    kept = pins()
+    assert lowest.items() <= kept.items()
+    assert kept.keys() - lowest.keys() == {*(canonicalize_name(r.name) for r in stated)} | {
+        "pydantic-core"  # each pydantic requires one, exactly
+    }
+
+
+def test_other_versions_than_the_lowest_are_named() -> None:
+    skip_unless_pinned()
+    done = minimum("--check")
+    assert done.returncode == 1
+    assert f"numpy {importlib.metadata.version('numpy')} is installed, not 2\n" in done.stderr
+
+
+def test_the_parts_of_the_ci_take_45_minutes_at_most() -> None:
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    parts = re.findall(r"(?m)^part (\S+) (\d+) ", text)
+    assert len(parts) == text.count("\npart ")
+    assert "\n# 45 minutes at most." in text and sum(int(minutes) for _, minutes in parts) <= 45
+
+
 def skip_unless_pinned() -> None:
     installed = importlib.metadata.version("torch").partition("+")[0]
     if installed != str(pins()["torch"]):

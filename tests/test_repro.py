@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 
 from kernelbench import families, store
 from kernelbench.cli import app
+from kernelbench.kernels import interpreter
 from kernelbench.measure.inputs import Draw as Measured
 from kernelbench.repro.loop import Draw, names_of
 from kernelbench.repro.verb import repro, script_of
@@ -97,8 +97,8 @@ RAN = [
 def test_the_script_runs_alone_and_finds_the_provider_right(
     tmp_path: Path, family: str, provider: str
 ) -> None:
-    if provider == "triton_fused" and metadata.version("triton") < "3.7":
-        pytest.skip("the interpreter of Triton 3.6 fails on a NumPy of today")
+    if provider == "triton_fused" and (why := interpreter.why_broken()):
+        pytest.skip(why)
     record = made(family, provider)
     script = script_of(record, [record], FAMILIES[family])
     done = run_alone(script, tmp_path)

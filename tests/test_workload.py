@@ -7,6 +7,8 @@ import pytest
 import torch
 from toy import CASE, ToyCase, provider, right, toy
 
+from kernelbench import doctor
+from kernelbench.kernels import interpreter
 from kernelbench.measure import environment
 from kernelbench.measure.inputs import CaseInputs, Draw, put
 from kernelbench.measure.workload import Workload, why_not
@@ -179,3 +181,15 @@ def test_without_a_c_compiler_there_is_no_triton_on_a_gpu(monkeypatch: pytest.Mo
     assert "needs a C compiler" in environment._no_triton((9, 0))
     monkeypatch.setattr(environment.shutil, "which", lambda name: name if name == "gcc" else None)
     assert environment._no_triton((9, 0)) == ""
+
+
+def test_an_interpreter_that_fails_with_its_numpy_is_no_triton_on_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interpreter, "why_broken", lambda: "fails with numpy")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("CC", "gcc")
+    assert environment._no_triton(None) == "fails with numpy"
+    assert environment._no_triton((9, 0)) == ""
+    if (findings := doctor._untouched()) is not None:  # None where there is a GPU to ask torch of
+        assert findings[-1] == doctor.Finding("triton", False, "fails with numpy")

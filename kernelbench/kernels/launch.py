@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from kernelbench.kernels.interpreter import why_broken
+
 INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
 _HERE: AbstractContextManager[None] = nullcontext()
@@ -227,7 +229,7 @@ def refusal(device: torch.device) -> str | None:
         return None
     if device.type == "cpu":
         if INTERPRETED:
-            return None
+            return why_broken() or None
         return (
             "the tensors are on the CPU: move them to a CUDA device, or set TRITON_INTERPRET=1 "
             "before importing kernelbench.kernels to run in Triton's interpreter"

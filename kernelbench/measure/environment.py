@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.kernels import interpreter
 from kernelbench.measure.telemetry import Telemetry, driver_version
 from kernelbench.spec import Device, DType, NoGPUError
 
@@ -89,7 +90,7 @@ def _no_triton(capability: tuple[int, int] | None) -> str:
         return "Triton needs a C compiler (gcc or clang, or CC), and none is on the PATH"
     if capability is None and os.environ.get("TRITON_INTERPRET") != "1":
         return "on a CPU, Triton needs its interpreter (TRITON_INTERPRET=1)"
-    return ""
+    return interpreter.why_broken() if capability is None else ""
 
 
 def _compiler() -> bool:

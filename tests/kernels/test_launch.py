@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernelbench.kernels import launch
+from kernelbench.kernels import interpreter, launch
 from kernelbench.kernels.launch import Launch, check_device, on_device, power_of_2, refusal
 
 
@@ -205,6 +205,37 @@ def test_cpu_tensors_without_the_interpreter_are_refused_with_the_remedy():
         ran.stderr
     )
     assert "TRITON_INTERPRET=1 before importing kernelbench.kernels" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "broken"),
+    [
+        ("3.6.0", "2.3.5", False),
+        ("3.6.0", "2.4.0rc1", True),
+        ("3.6.0+git1", "2.10.1", True),
+        ("3.7.0", "2.4.6", False),
+        ("4.0", "2.4.6", False),
+    ],
+)
+def test_an_interpreter_that_fails_with_its_numpy_is_refused_with_the_remedy(
+    triton, numpy, broken, monkeypatch, fresh_refusal
+):
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(interpreter.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    said = (
+        f"the interpreter of triton {triton} fails with numpy {numpy}: "
+        "pip install 'triton>=3.7', or 'numpy<2.4'"
+    )
+    assert refusal(torch.device("cpu")) == (said if broken else None)
+
+
+def test_without_triton_its_interpreter_is_not_broken(monkeypatch):
+    def version(name):
+        raise interpreter.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(interpreter.metadata, "version", version)
+    assert interpreter.why_broken() == ""
 
 
 def test_the_current_device_costs_no_guard(device):
