@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from twins import with_marks
 
 from kernelbench import families, source
@@ -158,6 +159,27 @@ def pieces(family: Family[Any], case: Case, inputs: Any) -> dict[str, list[tuple
     for name, index, right, *_ in family.oracle(case, inputs):
         found.setdefault(name, []).append((index, right))
     return found
+
+
+def test_oracle_tangents_are_forward_mode_of_its_forward() -> None:
+    """In fp64 both, likewise."""
+    tried = 0
+    for family in FAMILIES.values():
+        for case in family.checks if Mode.jvp in family.modes else ():
+            if case.mode is not Mode.jvp:
+                continue
+            drawn = family.inputs(case, Draw(case, "cpu", seed=1))
+            wide = {n: t.double() if t.is_floating_point() else t for n, t in drawn.items()}
+            stated = pieces(family, case, wide)
+            with forward_ad.dual_level():
+                for name in family.grads(case):
+                    wide[name] = forward_ad.make_dual(wide[name], wide[f"tangent_{name}"])
+                for name, parts in pieces(family, replace(case, mode=Mode.fwd), wide).items():
+                    for (_, right), (_, said) in zip(parts, stated[f"tangent_{name}"], strict=True):
+                        tangent = forward_ad.unpack_dual(right).tangent
+                        torch.testing.assert_close(said, tangent, rtol=1e-10, atol=1e-10)
+                        tried += 1
+    assert tried
 
 
 @EVERY
