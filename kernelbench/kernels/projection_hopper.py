@@ -198,7 +198,9 @@ def _consume(
         if SKIPS:
             mbarrier.arrive(x_empty.index(G), count=1)
             last_b = gl.minimum(b, B - 1)  # rows beyond the last sample are not stored
-            c_skip, c_out, _, _ = _coefficients(t_ptr, last_b, t_stride, sigma, PARAMETRIZATION)
+            c_skip, c_out, _, _ = _coefficients(
+                t_ptr, last_b.to(gl.int64), t_stride, sigma, PARAMETRIZATION
+            )
         else:
             c_skip = 0.0
             c_out = 1.0

@@ -46,13 +46,30 @@ def coefficients_of(t, sigma, PARAMETRIZATION: tl.constexpr):
 
 @triton.jit
 def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
-    """`coefficients_of` the t of sample b; those of attention alone for `none`, which has no t."""
+    """`coefficients_of` the t of sample b; those of attention alone for `none`, which has no t.
+
+    b, or t_stride, is in 64 bits where their product may pass 32.
+    """
     if PARAMETRIZATION == "none":
         c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
     else:
         t = tl.load(t_ptr + b * t_stride).to(tl.float32)
         c_skip, c_out, d_skip, d_out = coefficients_of(t, sigma, PARAMETRIZATION)
     return c_skip, c_out, d_skip, d_out
+
+
+@triton.jit
+def widened(stride, WIDE: tl.constexpr):
+    """The stride of rows for products with their number in a tile: see `is_wide`."""
+    return tl.cast(stride, tl.int64) if WIDE else stride
+
+
+def is_wide(rows: int, *tensors: Tensor | None) -> bool:
+    """Whether offsets within a tile of so many tokens pass 32 bits, in any of the (B,N,..) tensors.
+
+    Few do, and 64 bits cost the others registers: kernels are compiled for one or the other.
+    """
+    return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
 
 
 @triton.jit

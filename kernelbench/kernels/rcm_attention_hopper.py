@@ -318,7 +318,7 @@ def _attend_tile(
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = q_smem.index(G)
     if PARAMETRIZATION != "none":
-        t = gl.load(t_ptr + b * t_stride).to(gl.float32)  # arrives meanwhile
+        t = gl.load(t_ptr + b.to(gl.int64) * t_stride).to(gl.float32)  # arrives meanwhile
     mbarrier.wait(q_full, phase)
     buffer = taken % BUFFERS
     mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
@@ -405,7 +405,8 @@ def _attend_tile(
     o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
     if lse_ptr is not None:
         row_M = first_M + gl.arange(0, 64, row_layout)
-        gl.store(lse_ptr + (b * H + h) * _pitch(N) + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
+        lse_ptr += (b * H + h).to(gl.int64) * _pitch(N)
+        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
     if PARAMETRIZATION != "none":
         c_skip, c_out, _, _ = _coefficients_of(t, sigma, PARAMETRIZATION)
         if o_desc is None:

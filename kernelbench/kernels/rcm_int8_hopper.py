@@ -331,7 +331,9 @@ def _attend_tile(
     o_MD = acc_MD * gl.expand_dims(share_M, 1) * gl.expand_dims(worth_D, 0)
     y = y_smem.index(G)
     if PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients(t_ptr, bh // H, t_stride, sigma, PARAMETRIZATION)
+        c_skip, c_out, _, _ = _coefficients(
+            t_ptr, (bh // H).to(gl.int64), t_stride, sigma, PARAMETRIZATION
+        )
         mbarrier.wait(x_full.index(G), phase)
         y_MD = c_skip * y.load(acc_layout).to(gl.float32)
         o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
