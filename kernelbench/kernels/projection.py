@@ -868,7 +868,8 @@ def _given(
     if config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
         raise ValueError(
             f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
-            "of 64, and tensors whose addresses and strides are multiples of 16 bytes, on sm_90, "
+            "of 64, and tensors, none of them expanded, whose addresses and strides are multiples "
+            "of 16 bytes, on sm_90, "
             f"got {a.dtype}, N, K = {tuple(a.shape[1:])}, C = {weight.shape[0]} on "
             f"{arch_of(device)}: pass config=None for a kernel that takes these"
         )

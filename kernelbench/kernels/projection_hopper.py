@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
 
 ROWS = 64  # of a consumer warpgroup
 GROUPS = 2
@@ -376,20 +376,14 @@ class HopperProjectionTile:
 
 def suits(a: Tensor, weight: Tensor, x: Tensor | None) -> bool:
     """Whether the kernel takes tensors: bf16 or fp16, N, K and C in multiples of 64, x like a, and
-    rows that start at multiples of 16 bytes."""
+    such as the copy engine takes."""
     if a.dtype not in (torch.bfloat16, torch.float16) or a.numel() == 0:
         return False
     if a.shape[1] % ROWS or a.shape[2] % STEP or weight.shape[0] % STEP:
         return False
     if x is not None and x.dtype != a.dtype:
         return False
-    for tensor in (a, weight, x):
-        if tensor is None:
-            continue
-        steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
-        if tensor.data_ptr() % 16 or any(n > 1 and (step == 0 or step % 8) for n, step in steps):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in (a, weight, x))
 
 
 def _descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:

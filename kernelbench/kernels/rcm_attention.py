@@ -1441,9 +1441,10 @@ def _attend_and_skip(
         suited and arch_of(device) == "sm_90"
     ):
         raise ValueError(
-            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors whose addresses and "
-            f"strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = {q.shape[3]} on "
-            f"{arch_of(device)}: pass config=None for a kernel that takes these"
+            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
+            "expanded, whose addresses and strides are multiples of 16 bytes, on sm_90, got "
+            f"{q.dtype}, D = {q.shape[3]} on {arch_of(device)}: pass config=None for a kernel "
+            "that takes these"
         )
     if graded:
         y: Tensor = _RcmAttention.apply(q, k, v, x, t, formula, config, fused)

@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients_of, pitch
+from kernelbench.kernels.rcm import RcmFormula, coefficients_of, copy_engine_takes, pitch
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
@@ -843,13 +843,7 @@ def suits(*tensors: Tensor | None) -> bool:
     assert q is not None
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in (64, 128):
         return False
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
-        if tensor.data_ptr() % 16 or any(n > 1 and (step == 0 or step % 8) for n, step in steps):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in tensors)
 
 
 def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:

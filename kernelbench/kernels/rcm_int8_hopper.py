@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
 from kernelbench.kernels.rcm_attention_hopper import _of_heads
 from kernelbench.kernels.rcm_int8 import Packed
 
@@ -584,13 +584,7 @@ def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
         return False
     if packed.config.block_m % 64 or packed.v8.dtype != torch.float8_e4m3fn:
         return False
-    for tensor in (x, y):
-        if tensor is None:
-            continue
-        first = 1 if tensor.shape[0] == 1 else 0  # the stride of one sample means nothing
-        if tensor.data_ptr() % 16 or any(stride % 8 for stride in tensor.stride()[first:-1]):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in (x, y))
 
 
 def _of_rows(tensor: Tensor, rows: int) -> TensorDescriptor:

@@ -21,7 +21,11 @@ def coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor,
         c_skip = (t.cos() + sine).reciprocal()
         return c_skip, -sine * c_skip
     u = t - CM_EPSILON if parametrization == "cm" else t
-    return sigma**2 / (u * u + sigma**2), sigma * u * (t * t + sigma**2).rsqrt()
+    wide = torch.tensor(sigma, dtype=t.dtype)
+    root = torch.hypot(t, wide)  # squares may leave the range of fp32
+    c_skip = wide / (torch.hypot(u, wide) if parametrization == "cm" else root)
+    c_out = torch.where(t.abs() > sigma, sigma * (u / root), u * (wide / root))
+    return c_skip.square(), c_out
 
 
 def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: float) -> Tensor:
