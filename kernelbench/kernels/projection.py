@@ -926,9 +926,9 @@ def project_and_skip(
     same bits on every call and are not differentiable themselves. torch.compile takes this as one
     operator, without a break in the graph.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data that it cannot have; RuntimeError for tensors that are not on
-    one device where Triton runs; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes and a sigma_data that is no number; ValueError for shapes that
+    do not fit, an unknown parametrization, or a sigma_data that it cannot have; RuntimeError for
+    tensors that are not on one device where Triton runs; NotImplementedError in forward mode.
     """
     return _project_and_skip(a, weight, bias, x, t, sigma_data, parametrization, config, fused=True)
 

@@ -139,8 +139,8 @@ class RcmFormula:
         for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
             if not 2.0**-126 <= value <= 2.0**126:
                 raise ValueError(
-                    f"rcm_attention takes a positive, finite {name}, from 2^-126 to 2^126 as it is "
-                    f"used in fp32, got {value}"
+                    f"rcm_attention takes a positive, finite {name}, got {value}: it is used in "
+                    "fp32, from 2^-126 to 2^126"
                 )
         if self.parametrization == "trigflow" and self.sigma_data != 1:
             raise ValueError(

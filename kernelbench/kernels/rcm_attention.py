@@ -1490,9 +1490,10 @@ def rcm_attention(
     attention, this heeds `torch.use_deterministic_algorithms(True)`, at the time of the call, at
     the cost of a slower backward. A config that is passed decides for itself.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors that
-    are not on one device where Triton runs; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes and a sigma_data or scale that is no number; ValueError for
+    shapes that do not fit, an unknown parametrization, or a sigma_data or scale that it cannot
+    have; RuntimeError for tensors that are not on one device where Triton runs; NotImplementedError
+    in forward mode.
 
     Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
     (arXiv:2206.00364); Song et al., Consistency Models, 2023 (arXiv:2303.01469); Dao,

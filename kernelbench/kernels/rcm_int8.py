@@ -874,10 +874,10 @@ def rcm_attention_int8(
     finite need not come through. A mean of k over the tokens costs nothing; a channel of q or k
     that is far larger than the others costs them their precision, a channel of v does not.
 
-    Raises TypeError for other dtypes; ValueError for shapes that do not fit, an unknown
-    parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a gradient
-    is asked for, and for tensors that are not on one device where Triton runs;
-    NotImplementedError in forward mode.
+    Raises TypeError for other dtypes and a sigma_data or scale that is no number; ValueError for
+    shapes that do not fit, an unknown parametrization, or a sigma_data or scale that it cannot
+    have; RuntimeError where a gradient is asked for, and for tensors that are not on one device
+    where Triton runs; NotImplementedError in forward mode.
 
     Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
     """

@@ -110,9 +110,9 @@ def test_numbers_of_any_kind_are_taken(number):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e39, 1e-39])
 def test_numbers_that_fp32_does_not_hold_are_refused(value):
-    with pytest.raises(ValueError, match=r"sigma_data, from 2\^-126 to 2\^126"):
+    with pytest.raises(ValueError, match=r"sigma_data, got .*from 2\^-126 to 2\^126"):
         formula_of("edm", value, False, 0.5, 64)
-    with pytest.raises(ValueError, match=r"scale, from 2\^-126 to 2\^126"):
+    with pytest.raises(ValueError, match=r"scale, got .*from 2\^-126 to 2\^126"):
         formula_of("edm", 0.5, False, value, 64)
 
 
