@@ -51,7 +51,7 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection_hopper import forward_launch as hopper_launch
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import skip_launch
 from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
 
@@ -168,6 +168,7 @@ def _project(
     EARLY: tl.constexpr,
     HALVES: tl.constexpr,
     SPANS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """BLOCK_M rows and BLOCK_C channels of y a program; rows may be of several samples if SPANS."""
     tile_M, tile_C = _grouped(M, tl.cdiv(C, BLOCK_C), BLOCK_M, GROUP)
@@ -183,13 +184,13 @@ def _project(
     else:
         b = first // N
         a_ptr += _offsets(b, first % N, a_stride_B, a_stride_N)
-        a_offset_M = tl.arange(0, BLOCK_M) * a_stride_N
+        a_offset_M = tl.arange(0, BLOCK_M) * widened(a_stride_N, WIDE)
     if x_ptr is not None:
         if SPANS:
             x_offset_M = _offsets(b, safe_M % N, x_stride_B, x_stride_N)
         else:
             x_ptr += _offsets(b, first % N, x_stride_B, x_stride_N)
-            x_offset_M = tl.arange(0, BLOCK_M) * x_stride_N
+            x_offset_M = tl.arange(0, BLOCK_M) * widened(x_stride_N, WIDE)
         if EARLY:
             mask_MC = (row_M < M)[:, None] & (c_C < C)[None, :]
             x_MC = _load_skip(x_ptr, x_offset_M, c_C, mask_MC, MASKED)
@@ -210,7 +211,9 @@ def _project(
         weight_KC += BLOCK_K
 
     if x_ptr is not None:
-        c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+        c_skip, c_out, _, _ = coefficients(
+            t_ptr, b, widened(t_stride, WIDE), sigma, PARAMETRIZATION
+        )
     else:
         c_skip, c_out, x_offset_M = 0.0, 1.0, a_offset_M
     if HALVES:
@@ -533,6 +536,7 @@ def forward_launch(
         "EARLY": config.early and x is not None,
         "HALVES": config.halves and config.block_c >= 32,
         "SPANS": N % config.block_m != 0,
+        "WIDE": is_wide(config.block_m, a, x) or (t is not None and B * t.stride(0) >= 1 << 31),
     }
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return Launch(_project, (_tiles(config, B * N, C),), args, constexprs, options)
@@ -908,7 +912,8 @@ def _given(
     if config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
         raise ValueError(
             f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
-            "of 64, and tensors whose addresses and strides are multiples of 16 bytes, on sm_90, "
+            "of 64, and tensors, none of them expanded, whose addresses and strides are multiples "
+            "of 16 bytes, on sm_90, "
             f"got {a.dtype}, N, K = {tuple(a.shape[1:])}, C = {weight.shape[0]} on "
             f"{arch_of(device)}: pass config=None for a kernel that takes these"
         )
@@ -969,9 +974,10 @@ def project_and_skip(
     same bits on every call and are not differentiable themselves. torch.compile takes this as one
     operator, without a break in the graph.
 
-    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
-    unknown parametrization, or a sigma_data that it cannot have; RuntimeError for tensors that are
-    not on one device where Triton runs, or have no memory; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes, nested tensors and a sigma_data that is no number; ValueError
+    for shapes that do not fit, an unknown parametrization, or a sigma_data that it cannot have;
+    RuntimeError for tensors that are not on one device where Triton runs, or have no memory;
+    NotImplementedError in forward mode.
     """
     return _project_and_skip(a, weight, bias, x, t, sigma_data, parametrization, config, fused=True)
 

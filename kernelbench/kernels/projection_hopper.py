@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
 
 ROWS = 64  # of a consumer warpgroup
 GROUPS = 2
@@ -198,7 +198,9 @@ def _consume(
         if SKIPS:
             mbarrier.arrive(x_empty.index(G), count=1)
             last_b = gl.minimum(b, B - 1)  # rows beyond the last sample are not stored
-            c_skip, c_out, _, _ = _coefficients(t_ptr, last_b, t_stride, sigma, PARAMETRIZATION)
+            c_skip, c_out, _, _ = _coefficients(
+                t_ptr, last_b.to(gl.int64), t_stride, sigma, PARAMETRIZATION
+            )
         else:
             c_skip = 0.0
             c_out = 1.0
@@ -374,20 +376,14 @@ class HopperProjectionTile:
 
 def suits(a: Tensor, weight: Tensor, x: Tensor | None) -> bool:
     """Whether the kernel takes tensors: bf16 or fp16, N, K and C in multiples of 64, x like a, and
-    rows that start at multiples of 16 bytes."""
+    such as the copy engine takes."""
     if a.dtype not in (torch.bfloat16, torch.float16) or a.numel() == 0:
         return False
     if a.shape[1] % ROWS or a.shape[2] % STEP or weight.shape[0] % STEP:
         return False
     if x is not None and x.dtype != a.dtype:
         return False
-    for tensor in (a, weight, x):
-        if tensor is None:
-            continue
-        steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
-        if tensor.data_ptr() % 16 or any(n > 1 and (step == 0 or step % 8) for n, step in steps):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in (a, weight, x))
 
 
 def _descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:

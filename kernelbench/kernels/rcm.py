@@ -7,10 +7,10 @@ Lu and Song, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Mo
 (arXiv:2410.11081) `trigflow`.
 """
 
-import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from numbers import Real
 
 import torch
 import triton
@@ -19,6 +19,15 @@ from torch import Tensor
 
 SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
 PARAMETRIZATIONS = tuple(SIGMA_DATA)
+
+
+@triton.jit
+def _unit(t, sigma):
+    """A power of two whose products with t and sigma, which is positive, have squares with a sum in
+    fp32's range: no bits change but where they would leave it."""
+    larger = tl.maximum(tl.abs(t), sigma)
+    exponent = tl.minimum(larger.to(tl.int32, bitcast=True) & 0x7F800000, 0x7E800000)
+    return (0x7F000000 - exponent).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -34,25 +43,63 @@ def coefficients_of(t, sigma, PARAMETRIZATION: tl.constexpr):
     else:
         EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
         u = t - EPSILON
-        variance = sigma * sigma
-        total = u * u + variance
-        slope = tl.div_rn(sigma, tl.sqrt_rn(variance + t * t))
-        c_skip = tl.div_rn(variance, total)
-        c_out = u * slope
-        d_skip = -2.0 * u * tl.div_rn(c_skip, total)
-        d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
+        unit_u = _unit(u, sigma)
+        unit = _unit(t, sigma)
+        scaled_u = u * unit_u
+        scaled_t = t * unit
+        scaled_sigma = sigma * unit
+        far = tl.abs(t) > sigma  # then sigma may be too small to be scaled, else t
+        variance_u = (sigma * unit_u) * (sigma * unit_u)
+        variance = scaled_sigma * scaled_sigma
+        total = scaled_u * scaled_u + variance_u
+        total_t = variance + scaled_t * scaled_t
+        slope = tl.div_rn(tl.where(far, sigma, scaled_sigma), tl.sqrt_rn(total_t))
+        c_skip = tl.div_rn(variance_u, total)
+        c_out = tl.where(far, u * unit, u) * slope
+        d_skip = -2.0 * scaled_u * tl.div_rn(c_skip, total) * unit_u
+        d_out = tl.where(far, unit, 1.0) * slope
+        d_out *= tl.div_rn(variance + EPSILON * unit * scaled_t, total_t)
     return c_skip, c_out, d_skip, d_out
 
 
 @triton.jit
 def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
-    """`coefficients_of` the t of sample b; those of attention alone for `none`, which has no t."""
+    """`coefficients_of` the t of sample b; those of attention alone for `none`, which has no t.
+
+    b, or t_stride, is in 64 bits where their product may pass 32.
+    """
     if PARAMETRIZATION == "none":
         c_skip, c_out, d_skip, d_out = 0.0, 1.0, 0.0, 0.0
     else:
         t = tl.load(t_ptr + b * t_stride).to(tl.float32)
         c_skip, c_out, d_skip, d_out = coefficients_of(t, sigma, PARAMETRIZATION)
     return c_skip, c_out, d_skip, d_out
+
+
+@triton.jit
+def widened(stride, WIDE: tl.constexpr):
+    """The stride of rows for products with their number in a tile: see `is_wide`."""
+    return tl.cast(stride, tl.int64) if WIDE else stride
+
+
+def is_wide(rows: int, *tensors: Tensor | None) -> bool:
+    """Whether offsets within a tile of so many tokens pass 32 bits, in any of the (B,N,..) tensors.
+
+    Few do, and 64 bits cost the others registers: kernels are compiled for one or the other.
+    """
+    return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
+
+
+def copy_engine_takes(x: Tensor) -> bool:
+    """Whether Hopper's copy engine reads a tensor of 16-bit elements: rows, along its last axis,
+    begin at multiples of 16 bytes, and none lies over another, as in expanded tensors.
+
+    NVIDIA, CUDA Driver API, cuTensorMapEncodeTiled.
+    """
+    row = x.shape[-1]
+    steps = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    apart = all(n <= 1 or (step >= row and step % 8 == 0) for n, step in steps)
+    return apart and x.data_ptr() % 16 == 0
 
 
 @triton.jit
@@ -72,7 +119,8 @@ def statistic_of(q: Tensor) -> Tensor:
 class RcmFormula:
     """What is computed, apart from sizes: see `rcm_attention.rcm_attention` for the fields.
 
-    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive.
+    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive. Both from
+        2^-126 to 2^126, for fp32.
     """
 
     parametrization: str
@@ -89,8 +137,11 @@ class RcmFormula:
                 f"Known: {', '.join(PARAMETRIZATIONS)}"
             )
         for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"rcm_attention takes a positive, finite {name}, got {value}")
+            if not 2.0**-126 <= value <= 2.0**126:
+                raise ValueError(
+                    f"rcm_attention takes a positive, finite {name}, got {value}: it is used in "
+                    "fp32, from 2^-126 to 2^126"
+                )
         if self.parametrization == "trigflow" and self.sigma_data != 1:
             raise ValueError(
                 f"trigflow is defined for sigma_data = 1, got {self.sigma_data}: scale the data "
@@ -103,12 +154,28 @@ class RcmFormula:
         return self.parametrization != "none"
 
 
-@lru_cache(maxsize=256)
 def formula_of(
     parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
 ) -> RcmFormula:
-    """With what was left out filled in."""
+    """With what was left out filled in. Raises TypeError for what is no Python or NumPy number."""
+    for name, value in (("sigma_data", sigma_data), ("scale", scale)):
+        if value is not None and not isinstance(value, Real):
+            raise TypeError(
+                f"rcm_attention takes {name} as a number, got {type(value).__name__}: of a tensor "
+                "or array, pass .item()"
+            )
+    # torch.compile warns of a cache that it traces through.
+    make = _formula if torch.compiler.is_compiling() else _formula_kept
+    return make(parametrization, sigma_data, causal, scale, D)
+
+
+def _formula(
+    parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
+) -> RcmFormula:
     if sigma_data is None:
         sigma_data = SIGMA_DATA.get(parametrization, 1.0)
     scale = D**-0.5 if scale is None else float(scale)
     return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
+
+
+_formula_kept = lru_cache(maxsize=256)(_formula)

@@ -50,7 +50,15 @@ from kernelbench.kernels.operators import (
     of_numbers,
     transformed,
 )
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, pitch, statistic_of
+from kernelbench.kernels.rcm import (
+    RcmFormula,
+    coefficients,
+    formula_of,
+    is_wide,
+    pitch,
+    statistic_of,
+    widened,
+)
 from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
 from kernelbench.kernels.rcm_attention_hopper import forward_launches as hopper_launches
 from kernelbench.kernels.rcm_attention_hopper_backward import (
@@ -225,6 +233,7 @@ def _attend(
     PARAMETRIZATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal."""
@@ -232,6 +241,9 @@ def _attend(
     q_ptr += b * q_stride_B + h * q_stride_H
     k_ptr += b * k_stride_B + h * k_stride_H
     v_ptr += b * v_stride_B + h * v_stride_H
+    k_stride_N = widened(k_stride_N, WIDE)
+    v_stride_N = widened(v_stride_N, WIDE)
+    q_stride_N = widened(q_stride_N, WIDE)
     q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -295,13 +307,14 @@ def _attend(
         lse_M = max_M + tl.log2(sum_M)
         tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
     if o_ptr is not None:
-        _store_tile(o_ptr + out, o_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        _store_tile(o_ptr + out, o_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
     if y_ptr is not None:
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
+        x_stride_N = widened(x_stride_N, WIDE)
         x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
         y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
-        _store_tile(y_ptr + out, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        _store_tile(y_ptr + out, y_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -358,6 +371,7 @@ def _differentiate_skip(
     BLOCK_D: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """dx, δ and a part of dt of BLOCK_M tokens of one head; the parts of a sample lie in a row.
 
@@ -367,20 +381,24 @@ def _differentiate_skip(
     c_skip, _, d_skip, d_out = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dy_ptr += b * dy_stride_B + h * D
+    dy_stride_N = widened(dy_stride_N, WIDE)
     dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
     if dx_ptr is not None:
-        _store_tile(dx_ptr + out, c_skip * dy_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        _store_tile(
+            dx_ptr + out, c_skip * dy_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED
+        )
     if total_ptr is not None:
         zero_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         _store_tile(total_ptr + bh * N * D, zero_MD, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
     if o_ptr is not None:
-        o_MD = _load_tile(o_ptr + out, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        o_MD = _load_tile(o_ptr + out, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
         delta_M = tl.sum(dy_MD * o_MD.to(tl.float32), axis=1)
         if delta_ptr is not None:
             row_M = row + tl.arange(0, BLOCK_M)
             tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
         if partial_ptr is not None:
             x_ptr += b * x_stride_B + h * D
+            x_stride_N = widened(x_stride_N, WIDE)
             x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
             skipped_M = tl.sum(dy_MD * x_MD.to(tl.float32), axis=1)
             part = tl.sum(d_skip * skipped_M + d_out * delta_M, axis=0)
@@ -478,6 +496,7 @@ def _differentiate_keys(
     PARAMETRIZATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows."""
@@ -488,6 +507,10 @@ def _differentiate_keys(
     v_ptr += b * v_stride_B + h * v_stride_H
     lse_ptr += bh * pitch(N)
     delta_ptr += bh * pitch(N)
+    dy_stride_N = widened(dy_stride_N, WIDE)
+    q_stride_N = widened(q_stride_N, WIDE)
+    k_stride_N = widened(k_stride_N, WIDE)
+    v_stride_N = widened(v_stride_N, WIDE)
     k_ND = _load_tile(k_ptr, key, k_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
     v_ND = _load_tile(v_ptr, key, v_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
     key_N = key + tl.arange(0, BLOCK_N)
@@ -546,8 +569,8 @@ def _differentiate_keys(
     out = b * N * H * D + h * D
     dk_ND *= c_out * scale
     dv_ND *= c_out
-    _store_tile(dk_ptr + out, dk_ND, key, H * D, N, D, BLOCK_N, BLOCK_D, RAGGED)
-    _store_tile(dv_ptr + out, dv_ND, key, H * D, N, D, BLOCK_N, BLOCK_D, RAGGED)
+    _store_tile(dk_ptr + out, dk_ND, key, widened(H * D, WIDE), N, D, BLOCK_N, BLOCK_D, RAGGED)
+    _store_tile(dv_ptr + out, dv_ND, key, widened(H * D, WIDE), N, D, BLOCK_N, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -622,6 +645,7 @@ def _differentiate_queries(
     PARAMETRIZATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys."""
@@ -630,6 +654,10 @@ def _differentiate_queries(
     q_ptr += b * q_stride_B + h * q_stride_H
     k_ptr += b * k_stride_B + h * k_stride_H
     v_ptr += b * v_stride_B + h * v_stride_H
+    dy_stride_N = widened(dy_stride_N, WIDE)
+    q_stride_N = widened(q_stride_N, WIDE)
+    k_stride_N = widened(k_stride_N, WIDE)
+    v_stride_N = widened(v_stride_N, WIDE)
     q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
     dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
     lse_M = _load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
@@ -692,7 +720,7 @@ def _differentiate_queries(
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     dq_MD *= c_out * scale
     dq_ptr += b * N * H * D + h * D
-    _store_tile(dq_ptr, dq_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    _store_tile(dq_ptr, dq_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -710,13 +738,15 @@ def _scale_queries(
     BLOCK_D: tl.constexpr,
     PARAMETRIZATION: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """dq = c_out·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32."""
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
     total_MD = _load_tile(total_ptr + bh * N * D, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     dq_ptr += b * N * H * D + h * D
-    _store_tile(dq_ptr, total_MD * (c_out * scale), row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    dq_MD = total_MD * (c_out * scale)
+    _store_tile(dq_ptr, dq_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)
@@ -1072,6 +1102,7 @@ def forward_launch(
         "BLOCK_D": max(16, power_of_2(D)),
         "CAUSAL": formula.causal,
         "RAGGED": N % max(config.block_m, config.block_n) != 0,
+        "WIDE": is_wide(max(config.block_m, config.block_n), q, k, v, x, y, o),
         "STAGES": config.stages,
     }
     grid = (ceil_div(N, config.block_m) * H * B,)
@@ -1127,7 +1158,11 @@ def backward_launches(
     mixing, constexprs = _mixing(t, formula)
     constexprs["D"] = D
     constexprs["BLOCK_D"] = block_D
-    narrow = {"BLOCK_M": block_M, "RAGGED": N % block_M != 0}
+    narrow = {
+        "BLOCK_M": block_M,
+        "RAGGED": N % block_M != 0,
+        "WIDE": is_wide(block_M, dy, None if dt is None else x, o),
+    }
     args: dict[str, Any] = {
         "dy_ptr": dy,
         "o_ptr": None if delta is None and partial is None else o,
@@ -1196,7 +1231,7 @@ def backward_launches(
                     args | {"dk_ptr": dk, "dv_ptr": dv},
                     constexprs | {"BLOCK_M": plain[0], "BLOCK_N": plain[1]},
                     plain,
-                    B,
+                    (dy, q, k, v, o),
                 )
             )
         else:
@@ -1213,7 +1248,7 @@ def backward_launches(
                     args | {"dq_ptr": dq},
                     constexprs | {"BLOCK_M": plain[1], "BLOCK_N": plain[0]},
                     plain,
-                    B,
+                    (dy, q, k, v, o),
                 )
             )
         else:
@@ -1225,13 +1260,23 @@ def backward_launches(
 
 
 def _gradient_launch(
-    kernel: Any, args: dict[str, Any], constexprs: dict[str, Any], tile: _Tile, B: int
+    kernel: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    tile: _Tile,
+    tensors: tuple[Tensor, ...],
 ) -> Launch:
-    """Of one of the two `tl` kernels; tile: what it takes, what it keeps, warps, stages."""
+    """Of one of the two `tl` kernels; tile: what it takes, what it keeps, warps, stages; tensors:
+    those that have the strides of all that it reads and writes."""
     taken, kept, warps, stages = tile
-    N = args["N"]
+    B, N = tensors[0].shape[:2]
     grid = (ceil_div(N, kept) * args["H"] * B,)
-    constexprs = constexprs | {"RAGGED": N % max(taken, kept) != 0, "STAGES": stages}
+    rows = max(taken, kept)
+    constexprs = constexprs | {
+        "RAGGED": N % rows != 0,
+        "WIDE": is_wide(rows, *tensors),
+        "STAGES": stages,
+    }
     return Launch(kernel, grid, args, constexprs, {"num_warps": warps, "num_stages": stages})
 
 
@@ -1549,9 +1594,10 @@ def _given(
         suited and arch_of(device) == "sm_90"
     ):
         raise ValueError(
-            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors whose addresses and "
-            f"strides are multiples of 16 bytes, on sm_90, got {q.dtype}, D = {q.shape[3]} on "
-            f"{arch_of(device)}: pass config=None for a kernel that takes these"
+            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
+            "expanded, whose addresses and strides are multiples of 16 bytes, on sm_90, got "
+            f"{q.dtype}, D = {q.shape[3]} on {arch_of(device)}: pass config=None for a kernel "
+            "that takes these"
         )
     return q, k, v, x, t, formula, config
 
@@ -1628,10 +1674,10 @@ def rcm_attention(
     the cost of a slower backward. A config that is passed decides for itself. torch.compile and
     torch.export take it as one operator, `kernelbench::rcm_attention`.
 
-    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
-    unknown parametrization, or a sigma_data or scale that it cannot have; RuntimeError for tensors
-    that are not on one device where Triton runs, or have no memory; NotImplementedError in forward
-    mode.
+    Raises TypeError for other dtypes, nested tensors and a sigma_data or scale that is no number;
+    ValueError for shapes that do not fit, an unknown parametrization, or a sigma_data or scale that
+    it cannot have; RuntimeError for tensors that are not on one device where Triton runs, or have
+    no memory; NotImplementedError in forward mode.
 
     Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022
     (arXiv:2206.00364); Song et al., Consistency Models, 2023 (arXiv:2303.01469); Dao,

@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients_of, pitch
+from kernelbench.kernels.rcm import RcmFormula, coefficients_of, copy_engine_takes, pitch
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
@@ -318,7 +318,7 @@ def _attend_tile(
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = q_smem.index(G)
     if PARAMETRIZATION != "none":
-        t = gl.load(t_ptr + b * t_stride).to(gl.float32)  # arrives meanwhile
+        t = gl.load(t_ptr + b.to(gl.int64) * t_stride).to(gl.float32)  # arrives meanwhile
     mbarrier.wait(q_full, phase)
     buffer = taken % BUFFERS
     mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
@@ -405,7 +405,8 @@ def _attend_tile(
     o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
     if lse_ptr is not None:
         row_M = first_M + gl.arange(0, 64, row_layout)
-        gl.store(lse_ptr + (b * H + h) * _pitch(N) + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
+        lse_ptr += (b * H + h).to(gl.int64) * _pitch(N)
+        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
     if PARAMETRIZATION != "none":
         c_skip, c_out, _, _ = _coefficients_of(t, sigma, PARAMETRIZATION)
         if o_desc is None:
@@ -842,13 +843,7 @@ def suits(*tensors: Tensor | None) -> bool:
     assert q is not None
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in (64, 128):
         return False
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        steps = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
-        if tensor.data_ptr() % 16 or any(n > 1 and (step == 0 or step % 8) for n, step in steps):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in tensors)
 
 
 def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:

@@ -227,7 +227,7 @@ def _consume_rows(
             G,
             False,
         )
-    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
     _store(dv_desc, v_smem.index(G), dv_KD * c_out, b, first_key, h)
     _store(dk_desc, v_smem.index(G), dk_KD * (c_out * scale), b, first_key, h)
 
@@ -494,8 +494,9 @@ def _consume_keys(
     ds_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     first_row = row + G * 64
     row_L = first_row + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
-    lse_L = gl.load(lse_ptr + bh * _pitch(N) + row_L, mask=row_L < N, other=0.0)
-    delta_L = gl.load(delta_ptr + bh * _pitch(N) + row_L, mask=row_L < N, other=0.0)
+    first_of_head = bh.to(gl.int64) * _pitch(N)
+    lse_L = gl.load(lse_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
+    delta_L = gl.load(delta_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
     dq_LD = gl.zeros([64, D], gl.float32, acc_layout)
     mbarrier.wait(rows_full, 0)
     score, dp = _start_scores(smem, bars, 0, G, score_layout)
@@ -544,7 +545,7 @@ def _consume_keys(
                 CAUSAL,
             )
     dq_LD = warpgroup_mma(ds_LN, k_smem.index((blocks - 1) % BUFFERS), dq_LD)
-    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
     _store(dq_desc, q_smem.index(G), dq_LD * (c_out * scale), b, first_row, h)
 
 

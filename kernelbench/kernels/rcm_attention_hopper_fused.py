@@ -289,7 +289,7 @@ def _consume(
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
     MASKED: gl.constexpr = CAUSAL or RAGGED
     scale_2 = scale * _LOG2E
-    _, c_out, _, _ = _coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
+    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
     done = 0
     mbarrier.wait(kv_full, 0)
     if LATE:

@@ -46,7 +46,7 @@ from kernelbench.kernels.operators import (
     of_numbers,
     refuse_tangents,
 )
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import (
     _check_skip,
     _load_tile,
@@ -117,7 +117,7 @@ def _store_int8(
     x8_SR = whole_SR.to(tl.int32, bitcast=True).to(tl.int8)
     worth_S = most_S * (factor / 127.0)
     block_S = tl.arange(0, BLOCKS)
-    out_ptr += block * SIZE
+    out_ptr += tl.cast(block, tl.int64) * SIZE
     at_SR = block_S[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     scale_ptr += block
     if RAGGED:
@@ -204,6 +204,7 @@ def _quantise_queries(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """q8, the sum of k or the magnitude of v of one of the P parts of a head's tokens a program.
@@ -223,6 +224,7 @@ def _quantise_queries(
     partial_ptr += (g * 2 * P + part) * BLOCK_D + tl.arange(0, BLOCK_D)
     if kind == 0:
         q_ptr += b * q_stride_B + h * q_stride_H
+        q_stride_N = widened(q_stride_N, WIDE)
         q8_ptr += g * q_tiles * (BLOCK_M * BLOCK_D)
         q_scale_ptr += g * q_tiles
         factor = scale * _LOG2E
@@ -233,6 +235,7 @@ def _quantise_queries(
             _store_int8(q8_ptr, q_scale_ptr, q_RD, tile, q_tiles, factor, BLOCK_M, RAGGED)
     elif kind == 1:
         k_ptr += b * k_stride_B + h * k_stride_H
+        k_stride_N = widened(k_stride_N, WIDE)
         sum_D = tl.zeros([BLOCK_D], tl.float32)
         for start in tl.range(first, end, ROWS, num_stages=1):
             k_RD = _load_rows(k_ptr, start, row_R, k_stride_N, N, D, BLOCK_D, RAGGED, "")
@@ -240,6 +243,7 @@ def _quantise_queries(
         tl.store(partial_ptr, sum_D)
     else:
         v_ptr += b * v_stride_B + h * v_stride_H
+        v_stride_N = widened(v_stride_N, WIDE)
         most_D = tl.zeros([BLOCK_D], tl.float32)
         for start in tl.range(first, end, ROWS, num_stages=1):
             v_RD = _load_rows(v_ptr, start, row_R, v_stride_N, N, D, BLOCK_D, RAGGED, "")
@@ -272,6 +276,7 @@ def _quantise_pairs(
     BLOCK_P: tl.constexpr,
     PERMUTED: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """A tile of k8 or of v8 a program, once the sums of the head's k and magnitudes of its v are
@@ -291,6 +296,7 @@ def _quantise_pairs(
     partial_ptr += g * 2 * P * BLOCK_D
     if kind == 0:
         k_ptr += b * k_stride_B + h * k_stride_H
+        k_stride_N = widened(k_stride_N, WIDE)
         row_N = tl.arange(0, BLOCK_N)
         k_ND = _load_rows(k_ptr, start, row_N, k_stride_N, N, D, BLOCK_D, RAGGED, "evict_first")
         if DEPENDENT:
@@ -304,6 +310,7 @@ def _quantise_pairs(
         _store_int8(k8_ptr, k_scale_ptr, smooth_ND, tile, k_tiles, 1.0, BLOCK_N, False)
     else:
         v_ptr += b * v_stride_B + h * v_stride_H
+        v_stride_N = widened(v_stride_N, WIDE)
         v_QD = _load_values(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, PERMUTED, RAGGED)
         if DEPENDENT:
             tl.extra.cuda.gdc_wait()
@@ -403,6 +410,7 @@ def _attend(
     PARAMETRIZATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
     PERMUTED: tl.constexpr,
     BIASED: tl.constexpr,
     STAGES: tl.constexpr,
@@ -478,11 +486,12 @@ def _attend(
     if PARAMETRIZATION != "none":
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
+        x_stride_N = widened(x_stride_N, WIDE)
         x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
         x_MD = c_skip * x_MD.to(tl.float32)
         y_MD = tl.where(c_out == 0.0, x_MD, x_MD + c_out * y_MD)  # x itself, even -0
     y_ptr += b * N * H * D + h * D
-    _store_tile(y_ptr, y_MD, row, H * D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    _store_tile(y_ptr, y_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)
@@ -664,7 +673,13 @@ def quantise_launches(
         _quantise_queries,
         (G * P * 3,),
         args | sizes | _strides(q=q, k=k, v=v),
-        constexprs | {"BLOCK_M": config.block_m, "ROWS": rows, "RAGGED": N % rows != 0},
+        constexprs
+        | {
+            "BLOCK_M": config.block_m,
+            "ROWS": rows,
+            "RAGGED": N % rows != 0,
+            "WIDE": is_wide(rows, q, k, v),
+        },
         options,
     )
     args = {
@@ -686,6 +701,7 @@ def quantise_launches(
             "BLOCK_P": power_of_2(P),
             "PERMUTED": packed.permuted,
             "RAGGED": N % config.block_n != 0,
+            "WIDE": is_wide(config.block_n, k, v),
         },
         options | {"launch_pdl": early},
     )
@@ -723,6 +739,7 @@ def attend_launch(
         "BLOCK_D": packed.q8.shape[2],
         "CAUSAL": formula.causal,
         "RAGGED": packed.N % max(config.block_m, config.block_n) != 0,
+        "WIDE": is_wide(config.block_m, x, y),
         "PERMUTED": packed.permuted,
         "BIASED": config.biased,
         "STAGES": config.stages,
@@ -958,10 +975,10 @@ def rcm_attention_int8(
 
     torch.compile and torch.export take it as one operator, `kernelbench::rcm_attention_int8`.
 
-    Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, an
-    unknown parametrization, or a sigma_data or scale that it cannot have; RuntimeError where a
-    gradient is asked for, and for tensors that are not on one device where Triton runs, or have no
-    memory; NotImplementedError in forward mode.
+    Raises TypeError for other dtypes, nested tensors and a sigma_data or scale that is no number;
+    ValueError for shapes that do not fit, an unknown parametrization, or a sigma_data or scale that
+    it cannot have; RuntimeError where a gradient is asked for, and for tensors that are not on one
+    device where Triton runs, or have no memory; NotImplementedError in forward mode.
 
     Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
     """

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
+from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
 from kernelbench.kernels.rcm_attention_hopper import _of_heads
 from kernelbench.kernels.rcm_int8 import Packed
 
@@ -331,7 +331,9 @@ def _attend_tile(
     o_MD = acc_MD * gl.expand_dims(share_M, 1) * gl.expand_dims(worth_D, 0)
     y = y_smem.index(G)
     if PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients(t_ptr, bh // H, t_stride, sigma, PARAMETRIZATION)
+        c_skip, c_out, _, _ = _coefficients(
+            t_ptr, (bh // H).to(gl.int64), t_stride, sigma, PARAMETRIZATION
+        )
         mbarrier.wait(x_full.index(G), phase)
         y_MD = c_skip * y.load(acc_layout).to(gl.float32)
         o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
@@ -582,13 +584,7 @@ def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
         return False
     if packed.config.block_m % 64 or packed.v8.dtype != torch.float8_e4m3fn:
         return False
-    for tensor in (x, y):
-        if tensor is None:
-            continue
-        first = 1 if tensor.shape[0] == 1 else 0  # the stride of one sample means nothing
-        if tensor.data_ptr() % 16 or any(stride % 8 for stride in tensor.stride()[first:-1]):
-            return False
-    return True
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in (x, y))
 
 
 def _of_rows(tensor: Tensor, rows: int) -> TensorDescriptor:

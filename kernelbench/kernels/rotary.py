@@ -6,6 +6,7 @@ storage or of a packed qkv cost no copy. Bandwidth bounds it: each element is re
 once for 3 flops; a token's cosines and sines are read once for a tile of heads.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,7 +31,6 @@ from kernelbench.kernels.operators import (
     Transform,
     admit,
     direct,
-    graded,
     numbers_of,
     of_numbers,
     transformed,
@@ -316,15 +316,106 @@ def _check_table(name: str, table: Tensor, dtype: torch.dtype, B: int, S: int, C
         raise ValueError(f"{name} requires grad but gets none from apply_rotary: detach it")
 
 
-def _check_writable(q: Tensor, k: Tensor, differentiable: bool) -> None:
+def _check_leaves(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
-        if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
-            raise ValueError(f"{name} is expanded, so that it cannot be rotated in place: clone it")
-        if differentiable and x.is_leaf and x.requires_grad:
+        if x.is_leaf and x.requires_grad:
             raise ValueError(
                 f"{name} is a leaf that requires grad, so that it cannot be rotated in place: "
                 "pass inplace=False"
             )
+
+
+def _check_apart(q: Tensor, k: Tensor) -> None:
+    """What can be said without addresses: raise ValueError for a tensor that is expanded, or both."""
+    for name, x in (("q", q), ("k", k)):
+        if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
+            raise ValueError(f"{name} is expanded, so that it cannot be rotated in place: clone it")
+    if k is q:
+        raise ValueError(
+            "q and k are one tensor, which would be rotated twice in place: clone one of them, "
+            "or pass inplace=False"
+        )
+
+
+def _check_writable(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Raise ValueError where an element would be written twice, or a table overwritten."""
+    _check_apart(q, k)
+    for name, x in (("q", q), ("k", k)):
+        if _overlaps_itself(x):
+            raise ValueError(
+                f"{name} has elements that share memory (strides {x.stride()} of shape "
+                f"{tuple(x.shape)}), so that it cannot be rotated in place: clone it, or pass "
+                "inplace=False"
+            )
+    given = {"q": q, "k": k, "cos": cos, "sin": sin}
+    for one, other in (("q", "k"), ("q", "cos"), ("q", "sin"), ("k", "cos"), ("k", "sin")):
+        if _overlap(given[one], given[other]):
+            raise ValueError(
+                f"{one} and {other} share memory, so that they cannot be rotated in place: clone "
+                "one of them, or pass inplace=False"
+            )
+
+
+_Term = tuple[int, int]  # a stride in bytes, and the largest index along it
+_MOST_STEPS = 10_000  # tensors of packed layouts take less than a hundred
+
+
+def _terms(x: Tensor) -> list[_Term]:
+    """Each byte of x lies at a sum of stride·index; the last axis is one run of bytes."""
+    size = x.element_size()
+    axes = zip(x.stride()[:-1], x.shape[:-1], strict=True)
+    return [(stride * size, n - 1) for stride, n in axes] + [(1, x.shape[-1] * size - 1)]
+
+
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether a byte of x is one of y: its place is a sum of x's terms and one of y's, and y's
+    indices count down from the largest."""
+    if x.numel() == 0 or y.numel() == 0:
+        return False
+    back = sum(stride * most for stride, most in _terms(y))
+    return _is_sum(y.data_ptr() - x.data_ptr() + back, _terms(x) + _terms(y))
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x are one: some difference of two indices, at least 1 along one axis
+    and anything along the others, leads nowhere."""
+    if x.numel() == 0:
+        return False
+    terms = [(stride, most) for stride, most in _terms(x) if most > 0]
+    for number, (stride, most) in enumerate(terms):
+        others = terms[:number] + terms[number + 1 :]
+        back = sum(other * many for other, many in others)
+        both = [(other, 2 * many) for other, many in others]
+        if _is_sum(back - stride, [(stride, most - 1), *both]):
+            return True
+    return False
+
+
+def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
+    """Whether target is Σ stride·index for some 0 ≤ index ≤ most of each term.
+
+    True, too, where that takes too many steps to find out.
+    """
+    merged: dict[int, int] = {}
+    for stride, most in terms:
+        merged[stride] = merged.get(stride, 0) + most
+    order = sorted((term for term in merged.items() if all(term)), reverse=True)
+    reach = [sum(stride * most for stride, most in order[i:]) for i in range(len(order) + 1)]
+    divisor = [math.gcd(*(stride for stride, _ in order[i:])) for i in range(len(order) + 1)]
+    left = [(0, target)]
+    for _ in range(_MOST_STEPS):
+        if not left:
+            return False
+        i, rest = left.pop()
+        if rest == 0:
+            return True
+        if not 0 < rest <= reach[i] or rest % divisor[i]:
+            continue
+        stride, most = order[i]
+        fewest = max(0, ceil_div(rest - reach[i + 1], stride))
+        most = min(most, rest // stride, fewest + _MOST_STEPS)
+        left += [(i + 1, rest - stride * index) for index in range(fewest, most + 1)]
+    return True
 
 
 class _Plan:
@@ -345,6 +436,24 @@ class _Plan:
         _, S, HQ, D = q.shape
         self.config = config or _choose(S, HQ + k.shape[2], D, _heads_apart(q))
         self.repeats = Repeats(device)
+        self._apart: set[tuple[int, int, int]] = set()
+
+    def check_writable(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """As `_check_writable`, once for tensors that lie so far from each other."""
+        at = q.data_ptr()
+        distances = k.data_ptr() - at, cos.data_ptr() - at, sin.data_ptr() - at
+        if distances in self._apart or q.device.type == "meta":
+            return
+        _check_writable(q, k, cos, sin)
+        if len(self._apart) >= _MOST_DISTANCES:
+            self._apart.clear()
+        self._apart.add(distances)
+
+    def overwrite(self, kind: Hashable, xs: Sequence[Tensor], cos: Tensor, sin: Tensor) -> None:
+        """Rotate in place, outside of autograd, which is told that the memory changed."""
+        self.rotate(kind, xs, xs, cos, sin)
+        counted = [x for x in xs if not x.is_inference()]
+        torch.autograd.graph.increment_version(counted)
 
     def rotate(
         self,
@@ -372,6 +481,7 @@ class _Plan:
 
 
 _MOST_PLANS = 4096
+_MOST_DISTANCES = 256
 _PLANS: dict[Hashable, _Plan] = of_devices({})
 
 
@@ -543,7 +653,9 @@ def _by_operator(
     _check(q, k, cos, sin)
     numbers = numbers_of(config)
     if inplace:
-        _check_writable(q, k, graded(q, k))
+        _check_apart(q, k)
+    if inplace and torch.is_grad_enabled():
+        _check_leaves(q, k)
     if transformed():
         outs = _rotated(q, k, cos, sin, interleaved, numbers, False)
     else:
@@ -570,7 +682,8 @@ def apply_rotary(
         no gradient.
     interleaved: pairs are (x[2i], x[2i+1]); otherwise (x[i], x[i+D/2]), as in GPT-NeoX and Llama.
     inplace: overwrite q and k, which may be views of one packed qkv, and return them. It takes
-        one launch for each when views are differentiated: autograd has no other way.
+        one launch for each when views are differentiated, or only one of them: autograd has no
+        other way.
     config: how to cut up the work; None for the choice of the table, see `configs`.
 
     The gradient is the inverse rotation of the upstream one, never in place; a rotation is linear
@@ -580,9 +693,10 @@ def apply_rotary(
     `inplace`.
 
     Raises TypeError for other dtypes and nested tensors; ValueError for shapes that do not fit, a
-    last axis that is not contiguous, cos or sin that require grad, or expanded memory or a leaf
-    that requires grad to be overwritten; RuntimeError for tensors that are not on one device where
-    Triton runs, or have no memory; NotImplementedError for tangents of cos or sin.
+    last axis that is not contiguous, cos or sin that require grad, or where a leaf that requires
+    grad, expanded memory, or memory that q, k, cos and sin share would be overwritten; RuntimeError
+    for tensors that are not on one device where Triton runs, or have no memory; NotImplementedError
+    for tangents of cos or sin.
 
     Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
     (arXiv:2104.09864).
@@ -592,16 +706,34 @@ def apply_rotary(
     plan = _plan(q, k, cos, sin, interleaved, config)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
-        _check_writable(q, k, differentiable)
-    if differentiable:
-        if inplace and (q._is_view() or k._is_view()):
-            (q,) = _Rotary.apply(q, None, cos, sin, inplace, "q", plan)
-            (k,) = _Rotary.apply(k, None, cos, sin, inplace, "k", plan)
+        plan.check_writable(q, k, cos, sin)
+        if not differentiable:
+            plan.overwrite(("both", True), (q, k), cos, sin)
             return q, k
-        q, k = _Rotary.apply(q, k, cos, sin, inplace, "both", plan)
+        _check_leaves(q, k)
+        return _rotate_in_place(q, k, cos, sin, plan)
+    if differentiable:
+        q, k = _Rotary.apply(q, k, cos, sin, False, "both", plan)
         return q, k
-    outs = (q, k) if inplace else (torch.empty_like(q), torch.empty_like(k))
-    plan.rotate(("both", inplace), (q, k), outs, cos, sin)
-    if inplace and not (q.is_inference() or k.is_inference()):
-        torch.autograd.graph.increment_version(outs)
+    outs = torch.empty_like(q), torch.empty_like(k)
+    plan.rotate(("both", False), (q, k), outs, cos, sin)
     return outs
+
+
+def _rotate_in_place(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, plan: _Plan
+) -> tuple[Tensor, Tensor]:
+    """With a gradient of those that require it, which alone become part of a graph."""
+    graded = q.requires_grad, k.requires_grad
+    if all(graded) and not (q._is_view() or k._is_view()):
+        q, k = _Rotary.apply(q, k, cos, sin, True, "both", plan)
+        return q, k
+    if graded[0]:
+        (q,) = _Rotary.apply(q, None, cos, sin, True, "q", plan)
+    else:
+        plan.overwrite(("q", True), (q,), cos, sin)
+    if graded[1]:
+        (k,) = _Rotary.apply(k, None, cos, sin, True, "k", plan)
+    else:
+        plan.overwrite(("k", True), (k,), cos, sin)
+    return q, k

@@ -34,7 +34,11 @@ def coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor,
         c_skip = (t.cos() + sine).reciprocal()
         return c_skip, -sine * c_skip
     u = t - CM_EPSILON if parametrization == "cm" else t
-    return sigma**2 / (u * u + sigma**2), sigma * u * (t * t + sigma**2).rsqrt()
+    wide = torch.tensor(sigma, dtype=t.dtype)
+    root = torch.hypot(t, wide)  # squares may leave the range of fp32
+    c_skip = wide / (torch.hypot(u, wide) if parametrization == "cm" else root)
+    c_out = torch.where(t.abs() > sigma, sigma * (u / root), u * (wide / root))
+    return c_skip.square(), c_out
 
 
 def slopes(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tensor]:
@@ -45,9 +49,11 @@ def slopes(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tenso
     if parametrization == "trigflow":
         return (t.sin() - t.cos()) * c_skip * c_skip, -c_skip * c_skip
     epsilon = CM_EPSILON if parametrization == "cm" else 0.0
-    u, variance = t - epsilon, sigma**2
-    of_out = sigma * (variance + epsilon * t) * (variance + t * t) ** -1.5
-    return -2 * u * c_skip / (u * u + variance), of_out
+    u, wide = t - epsilon, torch.tensor(sigma, dtype=t.dtype)
+    root_u, root = torch.hypot(u, wide), torch.hypot(t, wide)
+    share = wide / root
+    of_out = share * ((sigma * share + epsilon * (t / root)) / root)
+    return -2 * (u / root_u) * (c_skip / root_u), of_out
 
 
 def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: float) -> Tensor:

@@ -1,9 +1,18 @@
 """Rotary embedding against an fp64 oracle of its own, forward and backward."""
 
+import random
+
 import pytest
 import torch
 
-from kernelbench.kernels.rotary import RotaryConfig, apply_rotary, configs
+from kernelbench.kernels import rotary
+from kernelbench.kernels.rotary import (
+    RotaryConfig,
+    _overlap,
+    _overlaps_itself,
+    apply_rotary,
+    configs,
+)
 
 RELATIVE = {torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -135,6 +144,121 @@ def test_in_place_on_views_of_a_packed_qkv(device):
     assert torch.equal(qkv[:, :, 6:], before[:, :, 6:]), "v is not to be touched"
 
 
+LAYOUTS = {
+    "heads of a token": lambda qkv: (qkv[:, :, :4], qkv[:, :, 4:6]),
+    "tokens of a head": lambda qkv: (qkv.transpose(1, 2)[:, :, :3], qkv.transpose(1, 2)[:, :, 3:]),
+    "halves of a head": lambda qkv: (qkv[..., :16], qkv[..., 16:]),
+    "heads in turn": lambda qkv: (qkv[:, :, ::2], qkv[:, :, 1::2]),
+    "tokens in turn": lambda qkv: (qkv[:, ::2], qkv[:, 1::2]),
+    "samples": lambda qkv: (qkv[:1], qkv[1:]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_place_on_views_whose_elements_lie_between_each_other(layout, device):
+    qkv = draw(2, 6, 6, 32, torch.float32, device)
+    before = LAYOUTS[layout](qkv.clone())
+    given = LAYOUTS[layout](qkv)
+    cos, sin = angles(given[0].shape[1], given[0].shape[3] // 2, device=device)
+    for got, x in zip(apply_rotary(*given, cos, sin, inplace=True), before, strict=True):
+        close(got, oracle(x, cos, sin, False))
+
+
+def windows(x):
+    """Each two tokens of the first sample that follow each other, as samples of their own."""
+    return x[0].unfold(0, 2, 1).permute(0, 3, 1, 2)
+
+
+SHARED = {
+    "q and k are one tensor": lambda x: (x[:2], None),
+    "q and k share memory": lambda x: (x[:2], x[1:]),
+    "q and k share": lambda x: (x[:2], x[:2]),
+    "k has elements that share memory": lambda x: (x[:1], x.as_strided((1, 6, 2, 8), (0, 4, 8, 1))),
+    "q has elements that share memory": lambda x: (windows(x), windows(x).clone()),
+}
+
+
+@pytest.mark.parametrize("message", SHARED)
+def test_memory_that_would_be_written_twice_is_refused(message, device):
+    x = draw(3, 6, 6, 8, torch.float32, device)
+    before = x.clone()
+    q, k = SHARED[message](x)
+    k = q if k is None else k[: q.shape[0], : q.shape[1]]
+    cos, sin = angles(q.shape[1], 4, device=device)
+    with pytest.raises(ValueError, match=f"{message}.*clone.*inplace=False"):
+        apply_rotary(q, k, cos, sin, inplace=True)
+    assert torch.equal(x, before)
+    for got, given in zip(apply_rotary(q, k, cos, sin), (q, k), strict=True):
+        close(got, oracle(given, cos, sin, False))
+
+
+@pytest.mark.parametrize("table", ["cos", "sin"])
+@pytest.mark.parametrize("name", ["q", "k"])
+def test_tables_that_would_be_overwritten_are_refused(name, table, device):
+    given = {each: draw(1, 4, 1, 8, torch.float32, device) for each in "qk"}
+    given |= dict(zip(("cos", "sin"), angles(4, 4, device=device), strict=True))
+    given[table] = given[name][0, :, 0, 4:]
+    with pytest.raises(ValueError, match=f"{name} and {table} share memory"):
+        apply_rotary(**given, inplace=True)
+    given[table] = given[table].clone()
+    apply_rotary(**given, inplace=True)
+
+
+def test_what_is_known_of_memory_is_of_these_addresses(device):
+    """Calls alike in shapes and strides, one right and one wrong, in both orders."""
+    x = draw(1, 5, 4, 8, torch.float32, device)
+    cos, sin = angles(5, 4, device=device)
+    for _ in range(2):
+        apply_rotary(x[:, :, :2], x[:, :, 2:], cos, sin, inplace=True)
+        with pytest.raises(ValueError, match="q and k share memory"):
+            apply_rotary(x[:, :, :2], x[:, :, 1:3], cos, sin, inplace=True)
+
+
+def test_overlaps_are_found_exactly(device):
+    """Against a list of all addresses, for views with any small strides."""
+    generator = random.Random(0)
+    memory = torch.zeros(400, device=device)
+
+    def view():
+        shape = [generator.randint(1, 3) for _ in range(3)] + [generator.choice((2, 4))]
+        strides = [generator.randint(1, 14) for _ in range(3)] + [1]
+        return memory.as_strided(shape, strides, generator.randint(0, 40))
+
+    seen = set()
+    places = torch.arange(400, device=device)
+    for _ in range(300):
+        x, y = view(), view()
+        at_x, at_y = (
+            places.as_strided(a.shape, a.stride(), a.storage_offset()).flatten().tolist()
+            for a in (x, y)
+        )
+        assert _overlap(x, y) == bool(set(at_x) & set(at_y))
+        assert _overlaps_itself(x) == (len(set(at_x)) < len(at_x))
+        seen |= {_overlap(x, y), _overlaps_itself(x)}
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("graded", ["q", "k"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_in_place_only_what_requires_grad_becomes_part_of_a_graph(packed, graded, device):
+    leaf = draw(1, 5, 2, 8, torch.float32, device).requires_grad_()
+    plain = draw(1, 5, 4, 8, torch.float32, device)[:, :, : 2 if packed else 4]
+    plain = plain if packed else plain.clone()
+    before, version = plain.clone(), plain._version
+    cos, sin = angles(5, 4, device=device)
+    upstream = torch.randn_like(leaf)
+    for _ in range(2):
+        turned = leaf * 1
+        q, k = (turned, plain) if graded == "q" else (plain, turned)
+        q, k = apply_rotary(q, k, cos, sin, inplace=True)
+        assert turned.requires_grad and not plain.requires_grad and plain.grad_fn is None
+        (grad,) = torch.autograd.grad(turned, leaf, upstream)
+        close(turned, oracle(leaf, cos, sin, False))
+        close(grad, oracle(upstream, cos, -sin, False))
+    assert plain._version > version
+    close(plain, oracle(oracle(before, cos, sin, False), cos, sin, False))
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_in_place_is_differentiable(packed, device):
     x = draw(2, 5, 6, 16, torch.float32, device).requires_grad_()
@@ -242,3 +366,20 @@ def test_errors_say_what_to_do(changed, error, message, device):
 def test_a_config_must_be_powers_of_two():
     with pytest.raises(ValueError, match="RotaryConfig: block_h is 3, not a power of two"):
         RotaryConfig(4, 3, 4)
+
+
+def test_plans_are_forgotten_beyond_a_limit(monkeypatch, device):
+    monkeypatch.setattr(rotary, "_MOST_PLANS", 2)
+    monkeypatch.setattr(rotary, "_PLANS", dict.fromkeys(range(5)))
+    ok(device)
+    assert len(rotary._PLANS) == 1
+
+
+def test_distances_are_forgotten_beyond_a_limit(monkeypatch, device):
+    monkeypatch.setattr(rotary, "_MOST_DISTANCES", 2)
+    memory = draw(1, 3, 9, 8, torch.float32, device)
+    cos, sin = angles(3, 4, device=device)
+    plan = rotary._Plan(memory[:, :, :1], memory[:, :, 1:2], cos, sin, False, None)
+    for head in range(1, 9):
+        plan.check_writable(memory[:, :, :1], memory[:, :, head : head + 1], cos, sin)
+        assert len(plan._apart) <= 2
