@@ -35,7 +35,7 @@ from kernelbench.kernels.operators import (
     of_numbers,
     transformed,
 )
-from kernelbench.kernels.sharding import WHOLE, sharded
+from kernelbench.kernels.sharding import WHOLE, optional, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -54,6 +54,7 @@ def _rotate(
     k_out_ptr,
     cos_ptr,
     sin_ptr,
+    offset_ptr,
     q_stride_B,
     q_stride_S,
     q_stride_H,
@@ -70,14 +71,18 @@ def _rotate(
     cos_stride_S,
     sin_stride_B,
     sin_stride_S,
+    offset_stride,
     B,
     S,
+    POSITIONS,
     HQ: tl.constexpr,
     HK: tl.constexpr,
+    D: tl.constexpr,
     C: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     INVERSE: tl.constexpr,
     HEADS_APART: tl.constexpr,
@@ -85,7 +90,9 @@ def _rotate(
     """BLOCK_S tokens of BLOCK_H heads a program; heads are those of q, then those of k.
 
     Programs next to each other are next to each other in memory: HEADS_APART says that the tokens
-    of a head are, not the heads of a token.
+    of a head are, not the heads of a token. Of each head the first 2C of D elements turn; the rest
+    is copied, by BLOCK_REST elements, where that is not 0. A token's angles are those of its
+    position, which an offset of its sequence may move; of none of the POSITIONS they are NaN.
     """
     dtype: tl.constexpr = q_out_ptr.dtype.element_ty
     HEAD_TILES: tl.constexpr = (HQ + HK + BLOCK_H - 1) // BLOCK_H
@@ -103,16 +110,16 @@ def _rotate(
     of_q_H = head_H < HQ
     x_ptr_H = tl.where(
         of_q_H,
-        q_ptr + b * q_stride_B + head_H * _stride(q_stride_H, 2 * C),
-        k_ptr + b * k_stride_B + (head_H - HQ) * _stride(k_stride_H, 2 * C),
+        q_ptr + b * q_stride_B + head_H * _stride(q_stride_H, D),
+        k_ptr + b * k_stride_B + (head_H - HQ) * _stride(k_stride_H, D),
     )
     out_ptr_H = tl.where(
         of_q_H,
-        q_out_ptr + b * q_out_stride_B + head_H * _stride(q_out_stride_H, 2 * C),
-        k_out_ptr + b * k_out_stride_B + (head_H - HQ) * _stride(k_out_stride_H, 2 * C),
+        q_out_ptr + b * q_out_stride_B + head_H * _stride(q_out_stride_H, D),
+        k_out_ptr + b * k_out_stride_B + (head_H - HQ) * _stride(k_out_stride_H, D),
     )
-    x_stride_H = tl.where(of_q_H, _stride(q_stride_S, 2 * C), _stride(k_stride_S, 2 * C))
-    out_stride_H = tl.where(of_q_H, _stride(q_out_stride_S, 2 * C), _stride(k_out_stride_S, 2 * C))
+    x_stride_H = tl.where(of_q_H, _stride(q_stride_S, D), _stride(k_stride_S, D))
+    out_stride_H = tl.where(of_q_H, _stride(q_out_stride_S, D), _stride(k_out_stride_S, D))
     x_ptr_SH = x_ptr_H[None, :] + token_S[:, None] * x_stride_H[None, :]
     out_ptr_SH = out_ptr_H[None, :] + token_S[:, None] * out_stride_H[None, :]
     mask_SH = ((token_S < S) & (b < B))[:, None] & (head_H < HQ + HK)[None, :]
@@ -121,12 +128,17 @@ def _rotate(
     c_C = tl.arange(0, BLOCK_C)
     mask_SHC = mask_SH[:, :, None] & (c_C < C)[None, None, :]
     token_SH = token_S[:, None] + tl.zeros([BLOCK_H], tl.int64)[None, :]
+    if offset_ptr is not None:
+        token_SH += tl.load(offset_ptr + b * offset_stride, mask=b < B, other=0).to(tl.int64)
+        known_SHC = mask_SHC & ((token_SH >= 0) & (token_SH < POSITIONS))[:, :, None]
+    else:
+        known_SHC = mask_SHC
     cos_ptr_SH = cos_ptr + b * cos_stride_B + token_SH * _stride(cos_stride_S, C)
     sin_ptr_SH = sin_ptr + b * sin_stride_B + token_SH * _stride(sin_stride_S, C)
     cos_ptr_SHC = cos_ptr_SH[:, :, None] + c_C[None, None, :]
     sin_ptr_SHC = sin_ptr_SH[:, :, None] + c_C[None, None, :]
-    cos_SHC = tl.load(cos_ptr_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
-    sin_SHC = tl.load(sin_ptr_SHC, mask=mask_SHC, other=0.0).to(tl.float32)
+    cos_SHC = tl.load(cos_ptr_SHC, mask=known_SHC, other=float("nan")).to(tl.float32)
+    sin_SHC = tl.load(sin_ptr_SHC, mask=known_SHC, other=float("nan")).to(tl.float32)
     if INVERSE:
         sin_SHC = -sin_SHC
 
@@ -149,6 +161,11 @@ def _rotate(
         out2_SHC = x2_SHC * cos_SHC + x1_SHC * sin_SHC
         tl.store(out_ptr_SHC, out1_SHC.to(dtype), mask=mask_SHC)
         tl.store(out_ptr_SHC + C, out2_SHC.to(dtype), mask=mask_SHC)
+    if BLOCK_REST:
+        d_R = 2 * C + tl.arange(0, BLOCK_REST)
+        mask_SHR = mask_SH[:, :, None] & (d_R < D)[None, None, :]
+        rest_SHR = tl.load(x_ptr_SH[:, :, None] + d_R[None, None, :], mask=mask_SHR)
+        tl.store(out_ptr_SH[:, :, None] + d_R[None, None, :], rest_SHR, mask=mask_SHR)
 
 
 @dataclass(frozen=True)
@@ -209,6 +226,7 @@ def rotary_launch(
     k_out: Tensor,
     cos: Tensor,
     sin: Tensor,
+    offsets: Tensor | None = None,
     *,
     interleaved: bool,
     inverse: bool,
@@ -217,10 +235,11 @@ def rotary_launch(
     """The launch that rotates q into q_out and k into k_out, by -angle when `inverse`.
 
     Shapes and strides as `apply_rotary` takes them; out may be the same tensor as in. Either of q
-    and k may have no heads.
+    and k may have no heads. As many elements of a head turn as cos and sin have columns for.
     """
     B, S, HQ, D = q.shape
-    HK = k.shape[2]
+    HK, C = k.shape[2], cos.shape[-1]
+    rest = 0 if q_out is q else D - 2 * C
     tiles = ceil_div(HQ + HK, config.block_h)
     args: dict[str, Any] = {
         "q_ptr": q,
@@ -229,10 +248,13 @@ def rotary_launch(
         "k_out_ptr": k_out,
         "cos_ptr": cos,
         "sin_ptr": sin,
+        "offset_ptr": offsets,
+        "offset_stride": None if offsets is None else offsets.stride(0),
+        "POSITIONS": cos.shape[-2],
         "cos_stride_B": _batch_stride(cos),
-        "cos_stride_S": _sparse(cos.stride(-2), D // 2),
+        "cos_stride_S": _sparse(cos.stride(-2), C),
         "sin_stride_B": _batch_stride(sin),
-        "sin_stride_S": _sparse(sin.stride(-2), D // 2),
+        "sin_stride_S": _sparse(sin.stride(-2), C),
         "B": B,
         "S": S,
     }
@@ -244,10 +266,12 @@ def rotary_launch(
     constexprs = {
         "HQ": HQ,
         "HK": HK,
-        "C": D // 2,
+        "D": D,
+        "C": C,
         "BLOCK_S": config.block_s,
         "BLOCK_H": config.block_h,
-        "BLOCK_C": power_of_2(D // 2),
+        "BLOCK_C": power_of_2(C),
+        "BLOCK_REST": power_of_2(rest) if rest else 0,
         "INTERLEAVED": interleaved,
         "INVERSE": inverse,
         "HEADS_APART": _heads_apart(q),
@@ -271,7 +295,7 @@ def _batch_stride(table: Tensor) -> int:
     return table.stride(0) if table.dim() == 3 and table.shape[0] > 1 else 0
 
 
-def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor | None) -> None:
     if q.dtype not in DTYPES or k.dtype != q.dtype:
         raise TypeError(
             f"apply_rotary takes q and k of one dtype, float32, float16 or bfloat16, got "
@@ -289,16 +313,68 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
             f"{tuple(k_shape)}"
         )
     B, S, _, D = q_shape
-    if D % 2 or D == 0:
-        raise ValueError(f"apply_rotary rotates pairs, so that D must be even, got D = {D}")
-    _check_table("cos", cos, q.dtype, B, S, D // 2)
-    _check_table("sin", sin, q.dtype, B, S, D // 2)
+    rows = S if offsets is None or cos.dim() < 2 else cos.shape[-2]
+    pairs = min(cos.shape[-1], D // 2) if cos.dim() else 0
+    _check_table("cos", cos, q.dtype, B, rows, pairs)
+    _check_table("sin", sin, q.dtype, B, rows, pairs)
+    if offsets is not None and (offsets.shape != (B,) or offsets.dtype not in _INTEGERS):
+        raise ValueError(
+            f"apply_rotary takes offsets of shape (B,), here {(B,)}, of int32 or int64, got "
+            f"{tuple(offsets.shape)} of {offsets.dtype}"
+        )
     for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise ValueError(
                 f"apply_rotary takes {name} with its last axis contiguous, got strides "
                 f"{x.stride()}: call .contiguous() on it"
             )
+
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def _tables(
+    q: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    rotary_dim: int | None,
+    offsets: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """cos and sin with one column for each pair that turns, and the offsets of sequences.
+
+    Tables of as many columns as elements turn, each angle twice, are those of Hugging Face.
+    """
+    if q.dim() != 4:
+        return cos, sin, None  # which `_check` will say
+    S, D = q.shape[1], q.shape[3]
+    turned = D if rotary_dim is None else rotary_dim
+    if turned % 2 or not 0 < turned <= D:
+        of = "D" if rotary_dim is None else "rotary_dim"
+        raise ValueError(
+            f"apply_rotary rotates pairs, so that {of} must be even and from 2 to D = {D}, got "
+            f"{turned}"
+        )
+    found = []
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dim() < 2 or table.shape[-1] not in (turned // 2, turned):
+            rows = f"{S}" if offsets is None else "rows"
+            raise ValueError(
+                f"apply_rotary takes {name} of shape (S, D/2) or (B, S, D/2), here "
+                f"({rows}, {turned // 2}), or with each angle twice ({rows}, {turned}), got "
+                f"{tuple(table.shape)}: one column for each pair"
+            )
+        if table.shape[-1] == turned:
+            table = table[..., ::2].contiguous() if interleaved else table[..., : turned // 2]
+        if isinstance(offsets, int):
+            if not 0 <= offsets <= table.shape[-2] - S:
+                raise ValueError(
+                    f"apply_rotary takes offsets from 0 to {table.shape[-2] - S}, as {name} has "
+                    f"{table.shape[-2]} positions and there are {S} tokens, got {offsets}"
+                )
+            table = table[..., offsets : offsets + S, :]
+        found.append(table)
+    return found[0], found[1], offsets if isinstance(offsets, Tensor) else None
 
 
 def _check_table(name: str, table: Tensor, dtype: torch.dtype, B: int, S: int, C: int) -> None:
@@ -326,7 +402,8 @@ def _check_leaves(q: Tensor, k: Tensor) -> None:
 
 
 def _check_apart(q: Tensor, k: Tensor) -> None:
-    """What can be said without addresses: raise ValueError for a tensor that is expanded, or both."""
+    """What can be said without addresses. Raises ValueError for expanded tensors, and a q that is
+    k."""
     for name, x in (("q", q), ("k", k)):
         if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
             raise ValueError(f"{name} is expanded, so that it cannot be rotated in place: clone it")
@@ -418,6 +495,9 @@ def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
     return True
 
 
+_Angles = tuple[Tensor, Tensor, Tensor | None]  # cos, sin, offsets
+
+
 class _Plan:
     """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
 
@@ -427,11 +507,12 @@ class _Plan:
         k: Tensor,
         cos: Tensor,
         sin: Tensor,
+        offsets: Tensor | None,
         interleaved: bool,
         config: RotaryConfig | None,
     ) -> None:
-        device = check_device(q=q, k=k, cos=cos, sin=sin)
-        _check(q, k, cos, sin)
+        device = check_device(q=q, k=k, cos=cos, sin=sin, offsets=offsets)
+        _check(q, k, cos, sin, offsets)
         self.interleaved = interleaved
         _, S, HQ, D = q.shape
         self.config = config or _choose(S, HQ + k.shape[2], D, _heads_apart(q))
@@ -449,9 +530,9 @@ class _Plan:
             self._apart.clear()
         self._apart.add(distances)
 
-    def overwrite(self, kind: Hashable, xs: Sequence[Tensor], cos: Tensor, sin: Tensor) -> None:
+    def overwrite(self, kind: Hashable, xs: Sequence[Tensor], angles: _Angles) -> None:
         """Rotate in place, outside of autograd, which is told that the memory changed."""
-        self.rotate(kind, xs, xs, cos, sin)
+        self.rotate(kind, xs, xs, angles)
         counted = [x for x in xs if not x.is_inference()]
         torch.autograd.graph.increment_version(counted)
 
@@ -460,15 +541,14 @@ class _Plan:
         kind: Hashable,
         xs: Sequence[Tensor],
         outs: Sequence[Tensor],
-        cos: Tensor,
-        sin: Tensor,
+        angles: _Angles,
         *,
         inverse: bool = False,
     ) -> None:
         """Rotate q and k, or one of them: then the other has no heads. kind: see `Repeats`."""
         q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
         q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
-        given = q, k, q_out, k_out, cos, sin
+        given = q, k, q_out, k_out, *angles
 
         def launches() -> tuple[Launch, ...]:
             return (
@@ -486,23 +566,22 @@ _PLANS: dict[Hashable, _Plan] = of_devices({})
 
 
 def _plan(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    config: RotaryConfig | None,
+    q: Tensor, k: Tensor, angles: _Angles, interleaved: bool, config: RotaryConfig | None
 ) -> _Plan:
+    cos, sin, offsets = angles
     key = (
         (q.shape, q.stride(), q.dtype, q.device),
         (k.shape, k.stride(), k.dtype, k.device),
         (cos.shape, cos.stride(), cos.dtype, cos.device, cos.requires_grad),
         (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
+        offsets
+        if offsets is None
+        else (offsets.shape, offsets.stride(), offsets.dtype, offsets.device),
         (interleaved, config),
     )
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _Plan(q, k, cos, sin, interleaved, config)
+        plan = _Plan(q, k, cos, sin, offsets, interleaved, config)
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = plan
@@ -516,25 +595,26 @@ class _Rotary(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, k, cos, sin, inplace, name, plan):
+    def forward(ctx, x, k, cos, sin, offsets, inplace, name, plan):
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        ctx.save_for_backward(cos, sin)
+        ctx.save_for_backward(cos, sin, offsets)
         xs = (x,) if k is None else (x, k)
         outs = xs if inplace else tuple(torch.empty_like(x) for x in xs)
-        plan.rotate((name, inplace), xs, outs, cos, sin)
+        plan.rotate((name, inplace), xs, outs, (cos, sin, offsets))
         if inplace:
             ctx.mark_dirty(*xs)
         return outs
 
     @staticmethod
     def backward(ctx, *grads):
-        cos, sin = ctx.saved_tensors
+        cos, sin, offsets = ctx.saved_tensors
         wanted = [g if of_x else None for g, of_x in zip(grads, ctx.needs_input_grad, strict=False)]
         if torch.is_grad_enabled():  # a gradient that is to be differentiated again
             config = numbers_of(ctx.plan.config)
-            dq, dk = _turned_back(_operator, wanted, cos, sin, ctx.plan.interleaved, config)
-            return dq, dk, None, None, None, None, None
+            rest = cos, sin, offsets, ctx.plan.interleaved, config
+            dq, dk = _turned_back(_operator, wanted, *rest)
+            return dq, dk, *[None] * 6
         arrived = [_packed(g) for g in wanted if g is not None]
         outs = [torch.empty_like(g) for g in arrived]
         if arrived:
@@ -542,10 +622,10 @@ class _Rotary(torch.autograd.Function):
             cos, sin = _packed(cos), _packed(sin)
             tables = cos.stride(), sin.stride()
             kind = *tables, *((g.shape, g.stride()) for g in arrived)
-            ctx.plan.rotate(kind, arrived, outs, cos, sin, inverse=True)
+            ctx.plan.rotate(kind, arrived, outs, (cos, sin, offsets), inverse=True)
         rotated = iter(outs)
         dq, dk = (None if g is None else next(rotated) for g in (*wanted, None)[:2])
-        return dq, dk, None, None, None, None, None
+        return dq, dk, *[None] * 6
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -559,19 +639,21 @@ def _operator(
     k: Tensor,
     cos: Tensor,
     sin: Tensor,
+    offsets: Tensor | None,
     interleaved: bool,
     config: list[int],
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """q and k rotated, by -angle when inverse; laid out as they are."""
-    plan = _plan(q, k, cos, sin, interleaved, of_numbers(RotaryConfig, config))
+    angles = cos, sin, offsets
+    plan = _plan(q, k, angles, interleaved, of_numbers(RotaryConfig, config))
     outs = torch.empty_like(q), torch.empty_like(k)
-    plan.rotate(("both", inverse), (q, k), outs, cos, sin, inverse=inverse)
+    plan.rotate(("both", inverse), (q, k), outs, angles, inverse=inverse)
     return outs
 
 
 @_operator.register_fake
-def _(q, k, cos, sin, interleaved, config, inverse):
+def _(q, k, cos, sin, offsets, interleaved, config, inverse):
     return torch.empty_like(q), torch.empty_like(k)
 
 
@@ -587,11 +669,11 @@ def _turned_back(call, grads, *rest, inverse=True):
 
 
 def _keep(ctx, inputs, output):
-    q, k, cos, sin, *ctx.how, ctx.inverse = inputs
+    q, k, cos, sin, offsets, *ctx.how, ctx.inverse = inputs
     ctx.shapes = q.shape, k.shape
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(cos, sin)
-    ctx.save_for_forward(cos, sin)
+    ctx.save_for_backward(cos, sin, offsets)
+    ctx.save_for_forward(cos, sin, offsets)
 
 
 def _gradients(ctx, *grads, call=_operator):
@@ -608,10 +690,10 @@ _operator.register_autograd(_gradients, setup_context=_keep)
 def _rotated(*args):
     """The operator under a transform: a rotation is linear in q and k, so that its derivatives of
     any order are rotations."""
-    return _TRANSFORM(args[:4], args[4:])
+    return _TRANSFORM(args[:5], args[5:])
 
 
-def _tangents(ctx, q, k, cos, sin):
+def _tangents(ctx, q, k, cos, sin, _):
     if cos is not None or sin is not None:
         raise NotImplementedError(
             "apply_rotary has no forward-mode derivative by cos and sin: detach them"
@@ -625,13 +707,14 @@ def _tangents(ctx, q, k, cos, sin):
     )
 
 
-def _ways(q, k, cos, sin, interleaved, config, inverse):
+def _ways(q, k, cos, sin, offsets, interleaved, config, inverse):
     def batch(table):
         return 0 if table.ndim == 3 and table.shape[0] == q.shape[0] > 1 else WHOLE
 
-    yield (0, 0), (0, 0, batch(cos), batch(sin))
-    yield (1, 1), (1, 1, cos.ndim - 2, sin.ndim - 2)
-    yield (2, 2), (2, 2, WHOLE, WHOLE)
+    yield (0, 0), (0, 0, batch(cos), batch(sin), optional(offsets, 0))
+    yield (2, 2), (2, 2, WHOLE, WHOLE, optional(offsets, WHOLE))
+    if offsets is None:
+        yield (1, 1), (1, 1, cos.ndim - 2, sin.ndim - 2, None)
 
 
 sharded(_operator, _ways)
@@ -643,23 +726,18 @@ _TRANSFORM = Transform(
 def _by_operator(
     q: Tensor,
     k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: _Angles,
     interleaved: bool,
     inplace: bool,
     config: RotaryConfig | None,
 ) -> tuple[Tensor, Tensor]:
-    admit("apply_rotary", q, k, cos, sin)
-    _check(q, k, cos, sin)
-    numbers = numbers_of(config)
+    _check(q, k, *angles)
+    given = q, k, *angles, interleaved, numbers_of(config), False
     if inplace:
         _check_apart(q, k)
     if inplace and torch.is_grad_enabled():
         _check_leaves(q, k)
-    if transformed():
-        outs = _rotated(q, k, cos, sin, interleaved, numbers, False)
-    else:
-        outs = _operator(q, k, cos, sin, interleaved, numbers, False)
+    outs: tuple[Tensor, Tensor] = _rotated(*given) if transformed() else _operator(*given)
     return (q.copy_(outs[0]), k.copy_(outs[1])) if inplace else outs
 
 
@@ -671,19 +749,26 @@ def apply_rotary(
     *,
     interleaved: bool = False,
     inplace: bool = False,
+    rotary_dim: int | None = None,
+    offsets: int | Tensor | None = None,
     config: RotaryConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotate pairs of elements of each head by its token's angles: x1' = x1·cos - x2·sin,
     x2' = x2·cos + x1·sin, in fp32 with one rounding at the end.
 
-    q: (B,S,Hq,D), k: (B,S,Hk,D), of one dtype, float32, float16 or bfloat16; D even. Any strides
+    q: (B,S,Hq,D), k: (B,S,Hk,D), of one dtype, float32, float16 or bfloat16. Any strides
         whose last is 1; those of q and k need not agree, and outputs keep those of their input.
     cos, sin: (S,D/2), or (B,S,D/2) for angles of each sequence, of float32 or q's dtype. They get
-        no gradient.
+        no gradient. Tables (S,D) or (B,S,D) that hold each angle twice, as Hugging Face has them,
+        are taken, too; the first of the two is read.
     interleaved: pairs are (x[2i], x[2i+1]); otherwise (x[i], x[i+D/2]), as in GPT-NeoX and Llama.
     inplace: overwrite q and k, which may be views of one packed qkv, and return them. It takes
-        one launch for each when views are differentiated, or only one of them: autograd has no
-        other way.
+        one launch for each when views are differentiated: autograd has no other way.
+    rotary_dim: how many elements of a head, the first ones, turn; the others stay, and D is this
+        number above. Even; all unless given.
+    offsets: of positions: token s of sequence b has the angles of row offsets + s, or, with a
+        tensor (B,) of int32 or int64, offsets[b] + s. The tables may then have more rows than S.
+        Rows that they lack are refused with a number, and give NaN with a tensor.
     config: how to cut up the work; None for the choice of the table, see `configs`.
 
     The gradient is the inverse rotation of the upstream one, never in place; a rotation is linear
@@ -701,39 +786,43 @@ def apply_rotary(
     Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021
     (arXiv:2104.09864).
     """
-    if not direct(q, k, cos, sin) or (q.is_meta and refusal(q.device)):
-        return _by_operator(q, k, cos, sin, interleaved, inplace, config)
-    plan = _plan(q, k, cos, sin, interleaved, config)
+    plain = direct(q, k, cos, sin)
+    if not plain:
+        admit("apply_rotary", q, k, cos, sin)
+    angles: _Angles = cos, sin, None
+    if rotary_dim is not None or offsets is not None or 2 * cos.shape[-1] != q.shape[-1]:
+        angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
+    if not plain or (q.is_meta and refusal(q.device)):
+        return _by_operator(q, k, angles, interleaved, inplace, config)
+    plan = _plan(q, k, angles, interleaved, config)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
         plan.check_writable(q, k, cos, sin)
         if not differentiable:
-            plan.overwrite(("both", True), (q, k), cos, sin)
+            plan.overwrite(("both", True), (q, k), angles)
             return q, k
         _check_leaves(q, k)
-        return _rotate_in_place(q, k, cos, sin, plan)
+        return _rotate_in_place(q, k, angles, plan)
     if differentiable:
-        q, k = _Rotary.apply(q, k, cos, sin, False, "both", plan)
+        q, k = _Rotary.apply(q, k, *angles, False, "both", plan)
         return q, k
     outs = torch.empty_like(q), torch.empty_like(k)
-    plan.rotate(("both", False), (q, k), outs, cos, sin)
+    plan.rotate(("both", False), (q, k), outs, angles)
     return outs
 
 
-def _rotate_in_place(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, plan: _Plan
-) -> tuple[Tensor, Tensor]:
+def _rotate_in_place(q: Tensor, k: Tensor, angles: _Angles, plan: _Plan) -> tuple[Tensor, Tensor]:
     """With a gradient of those that require it, which alone become part of a graph."""
     graded = q.requires_grad, k.requires_grad
     if all(graded) and not (q._is_view() or k._is_view()):
-        q, k = _Rotary.apply(q, k, cos, sin, True, "both", plan)
+        q, k = _Rotary.apply(q, k, *angles, True, "both", plan)
         return q, k
     if graded[0]:
-        (q,) = _Rotary.apply(q, None, cos, sin, True, "q", plan)
+        (q,) = _Rotary.apply(q, None, *angles, True, "q", plan)
     else:
-        plan.overwrite(("q", True), (q,), cos, sin)
+        plan.overwrite(("q", True), (q,), angles)
     if graded[1]:
-        (k,) = _Rotary.apply(k, None, cos, sin, True, "k", plan)
+        (k,) = _Rotary.apply(k, None, *angles, True, "k", plan)
     else:
-        plan.overwrite(("k", True), (k,), cos, sin)
+        plan.overwrite(("k", True), (k,), angles)
     return q, k

@@ -94,7 +94,7 @@ FUNCTIONS = {
         lambda q, k, cos, sin: (_turned(q, cos, sin), _turned(k, cos, sin)),
         2,
         rotary._operator,
-        (False, [], False),
+        (None, False, [], False),
         {"batch": (0, 0, None, None), "tokens": (1, 1, 0, 0), "heads": (2, 2, None, None)},
     ),
     "rcm_attention": Function(

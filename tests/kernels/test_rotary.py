@@ -332,7 +332,13 @@ def ok(device, **changed):
         ({"k": torch.ones(2, 3, 4, 6)}, ValueError, r"takes q \(B,S,Hq,D\)"),
         ({"q": torch.ones(2, 3, 8)}, ValueError, r"takes q \(B,S,Hq,D\)"),
         ({"q": torch.ones(2, 3, 4, 7), "k": torch.ones(2, 3, 4, 7)}, ValueError, "must be even"),
-        ({"cos": torch.ones(3, 8)}, ValueError, r"cos of shape.*here \(3, 4\).*got \(3, 8\)"),
+        ({"cos": torch.ones(3, 5)}, ValueError, r"cos of shape.*here \(3, 4\).*got \(3, 5\)"),
+        ({"rotary_dim": 10}, ValueError, "rotary_dim must be even and from 2 to D = 8, got 10"),
+        ({"rotary_dim": 3}, ValueError, "rotary_dim must be even and from 2 to D = 8, got 3"),
+        ({"rotary_dim": 2}, ValueError, r"here \(3, 1\), or with each angle twice \(3, 2\)"),
+        ({"offsets": 1}, ValueError, "offsets from 0 to 0, as cos has 3 positions.*got 1"),
+        ({"offsets": torch.zeros(3, dtype=torch.int32)}, ValueError, r"here \(2,\), of int32"),
+        ({"offsets": torch.zeros(2)}, ValueError, "of int32 or int64, got .* of torch.float32"),
         ({"sin": torch.ones(3, 4).double()}, TypeError, "sin of float32 or q's.*float64"),
         ({"cos": torch.ones(3, 4, requires_grad=True)}, ValueError, "gets none.*detach it"),
         ({"q": torch.ones(2, 3, 8, 4).mT}, ValueError, r"q with its last axis.*\.contiguous\(\)"),
@@ -379,7 +385,89 @@ def test_distances_are_forgotten_beyond_a_limit(monkeypatch, device):
     monkeypatch.setattr(rotary, "_MOST_DISTANCES", 2)
     memory = draw(1, 3, 9, 8, torch.float32, device)
     cos, sin = angles(3, 4, device=device)
-    plan = rotary._Plan(memory[:, :, :1], memory[:, :, 1:2], cos, sin, False, None)
+    plan = rotary._Plan(memory[:, :, :1], memory[:, :, 1:2], cos, sin, None, False, None)
     for head in range(1, 9):
         plan.check_writable(memory[:, :, :1], memory[:, :, head : head + 1], cos, sin)
         assert len(plan._apart) <= 2
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_tables_that_hold_each_angle_twice(interleaved, batch, device):
+    """As Hugging Face hands them over: halves of a row alike, or neighbours."""
+    q, k = draw(2, 5, 3, 16, torch.float32, device), draw(2, 5, 1, 16, torch.float32, device)
+    cos, sin = angles(*batch, 5, 8, device=device)
+    twice = [
+        t.repeat_interleave(2, -1) if interleaved else torch.cat([t, t], -1) for t in (cos, sin)
+    ]
+    expected = apply_rotary(q, k, cos, sin, interleaved=interleaved)
+    assert all(map(torch.equal, apply_rotary(q, k, *twice, interleaved=interleaved), expected))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("storage", ["BSHD", "BHSD"])
+@pytest.mark.parametrize(("D", "turned"), [(16, 12), (48, 32), (7, 2), (128, 96)])
+def test_the_first_elements_of_a_head_may_turn_alone(
+    D, turned, storage, interleaved, inplace, device
+):
+    q = draw(2, 5, 3, D, torch.float32, device, storage)
+    k = draw(2, 5, 2, D, torch.float32, device, storage)
+    cos, sin = angles(5, turned // 2, device=device)
+    expected = [
+        torch.cat([oracle(x[..., :turned], cos, sin, interleaved), x[..., turned:].double()], -1)
+        for x in (q, k)
+    ]
+    options = {"interleaved": interleaved, "rotary_dim": turned}
+    if not inplace:
+        leaves = [x.detach().requires_grad_() for x in (q, k)]
+        outs = apply_rotary(*leaves, cos, sin, **options)
+        upstream = [torch.randn_like(x) for x in outs]
+        back = apply_rotary(*upstream, cos, -sin, **options)
+        assert all(map(torch.equal, torch.autograd.grad(outs, leaves, upstream), back))
+    for found, right in zip(apply_rotary(q, k, cos, sin, inplace=inplace, **options), expected,
+                            strict=True):  # fmt: skip
+        close(found, right)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_positions_may_begin_elsewhere(kind, batch, device):
+    q, k = draw(2, 5, 3, 16, torch.float32, device), draw(2, 5, 1, 16, torch.float32, device)
+    cos, sin = angles(*batch, 11, 8, device=device)
+    starts = (6, 2)
+    rows = [
+        torch.stack([(t[b] if batch else t)[n : n + 5] for b, n in enumerate(starts)])
+        for t in (cos, sin)
+    ]
+    expected = apply_rotary(q, k, *rows)
+    offsets = torch.tensor([6, 0, 2, 0], dtype=kind, device=device)[::2]
+    leaves = [x.requires_grad_() for x in (q, k)]
+    found = apply_rotary(*leaves, cos, sin, offsets=offsets)
+    assert all(map(torch.equal, found, expected))
+    back = apply_rotary(*found, *(rows[0], -rows[1]))
+    assert all(map(torch.equal, torch.autograd.grad(found, leaves, found), back))
+    whole = apply_rotary(q, k, cos, sin, offsets=3)
+    assert torch.equal(whole[0], apply_rotary(q, k, cos[..., 3:8, :], sin[..., 3:8, :])[0])
+
+
+def test_positions_that_a_table_lacks_are_nan(device):
+    q = torch.ones(2, 5, 3, 16, device=device)
+    cos, sin = angles(7, 8, device=device)
+    offsets = torch.tensor([4, -1], device=device)
+    out, _ = apply_rotary(q, q.clone(), cos, sin, offsets=offsets)
+    assert out.isnan().any(-1).any(-1).tolist() == [[0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def test_partial_rotation_from_elsewhere_is_an_operator(device):
+    q, k = draw(2, 5, 3, 16, torch.float32, device), draw(2, 5, 1, 16, torch.float32, device)
+    cos, sin = angles(9, 6, device=device)
+    offsets = torch.tensor([4, 0], device=device)
+
+    def call(q, k):
+        return apply_rotary(q, k, cos, sin, rotary_dim=12, offsets=offsets)
+
+    graph = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, graph(q, k), call(q, k)))
+    leaves = q.requires_grad_(), k.requires_grad_()
+    torch.library.opcheck(rotary._operator, (*leaves, cos, sin, offsets, True, [], False))
