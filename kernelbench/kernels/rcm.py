@@ -22,15 +22,6 @@ PARAMETRIZATIONS = tuple(SIGMA_DATA)
 
 
 @triton.jit
-def _unit(t, sigma):
-    """A power of two whose products with t and sigma, which is positive, have squares with a sum in
-    fp32's range: no bits change but where they would leave it."""
-    larger = tl.maximum(tl.abs(t), sigma)
-    exponent = tl.minimum(larger.to(tl.int32, bitcast=True) & 0x7F800000, 0x7E800000)
-    return (0x7F000000 - exponent).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def coefficients_of(t, sigma, PARAMETRIZATION: tl.constexpr):
     """c_skip, c_out and their derivatives at t, in fp32."""
     if PARAMETRIZATION == "trigflow":
@@ -42,23 +33,18 @@ def coefficients_of(t, sigma, PARAMETRIZATION: tl.constexpr):
         d_out = -c_skip * c_skip
     else:
         EPSILON: tl.constexpr = 0.002 if PARAMETRIZATION == "cm" else 0.0
+        # Squares stay in fp32's range. Sigma is 2^48 at most: later on c_out is sigma, and c_skip
+        # is 2^-30 at most. NaN stays NaN.
+        LATEST: tl.constexpr = 9223372036854775808.0  # 2^63
+        t = tl.where(t > LATEST, LATEST, t)
         u = t - EPSILON
-        unit_u = _unit(u, sigma)
-        unit = _unit(t, sigma)
-        scaled_u = u * unit_u
-        scaled_t = t * unit
-        scaled_sigma = sigma * unit
-        far = tl.abs(t) > sigma  # then sigma may be too small to be scaled, else t
-        variance_u = (sigma * unit_u) * (sigma * unit_u)
-        variance = scaled_sigma * scaled_sigma
-        total = scaled_u * scaled_u + variance_u
-        total_t = variance + scaled_t * scaled_t
-        slope = tl.div_rn(tl.where(far, sigma, scaled_sigma), tl.sqrt_rn(total_t))
-        c_skip = tl.div_rn(variance_u, total)
-        c_out = tl.where(far, u * unit, u) * slope
-        d_skip = -2.0 * scaled_u * tl.div_rn(c_skip, total) * unit_u
-        d_out = tl.where(far, unit, 1.0) * slope
-        d_out *= tl.div_rn(variance + EPSILON * unit * scaled_t, total_t)
+        variance = sigma * sigma
+        total = u * u + variance
+        slope = tl.div_rn(sigma, tl.sqrt_rn(variance + t * t))
+        c_skip = tl.div_rn(variance, total)
+        c_out = u * slope
+        d_skip = -2.0 * u * tl.div_rn(c_skip, total)
+        d_out = slope * tl.div_rn(variance + EPSILON * t, variance + t * t)
     return c_skip, c_out, d_skip, d_out
 
 
@@ -119,8 +105,8 @@ def statistic_of(q: Tensor) -> Tensor:
 class RcmFormula:
     """What is computed, apart from sizes: see `rcm_attention.rcm_attention` for the fields.
 
-    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive. Both from
-        2^-126 to 2^126, for fp32.
+    sigma_data: positive, and 1 for `trigflow`; without effect on `none`. scale: positive. Both are
+        used in fp32: from 2^-48 to 2^48, as of squares, and from 2^-126 to 2^126.
     """
 
     parametrization: str
@@ -136,11 +122,11 @@ class RcmFormula:
                 f"no parametrization {self.parametrization!r}{hint} "
                 f"Known: {', '.join(PARAMETRIZATIONS)}"
             )
-        for name, value in (("sigma_data", self.sigma_data), ("scale", self.scale)):
-            if not 2.0**-126 <= value <= 2.0**126:
+        for name, value, most in (("sigma_data", self.sigma_data, 48), ("scale", self.scale, 126)):
+            if not 2.0**-most <= value <= 2.0**most:
                 raise ValueError(
                     f"rcm_attention takes a positive, finite {name}, got {value}: it is used in "
-                    "fp32, from 2^-126 to 2^126"
+                    f"fp32, from 2^-{most} to 2^{most}"
                 )
         if self.parametrization == "trigflow" and self.sigma_data != 1:
             raise ValueError(

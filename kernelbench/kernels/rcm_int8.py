@@ -222,9 +222,11 @@ def _quantise_queries(
     end = tl.minimum(first + part_tokens, N)
     row_R = tl.arange(0, ROWS)
     partial_ptr += (g * 2 * P + part) * BLOCK_D + tl.arange(0, BLOCK_D)
+    q_stride_N = widened(q_stride_N, WIDE)
+    k_stride_N = widened(k_stride_N, WIDE)
+    v_stride_N = widened(v_stride_N, WIDE)
     if kind == 0:
         q_ptr += b * q_stride_B + h * q_stride_H
-        q_stride_N = widened(q_stride_N, WIDE)
         q8_ptr += g * q_tiles * (BLOCK_M * BLOCK_D)
         q_scale_ptr += g * q_tiles
         factor = scale * _LOG2E
@@ -235,7 +237,6 @@ def _quantise_queries(
             _store_int8(q8_ptr, q_scale_ptr, q_RD, tile, q_tiles, factor, BLOCK_M, RAGGED)
     elif kind == 1:
         k_ptr += b * k_stride_B + h * k_stride_H
-        k_stride_N = widened(k_stride_N, WIDE)
         sum_D = tl.zeros([BLOCK_D], tl.float32)
         for start in tl.range(first, end, ROWS, num_stages=1):
             k_RD = _load_rows(k_ptr, start, row_R, k_stride_N, N, D, BLOCK_D, RAGGED, "")
@@ -243,7 +244,6 @@ def _quantise_queries(
         tl.store(partial_ptr, sum_D)
     else:
         v_ptr += b * v_stride_B + h * v_stride_H
-        v_stride_N = widened(v_stride_N, WIDE)
         most_D = tl.zeros([BLOCK_D], tl.float32)
         for start in tl.range(first, end, ROWS, num_stages=1):
             v_RD = _load_rows(v_ptr, start, row_R, v_stride_N, N, D, BLOCK_D, RAGGED, "")
@@ -294,9 +294,10 @@ def _quantise_pairs(
     g = b * H + h
     start = tile * BLOCK_N
     partial_ptr += g * 2 * P * BLOCK_D
+    k_stride_N = widened(k_stride_N, WIDE)
+    v_stride_N = widened(v_stride_N, WIDE)
     if kind == 0:
         k_ptr += b * k_stride_B + h * k_stride_H
-        k_stride_N = widened(k_stride_N, WIDE)
         row_N = tl.arange(0, BLOCK_N)
         k_ND = _load_rows(k_ptr, start, row_N, k_stride_N, N, D, BLOCK_D, RAGGED, "evict_first")
         if DEPENDENT:
@@ -310,7 +311,6 @@ def _quantise_pairs(
         _store_int8(k8_ptr, k_scale_ptr, smooth_ND, tile, k_tiles, 1.0, BLOCK_N, False)
     else:
         v_ptr += b * v_stride_B + h * v_stride_H
-        v_stride_N = widened(v_stride_N, WIDE)
         v_QD = _load_values(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, PERMUTED, RAGGED)
         if DEPENDENT:
             tl.extra.cuda.gdc_wait()
