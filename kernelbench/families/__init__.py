@@ -37,7 +37,8 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
         if family.name in found:
             raise UsageError(f"{origin}: there is a family {family.name!r} already")
         _validate(origin, family)
-        found[family.name] = replace(family, origin=file)
+        kept = tuple(case for case in family.checks if case.mode in family.modes)
+        found[family.name] = replace(family, origin=file, checks=kept)
     return found
 
 

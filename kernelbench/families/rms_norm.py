@@ -16,6 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kernelbench.families._rms_norm_peers import (
+    liger,
+    liger_serves,
+    quack,
+    quack_serves,
+    quack_tuned,
+)
 from kernelbench.families._rms_norm_traffic import (
     compiled_traffic,
     f_rms_norm_traffic,
@@ -28,7 +35,6 @@ from kernelbench.provide import (
     eager_traffic,
     no_autotuner,
     no_compiler,
-    no_jvp,
     pushed,
 )
 from kernelbench.spec import (
@@ -288,72 +294,6 @@ def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
         residual=case.residual,
         sms=device.sms or None,
     )
-
-
-LIGER_MOST = 65536  # columns
-LIGER = {
-    Casting.fp32: ("gemma", 0.0),  # gemma rounds once; its 1 + w is the offset
-    Casting.llama: ("llama", 0.0),
-    Casting.gemma: ("gemma", 1.0),
-    Casting.none: ("none", 0.0),
-}
-
-
-def liger(case: RMSNormCase, config: Any) -> Call:
-    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-    mode, offset = LIGER[case.casting]
-    if case.residual:
-        return lambda a: LigerFusedAddRMSNormFunction.apply(
-            a["x"], a["residual"], a["weight"], case.eps, offset, mode, False
-        )
-    return lambda a: LigerRMSNormFunction.apply(a["x"], a["weight"], case.eps, offset, mode, False)
-
-
-def gpu_only(case: RMSNormCase, device: Device) -> str | None:
-    return None if device.kind == "cuda" else "a GPU package; there is no GPU here"
-
-
-def liger_serves(case: RMSNormCase, device: Device) -> str | None:
-    if case.N > LIGER_MOST:
-        return f"Liger takes rows of at most {LIGER_MOST}"
-    return no_jvp(case, device) or gpu_only(case, device)
-
-
-def quack(case: RMSNormCase, config: Any) -> Call:
-    from quack import rmsnorm
-
-    offset = 1.0 if case.casting is Casting.gemma else 0.0
-    if case.residual:
-        return lambda a: rmsnorm(
-            a["x"],
-            a["weight"],
-            residual=a["residual"],
-            eps=case.eps,
-            prenorm=True,
-            weight_offset=offset,
-        )
-    return lambda a: rmsnorm(a["x"], a["weight"], eps=case.eps, weight_offset=offset)
-
-
-def quack_tuned(case: RMSNormCase, config: Any) -> Call:
-    """Its launch chosen by an exhaustive search, which is compiling."""
-    from kernelbench.families._quack import Tuned
-
-    offset = 1.0 if case.casting is Casting.gemma else 0.0
-    apply: Any = Tuned.apply
-    return lambda a: apply(a["x"], a["weight"], a.get("residual"), case.eps, offset)
-
-
-def quack_serves(case: RMSNormCase, device: Device) -> str | None:
-    if case.casting is Casting.none:
-        return "QuACK computes in fp32; it has no casting=none"
-    if case.N * case.dtype.bytes % 4:
-        return "QuACK copies rows asynchronously, in units of 4 bytes"
-    if device.capability is not None and device.capability < (9, 0):
-        return f"QuACK needs sm_90 or newer, this GPU is {device.arch}"
-    return no_jvp(case, device) or gpu_only(case, device)
 
 
 @cache

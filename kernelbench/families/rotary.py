@@ -14,6 +14,14 @@ from typing import Any
 
 import torch
 
+from kernelbench.families._rotary_traffic import (
+    compiled_traffic,
+    fused_traffic,
+    liger_traffic,
+    quack_traffic,
+    size_of,
+    table_size,
+)
 from kernelbench.provide import (
     MAX_AUTOTUNE,
     compiled,
@@ -144,18 +152,9 @@ def trials(case: RotaryCase) -> Mapping[str, Trial]:
     }
 
 
-def _size(case: RotaryCase) -> int:
-    return case.B * case.S * (case.Hq + case.Hk) * case.D * case.dtype.bytes
-
-
-def _table_size(case: RotaryCase) -> int:
-    batch = case.B if case.tables is Tables.bs else 1
-    return batch * case.S * case.D * case.dtype.bytes  # cos and sin of D/2 each
-
-
 def cost(case: RotaryCase) -> Cost:
     """Both tensors in and out once, and the tables; a pair takes 4 multiplications and 2 adds."""
-    size, table = _size(case), _table_size(case)
+    size, table = size_of(case), table_size(case)
     flops = 3 * size // case.dtype.bytes
     once = Cost(flops, size + table, size)
     if case.mode is Mode.jvp:
@@ -320,62 +319,6 @@ def _traffic_of_eager(case: RotaryCase) -> tuple[Traffic, ...]:
 @cache
 def _traffic_of_complex(case: RotaryCase) -> tuple[Traffic, ...]:
     return eager_traffic(case, inputs, torch_complex(case, None), outputs(case), grads(case))
-
-
-def fused_traffic(case: RotaryCase, kernels: int = 1) -> tuple[Traffic, ...]:
-    """Every tensor once in and once out, forward and backward alike, and the tables once a kernel.
-
-    Left out: what is read of them again where q and k are larger than the L2, for all sequences
-    share them (7 of 328 MiB at B = 8, S = 4096, Hq = 32, Hk = 8, D = 128 on an H200).
-    """
-    unit = case.B * case.S * case.D * case.dtype.bytes
-    table = kernels * _table_size(case)
-    rows: list[Traffic] = []
-    if case.mode is not Mode.bwd:
-        rows += [
-            Traffic("q", read=case.Hq * unit),
-            Traffic("k", read=case.Hk * unit),
-            Traffic("q_out", write=case.Hq * unit),
-            Traffic("k_out", write=case.Hk * unit),
-            Traffic("cos, sin", read=table),
-        ]
-    if case.mode is Mode.jvp:
-        rows += [
-            Traffic("tangent_q", read=case.Hq * unit),
-            Traffic("tangent_k", read=case.Hk * unit),
-            Traffic("tangent_q_out", write=case.Hq * unit),
-            Traffic("tangent_k_out", write=case.Hk * unit),
-            Traffic("cos, sin (tangents)", read=table),
-        ]
-    if case.mode.graded:
-        rows += [
-            Traffic("grad_q_out", read=case.Hq * unit),
-            Traffic("grad_k_out", read=case.Hk * unit),
-            Traffic("dq", write=case.Hq * unit),
-            Traffic("dk", write=case.Hk * unit),
-            Traffic("cos, sin (backward)", read=table),
-        ]
-    return tuple(rows)
-
-
-def compiled_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
-    """Inductor makes a kernel for each of q and k, or one for both where they are as large."""
-    return fused_traffic(case, kernels=1 if case.Hq == case.Hk else 2)
-
-
-def quack_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
-    """A launch for each of q and k."""
-    return fused_traffic(case, kernels=2)
-
-
-def liger_traffic(case: RotaryCase) -> tuple[Traffic, ...]:
-    """As fused, and a copy of q and k (and of their gradients) from (B,H,S,D) storage."""
-    rows = fused_traffic(case)
-    if case.layout is Layout.bshd:
-        return rows
-    copies = 2 if case.mode is Mode.full else 1
-    size = copies * _size(case)
-    return (*rows, Traffic("copy to (B,S,H,D)", read=size, write=size))
 
 
 def _check(B: int, S: int, Hq: int, Hk: int, D: int, **axes: Any) -> list[RotaryCase]:

@@ -45,7 +45,7 @@ def _scale(x, rstd, weight, dtype: tl.constexpr, CASTING: tl.constexpr):
 
 
 @triton.jit
-def _load_weight(weight_ptr, column_N, mask_N, OFFSET: tl.constexpr, POLICY: tl.constexpr = ""):
+def _load_weight(weight_ptr, column_N, mask_N, OFFSET: tl.constexpr, POLICY: tl.constexpr):
     """In fp32, to be added to OFFSET; without a weight, what makes a factor of 1."""
     if weight_ptr is None:
         weight_N = tl.full(column_N.shape, 1.0 - OFFSET, tl.float32)
@@ -278,7 +278,7 @@ def normalise_split_rows(
     column_N = part * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_N = column_N < N
     OFFSET: tl.constexpr = 1.0 if CASTING == "gemma" else 0.0
-    weight_N = _load_weight(weight_ptr, column_N, mask_N, OFFSET)
+    weight_N = _load_weight(weight_ptr, column_N, mask_N, OFFSET, "")
 
     last_N = tl.zeros([BLOCK_N], tl.float32)
     for i in tl.range(group, M, groups, num_stages=STAGES):
@@ -376,7 +376,7 @@ def differentiate(
         dsum_stride = N
     column_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if not RELOAD:
-        weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET)
+        weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET, "")
     dw_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for tile in tl.range(
         tl.program_id(1), tl.cdiv(M, BLOCK_M), tl.num_programs(1), num_stages=STAGES
@@ -395,7 +395,7 @@ def differentiate(
             dw_MN += dy_MN * unit_MN
         if dx_ptr is not None:
             if RELOAD:
-                weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET)
+                weight_N = OFFSET + _load_weight(weight_ptr, column_N, column_N < N, OFFSET, "")
             m_MN = dy_MN * weight_N[None, :]
             if projection_ptr is None:
                 projection_M = tl.sum(m_MN * unit_MN, axis=1) / N
@@ -461,7 +461,7 @@ def differentiate_split_rows(
         x_N = tl.load(x_ptr + row * x_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         dy_N = tl.load(dy_ptr + row * dy_stride + column_N, mask=mask_N, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
-        weight_N = OFFSET + _load_weight(weight_ptr, column_N, mask_N, OFFSET)
+        weight_N = OFFSET + _load_weight(weight_ptr, column_N, mask_N, OFFSET, "")
         unit_N = x_N * rstd
         m_N = dy_N * weight_N
         if partial_ptr is not None:

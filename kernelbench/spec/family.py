@@ -190,7 +190,8 @@ class Family(Generic[C]):
         that the kernel had to compute follow, fp64 tensors like the value: (name, index, value,
         part, …). Errors are then relative to the sum of the parts, and each part's scale is judged.
     cost: the work the algorithm must do in the case's mode.
-    checks: small cases that every provider must pass everywhere.
+    checks: small cases that every provider must pass everywhere; of those made for each Mode, the
+        ones of `modes` are kept when the family is loaded.
     trials: other inputs on which every provider is proven, by name; `small`, `large` and `outliers`
         at least, each of which may be refused with a reason. Without it, the inputs that are draws
         as they are, but no upstream gradients, are scaled by 2⁻¹⁰ and by 32, and have outliers,
