@@ -620,7 +620,7 @@ class _Rotary(torch.autograd.Function):
         if arrived:
             # Hooks on saved tensors may hand the tables back with other strides than they had.
             cos, sin = _packed(cos), _packed(sin)
-            tables = cos.stride(), sin.stride()
+            tables = cos.stride(), sin.stride(), offsets is not None and offsets.stride()
             kind = *tables, *((g.shape, g.stride()) for g in arrived)
             ctx.plan.rotate(kind, arrived, outs, (cos, sin, offsets), inverse=True)
         rotated = iter(outs)
@@ -648,7 +648,9 @@ def _operator(
     angles = cos, sin, offsets
     plan = _plan(q, k, angles, interleaved, of_numbers(RotaryConfig, config))
     outs = torch.empty_like(q), torch.empty_like(k)
-    plan.rotate(("both", inverse), (q, k), outs, angles, inverse=inverse)
+    plan.rotate(
+        ("turned back" if inverse else "both", False), (q, k), outs, angles, inverse=inverse
+    )
     return outs
 
 

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kernelbench.kernels import interpreter, launch
+from kernelbench.kernels import interpreter, launch, rms_norm, rotary
 from kernelbench.kernels.launch import Launch, check_device, on_device, power_of_2, refusal
 
 
@@ -246,3 +247,71 @@ def test_the_current_device_costs_no_guard(device):
 @pytest.mark.parametrize(("least", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (5000, 8192)])
 def test_power_of_2(least, power):
     assert power_of_2(least) == power
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """What launches of one plan and kind have in common: grid and all but tensors."""
+    known = {}
+
+    def run(repeats, kind, tensors, describe):
+        for number, one in enumerate(describe()):
+            values = {**one.args, **one.constexprs}
+            fixed = {n: v for n, v in values.items() if not isinstance(v, torch.Tensor)}
+            first = known.setdefault((id(repeats), kind, number), (repeats, one.grid, fixed))
+            assert first[1:] == (one.grid, fixed), kind
+            one.run()
+
+    monkeypatch.setattr(launch.Repeats, "run", run)
+    return known
+
+
+def differentiate(call, tensors, wanted):
+    """Of all results, the first and the last; also with hooks that hand back other strides."""
+
+    def turned(tensor):
+        if tensor.dim() == 1:
+            return torch.stack([tensor, tensor], -1)[..., 0]
+        return tensor.mT.clone().mT
+
+    for hook in (lambda tensor: tensor, turned):
+        leaves = [
+            t.detach().requires_grad_(asked) for t, asked in zip(tensors, wanted, strict=True)
+        ]
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
+            found = call(*leaves)
+        results = found if isinstance(found, tuple) else (found,)
+        for some in (results, results[:1], results[-1:]):
+            total = sum(y.square().sum() for y in some)
+            if total.requires_grad:
+                total.backward(retain_graph=True)
+
+
+def test_a_kind_of_rotation_is_one_launch(kept, device):
+    """On a GPU it is kept by plan and kind: of straight calls, operators, backwards, in place."""
+    q, k = torch.randn(2, 5, 3, 8, device=device), torch.randn(2, 5, 2, 8, device=device)
+    offsets = torch.tensor([2, 0], device=device)
+    for starts, positions, columns in ((None, 5, 4), (None, 5, 3), (offsets, 7, 4)):
+        cos, sin = torch.randn(2, positions, columns, device=device)
+        options = {"rotary_dim": 2 * columns, "offsets": starts}
+        for _ in range(2):
+            rotary.apply_rotary(q, k, cos, sin, **options)
+            rotary.apply_rotary(q.clone(), k.clone(), cos, sin, inplace=True, **options)
+            for inverse in (False, True):
+                rotary._operator(q, k, cos, sin, starts, False, [], inverse)
+            for wanted in ((True, True), (True, False), (False, True)):
+                call = partial(rotary.apply_rotary, cos=cos, sin=sin, **options)
+                differentiate(call, (q, k), wanted)
+    assert len(kept) > 15
+
+
+def test_a_kind_of_norm_is_one_launch(kept, device):
+    x, weight, r = (torch.randn(*shape, device=device) for shape in ((3, 7, 16), (16,), (3, 7, 16)))
+    for wanted in ((True, True, True), (True, False, False), (False, True, False)):
+        differentiate(
+            lambda x, weight, r: rms_norm.rms_norm(x, weight, residual=r), (x, weight, r), wanted
+        )
+        differentiate(rms_norm.rms_norm, (x, weight), wanted[:2])
+    for save in (True, False):
+        rms_norm._operator(x, weight, r, 1e-6, "fp32", [], save)
+    assert len(kept) > 8
