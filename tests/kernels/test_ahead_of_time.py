@@ -51,16 +51,51 @@ for launch in launches:
 """
 
 
+# What may be left out: the interpreter takes any default and any branch, the compiler does not.
+LEFT_OUT = """
+import torch
+from kernelbench.kernels.ahead_of_time import ahead_of_time
+from kernelbench.kernels.launch import Target, described_for
+from kernelbench.kernels.rms_norm import push_launch, rms_norm
+from kernelbench.kernels.rotary import apply_rotary
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+with described_for(Target("sm_90", 132)) as launches:
+    for N in (256, 4096, 131072):  # whole rows, rows that are read twice, split rows
+        x, weight, rstd = meta(64, N), meta(N), meta(64, dtype=torch.float32)
+        rms_norm(x)
+        rms_norm(meta(64, N).requires_grad_(), residual=x)[0].backward(x)
+        rms_norm(x, weight.clone().requires_grad_()).backward(x)
+        launches.append(push_launch(x, x, weight, weight, rstd, x, casting="fp32"))
+        launches.append(push_launch(x, None, None, weight, rstd, x, casting="gemma"))
+    q, k, table = meta(2, 128, 8, 128), meta(2, 128, 2, 128), meta(256, 48)
+    starts = meta(2, dtype=torch.int32)
+    for interleaved in (False, True):
+        more = {"rotary_dim": 96, "interleaved": interleaved}
+        apply_rotary(q, k, table, table, offsets=starts, **more)
+        apply_rotary(q, k, table, table, offsets=64, inplace=True, **more)
+for launch in launches:
+    ahead_of_time(launch, "sm_90")
+    print(launch.kernel.__module__, launch.kernel.__name__)
+"""
+
+
+def compiled_by(script: str) -> list[str]:
+    """The kernels that a script prints, in a process where they can be compiled."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("kernelbench.kernels.") for line in done.stdout.splitlines()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
 def test_kernels_for_offsets_of_64_bits_compile() -> None:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", WIDE], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = [line.removeprefix("kernelbench.kernels.") for line in done.stdout.splitlines()]
-    assert found == [
+    assert compiled_by(WIDE) == [
         "rcm_attention _attend",
         "rcm_attention _differentiate_skip",
         "rcm_attention _differentiate_keys",
@@ -70,3 +105,14 @@ def test_kernels_for_offsets_of_64_bits_compile() -> None:
         "rcm_int8 _attend",
         "projection _project",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
+def test_kernels_compile_without_what_may_be_left_out() -> None:
+    found = compiled_by(LEFT_OUT)
+    names = {name.rpartition(" ")[2] for name in found}
+    assert len(found) > 20 and names == {
+        "normalise_rows", "normalise_wide_rows", "normalise_split_rows", "differentiate",
+        "differentiate_split_rows", "sum_partials", "push_rows", "_rotate",
+    }  # fmt: skip
