@@ -3,17 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from kernelbench.families import dit_block, rcm_layer
 from kernelbench.families._rcm import Parametrization, coefficients, slopes
 from kernelbench.families.dit_block import DiTBlockCase
 from kernelbench.families.rcm_layer import FAMILY, RCMLayerCase
+from kernelbench.kernels.launch import INTERPRETED
 from kernelbench.measure.inputs import Draw
 from kernelbench.nn import RCMAttention
 from kernelbench.spec import Cost, Device, DType, Family, Mode
@@ -100,6 +104,32 @@ def test_oracle_of_the_block_is_its_definition(
 def test_oracle_yields_no_gradient_in_mode_fwd(family: Family[Any], case: Any) -> None:
     fwd = replace(case, mode=Mode.fwd)
     assert {name for name, *_ in family.oracle(fwd, in_fp64(family, fwd))} == {"y"}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU `check` proves the provider")
+def test_our_block_is_one_graph_with_our_kernels_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`triton_compiled`, without Inductor: as `triton_fused`, its gradients, too."""
+    targets = []
+
+    def backend(graph: Any, given: Any) -> Any:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    graph = partial(torch.compile, fullgraph=True, backend=aot_autograd(fw_compiler=backend))
+    monkeypatch.setattr(dit_block, "compiled", graph)
+    case = replace(BLOCK, C=48, norm=dit_block.Norm.rms)
+    drawn = dit_block.FAMILY.inputs(case, Draw(case, "cpu", 1))
+    names = dit_block.FAMILY.grads(case)
+    found = []
+    for build in (dit_block.triton_fused, dit_block.triton_compiled):
+        leaves = {n: t.detach().requires_grad_(n in names) for n, t in drawn.items()}
+        y = build(case, None)(leaves)
+        wanted = [leaves[name] for name in names]
+        found.append([y, *torch.autograd.grad(y, wanted, drawn["grad_y"])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for name in ("rms_norm", "project_and_skip", "rms_norm_backward", "project_and_skip_backward"):
+        assert f"kernelbench.{name}.default" in targets
 
 
 def test_the_layer_is_the_module() -> None:

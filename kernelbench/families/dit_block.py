@@ -249,9 +249,7 @@ def compile_max_autotune(case: DiTBlockCase, config: Any) -> Call:
     return compile_block(case, config, MAX_AUTOTUNE)
 
 
-def triton_fused(case: DiTBlockCase, config: Any) -> Call:
-    """Our norms and our projection with the skip, our attention or PyTorch's, whichever is faster;
-    the other products and gelu are PyTorch's."""
+def _ours(case: DiTBlockCase, config: Any) -> Function:
     from kernelbench.kernels.projection import project_and_skip
     from kernelbench.kernels.rms_norm import rms_norm
     from kernelbench.nn.attend import attend
@@ -259,7 +257,25 @@ def triton_fused(case: DiTBlockCase, config: Any) -> Call:
     kind, sigma = case.parametrization.value, case.sigma
     finish = partial(project_and_skip, parametrization=kind, sigma_data=sigma, config=config)
     norm: Any = partial(rms_norm, eps=EPS, casting="fp32")
-    return _spread(case, _block(case, attend, finish, norm))
+    return _block(case, attend, finish, norm)
+
+
+def triton_fused(case: DiTBlockCase, config: Any) -> Call:
+    """Our norms and our projection with the skip, our attention or PyTorch's, whichever is faster;
+    the other products and gelu are PyTorch's."""
+    return _spread(case, _ours(case, config))
+
+
+def triton_compiled(case: DiTBlockCase, config: Any) -> Call:
+    """`triton_fused` inside torch.compile: our kernels are operators of its graph, and what lies
+    between them is Inductor's to fuse."""
+    return _spread(case, compiled(_ours(case, config)))
+
+
+def on_a_gpu(case: DiTBlockCase, device: Device) -> str | None:
+    if device.kind == "cpu":
+        return "what torch.compile makes of interpreted kernels tells nothing"
+    return rcm_layer.serves(case, device)
 
 
 def triton_configs(case: DiTBlockCase, device: Device) -> tuple[Any, ...]:
@@ -350,6 +366,15 @@ FAMILY = Family(
             configs=triton_configs,
             requires=("triton",),
             unsupported=rcm_layer.serves,
+        ),
+        Provider(
+            "triton_compiled",
+            Role.ablation,
+            triton_compiled,
+            traffic=partial(_traffic, "epilogue", "back ours"),
+            configs=triton_configs,
+            requires=("triton",),
+            unsupported=on_a_gpu,
         ),
     ),
 )
