@@ -30,6 +30,12 @@ NO_SECOND = (
     "that it cannot be differentiated again: for a second derivative, take PyTorch's operators"
 )
 
+BATCHED = (
+    "the gradient of a call that no transform saw is a kernel, which takes no batch of upstream "
+    "gradients (is_grads_batched, vectorize) and no tangents: take torch.func's transforms of the "
+    "call"
+)
+
 
 def direct(*tensors: Tensor | None) -> bool:
     """Whether nothing stands between a call on these tensors and its kernels. About 0.3 µs."""
@@ -55,7 +61,7 @@ def graded(*tensors: Tensor | None) -> bool:
 def admit(name: str, *tensors: Tensor | None) -> None:
     """For tensors that go to an operator: DTensor learns how it may shard them.
 
-    Raises TypeError for nested tensors, whose sizes no kernel here knows.
+    Raises TypeError for nested tensors, whose sizes no kernel here knows, and for sparse ones.
     """
     for tensor in tensors:
         if tensor is None:
@@ -64,6 +70,8 @@ def admit(name: str, *tensors: Tensor | None) -> None:
             raise TypeError(
                 f"{name} takes no nested tensors: call it on .values(), or on each of .unbind()"
             )
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name} takes no {tensor.layout}: call .to_dense() on it")
         if type(tensor).__name__ == "DTensor":
             announce()
 
@@ -167,6 +175,16 @@ class _Final(torch.autograd.Function):
         raise RuntimeError(NO_SECOND)
 
 
+class _Read:
+    """A context whose saved tensors were read, which checkpoints allow once."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward whose gradients raise when they are differentiated, whatever of its inputs
     requires grad; at no cost where no graph of the gradient is wanted.
@@ -177,12 +195,16 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def chosen(ctx: Any, *grads: Tensor | None) -> Any:
+        if transformed():
+            raise NotImplementedError(BATCHED)
+        grads = tuple(g.resolve_neg() if g is not None and g.is_neg() else g for g in grads)
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
+        read = _Read(ctx)
         with torch.no_grad():
-            found = backward(ctx, *grads)
+            found = backward(read, *grads)
         given = [each for each in found if each is not None]
-        ways = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        ways = [t for t in (*grads, *read.saved_tensors) if t is not None and t.requires_grad]
         always = torch.zeros((), requires_grad=True)  # where none of these leads back
         left = iter(_Final.apply(len(given), *given, *ways, always))
         return tuple(None if each is None else next(left) for each in found)

@@ -790,7 +790,13 @@ def _ways(a, weight, bias, x, t, *rest):
     whole = WHOLE, optional(bias, WHOLE)
     yield (0,), (0, *whole, optional(x, 0), optional(t, 0))
     yield (1,), (1, *whole, optional(x, 1), optional(t, WHOLE))
-    yield (2,), (WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE))
+    if _columns_fit(weight):
+        yield (2,), (WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE))
+
+
+def _columns_fit(weight):
+    """Whether every rank would have columns, and as many."""
+    return weight.shape[0] % weight.mesh.size() == 0
 
 
 def _ways_backward(dy, a, weight, bias, x, t, *rest):
@@ -801,8 +807,9 @@ def _ways_backward(dy, a, weight, bias, x, t, *rest):
     yield of(0, PARTIAL, PARTIAL, 0, 0), (0, 0, *whole, optional(x, 0), optional(t, 0))
     rows = 1, 1, *whole, optional(x, 1), optional(t, WHOLE)
     yield of(1, PARTIAL, PARTIAL, 1, PARTIAL), rows
-    columns = 2, WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE)
-    yield of(PARTIAL, 0, 0, 2, PARTIAL), columns
+    if _columns_fit(weight):
+        columns = 2, WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE)
+        yield of(PARTIAL, 0, 0, 2, PARTIAL), columns
 
 
 sharded(_operator, _ways)
@@ -935,7 +942,11 @@ def _project_and_skip(
         x = t = None
     tensors = a, weight, bias, x, t
     if direct(*tensors) and not (a.is_meta and refusal(a.device)):
-        given = _given(*tensors, sigma_data, parametrization, config)
+        try:
+            given = _given(*tensors, sigma_data, parametrization, config)
+        except RuntimeError:
+            admit("project_and_skip", *tensors)  # which may say it in words
+            raise
         if graded(*given[:5]):
             y: Tensor = _ProjectAndSkip.apply(*given, fused)
             return y

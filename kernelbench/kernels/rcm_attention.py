@@ -1620,7 +1620,12 @@ def _attend_and_skip(
     tensors = q, k, v, x, t
     if direct(*tensors) and not (q.is_meta and refusal(q.device)):
         save = graded(*tensors)
-        given = _given(*tensors, sigma_data, parametrization, causal, scale, config, fused, save)
+        how = sigma_data, parametrization, causal, scale
+        try:
+            given = _given(*tensors, *how, config, fused, save)
+        except RuntimeError:
+            admit("rcm_attention", *tensors)  # which may say it in words
+            raise
         if save:
             y: Tensor = _RcmAttention.apply(*given, fused)
             return y
@@ -1670,9 +1675,10 @@ def rcm_attention(
     gradient to come, attention's result in q's dtype and fp32 statistics of its rows are kept.
     The gradients, of q, k, v, x and t, are not differentiable themselves. Their bits are the same
     on every call, but for dq on Hopper, whose parts are added in any order: as PyTorch's own
-    attention, this heeds `torch.use_deterministic_algorithms(True)`, at the time of the call, at
-    the cost of a slower backward. A config that is passed decides for itself. torch.compile and
-    torch.export take it as one operator, `kernelbench::rcm_attention`.
+    attention, this heeds `torch.use_deterministic_algorithms(True)`, at the time of the call (in a
+    graph of torch.compile, of the backward), at the cost of a slower backward. A config that is
+    passed decides for itself. torch.compile and torch.export take it as one operator,
+    `kernelbench::rcm_attention`.
 
     Raises TypeError for other dtypes, nested tensors and a sigma_data or scale that is no number;
     ValueError for shapes that do not fit, an unknown parametrization, or a sigma_data or scale that

@@ -988,7 +988,11 @@ def rcm_attention_int8(
     _refuse_gradients(*tensors)
     given = sigma_data, parametrization, causal, scale
     if direct(*tensors) and not (q.is_meta and refusal(q.device)):
-        return _run(*tensors, *given, config)
+        try:
+            return _run(*tensors, *given, config)
+        except RuntimeError:
+            admit("rcm_attention_int8", *tensors)  # which may say it in words
+            raise
     admit("rcm_attention_int8", *tensors)
     _check_all(*tensors, *given)
     y: Tensor = _operator(*tensors, *given, numbers_of(config))

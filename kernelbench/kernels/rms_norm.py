@@ -571,7 +571,7 @@ class _Plan:
         self.N = x.shape[-1]
         self.M = x.numel() // self.N
         self.arch = arch_of(device)
-        self.eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
+        self.eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
         self.casting = casting
         self.config = config or _choose(
             self.M, self.N, self.arch, x.element_size(), residual is not None, sm_count(device)
@@ -580,8 +580,8 @@ class _Plan:
 
     def forward(
         self, x: Tensor, weight: Tensor | None, residual: Tensor | None, save: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """y, x + residual, what was normalised as rows, and rstd when it is to be saved."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """y, x + residual, and rstd when it is to be saved."""
         rows = _as_rows(x, self.N)
         if residual is not None:
             residual = _as_rows(residual, self.N)
@@ -598,7 +598,7 @@ class _Plan:
             return (forward_launch(*given, words, eps=self.eps, **options),)
 
         self.repeats.run(save, (given if words is None else (*given, words),), launches)
-        return y, total, rows if total is None else total, rstd_M
+        return y, total, rstd_M
 
     def backward(
         self,
@@ -625,7 +625,7 @@ class _Plan:
         kind = (
             _row_stride(dy),
             _row_stride(x),
-            dtotal is not None and _row_stride(dtotal),
+            "none" if dtotal is None else _row_stride(dtotal),
             wants_dx,
             dweight is not None,
         )
@@ -753,8 +753,8 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx, x, weight, residual, plan):
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        y, total, rows, rstd_M = plan.forward(x, weight, residual, save=True)
-        ctx.save_for_backward(rows, weight, rstd_M)
+        y, total, rstd_M = plan.forward(x, weight, residual, save=True)
+        ctx.save_for_backward(x if total is None else total, weight, rstd_M)
         return y if total is None else (y, total)
 
     @staticmethod
@@ -782,7 +782,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, x + residual, and rstd of x's shape but the last axis; `absent` for what is not wanted."""
     plan = _plan(x, weight, residual, eps, casting, of_numbers(RmsNormConfig, config))
-    y, total, _, rstd_M = plan.forward(x, weight, residual, save)
+    y, total, rstd_M = plan.forward(x, weight, residual, save)
     return (
         y,
         absent(x) if total is None else total,
@@ -813,7 +813,7 @@ def _operator_backward(
     """The gradients of what was normalised, x, and of the weight; summed: of x and a residual."""
     residual = x if summed else None
     plan = _plan(x, weight, residual, 0.0, casting, of_numbers(RmsNormConfig, config))
-    dx, dweight = plan.backward(dy, dtotal, x, weight, rstd.view(-1), wants_dx, wants_dweight)
+    dx, dweight = plan.backward(dy, dtotal, x, weight, rstd.reshape(-1), wants_dx, wants_dweight)
     return absent(x) if dx is None else dx, absent(x) if dweight is None else dweight
 
 
@@ -842,7 +842,7 @@ def _operator_jvp(
     tangent = None if tangent is None else _as_rows(tangent, N)
     weight = None if weight is None else weight.contiguous()
     weight_tangent = None if weight_tangent is None else weight_tangent.contiguous()
-    given = rows, tangent, weight, weight_tangent, rstd.view(-1), out
+    given = rows, tangent, weight, weight_tangent, rstd.reshape(-1), out
     with on_device(x.device):
         push_launch(*given, casting=casting).run()
     return out
@@ -884,7 +884,11 @@ _operator.register_autograd(_gradients, setup_context=_keep)
 
 def _tangents(ctx, x, weight, residual):
     source, factors, rstd = ctx.saved_tensors
-    total = x if residual is None else residual if x is None else x + residual
+    if x is None or residual is None:
+        only = residual if x is None else x
+        total = None if only is None else only.clone()  # the tangent of r is no input's
+    else:
+        total = x + residual
     push = final(_operator_jvp)
     y = push(source, total, factors, weight, rstd, casting=ctx.casting)
     if ctx.summed and total is None:
@@ -948,7 +952,7 @@ def rms_norm(
     x: (..., N) of float32, float16 or bfloat16, any strides; rows that do not lie at one
         distance from each other, columns next to each other, cost a copy.
     weight: (N,) of any of these dtypes, or None for a factor of 1.
-    eps: a number, or None for torch.finfo(x.dtype).eps, as `torch.nn.functional.rms_norm` has it.
+    eps: a number, or None for that of fp32, as `torch.nn.functional.rms_norm` has it.
     residual: of x's shape and dtype. Then r = x + residual, rounded to x's dtype, is what is
         normalised, and (y, r) is returned instead of y. Both have x's shape and dtype.
     casting: where the forward rounds to x's dtype.
@@ -974,7 +978,11 @@ def rms_norm(
     """
     if not direct(x, weight, residual) or (x.is_meta and refusal(x.device)):
         return _by_operator(x, weight, residual, eps, casting, config)
-    plan = _plan(x, weight, residual, eps, casting, config)
+    try:
+        plan = _plan(x, weight, residual, eps, casting, config)
+    except RuntimeError:
+        admit("rms_norm", x, weight, residual)  # which may say it in words
+        raise
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
@@ -982,5 +990,5 @@ def rms_norm(
     ):
         result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(x, weight, residual, plan)
         return result
-    y, total, _, _ = plan.forward(x, weight, residual, save=False)
+    y, total, _ = plan.forward(x, weight, residual, save=False)
     return y if total is None else (y, total)

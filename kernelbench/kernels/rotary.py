@@ -7,6 +7,7 @@ once for 3 flops; a token's cosines and sines are read once for a tile of heads.
 """
 
 import math
+import operator
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -347,6 +348,14 @@ def _tables(
     """
     if q.dim() != 4:
         return cos, sin, None  # which `_check` will say
+    if offsets is not None and not isinstance(offsets, (Tensor, int, torch.SymInt)):
+        try:
+            offsets = operator.index(offsets)
+        except TypeError:
+            raise TypeError(
+                "apply_rotary takes offsets as a whole number or a tensor (B,), got "
+                f"{type(offsets).__name__}"
+            ) from None
     S, D = q.shape[1], q.shape[3]
     turned = D if rotary_dim is None else rotary_dim
     if turned % 2 or not 0 < turned <= D:
@@ -366,7 +375,7 @@ def _tables(
             )
         if table.shape[-1] == turned:
             table = table[..., ::2].contiguous() if interleaved else table[..., : turned // 2]
-        if isinstance(offsets, int):
+        if isinstance(offsets, (int, torch.SymInt)):
             if not 0 <= offsets <= table.shape[-2] - S:
                 raise ValueError(
                     f"apply_rotary takes offsets from 0 to {table.shape[-2] - S}, as {name} has "
@@ -610,10 +619,11 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx, *grads):
         cos, sin, offsets = ctx.saved_tensors
         wanted = [g if of_x else None for g, of_x in zip(grads, ctx.needs_input_grad, strict=False)]
-        if torch.is_grad_enabled():  # a gradient that is to be differentiated again
+        if torch.is_grad_enabled() or not direct(*grads):  # differentiated again, or in a batch
             config = numbers_of(ctx.plan.config)
             rest = cos, sin, offsets, ctx.plan.interleaved, config
-            dq, dk = _turned_back(_operator, wanted, *rest)
+            call = _rotated if transformed() else _operator
+            dq, dk = _turned_back(call, wanted, *rest)
             return dq, dk, *[None] * 6
         arrived = [_packed(g) for g in wanted if g is not None]
         outs = [torch.empty_like(g) for g in arrived]
@@ -761,8 +771,10 @@ def apply_rotary(
     q: (B,S,Hq,D), k: (B,S,Hk,D), of one dtype, float32, float16 or bfloat16. Any strides
         whose last is 1; those of q and k need not agree, and outputs keep those of their input.
     cos, sin: (S,D/2), or (B,S,D/2) for angles of each sequence, of float32 or q's dtype. They get
-        no gradient. Tables (S,D) or (B,S,D) that hold each angle twice, as Hugging Face has them,
-        are taken, too; the first of the two is read.
+        no gradient. Tables (S,D) or (B,S,D) that hold each angle twice are taken, too, and the
+        first of the two is read: halves of a row alike, as Hugging Face's Llama has them, or, where
+        `interleaved`, neighbours, as its GPT-J. (GLM's are halves though it turns neighbours: pass
+        the first half.)
     interleaved: pairs are (x[2i], x[2i+1]); otherwise (x[i], x[i+D/2]), as in GPT-NeoX and Llama.
     inplace: overwrite q and k, which may be views of one packed qkv, and return them. It takes
         one launch for each when views are differentiated: autograd has no other way.
@@ -792,14 +804,19 @@ def apply_rotary(
     if not plain:
         admit("apply_rotary", q, k, cos, sin)
     angles: _Angles = cos, sin, None
-    if rotary_dim is not None or offsets is not None or 2 * cos.shape[-1] != q.shape[-1]:
-        angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
-    if not plain or (q.is_meta and refusal(q.device)):
-        return _by_operator(q, k, angles, interleaved, inplace, config)
-    plan = _plan(q, k, angles, interleaved, config)
+    try:
+        plainly = rotary_dim is None and offsets is None and cos.dim() and q.dim()
+        if not plainly or 2 * cos.shape[-1] != q.shape[-1]:
+            angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
+        if not plain or (q.is_meta and refusal(q.device)):
+            return _by_operator(q, k, angles, interleaved, inplace, config)
+        plan = _plan(q, k, angles, interleaved, config)
+    except RuntimeError:
+        admit("apply_rotary", q, k, cos, sin)  # which may say it in words
+        raise
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
-        plan.check_writable(q, k, cos, sin)
+        plan.check_writable(q, k, *angles[:2])
         if not differentiable:
             plan.overwrite(("both", True), (q, k), angles)
             return q, k

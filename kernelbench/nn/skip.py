@@ -34,7 +34,7 @@ def coefficients(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor,
         c_skip = (t.cos() + sine).reciprocal()
         return c_skip, -sine * c_skip
     u = t - CM_EPSILON if parametrization == "cm" else t
-    wide = torch.tensor(sigma, dtype=t.dtype)
+    wide = torch.tensor(sigma, dtype=t.dtype, device="cpu")
     root = torch.hypot(t, wide)  # squares may leave the range of fp32
     c_skip = wide / (torch.hypot(u, wide) if parametrization == "cm" else root)
     c_out = torch.where(t.abs() > sigma, sigma * (u / root), u * (wide / root))
@@ -49,7 +49,7 @@ def slopes(t: Tensor, parametrization: str, sigma: float) -> tuple[Tensor, Tenso
     if parametrization == "trigflow":
         return (t.sin() - t.cos()) * c_skip * c_skip, -c_skip * c_skip
     epsilon = CM_EPSILON if parametrization == "cm" else 0.0
-    u, wide = t - epsilon, torch.tensor(sigma, dtype=t.dtype)
+    u, wide = t - epsilon, torch.tensor(sigma, dtype=t.dtype, device="cpu")
     root_u, root = torch.hypot(u, wide), torch.hypot(t, wide)
     share = wide / root
     of_out = share * ((sigma * share + epsilon * (t / root)) / root)

@@ -185,9 +185,15 @@ CLAIMS: dict[str, dict[str, Any]] = {
     "autocast: takes what it is given": _all(),
     "`use_deterministic_algorithms`: the same bits": _all(),
     "CUDA graphs, once it has run": _all(),
+    "gradients in a batch, `is_grads_batched`": _all(
+        Refused(RuntimeError, "doesn't have storage"),
+        rcm_attention_int8=_NO_GRADIENT,
+        skip=YES,
+    ),
     "nested tensors": _all(Refused(TypeError, "takes no nested tensors")),
     "tensors without memory": _all(Refused(RuntimeError, "has no memory")),
-    "sparse tensors": _all(Refused(TypeError, "is of layout torch.sparse_coo")),
+    "nested tensors, strided": _all(Refused(TypeError, "takes no nested tensors")),
+    "sparse tensors": _all(Refused(TypeError, "layout torch.sparse_coo|takes no torch.sparse")),
 }
 
 

@@ -237,6 +237,20 @@ def captures(function, tensors):
     same(found, right)
 
 
+def in_a_batch(function, tensors):
+    def pulled(call):
+        given = leaves(function, tensors)
+        y = call(*given)[0]
+        upstream = torch.stack([torch.ones_like(y), torch.full_like(y, 2.0)])
+        return torch.autograd.grad(y, given[:1], upstream, is_grads_batched=True)
+
+    close(pulled(function.call), pulled(function.right))
+
+
+def strided_nested(function, tensors):
+    function.call(torch.nested.nested_tensor([*tensors[0]]), *tensors[1:])
+
+
 def is_nested(function, tensors):
     nested = torch.nested.nested_tensor([*tensors[0]], layout=torch.jagged)
     function.call(nested, *tensors[1:])
@@ -275,8 +289,10 @@ PROBES = dict(
             autocasts,
             repeats,
             captures,
+            in_a_batch,
             is_nested,
             without_memory,
+            strided_nested,
             sparse,
         ),
         strict=True,
@@ -296,6 +312,44 @@ def test_each_claim_holds(feature, name, device):
     else:
         with pytest.raises(claim.error, match=claim.words):
             probe()
+
+
+def test_a_gradient_keeps_the_tangent_that_comes_down_or_says_that_it_cannot(device):
+    for name, function in FUNCTIONS.items():
+        if not function.graded:
+            continue
+        given = leaves(function, function.draw(device))
+        y = function.call(*given)[0]
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+            if name == "apply_rotary":
+                (found,) = torch.autograd.grad(y, given[0], dual)
+                assert forward_ad.unpack_dual(found).tangent is not None
+            else:
+                with pytest.raises(NotImplementedError, match="no tangents"):
+                    torch.autograd.grad(y, given[0], dual)
+
+
+def test_a_negative_upstream_gradient(device):
+    for function in FUNCTIONS.values():
+        if function.graded:
+            tensors = function.draw(device)
+            results = []
+            for call in (function.call, function.right):
+                given = leaves(function, tensors)
+                y = call(*given)[0]
+                upstream = torch._neg_view(torch.ones_like(y))
+                results.append(torch.autograd.grad(y, given[0], upstream))
+            close(*results)
+
+
+def test_a_first_derivative_of_a_checkpoint_that_may_be_differentiated_again(device):
+    for function in FUNCTIONS.values():
+        if function.graded:
+            tensors = function.draw(device)
+            call = partial(checkpoint, function.call, use_reentrant=False)
+            found = gradients(function, call, tensors, create_graph=True)
+            close(found, gradients(function, function.right, tensors))
 
 
 def test_it_is_right_at_all(device):

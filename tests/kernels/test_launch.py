@@ -281,8 +281,11 @@ def differentiate(call, tensors, wanted):
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
             found = call(*leaves)
         results = found if isinstance(found, tuple) else (found,)
-        for some in (results, results[:1], results[-1:]):
-            total = sum(y.square().sum() for y in some)
+        totals = [
+            sum(y.square().sum() for y in some) for some in (results, results[:1], results[-1:])
+        ]
+        expanded = [y.sum() for y in results]
+        for total in (*totals, sum(expanded), expanded[-1] + totals[1]):
             if total.requires_grad:
                 total.backward(retain_graph=True)
 

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -471,3 +472,23 @@ def test_partial_rotation_from_elsewhere_is_an_operator(device):
     assert all(map(torch.equal, graph(q, k), call(q, k)))
     leaves = q.requires_grad_(), k.requires_grad_()
     torch.library.opcheck(rotary._operator, (*leaves, cos, sin, offsets, True, [], False))
+
+
+def test_what_is_overwritten_is_held_against_the_rows_that_are_read(device):
+    memory = torch.randn(64, device=device)
+    q, k = memory[16:48].view(1, 2, 2, 8), torch.randn(1, 2, 1, 8, device=device)
+    table = memory[:24].view(6, 4)
+    other = torch.ones(6, 4, device=device)
+    apply_rotary(q, k, table, other, inplace=True, offsets=1)
+    with pytest.raises(ValueError, match="q and cos share memory"):
+        apply_rotary(q, k, table, other, inplace=True, offsets=4)
+
+
+@pytest.mark.parametrize("offsets", [2.5, "x", [3]])
+def test_offsets_are_whole_numbers(offsets, device):
+    with pytest.raises(TypeError, match="offsets as a whole number or a tensor"):
+        ok(device, offsets=offsets)
+    q, k = draw(1, 3, 1, 8, torch.float32, device), draw(1, 3, 1, 8, torch.float32, device)
+    cos, sin = angles(6, 4, device=device)
+    found = apply_rotary(q, k, cos, sin, offsets=np.int64(2))
+    assert all(map(torch.equal, found, apply_rotary(q, k, cos[2:5], sin[2:5])))
