@@ -105,7 +105,7 @@ UNCOUNTED = {
 
 def cases(family: Family[Any]) -> Iterator[Case]:
     for axes in CASES.get(family.name, []):
-        for mode in Mode:
+        for mode in family.modes:
             yield from family.case.grid(mode=mode, **axes)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,6 +85,9 @@ class Operators(TorchDispatchMode):
         if self.counting and name in _PIECES:
             with self:
                 return _PIECES[name](*args, **kwargs)
+        if self.counting and func.namespace == "kernelbench":  # ours are counted by their kernels
+            with self:
+                return OPDEFS[func.name()]._init_fn(*args, **kwargs)
         out = func(*args, **kwargs)
         if self.counting:
             self._count(func, name, args, kwargs, out)
