@@ -36,15 +36,27 @@ BATCHED = (
     "call"
 )
 
+onlookers = 0  # dispatch modes that count what is done, and change nothing
+
 
 def direct(*tensors: Tensor | None) -> bool:
     """Whether nothing stands between a call on these tensors and its kernels. About 0.3 µs."""
-    if _compiling() or _transform() is not None or _modes() or forward_ad._current_level >= 0:
+    if (
+        _compiling()
+        or _transform() is not None
+        or _modes() > onlookers
+        or forward_ad._current_level >= 0
+    ):
         return False
     for tensor in tensors:
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
             return False
     return True
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of no subclass, and its memory holds its values."""
+    return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
 def transformed() -> bool:

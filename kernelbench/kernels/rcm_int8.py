@@ -42,9 +42,11 @@ from kernelbench.kernels.operators import (
     admit,
     direct,
     graded,
+    is_plain,
     numbers_of,
     of_numbers,
     refuse_tangents,
+    transformed,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import (
@@ -886,7 +888,8 @@ sharded(_operator, _ways)
 
 
 def _refuse_tracing(name: str, *tensors: Tensor | None) -> None:
-    if not direct(*tensors):
+    plain = all(t is None or is_plain(t) for t in tensors)
+    if torch.compiler.is_compiling() or transformed() or not plain:
         raise NotImplementedError(
             f"{name} takes plain tensors, outside torch.compile and functorch's transforms: "
             "rcm_attention_int8, which packs in the call, takes others, too"

@@ -886,7 +886,8 @@ def _tangents(ctx, x, weight, residual):
     source, factors, rstd = ctx.saved_tensors
     if x is None or residual is None:
         only = residual if x is None else x
-        total = None if only is None else only.clone()  # the tangent of r is no input's
+        # The tangent of r is no input's own.
+        total = only.clone() if only is not None and ctx.summed else only
     else:
         total = x + residual
     push = final(_operator_jvp)
