@@ -110,6 +110,7 @@ UNCOUNTED = {
     ("rcm_layer", "compile_max_autotune"): GPU,
     ("dit_block", "compile"): COMPILED,
     ("dit_block", "compile_max_autotune"): GPU,
+    ("dit_block", "triton_compiled"): COMPILED,
 }
 
 
