@@ -195,7 +195,7 @@ class Repeats:
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Raise RuntimeError for a tensor at address 0 that has elements."""
-    if tensor.numel() and not tensor.data_ptr():
+    if not tensor.data_ptr() and tensor.numel():
         raise RuntimeError(
             f"{name} of shape {tuple(tensor.shape)} has no memory: .clone() a ZeroTensor, gather a "
             "parameter that lies elsewhere"
@@ -262,6 +262,11 @@ def check_device(**tensors: Tensor | None) -> torch.device:
     if reason := refusal(device):
         raise RuntimeError(reason)
     return device
+
+
+def packed_rows(x: Tensor) -> Tensor:
+    """x itself when its last axis is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

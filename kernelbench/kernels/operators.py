@@ -32,8 +32,7 @@ NO_SECOND = (
 
 BATCHED = (
     "the gradient of a call that no transform saw is a kernel, which takes no batch of upstream "
-    "gradients (is_grads_batched, vectorize) and no tangents: take torch.func's transforms of the "
-    "call"
+    "gradients and no tangents: take torch.func's transforms of the call"
 )
 
 onlookers = 0  # dispatch modes that count what is done, and change nothing
@@ -252,6 +251,16 @@ def empty_gradients(
         [torch.empty_like(each, memory_format=packed) if need else None for each, need in pairs],
         like,
     )
+
+
+def needed_gradients(
+    ctx: Any, count: int, call: Callable[..., Any], *tensors: Tensor | None, **rest: Any
+) -> tuple[Tensor | None, ...]:
+    """Of the first `count` inputs of an operator, by a call that is told which are needed."""
+    needs = list(ctx.needs_input_grad[:count])
+    found = call(*tensors, **rest, needs=needs)
+    gradients = (g if need else None for g, need in zip(found, needs, strict=True))
+    return *gradients, *(None for _ in ctx.needs_input_grad[count:])
 
 
 def absent(like: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     on_device,
+    packed_rows,
     power_of_2,
     refusal,
     shared_memory,
@@ -45,6 +46,7 @@ from kernelbench.kernels.operators import (
     final,
     graded,
     gradients_of,
+    needed_gradients,
     numbers_of,
     of_numbers,
     transformed,
@@ -666,9 +668,9 @@ def _run_backward(
 
     Hooks on saved tensors may hand them back with other strides than they had.
     """
-    dy, a, weight = _packed_rows(dy), _packed_rows(a), _packed_rows(weight)
+    dy, a, weight = packed_rows(dy), packed_rows(a), packed_rows(weight)
     bias = None if bias is None else bias.contiguous()
-    x = None if x is None else _packed_rows(x)
+    x = None if x is None else packed_rows(x)
     dx = dt = dbias = parts = None
     if t is None:
         dy_MC = g_MC = dy.reshape(-1, dy.shape[2]).to(a.dtype)
@@ -775,12 +777,8 @@ def _keep(ctx, inputs, output):
 
 
 def _gradients(ctx, dy, call=_operator_backward):
-    needs = list(ctx.needs_input_grad[:5])
-    others = (None for _ in ctx.needs_input_grad[5:])
-    rest = {"sigma_data": ctx.sigma_data, "parametrization": ctx.parametrization, "needs": needs}
-    found = call(dy, *ctx.saved_tensors, **rest)
-    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, *others
+    rest = {"sigma_data": ctx.sigma_data, "parametrization": ctx.parametrization}
+    return needed_gradients(ctx, 5, call, dy, *ctx.saved_tensors, **rest)
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
@@ -817,11 +815,6 @@ sharded(_operator_backward, _ways_backward)
 _TRANSFORM = Transform(
     "project_and_skip", _operator, _keep, partial(_gradients, call=final(_operator_backward))
 )
-
-
-def _packed_rows(x: Tensor) -> Tensor:
-    """x itself when its last axis is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _check(a: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -909,9 +902,9 @@ def _given(
     if not formula.skips:
         x = t = None
     device = check_device(a=a, weight=weight, bias=bias, x=x, t=t)
-    a, weight = _packed_rows(a), _packed_rows(weight)
+    a, weight = packed_rows(a), packed_rows(weight)
     bias = bias if bias is None else bias.contiguous()
-    x = None if x is None else _packed_rows(x)
+    x = None if x is None else packed_rows(x)
     suited = suits(a, weight, x)
     if config is None:
         rows = a.shape[0] * a.shape[1]

@@ -15,7 +15,7 @@ dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_o
 dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -32,6 +32,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     on_device,
+    packed_rows,
     power_of_2,
     refusal,
     shared_memory,
@@ -46,6 +47,7 @@ from kernelbench.kernels.operators import (
     final,
     graded,
     gradients_of,
+    needed_gradients,
     numbers_of,
     of_numbers,
     transformed,
@@ -1326,7 +1328,7 @@ def _run_backward(
     """dq, dk, dv, dx, dt, each where it is needed; x is read for dt alone."""
     needs_q, needs_k, needs_v, needs_x, needs_t = needs
     q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
-    dy = _packed_rows(dy)
+    dy = packed_rows(dy)
     if config.bwd_hopper is not None:
         q = _suited(q, q)
         k, v, dy = _suited(k, q), _suited(v, q), _suited(dy, q)
@@ -1433,15 +1435,11 @@ def _keep(ctx, inputs, output):
 
 
 def _gradients(ctx, dy, *_, call=_operator_backward):
-    needs = list(ctx.needs_input_grad[:5])
-    others = [None] * (len(ctx.needs_input_grad) - 5)
     if dy is None:
-        return *[None] * 5, *others
+        return (*(None for _ in ctx.needs_input_grad),)
     names = "sigma_data", "parametrization", "causal", "scale", "config", "fused"
     rest = dict(zip(names, ctx.how, strict=True))
-    found = call(dy, *ctx.saved_tensors, **rest, needs=needs)
-    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, *others
+    return needed_gradients(ctx, 5, call, dy, *ctx.saved_tensors, **rest)
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
@@ -1477,11 +1475,6 @@ _TRANSFORM = Transform(
 )
 
 
-def _packed_rows(x: Tensor) -> Tensor:
-    """x itself when its last axis is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _as_saved(
     q: Tensor, k: Tensor, v: Tensor, x: Tensor | None, o: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
@@ -1489,8 +1482,8 @@ def _as_saved(
     statistic = statistic_of(q)
     if lse.stride() != statistic.stride() or lse.data_ptr() % 16:
         lse = statistic.copy_(lse)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
-    return q, k, v, None if x is None else _packed_rows(x), o.contiguous(), lse
+    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
+    return q, k, v, None if x is None else packed_rows(x), o.contiguous(), lse
 
 
 def _suited(x: Tensor, q: Tensor) -> Tensor:
@@ -1551,9 +1544,10 @@ def _check_all(
     parametrization: str,
     causal: bool,
     scale: float | None,
+    check: Callable[[Tensor, Tensor, Tensor], None] = _check,
 ) -> bool:
-    """Everything but where tensors lie. Whether x and t take part."""
-    _check(q, k, v)
+    """Everything but where tensors lie. Whether x and t take part. check: what of q, k and v."""
+    check(q, k, v)
     scale = 1.0 if scale is None else scale
     skips = formula_of(parametrization, sigma_data, causal, scale, 1).skips
     if skips:
@@ -1581,8 +1575,8 @@ def _given(
         x = t = None
     formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
     device = check_device(q=q, k=k, v=v, x=x, t=t)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
-    x = None if x is None else _packed_rows(x)
+    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
+    x = None if x is None else packed_rows(x)
     suited = suits(q, k, v, x)
     if config is None:
         B, N, H, D = q.shape

@@ -32,6 +32,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     on_device,
+    packed_rows,
     power_of_2,
     refusal,
     shared_memory,
@@ -50,10 +51,11 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import (
+    _check_all,
     _check_skip,
+    _heads_fit,
     _load_tile,
     _mixing,
-    _packed_rows,
     _store_tile,
     _strides,
     _tile_of_head,
@@ -807,26 +809,6 @@ def _refuse_gradients(*tensors: Tensor | None) -> None:
         )
 
 
-def _check_all(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    sigma_data: float | None,
-    parametrization: str,
-    causal: bool,
-    scale: float | None,
-) -> bool:
-    """Everything but where tensors lie. Whether x and t take part."""
-    _check(q, k, v)
-    scale = 1.0 if scale is None else scale
-    skips = formula_of(parametrization, sigma_data, causal, scale, 1).skips
-    if skips:
-        _check_skip(q, x, t, parametrization)
-    return skips
-
-
 def _run(
     q: Tensor,
     k: Tensor,
@@ -839,15 +821,15 @@ def _run(
     scale: float | None,
     config: RcmInt8Config | None,
 ) -> Tensor:
-    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale):
+    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale, _check):
         x = t = None
     formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
     device = check_device(q=q, k=k, v=v, x=x, t=t)
     arch = arch_of(device)
     if config is None:
         config = _choose(q.shape[1], q.shape[3], arch)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
-    x = None if x is None else _packed_rows(x)
+    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
+    x = None if x is None else packed_rows(x)
     y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
     with on_device(device):
         for launch in launches(q, k, v, x, t, y, formula=formula, config=config, arch=arch):
@@ -880,7 +862,7 @@ def _(q, k, v, x, t, sigma_data, parametrization, causal, scale, config):
 
 def _ways(q, k, v, x, t, *rest):
     yield (0,), (0, 0, 0, optional(x, 0), optional(t, 0))
-    if q.shape[2] % q.mesh.size() == 0:
+    if _heads_fit(q):
         yield (2,), (2, 2, 2, optional(x, 2), optional(t, WHOLE))
 
 
@@ -916,7 +898,7 @@ def prepack(
     arch = arch_of(device)
     if config is None:
         config = _choose(q.shape[1], q.shape[3], arch)
-    q, k, v = _packed_rows(q), _packed_rows(k), _packed_rows(v)
+    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
     packed = _empty_packed(q, scale, config, arch)
     with on_device(device):
         for launch in quantise_launches(q, k, v, packed):
@@ -943,7 +925,7 @@ def rcm_attention_prepacked(
     else:
         x = t = None
     device = check_device(packed=packed.q8, x=x, t=t)
-    x = None if x is None else _packed_rows(x)
+    x = None if x is None else packed_rows(x)
     y = packed.q8.new_empty(packed.B, packed.N, packed.H * packed.D, dtype=packed.dtype)
     with on_device(device):
         _attend_launch(packed, x, t, y, formula, arch_of(device)).run()
@@ -997,6 +979,6 @@ def rcm_attention_int8(
             admit("rcm_attention_int8", *tensors)  # which may say it in words
             raise
     admit("rcm_attention_int8", *tensors)
-    _check_all(*tensors, *given)
+    _check_all(*tensors, *given, _check)
     y: Tensor = _operator(*tensors, *given, numbers_of(config))
     return y

@@ -25,6 +25,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     of_devices,
+    packed_rows,
     power_of_2,
     refusal,
 )
@@ -625,22 +626,17 @@ class _Rotary(torch.autograd.Function):
             call = _rotated if transformed() else _operator
             dq, dk = _turned_back(call, wanted, *rest)
             return dq, dk, *[None] * 6
-        arrived = [_packed(g) for g in wanted if g is not None]
+        arrived = [packed_rows(g) for g in wanted if g is not None]
         outs = [torch.empty_like(g) for g in arrived]
         if arrived:
             # Hooks on saved tensors may hand the tables back with other strides than they had.
-            cos, sin = _packed(cos), _packed(sin)
+            cos, sin = packed_rows(cos), packed_rows(sin)
             tables = cos.stride(), sin.stride(), offsets is not None and offsets.stride()
             kind = *tables, *((g.shape, g.stride()) for g in arrived)
             ctx.plan.rotate(kind, arrived, outs, (cos, sin, offsets), inverse=True)
         rotated = iter(outs)
         dq, dk = (None if g is None else next(rotated) for g in (*wanted, None)[:2])
         return dq, dk, *[None] * 6
-
-
-def _packed(x: Tensor) -> Tensor:
-    """x itself when its last axis is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 @torch.library.custom_op("kernelbench::rotary", mutates_args=())
@@ -671,12 +667,12 @@ def _(q, k, cos, sin, offsets, interleaved, config, inverse):
 
 def _turned_back(call, grads, *rest, inverse=True):
     """The gradients of q and k, by the other rotation of those that arrived, or None for each."""
-    known = [_packed(g) for g in grads if g is not None]
+    known = [packed_rows(g) for g in grads if g is not None]
     if not known:
         return None, None
-    both = [known[0][:, :, :0] if g is None else _packed(g) for g in (*grads, None)[:2]]
+    both = [known[0][:, :, :0] if g is None else packed_rows(g) for g in (*grads, None)[:2]]
     cos, sin, *others = rest
-    turned = call(*both, _packed(cos), _packed(sin), *others, inverse)
+    turned = call(*both, packed_rows(cos), packed_rows(sin), *others, inverse)
     return [None if g is None else t for g, t in zip((*grads, None), turned, strict=False)]
 
 

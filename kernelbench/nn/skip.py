@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import check_device, on_device, refusal
+from kernelbench.kernels.launch import check_device, on_device, packed_rows, refusal
 from kernelbench.kernels.operators import (
     Transform,
     admit,
@@ -16,6 +16,7 @@ from kernelbench.kernels.operators import (
     empty_gradients,
     final,
     gradients_of,
+    needed_gradients,
     transformed,
 )
 from kernelbench.kernels.rcm import formula_of
@@ -63,20 +64,25 @@ def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: f
     three, by PyTorch's operators, which are not differentiable themselves. torch.compile takes it
     as one operator, `kernelbench::skip`.
     """
-    formula_of(parametrization, sigma_data, False, 1.0, 1)
-    admit("RCMAttention", f, x, t)
-    tensors, rest = (f, x, t), (parametrization, float(sigma_data))
+    tensors = f, x, t
     if direct(*tensors) and not (x.is_meta and refusal(x.device)):
-        y: Tensor = _Skip.apply(*tensors, *rest)  # type: ignore[no-untyped-call]
-    else:
-        y = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
-    return y
+        try:
+            y: Tensor = _Skip.apply(*tensors, parametrization, sigma_data)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            admit("RCMAttention", *tensors)  # which may say it in words
+            raise
+        return y
+    admit("RCMAttention", *tensors)
+    formula_of(parametrization, sigma_data, False, 1.0, 1)
+    rest = parametrization, float(sigma_data)
+    made: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
+    return made
 
 
 def _run(f: Tensor, x: Tensor, t: Tensor, parametrization: str, sigma_data: float) -> Tensor:
     formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
     check_device(f=f, x=x, t=t)
-    f, x = f.contiguous(), x if x.stride(-1) == 1 else x.contiguous()
+    f, x = f.contiguous(), packed_rows(x)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on_device(x.device):
         skip_launch(f, x, t, y, formula=formula).run()
@@ -170,13 +176,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, dy: Tensor, call: Callable[..., Any] = _operator_backward) -> Any:
-    needs = list(ctx.needs_input_grad[:3])
-    others = (None for _ in ctx.needs_input_grad[3:])
-    parametrization, sigma_data = ctx.rest
-    rest = {"parametrization": parametrization, "sigma_data": sigma_data, "needs": needs}
-    found = call(dy, *ctx.saved_tensors, **rest)
-    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, *others
+    rest = dict(zip(("parametrization", "sigma_data"), ctx.rest, strict=True))
+    return needed_gradients(ctx, 3, call, dy, *ctx.saved_tensors, **rest)
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
