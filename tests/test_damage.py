@@ -119,9 +119,9 @@ def test_every_line_is_read_or_named(
 
 
 @pytest.mark.slow
-@settings(ONCE, max_examples=20_000)
+@settings(ONCE, max_examples=8_000)
 @given(some=MANY, of=SEVERAL)
-def test_every_line_is_read_or_named_twenty_thousand_times(
+def test_every_line_is_read_or_named_eight_thousand_times(
     place: Path, whole: tuple[bytes, bytes], some: list[Damage], of: list[Damage]
 ) -> None:
     looked_at(damaged(place, whole, some, of))

@@ -221,7 +221,7 @@ def sometimes(every: int, by: float, state: dict[str, Any]) -> Callable[[Any], A
     return call
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", [Mode.fwd, Mode.bwd, Mode.full])
 @pytest.mark.parametrize("host", [False, True])
 def test_wrong_in_some_timed_calls_is_wrong(mode: Mode, host: bool) -> None:
     class Both(HostTimes, Judges):  # a host's clock that knows when it has begun

@@ -300,7 +300,7 @@ def command(*arguments: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "kernelbench", "run", *arguments, "--out", str(out), "-q"]
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path, moments):
     """kill -9 the whole harness, resume, again and again, until the run is complete."""
     out = tmp_path / "out"

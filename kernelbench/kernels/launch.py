@@ -111,6 +111,11 @@ def described_for(target: Target) -> Iterator[list[Launch]]:
         _forget_devices()
 
 
+def describing() -> bool:
+    """Whether launches of this thread are described, and meta tensors are tensors of a GPU."""
+    return _target.get() is not None
+
+
 _kept: list[dict[Hashable, Any]] = []
 Kept = TypeVar("Kept")
 

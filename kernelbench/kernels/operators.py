@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from kernelbench.kernels.launch import describing
 from kernelbench.kernels.sharding import announce
 
 _PLAIN = frozenset((Tensor, Parameter))
@@ -85,6 +86,22 @@ def admit(name: str, *tensors: Tensor | None) -> None:
             raise TypeError(f"{name} takes no {tensor.layout}: call .to_dense() on it")
         if type(tensor).__name__ == "DTensor":
             announce()
+
+
+def without_data(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates what an operator gives of tensors without data: their shapes alone. Where launches
+    are described it does what it does on a GPU, so that none of them is missed."""
+
+    def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(shapes)
+        def chosen(*args: Any, **options: Any) -> Any:
+            whole = operator._init_fn if describing() else shapes
+            return whole(*args, **options)
+
+        operator.register_fake(chosen)
+        return shapes
+
+    return register
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from kernelbench.kernels.operators import (
     numbers_of,
     of_numbers,
     transformed,
+    without_data,
 )
 from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection_hopper import forward_launch as hopper_launch
@@ -736,7 +737,7 @@ def _operator(
     return _run_forward(*given, fused)
 
 
-@_operator.register_fake
+@without_data(_operator)
 def _(a, weight, bias, x, t, sigma_data, parametrization, config, fused):
     like = a if x is None or parametrization == "none" else x
     return like.new_empty(a.shape[0], a.shape[1], weight.shape[0])
@@ -763,7 +764,7 @@ def _operator_backward(
     return da, dweight, dbias, dx, dt
 
 
-@_operator_backward.register_fake
+@without_data(_operator_backward)
 def _(dy, a, weight, bias, x, t, sigma_data, parametrization, needs):
     likes = a, weight, weight[:, 0], dy, dy if t is None else t
     return empty_gradients(likes, needs, a)

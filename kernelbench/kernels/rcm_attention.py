@@ -51,6 +51,7 @@ from kernelbench.kernels.operators import (
     numbers_of,
     of_numbers,
     transformed,
+    without_data,
 )
 from kernelbench.kernels.rcm import (
     RcmFormula,
@@ -1385,7 +1386,7 @@ def _operator(
     return y, o, absent(y).float() if lse is None else lse
 
 
-@_operator.register_fake
+@without_data(_operator)
 def _(q, k, v, x, t, sigma_data, parametrization, causal, scale, config, fused, save):
     y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
     o = torch.empty_like(y) if save and parametrization != "none" else absent(q)
@@ -1420,7 +1421,7 @@ def _operator_backward(
     return dq, dk, dv, dx, dt
 
 
-@_operator_backward.register_fake
+@without_data(_operator_backward)
 def _(dy, q, k, v, x, t, o, lse, sigma_data, parametrization, causal, scale, config, fused, needs):
     return empty_gradients((q, k, v, dy, q if t is None else t), needs, q)
 

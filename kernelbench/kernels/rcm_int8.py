@@ -48,6 +48,7 @@ from kernelbench.kernels.operators import (
     of_numbers,
     refuse_tangents,
     transformed,
+    without_data,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import (
@@ -855,7 +856,7 @@ def _operator(
     return _run(q, k, v, x, t, sigma_data, parametrization, causal, scale, known)
 
 
-@_operator.register_fake
+@without_data(_operator)
 def _(q, k, v, x, t, sigma_data, parametrization, causal, scale, config):
     return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
 

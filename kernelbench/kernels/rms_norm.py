@@ -46,6 +46,7 @@ from kernelbench.kernels.operators import (
     numbers_of,
     of_numbers,
     transformed,
+    without_data,
 )
 from kernelbench.kernels.rms_norm_device import (
     differentiate,
@@ -790,7 +791,7 @@ def _operator(
     )
 
 
-@_operator.register_fake
+@without_data(_operator)
 def _(x, weight, residual, eps, casting, config, save):
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     total = absent(x) if residual is None else torch.empty_like(y)
@@ -817,7 +818,7 @@ def _operator_backward(
     return absent(x) if dx is None else dx, absent(x) if dweight is None else dweight
 
 
-@_operator_backward.register_fake
+@without_data(_operator_backward)
 def _(dy, dtotal, x, weight, rstd, summed, casting, config, wants_dx, wants_dweight):
     packed = torch.contiguous_format
     dx = torch.empty_like(x, memory_format=packed) if wants_dx else absent(x)
@@ -848,7 +849,7 @@ def _operator_jvp(
     return out
 
 
-@_operator_jvp.register_fake
+@without_data(_operator_jvp)
 def _(x, tangent, weight, weight_tangent, rstd, casting):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
