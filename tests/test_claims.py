@@ -21,6 +21,7 @@ from kernelbench import claims, store
 from kernelbench.claims import Row, Verdict, arithmetic
 from kernelbench.claims.verdicts import judged
 from kernelbench.claims.words import Fault
+from kernelbench.numbers.statistics import Interval
 from kernelbench.report import claimed
 from kernelbench.spec import (
     KernelUse,
@@ -32,7 +33,6 @@ from kernelbench.spec import (
     Tool,
     Traffic,
 )
-from kernelbench.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests/data/claims.yaml"

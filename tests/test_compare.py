@@ -29,7 +29,8 @@ from kernelbench.compare.gate import FAIL_ON, KINDS, Gate, gate_of
 from kernelbench.compare.rows import Comparison, Row, Verdict
 from kernelbench.compare.sides import Run, Side, read_runs
 from kernelbench.compare.verdicts import compare
-from kernelbench.significance import false_discovery, t_reach, two_sided_p
+from kernelbench.numbers.significance import false_discovery, t_reach, two_sided_p
+from kernelbench.numbers.statistics import log_medians
 from kernelbench.spec import (
     SCHEMA,
     Accuracy,
@@ -40,7 +41,6 @@ from kernelbench.spec import (
     Traffic,
     UsageError,
 )
-from kernelbench.statistics import log_medians
 from kernelbench.store.processes import together
 
 AA = Path(__file__).parent.parent / "results" / "h200" / "aa"

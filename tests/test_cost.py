@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kernelbench import families, store, verbs
-from kernelbench.ledger import Ledger
-from kernelbench.plan import Asked
+from kernelbench import families, store
 from kernelbench.report.progress import Output, Silent
-from kernelbench.run import Options, Runner, run
+from kernelbench.run.ledger import Ledger
+from kernelbench.run.loop import Options, Runner, run
 from kernelbench.spec import Context, DType, Job, KernelbenchError, Measure, Status
+from kernelbench.suite.request import Asked
+from kernelbench.verbs import run as verbs
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "steady.py")
 ASKED = Asked(plugins=(PLUGIN,), device="cpu")

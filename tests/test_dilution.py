@@ -16,9 +16,9 @@ from toy import FAST, Script
 
 from kernelbench.families import dit_block, rcm_attention, rcm_layer, rms_norm
 from kernelbench.families._rcm import skip
-from kernelbench.families._rcm_peers import INT8_ERROR, OUTLIERS_ERROR
 from kernelbench.families.dit_block import DiTBlockCase
 from kernelbench.families.rcm_attention import RCMAttentionCase
+from kernelbench.families.rcm_attention.peers import INT8_ERROR, OUTLIERS_ERROR
 from kernelbench.families.rcm_layer import RCMLayerCase
 from kernelbench.families.rms_norm import RMSNormCase
 from kernelbench.measure import environment

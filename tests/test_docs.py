@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from kernelbench import families, provide, suite
+from kernelbench import families, suite
+from kernelbench.families import providing as provide
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import JobRun, Request, Session

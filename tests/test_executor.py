@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelbench import executor
-from kernelbench.executor import Worker, WorkerEndedError
+from kernelbench.run import executor
+from kernelbench.run.executor import Worker, WorkerEndedError
 
 SAYS = """
 import ctypes, json, multiprocessing, os, signal, sys, time

@@ -13,9 +13,9 @@ import torch
 from test_metrics import record
 from toy import provider, run, toy
 
-from kernelbench.raised import MOST
 from kernelbench.report.details import details
 from kernelbench.spec import Provider, Role, Status
+from kernelbench.spec.raised import MOST
 
 MY = """
 import json
@@ -171,7 +171,7 @@ def test_what_build_imports_is_named_by_its_own_line(tmp_path, monkeypatch, text
 
 
 def test_an_installed_plugin_is_its_own_code_where_it_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr("kernelbench.raised._LIBRARIES", (str(tmp_path / "site-packages"),))
+    monkeypatch.setattr("kernelbench.spec.raised._LIBRARIES", (str(tmp_path / "site-packages"),))
     package = tmp_path / "site-packages" / "softmax_plugin"
     package.mkdir(parents=True)
     found = one(provider("bad", module(package).in_torch))

@@ -20,8 +20,8 @@ from test_report import job, reported
 from kernelbench import metrics, store
 from kernelbench.report import kept
 from kernelbench.report.gather import gather
-from kernelbench.report.verb import Wanted, report
 from kernelbench.spec import SCHEMA, RunRecord, UsageError, migrations
+from kernelbench.verbs.report import Wanted, report
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from kernelbench.compare import trends
 from kernelbench.compare.history import LEAST_STEP, Series, Wanted, level_error, series
 from kernelbench.compare.noise import ASSUMED_NS, SEEN
 from kernelbench.compare.sides import Run, read_runs
-from kernelbench.significance import change_points
+from kernelbench.numbers.significance import change_points
 from kernelbench.spec import RunRecord, UsageError
 
 NOISE = 0.004

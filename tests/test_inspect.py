@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from kernelbench import families, inspecting, suite
+from kernelbench import families, suite
 from kernelbench.profile import inspect
-from kernelbench.profile import inspect_gate as gate
-from kernelbench.profile.inspect import Row
-from kernelbench.profile.inspect_code import of_ptx, of_sass
-from kernelbench.profile.inspect_table import problems
-from kernelbench.profile.inspect_target import TARGETS, targets
+from kernelbench.profile.inspect import Row, gate
+from kernelbench.profile.inspect.code import of_ptx, of_sass
+from kernelbench.profile.inspect.table import problems
+from kernelbench.profile.inspect.target import TARGETS, targets
 from kernelbench.spec import KernelbenchError, UsageError
+from kernelbench.verbs import inspect as inspecting
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -320,8 +320,8 @@ def kernels() -> set[str]:
 DESCRIBED = """
 import json, sys
 from kernelbench import families, inspecting
-from kernelbench.profile.inspect_launches import describe, launches_at
-from kernelbench.profile.inspect_target import targets
+from kernelbench.profile.inspect.launches import describe, launches_at
+from kernelbench.profile.inspect.target import targets
 known = families.load()
 jobs, harness = inspecting.jobs_of((), known, ())
 def name(each):

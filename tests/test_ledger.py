@@ -2,8 +2,8 @@
 
 import pytest
 
-from kernelbench.ledger import HARNESS, Ledger, added
 from kernelbench.report.progress import wall
+from kernelbench.run.ledger import HARNESS, Ledger, added
 
 
 class Clock:

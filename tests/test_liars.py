@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 from toy import HostTimes, run
 
-from kernelbench import store, verbs
-from kernelbench.plan import Asked
-from kernelbench.run import Options
+from kernelbench import store
+from kernelbench.report.progress import Output
+from kernelbench.run.loop import Options
 from kernelbench.spec import Measure, RunRecord, Status
-from kernelbench.verbs import Output
+from kernelbench.suite.request import Asked
+from kernelbench.verbs import run as verbs
 
 sys.path.insert(0, str(Path(__file__).parent / "plugins"))
 import liars

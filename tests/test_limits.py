@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernelbench.limits import PLAUSIBLE, fastest_plausible_ns, floors_ns
+from kernelbench.numbers.limits import PLAUSIBLE, fastest_plausible_ns, floors_ns
 
 LIMITS = {"read_gbps": 4000.0, "write_gbps": 3000.0, "copy_gbps": 3500.0, "tflops": 800.0}
 

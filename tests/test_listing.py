@@ -10,9 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from kernelbench import families, listing
+from kernelbench import families
 from kernelbench.report import catalogue
 from kernelbench.spec import UsageError
+from kernelbench.verbs import list as listing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
 NAMES = ["dit_block", "rcm_attention", "rcm_layer", "rms_norm", "rotary"]

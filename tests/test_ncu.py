@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernelbench.profile import ncu, tool
-from kernelbench.profile.ncu_csv import METRICS, by_range
+from kernelbench.profile.ncu.csv import METRICS, by_range
 from kernelbench.profile.tool import ToolError
 
 TABLE = Path(__file__).parent / "data" / "ncu_h200.csv"

@@ -15,7 +15,7 @@ import pytest
 
 from kernelbench.compare import noise
 from kernelbench.compare.deciding import Decided, decide, more
-from kernelbench.significance import assumed_p, t_reach
+from kernelbench.numbers.significance import assumed_p, t_reach
 
 LAWS = ("gaussian", "t3")
 WITHIN = 0.0005  # of a run's own median

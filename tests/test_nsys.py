@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from nsys_export import H200, Export
 
-from kernelbench.profile import nsys, nsys_find, tool
+from kernelbench.profile import nsys, tool
+from kernelbench.profile.nsys import program as nsys_find
 from kernelbench.profile.tool import ToolError
 
 SCRIPT = """#!/bin/sh

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from kernelbench import store
 from kernelbench.cli import app
-from kernelbench.profile import nsys, nsys_find, tool
+from kernelbench.profile import nsys, tool
+from kernelbench.profile.nsys import program as nsys_find
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import Status, Tool
 

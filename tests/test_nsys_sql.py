@@ -8,7 +8,7 @@ import pytest
 from nsys_export import H200, MACHINE, MAIN, Export
 
 from kernelbench.profile import nsys
-from kernelbench.profile.nsys_sql import look
+from kernelbench.profile.nsys.sql import look
 from kernelbench.profile.tool import ToolError
 
 OTHER = MAIN + 1  # another thread of the process

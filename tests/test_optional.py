@@ -11,8 +11,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from kernelbench import doctor, families, optional
+from kernelbench import families
 from kernelbench.cli import app
+from kernelbench.verbs import doctor
+from kernelbench.verbs.doctor import optional
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -88,7 +90,7 @@ def test_paths_of_programs_are_shown_with_v_alone(monkeypatch):
 
 def test_the_list_needs_no_torch():
     code = (
-        "import sys\nfrom kernelbench import optional\n"
+        "import sys\nfrom kernelbench.verbs.doctor import optional\n"
         "[(p.version, p.remedy) for p in optional.PACKAGES], optional.developing()\n"
         "assert not {'torch', 'rich', 'jinja2', 'matplotlib'} & {*sys.modules}\n"
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kernelbench import families, plugins, store
+from kernelbench import families, store
 from kernelbench.cli import app
-from kernelbench.repro.verb import repro
+from kernelbench.families import plugins
+from kernelbench.repro.record import repro
 from kernelbench.source import source_hash
 from kernelbench.spec import UsageError
 

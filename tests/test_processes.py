@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kernelbench import metrics, store, verbs
-from kernelbench.plan import Asked
+from kernelbench import metrics, store
+from kernelbench.numbers.statistics import Interval, over_processes
 from kernelbench.report import tables
 from kernelbench.report.means import mean, over_what
 from kernelbench.report.progress import Output
-from kernelbench.run import Options, in_processes, remaining
+from kernelbench.run.loop import Options, in_processes, remaining
 from kernelbench.spec import (
     KernelbenchError,
     Measure,
@@ -28,8 +28,9 @@ from kernelbench.spec import (
     UsageError,
     migrations,
 )
-from kernelbench.statistics import Interval, over_processes
 from kernelbench.store.processes import together
+from kernelbench.suite.request import Asked
+from kernelbench.verbs import run as verbs
 from tests.test_metrics import fused, ours, record, timing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
@@ -153,7 +154,7 @@ def test_a_number_of_processes_that_is_none(processes: int) -> None:
 
 def test_all_jobs_of_a_process_come_before_the_next() -> None:
     from kernelbench import families
-    from kernelbench.plan import plan
+    from kernelbench.suite.request import plan
 
     asked = Asked(overrides=("measure.processes=2",))
     _, jobs = plan(asked, families.load(()), "configs/smoke.yaml")

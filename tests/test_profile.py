@@ -14,11 +14,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kernelbench import audit, plan, profiling, store
+from kernelbench import store
 from kernelbench.cli import app
-from kernelbench.profile import ncu, nsys_find
+from kernelbench.metrics import audit
+from kernelbench.profile import ncu
+from kernelbench.profile.nsys import program as nsys_find
 from kernelbench.report.progress import Output
 from kernelbench.spec import KernelUse, Measured, Role, Status, Tool
+from kernelbench.suite import request as plan
+from kernelbench.verbs import profile as profiling
 
 HERE = Path(__file__).parent
 FALLS = str(HERE / "plugins" / "falls.py")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from kernelbench import families
-from kernelbench.families._rms_norm_traffic import f_rms_norm_passes
+from kernelbench.families.rms_norm.traffic import f_rms_norm_passes
 from kernelbench.spec import Mode
 
 FAMILIES = families.load()

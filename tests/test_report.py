@@ -15,8 +15,8 @@ from test_metrics import MIB, blocks, error, fused, ours, record, timing
 from kernelbench import metrics, store
 from kernelbench.report import means, sheet, tables, terminal
 from kernelbench.report.choice import choice
-from kernelbench.report.verb import Wanted, report
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic, TrialErrors
+from kernelbench.verbs.report import Wanted, report
 
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
 UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))

@@ -19,7 +19,7 @@ from kernelbench.cli import app
 from kernelbench.kernels import interpreter
 from kernelbench.measure.inputs import Draw as Measured
 from kernelbench.repro.loop import Draw, names_of
-from kernelbench.repro.verb import repro, script_of
+from kernelbench.repro.record import repro, script_of
 from kernelbench.spec import (
     KernelbenchError,
     OutputError,

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kernelbench import families, store, verbs
-from kernelbench.plan import Asked
+from kernelbench import families, store
 from kernelbench.report.progress import Output
-from kernelbench.run import Options, remaining
+from kernelbench.run.loop import Options, remaining
 from kernelbench.source import reached, source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
+from kernelbench.suite.request import Asked
+from kernelbench.verbs import run as verbs
 
 HERE = Path(__file__).parent
 PLUGIN = str(HERE / "plugins" / "falls.py")
@@ -279,9 +280,9 @@ def test_a_job_with_a_lost_record_is_measured_whole_where_it_was_timed():
 
 def test_source_hash_follows_imports():
     family = families.load()["rms_norm"]
-    names = {path.name for path in reached(Path(families.__path__[0]) / "rms_norm.py")}
-    assert {"rms_norm.py", "launch.py", "provide.py", "case.py"} <= names
-    assert "cli.py" not in names and "rotary.py" not in names
+    names = {path.name for path in reached(Path(families.__path__[0]) / "rms_norm/__init__.py")}
+    assert {"device.py", "launch.py", "providing.py", "case.py"} <= names
+    assert "app.py" not in names and "rotary.py" not in names
     assert source_hash(family) == source_hash(family) != source_hash(families.load()["rotary"])
 
 

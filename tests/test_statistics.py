@@ -9,8 +9,9 @@ from statistics import median
 import numpy as np
 import pytest
 
-from kernelbench import store, times
-from kernelbench.statistics import (
+from kernelbench import store
+from kernelbench.numbers import times
+from kernelbench.numbers.statistics import (
     Interval,
     converged,
     median_interval,

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from twins import with_marks
 
-from kernelbench import families, provide
+from kernelbench import families
+from kernelbench.families import providing as provide
 from kernelbench.kernels.launch import Launch
-from kernelbench.profile import touched_kernels
 from kernelbench.profile.touched import Count, discrepancies, touched, uncovered
-from kernelbench.profile.touched_operators import Operators, Use
+from kernelbench.profile.touched import kernels as touched_kernels
+from kernelbench.profile.touched.operators import Operators, Use
 from kernelbench.spec import (
     Case,
     Device,
@@ -196,13 +197,13 @@ def test_every_provider_is_counted_or_named() -> None:
             {
                 "rcm_attention_hopper.attend",
                 "rcm_attention_hopper_fused.differentiate",
-                "projection_hopper.project",
+                "projection.hopper.project",
             },
         ),
         (
             "rms_norm",
             {"M": 8, "N": 131072},
-            {"rms_norm_device.normalise_split_rows", "rms_norm_device.differentiate_split_rows"},
+            {"rms_norm.device.normalise_split_rows", "rms_norm.device.differentiate_split_rows"},
         ),
     ],
 )

@@ -12,10 +12,10 @@ from rich.console import Console
 from test_gather import a_run
 from test_report import job
 
-from kernelbench import waiting as waits
-from kernelbench.report import verb
+from kernelbench.report import waiting as waits
 from kernelbench.report.progress import LiveView, Output, Plain
-from kernelbench.waiting import Slow, waiting
+from kernelbench.report.waiting import Slow, waiting
+from kernelbench.verbs import report as verb
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from toy import CASE, ToyCase, provider, right, toy
 
-from kernelbench import doctor
 from kernelbench.kernels import interpreter
 from kernelbench.measure import environment
 from kernelbench.measure.inputs import CaseInputs, Draw, put
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import Device, Distribution, DType, Mode
+from kernelbench.verbs import doctor
 
 CPU = Device(kind="cpu", name="cpu")
 

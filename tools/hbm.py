@@ -7,7 +7,8 @@ from typing import Any
 
 import cog
 
-from kernelbench import audit, store
+from kernelbench import store
+from kernelbench.metrics import audit
 from kernelbench.spec import Measured, Role, Status, Tool
 
 RUNS = Path("results/h200")

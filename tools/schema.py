@@ -4,7 +4,8 @@ kernelbench/families.json, from which `kernelbench list` answers."""
 import json
 from pathlib import Path
 
-from kernelbench import families, listing, suite
+from kernelbench import families, suite
+from kernelbench.verbs import list as listing
 
 path = Path(suite.__file__).parent.parent / "suite.schema.json"
 path.write_text(json.dumps(suite.json_schema(families.load()), indent=1) + "\n", encoding="utf-8")

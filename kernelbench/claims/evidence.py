@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from kernelbench import audit, metrics, times
+from kernelbench import metrics
 from kernelbench.claims.peaks import same
 from kernelbench.claims.words import Bytes, Claim, Compare, Metric, Nature
+from kernelbench.metrics import audit
+from kernelbench.numbers import times
+from kernelbench.numbers.statistics import FEWEST_SAMPLES, Interval
 from kernelbench.spec import Measured, Role, RunRecord, Status, Tool
-from kernelbench.statistics import FEWEST_SAMPLES, Interval
 
 Group = Sequence[RunRecord]
 

@@ -11,8 +11,8 @@ from kernelbench.claims import arithmetic, evidence
 from kernelbench.claims.evidence import Evidence
 from kernelbench.claims.peaks import same
 from kernelbench.claims.words import Bound, Claim, ClaimsFile, Document, Fault, Nature
+from kernelbench.numbers.statistics import Interval
 from kernelbench.spec import Measured, RunRecord
-from kernelbench.statistics import Interval
 
 TOLERANCE = 0.03  # of a figure: two machines, two versions of a library
 COARSE = 0.05  # of a figure at the most, however few decimals it has

@@ -19,8 +19,8 @@ from kernelbench.spec.errors import KernelbenchError, PluginError, Terminated, e
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kernelbench.plan import Asked
     from kernelbench.report.progress import Output
+    from kernelbench.suite.request import Asked
 
 
 class _Group(TyperGroup):
@@ -103,8 +103,8 @@ def main(
 
 
 def asked_of(device: str, **given: Any) -> "Asked":
-    from kernelbench.plan import Asked
     from kernelbench.spec import UsageError, suggest
+    from kernelbench.suite.request import Asked
 
     kinds = ("auto", "cpu", "cuda")
     if device not in kinds:

@@ -100,7 +100,7 @@ def profile(
 
     Exit code: 0 well, 1 a provider failed, 2 bad input or a tool that is missing or may not look.
     """
-    from kernelbench import profiling
+    from kernelbench.verbs import profile as profiling
 
     output = output_of(quiet=quiet, as_json=as_json)
     if import_:
@@ -182,8 +182,8 @@ def inspect(
 
     Exit code: 0 all is well, 1 a kernel fails that or does not compile, 2 bad input.
     """
-    from kernelbench.inspecting import Question
-    from kernelbench.inspecting import inspect as answer
+    from kernelbench.verbs.inspect import Question
+    from kernelbench.verbs.inspect import inspect as answer
 
     question = Question(
         names=tuple(names or ()),

@@ -35,7 +35,7 @@ from kernelbench.cli.options import (
     VerboseOption,
     YesOption,
 )
-from kernelbench.waiting import waiting
+from kernelbench.report.waiting import waiting
 
 LOADING = "loading the families, which import torch"
 
@@ -93,9 +93,9 @@ def run(
     Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
     130 or 143 interrupted by Ctrl-C or SIGTERM.
     """
-    from kernelbench import verbs
-    from kernelbench.plan import seconds
-    from kernelbench.run import Options
+    from kernelbench.run.loop import Options
+    from kernelbench.suite.request import seconds
+    from kernelbench.verbs import run as verbs
 
     time = seconds(budget) if budget else None
     asked = asked_of(
@@ -154,8 +154,8 @@ def check(
     Exit code: 0 all are right, 1 a provider is incorrect or failed, 2 bad input, 130 or 143
     interrupted by Ctrl-C or SIGTERM.
     """
-    from kernelbench import verbs
-    from kernelbench.run import Options
+    from kernelbench.run.loop import Options
+    from kernelbench.verbs import run as verbs
 
     asked = asked_of(
         device,
@@ -184,7 +184,7 @@ def list_(
     Exit code: 0 well, 2 bad input.
     """
     if suites:
-        from kernelbench import verbs
+        from kernelbench.verbs import run as verbs
 
         asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
         output = output_of(as_json=as_json)
@@ -192,7 +192,7 @@ def list_(
             plans = verbs.begun(suites, asked)
         verbs.show_jobs(plans, output)
     else:
-        from kernelbench import listing
+        from kernelbench.verbs import list as listing
 
         listing.show_families(family or [], plugins_of(plugin), console_of(), as_json)
 
@@ -208,7 +208,7 @@ def doctor(
 
     Exit code: 0 all that is needed is here, 2 something is missing.
     """
-    from kernelbench.doctor import examine, show
+    from kernelbench.verbs.doctor import examine, show
 
     with waiting("asking torch for its GPU", None if as_json else console_of(err=True).print):
         findings = examine()

@@ -14,7 +14,7 @@ from kernelbench.cli.options import (
     ProviderOption,
     TraceOption,
 )
-from kernelbench.waiting import waiting
+from kernelbench.report.waiting import waiting
 
 
 @app.command()
@@ -64,7 +64,7 @@ def report(
 
     Exit code: 0 all well, 1 a provider is bad or something could not be read, 2 bad input.
     """
-    from kernelbench.report import verb
+    from kernelbench.verbs import report as verb
 
     wanted = verb.Wanted(
         families=tuple(family or ()),
@@ -106,7 +106,7 @@ def repro(
     Exit code: 0 well, 1 a record could not be read, 2 bad input.
     """
     from kernelbench import files
-    from kernelbench.repro import verb
+    from kernelbench.repro import record as verb
 
     with waiting("reading the run, and loading the families", console_of(err=True).print):
         text, problems = verb.repro(case, provider, run, plugin or [], out)
@@ -190,7 +190,7 @@ def compare(
     Exit code: 0 well, 1 a record could not be read, 2 bad input or too little is judged, 3
     --fail-on.
     """
-    from kernelbench.compare import verb
+    from kernelbench.verbs import compare as verb
 
     raise typer.Exit(
         verb.verb(a, b, fail_on, least, noise_from, form, console_of(), console_of(err=True))

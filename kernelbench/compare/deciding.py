@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernelbench.compare import noise
-from kernelbench.significance import (
+from kernelbench.numbers.significance import (
     Floats,
     assumed_p,
     false_discovery,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from kernelbench import metrics, times
+from kernelbench import metrics
 from kernelbench.compare.noise import ASSUMED_NS, ASSUMED_RUNS, SEEN, launches
 from kernelbench.compare.sides import Run
-from kernelbench.significance import change_points
+from kernelbench.numbers import times
+from kernelbench.numbers.significance import change_points
 from kernelbench.spec import RunRecord, UsageError, suggest
 
 METRIC = "median_us"

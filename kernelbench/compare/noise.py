@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernelbench.numbers.statistics import log_medians
+from kernelbench.numbers.times import again_ns, blocks_ns
 from kernelbench.spec import RunRecord, Status
-from kernelbench.statistics import log_medians
-from kernelbench.times import again_ns, blocks_ns
 
 ASSUMED = 0.01  # standard deviation from process to process, where nothing else is known
 SEEN = 0.004  # what it was on an H200

@@ -16,7 +16,7 @@ from kernelbench.compare.history import LEAST_STEP, Point, Series, Wanted, serie
 from kernelbench.compare.sides import read_runs
 from kernelbench.compare.tables import LEAST, percent, time
 from kernelbench.metrics import MEANING, Kind, kind_of
-from kernelbench.waiting import waiting
+from kernelbench.report.waiting import waiting
 
 FORMATS = ("table", "json", "csv")
 WHERE = ("gpu", "gpu_uuid", "suite", "method")

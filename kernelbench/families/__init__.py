@@ -1,6 +1,7 @@
-"""What to measure: one file a family, each ending in `FAMILY = Family(…)`.
+"""What to measure: one file or folder a family, each with `FAMILY = Family(…)`.
 
-What several families share is in a file whose name begins with an underscore.
+What several families share is in a file whose name begins with an underscore; `providing` is for
+writing providers, `plugins` for loading those of others.
 """
 
 import importlib
@@ -15,11 +16,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kernelbench import plugins
-from kernelbench.raised import named, trace_of, words_of
+from kernelbench.families import plugins
 from kernelbench.spec import Case, Family, PluginError, Provider, Role, UsageError
+from kernelbench.spec.raised import named, trace_of, words_of
 
 GROUP = "kernelbench.families"
+NO_FAMILIES = ("plugins", "providing")
 
 
 @cache
@@ -50,15 +52,16 @@ def installed() -> bool:
 def fingerprint() -> str:
     """A hash of the source of this package's own families, without importing them."""
     found = sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(path.name.encode() + path.read_bytes())
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        found.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
     """What each is called in errors, its file, and what ought to be a family."""
-    names = (m.name for m in pkgutil.iter_modules(__path__))
-    for name in sorted(name for name in names if not name.startswith("_")):
+    names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+    for name in sorted(names.difference(NO_FAMILIES)):
         module = importlib.import_module(f"{__name__}.{name}")
         yield module.__name__, str(module.__file__), getattr(module, "FAMILY", None)
     for entry in importlib.metadata.entry_points(group=GROUP):

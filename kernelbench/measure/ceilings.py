@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from kernelbench.limits import fastest_plausible_ns
 from kernelbench.measure.flush import ROUND
 from kernelbench.measure.probes import (
     PRECISIONS,
@@ -24,6 +23,7 @@ from kernelbench.measure.probes import (
     stream,
 )
 from kernelbench.measure.timer import CudaClock
+from kernelbench.numbers.limits import fastest_plausible_ns
 from kernelbench.spec import (
     Case,
     Cost,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from kernelbench.measure.answer import ContractError
-from kernelbench.raised import trace_of, words_of
 from kernelbench.spec import Status
+from kernelbench.spec.raised import trace_of, words_of
 
 _OOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 

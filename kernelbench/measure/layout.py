@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from kernelbench.raised import defined
 from kernelbench.spec import Prepared
+from kernelbench.spec.raised import defined
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTORS = (-25, 1157)  # odd

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from kernelbench.raised import MOST, defined, words_of
 from kernelbench.spec import Cost, Draw, Family, Provider, Traffic
+from kernelbench.spec.raised import MOST, defined, words_of
 
 Piece = tuple[Any, ...]  # name, index, the fp64 values, and more tensors of the same shape
 PIECE = "(name, index, fp64 tensor)"

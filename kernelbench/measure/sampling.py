@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kernelbench.numbers.statistics import converged, median_interval, plateau
 from kernelbench.spec import Measure
-from kernelbench.statistics import converged, median_interval, plateau
 
 MIN_ROUNDS = 16  # what a bootstrap over rounds needs to cover 95 % (results/h200/measuring)
 

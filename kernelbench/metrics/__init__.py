@@ -35,8 +35,8 @@ from kernelbench.metrics.record import (
     worst_element,
 )
 from kernelbench.metrics.rows import axis_columns, csv_columns, filled, frame, frame_of, rows_of
-from kernelbench.significance import t_reach
-from kernelbench.statistics import Interval, over_processes
+from kernelbench.numbers.significance import t_reach
+from kernelbench.numbers.statistics import Interval, over_processes
 
 __all__ = [
     "MEANING",

@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kernelbench import times
-from kernelbench.limits import floors_ns
+from kernelbench.numbers import times
+from kernelbench.numbers.limits import floors_ns
+from kernelbench.numbers.statistics import Interval, noise_floor, over_processes, ratio_interval
+from kernelbench.numbers.times import again_ns, blocks_ns
 from kernelbench.spec import OutputError, RunRecord, Status, Timing
-from kernelbench.statistics import Interval, noise_floor, over_processes, ratio_interval
-from kernelbench.times import again_ns, blocks_ns
 
 MIB = 2**20
 

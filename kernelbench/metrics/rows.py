@@ -6,8 +6,8 @@ from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from kernelbench import times
 from kernelbench.metrics import record as of
+from kernelbench.numbers import times
 from kernelbench.spec import Role, RunRecord
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from kernelbench.families.providing import DTYPES, MetaDraw
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.provide import DTYPES, MetaDraw
 from kernelbench.spec import Case, Family
 
 

@@ -6,8 +6,7 @@ from itertools import chain
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
-from kernelbench import audit
-from kernelbench.metrics import kinds_of
+from kernelbench.metrics import audit, kinds_of
 from kernelbench.report.figures import (
     SMALL,
     WIDTH,

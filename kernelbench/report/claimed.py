@@ -20,8 +20,8 @@ from kernelbench import claims, store
 from kernelbench.claims.words import Bound, Claim
 from kernelbench.metrics import Kind
 from kernelbench.report.tables import percent
+from kernelbench.report.waiting import waiting
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
-from kernelbench.waiting import waiting
 
 FORMATS = ("table", "md", "json", "csv")
 KINDS = (

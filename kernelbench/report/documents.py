@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from kernelbench import audit
-from kernelbench.metrics import said
+from kernelbench.metrics import audit, said
 from kernelbench.report.means import has_time, within_noise
 from kernelbench.report.sheet import Row, Sheet, Source, by_case, filled
 from kernelbench.report.tables import answer, figures, percent, short_time

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernelbench import audit
+from kernelbench.metrics import audit
 from kernelbench.report.cases import record_anchor
 from kernelbench.report.figures import Row, parts, text
 from kernelbench.report.grid import Cell, Grid, Head, Line

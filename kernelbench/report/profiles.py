@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench import audit
+from kernelbench.metrics import audit
 from kernelbench.report.tables import WIDTH, figures, percent
 from kernelbench.spec import Measured, Role, Status, Tool
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench.metrics import median_ns
+from kernelbench.report.waiting import Say, Slow
 from kernelbench.spec import Job, RunRecord, Status
-from kernelbench.waiting import Say, Slow
 
 LATEST = 12
 

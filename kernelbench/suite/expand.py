@@ -6,8 +6,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from kernelbench.raised import words_of
 from kernelbench.spec import Case, Family, Job, Measure, UsageError
+from kernelbench.spec.raised import words_of
 from kernelbench.suite.grammar import BLOCK_KEYS, Families, Loc
 from kernelbench.suite.reader import Node, Problem
 

@@ -16,8 +16,8 @@ from kernelbench.measure.ceilings import Ceilings, measure
 from kernelbench.measure.job import Session
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock
+from kernelbench.numbers.times import blocks_ns
 from kernelbench.spec import Measure, RunRecord, Status
-from kernelbench.times import blocks_ns
 
 pytestmark = [
     pytest.mark.gpu,

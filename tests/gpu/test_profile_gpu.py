@@ -7,8 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from kernelbench import audit, store
+from kernelbench import store
 from kernelbench.cli import app
+from kernelbench.metrics import audit
 from kernelbench.profile import ncu
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import Measured, Status, Tool

@@ -13,7 +13,7 @@ from kernelbench.kernels.projection import (
     project_and_skip,
     project_and_skip_unfused,
 )
-from kernelbench.kernels.projection_hopper import HopperProjectionTile, suits
+from kernelbench.kernels.projection.hopper import HopperProjectionTile, suits
 from kernelbench.kernels.rcm import SIGMA_DATA, formula_of
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}

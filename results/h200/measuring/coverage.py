@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from kernelbench import metrics, store
+from kernelbench.numbers.statistics import Interval, over_processes
+from kernelbench.numbers.times import of_processes
 from kernelbench.spec import Role, RunRecord
-from kernelbench.statistics import Interval, over_processes
-from kernelbench.times import of_processes
 
 THREE = 3
 

@@ -15,9 +15,14 @@ from collections import Counter
 from itertools import combinations, product
 
 from kernelbench import store
+from kernelbench.numbers.statistics import (
+    Interval,
+    median_interval,
+    median_of_rounds,
+    ratio_interval,
+)
+from kernelbench.numbers.times import blocks_ns
 from kernelbench.spec import RunRecord
-from kernelbench.statistics import Interval, median_interval, median_of_rounds, ratio_interval
-from kernelbench.times import blocks_ns
 
 LEAST = 8  # rounds of a half
 WHAT = ("medians", "medians, by samples", "ratios")

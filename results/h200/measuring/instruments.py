@@ -33,8 +33,8 @@ def measured() -> Iterator[dict[str, Any]]:
     from kernelbench.measure.ceilings import calibrate
     from kernelbench.measure.probes import Probe
     from kernelbench.measure.timer import CudaClock
+    from kernelbench.numbers.times import kernel_ns
     from kernelbench.spec import Timing
-    from kernelbench.times import kernel_ns
 
     clock = CudaClock(environment.device("cuda"))
     overhead = calibrate(clock)

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kernelbench.numbers.statistics import noise_floor, ratio_interval
 from kernelbench.spec import Measure
-from kernelbench.statistics import noise_floor, ratio_interval
 
 REPEATS = 30  # jobs a kernel
 

@@ -11,8 +11,8 @@ import sys
 from statistics import median
 
 from kernelbench import store
-from kernelbench.statistics import ratio_interval
-from kernelbench.times import again_ns, blocks_ns
+from kernelbench.numbers.statistics import ratio_interval
+from kernelbench.numbers.times import again_ns, blocks_ns
 
 
 def main(runs: list[str]) -> None:

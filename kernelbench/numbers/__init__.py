@@ -1,0 +1,1 @@
+"""From samples to numbers: times of a record, their intervals, what is beyond chance, floors."""

@@ -1,0 +1,359 @@
+"""What samples say: medians and ratios with the interval they are known to, and when to stop.
+
+Nothing is assumed of a distribution: kernel times are skewed, quantised by the clock, and drift.
+A *block* is the samples of one provider that ran back to back; blocks of the same index of two
+providers ran in the same *round* of an interleaved measurement.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, pairwise
+from math import exp, fsum, inf, isqrt, log, sqrt
+from statistics import median, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelbench.numbers.significance import t_reach
+
+Blocks = Sequence[Sequence[float]]
+Whole = tuple[tuple[float, ...], ...]  # blocks that can be kept
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
+
+FEWEST_SAMPLES = 6  # of fewer no 95 % interval of a median can be given
+_PLATEAU_CHECKS = 16
+_PLATEAU_GAIN = 0.95
+_FEW_ROUNDS = 12
+_HALF = 8  # rounds that a half is judged by at least
+_HALF_DRAWS = 200
+_AT_ONCE = 2**22  # samples × draws held in memory
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the 95 % interval around it, in the unit of the samples."""
+
+    mid: float
+    lo: float
+    hi: float
+
+    @property
+    def relative(self) -> float:
+        """The longer arm of the interval over the estimate; infinite where the estimate is 0."""
+        arm = max(self.hi - self.mid, self.mid - self.lo)
+        return arm / abs(self.mid) if self.mid else inf
+
+
+def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
+    """The sample median with its distribution-free 95 % interval, in the unit of the samples.
+
+    quantum: the step of the clock that read them. A median of such readings is known to half of it
+    on either side at best, however many there are.
+
+    The k-th smallest and k-th largest of n samples enclose the true median with probability
+    1 − 2·P(Bin(n, ½) < k); k is the largest rank that keeps this at 95 % or above. Fewer than
+    six samples cannot reach 95 %: their interval is min..max, whatever it covers.
+
+    Raises ValueError without samples.
+    """
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+    rank, mid, half = _rank(len(ordered)), median(ordered), quantum / 2
+    return Interval(mid, min(ordered[rank - 1], mid - half), max(ordered[-rank], mid + half))
+
+
+def median_of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
+    """The median of the samples of all rounds, with its 95 % interval: over the samples, and over
+    the medians of the rounds where those are wider.
+
+    Samples of a round are alike: a card that its power limit slows runs one whole round faster than
+    the next. Where two halves of at least eight rounds have intervals that do not meet, it spans
+    what both say, too.
+
+    Raises ValueError without samples.
+    """
+    whole = _of_rounds(blocks, quantum)
+    middle = len(blocks) // 2
+    if middle < _HALF:
+        return whole
+    early, late = _of_rounds(blocks[:middle]), _of_rounds(blocks[middle:])
+    if early.hi >= late.lo and late.hi >= early.lo:
+        return whole
+    ends = (early.mid, late.mid)
+    return Interval(whole.mid, min(whole.lo, *ends), max(whole.hi, *ends))
+
+
+def _of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
+    samples = median_interval(list(chain(*blocks)), quantum)
+    rounds = median_interval([median(block) for block in blocks if block])
+    return Interval(samples.mid, min(samples.lo, rounds.lo), max(samples.hi, rounds.hi))
+
+
+def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
+    """One estimate of what several processes each say, above 0, with its 95 % interval.
+
+    The geometric mean of their estimates, and Student's t interval of their logarithms: the next
+    process is as one of these. It holds the interval of each of them: few may agree by chance, and
+    better than their own rounds do. Of one process its own interval, of this process alone.
+
+    least: what either arm is at the least, as a share of the estimate: the clock's step.
+
+    Raises ValueError without processes, or where an estimate of several is not above 0.
+    """
+    if len(found) == 1:
+        return found[0]
+    if not found or min(each.mid for each in found) <= 0:
+        raise ValueError("estimates above 0 are needed, of one process at least")
+    logs = [log(each.mid) for each in found]
+    mid = fsum(logs) / len(logs)
+    reach = t_reach(len(logs) - 1) * stdev(logs) / sqrt(len(logs))
+    lo, hi = min(exp(-reach), 1 - least), max(_exp(reach), 1 + least)
+    own = min(each.lo for each in found), max(each.hi for each in found)
+    return Interval(exp(mid), max(min(exp(mid) * lo, own[0]), 0.0), max(exp(mid) * hi, own[1]))
+
+
+def _exp(value: float) -> float:
+    return exp(value) if value < 700 else inf
+
+
+def _rank(n: int) -> int:
+    """The largest k with P(Bin(n, ½) < k) ≤ 1/40, at least 1; exact in whole numbers."""
+    rank, term, tail = 0, 1, 1  # tail = C(n, 0) + … + C(n, rank)
+    while tail * 40 <= 2**n:
+        term = term * (n - rank) // (rank + 1)
+        rank += 1
+        tail += term
+    return max(rank, 1)
+
+
+def converged(samples: Sequence[float], interval_pct: float) -> bool:
+    """Whether the 95 % interval of the median lies within ± `interval_pct` % of the median.
+
+    False for fewer than six samples, whose interval cannot cover 95 %.
+    """
+    return (
+        len(samples) >= FEWEST_SAMPLES and median_interval(samples).relative * 100 <= interval_pct
+    )
+
+
+def plateau(widths: Sequence[float]) -> bool:
+    """Whether more samples no longer narrow the interval.
+
+    widths: `Interval.relative` after each block so far. Independent samples narrow it by the
+    root of their number: twice the samples, 0.71 of the width. It has stopped when, after at
+    least 16 blocks, the narrowest of the later half is above 0.95 of the narrowest of the earlier
+    half: then drift or the clock's step rules, not the number of samples.
+    """
+    if len(widths) < _PLATEAU_CHECKS:
+        return False
+    half = len(widths) // 2
+    return min(widths[half:]) > _PLATEAU_GAIN * min(widths[:half])
+
+
+def ratio_interval(
+    numerator_blocks: Blocks,
+    denominator_blocks: Blocks,
+    *,
+    quantum: float = 0.0,
+    seed: int = 0,
+    draws: int = 1000,
+) -> Interval:
+    """median(numerator) / median(denominator) with its 95 % interval; without unit.
+
+    Only rounds that both took part in count, so that drift hits both alike. The interval is a
+    bootstrap over rounds: each draw takes as many rounds as there are, with replacement and the
+    same ones for both, pools their samples, and forms the ratio of the medians; 2.5 % of the
+    draws lie on either side. Fewer than twelve rounds say too little about themselves: the interval
+    then also spans a bootstrap over the single samples (alone, where there is one round).
+    The same samples and seed give the same interval. Where the two halves of at least sixteen
+    rounds have intervals of their own that do not meet, it spans what both halves say: then the
+    rounds are no sample of one thing.
+
+    quantum: the step of the clock; each median is known to half of it at best.
+
+    Raises ValueError without a common round, or where a median is not above 0.
+    """
+    pairs = [
+        (top, bottom)
+        for top, bottom in zip(numerator_blocks, denominator_blocks, strict=False)
+        if top and bottom
+    ]
+    if not pairs:
+        raise ValueError("no common round")
+    tops, bottoms = (tuple(map(tuple, part)) for part in zip(*pairs, strict=True))
+    above, below = median(chain(*tops)), median(chain(*bottoms))
+    if above <= 0 or below <= 0:
+        raise ValueError("a ratio needs medians above 0")
+    ratios = [_ratios(*(_medians(part, seed, draws) for part in (tops, bottoms)))]
+    if len(pairs) < _FEW_ROUNDS:
+        random = np.random.default_rng(seed)
+        _draw(random, len(pairs), draws)  # as `_drawn`: single samples are drawn after the rounds
+        ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
+    halves = [] if len(pairs) < 2 * _HALF else _apart(tops, bottoms, seed)
+    cut, half = draws // 40, quantum / 2
+    least = max(above - half, 0.0) / (below + half)
+    most = (above + half) / (below - half) if below > half else inf
+    return Interval(
+        above / below,
+        min(least, *halves, *(float(drawn[cut]) for drawn in ratios)),
+        max(most, *halves, *(float(drawn[-1 - cut]) for drawn in ratios)),
+    )
+
+
+def _apart(tops: Whole, bottoms: Whole, seed: int) -> list[float]:
+    """What the earlier and the later half of the rounds say, if their intervals do not meet."""
+    middle, cut = len(tops) // 2, _HALF_DRAWS // 40
+    told, ends = [], []
+    for part in (slice(middle), slice(middle, None)):
+        above, below = tops[part], bottoms[part]
+        drawn = _ratios(*(_medians(each, seed, _HALF_DRAWS) for each in (above, below)))
+        ends.append((float(drawn[cut]), float(drawn[-1 - cut])))
+        if divisor := median(chain(*below)):
+            told.append(median(chain(*above)) / divisor)
+    (lo, hi), (other_lo, other_hi) = ends
+    return told if hi < other_lo or other_hi < lo else []
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, units: int, draws: int) -> Counts:
+    """`_draw` of a new generator: the same for every ratio of as many rounds."""
+    return _draw(np.random.default_rng(seed), units, draws)
+
+
+def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:
+    """How often each draw holds each unit: [units, draws]."""
+    picks = random.integers(0, units, (units, draws)) * draws + np.arange(draws)
+    counts = np.bincount(picks.ravel(), minlength=units * draws)
+    return counts.reshape(units, draws).astype(np.int32)
+
+
+@lru_cache(maxsize=32)
+def _medians(blocks: Whole, seed: int, draws: int) -> Floats:
+    """The median of each draw's pooled samples; kept, since a baseline is held against many.
+
+    The samples are sorted once; a draw holds each as often as its round, and its median is where
+    their running count passes half. A coarse count leaves few places to count at one by one. Whole
+    draws are columns, so that each step adds rows.
+    """
+    values, counts = _pool(blocks), _drawn(seed, len(blocks), draws)
+    owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+    order = np.argsort(values, kind="stable")
+    held = counts[owners[order]]
+    marks = np.arange(0, len(held), isqrt(len(held)))
+    reached = np.add.reduceat(held, marks, axis=0).cumsum(axis=0, dtype=np.int32)
+    half, beyond = (reached[-1] + 1) // 2, reached[-1] // 2 + 1
+    early = int((reached < half).all(axis=1).sum())  # steps that no draw's median is in
+    late = int((reached < beyond).any(axis=1).sum())
+    first, last = marks[early], (*marks, len(held))[late + 1]
+    near = held[first:last].cumsum(axis=0, dtype=np.int32)
+    if early:
+        near += reached[early - 1]
+    ordered = values[order]
+    lower = first + np.count_nonzero(near < half, axis=0)
+    upper = first + np.count_nonzero(near < beyond, axis=0)
+    return np.asarray((ordered[lower] + ordered[upper]) / 2)
+
+
+def _alone(random: np.random.Generator, blocks: Blocks, draws: int) -> Floats:
+    """The medians of draws of n single samples out of n, straight from their distribution.
+
+    The k-th smallest of n uniform numbers is Beta(k, n + 1 − k), and the next one lies
+    Beta(1, n − k) of the way from there to 1; n of them, cut down, are places in the samples.
+    """
+    samples = np.sort(_pool(blocks))
+    n = len(samples)
+    k = (n + 1) // 2
+    lower = random.beta(k, n + 1 - k, draws)
+    upper = lower if n % 2 else lower + (1 - lower) * random.beta(1, n - k, draws)
+    places = np.minimum(np.stack([lower, upper]) * n, n - 1).astype(np.int64)
+    return np.asarray(samples[places].mean(axis=0))
+
+
+def _pool(blocks: Blocks) -> Floats:
+    return np.concatenate([np.asarray(block, dtype=np.float64) for block in blocks])
+
+
+def _ratios(above: Floats, below: Floats) -> Floats:
+    """Sorted; infinite where the lower median is 0, which the clock's step can make it."""
+    ratios = np.full(above.shape, inf)
+    np.divide(above, below, out=ratios, where=below > 0)
+    return np.sort(ratios)
+
+
+def noise_floor(*processes: tuple[Blocks, Blocks]) -> float:
+    """The relative difference that this job cannot tell from none; 0.004 is 0.4 %.
+
+    processes: the baseline's blocks and those of its second run, of each process.
+
+    The baseline ran twice in every round, so the true ratio of the two is 1. The floor is the
+    farthest that the 95 % interval of their measured ratio reaches from 1: what the same code
+    was seen to differ by, and what that sight itself is uncertain by. It is at least one step
+    of the clock, the smallest difference between two samples, over the median: samples that
+    all agree hide a difference below that step.
+
+    Raises ValueError as `ratio_interval` does.
+    """
+    ratio = over_processes([ratio_interval(again, first) for first, again in processes])
+    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), *(_step(*each) for each in processes))
+
+
+def _step(blocks: Blocks, again: Blocks) -> float:
+    """The smallest difference between two samples of a process, over their median: each process
+    has an overhead of its own taken off."""
+    samples = sorted({*chain(*blocks), *chain(*again)})
+    return min((b - a for a, b in pairwise(samples)), default=0) / median(chain(*blocks))
+
+
+def log_medians(
+    series: Sequence[Blocks], *, draws: int = 64, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """The natural logarithm of each series' median, and the standard error of that.
+
+    A bootstrap over blocks, all series of one shape at once; fewer than twelve blocks say too
+    little about themselves, so then also one over single samples, and the larger error holds.
+    One sample, or a draw whose median is 0, has an infinite error; a median of 0 the logarithm
+    −infinity.
+
+    Raises ValueError where a series has no samples.
+    """
+    logs, errors = np.empty(len(series)), np.empty(len(series))
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, blocks in enumerate(series):
+        alike.setdefault(tuple(len(block) for block in blocks if len(block)), []).append(place)
+    for sizes, places in alike.items():
+        if not sizes:
+            raise ValueError("no samples")
+        samples = np.stack([_pool(series[place]) for place in places])
+        logs[places], errors[places] = _log_medians(samples, np.array(sizes), draws, seed)
+        if len(sizes) < _FEW_ROUNDS:
+            alone = _log_medians(samples, np.ones(sum(sizes), np.int64), draws, seed)[1]
+            errors[places] = np.maximum(errors[places], alone)
+    return logs, errors
+
+
+def _log_medians(
+    samples: Floats, sizes: NDArray[np.int64], draws: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Of samples [series, sample], in blocks of these sizes."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.median(samples, axis=1))
+    if samples.shape[1] == 1:
+        return logs, np.full(len(samples), inf)
+    counts = _draw(np.random.default_rng(seed), len(sizes), draws).astype(np.int16)
+    half = (sizes @ counts + 1) // 2
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    errors = np.empty(len(samples))
+    step = max(1, _AT_ONCE // (samples.shape[1] * draws))
+    for first in range(0, len(samples), step):
+        part = samples[first : first + step]
+        order = np.argsort(part, axis=1, kind="stable")
+        reached = counts[owners[order]].cumsum(axis=1, dtype=np.int16)
+        places = np.count_nonzero(reached < half, axis=1)
+        drawn = np.take_along_axis(np.take_along_axis(part, order, 1), places, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.log(drawn).std(axis=1, ddof=1)
+        errors[first : first + step] = np.where(np.isfinite(found), found, inf)
+    return logs, errors

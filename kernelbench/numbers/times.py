@@ -1,0 +1,113 @@
+"""From the raw samples of a record to times: what the clocks add is taken off here, once."""
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from statistics import median, quantiles
+from typing import Any
+
+from kernelbench.numbers.statistics import (
+    Interval,
+    median_of_rounds,
+    over_processes,
+)
+from kernelbench.spec import Timing
+
+
+def blocks_ns(timing: Timing) -> list[list[int]]:
+    """The samples in ns less what the event pair adds, block by block; not below 0."""
+    return _corrected(timing.blocks_ns, timing.overhead_ns)
+
+
+def again_ns(timing: Timing) -> list[list[int]]:
+    """The baseline's second run of every round, likewise."""
+    return _corrected(timing.again_ns, timing.overhead_ns)
+
+
+def median_ns(timing: Timing) -> float | None:
+    """The median of `blocks_ns`, without making them; None where it is not above the overhead, of
+    which no time is left."""
+    ordered = sorted(chain(*timing.blocks_ns))
+    if not ordered:
+        return None
+    middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return sum(max(sample - timing.overhead_ns, 0) for sample in middle) / 2 or None
+
+
+def step(timing: Timing) -> float:
+    """Half of the clock's step as a share of the median: to what a median is known at best."""
+    return timing.quantum_ns / 2 / (median_ns(timing) or math.inf)
+
+
+def of_processes(timings: Sequence[Timing]) -> Interval | None:
+    """The median in ns with its 95 % interval: over the samples of one process, or over the
+    medians of several. None where one of them has no time above the overhead."""
+    blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
+    found = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
+    if not found or min(each.mid for each in found) <= 0:
+        return None
+    return over_processes(found, max(map(step, timings)))
+
+
+def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:
+    return [[ns - overhead if ns > overhead else 0 for ns in block] for block in blocks]
+
+
+def kernel_ns(timing: Timing) -> float | None:
+    """The median CUPTI span in ns, less what CUPTI slowed the call by.
+
+    It widens gaps between kernels, and makes some of very many small blocks slower.
+    """
+    if not timing.kernel_ns:
+        return None
+    return max(0.0, median(timing.kernel_ns) - (slowed_ns(timing) or 0.0))
+
+
+def slowed_ns(timing: Timing) -> float | None:
+    """How much longer a call took while CUPTI looked on: by event pairs around traced calls, and
+    around untraced ones. None where either is not known."""
+    samples = list(chain(*timing.blocks_ns))
+    if not (timing.kernel_event_ns and samples):
+        return None
+    traced = median(timing.kernel_event_ns) - timing.traced_overhead_ns
+    return max(0.0, traced - (median(samples) - timing.overhead_ns))
+
+
+def differs_when_traced(timing: Timing) -> bool:
+    """Whether that is more than CUPTI does to an honest call: a fifth of it, and 2 µs."""
+    slowed, span = slowed_ns(timing) or 0.0, kernel_ns(timing) or 0.0
+    return slowed > max(span / 5, 2_000)
+
+
+def columns(timings: Sequence[Timing], every: Sequence[Timing] = ()) -> dict[str, Any]:
+    """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them.
+
+    timings: of one process, or of several, whose samples are pooled but for the median and its
+    interval. every: those of all processes, whether their samples count or not: the other clocks
+    are those of the first that has them.
+    """
+    if not timings:
+        return {}
+    every = every or timings
+    found: dict[str, Any] = {"timer": timings[0].timer, "processes": len(timings)}
+    for name in ("host", "graph"):
+        samples = next(filter(None, (getattr(t, f"{name}_ns") for t in every)), ())
+        found[f"{name}_us"] = median(samples) / 1e3 if samples else None
+    span = next((s for t in every if (s := kernel_ns(t)) is not None), None)
+    found["kernel_us"] = None if span is None else span / 1e3
+    flat = list(chain.from_iterable(chain(*blocks_ns(timing)) for timing in timings))
+    mid = of_processes(timings)
+    if mid is None:
+        return found
+    twentieths = quantiles(flat, n=20, method="inclusive") if len(flat) > 1 else flat * 19
+    q20, q25, q75, q80 = (twentieths[i] for i in (3, 4, 14, 15))
+    return {
+        **found,
+        "samples": len(flat),
+        "median_us": mid.mid / 1e3,
+        "lo_us": mid.lo / 1e3,
+        "hi_us": mid.hi / 1e3,
+        "p20_us": q20 / 1e3,
+        "p80_us": q80 / 1e3,
+        "iqr_pct": (q75 - q25) / mid.mid * 100 if mid.mid else None,
+    }

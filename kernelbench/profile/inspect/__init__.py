@@ -1,0 +1,196 @@
+"""What the compiler makes of kernels, for GPUs that are not there: one row a kernel and target.
+
+Rows are compiled in processes of their own, which describe their launch anew: neither kernels nor
+meta tensors travel from one process to another.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import triton
+
+from kernelbench.kernels.ahead_of_time import CompileError, ahead_of_time
+from kernelbench.profile.inspect.code import Code, code_of
+from kernelbench.profile.inspect.launches import Described, Place, launches_at
+from kernelbench.profile.inspect.target import Limits
+
+DIED = "the compiler died: a crash, or out of memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One kernel as it would run on one target. What an `error` left unknown is 0.
+
+    case: the first that runs it; others: how many more (case, provider) of the family do.
+    config: its tile and options. triton: the version that compiled it.
+    registers: of a thread, at the launch. spill_bytes: stores and loads of a thread, each
+        instruction once. smem_bytes: of a program; smem_limit: what the target lets it have.
+    blocks_per_sm, occupancy_pct: modelled from registers, shared memory and warps; 0 where the
+        kernel cannot be launched.
+    wgmma, mma, tcgen05, tma_loads, tma_stores, loads, loads_128, code_bytes, counted_in: see
+        `Code`; nothing where instructions were not counted.
+    serialized: ptxas's notes (C7510 to C7515) of wgmma that are waited for one by one.
+    error: why it could not be compiled, or its provider not be called.
+    """
+
+    family: str
+    provider: str
+    case: str
+    mode: str
+    others: int
+    kernel: str
+    config: str
+    target: str
+    triton: str
+    registers: int = 0
+    spill_bytes: int = 0
+    smem_bytes: int = 0
+    smem_limit: int = 0
+    warps: int = 0
+    blocks_per_sm: int = 0
+    occupancy_pct: float = 0.0
+    wgmma: Mapping[str, int] = field(default_factory=dict)
+    mma: Mapping[str, int] = field(default_factory=dict)
+    tcgen05: Mapping[str, int] = field(default_factory=dict)
+    tma_loads: int = 0
+    tma_stores: int = 0
+    loads: int = 0
+    loads_128: int = 0
+    code_bytes: int = 0
+    counted_in: str = ""
+    serialized: tuple[str, ...] = ()
+    error: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a process made of a place; code is None where it was not counted."""
+
+    registers: int = 0
+    spill_bytes: int = 0
+    smem_bytes: int = 0
+    warps: int = 0
+    serialized: tuple[str, ...] = ()
+    code: Code | None = None
+    error: str = ""
+
+
+def rows(
+    found: Sequence[Described],
+    processes: int | None = None,
+    done: Callable[[int], object] = lambda count: None,
+    counts: bool = True,
+) -> list[Row]:
+    """Compile what was described, each kernel once a target, and say what came of it, in order.
+
+    processes: at once, by default one a processor. done: told of each kernel that is through.
+    counts: whether instructions are counted, which takes a third of the time.
+    """
+    wanted: dict[tuple[str, str], Place] = {}
+    for each in sorted(found, key=lambda each: not each.gluon):  # what takes longest comes first
+        if each.kernel is not None:
+            wanted.setdefault((each.kernel, each.place.limits.arch), each.place)
+    run = partial(_together, list(wanted.values()), counts, done)
+    outcomes = dict(zip(wanted, _compiled(len(wanted), processes, run), strict=True))
+    made, names = [], dict[tuple[Any, ...], int]()
+    for each in found:
+        arch = each.place.limits.arch
+        outcome = outcomes[each.kernel, arch] if each.kernel else _Outcome(error=each.error)
+        name = (each.place.family, each.place.provider, each.case, each.name, each.config, arch)
+        names[name] = number = names.get(name, 0) + 1
+        made.append(_row(each, outcome, number))
+    return made
+
+
+def _row(each: Described, outcome: _Outcome, number: int) -> Row:
+    """number: among the rows that differ in nothing but what their text leaves out."""
+    place, limits = each.place, each.place.limits
+    again = f" #{number}" if number > 1 else ""
+    facts: dict[str, Any] = {}
+    if not outcome.error:
+        blocks = limits.blocks_per_sm(outcome.registers, outcome.smem_bytes, outcome.warps)
+        facts = {name: getattr(outcome, name) for name in _MEASURED} | {"blocks_per_sm": blocks}
+        facts["occupancy_pct"] = round(limits.occupancy_pct(blocks, outcome.warps), 1)
+    if outcome.code is not None:
+        facts |= vars(outcome.code)
+    return Row(
+        family=place.family,
+        provider=place.provider,
+        case=each.case,
+        mode=str(dict(place.axes).get("mode", "")),
+        others=each.others,
+        kernel=each.name,
+        config=f"{each.config}{again}".strip(),
+        target=limits.arch,
+        triton=triton.__version__,
+        smem_limit=limits.smem_bytes,
+        error=outcome.error,
+        **facts,
+    )
+
+
+_MEASURED = ("registers", "spill_bytes", "smem_bytes", "warps", "serialized")
+
+
+def _compiled(
+    count: int, processes: int | None, run: Callable[[Iterable[int], int], dict[int, _Outcome]]
+) -> list[_Outcome]:
+    """Where a process died, what it was at is found by going on with one, in order."""
+    found = run(range(count), processes or os.cpu_count() or 1)
+    while left := [number for number in range(count) if number not in found]:
+        found |= run(left, 1)
+        dead = next((number for number in left if number not in found), None)
+        if dead is not None:
+            found[dead] = _Outcome(error=DIED)
+    return [found[number] for number in range(count)]
+
+
+def _together(
+    places: Sequence[Place],
+    counts: bool,
+    done: Callable[[int], object],
+    numbers: Iterable[int],
+    processes: int,
+) -> dict[int, _Outcome]:
+    """What could be compiled of the numbered places before a process died, if one did."""
+    found: dict[int, _Outcome] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        try:
+            futures = {pool.submit(_compile, places[number], counts): number for number in numbers}
+            future: Future[_Outcome]
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                done(1)
+        except BrokenProcessPool:
+            pass
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _compile(place: Place, counts: bool) -> _Outcome:
+    """In a process of its own."""
+    limits: Limits = place.limits
+    try:
+        compiled = ahead_of_time(launches_at(place)[place.launch], limits.arch)
+    except CompileError as error:
+        return _Outcome(error=str(error))
+    return _Outcome(
+        registers=compiled.registers,
+        spill_bytes=compiled.spill_stores + compiled.spill_loads,
+        smem_bytes=compiled.shared_bytes,
+        warps=compiled.warps,
+        serialized=compiled.serialised,
+        code=code_of(compiled.cubin, compiled.ptx) if counts else None,
+    )

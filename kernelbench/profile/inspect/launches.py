@@ -1,0 +1,183 @@
+"""Which kernels jobs would launch on a GPU that is not there, by calling providers on meta tensors.
+
+Nothing is compiled here and nothing is run. What is described is a call after the first one: what
+a provider does only once is left out, as it is of what is timed.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from kernelbench import families
+from kernelbench.kernels import stream
+from kernelbench.kernels.ahead_of_time import identity
+from kernelbench.kernels.launch import Launch, described_for
+from kernelbench.measure.workload import Workload
+from kernelbench.profile.inspect.target import Limits
+from kernelbench.profile.meta import MetaInputs
+from kernelbench.spec import Case, Family, Job, Provider
+from kernelbench.spec.case import AxisValue
+
+HARNESS = "harness"  # the family, in rows, of kernels that belong to the measuring itself
+_TILE = re.compile(r"BLOCK|GROUP|STAGES|BUFFERS|REGISTERS|HELD|PARTS")
+_OPTIONS = {"num_warps": "warps", "num_stages": "stages", "maxnreg": "maxnreg"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launch is described: enough for another process to describe it again.
+
+    config: its number among the provider's. launch: its number in the call.
+    """
+
+    family: str
+    axes: tuple[tuple[str, AxisValue], ...]
+    provider: str
+    config: int
+    launch: int
+    limits: Limits
+    plugins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A kernel of one family, specialised, and where it was met first.
+
+    kernel: what launches share that run the same compiled one; None with an `error`, which says
+        why a provider could not be called on tensors without memory.
+    config: tile and options, as text. others: how many more (case, provider) run it.
+    """
+
+    place: Place
+    case: str
+    name: str
+    config: str
+    gluon: bool
+    kernel: str | None
+    others: int = 0
+    error: str = ""
+
+
+def describe(
+    known: Mapping[str, Family[Any]],
+    jobs: Sequence[Job],
+    limits: Limits,
+    *,
+    every: bool,
+    harness: bool,
+    plugins: tuple[str, ...] = (),
+) -> list[Described]:
+    """Every kernel that the jobs' providers would launch, once a family.
+
+    every: with all configs of the tables. Without it, with the tables' choices; of the others,
+        the kernels that those before them do not launch for the same case and provider.
+    harness: also the kernels with which the harness measures.
+    """
+    found: dict[tuple[str, str], Described] = {}
+    runs: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for each in _every_launch(known, jobs, limits, every, harness, plugins):
+        key = (each.place.family, each.kernel or f"{each.case} {each.place.provider}")
+        found.setdefault(key, each)
+        runs.setdefault(key, set()).add((each.case, each.place.provider))
+    return [replace(each, others=len(runs[key]) - 1) for key, each in found.items()]
+
+
+def _every_launch(
+    known: Mapping[str, Family[Any]],
+    jobs: Sequence[Job],
+    limits: Limits,
+    every: bool,
+    harness: bool,
+    plugins: tuple[str, ...],
+) -> Iterator[Described]:
+    for job in jobs:
+        family = known[job.family]
+        axes = tuple(job.case.as_axes().items())
+        for name in job.providers:
+            provider = family.provider(name)
+            if ours(provider) and provider.unsupported(job.case, limits.device) is None:
+                place = Place(job.family, axes, name, 0, 0, limits, plugins)
+                yield from _of_provider(family, job.case, place, every)
+    if harness:
+        place = Place(HARNESS, (), HARNESS, 0, 0, limits, plugins)
+        yield from _rows_of(launches_at(place), place, HARNESS)
+
+
+def ours(provider: Provider[Any]) -> bool:
+    """Whether a provider launches Triton kernels of this package, or of a plugin, and no others."""
+    return provider.role.ours and provider.requires == ("triton",)
+
+
+def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> Iterator[Described]:
+    provider, seen = family.provider(place.provider), set[str]()
+    count = len(provider.configs(case, place.limits.device)) if provider.configs else 1
+    for number in range(count):
+        at = replace(place, config=number)
+        try:
+            launches = launches_at(at)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            told = f"cannot be called on tensors without memory: {type(error).__name__}: {error}"
+            yield Described(at, case.id, "", "", False, None, error=told)
+            return
+        for row in _rows_of(launches, at, case.id):
+            if every or number == 0 or row.name not in seen:
+                yield row
+        seen |= {launch.kernel.__name__ for launch in launches}
+
+
+def _rows_of(launches: Sequence[Launch], place: Place, case: str) -> Iterator[Described]:
+    for number, launch in enumerate(launches):
+        at = replace(place, launch=number)
+        kernel = identity(launch, place.limits.arch)
+        name = launch.kernel.__name__
+        yield Described(at, case, name, _config_of(launch), launch.kernel.is_gluon(), kernel)
+
+
+def _config_of(launch: Launch) -> str:
+    """`BLOCK_M=64 BLOCK_N=128 warps=4 stages=2`."""
+    words = [
+        f"{name}={value}"
+        for name, value in launch.constexprs.items()
+        if _TILE.match(name) and isinstance(value, int)
+    ]
+    given = launch.options
+    words += [f"{word}={given[name]}" for name, word in _OPTIONS.items() if given.get(name)]
+    return " ".join(words)
+
+
+@lru_cache(maxsize=64)
+def launches_at(place: Place) -> tuple[Launch, ...]:
+    """All launches of the call at a place, whichever of them it names."""
+    if place.family == HARNESS:
+        return _of_harness()
+    family = families.load(place.plugins)[place.family]
+    case: Case = family.case.from_axes(dict(place.axes))
+    provider = family.provider(place.provider)
+    device = place.limits.device
+    config = provider.configs(case, device)[place.config] if provider.configs else None
+    with described_for(place.limits.target) as launches:
+        workload = Workload(family, case, provider, MetaInputs(family, case), config)
+        workload.ready()
+        with workload.grad_mode():
+            workload.call()
+            once = len(launches)
+            workload.call()
+        return tuple(launches[once:])
+
+
+def _of_harness() -> tuple[Launch, ...]:
+    """Those that clear the L2 and probe the ceilings, as `measure.flush` and `measure.probes`."""
+    wide, half = (torch.empty(1 << 20, dtype=d, device="meta") for d in (torch.float32, torch.half))
+    sink = wide[:1]
+    return (
+        stream.claim(wide, sink),
+        stream.write_and_release(wide, wide),
+        stream.read(wide, sink),
+        stream.copy(half, half, 2048, 8),
+        stream.write(wide, 2048),
+        stream.differ(half, half, 0.0, wide),
+    )

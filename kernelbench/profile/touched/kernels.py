@@ -1,0 +1,191 @@
+"""Which bytes a Triton kernel touches: every access that Triton's interpreter makes, seen."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton
+from torch import Tensor
+from triton.runtime.errors import InterpreterError
+
+from kernelbench.kernels.launch import Launch
+from kernelbench.profile.touched.operators import Use, extent
+from kernelbench.spec import KernelbenchError
+
+# What the interpreter's C module does to memory: positions of pointers and mask among the
+# arguments, how wide an element is, and whether it reads and writes. All accesses go through it.
+_Width = Callable[[tuple[Any, ...]], int]
+_ACCESSES: dict[str, tuple[int, int | None, _Width, bool, bool]] = {
+    "load": (0, 1, lambda given: int(np.dtype(given[3]).itemsize), True, False),
+    "store": (0, 2, lambda given: int(given[1].dtype.itemsize), False, True),
+    "atomic_rmw": (1, 3, lambda given: int(given[2].dtype.itemsize), True, True),
+    "atomic_cas": (0, None, lambda given: int(given[2].dtype.itemsize), True, True),
+}
+
+
+class _Region:
+    """One storage that a launch was handed, and which of its bytes the kernel touched."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.storage = tensor.untyped_storage()
+        self.start, size = self.storage.data_ptr(), self.storage.nbytes()
+        self.names: list[str] = []
+        self.allowed = np.zeros(size, dtype=bool)  # bytes of the views that it was handed
+        self.read, self.written = self.allowed.copy(), self.allowed.copy()
+        self.issued_read = self.issued_written = 0
+
+
+class _Memory:
+    """The memory of one launch, see `use`."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.kernel = kernel_name(launch)
+        regions: dict[int, _Region] = {}
+        for name, tensor in _tensors(launch.args):
+            if tensor.untyped_storage().nbytes():
+                address = tensor.untyped_storage().data_ptr()
+                region = regions.setdefault(address, _Region(tensor))
+                region.names.append(name.removesuffix("_ptr"))
+                region.allowed |= extent(tensor)
+        self._regions = [regions[start] for start in sorted(regions)]
+        self._starts = np.array(sorted(regions), dtype=np.uint64)
+
+    def note(self, pointers: Any, mask: Any, width: int, reads: bool, writes: bool) -> None:
+        """One access by one program. Raises KernelbenchError where it is out of bounds."""
+        addresses = np.asarray(pointers, dtype=np.uint64)
+        if mask is not None:
+            chosen = np.broadcast_to(np.asarray(mask).astype(bool), addresses.shape)
+            addresses = addresses[chosen]
+        addresses = addresses.reshape(-1)
+        owner = np.searchsorted(self._starts, addresses, "right") - 1
+        for index in np.unique(owner):
+            if index < 0:
+                self._complain(addresses, reads)
+            region = self._regions[index]
+            first = (addresses[owner == index] - self._starts[index]).astype(np.int64)
+            if first.max() + width > region.allowed.size:
+                self._complain(addresses, reads)
+            for offsets in (first + byte for byte in range(width)):
+                if not region.allowed[offsets].all():
+                    self._complain(addresses, reads, region)
+                if reads:
+                    region.read[offsets] = True
+                if writes:
+                    region.written[offsets] = True
+            region.issued_read += first.size * width * reads
+            region.issued_written += first.size * width * writes
+
+    def _complain(self, addresses: Any, reads: bool, region: _Region | None = None) -> None:
+        where = f", beside {' and '.join(region.names)}" if region else ""
+        raise KernelbenchError(
+            f"{self.kernel} {'reads' if reads else 'writes'} out of bounds: of {addresses.size} "
+            f"lanes that are not masked, some lie in no tensor that it was handed{where}. "
+            "Mask them"
+        )
+
+    def uses(self) -> Iterator[Use]:
+        """What was touched, a storage at a time. Raises KernelbenchError where nothing was."""
+        if not any(region.issued_read or region.issued_written for region in self._regions):
+            raise KernelbenchError(
+                f"{self.kernel} ran without a load or a store: either it does nothing, or it "
+                "reaches memory by a way that kernelbench.profile.touched.kernels does not see"
+            )
+        for region in self._regions:
+            if region.issued_read or region.issued_written:
+                yield Use(
+                    self.kernel,
+                    region.storage,
+                    tuple(region.names),
+                    int(region.read.sum()),
+                    int(region.written.sum()),
+                    region.issued_read,
+                    region.issued_written,
+                )
+
+
+@dataclass
+class Kernels:
+    """To be handed launches (see `launch.watched`), which it runs, and to `record` their uses."""
+
+    record: Callable[[Use], None]
+
+    def __call__(self, launch: Launch) -> Any:
+        memory = _Memory(launch)
+        with _observed(memory):
+            try:
+                done = launch.queue()
+            except InterpreterError as error:
+                if isinstance(error.__cause__, KernelbenchError):
+                    raise error.__cause__ from None
+                raise
+        for use in memory.uses():
+            self.record(use)
+        return done
+
+
+@contextmanager
+def _observed(memory: _Memory) -> Iterator[None]:
+    """Raises KernelbenchError where this Triton's interpreter is not the one known here."""
+    module = _interpreter()
+    originals = {name: getattr(module, name) for name in _ACCESSES}
+    try:
+        for name, original in originals.items():
+            setattr(module, name, _noting(name, original, memory))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def _noting(name: str, original: Callable[..., Any], memory: _Memory) -> Callable[..., Any]:
+    pointers, mask, width, reads, writes = _ACCESSES[name]
+
+    def access(*given: Any) -> Any:
+        chosen = None if mask is None else given[mask]
+        memory.note(given[pointers], chosen, width(given), reads, writes)
+        return original(*given)
+
+    return access
+
+
+def _interpreter() -> Any:
+    """The C module by which Triton's interpreter reaches memory."""
+    if not triton.knobs.runtime.interpret:
+        raise KernelbenchError(
+            "the bytes of Triton kernels are counted in its interpreter: set TRITON_INTERPRET=1 "
+            "before Python starts"
+        )
+    from triton.runtime import interpreter
+
+    module = getattr(interpreter, "_interpreter", None)
+    found = {n for n in dir(module) if not n.startswith("__") and _callable(module, n)}
+    if found != set(_ACCESSES):
+        raise KernelbenchError(
+            f"Triton {triton.__version__}'s interpreter reaches memory by {sorted(found)}, "
+            f"known are {sorted(_ACCESSES)}: teach kernelbench.profile.touched.kernels"
+        )
+    return module
+
+
+def _callable(module: Any, name: str) -> bool:
+    return inspect.isroutine(getattr(module, name))
+
+
+def kernel_name(launch: Launch) -> str:
+    """`projection.hopper.project`: kernels in several files have the same name."""
+    function = launch.kernel.fn
+    return f"{function.__module__.removeprefix('kernelbench.kernels.')}.{function.__name__}"
+
+
+def _tensors(args: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a launch by parameter name, those within descriptors and tuples, too."""
+    for name, value in args.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            yield from _tensors({f"{name}.{i}": part for i, part in enumerate(value)})
+        elif isinstance(getattr(value, "base", None), Tensor):
+            yield name, value.base

@@ -1,0 +1,1 @@
+"""Jobs → worker → records: the loop, the worker that owns the GPU, and how its parent sees it."""

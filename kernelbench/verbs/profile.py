@@ -1,0 +1,311 @@
+"""What `kernelbench profile` does: which jobs, under which tools, into which run folder."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+from kernelbench import families, store, suite
+from kernelbench.metrics import audit
+from kernelbench.profile.session import Asked as Look
+from kernelbench.profile.session import Profiler, find, imported
+from kernelbench.profile.tool import ToolError
+from kernelbench.report import profiles
+from kernelbench.report.progress import Output
+from kernelbench.report.waiting import waiting
+from kernelbench.run import executor
+from kernelbench.run.loop import START_TIMEOUT, check_device, sources_of
+from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
+from kernelbench.suite import request as plan
+from kernelbench.verbs.run import Plan, begun, manifest_of, refuse_many, resumed
+
+NEEDED = {"suite_text", "asked", "utc", "suite", "machine"}  # of a manifest, to add to its run
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to profile: words name suites, or cases of the newest run; tools, none for the best
+    that is here; narrow: as `suite.narrow` takes it."""
+
+    words: tuple[str, ...]
+    tools: tuple[Tool, ...]
+    asked: plan.Asked
+    look: Look
+    out: Path
+
+
+def wanted(
+    words: Sequence[str],
+    tools: Sequence[str],
+    asked: plan.Asked,
+    out: Path,
+    *,
+    nsys_args: str,
+    ncu_args: str,
+    **look: Any,
+) -> Wanted:
+    """What was asked on the command line. Raises UsageError for arguments that no shell splits."""
+    split: dict[str, Any] = {}
+    for name, text in (("nsys_args", nsys_args), ("ncu_args", ncu_args)):
+        try:
+            split[name] = tuple(shlex.split(text))
+        except ValueError as error:
+            raise UsageError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
+    chosen = Look(plugins=asked.plugins, **split, **look)
+    return Wanted(tuple(words), tuple(Tool(name) for name in tools), asked, chosen, out)
+
+
+def profile(wanted: Wanted, yes: bool, output: Output) -> int:
+    """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
+    with waiting("looking at this machine, and loading the families", output.waits):
+        families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here
+        machine = _machine(wanted.asked)
+        cuda = machine["kind"] == "cuda"
+        each = _plan(wanted, machine, output)
+    refuse_many([each], yes)
+    found, errors = _found(wanted.tools or (_best(cuda, output),))
+    seen = list[Measured]()
+    if found:
+        look = replace(wanted.look, device=machine["kind"])
+        with closing(_open(each, wanted.out, machine)) as opened:
+            for tool, at in found.items():
+                try:
+                    profiler = Profiler(tool, at, look, opened.path, cuda)
+                    for measured in _through(profiler, each, opened, machine["name"], output):
+                        opened.keep(measured)
+                        seen.append(measured)
+                except ToolError as error:
+                    errors.append(f"--{tool}: {error}")
+        _finish(seen, opened.path, output)
+    for text in errors:
+        output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+    return 2 if errors else _code(seen, output)
+
+
+def _found(tools: Sequence[Tool]) -> tuple[dict[Tool, Any], list[str]]:
+    """Those that are here, and where; and why the others are not."""
+    found, errors = dict[Tool, Any](), list[str]()
+    for tool in tools:
+        try:
+            found[tool] = find(tool)
+        except ToolError as error:
+            errors.append(f"--{tool}: {error}")
+    return found, errors
+
+
+def read_captures(run: Path, output: Output) -> int:
+    """Make reports of what nsys captured where it could not; exit code 1 if a provider failed.
+
+    Raises KernelbenchError where that cannot be done here either.
+    """
+    with closing(store.open_run(run)) as opened:
+        seen = []
+        for measured in imported(store.read_measured(run)[0], run):
+            opened.keep(measured)
+            seen.append(measured)
+    if not seen:
+        output.say(f"{run}: no capture waits to be read")
+    _finish(seen, run, output)
+    return _code(seen, output)
+
+
+def _code(seen: Sequence[Measured], output: Output) -> int:
+    """1, and why, where a provider failed."""
+    bad = [one for one in seen if one.status.bad]
+    if bad:
+        first = f"{bad[0].family}/{bad[0].case} {bad[0].provider}: {bad[0].status}"
+        output.fail(f"exit 1: {len(bad)} of {len(seen)} failed, the first {first}")
+    return int(bool(bad))
+
+
+def _machine(asked: plan.Asked) -> dict[str, Any]:
+    """What this machine is; asked of a worker, since this process keeps off the GPU."""
+    with TemporaryDirectory() as folder:
+        worker, machine = executor.start(
+            Path(folder) / "log", asked.device, asked.plugins, timing=False, timeout=START_TIMEOUT
+        )
+        worker.kill()
+    return machine
+
+
+def _plan(wanted: Wanted, machine: Mapping[str, Any], output: Output) -> Plan:
+    """The suite that is named, else that of the newest run on this GPU, else smoke; of it the
+    cases that are named, and what else was asked. Its folder: the newest run of that suite, if
+    what is installed is what it was measured with."""
+    files, cases = _suites(wanted.words)
+    known = families.load(wanted.asked.plugins)
+    if len(files) > 1:
+        raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
+    runs = _runs(wanted.out, machine["name"])
+    if not files and cases:
+        files = _holding(cases, runs, wanted.asked, machine, output)
+    if files:
+        text = files[0].read_text(encoding="utf-8")
+        folder = next((path for path, facts in runs if facts["suite_text"] == text), None)
+        found = replace(begun([str(files[0])], replace(wanted.asked, narrow={}))[0], folder=folder)
+    elif runs:
+        output.note(f"no suite named: that of the newest run of this machine, {runs[0][0]}")
+        found = resumed(runs[0][0], [], plan.Asked())[0]
+    else:
+        output.note(f"no suite named, and no run of this machine in {wanted.out}: smoke")
+        found = begun(None, replace(wanted.asked, narrow={}))[0]
+    if check_device(found.suite.device, wanted.asked.device) == "cuda" != machine["kind"]:
+        raise UsageError(f"{found.suite.name}: a suite for GPUs (device: cuda), and here is none")
+    if found.folder and dict(runs)[found.folder]["machine"]["versions"] != machine["versions"]:
+        output.say(f"{found.folder} was measured with other versions; a new run holds what is seen")
+        found = replace(found, folder=None)
+    jobs = _named(found.jobs, cases, found.suite.name)
+    if any(wanted.asked.narrow.values()):
+        jobs = suite.narrow(jobs, known, **wanted.asked.narrow)
+    return replace(found, jobs=tuple(jobs))
+
+
+def _holding(
+    cases: Sequence[str],
+    runs: Sequence[tuple[Path, dict[str, Any]]],
+    asked: plan.Asked,
+    machine: Mapping[str, Any],
+    output: Output,
+) -> list[Path]:
+    """The shipped suite that has all of these cases: smoke first, then those made for this GPU.
+    None where the newest run has them.
+
+    Raises UsageError for cases that none has, with those of all that are near.
+    """
+    known = families.load(asked.plugins)
+    ours = resumed(runs[0][0], [], plan.Asked())[0].jobs if runs else ()
+    if runs and not _absent(cases, ours):
+        return []
+    made = {path: suite.load(path, known) for path in suite.shipped().values()}
+
+    def rank(path: Path) -> tuple[bool, bool]:
+        gpu = made[path].gpu.lower()
+        return made[path].name != "smoke", not gpu or gpu not in machine["name"].lower()
+
+    for path in sorted(made, key=rank):
+        if not _absent(cases, made[path].jobs):
+            output.note(f"{', '.join(cases)}: of {path.stem}, a suite that kernelbench ships")
+            return [path]
+    every = [*ours, *(job for found in made.values() for job in found.jobs)]
+    for case in _absent(cases, every):
+        _refuse(case, every)
+    raise UsageError(f"{' and '.join(cases)}: of several suites; profile those of one at a time")
+
+
+def _absent(cases: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    known = {word for job in jobs for word in (job.id, job.case.id)}
+    return [case for case in cases if case not in known]
+
+
+def _refuse(case: str, jobs: Sequence[Job]) -> NoReturn:
+    """Raises UsageError for a word that is no suite and no case, with the nearest that are."""
+    if case in {job.family for job in jobs}:
+        raise UsageError(f"{case}: a family; say --family {case}")
+    ids = [job.id if "/" in case else job.case.id for job in jobs]
+    near = get_close_matches(case, [*suite.shipped(), *dict.fromkeys(ids)], n=4, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(
+        f"{case}: no suite, and no case of the newest run or of a suite that kernelbench ships"
+        f"{hint} `kernelbench list SUITE` shows the cases of one"
+    )
+
+
+def _suites(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Words that are suites, and those that are not."""
+    files, others = list[Path](), list[str]()
+    for word in words:
+        try:
+            files.append(suite.find(word))
+        except UsageError:
+            if word.endswith((".yaml", ".yml")):
+                raise
+            others.append(word)
+    return files, others
+
+
+def _named(jobs: Sequence[Job], cases: Sequence[str], name: str) -> Sequence[Job]:
+    known = [word for job in jobs for word in (job.id, job.case.id)]
+    for case in cases:
+        if case in {job.family for job in jobs}:
+            raise UsageError(f"{case}: a family; say --family {case}")
+        if case not in known:
+            near = [job.id for job in jobs]
+            raise UsageError(
+                f"{case}: no suite, and no case of {name}{suggest(case, [*suite.shipped(), *near])}"
+            )
+    return [job for job in jobs if not cases or {job.id, job.case.id} & {*cases}]
+
+
+def _runs(out: Path, gpu: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Runs right in `out` that were measured on this GPU, the newest first, with manifests."""
+    found = []
+    for path in out.glob(f"*/{store.MANIFEST}"):
+        try:
+            facts = store.read_manifest(path.parent)
+        except KernelbenchError:
+            continue
+        if facts.get("gpu") == gpu and {*facts} >= NEEDED:
+            found.append((path.parent, facts))
+    return sorted(found, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
+
+
+def _open(each: Plan, out: Path, machine: dict[str, Any]) -> store.Store:
+    """The run that was profiled, or a new one that holds nothing else."""
+    if each.folder is not None:
+        return store.open_run(each.folder)
+    return store.create(out, each.suite.name, machine["name"], manifest_of(each, machine))
+
+
+def _best(cuda: bool, output: Output) -> Tool:
+    """The tool to take when none is asked for: nsys, on a GPU also ncu, else torch's profiler."""
+    missing = []
+    for tool in (Tool.nsys, Tool.ncu):
+        try:
+            find(tool)
+        except ToolError as error:
+            missing.append(str(error))
+        else:
+            if tool is Tool.nsys or cuda:
+                return tool
+    said = "\n".join([*missing, "so torch's profiler looks, which needs no other tool"])
+    output.errors.print(said, highlight=False, markup=False, soft_wrap=True)
+    return Tool.torch
+
+
+def _through(
+    profiler: Profiler, each: Plan, opened: store.Store, gpu: str, output: Output
+) -> Iterator[Measured]:
+    known = families.load(each.asked.plugins)
+    sources = sources_of(each.jobs, known)
+
+    def note(text: str) -> None:
+        output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    for number, job in enumerate(each.jobs, 1):
+        if not (output.quiet or output.as_json):
+            note(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
+        context = Context(
+            run_id=opened.run_id, gpu=gpu, seed=each.asked.seed, source=sources[job.family]
+        )
+        yield from profiler.profile(job, known[job.family], context, note)
+
+
+def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
+    """Write the table of all that was ever seen of the run, and show what was seen now."""
+    if seen:
+        audit.to_csv(store.read_measured(folder)[0], folder / store.MEASURED_CSV)
+    if output.as_json:
+        lines = [json.loads(one.to_json()) for one in seen]
+        print(json.dumps({"run": str(folder), "measured": lines}, allow_nan=False))
+        return
+    if not output.quiet:
+        profiles.render(seen, output.console)
+    if off := audit.failed_audits(seen):
+        output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
+    if seen:
+        output.say(f"files: {folder / store.PROFILES}, lines: {folder / store.MEASURED}")
