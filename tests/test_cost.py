@@ -14,13 +14,14 @@ from rich.console import Console
 from kernelbench import families, store
 from kernelbench.report.progress import Output, Silent
 from kernelbench.run.ledger import Ledger
-from kernelbench.run.loop import Options, Runner, run
+from kernelbench.run.loop import Options, Runner, run_jobs
+from kernelbench.run.plan import Plan, new, resumed
 from kernelbench.spec import Context, DType, Job, KernelbenchError, Measure, Status
-from kernelbench.suite.request import Asked
-from kernelbench.verbs import run as verbs
+from kernelbench.suite.request import Selection
+from kernelbench.verbs.run import measure
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "steady.py")
-ASKED = Asked(plugins=(PLUGIN,), device="cpu")
+ASKED = Selection(plugins=(PLUGIN,), device="cpu")
 OPTIONS = Options(device="cpu", plugins=(PLUGIN,))
 SUITE = """
 name: steady
@@ -34,19 +35,19 @@ families:
 GROWTH_KIB = 5 * 1024  # of some 300 MiB
 
 
-def begun(folder: Path, sizes: Sequence[int], pause: float = 0.0) -> verbs.Plan:
+def begun(folder: Path, sizes: Sequence[int], pause: float = 0.0) -> Plan:
     path = folder / "steady.yaml"
     path.write_text(SUITE.format(sizes=list(sizes), pause=pause))
-    (plan,) = verbs.begun([str(path)], ASKED)
+    (plan,) = new([str(path)], ASKED)
     return plan
 
 
-def measured(plan: verbs.Plan, out: Path) -> tuple[float, str]:
+def measured(plan: Plan, out: Path) -> tuple[float, str]:
     """Seconds that a run took, and what it printed."""
     shown = io.StringIO()
     console = Console(file=shown, width=200)
     output, start = Output(console, console, quiet=True), time.monotonic()
-    assert verbs.measure([plan], Options(), out, output) == 0
+    assert measure([plan], Options(), out, output) == 0
     return time.monotonic() - start, shown.getvalue()
 
 
@@ -63,7 +64,7 @@ def test_the_manifest_says_where_the_time_went_and_a_resume_adds_its_own(tmp_pat
 
     records = folder / store.RECORDS
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:4]))
-    (plan,) = verbs.resumed(folder, [], Asked())
+    (plan,) = resumed(folder, [], Selection())
     second, _ = measured(plan, out)
     both = store.read_manifest(folder)["spent_s"]
     assert sum(both.values()) == pytest.approx(first + second, rel=0.1)
@@ -150,7 +151,7 @@ def resident(pid: int) -> int:
 )
 def test_many_jobs_keep_memory_flat(tmp_path: Path, early: int, jobs: int) -> None:
     plan, out, scale = begun(tmp_path, range(1, jobs + 1)), tmp_path / "out", Scale((early, jobs))
-    outcome, opened = run(
+    outcome, opened = run_jobs(
         plan.jobs,
         families.load((PLUGIN,)),
         OPTIONS,

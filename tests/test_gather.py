@@ -20,8 +20,9 @@ from test_report import job, reported
 from kernelbench import metrics, store
 from kernelbench.report import kept
 from kernelbench.report.gather import gather
+from kernelbench.report.progress import Output
 from kernelbench.spec import SCHEMA, RunRecord, UsageError, migrations
-from kernelbench.verbs.report import Wanted, report
+from kernelbench.verbs.report import ReportRequest, report
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 ROOT = Path(__file__).parent.parent
@@ -170,8 +171,9 @@ def test_no_damage_whatever_ends_in_a_traceback(
         file.write_bytes(damaged(file.read_bytes() or b"x", chance))
     kind = ("table", "md", "csv", "json")[seed % 4]
     out, err = io.StringIO(), io.StringIO()
-    wanted = Wanted(format=kind, tables=() if kind in ("csv", "json") else ("all",))
-    code = report([tmp_path], wanted, Console(file=out), Console(file=err))
+    tables = () if kind in ("csv", "json") else ("all",)
+    request = ReportRequest(folders=(tmp_path,), format=kind, tables=tables)
+    code = report(request, Output(Console(file=out), Console(file=err)))
     assert code in (0, 1)
     assert "rms_norm" in out.getvalue() + capsys.readouterr().out
 
@@ -252,10 +254,12 @@ SCRIPT = """
 import io, sys, time
 from pathlib import Path
 from rich.console import Console
-from kernelbench.report import verb
+from kernelbench.report.progress import Output
+from kernelbench.verbs import report as verb
 start = time.process_time()
 out = io.StringIO()
-code = verb.report([Path(sys.argv[1])], verb.Wanted(), Console(file=out), Console(file=out))
+request = verb.ReportRequest(folders=(Path(sys.argv[1]),))
+code = verb.report(request, Output(Console(file=out), Console(file=out)))
 print(code, "torch" in sys.modules, "10000 records" in out.getvalue(), time.process_time())
 """
 

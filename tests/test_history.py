@@ -17,7 +17,7 @@ from test_compare import AA, job, kb, saved
 
 from kernelbench import metrics
 from kernelbench.compare import trends
-from kernelbench.compare.history import LEAST_STEP, Series, Wanted, level_error, series
+from kernelbench.compare.history import LEAST_STEP, Narrowing, Series, level_error, series
 from kernelbench.compare.noise import ASSUMED_NS, SEEN
 from kernelbench.compare.sides import Run, read_runs
 from kernelbench.numbers.significance import change_points
@@ -40,7 +40,7 @@ def runs_of(factors: Sequence[float], records: Sequence[RunRecord] | None = None
 
 
 def one(runs: Sequence[Run], metric: str = "median_us", provider: str = "triton") -> Series:
-    return next(s for s in series(runs, metric, Wanted()) if s.provider == provider)
+    return next(s for s in series(runs, metric, Narrowing()) if s.provider == provider)
 
 
 def noisy(count: int, seed: int = 1) -> list[float]:
@@ -140,7 +140,7 @@ def test_another_card_suite_or_method_is_another_series(facts: dict[str, Any]) -
     known = {name: value for name, value in facts.items() if name != "suite"}
     later = [replace(r, records=tuple(replace(x, **known) for x in r.records)) for r in runs[3:]]
     apart = [replace(r, manifest=m) for r, m in zip([*runs[:3], *later], manifests, strict=True)]
-    found = [s for s in series(apart, "median_us", Wanted()) if s.provider == "triton"]
+    found = [s for s in series(apart, "median_us", Narrowing()) if s.provider == "triton"]
     assert [len(s.points) for s in found] == [3, 3]
     assert not any(s.changes for s in found)
 
@@ -178,7 +178,7 @@ def test_a_metric_that_may_be_0_or_negative() -> None:
 def test_six_real_runs_of_one_build_show_no_change() -> None:
     runs, _ = read_runs(AA)
     for metric in ("median_us", "gbps", "speedup"):
-        found = series(runs, metric, Wanted())
+        found = series(runs, metric, Narrowing())
         assert len(found) == 13
         assert {len(s.points) for s in found} == {6}
         assert not [s for s in found if s.changes]
@@ -188,7 +188,7 @@ def test_a_clocks_own_numbers_are_those_of_the_csv() -> None:
     run = runs_of([1.0])[0]
     for metric in ("median_us", "lo_us", "p80_us", "iqr_pct", "samples"):
         table = metrics.frame(run.records)
-        told = [s.points[0].value for s in series([run], metric, Wanted())]
+        told = [s.points[0].value for s in series([run], metric, Narrowing())]
         assert told == pytest.approx([float(v) for v in table[metric]])
 
 
@@ -204,12 +204,12 @@ def test_wrong_and_ungated_times_are_left_out() -> None:
 def test_what_no_run_has_is_refused() -> None:
     runs = runs_of([1, 1])
     for metric, wanted, told in (
-        ("medain_us", Wanted(), "did you mean 'median_us'?"),
-        ("provider", Wanted(), "no number 'provider'"),
-        ("host_us", Wanted(), "no run has a host_us"),
-        ("median_us", Wanted(providers=["tritn"]), "--provider: no provider 'tritn'"),
-        ("median_us", Wanted(families=["rotary"]), "--family: no family 'rotary'"),
-        ("median_us", Wanted(cases=["M1"]), "--case: no case 'M1'"),
+        ("medain_us", Narrowing(), "did you mean 'median_us'?"),
+        ("provider", Narrowing(), "no number 'provider'"),
+        ("host_us", Narrowing(), "no run has a host_us"),
+        ("median_us", Narrowing(providers=["tritn"]), "--provider: no provider 'tritn'"),
+        ("median_us", Narrowing(families=["rotary"]), "--family: no family 'rotary'"),
+        ("median_us", Narrowing(cases=["M1"]), "--case: no case 'M1'"),
     ):
         with pytest.raises(UsageError) as error:
             series(runs, metric, wanted)
@@ -244,7 +244,7 @@ def test_the_head_says_what_kind_a_number_is() -> None:
     runs, _ = read_runs(AA)
     for metric, told in (("median_us", "median_us (measured)"), ("gbps", "gbps (mixed: computed")):
         out = io.StringIO()
-        trends.render(series(runs, metric, Wanted()), Console(file=out, width=140))
+        trends.render(series(runs, metric, Narrowing()), Console(file=out, width=140))
         assert out.getvalue().startswith(told)
 
 
@@ -263,7 +263,7 @@ def test_the_verbs_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
 def test_the_table_fits(width: int) -> None:
     runs, _ = read_runs(AA)
     out = io.StringIO()
-    trends.render(series(runs, "median_us", Wanted()), Console(file=out, width=width))
+    trends.render(series(runs, "median_us", Narrowing()), Console(file=out, width=width))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text

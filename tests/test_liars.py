@@ -15,10 +15,11 @@ from toy import HostTimes, run
 
 from kernelbench import store
 from kernelbench.report.progress import Output
+from kernelbench.run import plan
 from kernelbench.run.loop import Options
 from kernelbench.spec import Measure, RunRecord, Status
-from kernelbench.suite.request import Asked
-from kernelbench.verbs import run as verbs
+from kernelbench.suite.request import Selection
+from kernelbench.verbs.run import measure
 
 sys.path.insert(0, str(Path(__file__).parent / "plugins"))
 import liars
@@ -100,9 +101,9 @@ def test_what_is_said_of_those_that_reach_beyond_their_job_is_true(tmp_path: Pat
     assert alone[-1].name == "forges_all_records"  # in which the job ends
     path = tmp_path / "alone.yaml"
     path.write_text(SUITE.format(providers=", ".join(each.name for each in alone)))
-    plans = verbs.begun([str(path)], Asked(plugins=(liars.__file__,), device="cpu"))
+    plans = plan.new([str(path)], Selection(plugins=(liars.__file__,), device="cpu"))
     console = Console(file=StringIO())
-    verbs.measure(plans, Options(), tmp_path / "out", Output(console, console, quiet=True))
+    measure(plans, Options(), tmp_path / "out", Output(console, console, quiet=True))
     (folder,) = store.find_runs([tmp_path / "out"])
     found = {record.provider: record for record in store.read(folder)}
     for each in alone:

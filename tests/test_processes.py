@@ -17,6 +17,7 @@ from kernelbench.numbers.statistics import Interval, over_processes
 from kernelbench.report import tables
 from kernelbench.report.means import mean, over_what
 from kernelbench.report.progress import Output
+from kernelbench.run import plan
 from kernelbench.run.loop import Options, in_processes, remaining
 from kernelbench.spec import (
     KernelbenchError,
@@ -29,8 +30,8 @@ from kernelbench.spec import (
     migrations,
 )
 from kernelbench.store.processes import together
-from kernelbench.suite.request import Asked
-from kernelbench.verbs import run as verbs
+from kernelbench.suite.request import Selection
+from kernelbench.verbs.run import measure
 from tests.test_metrics import fused, ours, record, timing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
@@ -48,8 +49,8 @@ families:
 
 def go(path: Path, **asked: Any) -> tuple[int, Path]:
     out = path.parent / "out"
-    plans = verbs.begun([str(path)], Asked(plugins=(PLUGIN,), device="cpu", **asked))
-    code = verbs.measure(plans, Options(), out, SILENT)
+    plans = plan.new([str(path)], Selection(plugins=(PLUGIN,), device="cpu", **asked))
+    code = measure(plans, Options(), out, SILENT)
     (folder,) = store.find_runs([out])
     return code, folder
 
@@ -101,8 +102,8 @@ def test_every_process_is_another_one(tmp_path: Path) -> None:
                       "    import os, sys\n"
                       "    print(os.getpid(), file=out)\n")  # fmt: skip
     path = suite(tmp_path, "plain", processes=2)
-    plans = verbs.begun([str(path)], Asked(plugins=(str(plugin),), device="cpu"))
-    verbs.measure(plans, Options(), tmp_path / "out", SILENT)
+    plans = plan.new([str(path)], Selection(plugins=(str(plugin),), device="cpu"))
+    measure(plans, Options(), tmp_path / "out", SILENT)
     pids = set((tmp_path / "pids").read_text().split()) - {str(os.getpid())}
     assert len(pids) == 2
 
@@ -118,8 +119,8 @@ def test_a_baseline_that_took_its_worker_down_is_not_tried_in_the_next_process(
     assert before in source
     plugin.write_text(source.replace(before, before.replace("double,", f"{falls},")))
     path = suite(tmp_path, "plain, again", processes=2)
-    plans = verbs.begun([str(path)], Asked(plugins=(str(plugin),), device="cpu"))
-    verbs.measure(plans, Options(), tmp_path / "out", SILENT)
+    plans = plan.new([str(path)], Selection(plugins=(str(plugin),), device="cpu"))
+    measure(plans, Options(), tmp_path / "out", SILENT)
     (folder,) = store.find_runs([tmp_path / "out"])
     found = [(r.provider, r.process, r.status) for r in store.read_apart(folder)]
     assert found == [
@@ -135,8 +136,8 @@ def test_resume_goes_on_in_the_process_that_was_cut_short(tmp_path: Path) -> Non
     _, folder = go(path)
     whole = (folder / "records.jsonl").read_text().splitlines()
     (folder / "records.jsonl").write_text("".join(f"{line}\n" for line in whole[:6]))
-    plans = verbs.resumed(folder, [], Asked())
-    assert verbs.measure(plans, Options(), tmp_path, SILENT) == 0
+    plans = plan.resumed(folder, [], Selection())
+    assert measure(plans, Options(), tmp_path, SILENT) == 0
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert [(x["case"], x["process"]) for x in lines[6:]] == [("n9-fp32-fwd", 1)] * 2
 
@@ -154,10 +155,10 @@ def test_a_number_of_processes_that_is_none(processes: int) -> None:
 
 def test_all_jobs_of_a_process_come_before_the_next() -> None:
     from kernelbench import families
-    from kernelbench.suite.request import plan
+    from kernelbench.suite.request import load
 
-    asked = Asked(overrides=("measure.processes=2",))
-    _, jobs = plan(asked, families.load(()), "configs/smoke.yaml")
+    asked = Selection(overrides=("measure.processes=2",))
+    _, jobs = load(asked, families.load(()), "configs/smoke.yaml")
     first, second = in_processes(jobs)
     assert [job.id for job in first] == [job.id for job in second] == [job.id for job in jobs]
     assert {job.process for job in second} == {1}

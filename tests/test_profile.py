@@ -21,7 +21,6 @@ from kernelbench.profile import ncu
 from kernelbench.profile.nsys import program as nsys_find
 from kernelbench.report.progress import Output
 from kernelbench.spec import KernelUse, Measured, Role, Status, Tool
-from kernelbench.suite import request as plan
 from kernelbench.verbs import profile as profiling
 
 HERE = Path(__file__).parent
@@ -413,15 +412,12 @@ def here(kind: str):
 
 @pytest.mark.parametrize("form", ["M4096-N384-bf16-fwd", "rms_norm/M4096-N384-bf16-fwd"])
 def test_a_case_of_a_gpus_suite_is_found_as_the_docs_say(tmp_path, monkeypatch, form):
-    asked = profiling.wanted(
-        [form], [], plan.Asked(), tmp_path, nsys_args="", ncu_args="", calls=1, timeout=1.0,
-        gpu_metrics=False, shapes=False, stacks=False,
-    )  # fmt: skip
+    request = profiling.ProfileRequest(words=(form,), out=tmp_path, calls=1, timeout_s=1.0)
     assert f"profile {'rms_norm/' * ('/' in form)}{form.split('/')[-1]}" in (
         (HERE.parent / "docs" / "profiling.md").read_text()
     )
     output = Output(Console(), Console(stderr=True))
-    found = profiling._plan(asked, here("cuda")(None), output)
+    found = profiling._plan(request, here("cuda")(None), output)
     assert found.suite.name == "h200"
     assert [job.id for job in found.jobs] == ["rms_norm/M4096-N384-bf16-fwd"]
     monkeypatch.setattr(profiling, "_machine", here("cpu"))

@@ -15,8 +15,9 @@ from test_metrics import MIB, blocks, error, fused, ours, record, timing
 from kernelbench import metrics, store
 from kernelbench.report import means, sheet, tables, terminal
 from kernelbench.report.choice import choice
+from kernelbench.report.progress import Output
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, Traffic, TrialErrors
-from kernelbench.verbs.report import Wanted, report
+from kernelbench.verbs.report import ReportRequest, report
 
 LONG = "B2-H16-S4096-D128-causal-window=512-prefix=1024-softcap=30.0-inputs=outliers-bf16-fwd"
 UNFUSED = (Traffic("x", read=64 * MIB), Traffic("t", read=64 * MIB, write=128 * MIB))
@@ -370,7 +371,10 @@ def test_within_noise(value: float, lo: float, hi: float, noise: float, expected
 
 def reported(folder: Path, **options: Any) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
-    code = report([folder], Wanted(**options), Console(file=out, width=120), Console(file=err))
+    code = report(
+        ReportRequest(folders=(folder,), **options),
+        Output(Console(file=out, width=120), Console(file=err)),
+    )
     return code, out.getvalue(), err.getvalue()
 
 

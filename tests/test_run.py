@@ -16,11 +16,12 @@ import pytest
 
 from kernelbench import families, store
 from kernelbench.report.progress import Output
+from kernelbench.run import plan
 from kernelbench.run.loop import Options, remaining
 from kernelbench.source import reached, source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
-from kernelbench.suite.request import Asked
-from kernelbench.verbs import run as verbs
+from kernelbench.suite.request import Selection
+from kernelbench.verbs.run import measure
 
 HERE = Path(__file__).parent
 PLUGIN = str(HERE / "plugins" / "falls.py")
@@ -42,11 +43,9 @@ def suite(folder: Path, providers: str, sizes: str = "8", pause: float = 0.0, de
 
 
 def go(path: Path, out: Path, quiet_console, **options):
-    asked = Asked(plugins=(PLUGIN,), device="cpu")
-    plans = verbs.begun([str(path)], asked)
-    code = verbs.measure(
-        plans, Options(**options), out, Output(quiet_console, quiet_console, quiet=True)
-    )
+    asked = Selection(plugins=(PLUGIN,), device="cpu")
+    plans = plan.new([str(path)], asked)
+    code = measure(plans, Options(**options), out, Output(quiet_console, quiet_console, quiet=True))
     (folder,) = store.find_runs([out])
     return code, folder
 
@@ -98,11 +97,11 @@ def test_a_baseline_that_falls_leaves_the_others(tmp_path, console, monkeypatch)
             '"plain",\n            Role.baseline,\n            falls(lambda: os._exit(3)),',
         )
     )
-    plans = verbs.begun(
-        [str(suite(tmp_path, "again"))], Asked(plugins=(str(plugin),), device="cpu")
+    plans = plan.new(
+        [str(suite(tmp_path, "again"))], Selection(plugins=(str(plugin),), device="cpu")
     )
     out = tmp_path / "out"
-    code = verbs.measure(plans, Options(), out, Output(console, console, quiet=True))
+    code = measure(plans, Options(), out, Output(console, console, quiet=True))
     (folder,) = store.find_runs([out])
     (record,) = store.read(folder)
     assert (code, record.provider, record.status) == (0, "again", Status.ok)
@@ -139,11 +138,13 @@ def test_a_death_while_nobody_is_at_work_is_tried_again(tmp_path, console):
 
 def test_a_budget_that_runs_out_leaves_the_rest(tmp_path, console):
     out, sizes = tmp_path / "out", ", ".join(map(str, range(1, 30)))
-    plans = verbs.begun(
+    plans = plan.new(
         [str(suite(tmp_path, "plain", sizes=sizes, pause=0.2))],
-        Asked(plugins=(PLUGIN,), device="cpu"),
+        Selection(plugins=(PLUGIN,), device="cpu"),
     )
-    code = verbs.measure(plans, Options(), out, Output(console, console, quiet=True), budget=8.0)
+    code = measure(
+        plans, Options(deadline=time.monotonic() + 8.0), out, Output(console, console, quiet=True)
+    )
     (folder,) = store.find_runs([out])
     assert code == 0
     assert 0 < len(store.read(folder)) < 29
@@ -152,17 +153,17 @@ def test_a_budget_that_runs_out_leaves_the_rest(tmp_path, console):
 def test_fail_fast_stops_before_the_next_suite(tmp_path, console):
     (tmp_path / "b").mkdir()
     paths = [suite(tmp_path, "plain, wrong"), suite(tmp_path / "b", "plain")]
-    plans = verbs.begun([str(p) for p in paths], Asked(plugins=(PLUGIN,), device="cpu"))
+    plans = plan.new([str(p) for p in paths], Selection(plugins=(PLUGIN,), device="cpu"))
     output = Output(console, console, quiet=True)
-    assert verbs.measure(plans, Options(fail_fast=True), tmp_path / "out", output) == 1
+    assert measure(plans, Options(fail_fast=True), tmp_path / "out", output) == 1
     assert len(store.find_runs([tmp_path / "out"])) == 1
 
 
 def test_quick_and_no_interleave_change_how_every_job_is_measured(tmp_path):
     path = str(suite(tmp_path, "plain"))
-    (job,) = verbs.begun([path], Asked(plugins=(PLUGIN,), quick=True))[0].jobs
+    (job,) = plan.new([path], Selection(plugins=(PLUGIN,), quick=True))[0].jobs
     assert (job.measure.max_seconds, job.measure.timers) == (0.2, ())
-    (job,) = verbs.begun([path], Asked(plugins=(PLUGIN,), interleave=False))[0].jobs
+    (job,) = plan.new([path], Selection(plugins=(PLUGIN,), interleave=False))[0].jobs
     assert job.measure.interleave is False
 
 
@@ -188,7 +189,7 @@ def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console, other, to
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | other))
     with pytest.raises(UsageError, match=told):
-        verbs.measure(verbs.resumed(folder, [], Asked()), Options(), tmp_path / "out",
+        measure(plan.resumed(folder, [], Selection()), Options(), tmp_path / "out",
                       Output(console, console))  # fmt: skip
 
 
@@ -196,9 +197,9 @@ def test_a_run_of_another_gpu_is_not_continued_here(tmp_path, console, other, to
 def test_a_plugin_whose_code_changed_is_measured_anew_and_says_so(tmp_path, capsys, console):
     plugin = tmp_path / "falls.py"
     plugin.write_text(Path(PLUGIN).read_text())
-    asked = Asked(plugins=(str(plugin),), device="cpu")
+    asked = Selection(plugins=(str(plugin),), device="cpu")
     output, out = Output(console, console, quiet=True), tmp_path / "out"
-    verbs.measure(verbs.begun([str(suite(tmp_path, "plain"))], asked), Options(), out, output)
+    measure(plan.new([str(suite(tmp_path, "plain"))], asked), Options(), out, output)
     (folder,) = store.find_runs([out])
     plugin.write_text(plugin.read_text().replace('a["x"] * 2.02', 'a["x"] * 2.03'))
     arguments = [sys.executable, "-m", "kernelbench", "run", "--resume", str(folder), "-q"]
@@ -224,8 +225,8 @@ def test_fail_fast_leaves_jobs_for_a_resume(tmp_path, console):
     code, folder = go(path, out, console, fail_fast=True)
     assert code == 1
     assert {record.case for record in store.read(folder)} == {"n8-fp32-fwd"}
-    plans = verbs.resumed(folder, [str(path)], Asked())
-    assert verbs.measure(plans, Options(), out, Output(console, console, quiet=True)) == 1
+    plans = plan.resumed(folder, [str(path)], Selection())
+    assert measure(plans, Options(), out, Output(console, console, quiet=True)) == 1
     records = store.history(folder)
     assert Counter(r.key for r in records).most_common(1)[0][1] == 1
     assert len(records) == 6
@@ -238,16 +239,16 @@ def test_resume_refuses_another_suite_and_other_wishes(tmp_path, console):
     other = tmp_path / "other.yaml"
     other.write_text((tmp_path / "falls.yaml").read_text().replace("n: [8]", "n: [9]"))
     with pytest.raises(UsageError, match="not the suite"):
-        verbs.resumed(folder, [str(other)], Asked())
+        plan.resumed(folder, [str(other)], Selection())
     with pytest.raises(UsageError, match="cannot change: seed"):
-        verbs.resumed(folder, [], Asked(seed=3))
+        plan.resumed(folder, [], Selection(seed=3))
     with pytest.raises(KernelbenchError, match="not a run folder"):
-        verbs.resumed(tmp_path, [], Asked())
+        plan.resumed(tmp_path, [], Selection())
 
 
 def test_changed_code_is_measured_anew():
     known = families.load((PLUGIN,))
-    job = verbs.begun([str(HERE.parent / "configs/smoke.yaml")], Asked())[0].jobs[0]
+    job = plan.new([str(HERE.parent / "configs/smoke.yaml")], Selection())[0].jobs[0]
     from test_metrics import record  # a hand-made record
 
     recorded = [
@@ -265,7 +266,7 @@ def test_changed_code_is_measured_anew():
 def test_a_job_with_a_lost_record_is_measured_whole_where_it_was_timed():
     from test_metrics import record
 
-    job = verbs.begun([str(HERE.parent / "configs/smoke.yaml")], Asked())[0].jobs[0]
+    job = plan.new([str(HERE.parent / "configs/smoke.yaml")], Selection())[0].jobs[0]
     recorded = [
         record(family=job.family, case=job.case.id, provider="eager", source="s"),
         record(
@@ -291,9 +292,9 @@ def test_a_cuda_suite_without_a_gpu_names_the_one_that_runs(tmp_path, console):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    plans = verbs.begun([str(suite(tmp_path, "plain", device="cuda"))], Asked(plugins=(PLUGIN,)))
+    plans = plan.new([str(suite(tmp_path, "plain", device="cuda"))], Selection(plugins=(PLUGIN,)))
     with pytest.raises(UsageError, match=r"no CUDA device: .*configs/smoke.yaml"):
-        verbs.measure(plans, Options(), tmp_path / "out", Output(console, console, quiet=True))
+        measure(plans, Options(), tmp_path / "out", Output(console, console, quiet=True))
     assert not (tmp_path / "out").exists()  # nothing is left behind
 
 

@@ -88,7 +88,7 @@ def test_a_long_report_says_what_it_is_at(
 
     monkeypatch.setattr(verb, "gather", long)
     errors = Console(file=io.StringIO())
-    verb.report([tmp_path], verb.Wanted(format=form), Console(), errors)
+    verb.report(verb.ReportRequest(folders=(tmp_path,), format=form), Output(Console(), errors))
     said = errors.file.getvalue().splitlines()  # type: ignore[attr-defined]
     *told, why = said
     assert why.startswith("exit 1: 1 incorrect")

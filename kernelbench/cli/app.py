@@ -1,12 +1,10 @@
 """The application, and what its verbs share."""
 
-import errno
-import os
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,12 +13,6 @@ from kernelbench import __version__
 from kernelbench.cli import streams
 from kernelbench.cli.options import VERBOSE, Words
 from kernelbench.spec.errors import KernelbenchError, PluginError, Terminated, exit_code_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from kernelbench.report.progress import Output
-    from kernelbench.suite.request import Asked
 
 
 class _Group(TyperGroup):
@@ -102,16 +94,6 @@ def main(
     """Is this fused GPU kernel right, how much faster is it, and why?"""
 
 
-def asked_of(device: str, **given: Any) -> "Asked":
-    from kernelbench.spec import UsageError, suggest
-    from kernelbench.suite.request import Asked
-
-    kinds = ("auto", "cpu", "cuda")
-    if device not in kinds:
-        raise UsageError(f"--device: no device {device!r}{suggest(device, kinds)}")
-    return Asked(device=device, plugins=plugins_of(given.pop("plugin")), **given)
-
-
 def plugins_of(given: Words) -> tuple[str, ...]:
     """Absolute: the worker reads them, too."""
     return tuple(str(Path(plugin).resolve()) for plugin in given or ())
@@ -129,22 +111,3 @@ def narrow_of(
     lists = {"family": family, "provider": provider, "skip": skip, "case": case}
     lists |= {"mode": mode, "dtype": dtype}
     return {**{name: given or [] for name, given in lists.items()}, "filter": filter}
-
-
-def console_of(*, err: bool = False) -> "Console":
-    """Plain text with NO_COLOR set, not even bold."""
-    from rich.console import Console
-
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    if os.environ.get("NO_COLOR"):
-        return Plain(stderr=err, color_system=None, no_color=True)
-    return Plain(stderr=err)
-
-
-def output_of(**options: bool) -> "Output":
-    from kernelbench.report.progress import Output
-
-    return Output(console_of(), console_of(err=True), **options)

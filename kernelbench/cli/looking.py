@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelbench.cli.app import app, asked_of, console_of, narrow_of, output_of
+from kernelbench.cli.app import app, narrow_of, plugins_of
 from kernelbench.cli.options import (
     CaseOption,
     DeviceOption,
@@ -19,7 +19,7 @@ from kernelbench.cli.options import (
     Words,
     YesOption,
 )
-from kernelbench.spec import UsageError
+from kernelbench.spec import Tool, UsageError
 
 
 @app.command()
@@ -100,35 +100,32 @@ def profile(
 
     Exit code: 0 well, 1 a provider failed, 2 bad input or a tool that is missing or may not look.
     """
-    from kernelbench.verbs import profile as profiling
+    from kernelbench.verbs import profile as verb
+    from kernelbench.verbs.screen import output_of
 
     output = output_of(quiet=quiet, as_json=as_json)
-    if import_:
-        if words or nsys or ncu or torch or all_ or family or provider or case:
-            raise UsageError("--import reads all that waits in RUN_DIR: name nothing besides")
-        raise typer.Exit(profiling.read_captures(import_, output))
-    picked = {"nsys": nsys or all_, "ncu": ncu or all_, "torch": torch or all_}
-    asked = asked_of(
-        device, plugin=plugin, narrow=narrow_of(family, provider, case=case), seed=seed
+    if import_ and (words or nsys or ncu or torch or all_ or family or provider or case):
+        raise UsageError("--import reads all that waits in RUN_DIR: name nothing besides")
+    picked = {Tool.nsys: nsys or all_, Tool.ncu: ncu or all_, Tool.torch: torch or all_}
+    request = verb.ProfileRequest(
+        words=tuple(words or ()),
+        tools=tuple(tool for tool, is_on in picked.items() if is_on),
+        plugins=plugins_of(plugin),
+        narrow=narrow_of(family, provider, case=case),
+        device=device,
+        seed=seed,
+        out=out,
+        captured=import_,
+        calls=calls,
+        timeout_s=timeout,
+        gpu_metrics=gpu_metrics,
+        shapes=shapes,
+        stacks=stacks,
+        nsys_args=nsys_args,
+        ncu_args=ncu_args,
+        yes=yes,
     )
-    code = profiling.profile(
-        profiling.wanted(
-            words or [],
-            [name for name, is_on in picked.items() if is_on],
-            asked,
-            out,
-            calls=calls,
-            timeout=timeout,
-            gpu_metrics=gpu_metrics,
-            nsys_args=nsys_args,
-            ncu_args=ncu_args,
-            shapes=shapes,
-            stacks=stacks,
-        ),
-        yes,
-        output,
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(verb.profile(request, output))
 
 
 @app.command()
@@ -182,18 +179,17 @@ def inspect(
 
     Exit code: 0 all is well, 1 a kernel fails that or does not compile, 2 bad input.
     """
-    from kernelbench.verbs.inspect import Question
-    from kernelbench.verbs.inspect import inspect as answer
+    from kernelbench.verbs import inspect as verb
+    from kernelbench.verbs.screen import output_of
 
-    question = Question(
+    request = verb.InspectRequest(
         names=tuple(names or ()),
-        targets=tuple(target or ["sm_80,sm_90"]),
+        targets=tuple(target or verb.TARGETS),
         providers=tuple(provider or ()),
-        plugins=asked_of("auto", plugin=plugin).plugins,
+        plugins=plugins_of(plugin),
         every=every,
         against=against,
         fail_on=fail_on,
         save=save,
-        quiet=quiet,
     )
-    raise typer.Exit(answer(question, console_of(), console_of(err=True), as_json))
+    raise typer.Exit(verb.inspect(request, output_of(quiet=quiet, as_json=as_json)))

@@ -1,20 +1,11 @@
 """Verbs that measure, and those about the machine: run, check, list, doctor, cache."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kernelbench.cli.app import (
-    app,
-    asked_of,
-    cache_app,
-    console_of,
-    narrow_of,
-    output_of,
-    plugins_of,
-)
+from kernelbench.cli.app import app, cache_app, narrow_of, plugins_of
 from kernelbench.cli.options import (
     CaseOption,
     DeviceOption,
@@ -35,9 +26,6 @@ from kernelbench.cli.options import (
     VerboseOption,
     YesOption,
 )
-from kernelbench.report.waiting import waiting
-
-LOADING = "loading the families, which import torch"
 
 
 @app.command()
@@ -93,32 +81,29 @@ def run(
     Exit code: 0 all that was measured is well, 1 a provider is incorrect or failed, 2 bad input,
     130 or 143 interrupted by Ctrl-C or SIGTERM.
     """
-    from kernelbench.run.loop import Options
-    from kernelbench.suite.request import seconds
-    from kernelbench.verbs import run as verbs
+    from kernelbench.verbs import run as verb
+    from kernelbench.verbs.screen import output_of
 
-    time = seconds(budget) if budget else None
-    asked = asked_of(
-        device,
+    request = verb.RunRequest(
+        suites=tuple(suites or ()),
         overrides=tuple(set_ or ()),
-        plugin=plugin,
+        plugins=plugins_of(plugin),
         narrow=narrow_of(family, provider, skip, case, filter, mode, dtype),
         quick=quick,
         interleave=not no_interleave,
         tune=tune,
+        device=device,
         seed=seed,
+        resume=resume,
+        out=out,
+        timeout_s=timeout,
+        budget_s=verb.seconds(budget) if budget else None,
+        fail_fast=fail_fast,
+        dry_run=dry_run,
+        yes=yes,
     )
-    options = Options(timeout=timeout, fail_fast=fail_fast)
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
-    if not suites and not resume:
-        output.note(verbs.UNNAMED)
-    with waiting(LOADING, output.waits):
-        plans = verbs.resumed(resume, suites or [], asked) if resume else verbs.begun(suites, asked)
-    verbs.refuse_many(plans, yes)
-    if dry_run:
-        verbs.show_jobs(plans, output)
-        return
-    raise typer.Exit(verbs.measure(plans, options, out, output, time))
+    raise typer.Exit(verb.run(request, output))
 
 
 @app.command()
@@ -154,21 +139,22 @@ def check(
     Exit code: 0 all are right, 1 a provider is incorrect or failed, 2 bad input, 130 or 143
     interrupted by Ctrl-C or SIGTERM.
     """
-    from kernelbench.run.loop import Options
-    from kernelbench.verbs import run as verbs
+    from kernelbench.verbs import check as verb
+    from kernelbench.verbs.screen import output_of
 
-    asked = asked_of(
-        device,
+    request = verb.CheckRequest(
+        suites=tuple(suites or ()),
         overrides=tuple(set_ or ()),
-        plugin=plugin,
+        plugins=plugins_of(plugin),
         narrow=narrow_of(family, provider, skip, case, filter, mode, dtype),
+        device=device,
         seed=seed,
-    )
-    options = Options(
-        timeout=timeout, timing=False, dump=str(dump.resolve()) if dump is not None else ""
+        timeout_s=timeout,
+        dump=dump,
+        yes=yes,
     )
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
-    raise typer.Exit(verbs.check(suites or [], asked, options, yes, output))
+    raise typer.Exit(verb.check(request, output))
 
 
 @app.command("list")
@@ -183,18 +169,13 @@ def list_(
 
     Exit code: 0 well, 2 bad input.
     """
-    if suites:
-        from kernelbench.verbs import run as verbs
+    from kernelbench.verbs import list as verb
+    from kernelbench.verbs.screen import output_of
 
-        asked = asked_of("auto", plugin=plugin, narrow=narrow_of(family))
-        output = output_of(as_json=as_json)
-        with waiting(LOADING, output.waits):
-            plans = verbs.begun(suites, asked)
-        verbs.show_jobs(plans, output)
-    else:
-        from kernelbench.verbs import list as listing
-
-        listing.show_families(family or [], plugins_of(plugin), console_of(), as_json)
+    request = verb.ListRequest(
+        suites=tuple(suites or ()), families=tuple(family or ()), plugins=plugins_of(plugin)
+    )
+    raise typer.Exit(verb.list_(request, output_of(as_json=as_json)))
 
 
 @app.command()
@@ -208,15 +189,10 @@ def doctor(
 
     Exit code: 0 all that is needed is here, 2 something is missing.
     """
-    from kernelbench.verbs.doctor import examine, show
+    from kernelbench.verbs import doctor as verb
+    from kernelbench.verbs.screen import output_of
 
-    with waiting("asking torch for its GPU", None if as_json else console_of(err=True).print):
-        findings = examine()
-    show(findings, console_of(), as_json, verbose=verbose)
-    missing = [finding.what for finding in findings if finding.ok is False]
-    if missing:
-        typer.echo(f"exit 2: missing: {', '.join(missing)}", err=True)
-    raise typer.Exit(2 if missing else 0)
+    raise typer.Exit(verb.doctor(output_of(verbose=verbose, as_json=as_json)))
 
 
 @cache_app.callback()
@@ -226,17 +202,10 @@ def cache(ctx: typer.Context, as_json: JsonOption = False) -> None:
     Exit code: 0 well, 2 bad input.
     """
     if ctx.invoked_subcommand is None:
-        from kernelbench.measure.tune import cache_dir, cached_files
-        from kernelbench.report import kept
+        from kernelbench.verbs import cache as verb
+        from kernelbench.verbs.screen import output_of
 
-        count, folder = len(cached_files()), str(cache_dir())
-        reports, below = len(kept.files()), str(kept.folder())
-        if as_json:
-            facts = {"folder": folder, "configs": count, "reports": below, "derived": reports}
-            typer.echo(json.dumps(facts))
-        else:
-            typer.echo(f"{count} tuned configs in {folder}")
-            typer.echo(f"{reports} runs' derived figures in {below}")
+        raise typer.Exit(verb.show(output_of(as_json=as_json)))
 
 
 @cache_app.command()
@@ -245,8 +214,7 @@ def clear() -> None:
 
     Exit code: 0 well, 2 bad input.
     """
-    from kernelbench.measure.tune import clear as forget
-    from kernelbench.report import kept
+    from kernelbench.verbs import cache as verb
+    from kernelbench.verbs.screen import output_of
 
-    typer.echo(f"{forget()} tuned configs forgotten")
-    typer.echo(f"{kept.clear()} runs' derived figures forgotten")
+    raise typer.Exit(verb.clear(output_of()))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelbench.cli.app import app, console_of
+from kernelbench.cli.app import app, plugins_of
 from kernelbench.cli.options import (
     CaseOption,
     FamilyOption,
@@ -14,7 +14,6 @@ from kernelbench.cli.options import (
     ProviderOption,
     TraceOption,
 )
-from kernelbench.report.waiting import waiting
 
 
 @app.command()
@@ -65,8 +64,10 @@ def report(
     Exit code: 0 all well, 1 a provider is bad or something could not be read, 2 bad input.
     """
     from kernelbench.verbs import report as verb
+    from kernelbench.verbs.screen import output_of
 
-    wanted = verb.Wanted(
+    request = verb.ReportRequest(
+        folders=tuple(folders),
         families=tuple(family or ()),
         format="json" if as_json else format,
         baseline=baseline,
@@ -76,7 +77,7 @@ def report(
         claims=claims,
         to=to,
     )
-    raise typer.Exit(verb.report(folders, wanted, console_of(), console_of(err=True)))
+    raise typer.Exit(verb.report(request, output_of()))
 
 
 @app.command()
@@ -105,15 +106,13 @@ def repro(
 
     Exit code: 0 well, 1 a record could not be read, 2 bad input.
     """
-    from kernelbench import files
-    from kernelbench.repro import record as verb
+    from kernelbench.verbs import repro as verb
+    from kernelbench.verbs.screen import output_of
 
-    with waiting("reading the run, and loading the families", console_of(err=True).print):
-        text, problems = verb.repro(case, provider, run, plugin or [], out)
-    for problem in problems:
-        typer.echo(problem, err=True)
-    files.write(files.STDOUT, text)
-    raise typer.Exit(int(bool(problems)))
+    request = verb.ReproRequest(
+        case=case, provider=provider, run=run, plugins=plugins_of(plugin), out=out
+    )
+    raise typer.Exit(verb.repro(request, output_of()))
 
 
 @app.command()
@@ -144,12 +143,13 @@ def claims(
 
     Exit code: 0 whatever the verdicts, 1 a record could not be read, 2 bad input, 3 --fail-on.
     """
-    from kernelbench.report import claimed
+    from kernelbench.verbs import claims as verb
+    from kernelbench.verbs.screen import output_of
 
-    code = claimed.verb(
-        files or [], against, format, fail_on or [], console_of(), console_of(err=True)
+    request = verb.ClaimsRequest(
+        files=tuple(files or ()), against=against, format=format, fail_on=tuple(fail_on or ())
     )
-    raise typer.Exit(code)
+    raise typer.Exit(verb.claims(request, output_of()))
 
 
 @app.command()
@@ -191,10 +191,12 @@ def compare(
     --fail-on.
     """
     from kernelbench.verbs import compare as verb
+    from kernelbench.verbs.screen import output_of
 
-    raise typer.Exit(
-        verb.verb(a, b, fail_on, least, noise_from, form, console_of(), console_of(err=True))
+    request = verb.CompareRequest(
+        a=a, b=b, fail_on=fail_on, least=least, noise_from=noise_from, format=form
     )
+    raise typer.Exit(verb.compare(request, output_of()))
 
 
 @app.command()
@@ -216,8 +218,15 @@ def history(
 
     Exit code: 0 well, 1 a record could not be read, 2 bad input.
     """
-    from kernelbench.compare import trends
-    from kernelbench.compare.history import Wanted
+    from kernelbench.verbs import history as verb
+    from kernelbench.verbs.screen import output_of
 
-    wanted = Wanted(family or [], provider or [], case or [])
-    raise typer.Exit(trends.verb(folder, metric, wanted, form, console_of(), console_of(err=True)))
+    request = verb.HistoryRequest(
+        folder=folder,
+        metric=metric,
+        families=tuple(family or ()),
+        providers=tuple(provider or ()),
+        cases=tuple(case or ()),
+        format=form,
+    )
+    raise typer.Exit(verb.history(request, output_of()))

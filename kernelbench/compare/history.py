@@ -62,15 +62,15 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What `series` is asked for; empty is all."""
+class Narrowing:
+    """Which rows to follow; empty is all."""
 
     families: Sequence[str] = ()
     providers: Sequence[str] = ()
     cases: Sequence[str] = ()
 
 
-def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
+def series(runs: Sequence[Run], metric: str, narrowing: Narrowing) -> list[Series]:
     """A series for every row of the runs that has the metric.
 
     Raises UsageError for a metric, family, provider or case that no run has.
@@ -80,9 +80,9 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
         raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
     records = [record for run in runs for record in run.records]
     for option, names, given in (
-        ("family", [r.family for r in records], wanted.families),
-        ("provider", [r.provider for r in records], wanted.providers),
-        ("case", [r.case for r in records], wanted.cases),
+        ("family", [r.family for r in records], narrowing.families),
+        ("provider", [r.provider for r in records], narrowing.providers),
+        ("case", [r.case for r in records], narrowing.cases),
     ):
         for name in given:
             if name not in names:
@@ -94,7 +94,7 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
         suite = str(run.manifest.get("suite") or "")
         card = str((run.manifest.get("machine") or {}).get("uuid") or "")
         for record, value in _values(run, metric):
-            if _asked(record, wanted):
+            if _asked(record, narrowing):
                 point = Point(run.path.name, record.utc, value)
                 where = (record.gpu, record.gpu_uuid or card, suite, record.method)
                 found.setdefault((*record.row, *where), []).append((record, point))
@@ -107,13 +107,13 @@ def series(runs: Sequence[Run], metric: str, wanted: Wanted) -> list[Series]:
     return [_series(key, metric, found[key], len(found)) for key in ordered]
 
 
-def _asked(record: RunRecord, wanted: Wanted) -> bool:
+def _asked(record: RunRecord, narrowing: Narrowing) -> bool:
     return all(
         not names or name in names
         for name, names in (
-            (record.family, wanted.families),
-            (record.provider, wanted.providers),
-            (record.case, wanted.cases),
+            (record.family, narrowing.families),
+            (record.provider, narrowing.providers),
+            (record.case, narrowing.cases),
         )
     )
 

@@ -1,24 +1,17 @@
-"""`kernelbench history`, on any machine, without torch: tables, JSON and CSV of series."""
+"""Series of one metric over runs as a table, and as CSV."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench.compare.formats import known_format, table
-from kernelbench.compare.history import LEAST_STEP, Point, Series, Wanted, series
-from kernelbench.compare.sides import read_runs
+from kernelbench.compare.formats import table
+from kernelbench.compare.history import LEAST_STEP, Point, Series
 from kernelbench.compare.tables import LEAST, percent, time
 from kernelbench.metrics import MEANING, Kind, kind_of
-from kernelbench.report.waiting import waiting
 
-FORMATS = ("table", "json", "csv")
 WHERE = ("gpu", "gpu_uuid", "suite", "method")
 COLUMNS = ("family", "case", "provider", *WHERE, "metric", "run", "utc", "value", "change_pct")
 MOST_BARS = 40
@@ -28,31 +21,6 @@ KINDS = (
 )
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_SPAN = 8  # of the bars, in standard deviations, so that noise looks like noise
-
-
-def verb(
-    folder: Path, metric: str, wanted: Wanted, form: str, console: Console, errors: Console
-) -> int:
-    """Print a metric over the runs of a folder. Exit code 0.
-
-    Exit code 1 where a line could not be read. Raises UsageError for options that are none, and
-    KernelbenchError as `read_runs` does.
-    """
-    known_format(form, FORMATS)
-    say = None if form == "json" else partial(errors.print, highlight=False, markup=False)
-    with waiting("reading the runs", say):
-        runs, problems = read_runs(folder)
-    for problem in problems:
-        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    with waiting("looking for levels", say):
-        found = series(runs, metric, wanted)
-    if form == "json":
-        print(json.dumps([asdict(one) for one in found], allow_nan=False))
-    elif form == "csv":
-        print(as_csv(found), end="")
-    else:
-        render(found, console)
-    return int(bool(problems))
 
 
 def as_csv(found: Sequence[Series]) -> str:

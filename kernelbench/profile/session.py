@@ -38,7 +38,7 @@ PENDING = "captured; nsys cannot make a report of it here: kernelbench profile -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ProfileOptions:
     """How to profile. calls: of each provider. timeout: seconds for one child.
 
     args: more arguments for nsys or ncu. shapes, stacks: of torch's profiler.
@@ -83,8 +83,10 @@ class Profiler:
     Raises ToolError when they cannot.
     """
 
-    def __init__(self, tool: Tool, found: Any, asked: Asked, folder: Path, cuda: bool) -> None:
-        self.tool, self._asked, self._folder, self._cuda = tool, asked, folder, cuda
+    def __init__(
+        self, tool: Tool, found: Any, options: ProfileOptions, folder: Path, cuda: bool
+    ) -> None:
+        self.tool, self._options, self._folder, self._cuda = tool, options, folder, cuda
         self._found = found
         self._into = folder / "profiles" / tool.value
         try:
@@ -125,16 +127,16 @@ class Profiler:
 
     def _capture(self, job: Job, context: Context, stem: Path) -> Seen:
         request, answers = _file(stem, "request"), _file(stem, "answers")
-        asked = self._asked
+        options = self._options
         facts = {
             "tool": self.tool,
             "job": job.as_json(),
             "context": asdict(context),
-            "device": asked.device,
-            "plugins": asked.plugins,
-            "calls": asked.calls,
-            "shapes": asked.shapes,
-            "stacks": asked.stacks,
+            "device": options.device,
+            "plugins": options.plugins,
+            "calls": options.calls,
+            "shapes": options.shapes,
+            "stacks": options.stacks,
             "stem": str(stem),
             "answers": str(answers),
         }
@@ -156,9 +158,9 @@ class Profiler:
             child,
             stem,
             cuda=self._cuda,
-            gpu_metrics=self._asked.gpu_metrics,
-            extra=self._asked.nsys_args,
-            timeout=self._asked.timeout,
+            gpu_metrics=self._options.gpu_metrics,
+            extra=self._options.nsys_args,
+            timeout=self._options.timeout,
             env=environment(),
         )
         by_name = {one.name: one for one in found.ranges}
@@ -175,8 +177,8 @@ class Profiler:
             self._found,
             child,
             stem,
-            extra=self._asked.ncu_args,
-            timeout=self._asked.timeout,
+            extra=self._options.ncu_args,
+            timeout=self._options.timeout,
             env=environment(),
         )
         of = {
@@ -186,16 +188,16 @@ class Profiler:
         }
         counts = {name: sum(k.launches for k in facts["kernels"]) for name, facts in of.items()}
         notes = [
-            f"{name}: ncu counted {count} launches in {self._asked.calls} calls, so figures of one "
-            "call are no whole call's"
+            f"{name}: ncu counted {count} launches in {self._options.calls} calls, so figures of "
+            "one call are no whole call's"
             for name, count in counts.items()
-            if count % self._asked.calls
+            if count % self._options.calls
         ]
         return Seen(found.version, of, (found.rep,), (*found.notes, *notes))
 
     def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
         log = stem.with_name(f"{stem.name}.log")
-        ended = run(child, log, self._asked.timeout, environment())
+        ended = run(child, log, self._options.timeout, environment())
         if ended.code != 0:
             how = "did not end in time" if ended.code is None else f"ended with code {ended.code}"
             last = " | ".join(ended.tail.splitlines()[-4:])

@@ -6,9 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -16,14 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench import claims, store
+from kernelbench import claims
 from kernelbench.claims.words import Bound, Claim
 from kernelbench.metrics import Kind
 from kernelbench.report.tables import percent
-from kernelbench.report.waiting import waiting
-from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
-FORMATS = ("table", "md", "json", "csv")
 KINDS = (
     f"claimed: {Kind.quoted}. {Kind.measured}: so, or {Kind.derived} from it, unless it says "
     f"{Kind.modelled} or {Kind.mixed}; ± the 95 % interval. ratio: measured over claimed, of a "
@@ -60,68 +55,6 @@ class Page(NamedTuple):
     parts: list[Part]
     notes: list[str]
     remarks: tuple[str, ...]
-
-
-def verb(
-    paths: Sequence[Path],
-    against: Path | None,
-    format: str,
-    fail_on: Sequence[str],
-    console: Console,
-    errors: Console,
-) -> int:
-    """Print the verdicts on claims files, the shipped ones if none is named; name what could not be
-    read. Exit code 1 if a record's line could not be read, 3 for a verdict of `fail_on`.
-
-    Raises UsageError for a format, a verdict, a file or a folder that is none.
-    """
-    if format not in FORMATS:
-        raise UsageError(f"--format: no {format!r}{suggest(format, FORMATS)}")
-    dreaded = {_verdict(word) for word in fail_on}
-    say = None if format == "json" else partial(errors.print, highlight=False, markup=False)
-    files = claims.load(paths or claims.shipped())
-    with waiting("reading the runs", say):
-        records, measured, problems = _read(against)
-    for problem in problems:
-        errors.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    with waiting("holding claims against them", say):
-        found = claims.rows(records, files, measured)
-    if format == "table":
-        render(found, console)
-    else:
-        print({"md": markdown, "json": to_json, "csv": to_csv}[format](found), end="")
-    hit = [row for row in found if row.verdict in dreaded]
-    for row in hit:
-        said = f"{row.document.id} {row.claim.id}: {row.verdict_text}"
-        errors.print(said, highlight=False, markup=False, soft_wrap=True)
-    if hit:
-        return 3
-    if dreaded and not any(row.found.value for row in found):
-        raise UsageError(
-            "--fail-on: no claim was held against a measurement. Name runs that hold what they are "
-            "of: --against DIR"
-        )
-    return int(bool(problems))
-
-
-def _verdict(word: str) -> claims.Verdict:
-    known = {str(verdict).replace(" ", "-"): verdict for verdict in claims.Verdict}
-    if word not in known:
-        raise UsageError(f"--fail-on: no verdict {word!r}{suggest(word, known)}")
-    return known[word]
-
-
-def _read(against: Path | None) -> tuple[list[RunRecord], list[Measured], list[str]]:
-    records, measured, problems = list[RunRecord](), list[Measured](), list[str]()
-    runs = store.find_runs([against]) if against else []
-    if against and not runs:
-        raise UsageError(f"--against: no run in {against}: kernelbench run smoke")
-    for run in runs:
-        found, damaged = store.read_with_problems(run)
-        seen, torn = store.read_measured(run)
-        records, measured = [*records, *found], [*measured, *seen]
-        problems += [*damaged, *torn]
-    return records, measured, problems
 
 
 def pages(rows: Sequence[claims.Row]) -> Iterator[Page]:

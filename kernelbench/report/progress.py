@@ -204,16 +204,21 @@ class Output:
     def note(self, text: str) -> None:
         """What was chosen where nothing was named; not said where only results are wanted."""
         if not (self.quiet or self.as_json):
-            self.fail(text)
+            self.err(text)
 
     @property
     def waits(self) -> Say | None:
         """Where to say what a wait is for."""
-        return None if self.quiet or self.as_json else self.fail
+        return None if self.quiet or self.as_json else self.err
 
-    def fail(self, text: str) -> None:
-        """The last line of what ends with an exit code that is not 0."""
+    def err(self, text: str) -> None:
+        """A line on stderr: what was chosen, or the last one of what ends with an exit code that is
+        not 0."""
         self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Of what could not be read, or is not as it seems."""
+        self.errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

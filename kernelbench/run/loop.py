@@ -267,7 +267,7 @@ def in_processes(jobs: Sequence[Job]) -> list[list[Job]]:
     ]
 
 
-def run(
+def run_jobs(
     jobs: Sequence[Job],
     families: Mapping[str, Family[Any]],
     options: Options,

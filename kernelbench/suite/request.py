@@ -1,19 +1,23 @@
-"""What a user asked for, as jobs; kept in the manifest, so that a run can be resumed as asked."""
+"""What a user asks of suites, as jobs; kept in the manifest, so that a run is resumed as asked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kernelbench import suite
-from kernelbench.spec import Family, Job, Measure, UsageError
+from kernelbench.spec import Family, Job, Measure, UsageError, suggest
 
 MANY = 10_000
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Everything that decides which jobs there are and how each is measured."""
+class Selection:
+    """Which jobs there are, and how each is measured.
+
+    Raises UsageError for a device that there is not.
+    """
 
     overrides: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
@@ -24,21 +28,59 @@ class Asked:
     device: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError(f"--device: no device {self.device!r}{suggest(self.device, DEVICES)}")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether some jobs of a suite, or providers of a job, are left out."""
+        return any(self.narrow.values())
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """For a manifest."""
+        return {name: value for name, value in asdict(self).items() if name in SELECTS}
 
     @staticmethod
-    def from_json(facts: Mapping[str, Any]) -> "Asked":
-        """The inverse. Raises UsageError for what another version asked."""
+    def from_json(facts: Mapping[str, Any]) -> "Selection":
+        """The inverse; what else a request says is left out. Raises UsageError for what another
+        version asked."""
         try:
-            lists = {name: tuple(facts[name]) for name in ("overrides", "plugins")}
-            return Asked(**{**facts, **lists})
+            given = {name: facts[name] for name in SELECTS}
+            lists = {name: tuple(given[name]) for name in ("overrides", "plugins")}
+            return Selection(**{**given, **lists})
         except (TypeError, KeyError) as error:
             raise UsageError(f"what was asked of this run is not understood: {error}") from None
 
 
-def plan(
-    asked: Asked,
+SELECTS = tuple(field.name for field in fields(Selection))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest(Selection):
+    """What `kernelbench run` is asked: suites to begin, or a run to go on with.
+
+    out: the folder that run folders stand in. timeout_s: without a sign of progress. budget_s: for
+    all that is named.
+    """
+
+    suites: tuple[str, ...] = ()
+    resume: Path | None = None
+    out: Path = Path("results")
+    timeout_s: float = 300.0
+    budget_s: float | None = None
+    fail_fast: bool = False
+    dry_run: bool = False
+    yes: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Without folders, which are this machine's."""
+        kept = ("suites", "timeout_s", "budget_s", "fail_fast")
+        return super().as_json() | {name: getattr(self, name) for name in kept}
+
+
+def load(
+    selection: Selection,
     families: Mapping[str, Family[Any]],
     path: str | Path,
     text: str | None = None,
@@ -47,32 +89,32 @@ def plan(
 
     Raises UsageError for whatever the suite or the narrowing has wrong.
     """
-    found = suite.load(path, families, overrides=asked.overrides, text=text)
-    jobs: Sequence[Job] = found.jobs
-    if any(asked.narrow.values()):
-        jobs = suite.narrow(jobs, families, **asked.narrow)
-    return found, tuple(replace(job, measure=_measure(job.measure, asked)) for job in jobs)
+    loaded = suite.load(path, families, overrides=selection.overrides, text=text)
+    jobs: Sequence[Job] = loaded.jobs
+    if selection.narrows:
+        jobs = suite.narrow(jobs, families, **selection.narrow)
+    return loaded, tuple(replace(job, measure=_measure(job.measure, selection)) for job in jobs)
 
 
-def _measure(measure: Measure, asked: Asked) -> Measure:
-    if asked.quick:
+def _measure(measure: Measure, selection: Selection) -> Measure:
+    if selection.quick:
         seconds = min(measure.max_seconds, 0.2)
         measure = replace(measure, max_seconds=seconds, timers=(), processes=1)
-    return measure if asked.interleave else replace(measure, interleave=False)
+    return measure if selection.interleave else replace(measure, interleave=False)
 
 
-def checks(families: Mapping[str, Family[Any]], asked: Asked) -> tuple[Job, ...]:
+def checks(families: Mapping[str, Family[Any]], selection: Selection) -> tuple[Job, ...]:
     """Every family's own small cases with all its providers, narrowed as asked."""
     jobs = tuple(
-        Job(family=family.name, case=case, providers=_without_request(family, asked))
+        Job(family=family.name, case=case, providers=_without_request(family, selection))
         for family in families.values()
         for case in family.checks
     )
-    return suite.narrow(jobs, families, **asked.narrow) if any(asked.narrow.values()) else jobs
+    return suite.narrow(jobs, families, **selection.narrow) if selection.narrows else jobs
 
 
-def _without_request(family: Family[Any], asked: Asked) -> tuple[str, ...]:
-    named = asked.narrow.get("provider", ())
+def _without_request(family: Family[Any], selection: Selection) -> tuple[str, ...]:
+    named = selection.narrow.get("provider", ())
     return tuple(p.name for p in family.providers if not p.on_request or p.name in named)
 
 
@@ -90,9 +132,9 @@ def seconds(text: str) -> float:
     scale = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], text[-1]) if text[-1:] in scale else (text, "s")
     try:
-        found = float(number) * scale[unit]
+        value = float(number) * scale[unit]
     except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
+        value = -1.0
+    if not 0 < value < float("inf"):
         raise UsageError(f"--budget {text!r}: a time such as 90s, 10m or 1.5h")
-    return found
+    return value

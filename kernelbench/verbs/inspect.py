@@ -5,40 +5,43 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from kernelbench import families, suite
-from kernelbench.report.waiting import Say, waiting
+from kernelbench.report.progress import Output
+from kernelbench.report.waiting import waiting
 from kernelbench.spec import Family, Job, UsageError, suggest
 
 if TYPE_CHECKING:
     from kernelbench.profile.inspect import Row
     from kernelbench.profile.inspect.target import Limits
 
+TARGETS = ("sm_80,sm_90",)
 ALL = "inspect"  # the shipped suite that reaches every kernel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a user asked: names of suites and families, and how to judge what comes of them."""
+class InspectRequest:
+    """What `kernelbench inspect` is asked: names of suites and families, and how to judge what
+    comes of them.
 
-    names: tuple[str, ...]
-    targets: tuple[str, ...]
-    providers: tuple[str, ...]
-    plugins: tuple[str, ...]
-    every: bool
-    against: Path | None
-    fail_on: str
-    save: Path | None
-    quiet: bool = False
+    targets: as `sm_90`, or several in one. every: all configs of a table, not its choice alone.
+    """
+
+    names: tuple[str, ...] = ()
+    targets: tuple[str, ...] = TARGETS
+    providers: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    every: bool = False
+    against: Path | None = None
+    fail_on: str = ""
+    save: Path | None = None
 
 
-def inspect(asked: Question, console: Console, errors: Console, as_json: bool) -> int:
+def inspect(request: InspectRequest, output: Output) -> int:
     """Print a row for each kernel and target. Exit code 1 where a kernel does not compile, or
     fails what was asked of it.
 
@@ -48,21 +51,20 @@ def inspect(asked: Question, console: Console, errors: Console, as_json: bool) -
     from kernelbench.profile.inspect import gate, table
     from kernelbench.profile.inspect.target import targets
 
-    chosen = targets(asked.targets)
-    limits = gate.bounds(asked.fail_on, asked.against is not None)
-    before = None if asked.against is None else gate.read(asked.against)
-    say = None if as_json or asked.quiet else partial(errors.print, highlight=False, markup=False)
-    with waiting("loading the families", say):
-        known = families.load(asked.plugins)
-    rows = _rows(asked, known, chosen, errors, say, counts=as_json or not asked.quiet)
+    chosen = targets(request.targets)
+    limits = gate.bounds(request.fail_on, request.against is not None)
+    before = None if request.against is None else gate.read(request.against)
+    with waiting("loading the families", output.waits):
+        known = families.load(request.plugins)
+    rows = _rows(request, known, chosen, output)
     verdict = gate.judge(rows, before, limits)
-    if asked.save is not None:
-        gate.save(rows, asked.save)
-    if as_json:
+    if request.save is not None:
+        gate.save(rows, request.save)
+    if output.as_json:
         print(json.dumps([row.as_json() for row in rows], allow_nan=False))
-    elif not asked.quiet:
-        table.render(rows, console)
-    table.show(verdict, rows, errors if as_json else console)
+    elif not output.quiet:
+        table.render(rows, output.console)
+    table.show(verdict, rows, output.errors if output.as_json else output.console)
     return int(bool(verdict.failed))
 
 
@@ -77,33 +79,32 @@ def _refuse_without_compiler() -> None:
 
 
 def _rows(
-    asked: Question,
+    request: InspectRequest,
     known: Mapping[str, Family[Any]],
     chosen: Sequence["Limits"],
-    errors: Console,
-    say: Say | None,
-    counts: bool,
+    output: Output,
 ) -> list["Row"]:
     from kernelbench.profile.inspect import rows
     from kernelbench.profile.inspect.launches import describe
 
-    jobs, harness = jobs_of(asked.names, known, asked.providers)
-    with waiting("calling providers, to see what they would launch", say):
+    jobs, harness = jobs_of(request.names, known, request.providers)
+    with waiting("calling providers, to see what they would launch", output.waits):
         found = [
             each
             for limits in chosen
             for each in describe(
-                known, jobs, limits, every=asked.every, harness=harness, plugins=asked.plugins
+                known, jobs, limits, every=request.every, harness=harness, plugins=request.plugins
             )
         ]
     if not found:
         raise UsageError("none of these providers launches a Triton kernel: see kernelbench list")
-    total, bar = len({each.kernel for each in found}), errors.is_terminal
+    total, bar = len({each.kernel for each in found}), output.errors.is_terminal
     with (
-        waiting(f"compiling {total} kernels", None if bar else say),
-        Progress(console=errors, transient=True, disable=not bar) as progress,
+        waiting(f"compiling {total} kernels", None if bar else output.waits),
+        Progress(console=output.errors, transient=True, disable=not bar) as progress,
     ):
         task = progress.add_task("compiling", total=total)
+        counts = output.as_json or not output.quiet
         return rows(found, done=lambda count: progress.advance(task, count), counts=counts)
 
 

@@ -1,4 +1,4 @@
-"""The verb `list` without a suite: the families that there are, their axes and providers.
+"""`kernelbench list`: the families that there are, their axes and providers, or jobs of suites.
 
 What kernelbench itself ships is told by a file that is generated (`make schema`), so that nothing
 of torch is imported; plugins, and families that were edited since, are asked themselves.
@@ -6,16 +6,47 @@ of torch is imported; plugins, and families that were edited since, are asked th
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from kernelbench import families
 from kernelbench.report import catalogue
 from kernelbench.report.catalogue import Facts
+from kernelbench.report.progress import Output
+from kernelbench.report.waiting import waiting
 from kernelbench.spec import UsageError, suggest
 
+if TYPE_CHECKING:
+    from kernelbench.run.plan import Plan
+
 SHIPPED = Path(__file__).parent.parent / "families.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRequest:
+    """What `kernelbench list` is asked: suites, or without any the families of these names."""
+
+    suites: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+
+def list_(request: ListRequest, output: Output) -> int:
+    """Raises UsageError for a suite or a family that there is not."""
+    if request.suites:
+        from kernelbench.run import plan
+        from kernelbench.suite.request import Selection
+
+        narrow = {"family": list(request.families)}
+        with waiting("loading the families, which import torch", output.waits):
+            plans = plan.new(request.suites, Selection(plugins=request.plugins, narrow=narrow))
+        show_jobs(plans, output)
+    else:
+        show_families(request.families, request.plugins, output.console, output.as_json)
+    return 0
 
 
 def show_families(
@@ -30,19 +61,45 @@ def show_families(
     catalogue.show(shown, console, as_json)
 
 
-def asked(plugins: tuple[str, ...] = ()) -> list[Facts]:
-    """Of the families themselves, which import torch."""
+def show_jobs(plans: Sequence["Plan"], output: Output) -> None:
+    """Every job of the plans that is left to measure, and who takes part."""
+    left = [(plan, plan.left()) for plan in plans]
+    if output.as_json:
+        facts = [
+            {
+                "suite": plan.suite.name,
+                "id": job.id,
+                "label": job.label,
+                "process": job.process,
+                "providers": job.providers,
+            }
+            for plan, jobs in left
+            for job in jobs
+        ]
+        print(json.dumps(facts))
+        return
+    for plan, jobs in left:
+        for job in jobs:
+            label = f"  # {job.label}" if job.label else ""
+            again = f"  in process {job.process + 1}" if job.process else ""
+            output.say(f"{job.id}  {' '.join(job.providers)}{again}{label}")
+        records = sum(len(job.providers) for job in jobs)
+        output.say(f"{plan.suite.name}: {len(jobs)} jobs, {records} records")
+
+
+def described(plugins: tuple[str, ...] = ()) -> list[Facts]:
+    """By the families themselves, which import torch."""
     return [catalogue.facts_of(family) for family in families.load(plugins).values()]
 
 
 def text() -> str:
     """What the generated file holds: the families, and the source that they were made from."""
-    return json.dumps({"source": families.fingerprint(), "families": asked()}, indent=1) + "\n"
+    return json.dumps({"source": families.fingerprint(), "families": described()}, indent=1) + "\n"
 
 
 def _facts(plugins: tuple[str, ...]) -> list[Facts]:
     if plugins or families.installed():
-        return asked(plugins)
+        return described(plugins)
     kept = json.loads(SHIPPED.read_text(encoding="utf-8"))
-    found: list[Facts] = kept["families"]
-    return found if kept["source"] == families.fingerprint() else asked()
+    shipped: list[Facts] = kept["families"]
+    return shipped if kept["source"] == families.fingerprint() else described()

@@ -1,4 +1,4 @@
-"""What `kernelbench profile` does: which jobs, under which tools, into which run folder."""
+"""`kernelbench profile`: which jobs, under which tools, into which run folder."""
 
 import json
 import shlex
@@ -12,71 +12,91 @@ from typing import Any, NoReturn
 
 from kernelbench import families, store, suite
 from kernelbench.metrics import audit
-from kernelbench.profile.session import Asked as Look
-from kernelbench.profile.session import Profiler, find, imported
+from kernelbench.profile.session import ProfileOptions, Profiler, find, imported
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
 from kernelbench.report.progress import Output
 from kernelbench.report.waiting import waiting
-from kernelbench.run import executor
+from kernelbench.run import executor, plan
 from kernelbench.run.loop import START_TIMEOUT, check_device, sources_of
+from kernelbench.run.plan import Plan
 from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
-from kernelbench.suite import request as plan
-from kernelbench.verbs.run import Plan, begun, manifest_of, refuse_many, resumed
+from kernelbench.suite.request import SELECTS, Selection
 
 NEEDED = {"suite_text", "asked", "utc", "suite", "machine"}  # of a manifest, to add to its run
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to profile: words name suites, or cases of the newest run; tools, none for the best
-    that is here; narrow: as `suite.narrow` takes it."""
+@dataclass(frozen=True, kw_only=True)
+class ProfileRequest(Selection):
+    """What `kernelbench profile` is asked.
 
-    words: tuple[str, ...]
-    tools: tuple[Tool, ...]
-    asked: plan.Asked
-    look: Look
-    out: Path
+    words: suites, or cases of the newest run. tools: none for the best that is here. out: the
+    folder of runs. captured: the run whose captures are to be read, and nothing else. nsys_args and
+    ncu_args: as a shell splits them.
+    """
+
+    words: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    out: Path = Path("results")
+    captured: Path | None = None
+    calls: int = 3
+    timeout_s: float = 900.0
+    gpu_metrics: bool = False
+    shapes: bool = False
+    stacks: bool = False
+    nsys_args: str = ""
+    ncu_args: str = ""
+    yes: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        """What it has in common with a run."""
+        return Selection(**{name: getattr(self, name) for name in SELECTS})
+
+    def options(self) -> ProfileOptions:
+        """How each provider is called. Raises UsageError for arguments that no shell splits."""
+        return ProfileOptions(
+            plugins=self.plugins,
+            calls=self.calls,
+            timeout=self.timeout_s,
+            gpu_metrics=self.gpu_metrics,
+            shapes=self.shapes,
+            stacks=self.stacks,
+            nsys_args=_split("nsys-args", self.nsys_args),
+            ncu_args=_split("ncu-args", self.ncu_args),
+        )
 
 
-def wanted(
-    words: Sequence[str],
-    tools: Sequence[str],
-    asked: plan.Asked,
-    out: Path,
-    *,
-    nsys_args: str,
-    ncu_args: str,
-    **look: Any,
-) -> Wanted:
-    """What was asked on the command line. Raises UsageError for arguments that no shell splits."""
-    split: dict[str, Any] = {}
-    for name, text in (("nsys_args", nsys_args), ("ncu_args", ncu_args)):
-        try:
-            split[name] = tuple(shlex.split(text))
-        except ValueError as error:
-            raise UsageError(f"--{name.replace('_', '-')} {text!r}: {error}") from None
-    chosen = Look(plugins=asked.plugins, **split, **look)
-    return Wanted(tuple(words), tuple(Tool(name) for name in tools), asked, chosen, out)
+def _split(option: str, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--{option} {text!r}: {error}") from None
 
 
-def profile(wanted: Wanted, yes: bool, output: Output) -> int:
-    """Profile, store and show. Exit code 1 when a provider failed, 2 when a tool did."""
+def profile(request: ProfileRequest, output: Output) -> int:
+    """Profile, store and show. Exit code 1 where a provider failed, 2 where a tool did.
+
+    Raises UsageError for words and options that cannot be used.
+    """
+    if request.captured:
+        return read_captures(request.captured, output)
+    options = request.options()
     with waiting("looking at this machine, and loading the families", output.waits):
-        families.load(wanted.asked.plugins)  # what is wrong with a plugin is said here
-        machine = _machine(wanted.asked)
+        families.load(request.plugins)  # what is wrong with a plugin is said here
+        machine = _machine(request)
         cuda = machine["kind"] == "cuda"
-        each = _plan(wanted, machine, output)
-    refuse_many([each], yes)
-    found, errors = _found(wanted.tools or (_best(cuda, output),))
+        chosen = _plan(request, machine, output)
+    plan.refuse_many([chosen], request.yes)
+    tools, errors = _found(request.tools or (_best(cuda, output),))
     seen = list[Measured]()
-    if found:
-        look = replace(wanted.look, device=machine["kind"])
-        with closing(_open(each, wanted.out, machine)) as opened:
-            for tool, at in found.items():
+    if tools:
+        options = replace(options, device=machine["kind"])
+        with closing(_open(chosen, request.out, machine)) as opened:
+            for tool, program in tools.items():
                 try:
-                    profiler = Profiler(tool, at, look, opened.path, cuda)
-                    for measured in _through(profiler, each, opened, machine["name"], output):
+                    profiler = Profiler(tool, program, options, opened.path, cuda)
+                    for measured in _through(profiler, chosen, opened, machine["name"], output):
                         opened.keep(measured)
                         seen.append(measured)
                 except ToolError as error:
@@ -119,56 +139,62 @@ def _code(seen: Sequence[Measured], output: Output) -> int:
     bad = [one for one in seen if one.status.bad]
     if bad:
         first = f"{bad[0].family}/{bad[0].case} {bad[0].provider}: {bad[0].status}"
-        output.fail(f"exit 1: {len(bad)} of {len(seen)} failed, the first {first}")
+        output.err(f"exit 1: {len(bad)} of {len(seen)} failed, the first {first}")
     return int(bool(bad))
 
 
-def _machine(asked: plan.Asked) -> dict[str, Any]:
+def _machine(selection: Selection) -> dict[str, Any]:
     """What this machine is; asked of a worker, since this process keeps off the GPU."""
     with TemporaryDirectory() as folder:
         worker, machine = executor.start(
-            Path(folder) / "log", asked.device, asked.plugins, timing=False, timeout=START_TIMEOUT
+            Path(folder) / "log",
+            selection.device,
+            selection.plugins,
+            timing=False,
+            timeout=START_TIMEOUT,
         )
         worker.kill()
     return machine
 
 
-def _plan(wanted: Wanted, machine: Mapping[str, Any], output: Output) -> Plan:
+def _plan(request: ProfileRequest, machine: Mapping[str, Any], output: Output) -> Plan:
     """The suite that is named, else that of the newest run on this GPU, else smoke; of it the
     cases that are named, and what else was asked. Its folder: the newest run of that suite, if
     what is installed is what it was measured with."""
-    files, cases = _suites(wanted.words)
-    known = families.load(wanted.asked.plugins)
+    files, cases = _suites(request.words)
+    known, whole = families.load(request.plugins), replace(request.selection, narrow={})
     if len(files) > 1:
         raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
-    runs = _runs(wanted.out, machine["name"])
+    runs = _runs(request.out, machine["name"])
     if not files and cases:
-        files = _holding(cases, runs, wanted.asked, machine, output)
+        files = _holding(cases, runs, request, machine, output)
     if files:
         text = files[0].read_text(encoding="utf-8")
         folder = next((path for path, facts in runs if facts["suite_text"] == text), None)
-        found = replace(begun([str(files[0])], replace(wanted.asked, narrow={}))[0], folder=folder)
+        chosen = replace(plan.new([str(files[0])], whole)[0], folder=folder)
     elif runs:
         output.note(f"no suite named: that of the newest run of this machine, {runs[0][0]}")
-        found = resumed(runs[0][0], [], plan.Asked())[0]
+        chosen = plan.resumed(runs[0][0], [], Selection())[0]
     else:
-        output.note(f"no suite named, and no run of this machine in {wanted.out}: smoke")
-        found = begun(None, replace(wanted.asked, narrow={}))[0]
-    if check_device(found.suite.device, wanted.asked.device) == "cuda" != machine["kind"]:
-        raise UsageError(f"{found.suite.name}: a suite for GPUs (device: cuda), and here is none")
-    if found.folder and dict(runs)[found.folder]["machine"]["versions"] != machine["versions"]:
-        output.say(f"{found.folder} was measured with other versions; a new run holds what is seen")
-        found = replace(found, folder=None)
-    jobs = _named(found.jobs, cases, found.suite.name)
-    if any(wanted.asked.narrow.values()):
-        jobs = suite.narrow(jobs, known, **wanted.asked.narrow)
-    return replace(found, jobs=tuple(jobs))
+        output.note(f"no suite named, and no run of this machine in {request.out}: smoke")
+        chosen = plan.new([], whole)[0]
+    if check_device(chosen.suite.device, request.device) == "cuda" != machine["kind"]:
+        raise UsageError(f"{chosen.suite.name}: a suite for GPUs (device: cuda), and here is none")
+    if chosen.folder and dict(runs)[chosen.folder]["machine"]["versions"] != machine["versions"]:
+        output.say(
+            f"{chosen.folder} was measured with other versions; a new run holds what is seen"
+        )
+        chosen = replace(chosen, folder=None)
+    jobs = _named(chosen.jobs, cases, chosen.suite.name)
+    if request.narrows:
+        jobs = suite.narrow(jobs, known, **request.narrow)
+    return replace(chosen, jobs=tuple(jobs))
 
 
 def _holding(
     cases: Sequence[str],
     runs: Sequence[tuple[Path, dict[str, Any]]],
-    asked: plan.Asked,
+    selection: Selection,
     machine: Mapping[str, Any],
     output: Output,
 ) -> list[Path]:
@@ -177,8 +203,8 @@ def _holding(
 
     Raises UsageError for cases that none has, with those of all that are near.
     """
-    known = families.load(asked.plugins)
-    ours = resumed(runs[0][0], [], plan.Asked())[0].jobs if runs else ()
+    known = families.load(selection.plugins)
+    ours = plan.resumed(runs[0][0], [], Selection())[0].jobs if runs else ()
     if runs and not _absent(cases, ours):
         return []
     made = {path: suite.load(path, known) for path in suite.shipped().values()}
@@ -254,11 +280,11 @@ def _runs(out: Path, gpu: str) -> list[tuple[Path, dict[str, Any]]]:
     return sorted(found, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
 
 
-def _open(each: Plan, out: Path, machine: dict[str, Any]) -> store.Store:
+def _open(chosen: Plan, out: Path, machine: dict[str, Any]) -> store.Store:
     """The run that was profiled, or a new one that holds nothing else."""
-    if each.folder is not None:
-        return store.open_run(each.folder)
-    return store.create(out, each.suite.name, machine["name"], manifest_of(each, machine))
+    if chosen.folder is not None:
+        return store.open_run(chosen.folder)
+    return store.create(out, chosen.suite.name, machine["name"], chosen.manifest(machine))
 
 
 def _best(cuda: bool, output: Output) -> Tool:
@@ -278,19 +304,19 @@ def _best(cuda: bool, output: Output) -> Tool:
 
 
 def _through(
-    profiler: Profiler, each: Plan, opened: store.Store, gpu: str, output: Output
+    profiler: Profiler, chosen: Plan, opened: store.Store, gpu: str, output: Output
 ) -> Iterator[Measured]:
-    known = families.load(each.asked.plugins)
-    sources = sources_of(each.jobs, known)
+    known = families.load(chosen.selection.plugins)
+    sources = sources_of(chosen.jobs, known)
 
     def note(text: str) -> None:
         output.errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    for number, job in enumerate(each.jobs, 1):
+    for number, job in enumerate(chosen.jobs, 1):
         if not (output.quiet or output.as_json):
-            note(f"[{number}/{len(each.jobs)}] {profiler.tool} {job.id}")
+            note(f"[{number}/{len(chosen.jobs)}] {profiler.tool} {job.id}")
         context = Context(
-            run_id=opened.run_id, gpu=gpu, seed=each.asked.seed, source=sources[job.family]
+            run_id=opened.run_id, gpu=gpu, seed=chosen.selection.seed, source=sources[job.family]
         )
         yield from profiler.profile(job, known[job.family], context, note)
 

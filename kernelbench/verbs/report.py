@@ -3,9 +3,9 @@
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +17,7 @@ from kernelbench.report.choice import Choice, choice, chosen
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
+from kernelbench.report.progress import Output
 from kernelbench.report.waiting import Say, waiting
 from kernelbench.spec import UsageError, suggest
 
@@ -27,13 +28,14 @@ FORMATS = ("table", "md", "html", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a report is to say and where.
+class ReportRequest:
+    """What a report is to say of the runs in these folders, and where.
 
     tables: exactly these, instead of the default ones. out: a file instead of the terminal; for
     a tracker the folder of its files. baseline: the provider that speedups are to be against.
     """
 
+    folders: tuple[Path, ...]
     families: tuple[str, ...] = ()
     format: str = "table"
     baseline: str = ""
@@ -47,8 +49,8 @@ class Wanted:
 class _Report:
     """What was gathered, and each format of it made when it is asked for."""
 
-    def __init__(self, found: Gathered, wanted: Wanted) -> None:
-        self.found, self.wanted = found, wanted
+    def __init__(self, found: Gathered, request: ReportRequest) -> None:
+        self.found, self.request = found, request
 
     @cached_property
     def frame(self) -> "DataFrame":
@@ -60,13 +62,13 @@ class _Report:
             self.found.rows,
             self.found.measured,
             self.found.manifests,
-            self.wanted.baseline,
+            self.request.baseline,
         )
-        return choice(self.wanted.tables, given)
+        return choice(self.request.tables, given)
 
     def markdown(self) -> str:
-        text = markdown(self.shown, self.wanted.baseline)
-        return f"{text}\n{claimed.markdown(self._claims())}" if self.wanted.claims else text
+        text = markdown(self.shown, self.request.baseline)
+        return f"{text}\n{claimed.markdown(self._claims())}" if self.request.claims else text
 
     def csv(self) -> str:
         return metrics.csv_of(self.frame)
@@ -81,12 +83,12 @@ class _Report:
             self.found.records,
             self.found.measured,
             self.found.manifests,
-            baseline=self.wanted.baseline or None,
+            baseline=self.request.baseline or None,
             rows=self.found.rows,
         )
 
     def exported(self) -> str:
-        if self.wanted.to == "github":
+        if self.request.to == "github":
             return json.dumps(export.github(self.frame), indent=1, ensure_ascii=False) + "\n"
         return json.dumps(export.hud(self.frame, self.found.manifests), indent=1) + "\n"
 
@@ -94,9 +96,9 @@ class _Report:
         terminal.show(
             self.shown,
             console,
-            against=self.wanted.baseline,
+            against=self.request.baseline,
             measured=self.found.measured,
-            claimed_rows=self._claims() if self.wanted.claims else (),
+            claimed_rows=self._claims() if self.request.claims else (),
         )
 
     def as_text(self) -> str:
@@ -118,70 +120,70 @@ class _Report:
             "csv": self.csv,
             "json": self.json,
         }
-        return self.exported() if self.wanted.to else makers[self.wanted.format]()
+        return self.exported() if self.request.to else makers[self.request.format]()
 
 
-def report(folders: Sequence[Path], wanted: Wanted, console: Console, errors: Console) -> int:
+def report(request: ReportRequest, output: Output) -> int:
     """Print or write what the runs hold; name what cannot be read. Exit code 1 if a provider is
     bad or something could not be read.
 
     Raises UsageError for a path without runs, and for a family, baseline, format, table or
     target that there is not; KernelbenchError for what cannot be written, or a missing package.
     """
-    _check(wanted)
-    say = None if wanted.format == "json" else partial(_say, errors)
+    _check(request)
+    say = None if request.format == "json" else output.err
     with waiting("reading the runs, and deriving figures from what is new", say):
-        found = gather(folders, wanted.families, wanted.baseline)
-    _refuse_baseline(wanted.baseline, found)
+        found = gather(request.folders, request.families, request.baseline)
+    _refuse_baseline(request.baseline, found)
     for text in (*found.problems, *found.notes):
-        errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    made = _Report(found, wanted)
-    _main(made, console, errors, say)
-    if wanted.junit:
-        files.deliver(wanted.junit, junit(made.frame))
+        output.warn(text)
+    made = _Report(found, request)
+    _main(made, output, say)
+    if request.junit:
+        files.deliver(request.junit, junit(made.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
     differing = ", ".join(sheets.differences(found.manifests))
-    if differing and "environment" not in chosen(wanted.tables):
-        _say(errors, f"runs differ in {differing} (--tables environment)")
+    if differing and "environment" not in chosen(request.tables):
+        output.err(f"runs differ in {differing} (--tables environment)")
     if found.problems:
         count = len(found.problems)
-        _say(errors, f"exit 1: {count} thing{'s' * (count != 1)} could not be read")
+        output.err(f"exit 1: {count} thing{'s' * (count != 1)} could not be read")
     if why := failed.why(found.rows):
-        _say(errors, why)
+        output.err(why)
     return int(bool(found.problems or why))
 
 
-def _main(made: _Report, console: Console, errors: Console, say: Say | None) -> None:
+def _main(made: _Report, output: Output, say: Say | None) -> None:
     """The one thing that goes to the terminal, or to `out`."""
-    wanted = made.wanted
-    if wanted.to in export.TRACKERS:
-        folder = wanted.out or Path()
-        for line in trackers.log(wanted.to, made.frame, made.found.manifests, folder):
-            _say(errors, line)
-    elif wanted.out is None and wanted.format == "table" and not wanted.to:
-        made.show(console)
+    request = made.request
+    if request.to in export.TRACKERS:
+        folder = request.out or Path()
+        for line in trackers.log(request.to, made.frame, made.found.manifests, folder):
+            output.err(line)
+    elif request.out is None and request.format == "table" and not request.to:
+        made.show(output.console)
     else:
-        what = f"{wanted.to or wanted.format} of {len(made.found.rows)} records"
+        what = f"{request.to or request.format} of {len(made.found.rows)} records"
         with waiting(f"making {what}", say):
             text = made.written()
-        if wanted.out is None:
+        if request.out is None:
             files.write(files.STDOUT, text)
         else:
-            files.deliver(wanted.out, text)
+            files.deliver(request.out, text)
 
 
-def _check(wanted: Wanted) -> None:
-    if wanted.format not in FORMATS:
-        raise UsageError(f"--format: no {wanted.format!r}{suggest(wanted.format, FORMATS)}")
-    if wanted.to:
-        export.known(wanted.to)
-        if wanted.format != "table":
-            raise UsageError(f"--to {wanted.to} has a format of its own: leave --format out")
-    if wanted.claims and (wanted.to or wanted.format not in ("table", "md")):
+def _check(request: ReportRequest) -> None:
+    if request.format not in FORMATS:
+        raise UsageError(f"--format: no {request.format!r}{suggest(request.format, FORMATS)}")
+    if request.to:
+        export.known(request.to)
+        if request.format != "table":
+            raise UsageError(f"--to {request.to} has a format of its own: leave --format out")
+    if request.claims and (request.to or request.format not in ("table", "md")):
         raise UsageError("--claims goes with --format table and md; see `kernelbench claims`")
-    chosen(wanted.tables)
-    if wanted.tables and (wanted.to or wanted.format not in ("table", "md")):
+    chosen(request.tables)
+    if request.tables and (request.to or request.format not in ("table", "md")):
         raise UsageError("--tables goes with --format table and md")
 
 
@@ -191,7 +193,3 @@ def _refuse_baseline(baseline: str, found: Gathered) -> None:
         raise UsageError(
             f"--baseline: no provider {baseline!r} in these runs{suggest(baseline, providers)}"
         )
-
-
-def _say(errors: Console, text: str) -> None:
-    errors.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What this machine can do, and how to get what is missing."""
+"""`kernelbench doctor`: what this machine can do, and how to get what is missing."""
 
 import importlib.metadata
 import importlib.util
@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import kernelbench
 from kernelbench.kernels import interpreter
+from kernelbench.report.progress import Output
+from kernelbench.report.waiting import waiting
 from kernelbench.verbs.doctor import optional
 
 WITHOUT_GPU = "without one, suites run small shapes for correctness: kernelbench run smoke"
@@ -217,18 +218,26 @@ def _developing() -> Finding:
     return Finding("extra dev", None, said, "pip install 'kernelbench[dev]'", adds)
 
 
-def show(
-    findings: Sequence[Finding], console: Console, as_json: bool, *, verbose: bool = False
-) -> None:
+def doctor(output: Output) -> int:
     """Of each finding whether it is well, what was found, what it adds, and the remedy; verbose:
-    where programs are, too."""
-    if as_json:
+    where programs are, too. Exit code 2 where something that is needed is missing."""
+    with waiting("asking torch for its GPU", output.waits):
+        findings = examine()
+    if output.as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
-        return
+    else:
+        output.console.print(_table(findings, verbose=output.verbose))
+    missing = [finding.what for finding in findings if finding.ok is False]
+    if missing:
+        output.err(f"exit 2: missing: {', '.join(missing)}")
+    return 2 if missing else 0
+
+
+def _table(findings: Sequence[Finding], *, verbose: bool) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = {True: "ok", False: "MISSING", None: "-"}[finding.ok]
         found = f"{finding.found} · {finding.adds}" if finding.adds else finding.found
         lines = [found, finding.path if verbose else "", finding.remedy]
         table.add_row(mark, finding.what, Text("\n".join(filter(None, lines))))
-    console.print(table)
+    return table

@@ -1,0 +1,141 @@
+"""`kernelbench check`: prove providers right without timing them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kernelbench import families, suite
+from kernelbench.report import failed
+from kernelbench.report.progress import Output, result
+from kernelbench.report.waiting import waiting
+from kernelbench.run import plan
+from kernelbench.run.loop import Options, Runner
+from kernelbench.run.plan import Plan
+from kernelbench.spec import (
+    Context,
+    Family,
+    NoGPUError,
+    RunRecord,
+    Status,
+    UsageError,
+    exit_code_of,
+)
+from kernelbench.suite import request as asking
+from kernelbench.suite.request import Selection
+from kernelbench.verbs.run import LOADING, options_of, show_details, without_gpu
+
+UNNAMED = "no suite named, so this checks every family on its own small cases"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRequest(Selection):
+    """What `kernelbench check` is asked: suites, or without any every family's own small cases.
+
+    timeout_s: without a sign of progress. dump: a folder to keep inputs, answers and oracle in.
+    """
+
+    suites: tuple[str, ...] = ()
+    timeout_s: float = 300.0
+    dump: Path | None = None
+    yes: bool = False
+
+
+def check(request: CheckRequest, output: Output) -> int:
+    """Nothing is stored, but what `dump` asks for. Exit code 1 where a provider is incorrect or
+    failed, 130 or 143 where it was interrupted.
+
+    Raises UsageError for suites and options that cannot be used.
+    """
+    if not request.suites:
+        output.note(UNNAMED)
+    with waiting(LOADING, output.waits):
+        known = families.load(request.plugins)
+    plans = _plans(request, known, output)
+    options = Options(timeout=request.timeout_s, timing=False)
+    if request.dump:
+        options = Options(timeout=request.timeout_s, timing=False, dump=str(request.dump.resolve()))
+        _hold_writable(request.dump.resolve())
+    records: list[RunRecord] = []
+    interrupted = 0
+    try:
+        for each in plans:
+            _check_one(each, known, options_of(options, request, each.device), output, records)
+    except KeyboardInterrupt as stop:
+        interrupted = exit_code_of(stop)
+    _show(records, output)
+    if options.dump and not output.as_json:
+        output.say(f"inputs, answers and oracles: {options.dump}/FAMILY/CASE/*.pt")
+    if interrupted:
+        output.err(f"exit {interrupted}: interrupted; {len(records)} records were looked at")
+        return interrupted
+    bad = any(record.status.bad for record in records)
+    if bad:
+        output.err(failed.why(failed.rows_of(records)))
+    return int(bad)
+
+
+def _plans(
+    request: CheckRequest, known: Mapping[str, Family[Any]], output: Output
+) -> Sequence[Plan]:
+    if request.suites:
+        plans = plan.new(request.suites, request)
+        plan.refuse_many(plans, request.yes)
+        return plans
+    for family in known.values():
+        if not family.checks:
+            output.errors.print(f"{family.name} has no checks of its own", style="yellow")
+    nothing = suite.Suite("checks", "", "auto", "", (), "", Path("checks"))
+    return [Plan(nothing, asking.checks(known, request), request)]
+
+
+def _hold_writable(folder: Path) -> None:
+    """Raises UsageError for a folder of `--dump` that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--dump {folder}: cannot be written ({error.strerror})") from None
+
+
+def _check_one(
+    each: Plan,
+    known: Mapping[str, Family[Any]],
+    options: Options,
+    output: Output,
+    records: list[RunRecord],
+) -> None:
+    with TemporaryDirectory() as folder, output.view() as watcher:
+        try:
+            runner = Runner(known, options, watcher, Path(folder) / "log")
+        except NoGPUError as error:
+            raise without_gpu(error, each) from None
+        with closing(runner):
+            watcher.machine(runner.machine)
+            runner.ceilings(None)
+            gpu = runner.machine["name"]
+            context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
+            for number, job in enumerate(each.jobs, 1):
+                watcher.job(job, number, len(each.jobs))
+                for some in runner.measure(job, context):
+                    records.extend(some)
+                    watcher.recorded(some)
+
+
+def _show(records: Sequence[RunRecord], output: Output) -> None:
+    if output.as_json:
+        print(json.dumps([json.loads(record.to_json()) for record in records], allow_nan=False))
+        return
+    bad = [record for record in records if record.status.bad]
+    for record in bad:
+        output.say(f"{record.family}/{record.case} {record.provider}: {result(record)}")
+    show_details(records, output)
+    right = sum(record.status is Status.ok for record in records)
+    skipped = sum(record.status is Status.skipped for record in records)
+    output.say(
+        f"{right} right, {len(bad)} wrong or failed, {skipped} skipped, each with its reason"
+    )
