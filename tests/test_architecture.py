@@ -123,6 +123,15 @@ def test_every_grant_is_of_a_room_above_and_used() -> None:
         above.append(mine)
 
 
+def test_the_documents_list_of_rooms_is_that_of_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"(?m)^\| `(\w+)/?` \| ", text.partition("## Rooms")[2].partition("\n## ")[0]
+    )
+    assert listed == [name for name in ROOMS if not name.startswith("__")]
+    assert {*ROOMS} == {room(name) for name in MODULES}
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in STDLIB_ONLY])
 def test_the_words_need_the_standard_library_alone(name: str) -> None:
     for line, module in imported(name):
