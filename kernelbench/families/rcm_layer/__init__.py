@@ -5,7 +5,7 @@ Shapes: B samples, N tokens, C channels, H heads, D = C / H; x and y (B,N,C), w_
 (C,C) in the case's dtype, t (B,) in fp32; A is not causal. The projection stands between attention
 and skip, so the skip is fused into its matrix product, not into the attention. In passes over
 (B,N,C), forward, an eager skip makes 17, a kernel of its own 13, that epilogue 11: see
-`_rcm_traffic`.
+`traffic`.
 Sources: Karras et al., EDM, 2022 (`edm`); Song et al., Consistency Models, 2023 (`cm`); Lu and
 Song, sCM, 2024 (`trigflow`).
 """

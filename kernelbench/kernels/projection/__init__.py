@@ -5,7 +5,7 @@ Shapes: B samples, N tokens, M = B·N rows, K channels of a, C channels of x and
 (B,N,C), weight (C,K), bias (C,), t (B,). Tensors are read where they lie, by their strides, as long
 as their last axis is contiguous. What is made here is contiguous.
 
-On Hopper, in bf16 and fp16, the forward is `projection_hopper`'s where sizes suit it.
+On Hopper, in bf16 and fp16, the forward is `hopper`'s where sizes suit it.
 
 A projection stands between attention and the skip, so the skip cannot move into the attention:
 proj(c_skip·x + c_out·A) is another function. Here it costs one read of x where a kernel of its own
@@ -351,7 +351,7 @@ class ProjectionConfig:
         they take the next channels.
     early: x is read before the product, not after it: its latency hides, its registers are taken.
     halves: y is made in two halves, in fewer registers; not together with `early`.
-    hopper: the forward by `projection_hopper`, which all of the above then say nothing about; for
+    hopper: the forward by `hopper`, which all of the above then say nothing about; for
         tensors that it `suits`.
     """
 

@@ -509,7 +509,7 @@ class RcmInt8Config:
     biased: scores become floating point by the bits that the products start with, instead of by
         a conversion; the numbers are the same but for rounding in fp32.
     quantise_warps: of a program of the other two kernels.
-    hopper: attention by `rcm_int8_hopper`, on sm_90 and for tensors that it `suits`.
+    hopper: attention by `hopper`, on sm_90 and for tensors that it `suits`.
     """
 
     block_m: int

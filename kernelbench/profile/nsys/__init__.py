@@ -117,7 +117,7 @@ def finish(found: Found, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.
 
 
 def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[RangeUse, ...]:
-    """The ranges of an export, see `nsys_sql.look`. Raises ToolError when it cannot be read."""
+    """The ranges of an export, see `sql.look`. Raises ToolError when it cannot be read."""
     return look(sqlite, domain, prefix).ranges
 
 

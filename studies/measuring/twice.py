@@ -1,6 +1,6 @@
 """Does the baseline agree with its own second run? Of kept runs, without a GPU.
 
-    python results/h200/measuring/twice.py RUN...
+    python studies/measuring/twice.py RUN...
 
 Each job runs its baseline twice in every round (A and A'): by how much do the two differ, and does
 the 95 % interval of their ratio cover 1? judged: timed calls of a baseline that were compared with

@@ -1,6 +1,6 @@
 """Do intervals over three processes cover what further processes read? Of kept runs, without a GPU.
 
-    python results/h200/measuring/coverage.py RUN...
+    python studies/measuring/coverage.py RUN...
 
 RUN: runs of one suite and build on one machine, of one process or of several; each process counts.
 Every three of them give an interval, of each median and of each speedup against the baseline; the

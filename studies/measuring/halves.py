@@ -1,6 +1,6 @@
 """Do the two halves of a measurement agree? Of runs that are kept, without a GPU.
 
-    python results/h200/measuring/halves.py RUN...
+    python studies/measuring/halves.py RUN...
 
 Each ratio of two providers inside one process, and each median, is formed from the earlier and
 from the later half of its rounds; they disagree where the two 95 % intervals do not meet. Of calls
