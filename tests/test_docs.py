@@ -1,5 +1,6 @@
 """What the documents show is run: the very blocks and commands that stand in them."""
 
+import importlib
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench import families, suite
+from kernelbench import PUBLIC, families, suite
 from kernelbench.families import providing as provide
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
@@ -162,6 +163,24 @@ def test_the_readmes_commands_are_there_to_be_typed(tmp_path: Path) -> None:
             assert command == ". .venv/bin/activate"
             continue
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_what_the_documents_import_is_public() -> None:
+    text = "\n".join(
+        page.read_text(encoding="utf-8")
+        for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.py"))
+    )
+    used = re.findall(
+        r"(?m)^\s*from kernelbench\.([\w.]+) import (\(.*?\)|[^\n]+)", text, re.DOTALL
+    )
+    assert len(used) > 4
+    for module, names in used:
+        assert module in PUBLIC, f"{module} is not public, and a document imports it"
+        for name in re.findall(r"\w+", names):
+            assert not name.startswith("_")
+            assert hasattr(importlib.import_module(f"kernelbench.{module}"), name), (
+                f"{module}.{name}"
+            )
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
