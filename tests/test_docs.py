@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench import PUBLIC, families, suite
-from kernelbench.families import providing as provide
+from kernelbench import PUBLIC, families, provide, suite
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import JobRun, Request, Session

@@ -12,7 +12,7 @@ import pytest
 from nsys_export import H200, Export
 
 from kernelbench.profile import nsys, tool
-from kernelbench.profile.nsys import program as nsys_find
+from kernelbench.profile.nsys import program
 from kernelbench.profile.tool import ToolError
 
 SCRIPT = """#!/bin/sh
@@ -102,8 +102,8 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """No nsys but those of the given globs; returns an environment with an empty PATH."""
 
     def only(*places: str) -> dict[str, str]:
-        monkeypatch.setattr(nsys_find, "PLACES", places)
-        monkeypatch.setattr(nsys_find, "IMPORTERS", ())
+        monkeypatch.setattr(program, "PLACES", places)
+        monkeypatch.setattr(program, "IMPORTERS", ())
         return {"PATH": "/nowhere"}
 
     return only
@@ -433,9 +433,7 @@ def test_an_importer_of_another_nsys_does_too(
     path = fake.write(fake.folder / "ncu" / "target-linux-x64" / "nsys")
     importer = fake.write(fake.folder / "other" / "host-linux-x64" / "QdstrmImporter")
     env = nowhere(str(path))
-    monkeypatch.setattr(
-        nsys_find, "IMPORTERS", (f"{fake.folder}/other/host-linux-*/QdstrmImporter",)
-    )
+    monkeypatch.setattr(program, "IMPORTERS", (f"{fake.folder}/other/host-linux-*/QdstrmImporter",))
     assert nsys.find(env).importer == importer
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from kernelbench import store
 from kernelbench.cli import app
 from kernelbench.profile import nsys, tool
-from kernelbench.profile.nsys import program as nsys_find
+from kernelbench.profile.nsys import program
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import Status, Tool
 
@@ -60,15 +60,15 @@ HANG = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); ti
 
 def _unpack() -> str:
     """Put an nsys where `find` looks, one test process at a time; returns why not."""
-    nsys_find.CACHE.mkdir(parents=True, exist_ok=True)
-    with (nsys_find.CACHE / "lock").open("w") as lock:
+    program.CACHE.mkdir(parents=True, exist_ok=True)
+    with (program.CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(ToolError):
             nsys.find()
             return ""
         try:
             done = subprocess.run(
-                [ROOT / "tools" / "nsys_bundle.sh", nsys_find.CACHE],
+                [ROOT / "tools" / "nsys_bundle.sh", program.CACHE],
                 capture_output=True, text=True, timeout=300, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

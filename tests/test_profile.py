@@ -18,7 +18,7 @@ from kernelbench import store
 from kernelbench.cli import app
 from kernelbench.metrics import audit
 from kernelbench.profile import ncu
-from kernelbench.profile.nsys import program as nsys_find
+from kernelbench.profile.nsys import program
 from kernelbench.report.progress import Output
 from kernelbench.spec import KernelUse, Measured, Role, Status, Tool
 from kernelbench.verbs import profile as profiling
@@ -70,7 +70,7 @@ def nothing_installed(monkeypatch, tmp_path):
     for tool in ("sh", "cat", "env", "kill", "sleep"):
         (empty / tool).symlink_to(shutil.which(tool))
     monkeypatch.setenv("PATH", str(empty))
-    monkeypatch.setattr(nsys_find, "PLACES", ())
+    monkeypatch.setattr(program, "PLACES", ())
     monkeypatch.setattr(ncu, "PLACES", ())
     return empty
 

@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from twins import with_marks
 
-from kernelbench import families
-from kernelbench.families import providing as provide
+from kernelbench import families, provide
 from kernelbench.kernels.launch import Launch
 from kernelbench.profile.touched import Count, discrepancies, touched, uncovered
 from kernelbench.profile.touched import kernels as touched_kernels
