@@ -299,8 +299,9 @@ def test_the_suite_of_inspect_has_every_family() -> None:
 def kernels() -> set[str]:
     """Functions made by `jit` that no other such function calls, as `module.name`."""
     made, called = set[str](), set[str]()
-    for path in sorted((ROOT / "kernelbench/kernels").glob("*.py")):
-        module = f"kernelbench.kernels.{path.stem}"
+    for path in sorted((ROOT / "kernelbench/kernels").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
         names = dict[str, str]()  # what a name stands for that was imported
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ImportFrom):
@@ -319,7 +320,8 @@ def kernels() -> set[str]:
 
 DESCRIBED = """
 import json, sys
-from kernelbench import families, inspecting
+from kernelbench import families
+from kernelbench.verbs import inspect as inspecting
 from kernelbench.profile.inspect.launches import describe, launches_at
 from kernelbench.profile.inspect.target import targets
 known = families.load()
