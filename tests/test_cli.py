@@ -304,6 +304,7 @@ def test_run_and_check_without_a_suite_say_first_what_they_do(tmp_path):
     first, *_ = done.stderr.splitlines()
     assert first.startswith("no suite named, so this runs smoke: ")
     assert "smoke: 1 jobs" in done.stdout
-    assert not kb("run", "smoke", "--dry-run").stderr and not kb("run", "--dry-run", "-q").stderr
+    for said in (kb("run", "smoke", "--dry-run").stderr, kb("run", "--dry-run", "-q").stderr):
+        assert "no suite named" not in said  # a slow machine says what it waits for
     done = kb("check", "--plugin", PLUGIN, "--family", "falls", "--provider", "plain")
     assert done.stderr.splitlines()[0].startswith("no suite named, so this checks every family")
