@@ -21,15 +21,16 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import CASE, FAST, Script, provider, right, run, toy
+from toy import CASE, Script, provider, right, run, toy
 
 from kernelbench.measure import ambient, check, environment
 from kernelbench.measure.ambient import KNOWN, Ambient, as_asked, known
 from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.guard import Guard
+from kernelbench.measure.session import Session
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.workload import Workload
-from kernelbench.spec import Context, DType, Job, Mode, Provider, Status
+from kernelbench.spec import DType, Mode, Provider, Status
 
 LEFT: list[Any] = []  # contexts that were entered and never left
 
@@ -386,18 +387,16 @@ def test_what_is_restored_within_the_call_is_fine() -> None:
 def test_within_a_step_of_several_whoever_was_at_work_is_blamed() -> None:
     family = toy(provider("bad", right), provider("next", right))
     session = Session(environment.device("cpu"), Script(), Ceilings(), Telemetry.open(None))
-    job = Job(family="toy", case=CASE, providers=("bad", "next"), measure=FAST)
-    request = Request(job, Context(run_id="r", gpu="g", seed=3, source="s"))
-    running = JobRun(family, request, session, lambda provider, phase: None)
+    guard = Guard(family, session, CASE.dtype, lambda provider, phase: None)
 
     def step() -> None:
         for name in ("eager", "bad", "next"):
-            running.tell(name, "kernel")
+            guard.tell(name, "kernel")
             if name == "bad":
                 random.random()
 
-    running._attempt(step)
-    assert running._disturbed.keys() == {"bad"}
+    guard.attempt(step)
+    assert guard.disturbed.keys() == {"bad"}
 
 
 def test_the_precision_is_what_the_case_asks_for() -> None:

@@ -175,10 +175,10 @@ def test_failures_become_records_where_providers_are_called() -> None:
     places = [place.partition(":")[0] for place in found]
     assert places == [
         "kernelbench/families/__init__.py",
-        "kernelbench/measure/job.py",
+        "kernelbench/measure/guard.py",
         "kernelbench/profile/child.py",
     ], (
-        f"broad `except` at {found}: only JobRun._attempt and the profiled Child._attempt (a "
+        f"broad `except` at {found}: only Guard.attempt and the profiled Child._attempt (a "
         "failure becomes a record) and the loader of plugins have one; name what you expect "
         "elsewhere"
     )

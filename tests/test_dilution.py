@@ -23,7 +23,7 @@ from kernelbench.families.rcm_layer import RCMLayerCase
 from kernelbench.families.rms_norm import RMSNormCase
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.job import Request, Session, run_job
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.provide import DTYPES
 from kernelbench.spec import (
@@ -61,7 +61,7 @@ def judged(
     names = tuple(p.name for p in family.providers)
     job = Job(family=family.name, case=case, providers=names, measure=FAST)
     request = Request(job, Context(run_id="r", gpu="g", seed=seed, source="s"), timing=False)
-    batches = JobRun(family, request, session, lambda provider, phase: None).run()
+    batches = run_job(family, request, session, lambda provider, phase: None)
     return {record.provider: record for batch in batches for record in batch}
 
 

@@ -16,7 +16,7 @@ import pytest
 from kernelbench import PUBLIC, families, provide, suite
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.job import Request, Session, run_job
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock, HostClock
 from kernelbench.spec import Context, Job, Mode, Provider, Status
@@ -65,7 +65,7 @@ def test_its_providers_are_right_on_its_checks(softmax: Any, device: str) -> Non
     for case in softmax.checks:
         job = Job(family="softmax", case=case, providers=names)
         context = Context(run_id="test", gpu=found.name, seed=0, source="")
-        run = JobRun(softmax, Request(job, context, timing=False), session, lambda *_: None).run()
+        run = run_job(softmax, Request(job, context, timing=False), session, lambda *_: None)
         records = [record for batch in run for record in batch]
         assert [(r.provider, r.status, r.reason) for r in records] == [
             (name, Status.ok, "") for name in names

@@ -24,7 +24,7 @@ from kernelbench.families.rotary import RotaryCase
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.inputs import Draw
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.job import Request, Session, run_job
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import CudaClock, HostClock
 from kernelbench.spec import (
@@ -85,7 +85,7 @@ def checked(
     job = Job(family=family.name, case=case, providers=tuple(names))
     context = Context(run_id="test", gpu=session.device.name, seed=0, source="")
     request = Request(job, context, timing=False)
-    batches = JobRun(family, request, session, lambda provider, phase: None).run()
+    batches = run_job(family, request, session, lambda provider, phase: None)
     records = [record for batch in batches for record in batch]
     assert sorted(record.provider for record in records) == sorted(names)
     return {record.provider: record for record in records}

@@ -9,7 +9,7 @@ from toy import CASE, HostTimes, provider, right, run, toy
 
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.job import Request, Session, run_job
 from kernelbench.measure.ranges import Unseen
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.profile import phases
@@ -55,7 +55,7 @@ def watched(*providers: Any) -> tuple[Noted, list[Any]]:
     request = Request(job, Context(run_id="r", gpu="g", seed=3, source="s"))
     with watching.job(job):
         told = lambda provider, phase: watching.enter(phase)  # noqa: E731
-        records = [r for batch in JobRun(family, request, session, told).run() for r in batch]
+        records = [r for batch in run_job(family, request, session, told) for r in batch]
     return noted, records
 
 

@@ -95,8 +95,8 @@ def test_clear_says_how_many_there_were() -> None:
 def test_a_search_passes_over_configs_that_are_wrong_or_raise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The device claims to be a GPU for `_config` alone; everything runs on the CPU."""
-    from kernelbench.measure import job, session
+    """The device claims to be a GPU for `config` alone; everything runs on the CPU."""
+    from kernelbench.measure import guard, prove, session
 
     def build(case: Any, config: Config) -> Any:
         def call(a: Any) -> Any:
@@ -108,19 +108,16 @@ def test_a_search_passes_over_configs_that_are_wrong_or_raise(
         return call
 
     tuned = replace(PROVIDER, build=build, configs=lambda case, device: CONFIGS)
-    search = job.JobRun._config
+    search = prove.config
 
-    def as_if_on_a_gpu(self: Any, provider: Any) -> Any:
-        there = self.session
-        self.session = replace(there, device=replace(there.device, kind="cuda"))
-        try:
-            return search(self, provider)
-        finally:
-            self.session = there
+    def as_if_on_a_gpu(task: Any, prepared: Any, provider: Any) -> Any:
+        device = replace(task.session.device, kind="cuda")
+        there = replace(task, session=replace(task.session, device=device))
+        return search(there, prepared, provider)
 
-    monkeypatch.setattr(job.JobRun, "_config", as_if_on_a_gpu)
+    monkeypatch.setattr(prove, "config", as_if_on_a_gpu)
     monkeypatch.setattr(session.Session, "synchronize", lambda self: None)
-    monkeypatch.setattr(job.JobRun, "_survive", lambda self, provider, reason: None)
+    monkeypatch.setattr(guard.Guard, "_survive", lambda self, provider, reason: None)
     clock = Script()
     record = run(toy(tuned), clock=clock, tune=True)["p"]
     assert (record.status, record.config_origin) == (Status.ok, "tuned")

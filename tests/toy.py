@@ -9,7 +9,7 @@ import torch
 
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
-from kernelbench.measure.job import JobRun, Request, Session
+from kernelbench.measure.job import Request, Session, run_job
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import HostClock, begin, judge
@@ -146,5 +146,5 @@ def run(
     names = names or [p.name for p in family.providers]
     job = Job(family="toy", case=case, providers=tuple(names), measure=measure)
     request = Request(job, Context(run_id="r", gpu="g", seed=3, source="s"), **options)
-    batches = JobRun(family, request, session, lambda provider, phase: None).run()
+    batches = run_job(family, request, session, lambda provider, phase: None)
     return {record.provider: record for batch in batches for record in batch}

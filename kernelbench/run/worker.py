@@ -90,7 +90,7 @@ def _freeze_imports() -> None:
 def _work(pipe: Pipe) -> int:
     from kernelbench import families
     from kernelbench.measure import environment
-    from kernelbench.measure.job import DeviceLostError, JobRun
+    from kernelbench.measure.job import DeviceLostError, run_job
     from kernelbench.profile.phases import watch
 
     start = pipe.receive()
@@ -111,7 +111,7 @@ def _work(pipe: Pipe) -> int:
 
         try:
             with phases.job(request.job):
-                for records in JobRun(family, request, session, tell).run():
+                for records in run_job(family, request, session, tell):
                     pipe.send("records", records=[record.to_json() for record in records])
         except DeviceLostError as lost:
             pipe.send("lost", provider=lost.provider, reason=str(lost))
