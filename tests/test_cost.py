@@ -14,8 +14,9 @@ from rich.console import Console
 from kernelbench import families, store
 from kernelbench.report.progress import Output, Silent
 from kernelbench.run.ledger import Ledger
-from kernelbench.run.loop import Options, Runner, run_jobs
+from kernelbench.run.loop import run_jobs
 from kernelbench.run.plan import Plan, new, resumed
+from kernelbench.run.runner import Options, Runner
 from kernelbench.spec import Context, DType, Job, KernelbenchError, Measure, Status
 from kernelbench.suite.request import Selection
 from kernelbench.verbs.run import measure

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kernelbench.run import executor
-from kernelbench.run.executor import Worker, WorkerEndedError
+from kernelbench.run import local
+from kernelbench.run.executor import WorkerEndedError, events
+from kernelbench.run.local import LocalWorker
 
 SAYS = """
 import ctypes, json, multiprocessing, os, signal, sys, time
@@ -43,9 +44,9 @@ def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delattr(os, "pidfd_open", raising=False)
 
 
-def worker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker:
-    monkeypatch.setattr(executor, "START", SAYS + "\n".join(lines))
-    return Worker(folder / "log")
+def worker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> LocalWorker:
+    monkeypatch.setattr(local, "START", SAYS + "\n".join(lines))
+    return LocalWorker(folder / "log")
 
 
 def runs(pid: int) -> bool:
@@ -80,7 +81,7 @@ def test_a_fall_is_seen_at_once_whoever_is_left(tmp_path, monkeypatch, forks, en
     pids = fallen.receive(60)["pids"]
     said = []
     with pytest.raises(WorkerEndedError) as ended:
-        for event in fallen.events(60, "done"):
+        for event in events(fallen, 60, "done"):
             said.append(event["n"])  # noqa: PERF401
     assert (str(ended.value), ended.value.silent) == (ending, False)
     assert said == list(range(3000))

@@ -16,7 +16,7 @@ from toy import HostTimes, run
 from kernelbench import store
 from kernelbench.report.progress import Output
 from kernelbench.run import plan
-from kernelbench.run.loop import Options
+from kernelbench.run.runner import Options
 from kernelbench.spec import Measure, RunRecord, Status
 from kernelbench.suite.request import Selection
 from kernelbench.verbs.run import measure

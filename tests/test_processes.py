@@ -18,7 +18,8 @@ from kernelbench.report import tables
 from kernelbench.report.means import mean, over_what
 from kernelbench.report.progress import Output
 from kernelbench.run import plan
-from kernelbench.run.loop import Options, in_processes, remaining
+from kernelbench.run.loop import in_processes, remaining
+from kernelbench.run.runner import Options
 from kernelbench.spec import (
     KernelbenchError,
     Measure,

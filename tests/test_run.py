@@ -17,7 +17,8 @@ import pytest
 from kernelbench import families, store
 from kernelbench.report.progress import Output
 from kernelbench.run import plan
-from kernelbench.run.loop import Options, remaining
+from kernelbench.run.loop import remaining
+from kernelbench.run.runner import Options
 from kernelbench.source import reached, source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
 from kernelbench.suite.request import Selection

@@ -48,6 +48,8 @@ def unable(task: Task, provider: Provider[Any]) -> Failure | None:
     """Why a provider cannot run the case, if it cannot, or how it fell when it was asked."""
 
     def ask() -> Failure | None:
+        if task.job.world > 1:
+            return Failure(Status.skipped, f"needs {task.job.world} GPUs, and a worker has one")
         reason = why_not(provider, task.case, task.session.device)
         return None if reason is None else Failure(Status.skipped, reason)
 

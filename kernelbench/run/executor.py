@@ -1,28 +1,14 @@
-"""The worker process as its parent sees it: start it, ask it, and notice how it ends."""
+"""Who carries jobs out, as the loop sees it: asked by requests, heard by events.
 
-import contextlib
-import json
-import os
-import queue
-import select
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+An executor is one process of a run, on this machine (`local`) or elsewhere; requests and events are
+those of `worker`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from kernelbench.spec import KernelbenchError, NoGPUError, UsageError
-
-# The worker looks for modules where its parent does, and nowhere else.
-START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from kernelbench.run.worker import serve; serve()"
-)
-GLANCE_MS = 100  # between two looks at a process whose end the system does not announce
-REFUSALS = {"NoGPUError": NoGPUError, "UsageError": UsageError}
+from kernelbench.spec import KernelbenchError
 
 
 class WorkerEndedError(Exception):
@@ -33,169 +19,63 @@ class WorkerEndedError(Exception):
         self.silent = silent
 
 
-@dataclass
-class Worker:
-    """One worker process and the two pipes to it. log: where its stdout and stderr go."""
+class Executor(Protocol):
+    """log: the file of what it prints."""
 
     log: Path
-    _process: subprocess.Popen[bytes] = field(init=False)
-    _requests: Any = field(init=False)
-    _events: "queue.Queue[dict[str, Any] | None]" = field(default_factory=queue.Queue, init=False)
-
-    def __post_init__(self) -> None:
-        request_read, request_write = os.pipe()
-        event_read, event_write = os.pipe()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    START,
-                    str(request_read),
-                    str(event_write),
-                    json.dumps(sys.path),
-                ],
-                pass_fds=(request_read, event_write),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        os.close(request_read)
-        os.close(event_write)
-        self._requests = os.fdopen(request_write, "w", buffering=1, encoding="utf-8")
-        threading.Thread(target=self._listen, args=(event_read,), daemon=True).start()
-
-    def _listen(self, event_read: int) -> None:
-        """Every whole line becomes an event; None follows the last one when the worker has ended.
-
-        The pipe alone does not tell the end: a child that a provider forked holds it open.
-        """
-        os.set_blocking(event_read, False)
-        with _end_of(self._process) as end, os.fdopen(event_read, "rb", buffering=0) as events:
-            poll = select.poll()
-            poll.register(events, select.POLLIN)
-            if end is not None:
-                poll.register(end, select.POLLIN)
-            cut, over = b"", False
-            while not over:  # once it has ended, all that it wrote is in the pipe
-                ready = [fd for fd, _ in poll.poll(GLANCE_MS if end is None else None)]
-                over = end in ready if end is not None else self._process.poll() is not None
-                while part := events.read(1 << 16):
-                    *lines, cut = (cut + part).split(b"\n")  # a line cut short is no event
-                    for line in lines:
-                        self._events.put(json.loads(line.decode(errors="replace")))
-                over = over or part is not None
-        self._events.put(None)
 
     def send(self, request: Mapping[str, Any]) -> None:
-        try:
-            self._requests.write(json.dumps(request) + "\n")
-        except BrokenPipeError:
-            raise WorkerEndedError(self._ending()) from None
+        """Raises WorkerEndedError when nobody is there to be asked."""
 
     def receive(self, timeout: float) -> dict[str, Any]:
-        """The next event.
-
-        Raises WorkerEndedError when there is none within `timeout` seconds, and what the worker
-        was told to its face when it refuses the request.
-        """
-        try:
-            event = self._events.get(timeout=timeout)
-        except queue.Empty:
-            self.kill()
-            raise WorkerEndedError(f"nothing happened for {timeout:g} s", silent=True) from None
-        if event is None:
-            raise WorkerEndedError(self._ending())
-        if event["event"] == "refused":
-            self.kill()
-            raise REFUSALS.get(event["kind"], KernelbenchError)(event["reason"])
-        return event
-
-    def events(self, timeout: float, last: str) -> Iterator[dict[str, Any]]:
-        """Events up to and with the one called `last`."""
-        while True:
-            event = self.receive(timeout)
-            yield event
-            if event["event"] == last:
-                return
+        """The next event. Raises WorkerEndedError when there is none within `timeout` seconds, and
+        KernelbenchError for what it refuses."""
 
     def kill(self) -> None:
-        """End the worker and whatever it started."""
-        if self._requests.closed:  # by an earlier call; its number may be another process's now
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.close()
-
-    def _ending(self) -> str:
-        """How it ended; what it started is ended, too."""
-        try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return "closed its pipe and hung"
-        finally:
-            self.kill()
-        if code >= 0:
-            return f"exited with code {code}"
-        name = signal.Signals(-code).name
-        hint = " (the kernel kills so when memory runs out)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
+        """End it, whatever it does, and whatever it started."""
 
     def tail(self, lines: int = 15) -> str:
         """The end of what it printed."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
 
 
-@contextlib.contextmanager
-def _end_of(process: "subprocess.Popen[bytes]") -> Iterator[int | None]:
-    """A file descriptor that can be read when the process has ended; None where there is none."""
-    try:
-        end = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # not Linux, or forbidden in this container
-        yield None
-        return
-    try:
-        yield end
-    finally:
-        os.close(end)
+Make = Callable[[Path], Executor]  # of a log
+
+
+def events(executor: Executor, timeout: float, last: str) -> Iterator[dict[str, Any]]:
+    """Events up to and with the one called `last`."""
+    while True:
+        event = executor.receive(timeout)
+        yield event
+        if event["event"] == last:
+            return
 
 
 def start(
-    log: Path, device: str, plugins: tuple[str, ...], *, timing: bool, timeout: float
-) -> tuple[Worker, dict[str, Any]]:
-    """A worker that has said what machine it is on. Raises KernelbenchError if it cannot run."""
-    worker = Worker(log)
-    request = {"device": device, "plugins": plugins, "timing": timing}
+    make: Make, log: Path, device: str, plugins: tuple[str, ...], *, timing: bool, timeout: float
+) -> tuple[Executor, dict[str, Any]]:
+    """One that has said what machine it is on. Raises KernelbenchError if it cannot run."""
+    executor = make(log)
     try:
-        worker.send(request)
-        hello = worker.receive(timeout)
+        executor.send({"device": device, "plugins": plugins, "timing": timing})
+        hello = executor.receive(timeout)
     except WorkerEndedError as ended:
-        raise KernelbenchError(f"the worker did not start: {ended}\n{worker.tail()}") from None
-    return worker, hello["machine"]
+        raise KernelbenchError(f"the worker did not start: {ended}\n{executor.tail()}") from None
+    return executor, hello["machine"]
 
 
 def limits(
-    worker: Worker, known: Mapping[str, Any] | None, timeout: float, *, anew: bool
+    executor: Executor, known: Mapping[str, Any] | None, timeout: float, *, anew: bool
 ) -> dict[str, Any]:
     """The machine's ceilings: those of this run, else measured now (some seconds on a GPU).
 
     anew: what the worker's own clock adds is measured even so.
     """
     try:
-        worker.send({"ceilings": known, "anew": anew})
-        event = worker.receive(timeout)
+        executor.send({"ceilings": known, "anew": anew})
+        event = executor.receive(timeout)
     except WorkerEndedError as ended:
         raise KernelbenchError(
-            f"measuring this machine's limits failed: {ended}\n{worker.tail()}"
+            f"measuring this machine's limits failed: {ended}\n{executor.tail()}"
         ) from None
-    found: dict[str, Any] = event["ceilings"]
-    return found
+    ceilings: dict[str, Any] = event["ceilings"]
+    return ceilings

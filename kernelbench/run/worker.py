@@ -1,4 +1,4 @@
-"""The child process that owns the GPU, as `executor` starts it.
+"""The child process that owns the GPU, as `local` starts it.
 
 Requests and events are JSON, one a line, over two pipes whose file descriptors are the
 arguments; what libraries print goes to the log that the parent made of stdout and stderr. When

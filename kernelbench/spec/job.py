@@ -66,6 +66,11 @@ class Job:
     def id(self) -> str:
         return f"{self.family}/{self.case.id}"
 
+    @property
+    def world(self) -> int:
+        """How many GPUs it needs: the case's axis `world`, where its family has one."""
+        return int(getattr(self.case, "world", 1))
+
     def as_json(self) -> dict[str, Any]:
         """For the process that does it."""
         return {

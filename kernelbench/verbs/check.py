@@ -13,8 +13,8 @@ from kernelbench.report import failed
 from kernelbench.report.progress import Output, result
 from kernelbench.report.waiting import waiting
 from kernelbench.run import plan
-from kernelbench.run.loop import Options, Runner
 from kernelbench.run.plan import Plan
+from kernelbench.run.runner import Options, Runner
 from kernelbench.spec import (
     Context,
     Family,

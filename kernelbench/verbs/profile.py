@@ -18,8 +18,10 @@ from kernelbench.report import profiles
 from kernelbench.report.progress import Output
 from kernelbench.report.waiting import waiting
 from kernelbench.run import executor, plan
-from kernelbench.run.loop import START_TIMEOUT, check_device, sources_of
+from kernelbench.run.local import LocalWorker
+from kernelbench.run.loop import check_device, sources_of
 from kernelbench.run.plan import Plan
+from kernelbench.run.runner import START_TIMEOUT
 from kernelbench.spec import Context, Job, KernelbenchError, Measured, Tool, UsageError, suggest
 from kernelbench.suite.request import SELECTS, Selection
 
@@ -147,6 +149,7 @@ def _machine(selection: Selection) -> dict[str, Any]:
     """What this machine is; asked of a worker, since this process keeps off the GPU."""
     with TemporaryDirectory() as folder:
         worker, machine = executor.start(
+            LocalWorker,
             Path(folder) / "log",
             selection.device,
             selection.plugins,

@@ -14,8 +14,9 @@ from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, wall
 from kernelbench.report.waiting import waiting
 from kernelbench.run import plan
-from kernelbench.run.loop import Options, Outcome, run_jobs
+from kernelbench.run.loop import Outcome, run_jobs
 from kernelbench.run.plan import Plan
+from kernelbench.run.runner import Options
 from kernelbench.spec import NoGPUError, RunRecord, UsageError
 from kernelbench.suite.request import RunRequest, Selection, seconds
 from kernelbench.verbs.list import show_jobs
