@@ -12,7 +12,7 @@ ARGS ?=
 OTHER_TRITON := 3.6.0
 OTHER := build/triton-$(OTHER_TRITON)
 INSPECT := inspect --quiet --target sm_80,sm_90
-GATE := --fail-on spills,smem,serialized,registers:10%
+GATE := --fail-on spills,smem,serialized,registers:10%,instructions:10%
 COMPILED := tests/data/inspect-triton
 
 # What is tested with the lowest versions: what needs NumPy and Triton, then what each other package

@@ -38,6 +38,7 @@ ROW = Row(
     target="sm_90",
     triton="3.7.1",
     registers=100,
+    instructions=640,
     smem_bytes=1024,
     smem_limit=TARGETS["sm_90"].smem_bytes,
     warps=1,
@@ -180,6 +181,7 @@ def test_a_process_that_dies_costs_its_own_kernel_alone() -> None:
         ("serialized", {"serialized": ("C7511",)}, "are waited for one by one (C7511)"),
         ("registers:10%", {"registers": 111}, "111 registers, 100 before (+11%)"),
         ("registers", {"registers": 101}, "101 registers, 100 before (+1%)"),
+        ("instructions:0%", {"instructions": 648}, "648 instructions, 640 before (+1.25%)"),
         ("", {"error": "CompileError: no"}, "CompileError: no"),
     ],
 )
@@ -200,6 +202,7 @@ def test_what_fails_against_an_earlier_output(
 
 def test_registers_within_the_share_pass() -> None:
     assert judged([replace(ROW, registers=110)], [ROW], "registers:10%").failed == ()
+    assert judged([replace(ROW, instructions=704)], [ROW], "instructions:10%").failed == ()
 
 
 def test_without_an_earlier_output_the_limits_are_absolute() -> None:

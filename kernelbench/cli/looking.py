@@ -159,7 +159,8 @@ def inspect(
         typer.Option(
             "--fail-on",
             metavar="KINDS",
-            help="Exit with 1 for any of spills, smem, serialized, registers:10%.",
+            help="Exit with 1 for any of spills, smem, serialized, registers:10%, "
+            "instructions:10%.",
         ),
     ] = "",
     save: Annotated[
@@ -175,7 +176,8 @@ def inspect(
     Needs no GPU: every kernel is compiled ahead of time, as a launch would have it.
 
     --fail-on: spills, more than in --against, or any; smem, more than the target has; serialized,
-    wgmma that are waited for one by one and were not; registers:10%, so many more than before.
+    wgmma that are waited for one by one and were not; registers:10% and instructions:10%, so many
+    more than before.
 
     Exit code: 0 all is well, 1 a kernel fails that or does not compile, 2 bad input.
     """

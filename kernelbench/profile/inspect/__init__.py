@@ -16,7 +16,7 @@ from typing import Any
 import triton
 
 from kernelbench.kernels.ahead_of_time import CompileError, ahead_of_time
-from kernelbench.profile.inspect.code import Code, code_of
+from kernelbench.profile.inspect.code import BYTES, Code, code_of, size_of
 from kernelbench.profile.inspect.launches import Described, Place, launches_at
 from kernelbench.profile.inspect.target import Limits
 
@@ -29,8 +29,9 @@ class Row:
 
     case: the first that runs it; others: how many more (case, provider) of the family do.
     config: its tile and options. triton: the version that compiled it.
-    registers: of a thread, at the launch. spill_bytes: stores and loads of a thread, each
-        instruction once. smem_bytes: of a program; smem_limit: what the target lets it have.
+    registers: of a thread, at the launch. instructions: of its code, what fills that up included.
+    spill_bytes: stores and loads of a thread, each instruction once. smem_bytes: of a program;
+    smem_limit: what the target lets it have.
     blocks_per_sm, occupancy_pct: modelled from registers, shared memory and warps; 0 where the
         kernel cannot be launched.
     wgmma, mma, tcgen05, tma_loads, tma_stores, loads, loads_128, code_bytes, counted_in: see
@@ -49,6 +50,7 @@ class Row:
     target: str
     triton: str
     registers: int = 0
+    instructions: int = 0
     spill_bytes: int = 0
     smem_bytes: int = 0
     smem_limit: int = 0
@@ -76,6 +78,7 @@ class _Outcome:
     """What a process made of a place; code is None where it was not counted."""
 
     registers: int = 0
+    instructions: int = 0
     spill_bytes: int = 0
     smem_bytes: int = 0
     warps: int = 0
@@ -138,7 +141,7 @@ def _row(each: Described, outcome: _Outcome, number: int) -> Row:
     )
 
 
-_MEASURED = ("registers", "spill_bytes", "smem_bytes", "warps", "serialized")
+_MEASURED = ("registers", "instructions", "spill_bytes", "smem_bytes", "warps", "serialized")
 
 
 def _compiled(
@@ -188,6 +191,7 @@ def _compile(place: Place, counts: bool) -> _Outcome:
         return _Outcome(error=str(error))
     return _Outcome(
         registers=compiled.registers,
+        instructions=size_of(compiled.cubin) // BYTES,
         spill_bytes=compiled.spill_stores + compiled.spill_loads,
         smem_bytes=compiled.shared_bytes,
         warps=compiled.warps,

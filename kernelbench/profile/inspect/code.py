@@ -11,6 +11,8 @@ from tempfile import NamedTemporaryFile
 
 import triton
 
+BYTES = 16  # of an instruction, from sm_70 on
+
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 _PTX = re.compile(r"^\s*(?:@!?%\w+\s+)?((?:wgmma|mma|tcgen05|cp|ld|st|red)\.[\w.:]+)", re.MULTILINE)
 

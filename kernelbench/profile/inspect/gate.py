@@ -16,11 +16,12 @@ from kernelbench.profile.inspect import Row
 from kernelbench.spec import UsageError, suggest
 
 KEY = ("family", "provider", "case", "kernel", "config", "target")
-COMPARED = ("registers", "spill_bytes", "smem_bytes", "serialized", "error")
+COMPARED = ("registers", "spill_bytes", "smem_bytes", "instructions", "serialized", "error")
 SAVED = (*KEY, "triton", *COMPARED)
-KINDS = ("spills", "smem", "serialized", "registers")
+SHARES = ("registers", "instructions")  # more than before by a share
+KINDS = ("spills", "smem", "serialized", *SHARES)
 _TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
-_TYPES |= dict.fromkeys(("registers", "spill_bytes", "smem_bytes"), int) | {"serialized": list}
+_TYPES |= dict.fromkeys((*SHARES, "spill_bytes", "smem_bytes"), int) | {"serialized": list}
 
 Key = tuple[str, ...]
 Facts = Mapping[str, Any]
@@ -28,34 +29,37 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What fails. registers_pct: how many more a kernel may take than it did; None for any."""
+    """What fails. registers_pct, instructions_pct: how many more a kernel may have than it did, in
+    per cent; None for any."""
 
     spills: bool = False
     smem: bool = False
     serialized: bool = False
     registers_pct: float | None = None
+    instructions_pct: float | None = None
 
 
 def bounds(text: str, against: bool) -> Bounds:
-    """`spills,smem,serialized,registers:10%`. Raises UsageError for what is none of these.
+    """`spills,smem,serialized,registers:10%,instructions:0%`. Raises UsageError for what is none of
+    these.
 
-    against: whether there is an output to compare with, which `registers` needs.
+    against: whether there is an output to compare with, which shares need.
     """
     given: dict[str, Any] = {}
     for word in (part.strip() for part in text.split(",") if part.strip()):
         kind, colon, share = word.partition(":")
         if kind not in KINDS:
             raise UsageError(f"--fail-on: no limit {kind!r}{suggest(kind, KINDS)}")
-        if kind != "registers":
+        if kind not in SHARES:
             if colon:
                 raise UsageError(f"--fail-on {word}: {kind} takes no number")
             given[kind] = True
         elif not re.fullmatch(r"(\d+(\.\d+)?%)?", share) or bool(colon) != bool(share):
-            raise UsageError(f"--fail-on {word}: a share of what it was, such as registers:10%")
+            raise UsageError(f"--fail-on {word}: a share of what it was, such as {kind}:10%")
         elif not against:
             raise UsageError(f"--fail-on {word}: more than what? Name --against FILE")
         else:
-            given["registers_pct"] = float(share.rstrip("%") or 0)
+            given[f"{kind}_pct"] = float(share.rstrip("%") or 0)
     return Bounds(**given)
 
 
@@ -152,7 +156,7 @@ def _faults(row: Row, old: Facts | None, limits: Bounds) -> Iterator[str]:
         if old is None or not old["error"]:
             yield row.error
         return
-    was: Facts = old or {"spill_bytes": 0, "registers": 0, "serialized": []}
+    was: Facts = old or {"spill_bytes": 0, "registers": 0, "instructions": 0, "serialized": []}
     said = "before" if old else "are allowed"
     if limits.spills and row.spill_bytes > was["spill_bytes"]:
         yield f"spills {row.spill_bytes} bytes, {was['spill_bytes']} {said}"
@@ -161,11 +165,10 @@ def _faults(row: Row, old: Facts | None, limits: Bounds) -> Iterator[str]:
     added = [note for note in row.serialized if note not in was["serialized"]]
     if limits.serialized and added:
         yield f"wgmma are waited for one by one ({', '.join(added)})"
-    if limits.registers_pct is not None and was["registers"]:
-        most = was["registers"] * (1 + limits.registers_pct / 100)
-        if row.registers > most:
-            share = (row.registers / was["registers"] - 1) * 100
-            yield f"{row.registers} registers, {was['registers']} before (+{share:.3g}%)"
+    for name, percent in zip(SHARES, (limits.registers_pct, limits.instructions_pct), strict=True):
+        now, before = getattr(row, name), was[name]
+        if percent is not None and before and now > before * (1 + percent / 100):
+            yield f"{now} {name}, {before} before (+{(now / before - 1) * 100:.3g}%)"
 
 
 def _changes(row: Row, old: Facts) -> str:
