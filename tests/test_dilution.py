@@ -142,11 +142,14 @@ def around(case: Any, attend: Attend, wide: bool = False) -> Any:
     """The baseline of a case's family around an attention. wide: what follows is in fp32."""
     dtype = torch.float32 if wide else DTYPES[case.dtype]
     if isinstance(case, RCMAttentionCase):
-        return rcm_attention._joined(case, attend, skip(case.parametrization, case.sigma, dtype))
-    finish = rcm_layer.skipping(case, dtype)
+        return rcm_attention.providers._joined(
+            case, attend, skip(case.parametrization, case.sigma, dtype)
+        )
+    layer, block = rcm_layer.providers, dit_block.providers
+    finish = layer.skipping(case, dtype)
     if isinstance(case, DiTBlockCase):
-        return dit_block._spread(case, dit_block._block(case, attend, finish, dit_block._rms))
-    return rcm_layer._spread(rcm_layer.joined(case.H, attend, finish))
+        return block._spread(case, block._block(case, attend, finish, block._rms))
+    return layer._spread(layer.joined(case.H, attend, finish))
 
 
 def made(name: str, attend: Attend, *, exact: bool = True, wide: bool = False) -> Provider[Any]:

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend
 from kernelbench import families, suite
 from kernelbench.families import _rcm
 from kernelbench.families import rcm_attention as family
-from kernelbench.families.rcm_attention import FAMILY, Parametrization, RCMAttentionCase
+from kernelbench.families._rcm import Parametrization
+from kernelbench.families.rcm_attention import FAMILY, RCMAttentionCase
 from kernelbench.measure.inputs import Draw
 from kernelbench.spec import Cost, Device, Distribution, DType, Mode
 

@@ -15,7 +15,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from kernelbench.families import dit_block, rcm_layer
 from kernelbench.families._rcm import Parametrization, coefficients, slopes
-from kernelbench.families.dit_block import DiTBlockCase
+from kernelbench.families.dit_block.case import DiTBlockCase, Norm
 from kernelbench.families.rcm_layer import FAMILY, RCMLayerCase
 from kernelbench.kernels.launch import INTERPRETED
 from kernelbench.measure.inputs import Draw
@@ -91,10 +91,10 @@ def test_oracle_is_the_definition_and_its_autograd(
     against_autograd(FAMILY, case, lambda case, a: layer(case, a, a["x"]))
 
 
-@pytest.mark.parametrize("norm", list(dit_block.Norm))
+@pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("kind", KINDS)
 def test_oracle_of_the_block_is_its_definition(
-    kind: Parametrization, norm: dit_block.Norm, monkeypatch: pytest.MonkeyPatch
+    kind: Parametrization, norm: Norm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rcm_layer, "ORACLE_ELEMENTS", 3 * BLOCK.H * BLOCK.N)
     against_autograd(dit_block.FAMILY, replace(BLOCK, parametrization=kind, norm=norm), block)
@@ -116,12 +116,12 @@ def test_our_block_is_one_graph_with_our_kernels_in_it(monkeypatch: pytest.Monke
         return make_boxed_func(graph.forward)
 
     graph = partial(torch.compile, fullgraph=True, backend=aot_autograd(fw_compiler=backend))
-    monkeypatch.setattr(dit_block, "compiled", graph)
-    case = replace(BLOCK, C=48, norm=dit_block.Norm.rms)
+    monkeypatch.setattr(dit_block.providers, "compiled", graph)
+    case = replace(BLOCK, C=48, norm=Norm.rms)
     drawn = dit_block.FAMILY.inputs(case, Draw(case, "cpu", 1))
     names = dit_block.FAMILY.grads(case)
     found = []
-    for build in (dit_block.triton_fused, dit_block.triton_compiled):
+    for build in (dit_block.providers.triton_fused, dit_block.providers.triton_compiled):
         leaves = {n: t.detach().requires_grad_(n in names) for n, t in drawn.items()}
         y = build(case, None)(leaves)
         wanted = [leaves[name] for name in names]

@@ -9,78 +9,29 @@ fusion may gain is the share of skip and norms in its time.
 
 import math
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel
 
 from kernelbench.families import rcm_layer
-from kernelbench.families._rcm import Function, backends, coefficients, sdpa, slopes, times
-from kernelbench.families.providing import DTYPES, MAX_AUTOTUNE, compiled, no_autotuner, no_compiler
-from kernelbench.families.rcm_attention.traffic import layer_traffic, sizes
-from kernelbench.families.rcm_layer import Piece, RCMLayerCase, through_attention
-from kernelbench.families.rms_norm.traffic import f_rms_norm_passes
-from kernelbench.spec import (
-    Call,
-    Cost,
-    Device,
-    Draw,
-    Family,
-    Mode,
-    Provider,
-    Role,
-    Tensors,
-    Traffic,
-    Trial,
-    axis,
+from kernelbench.families._rcm import coefficients, slopes
+from kernelbench.families.dit_block.case import EPS, RATIO, DiTBlockCase, grads, inputs, names
+from kernelbench.families.dit_block.providers import (
+    baseline,
+    compile_block,
+    compile_max_autotune,
+    on_a_gpu,
+    triton_compiled,
+    triton_configs,
+    triton_fused,
 )
-
-RATIO = 4  # of the hidden width to C
-EPS = 1e-6
-MLP = ("w_up", "b_up", "w_down", "b_down")
-NORMS = ("w_norm1", "w_norm2")
-
-
-class Norm(StrEnum):
-    """What stands before attention and before the MLP."""
-
-    none = "none"
-    rms = "rms"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTBlockCase(RCMLayerCase):
-    """x (B,N,C), the weights of an attention and of an MLP, t (B,)."""
-
-    norm: Norm = axis("before attention and before the MLP", Norm.rms)
-
-
-def names(case: DiTBlockCase) -> tuple[str, ...]:
-    """Of the weights, in the order in which the block takes them."""
-    return (*rcm_layer.WEIGHTS, *MLP, *(NORMS if case.norm is Norm.rms else ()))
-
-
-def inputs(case: DiTBlockCase, draw: Draw) -> Tensors:
-    C, hidden = case.C, RATIO * case.C
-    found = {"x": draw(case.B, case.N, C), "t": times(draw, case.parametrization, case.B)}
-    found |= rcm_layer.weights(draw, C)
-    shapes = {"w_up": (hidden, C), "b_up": (hidden,), "w_down": (C, hidden), "b_down": (C,)}
-    for name, shape in shapes.items():
-        found[name] = draw(*shape) / math.sqrt(hidden if name == "w_down" else C)
-    for name in NORMS if case.norm is Norm.rms else ():
-        found[name] = draw(C)
-    if case.mode is not Mode.fwd:
-        # the norm before the MLP multiplies the noise of dy1 by 1/rms(y1), up to 10
-        found["grad_y"] = rcm_layer.upstream(case, draw, found, expectation=24)
-    return found
-
-
-def grads(case: DiTBlockCase) -> tuple[str, ...]:
-    return ("x", *(("t",) if case.skips else ()), *names(case))
+from kernelbench.families.dit_block.traffic import block_traffic, mlp_sizes
+from kernelbench.families.providing import no_autotuner, no_compiler
+from kernelbench.families.rcm_layer import Piece, through_attention
+from kernelbench.families.rcm_layer.providers import serves
+from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors, Trial
 
 
 def _normalise(h: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
@@ -184,138 +135,14 @@ def trials(case: DiTBlockCase) -> Mapping[str, Trial]:
     }
 
 
-def _more(case: DiTBlockCase) -> tuple[int, int, int]:
-    """Bytes of the MLP's matrices, of its biases, of the norms' weights."""
-    item, C = case.dtype.bytes, case.C
-    norms = 2 * C * item if case.norm is Norm.rms else 0
-    return 2 * RATIO * C * C * item, (RATIO + 1) * C * item, norms
-
-
 def cost(case: DiTBlockCase) -> Cost:
     """That of `rcm_layer` with the MLP's: 4·4·B·N·C² flops forward, 2 × that backward."""
     layer, forward = rcm_layer.cost(case), 4 * RATIO * case.B * case.N * case.C**2
-    w, b, norms = _more(case)
+    w, b, norms = mlp_sizes(case)
     times_forward = {Mode.fwd: 1, Mode.bwd: 2, Mode.full: 3}[case.mode]
     read = w + norms + (0 if case.mode is Mode.bwd else b)
     made = 0 if case.mode is Mode.fwd else w + b + norms
     return Cost(layer.flops + times_forward * forward, layer.read + read, layer.write + made)
-
-
-def _block(case: DiTBlockCase, attend: Function, finish: Function, norm: Function) -> Function:
-    """x, t and the weights in the order of `names`, to y."""
-    layer_of = rcm_layer.WEIGHTS
-
-    def block(x: torch.Tensor, t: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        w_qkv, b_qkv, w_proj, b_proj, w_up, b_up, w_down, b_down = weights[: len(layer_of) + 4]
-        w_norm1, w_norm2 = weights[len(layer_of) + 4 :] or (None, None)
-        h = x if w_norm1 is None else norm(x, w_norm1)
-        q, k, v = F.linear(h, w_qkv, b_qkv).unflatten(2, (3, case.H, -1)).unbind(2)
-        y1 = finish(attend(q, k, v), w_proj, b_proj, x, t)
-        n = y1 if w_norm2 is None else norm(y1, w_norm2)
-        return y1 + F.linear(F.gelu(F.linear(n, w_up, b_up), approximate="tanh"), w_down, b_down)
-
-    return block
-
-
-def _rms(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(h, (h.shape[-1],), w, EPS)
-
-
-def _spread(case: DiTBlockCase, block: Function) -> Call:
-    order = names(case)
-    return lambda a: block(a["x"], a["t"], *(a[name] for name in order))
-
-
-def baseline(case: DiTBlockCase, config: Any) -> Call:
-    """PyTorch's operators, SDPA on the backend that `backends` puts first; eager."""
-    finish = rcm_layer.skipping(case, DTYPES[case.dtype])
-    return _spread(case, _block(case, sdpa(), finish, _rms))
-
-
-def compile_block(case: DiTBlockCase, config: Any, mode: str = "default") -> Call:
-    """The whole block compiled, on the baseline's SDPA backend."""
-    finish = rcm_layer.skipping(case, torch.float32)
-    call = _spread(case, compiled(_block(case, rcm_layer.plain, finish, _rms), mode))
-
-    def on_backend(a: Tensors) -> Any:
-        with sdpa_kernel(backends(a["x"].device), set_priority=True):
-            return call(a)
-
-    return on_backend
-
-
-def compile_max_autotune(case: DiTBlockCase, config: Any) -> Call:
-    """As `compile`, its matrix products and their epilogues chosen by trial."""
-    return compile_block(case, config, MAX_AUTOTUNE)
-
-
-def _ours(case: DiTBlockCase, config: Any) -> Function:
-    from kernelbench.kernels.projection import project_and_skip
-    from kernelbench.kernels.rms_norm import rms_norm
-    from kernelbench.nn.attend import attend
-
-    kind, sigma = case.parametrization.value, case.sigma
-    finish = partial(project_and_skip, parametrization=kind, sigma_data=sigma, config=config)
-    norm: Any = partial(rms_norm, eps=EPS, casting="fp32")
-    return _block(case, attend, finish, norm)
-
-
-def triton_fused(case: DiTBlockCase, config: Any) -> Call:
-    """Our norms and our projection with the skip, our attention or PyTorch's, whichever is faster;
-    the other products and gelu are PyTorch's."""
-    return _spread(case, _ours(case, config))
-
-
-def triton_compiled(case: DiTBlockCase, config: Any) -> Call:
-    """`triton_fused` inside torch.compile: our kernels are operators of its graph, and what lies
-    between them is Inductor's to fuse."""
-    return _spread(case, compiled(_ours(case, config)))
-
-
-def on_a_gpu(case: DiTBlockCase, device: Device) -> str | None:
-    if device.kind == "cpu":
-        return "what torch.compile makes of interpreted kernels tells nothing"
-    return rcm_layer.serves(case, device)
-
-
-def triton_configs(case: DiTBlockCase, device: Device) -> tuple[Any, ...]:
-    return rcm_layer.triton_configs(case, device)
-
-
-_UP_AND_DOWN = (("n", 1, 0), ("u", 4, 4), ("g", 4, 4), ("y1", 1, 0), ("y", 0, 1))
-_BACK = (  # of down, gelu and up
-    ("grad_y", 2, 0), ("dg", 4, 4), ("g", 4, 0), ("u", 4, 0), ("du", 8, 4), ("n", 1, 0),
-    ("dn", 1, 1), ("du, db", 4, 0), ("grad_y, db", 1, 0),
-)  # fmt: skip
-_SUM_BACK = (("grad_y", 1, 0), ("dy1", 0, 1))
-
-
-def _traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
-    """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there.
-
-    As measured in `rcm_layer`, biases are summed by kernels of their own. Not measured: matrix
-    products of the MLP are taken to read each operand once, compiled norms h and dn once, too.
-    """
-    u = sizes(case)[0]
-    w, b, norms = _more(case)
-    weights = names(case)[len(rcm_layer.WEIGHTS) :]
-    fused = back == "back kernel"
-    rows: list[tuple[str, int, int]] = []
-    found = [*layer_traffic(kind, back, case)]
-    if case.mode is not Mode.bwd:
-        rows += _UP_AND_DOWN if fused else (*_UP_AND_DOWN, ("down", 1, 1))
-        if norms:
-            rows += [("norm1", 1, 1), ("norm2", 0 if fused else 1, 1)]
-        found.append(Traffic(", ".join(weights), w + b + norms))
-    if case.mode is not Mode.fwd:
-        rows += _BACK if fused else (*_BACK, *_SUM_BACK)
-        if norms:
-            passes = f_rms_norm_passes(case.C, case.dtype.bytes) if back == "back eager" else 1
-            read = 2 * passes
-            rows += [("norm1, backward", read, 1), ("norm2, backward", read, 1)]
-        found.append(Traffic(", ".join(weights), w + norms))
-        found.append(Traffic(", ".join(f"d{name}" for name in weights), write=w + b + norms))
-    return (*found, *(Traffic(name, read * u, write * u) for name, read, write in rows))
 
 
 def _check(B: int, N: int, C: int, H: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:
@@ -328,6 +155,7 @@ CHECKS = (
     *_check(2, 9, 32, 2, "fp32 fp16", "full", norm="none", parametrization="trigflow"),
     *_check(1, 9, 48, 3, "fp32", "full", parametrization="none"),
 )
+
 
 FAMILY = Family(
     name="dit_block",
@@ -342,36 +170,39 @@ FAMILY = Family(
     checks=CHECKS,
     providers=(
         Provider(
-            "baseline", Role.baseline, baseline, traffic=partial(_traffic, "eager", "back eager")
+            "baseline",
+            Role.baseline,
+            baseline,
+            traffic=partial(block_traffic, "eager", "back eager"),
         ),
         Provider(
             "compile",
             Role.torch_fused,
             compile_block,
-            traffic=partial(_traffic, "kernel", "back kernel"),
+            traffic=partial(block_traffic, "kernel", "back kernel"),
             unsupported=no_compiler,
         ),
         Provider(
             "compile_max_autotune",
             Role.torch_fused,
             compile_max_autotune,
-            traffic=partial(_traffic, "kernel", "back kernel"),
+            traffic=partial(block_traffic, "kernel", "back kernel"),
             unsupported=no_autotuner,
         ),
         Provider(
             "triton_fused",
             Role.triton_fused,
             triton_fused,
-            traffic=partial(_traffic, "epilogue", "back ours"),
+            traffic=partial(block_traffic, "epilogue", "back ours"),
             configs=triton_configs,
             requires=("triton",),
-            unsupported=rcm_layer.serves,
+            unsupported=serves,
         ),
         Provider(
             "triton_compiled",
             Role.ablation,
             triton_compiled,
-            traffic=partial(_traffic, "epilogue", "back ours"),
+            traffic=partial(block_traffic, "epilogue", "back ours"),
             configs=triton_configs,
             requires=("triton",),
             unsupported=on_a_gpu,

@@ -31,8 +31,6 @@ FP8_ON_OUTLIERS = "FP8 rounds the largest scores by more than 1, so that rows ge
 OUTLIERS_ERROR = 0.7  # likewise where one value in 1024 is a hundred times as large
 E4M3 = torch.float8_e4m3fn
 EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
-
-
 PACKED = ("q8", "k8", "v8", "q_scale", "k_scale", "v_scale")
 
 

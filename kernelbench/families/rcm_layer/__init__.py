@@ -12,111 +12,32 @@ Song, sCM, 2024 (`trigflow`).
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel
 
-from kernelbench.families._rcm import (
-    SIGMA,
-    Function,
-    Parametrization,
-    backends,
-    coefficients,
-    probabilities,
-    sdpa,
-    skip,
-    slopes,
-    times,
+from kernelbench.families._rcm import coefficients, probabilities, slopes
+from kernelbench.families.providing import no_autotuner, no_compiler
+from kernelbench.families.rcm_layer.case import WEIGHTS, RCMLayerCase, grads, inputs
+from kernelbench.families.rcm_layer.providers import (
+    baseline,
+    compile_layer,
+    compile_max_autotune,
+    ours,
+    serves,
+    triton_configs,
 )
-from kernelbench.families.providing import DTYPES, MAX_AUTOTUNE, compiled, no_autotuner, no_compiler
-from kernelbench.families.rcm_attention.traffic import layer_traffic, sizes
-from kernelbench.spec import (
-    Call,
-    Case,
-    Cost,
-    Device,
-    Draw,
-    DType,
-    Family,
-    Mode,
-    Provider,
-    Role,
-    Tensors,
-    Trial,
-    axis,
-)
+from kernelbench.families.rcm_layer.traffic import layer_traffic, sizes
+from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors, Trial
 
 ORACLE_ELEMENTS = 1 << 26  # scores of one chunk: 512 MiB a tensor in fp64
-WEIGHTS = ("w_qkv", "b_qkv", "w_proj", "b_proj")
+
+
 Piece = tuple[Any, ...]
+
+
 Finish = Callable[[slice, torch.Tensor], Generator[Piece, None, torch.Tensor | None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RCMLayerCase(Case):
-    """x (B,N,C), weights (3C,C) and (C,C), t (B,)."""
-
-    B: int = axis("batch")
-    N: int = axis("tokens")
-    C: int = axis("channels")
-    H: int = axis("heads")
-    parametrization: Parametrization = axis("c_skip and c_out of t", Parametrization.edm)
-    sigma_data: float = axis("standard deviation of the data; 0 is the parametrization's own", 0.0)
-
-    def __post_init__(self) -> None:
-        if min(self.B, self.N, self.C, self.H) < 1 or self.C % self.H:
-            raise ValueError("B, N, C and H must be at least 1, and C a multiple of H")
-        if not 0 <= self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive, or 0, got {self.sigma_data}")
-        if self.parametrization is Parametrization.trigflow and self.sigma != 1:
-            raise ValueError(f"trigflow is defined for sigma_data 1, got {self.sigma_data}")
-
-    @property
-    def sigma(self) -> float:
-        """sigma_data, or what the parametrization's authors use."""
-        return self.sigma_data or SIGMA[self.parametrization]
-
-    @property
-    def skips(self) -> bool:
-        """Whether t and the skip take part: not with `none`."""
-        return self.parametrization is not Parametrization.none
-
-
-def weights(draw: Draw, C: int) -> dict[str, Any]:
-    """Drawn as wide as nn.Linear's, so that activations keep their size."""
-    shapes = {"w_qkv": (3 * C, C), "b_qkv": (3 * C,), "w_proj": (C, C), "b_proj": (C,)}
-    return {name: draw(*shape) / math.sqrt(C) for name, shape in shapes.items()}
-
-
-def upstream(case: RCMLayerCase, draw: Draw, a: Tensors, expectation: float = 6) -> Any:
-    """A draw, with a little of x and of b_proj in it, so that dt means something.
-
-    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F: with a dy that knows neither, both sums are noise of
-    √(NC) that may cancel to nothing, where rounding alone would look like an error. They are given
-    expectations of 6 and ∓6 (trigflow: 12) times √(NC), with which the two terms add up.
-    expectation: instead of that 6.
-    """
-    trigflow = case.parametrization is Parametrization.trigflow
-    toward_x = expectation / math.sqrt(case.N * case.C)
-    toward_b = (2 if trigflow else -1) * expectation * math.sqrt(case.C / case.N)
-    wide = draw(case.B, case.N, case.C) + toward_x * a["x"].float() + toward_b * a["b_proj"].float()
-    return wide.to(draw.dtype)
-
-
-def inputs(case: RCMLayerCase, draw: Draw) -> Tensors:
-    found = {"x": draw(case.B, case.N, case.C), "t": times(draw, case.parametrization, case.B)}
-    found |= weights(draw, case.C)
-    if case.mode is not Mode.fwd:
-        found["grad_y"] = upstream(case, draw, found)
-    return found
-
-
-def grads(case: RCMLayerCase) -> tuple[str, ...]:
-    return ("x", "t", *WEIGHTS) if case.skips else ("x", *WEIGHTS)
 
 
 def through_attention(
@@ -214,100 +135,6 @@ def cost(case: RCMLayerCase) -> Cost:
     return Cost(forward + backward, 2 * u + w + b + t, made + u)
 
 
-def joined(H: int, attend: Function, finish: Function) -> Function:
-    """The layer of attention on views of a packed qkv and what makes y of A, x and t."""
-
-    def layer(
-        x: torch.Tensor,
-        t: torch.Tensor,
-        w_qkv: torch.Tensor,
-        b_qkv: torch.Tensor,
-        w_proj: torch.Tensor,
-        b_proj: torch.Tensor,
-    ) -> torch.Tensor:
-        q, k, v = F.linear(x, w_qkv, b_qkv).unflatten(2, (3, H, -1)).unbind(2)
-        return finish(attend(q, k, v), w_proj, b_proj, x, t)
-
-    return layer
-
-
-def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """SDPA on whatever backend the context that it is traced in puts first."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(2)
-
-
-def skipping(case: RCMLayerCase, dtype: torch.dtype) -> Function:
-    """PyTorch's projection, then the skip in a dtype (see `_rcm.skip`), if there is one."""
-    mix = skip(case.parametrization, case.sigma, dtype)
-
-    def finish(a: Any, w: Any, b: Any, x: Any, t: Any) -> torch.Tensor:
-        f = F.linear(a, w, b)
-        return mix(f, x, t) if case.skips else f
-
-    return finish
-
-
-def _spread(layer: Function) -> Call:
-    return lambda a: layer(a["x"], a["t"], *(a[name] for name in WEIGHTS))
-
-
-def _on_backend(graph: Function) -> Call:
-    """Traced and run where the baseline's SDPA backend is first."""
-
-    def call(a: Tensors) -> torch.Tensor:
-        with sdpa_kernel(backends(a["x"].device), set_priority=True):
-            return graph(a["x"], a["t"], *(a[name] for name in WEIGHTS))
-
-    return call
-
-
-def baseline(case: RCMLayerCase, config: Any) -> Call:
-    """F.linear, SDPA on the backend that `backends` puts first, F.linear, the skip; eager."""
-    return _spread(joined(case.H, sdpa(), skipping(case, DTYPES[case.dtype])))
-
-
-def compile_layer(case: RCMLayerCase, config: Any) -> Call:
-    """The whole layer compiled, on the baseline's SDPA backend."""
-    return _on_backend(compiled(joined(case.H, plain, skipping(case, torch.float32))))
-
-
-def compile_max_autotune(case: RCMLayerCase, config: Any) -> Call:
-    """As `compile`, its matrix products and their epilogues chosen by trial."""
-    layer = joined(case.H, plain, skipping(case, torch.float32))
-    return _on_backend(compiled(layer, MAX_AUTOTUNE))
-
-
-def _ours(fused: bool) -> Callable[[RCMLayerCase, Any], Call]:
-    """Our projection; attention by our kernel or PyTorch's, whichever is faster there."""
-
-    def build(case: RCMLayerCase, config: Any) -> Call:
-        from kernelbench.kernels import projection
-        from kernelbench.nn.attend import attend
-
-        whole, apart = projection.project_and_skip, projection.project_and_skip_unfused
-        kind, sigma = case.parametrization.value, case.sigma
-        options = {"parametrization": kind, "sigma_data": sigma, "config": config}
-        return _spread(joined(case.H, attend, partial(whole if fused else apart, **options)))
-
-    return build
-
-
-def triton_configs(case: RCMLayerCase, device: Device) -> tuple[Any, ...]:
-    from kernelbench.kernels.projection import configs
-
-    M, C, item = case.B * case.N, case.C, case.dtype.bytes
-    found = configs(M, C, C, arch=device.arch, itemsize=item, N=case.N)
-    return found[:1] if case.mode is Mode.bwd else found
-
-
-def serves(case: Case, device: Device) -> str | None:
-    if case.dtype is DType.tf32:
-        return "our kernels multiply fp32 exactly, never as TF32"
-    return None
-
-
 def _check(B: int, N: int, C: int, H: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:
     kinds = {"dtype": dtypes.split(), "mode": modes.split()}
     return [*RCMLayerCase.grid(B=B, N=N, C=C, H=H, **kinds, **axes)]
@@ -347,7 +174,7 @@ FAMILY = Family(
                   unsupported=no_compiler),
         _provider("compile_max_autotune", Role.torch_fused, compile_max_autotune, "kernel",
                   "kernel", unsupported=no_autotuner),
-        _provider("triton_fused", Role.triton_fused, _ours(fused=True), "epilogue", "ours"),
-        _provider("triton_unfused", Role.ablation, _ours(fused=False), "kernel", "ours"),
+        _provider("triton_fused", Role.triton_fused, ours(fused=True), "epilogue", "ours"),
+        _provider("triton_unfused", Role.ablation, ours(fused=False), "kernel", "ours"),
     ),
 )  # fmt: skip

@@ -7,23 +7,14 @@ the norm is that of r'. Reference: Zhang and Sennrich, Root Mean Square Layer No
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import cache, partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from kernelbench.families.providing import (
-    MAX_AUTOTUNE,
-    compiled,
-    eager_traffic,
-    no_autotuner,
-    no_compiler,
-    pushed,
-)
+from kernelbench.families.providing import no_autotuner, no_compiler
+from kernelbench.families.rms_norm.case import Casting, RMSNormCase, grads, inputs, outputs
 from kernelbench.families.rms_norm.peers import (
     liger,
     liger_serves,
@@ -31,76 +22,25 @@ from kernelbench.families.rms_norm.peers import (
     quack_serves,
     quack_tuned,
 )
+from kernelbench.families.rms_norm.providers import (
+    compile_eager,
+    compile_max_autotune,
+    eager,
+    rounds_once,
+    torch_fused,
+    traffic_of_eager,
+    triton_configs,
+    triton_fused,
+)
 from kernelbench.families.rms_norm.traffic import (
     compiled_traffic,
     f_rms_norm_traffic,
     fused_traffic,
     ours_traffic,
 )
-from kernelbench.spec import (
-    Call,
-    Case,
-    Cost,
-    Device,
-    Draw,
-    DType,
-    Family,
-    Mode,
-    Provider,
-    Role,
-    Tensors,
-    Traffic,
-    Trial,
-    axis,
-)
+from kernelbench.spec import Cost, DType, Family, Mode, Provider, Role, Tensors, Trial
 
 ORACLE_ELEMENTS = 1 << 26  # of one chunk: 512 MiB a tensor in fp64
-
-
-class Casting(StrEnum):
-    """Where values are rounded to the input dtype."""
-
-    fp32 = "fp32"
-    llama = "llama"
-    gemma = "gemma"
-    none = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RMSNormCase(Case):
-    """M rows of N."""
-
-    M: int = axis("rows (tokens)")
-    N: int = axis("columns (hidden size)")
-    eps: float = axis("added to the mean square", 1e-6)
-    casting: Casting = axis("where values are rounded", Casting.fp32)
-    residual: bool = axis("add a residual first, and return the sum, too", False)
-
-    def __post_init__(self) -> None:
-        if self.M < 1 or self.N < 1:
-            raise ValueError(f"M and N must be at least 1, got M={self.M}, N={self.N}")
-
-
-def inputs(case: RMSNormCase, draw: Draw) -> Tensors:
-    found = {"x": draw(case.M, case.N), "weight": draw(case.N)}
-    if case.residual:
-        found["residual"] = draw(case.M, case.N)
-    if case.mode.graded:
-        for name in outputs(case):
-            found[f"grad_{name}"] = draw(case.M, case.N)
-    if case.mode is Mode.jvp:
-        found |= {f"tangent_{name}": draw(*found[name].shape) for name in grads(case)}
-    return found
-
-
-def outputs(case: RMSNormCase) -> tuple[str, ...]:
-    found = ("y", "r") if case.residual else ("y",)
-    pushed_on = tuple(f"tangent_{name}" for name in found) if case.mode is Mode.jvp else ()
-    return found + pushed_on
-
-
-def grads(case: RMSNormCase) -> tuple[str, ...]:
-    return ("x", "weight", "residual") if case.residual else ("x", "weight")
 
 
 def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
@@ -194,115 +134,6 @@ def cost(case: RMSNormCase) -> Cost:
     )
 
 
-def _eager(casting: Casting, residual: bool, eps: float) -> Callable[..., Any]:
-    """RMSNorm as people write it in PyTorch."""
-
-    def norm(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if casting is Casting.none:
-            return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * weight
-        wide = h.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        if casting is Casting.llama:
-            return weight * wide.to(h.dtype)
-        if casting is Casting.gemma:
-            return (wide * (1.0 + weight.float())).to(h.dtype)
-        return (wide * weight.float()).to(h.dtype)
-
-    def add_norm(
-        x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h = x + r
-        return norm(h, weight), h
-
-    return add_norm if residual else norm
-
-
-def _spread(case: RMSNormCase, function: Callable[..., Any]) -> Call:
-    def plain(a: Tensors) -> Any:
-        return function(a["x"], a["weight"])
-
-    def added(a: Tensors) -> Any:
-        return function(a["x"], a["weight"], a["residual"])
-
-    call = added if case.residual else plain
-    return pushed(call, grads(case)) if case.mode is Mode.jvp else call
-
-
-def _compiled(case: RMSNormCase, function: Callable[..., Any], mode: str = "default") -> Call:
-    if case.mode is Mode.jvp:
-        return compiled(_spread(case, function), mode)
-    return _spread(case, compiled(function, mode))
-
-
-def eager(case: RMSNormCase, config: Any) -> Call:
-    return _spread(case, _eager(case.casting, case.residual, case.eps))
-
-
-def compile_eager(case: RMSNormCase, config: Any) -> Call:
-    return _compiled(case, _eager(case.casting, case.residual, case.eps))
-
-
-def compile_max_autotune(case: RMSNormCase, config: Any) -> Call:
-    """As `compile`, its kernels chosen by trial."""
-    return _compiled(case, _eager(case.casting, case.residual, case.eps), MAX_AUTOTUNE)
-
-
-def torch_fused(case: RMSNormCase, config: Any) -> Call:
-    """F.rms_norm, which rounds once; after an add when there is a residual."""
-    shape, eps = (case.N,), case.eps
-
-    def add_norm(
-        x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h = x + r
-        return F.rms_norm(h, shape, weight, eps), h
-
-    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, shape, weight, eps)
-
-    return _spread(case, add_norm if case.residual else norm)
-
-
-def rounds_once(case: RMSNormCase, device: Device) -> str | None:
-    """F.rms_norm answers `fp32`, and `llama` with one rounding less."""
-    if case.casting in (Casting.fp32, Casting.llama):
-        return None
-    return f"F.rms_norm has no casting={case.casting}"
-
-
-def triton_fused(case: RMSNormCase, config: Any) -> Call:
-    from kernelbench.kernels.rms_norm import rms_norm
-
-    eps, casting = case.eps, case.casting.value
-
-    def add_norm(x: torch.Tensor, weight: torch.Tensor, r: torch.Tensor) -> Any:
-        return rms_norm(x, weight, eps, residual=r, casting=casting, config=config)
-
-    norm = partial(rms_norm, eps=eps, casting=casting, config=config)
-    return _spread(case, add_norm if case.residual else norm)
-
-
-def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:
-    from kernelbench.kernels.rms_norm import configs
-
-    return configs(
-        case.M,
-        case.N,
-        arch=device.arch,
-        mode="fwd" if case.mode is Mode.jvp else case.mode.value,
-        itemsize=case.dtype.bytes,
-        residual=case.residual,
-        sms=device.sms or None,
-    )
-
-
-@cache
-def _traffic_of_eager(case: RMSNormCase) -> tuple[Traffic, ...]:
-    """One operator of the backward, pow(h, 1), is a copy by the driver: it moves what its row says,
-    but profilers of kernels do not see it (512 of 7936 MiB at (16384, 8192))."""
-    return eager_traffic(case, inputs, eager(case, None), outputs(case), grads(case))
-
-
 def _check(M: int, N: int, **axes: Any) -> list[RMSNormCase]:
     return [
         RMSNormCase(M=M, N=N, mode=mode, dtype=dtype, **axes)
@@ -324,6 +155,7 @@ CHECKS = (
     RMSNormCase(M=4, N=257, dtype=DType.fp16, mode=Mode.jvp, residual=True, casting=Casting.gemma),
 )
 
+
 FAMILY = Family(
     name="rms_norm",
     title="RMSNorm, optionally with a fused residual add",
@@ -337,7 +169,7 @@ FAMILY = Family(
     checks=CHECKS,
     modes=tuple(Mode),
     providers=(
-        Provider("eager", Role.baseline, eager, traffic=_traffic_of_eager),
+        Provider("eager", Role.baseline, eager, traffic=traffic_of_eager),
         Provider("torch_fused", Role.torch_fused, torch_fused, traffic=f_rms_norm_traffic,
                  unsupported=rounds_once),
         Provider("compile", Role.torch_fused, compile_eager, traffic=compiled_traffic,
