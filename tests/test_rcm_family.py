@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from kernelbench import families, suite
-from kernelbench.families import _rcm
 from kernelbench.families import rcm_attention as family
 from kernelbench.families._rcm import Parametrization
 from kernelbench.families.rcm_attention import FAMILY, RCMAttentionCase
 from kernelbench.measure.inputs import Draw
+from kernelbench.nn.sdpa import backends
 from kernelbench.spec import Cost, Device, Distribution, DType, Mode
 
 KINDS = list(Parametrization)
@@ -343,7 +343,7 @@ def test_sigma_is_the_parametrizations_own_unless_given() -> None:
 
 def test_backends_are_in_order() -> None:
     """Without a GPU the order is that of Hopper; PyTorch takes the first that can run."""
-    order = _rcm.backends(torch.device("cpu"))
+    order = backends(torch.device("cpu"))
     assert order == [
         SDPBackend.CUDNN_ATTENTION,
         SDPBackend.FLASH_ATTENTION,

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable
 from enum import StrEnum
-from functools import cache
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernelbench.nn.sdpa import sdpa
 from kernelbench.spec import Draw
 
 CM_EPSILON = 0.002  # the smallest t of a consistency model
@@ -74,29 +73,9 @@ def probabilities(q: torch.Tensor, k: torch.Tensor, first: int, causal: bool) ->
     return scores.softmax(-1)
 
 
-@cache
-def backends(device: torch.device) -> list[SDPBackend]:
-    """SDPA's backends, best first; PyTorch takes the first that can run a case.
-
-    cuDNN on Hopper and newer for bf16 and fp16 (flash before it on older GPUs, as in PyTorch's own
-    order); fp32 has the memory-efficient one, in IEEE precision, on a GPU.
-    """
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-        order.reverse()
-    return [*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def sdpa(causal: bool = False) -> Function:
-    """Attention of q, k, v (B,N,H,D) on the best backend, on views of them."""
-
-    def attend(*qkv: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in qkv)
-        with sdpa_kernel(backends(q.device), set_priority=True):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return out.transpose(1, 2).flatten(2)
-
-    return attend
+def attention(causal: bool = False) -> Function:
+    """PyTorch's, of q, k, v (B,N,H,D) on the best backend, on views of them."""
+    return partial(sdpa, causal=causal)
 
 
 def skip(kind: Parametrization, sigma: float, dtype: torch.dtype) -> Function:

@@ -8,13 +8,12 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernelbench.kernels.launch import arch_of, refusal
 from kernelbench.kernels.operators import graded
 from kernelbench.kernels.rcm_attention import configs, rcm_attention
+from kernelbench.nn.sdpa import sdpa
 
 Attention = Literal["triton", "sdpa"]
 
@@ -26,14 +25,6 @@ _FASTEST: dict[tuple[str, int, bool], Attention] = {
     ("sm_90", 64, True): "triton",
     ("sm_90", 128, True): "sdpa",
 }
-_LATER = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_LATER]
-_FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_LATER]
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
-def _prefers_cudnn(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
@@ -78,15 +69,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         traced: Tensor = _traced(q, k, v)
         return traced
     return rcm_attention(q, k, v, None, None, parametrization="none")
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention: cuDNN's first from sm_90 on, before that flash."""
-    order = _CUDNN_FIRST if _prefers_cudnn(q.device) else _FLASH_FIRST
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    with sdpa_kernel(order, set_priority=True):
-        a = F.scaled_dot_product_attention(q, k, v)
-    return a.transpose(1, 2).flatten(2)
 
 
 @torch.library.custom_op("kernelbench::attend", mutates_args=())

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.projection import DTYPES, project_and_skip
 from kernelbench.kernels.rcm import formula_of
-from kernelbench.nn.attend import attend, sdpa
+from kernelbench.nn.attend import attend
+from kernelbench.nn.sdpa import sdpa
 from kernelbench.nn.skip import coefficients, skip
 
 Implementation = Literal["auto", "eager", "triton", "triton_int8"]

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
-from kernelbench.families._rcm import Function, backends, sdpa
+from kernelbench.families._rcm import Function, attention
 from kernelbench.families.dit_block.case import EPS, DiTBlockCase, names
 from kernelbench.families.providing import DTYPES, MAX_AUTOTUNE, compiled
 from kernelbench.families.rcm_layer import providers as layer
 from kernelbench.families.rcm_layer.case import WEIGHTS
+from kernelbench.nn.sdpa import backends, unordered_sdpa
 from kernelbench.spec import Call, Device, Tensors
 
 
@@ -43,13 +44,13 @@ def _spread(case: DiTBlockCase, block: Function) -> Call:
 def baseline(case: DiTBlockCase, config: Any) -> Call:
     """PyTorch's operators, SDPA on the backend that `backends` puts first; eager."""
     finish = layer.skipping(case, DTYPES[case.dtype])
-    return _spread(case, _block(case, sdpa(), finish, _rms))
+    return _spread(case, _block(case, attention(), finish, _rms))
 
 
 def compile_block(case: DiTBlockCase, config: Any, mode: str = "default") -> Call:
     """The whole block compiled, on the baseline's SDPA backend."""
     finish = layer.skipping(case, torch.float32)
-    call = _spread(case, compiled(_block(case, layer.plain, finish, _rms), mode))
+    call = _spread(case, compiled(_block(case, unordered_sdpa, finish, _rms), mode))
 
     def on_backend(a: Tensors) -> Any:
         with sdpa_kernel(backends(a["x"].device), set_priority=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.families._rcm import Function, probabilities, sdpa, skip
+from kernelbench.families._rcm import Function, attention, probabilities, skip
 from kernelbench.families.providing import DTYPES, MAX_AUTOTUNE, compiled, eager_traffic
 from kernelbench.families.rcm_attention.case import RCMAttentionCase, grads, inputs
 from kernelbench.spec import Call, Device, DType, Mode, Traffic
@@ -29,21 +29,23 @@ def _joined(case: RCMAttentionCase, attend: Function, mix: Function) -> Call:
 def baseline(case: RCMAttentionCase, config: Any) -> Call:
     """SDPA on the backend that `backends` puts first (cuDNN on Hopper), then the skip, eager."""
     return _joined(
-        case, sdpa(case.causal), skip(case.parametrization, case.sigma, DTYPES[case.dtype])
+        case, attention(case.causal), skip(case.parametrization, case.sigma, DTYPES[case.dtype])
     )
 
 
 def torch_fused(case: RCMAttentionCase, config: Any) -> Call:
     """The same SDPA, then one compiled kernel."""
     return _joined(
-        case, sdpa(case.causal), compiled(skip(case.parametrization, case.sigma, torch.float32))
+        case,
+        attention(case.causal),
+        compiled(skip(case.parametrization, case.sigma, torch.float32)),
     )
 
 
 def compile_max_autotune(case: RCMAttentionCase, config: Any) -> Call:
     """As `torch_fused`, its kernel chosen by trial."""
     mix = skip(case.parametrization, case.sigma, torch.float32)
-    return _joined(case, sdpa(case.causal), compiled(mix, MAX_AUTOTUNE))
+    return _joined(case, attention(case.causal), compiled(mix, MAX_AUTOTUNE))
 
 
 def naive(case: RCMAttentionCase, config: Any) -> Call:

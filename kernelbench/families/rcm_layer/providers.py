@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
-from kernelbench.families._rcm import Function, backends, sdpa, skip
+from kernelbench.families._rcm import Function, attention, skip
 from kernelbench.families.providing import DTYPES, MAX_AUTOTUNE, compiled
 from kernelbench.families.rcm_layer.case import WEIGHTS, RCMLayerCase
+from kernelbench.nn.sdpa import backends, unordered_sdpa
 from kernelbench.spec import Call, Case, Device, DType, Mode, Tensors
 
 
@@ -29,13 +30,6 @@ def joined(H: int, attend: Function, finish: Function) -> Function:
         return finish(attend(q, k, v), w_proj, b_proj, x, t)
 
     return layer
-
-
-def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """SDPA on whatever backend the context that it is traced in puts first."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(2)
 
 
 def skipping(case: RCMLayerCase, dtype: torch.dtype) -> Function:
@@ -65,17 +59,17 @@ def _on_backend(graph: Function) -> Call:
 
 def baseline(case: RCMLayerCase, config: Any) -> Call:
     """F.linear, SDPA on the backend that `backends` puts first, F.linear, the skip; eager."""
-    return _spread(joined(case.H, sdpa(), skipping(case, DTYPES[case.dtype])))
+    return _spread(joined(case.H, attention(), skipping(case, DTYPES[case.dtype])))
 
 
 def compile_layer(case: RCMLayerCase, config: Any) -> Call:
     """The whole layer compiled, on the baseline's SDPA backend."""
-    return _on_backend(compiled(joined(case.H, plain, skipping(case, torch.float32))))
+    return _on_backend(compiled(joined(case.H, unordered_sdpa, skipping(case, torch.float32))))
 
 
 def compile_max_autotune(case: RCMLayerCase, config: Any) -> Call:
     """As `compile`, its matrix products and their epilogues chosen by trial."""
-    layer = joined(case.H, plain, skipping(case, torch.float32))
+    layer = joined(case.H, unordered_sdpa, skipping(case, torch.float32))
     return _on_backend(compiled(layer, MAX_AUTOTUNE))
 
 
