@@ -16,7 +16,7 @@ Nothing returns to the host in between.
 Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +30,6 @@ from kernelbench.kernels.launch import (
     arch_of,
     ceil_div,
     check_device,
-    check_powers_of_2,
     on_device,
     packed_rows,
     power_of_2,
@@ -62,6 +61,8 @@ from kernelbench.kernels.rcm_attention import (
     _tile_of_head,
     _visible,
 )
+from kernelbench.kernels.rcm_int8 import hopper
+from kernelbench.kernels.rcm_int8.packed import Packed, RcmInt8Config
 from kernelbench.kernels.sharding import WHOLE, optional, sharded
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -499,36 +500,6 @@ def _attend(
     _store_tile(y_ptr, y_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
-@dataclass(frozen=True)
-class RcmInt8Config:
-    """How the kernels cut up their work. Blocks and warps are powers of two.
-
-    block_m, block_n: query rows of a program, at least 16, and keys it takes at a time, at least
-        32, in a software pipeline of `stages`. Each block of q and of k has a scale.
-    warps: of an attention program.
-    biased: scores become floating point by the bits that the products start with, instead of by
-        a conversion; the numbers are the same but for rounding in fp32.
-    quantise_warps: of a program of the other two kernels.
-    hopper: attention by `hopper`, on sm_90 and for tensors that it `suits`.
-    """
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-    biased: bool = False
-    quantise_warps: int = 8
-    hopper: bool = False
-
-    def __post_init__(self) -> None:
-        check_powers_of_2(self, "block_m", "block_n", "warps", "quantise_warps")
-        for name, least in (("block_m", 16), ("block_n", 32)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"RcmInt8Config: {name} is {getattr(self, name)}, but a dot takes {least}"
-                )
-
-
 _Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, biased
 # By the head size of the buffers, on sm_90 and elsewhere.
 _TABLE: dict[tuple[int, bool], tuple[_Tile, ...]] = {
@@ -587,34 +558,6 @@ def _value_dtype(arch: str) -> torch.dtype:
     """Of weights and v as they are multiplied: FP8 where there are such products."""
     has_fp8 = arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 89
     return torch.float8_e4m3fn if has_fp8 else torch.float16
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What attention reads of q, k and v, made by `prepack`; all tensors are contiguous.
-
-    q8, k8: INT8 (G,·,E), rows up to whole blocks and channels up to E being 0.
-    v8: (G,T,E,block_n), tiles of transposed v of which each channel is scaled to 448 at most.
-    q_scale, k_scale: fp32 (G,tiles), of blocks; q_scale has scale·log2 e in it.
-    v_scale: fp32 (G,E). permuted: whether the keys of a tile of v8 lie in the order of
-        `_quantise_pairs`, which FP8 products want.
-    dtype, B, N, H, D: of q. scale: of the scores.
-    """
-
-    q8: Tensor
-    k8: Tensor
-    v8: Tensor
-    q_scale: Tensor
-    k_scale: Tensor
-    v_scale: Tensor
-    permuted: bool
-    dtype: torch.dtype
-    B: int
-    N: int
-    H: int
-    D: int
-    scale: float
-    config: RcmInt8Config
 
 
 def _empty_packed(q: Tensor, scale: float, config: RcmInt8Config, arch: str) -> Packed:
@@ -758,11 +701,8 @@ def _attend_launch(
     packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, formula: RcmFormula, arch: str
 ) -> Launch:
     """By the kernel that the config asks for, if it takes these tensors and runs there."""
-    if packed.config.hopper and arch == "sm_90":
-        from kernelbench.kernels.rcm_int8 import hopper
-
-        if hopper.suits(packed, x, y):
-            return hopper.attend_launch(packed, x, t, y, formula=formula, tile=hopper.TILE)
+    if packed.config.hopper and arch == "sm_90" and hopper.suits(packed, x, y):
+        return hopper.attend_launch(packed, x, t, y, formula=formula, tile=hopper.TILE)
     return attend_launch(packed, x, t, y, formula=formula)
 
 

@@ -29,7 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
 from kernelbench.kernels.rcm_attention_hopper import _of_heads
-from kernelbench.kernels.rcm_int8 import Packed
+from kernelbench.kernels.rcm_int8.packed import Packed
 
 _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
