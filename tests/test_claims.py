@@ -18,7 +18,7 @@ from rich.console import Console
 from test_metrics import MIB, error, fused, ours, record, timing
 
 from kernelbench import claims, store
-from kernelbench.claims import Row, Verdict, arithmetic
+from kernelbench.claims import ClaimRow, Verdict, arithmetic
 from kernelbench.claims.verdicts import judged
 from kernelbench.claims.words import Fault
 from kernelbench.numbers.statistics import Interval
@@ -52,7 +52,7 @@ def text(*lines: str, hardware: str = "H200", more: str = "") -> str:
 
 def judge(
     line: str, *records: RunRecord, measured: Any = (), hardware: str = "H200", more: str = ""
-) -> Row:
+) -> ClaimRow:
     """The row of one claim."""
     file = claims.parse(text(line, hardware=hardware, more=more), "f.yaml")
     [row] = claims.rows(records, [file], measured)
@@ -403,7 +403,7 @@ def test_what_an_h200_was_seen_to_do() -> None:
     assert long.found.run_id == LAYER.name
 
 
-def shown(rows: list[Row], width: int) -> list[str]:
+def shown(rows: list[ClaimRow], width: int) -> list[str]:
     out = io.StringIO()
     claimed.render(rows, Console(file=out, width=width, color_system=None))
     return out.getvalue().splitlines()

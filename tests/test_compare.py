@@ -26,7 +26,7 @@ from kernelbench.cli import app
 from kernelbench.compare import formats, noise, tables, telling
 from kernelbench.compare.attribution import other_card
 from kernelbench.compare.gate import FAIL_ON, KINDS, Gate, gate_of
-from kernelbench.compare.rows import Comparison, Row, Verdict
+from kernelbench.compare.rows import Change, Comparison, RowChange
 from kernelbench.compare.sides import Run, Side, read_runs
 from kernelbench.compare.verdicts import compare
 from kernelbench.numbers.significance import false_discovery, t_reach, two_sided_p
@@ -69,7 +69,7 @@ def side(name: str, *runs: list[RunRecord], **facts: Any) -> Side:
     return Side(name, tuple(Run(Path(f"{name}{n}"), known, tuple(r)) for n, r in enumerate(runs)))
 
 
-def row(found: Comparison, provider: str = "triton") -> Row:
+def row(found: Comparison, provider: str = "triton") -> RowChange:
     return next(r for r in found.rows if r.provider == provider)
 
 
@@ -111,8 +111,8 @@ def test_real_runs_of_one_build_raise_no_alarm(real: tuple[Run, ...], runs_a_sid
     assert len(splits) == {1: 15, 2: 45, 3: 10}[runs_a_side]
     found = [compare(Side("a", some), Side("b", others)) for some, others in splits]
     verdicts = Counter(r.verdict for one in found for r in one.rows)
-    assert set(verdicts) == {Verdict.same, Verdict.unsure}
-    assert verdicts[Verdict.same] > {1: 0.45, 2: 0.65, 3: 0.65}[runs_a_side] * verdicts.total()
+    assert set(verdicts) == {Change.same, Change.unsure}
+    assert verdicts[Change.same] > {1: 0.45, 2: 0.65, 3: 0.65}[runs_a_side] * verdicts.total()
     assert not any(row.regression for one in found for row in one.rows)
     assert {one.exit_code for one in found} == {2}  # the rows below 50 µs are not known to 3 %
     assert {one.judged for one in found} <= {10, 11} and {one.earlier for one in found} == {13}
@@ -186,7 +186,7 @@ def test_a_row_that_is_slower_alone_is_found_in_19_of_20(
 
 def test_a_change_beyond_noise_is_slower_or_faster_and_one_within_the_limit_is_the_same() -> None:
     for factor, verdict in (
-        (1.10, Verdict.slower), (0.90, Verdict.faster), (1.0, Verdict.same), (1.01, Verdict.same),
+        (1.10, Change.slower), (0.90, Change.faster), (1.0, Change.same), (1.01, Change.same),
     ):  # fmt: skip
         found = row(compare(side("a", *[job()] * 3), side("b", *[job(100 * factor)] * 3)))
         assert found.verdict is verdict
@@ -196,11 +196,11 @@ def test_a_change_beyond_noise_is_slower_or_faster_and_one_within_the_limit_is_t
 
 
 def test_same_says_that_the_whole_interval_is_within_the_limit() -> None:
-    assert row(held(job(), job())).verdict is Verdict.same
+    assert row(held(job(), job())).verdict is Change.same
     tight = compare(side("a", job()), side("b", job()), Gate(1))
-    assert row(tight).verdict is Verdict.unsure  # one run a side does not tell 1 %
+    assert row(tight).verdict is Change.unsure  # one run a side does not tell 1 %
     short = held(job(3), job(3))
-    assert row(short).verdict is Verdict.unsure  # nor 3 % of 3 µs
+    assert row(short).verdict is Change.unsure  # nor 3 % of 3 µs
 
 
 def test_the_limit_is_the_callers() -> None:
@@ -215,18 +215,18 @@ def test_rows_that_statuses_settle() -> None:
     wrong = replace(kernel, status=Status.incorrect, reason="y: rel 0.2\nmore", timing=None)
     skipped = replace(kernel, status=Status.skipped, reason="needs sm_90", timing=None)
     for before, after, verdict, code in (
-        (kernel, wrong, Verdict.broken, 3),
-        (wrong, kernel, Verdict.fixed, 0),
-        (wrong, wrong, Verdict.bad, 0),
-        (skipped, kernel, Verdict.new, 0),
-        (kernel, skipped, Verdict.gone, 3),
+        (kernel, wrong, Change.broken, 3),
+        (wrong, kernel, Change.fixed, 0),
+        (wrong, wrong, Change.bad, 0),
+        (skipped, kernel, Change.new, 0),
+        (kernel, skipped, Change.gone, 3),
     ):
         found = held([base, compiled, before], [base, compiled, after])
         assert (row(found).verdict, found.exit_code) == (verdict, code)
         assert row(found).ratio is None
     found = held(job(), [base, wrong])
     assert row(found).why == "incorrect: y: rel 0.2"
-    assert row(found, "compile").verdict is Verdict.gone
+    assert row(found, "compile").verdict is Change.gone
     assert [r.provider for r in held([base, skipped], [base, skipped]).rows] == ["eager"]
 
 
@@ -234,21 +234,21 @@ def test_one_broken_run_of_several_is_broken() -> None:
     base, _, kernel = job()
     crashed = replace(kernel, status=Status.crashed, reason="gone", timing=None)
     found = compare(side("a", job()), side("b", job(), [base, crashed], job()))
-    assert row(found).verdict is Verdict.broken
+    assert row(found).verdict is Change.broken
     assert row(found).why == "1 of 3 runs: crashed: gone"
     bad = [base, crashed]
     found = compare(side("a", job(), bad, job()), side("b", bad, bad))
-    assert row(found).verdict is Verdict.broken
+    assert row(found).verdict is Change.broken
     assert row(found).why == "crashed: gone, before 1 of 3 runs"
     found = compare(side("a", bad, bad), side("b", job(), bad))
-    assert row(found).verdict is Verdict.bad
+    assert row(found).verdict is Change.bad
 
 
 def test_ungated_times_and_other_work_are_not_judged() -> None:
     loose = job()
     loose[2] = replace(loose[2], timing=timing(200, timer="ungated"))
     found = row(held(job(), loose))
-    assert (found.verdict, found.why) == (Verdict.unjudged, "ungated in B")
+    assert (found.verdict, found.why) == (Change.unjudged, "ungated in B")
     other = job()
     other[2] = replace(other[2], flops=4_000_000)
     assert "other work" in row(held(job(), other)).why
@@ -290,9 +290,9 @@ def test_runs_that_lie_apart_widen_it() -> None:
     """The mean moved by 6 %, as single runs do."""
     a = side("a", job(100), job(106), job(94))
     b = side("b", job(106), job(112), job(100))
-    assert row(compare(a, b)).verdict is Verdict.unsure
+    assert row(compare(a, b)).verdict is Change.unsure
     steady = compare(side("a", *[job()] * 3), side("b", *[job(106)] * 3))
-    assert row(steady).verdict is Verdict.slower
+    assert row(steady).verdict is Change.slower
 
 
 def test_a_chain_of_launches_is_noisier_than_one_kernel() -> None:
@@ -325,7 +325,7 @@ def test_a_table_of_chance_moves_is_not_called() -> None:
     )
     cases = [f"c{n}" for n in range(40)]
     alone = held(job(), job(107))
-    assert row(alone).verdict is Verdict.slower
+    assert row(alone).verdict is Change.slower
     before = [r for case in cases for r in job(case=case, group=case)]
     after = [r for c in cases for r in job(107 if c == "c7" else 100, case=c, group=c)]
     moved = [r for r in held(before, after).rows if r.verdict.moved]
@@ -355,24 +355,24 @@ SLOW_CLOCK = {"telemetry": {"sm_mhz": 1800.0}}
 def test_what_flops_bound_is_judged_in_cycles_where_clocks_differ() -> None:
     heavy = {"flops": 20_000_000_000}
     found = row(held(job(**heavy), job(110, 440, **heavy, **SLOW_CLOCK)))
-    assert (found.used, found.verdict) == ("normalised", Verdict.same)
+    assert (found.used, found.verdict) == ("normalised", Change.same)
     assert found.raw == pytest.approx(1.10, rel=1e-3)
     assert found.ratio == found.normalised == pytest.approx(1.0, rel=1e-3)
     worse = row(held(job(**heavy), job(121, 440, **heavy, **SLOW_CLOCK)))
-    assert worse.verdict is Verdict.slower
+    assert worse.verdict is Change.slower
     assert worse.ratio == pytest.approx(1.1, rel=1e-3)
     assert "SM clock 1980 → 1800 MHz, normalised" in worse.why
 
 
 def test_any_other_row_must_have_moved_in_time_and_in_cycles() -> None:
     clocked = row(held(job(), job(110, **SLOW_CLOCK)))
-    assert (clocked.used, clocked.verdict) == ("raw", Verdict.unsure)
+    assert (clocked.used, clocked.verdict) == ("raw", Change.unsure)
     assert clocked.lo is not None and clocked.lo < 1 < 1.1 < (clocked.hi or 0)
     worse = row(held(job(), job(125, **SLOW_CLOCK)))
-    assert worse.verdict is Verdict.slower
+    assert worse.verdict is Change.slower
     assert "in time and in cycles" in worse.why
     still = row(held(job(), job(telemetry={"sm_mhz": 1965.0})))
-    assert (still.normalised, still.verdict) == (None, Verdict.same)
+    assert (still.normalised, still.verdict) == (None, Change.same)
 
 
 # Causes.
@@ -387,7 +387,7 @@ def test_a_move_alone_is_the_providers() -> None:
 def test_a_move_with_its_baseline_is_the_environments_and_no_regression() -> None:
     found = held(job(), job(110, 440))
     assert {r.cause for r in found.rows} == {"environment"}
-    assert {r.verdict for r in found.rows} == {Verdict.slower}
+    assert {r.verdict for r in found.rows} == {Change.slower}
     assert found.exit_code == 0
 
 
@@ -540,7 +540,7 @@ def test_an_endless_interval_is_strict_json() -> None:
     few = [replace(r, timing=replace(r.timing, blocks_ns=((100_000,),), again_ns=())) for r in job()
            if r.timing]  # fmt: skip
     found = held(few, few)
-    assert row(found).verdict is Verdict.unsure
+    assert row(found).verdict is Change.unsure
     assert json.loads(formats.as_json(found))["rows"][0]["hi"] == "inf"
     assert "∞" in tables.interval(row(found))
 
@@ -647,7 +647,7 @@ def test_what_only_one_side_has_is_a_line_a_case(tmp_path: Path) -> None:
 
 def test_a_row_that_is_not_known_to_the_limit_is_not_judged() -> None:
     found = held(job(3, 9), job(3, 9))  # of few µs, one run a side
-    assert row(found).verdict is Verdict.unsure
+    assert row(found).verdict is Change.unsure
     assert (found.judged, found.exit_code) == (0, 2)
     assert compare(found.a, found.b, gate_of("slower:20%")).exit_code == 0
 
@@ -745,12 +745,12 @@ def ours_slower(factor: float = 2.0) -> list[RunRecord]:
 def test_a_row_that_fell_in_one_run_is_judged_by_the_others() -> None:
     fell = [*job()[:2], *lost(job()[2])]
     fixed = compare(side("a", job(), job(), fell), side("b", *[ours_slower()] * 3))
-    assert (row(fixed).verdict, fixed.exit_code) == (Verdict.slower, 3)
+    assert (row(fixed).verdict, fixed.exit_code) == (Change.slower, 3)
     assert "before 1 of 3" in row(fixed).why or "1 of 3 runs: failed" in row(fixed).why
     bad = compare(side("a", job(), job(), fell), side("b", ours_slower(), ours_slower(), fell))
-    assert (row(bad).verdict, bad.exit_code) == (Verdict.slower, 3)
+    assert (row(bad).verdict, bad.exit_code) == (Change.slower, 3)
     same = compare(side("a", job(), job(), fell), side("b", *[job()] * 3))
-    assert (row(same).verdict, row(same).ratio) == (Verdict.fixed, pytest.approx(1.0))
+    assert (row(same).verdict, row(same).ratio) == (Change.fixed, pytest.approx(1.0))
 
 
 def test_nothing_of_nothing_is_not_enough() -> None:
@@ -765,10 +765,10 @@ def test_nothing_of_nothing_is_not_enough() -> None:
 def test_rows_of_a_gpu_that_only_the_earlier_side_has_are_gone() -> None:
     other = job(gpu="NVIDIA H100")
     found = compare(side("a", job(), other), side("b", job(), job()))
-    gone = [r for r in found.rows if r.verdict is Verdict.gone]
+    gone = [r for r in found.rows if r.verdict is Change.gone]
     assert {r.gpu for r in gone} == {"NVIDIA H100"} and found.exit_code == 3
     kept = next(r for r in found.rows if r.gpu == "NVIDIA H200" and r.provider == "triton")
-    assert kept.verdict in (Verdict.same, Verdict.unsure)
+    assert kept.verdict in (Change.same, Change.unsure)
 
 
 @pytest.mark.parametrize("after", ["s1", "s2"])
@@ -804,9 +804,9 @@ def test_what_is_another_thing_than_before_is_not_judged(facts: dict[str, Any], 
     after = job(50)
     after[2] = replace(after[2], **facts)
     found = held(job(), after)
-    assert (row(found).verdict, found.exit_code) == (Verdict.unjudged, 3) and why in row(found).why
+    assert (row(found).verdict, found.exit_code) == (Change.unjudged, 3) and why in row(found).why
     others = [r for r in found.rows if r.provider != "triton"]
-    assert len(others) == 2 and all(r.verdict is not Verdict.unjudged for r in others)
+    assert len(others) == 2 and all(r.verdict is not Change.unjudged for r in others)
 
 
 def test_what_was_right_and_is_gone_is_a_finding_though_it_had_no_times() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from kernelbench import families, suite
 from kernelbench.profile import inspect
-from kernelbench.profile.inspect import Row, gate
+from kernelbench.profile.inspect import KernelRow, gate
 from kernelbench.profile.inspect.code import of_ptx, of_sass
 from kernelbench.profile.inspect.table import problems
 from kernelbench.profile.inspect.target import TARGETS, targets
@@ -27,7 +27,7 @@ ROOT = HERE.parent
 PLUGIN = HERE / "plugins/greedy.py"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
 
-ROW = Row(
+ROW = KernelRow(
     family="rms_norm",
     provider="triton_fused",
     case="M8-N64-bf16-fwd",
@@ -61,7 +61,9 @@ def rows_of(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def judged(now: Sequence[Row], before: Sequence[Row] | None, fail_on: str) -> gate.Verdict:
+def judged(
+    now: Sequence[KernelRow], before: Sequence[KernelRow] | None, fail_on: str
+) -> gate.Judgement:
     old = None if before is None else [json.loads(json.dumps(row.as_json())) for row in before]
     return gate.judge(now, old, gate.bounds(fail_on, before is not None))
 
@@ -270,7 +272,7 @@ def test_what_is_saved_is_read_as_what_is_printed(tmp_path: Path) -> None:
     assert len(saved.read_text().splitlines()) == 3
     for path in (saved, printed):
         found = gate.judge(rows, gate.read(path), gate.bounds("spills", against=True))
-        assert found == gate.Verdict(failed=())
+        assert found == gate.Judgement(failed=())
     with pytest.raises(KernelbenchError, match="none/a: cannot be written"):
         gate.save(rows, tmp_path / "none" / "a")
 

@@ -15,7 +15,7 @@ from kernelbench.measure.timer import (
     MAX_GATE_NS,
     CudaClock,
     HostClock,
-    _Plan,
+    _BatchPlan,
 )
 from kernelbench.measure.trace import Spans, spans
 
@@ -145,12 +145,12 @@ class FakeClock(CudaClock):
     """A gate that holds when it is longer than `needs(calls)`; it never opens a device."""
 
     def __init__(self, needs: Callable[[int], float], submit_ns: float, whole_ns: float) -> None:
-        self.needs, self.plan = needs, _Plan(submit_ns, whole_ns)
+        self.needs, self.plan = needs, _BatchPlan(submit_ns, whole_ns)
         self.gates: list[tuple[int, int]] = []
         self._tail_ns = 0
         self._plans = WeakKeyDictionary()
 
-    def _plan(self, part: Any) -> _Plan:
+    def _plan(self, part: Any) -> _BatchPlan:
         return self.plan
 
     def _gated(self, part: Any, n: int, gate_ns: int, judged: Any = ()) -> Batch:
@@ -202,9 +202,9 @@ def test_a_batch_of_slow_calls_is_short() -> None:
 
 
 def test_what_is_known_of_a_workload_goes_with_it() -> None:
-    plans: WeakKeyDictionary[Any, _Plan] = WeakKeyDictionary()
+    plans: WeakKeyDictionary[Any, _BatchPlan] = WeakKeyDictionary()
     probe = Probe("p", lambda: None)
-    plans[probe] = _Plan(1, 1)
+    plans[probe] = _BatchPlan(1, 1)
     del probe
     assert len(plans) == 0
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from kernelbench.claims.arithmetic import hardware_of
 from kernelbench.claims.grammar import load, parse
-from kernelbench.claims.verdicts import Row, Verdict, plain, rows
+from kernelbench.claims.verdicts import ClaimRow, Verdict, plain, rows
 from kernelbench.claims.words import Claim, ClaimsFile, Document
 
 __all__ = [
     "Claim",
+    "ClaimRow",
     "ClaimsFile",
     "Document",
-    "Row",
     "Verdict",
     "hardware_of",
     "load",

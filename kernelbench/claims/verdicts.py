@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ClaimRow:
     """One claim with its verdict.
 
     whys: of what is not comparable or not yet measured. label: what else the reader must know of a
@@ -64,7 +64,7 @@ def rows(
     records: Sequence[RunRecord],
     claims: Iterable[ClaimsFile],
     measured: Sequence[Measured] = (),
-) -> list[Row]:
+) -> list[ClaimRow]:
     """One row a claim, in the order of the files.
 
     records: of any runs; without any, what arithmetic alone tells. measured: what profilers saw.
@@ -74,7 +74,7 @@ def rows(
 
 def _row(
     claim: Claim, file: ClaimsFile, records: Sequence[RunRecord], measured: Sequence[Measured]
-) -> Row:
+) -> ClaimRow:
     document = file.document
     gpus = arithmetic.gpus_of(claim, document)
     found = evidence.find(claim, gpus, records, measured)
@@ -84,19 +84,21 @@ def _row(
     fact: dict[str, Any] = {"document": document, "claim": claim, "found": found}
     fact["notes"] = tuple(notes)
     if said := arithmetic.impossible(claim, document):
-        return Row(verdict=Verdict.not_comparable, fault=Fault.impossible, whys=(said,), **fact)
+        return ClaimRow(
+            verdict=Verdict.not_comparable, fault=Fault.impossible, whys=(said,), **fact
+        )
     if claim.doubts:
         fault, whys = claim.doubts[0].fault, tuple(doubt.why for doubt in claim.doubts)
-        return Row(verdict=Verdict.not_comparable, fault=fault, whys=whys, **fact)
+        return ClaimRow(verdict=Verdict.not_comparable, fault=fault, whys=whys, **fact)
     if found.value is None:
-        return Row(verdict=Verdict.not_yet_measured, whys=(found.why,), **fact)
+        return ClaimRow(verdict=Verdict.not_yet_measured, whys=(found.why,), **fact)
     stated = arithmetic.hardware_of(claim, document)
     label = _label(claim, gpus, stated, found)
     if label and claim.sort.nature is Nature.absolute:
         where = f"claimed on {stated}" if stated else "no hardware stated"
         why = f"{where}, measured on {found.gpu}"
-        return Row(verdict=Verdict.not_comparable, fault=Fault.hardware, whys=(why,), **fact)
-    return Row(verdict=judged(claim, found.value), label=label, **fact)
+        return ClaimRow(verdict=Verdict.not_comparable, fault=Fault.hardware, whys=(why,), **fact)
+    return ClaimRow(verdict=judged(claim, found.value), label=label, **fact)
 
 
 def _label(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
@@ -134,7 +136,7 @@ def accepted(claim: Claim) -> tuple[float, float]:
     return claim.value[0] - arms[0], claim.value[1] + arms[1]
 
 
-def plain(row: Row) -> Mapping[str, Any]:
+def plain(row: ClaimRow) -> Mapping[str, Any]:
     """One row for CSV and JSON; None where a field does not apply, the text `inf` for what is
     infinite."""
     claim, document, value = row.claim, row.document, row.found.value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from kernelbench.compare.noise import Seen
+from kernelbench.compare.noise import LogMedian
 from kernelbench.compare.sides import Run, Side
 
 CEILING_DIFFERS = 0.05
@@ -187,7 +187,7 @@ def cause(
 
 
 def why(
-    moved: Shift, mates: Sequence[Shift], a: Sequence[Seen], b: Sequence[Seen]
+    moved: Shift, mates: Sequence[Shift], a: Sequence[LogMedian], b: Sequence[LogMedian]
 ) -> tuple[str, bool]:
     """What speaks for the cause, in words; and whether the provider's source or config changed."""
     told = [_mates(moved, mates)]

@@ -9,19 +9,19 @@ from typing import Any
 
 from kernelbench import metrics
 from kernelbench.compare import telling
-from kernelbench.compare.rows import Comparison, Row
+from kernelbench.compare.rows import Comparison, RowChange
 from kernelbench.compare.sides import Side
 from kernelbench.compare.tables import interval, percent, time
 from kernelbench.spec import UsageError, suggest
 
 COLUMNS = [
-    *(field.name for field in fields(Row) if field.name not in ("cause", "why", "regression")),
+    *(f.name for f in fields(RowChange) if f.name not in ("cause", "why", "regression")),
     "change_pct", "cause", "why", "regression",
 ]  # fmt: skip
 _HEAD = ("verdict", "family", "case", "provider", "change", "95 % interval", "A", "B")
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: RowChange) -> dict[str, Any]:
     facts = {**asdict(row), "change_pct": row.change_pct}
     return {name: facts[name] for name in COLUMNS}
 
@@ -99,7 +99,7 @@ def as_markdown(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _rows(rows: Sequence[Row], causes: bool = False) -> list[str]:
+def _rows(rows: Sequence[RowChange], causes: bool = False) -> list[str]:
     head = (*_HEAD, "put down to") if causes else _HEAD
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:

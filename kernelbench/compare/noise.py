@@ -31,7 +31,7 @@ _MOST_OUTLYING = 10.0  # times the variance of its class that a row may count in
 
 
 @dataclass(frozen=True)
-class Seen:
+class LogMedian:
     """One record's median, as its logarithm; standard deviations are relative, too.
 
     within: of the median within the run. floor: of one run of the same code in one job, from the
@@ -80,7 +80,7 @@ def gated(record: RunRecord) -> bool:
     return record.status is Status.ok and held
 
 
-def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
+def observe(runs: Sequence[Iterable[RunRecord]]) -> list[LogMedian]:
     """What each right and gated record says, every process for itself, the runs by their places."""
     each = [(number, r) for number, run in enumerate(runs) for one in run for r in one.processes]
     found = [(number, r) for number, r in each if gated(r)]
@@ -96,7 +96,7 @@ def observe(runs: Sequence[Iterable[RunRecord]]) -> list[Seen]:
         reach = off + 1.96 * math.hypot(error_again, within[n])
         floors[number, record.group] = (off / math.sqrt(2), reach)
     return [
-        Seen(record, number, float(log), float(error), *floors.get((number, record.group), ()))
+        LogMedian(record, number, float(log), float(error), *floors.get((number, record.group), ()))
         for (number, record), log, error in zip(found, logs, within, strict=True)
         if math.isfinite(log)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from kernelbench import metrics
 from kernelbench.compare import noise
-from kernelbench.compare.noise import Seen
+from kernelbench.compare.noise import LogMedian
 
 CLOCKS_DIFFER = 0.01
 
@@ -21,9 +21,9 @@ class Pair:
 
     def __init__(
         self,
-        a: Sequence[Seen],
-        b: Sequence[Seen],
-        earlier: Sequence[Sequence[Seen]] = (),
+        a: Sequence[LogMedian],
+        b: Sequence[LogMedian],
+        earlier: Sequence[Sequence[LogMedian]] = (),
         most: tuple[int, int] = (0, 0),
     ) -> None:
         self.a, self.b, self.earlier = a, b, earlier
@@ -86,7 +86,7 @@ class Pair:
         )
 
 
-def _log_clock(side: Sequence[Seen]) -> float:
+def _log_clock(side: Sequence[LogMedian]) -> float:
     return _mean([math.log(s.mhz) for s in side if s.mhz])
 
 

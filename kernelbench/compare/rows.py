@@ -11,7 +11,7 @@ from kernelbench.spec import Role
 Key = tuple[str, str, str, str]  # family, case, provider, GPU
 
 
-class Verdict(StrEnum):
+class Change(StrEnum):
     """What became of a row from A to B."""
 
     slower = "SLOWER"  # beyond noise, and not known to be within the limit
@@ -27,11 +27,11 @@ class Verdict(StrEnum):
 
     @property
     def moved(self) -> bool:
-        return self in (Verdict.slower, Verdict.faster)
+        return self in (Change.slower, Change.faster)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RowChange:
     """A (family, case, provider) from A to B.
 
     ratio: time of B over time of A, so above 1 is slower; lo, hi: its 95 % interval. raw: in
@@ -51,7 +51,7 @@ class Row:
     mode: str
     dtype: str
     label: str
-    verdict: Verdict
+    verdict: Change
     processes_a: int = 0
     processes_b: int = 0
     a_us: float | None = None
@@ -90,7 +90,7 @@ class Comparison:
 
     a: Side
     b: Side
-    rows: tuple[Row, ...]
+    rows: tuple[RowChange, ...]
     differences: tuple[Difference, ...]
     gate: Gate
     one_gpu: bool

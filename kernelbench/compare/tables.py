@@ -9,23 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench.compare import telling
-from kernelbench.compare.rows import Comparison, Row, Verdict
+from kernelbench.compare.rows import Change, Comparison, RowChange
 
 LEAST, WIDE = 80, 120
 STYLES = {
-    Verdict.slower: "red",
-    Verdict.broken: "bold red",
-    Verdict.bad: "red",
-    Verdict.faster: "green",
-    Verdict.fixed: "green",
-    Verdict.unsure: "yellow",
-    Verdict.same: "dim",
+    Change.slower: "red",
+    Change.broken: "bold red",
+    Change.bad: "red",
+    Change.faster: "green",
+    Change.fixed: "green",
+    Change.unsure: "yellow",
+    Change.same: "dim",
 }
 
 
 class _Column(NamedTuple):
     head: str
-    cell: Callable[[Row], str]
+    cell: Callable[[RowChange], str]
     justify: Literal["left", "right"] = "right"
     wide: bool = False  # left out of a narrow table
 
@@ -49,17 +49,17 @@ def percent(ratio: float | None) -> str:
     return f"{value:+.{1 if abs(value) < 100 else 0}f}%" if value < 1e4 else "∞"
 
 
-def interval(row: Row) -> str:
+def interval(row: RowChange) -> str:
     if row.lo is None or row.hi is None:
         return ""
     return f"[{percent(row.lo).rstrip('%')}, {percent(row.hi).rstrip('%')}]"
 
 
-def _processes(row: Row) -> str:
+def _processes(row: RowChange) -> str:
     return f"{row.processes_a} + {row.processes_b}"
 
 
-def _clock(row: Row) -> str:
+def _clock(row: RowChange) -> str:
     if row.a_mhz is None or row.b_mhz is None:
         return ""
     if row.normalised is None:
@@ -135,7 +135,7 @@ def _tables(found: Comparison, width: int) -> Iterator[Table]:
     names = max((max(len(_case(r)), len(r.provider) + 2) for r in shown), default=0)
     first = max(12, min(names, width - rest))
     several = len({row.gpu for row in shown}) > 1
-    parts: dict[tuple[str, ...], list[Row]] = {}
+    parts: dict[tuple[str, ...], list[RowChange]] = {}
     for row in shown:
         part = (row.family, row.mode, row.dtype, *([row.gpu] if several else []))
         parts.setdefault(part, []).append(row)
@@ -152,12 +152,12 @@ def _tables(found: Comparison, width: int) -> Iterator[Table]:
         yield table
 
 
-def _width(column: _Column, rows: Sequence[Row], timed: Sequence[Row]) -> int:
+def _width(column: _Column, rows: Sequence[RowChange], timed: Sequence[RowChange]) -> int:
     cells = [column.cell(row) for row in (rows if column.head == "verdict" else timed)]
     return max(len(text) for text in (column.head, *cells))
 
 
-def _add(table: Table, rows: Sequence[Row], columns: Sequence[_Column]) -> None:
+def _add(table: Table, rows: Sequence[RowChange], columns: Sequence[_Column]) -> None:
     for row in rows:
         name = Text(f"  {row.provider}", style="bold" if row.role.ours else "")
         texts = [column.cell(row) if row.ratio is not None else "" for column in columns]
@@ -165,6 +165,6 @@ def _add(table: Table, rows: Sequence[Row], columns: Sequence[_Column]) -> None:
         table.add_row(name, verdict, *map(Text, texts[1:]))
 
 
-def _case(row: Row) -> str:
+def _case(row: RowChange) -> str:
     """Its label and id, less what the head of the table says."""
     return " ".join(filter(None, [row.label, row.case.removesuffix(f"-{row.dtype}-{row.mode}")]))

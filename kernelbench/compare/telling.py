@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from kernelbench.compare.attribution import other_card
 from kernelbench.compare.gate import KINDS as KINDS_OF_FINDINGS
 from kernelbench.compare.noise import ASSUMED, ASSUMED_NS, CARD
-from kernelbench.compare.rows import Comparison, Row, Verdict
+from kernelbench.compare.rows import Change, Comparison, RowChange
 from kernelbench.compare.sides import Side
 from kernelbench.metrics import said
 
-NOTABLE = (Verdict.broken, Verdict.slower, Verdict.faster, Verdict.fixed)
+NOTABLE = (Change.broken, Change.slower, Change.faster, Change.fixed)
 _NAMES = {
     "times, medians of a GPU's clock, L2 cold": "median_us",
     "change, of B's time against A's, with its 95 % interval; above 0 is slower": "speedup",
@@ -31,7 +31,7 @@ def _side(side: Side) -> str:
 def verdicts(found: Comparison) -> str:
     """`13 rows: 10 SAME, 3 UNSURE; no regression beyond 3 %`."""
     counts = Counter(row.verdict for row in found.rows)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Change if counts[verdict])
     worse = sum(row.regression for row in found.rows)
     beyond = f"{worse or 'no'} regression{'s' * (worse > 1)}"
     if "slower" in found.gate.fails:
@@ -46,13 +46,13 @@ def verdicts(found: Comparison) -> str:
     return f"{len(found.rows)} row{'s' * (len(found.rows) != 1)}: {told}; {beyond}"
 
 
-def notable(found: Comparison) -> list[Row]:
+def notable(found: Comparison) -> list[RowChange]:
     """What moved or broke, regressions first."""
     rows = [row for row in found.rows if row.verdict in NOTABLE]
     return sorted(rows, key=lambda row: (not row.regression, NOTABLE.index(row.verdict)))
 
 
-def reasons(row: Row) -> str:
+def reasons(row: RowChange) -> str:
     """`this provider (baseline +0.1%; same source)`."""
     why = f" ({row.why})" if row.cause and row.why else row.why
     return f"{row.cause}{why}"
@@ -63,7 +63,7 @@ def settled(found: Comparison, *, regressed: bool) -> list[str]:
 
     regressed: those that fail the gate, or the others.
     """
-    known = (Verdict.same, Verdict.unsure, *NOTABLE)
+    known = (Change.same, Change.unsure, *NOTABLE)
     parts: dict[tuple[str, ...], list[str]] = {}
     for row in found.rows:
         if row.verdict not in known and row.regression is regressed:
@@ -75,9 +75,9 @@ def settled(found: Comparison, *, regressed: bool) -> list[str]:
     ]
 
 
-def both(found: Comparison) -> list[Row]:
+def both(found: Comparison) -> list[RowChange]:
     """The rows that both sides have."""
-    return [row for row in found.rows if row.verdict not in (Verdict.new, Verdict.gone)]
+    return [row for row in found.rows if row.verdict not in (Change.new, Change.gone)]
 
 
 def differing(found: Comparison) -> list[str]:
@@ -122,7 +122,7 @@ def _more(found: Comparison) -> str:
     if not needed:
         return "No number of processes that anybody runs would; a wider limit does."
     half, most = needed[(len(needed) - 1) // 2], needed[-1]
-    unsure = sum(row.verdict is Verdict.unsure for row in found.rows)
+    unsure = sum(row.verdict is Change.unsure for row in found.rows)
     all_of = "all" if len(needed) == unsure else f"{len(needed)} of {unsure}"
     if half == most:
         return f"By what is known of it, {_processes(most)} would decide {all_of} of them."
@@ -159,7 +159,7 @@ def _notes(found: Comparison) -> Iterator[str]:
             yield f"{side.name} holds runs of {len(commits)} commits, taken for one build here."
         if not all(run.manifest for run in side.runs):
             yield f"{side.name} has a run without manifest.json: versions are not compared."
-    if any(row.verdict is Verdict.unsure for row in found.rows):
+    if any(row.verdict is Change.unsure for row in found.rows):
         yield (
             f"UNSURE: it may have moved, or lie within ± {found.limit_pct:g} %; the noise does not "
             f"tell. {_more(found)}"

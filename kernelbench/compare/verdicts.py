@@ -19,9 +19,9 @@ from kernelbench.compare.attribution import (
 )
 from kernelbench.compare.deciding import decide, more
 from kernelbench.compare.gate import Gate
-from kernelbench.compare.noise import Seen
+from kernelbench.compare.noise import LogMedian
 from kernelbench.compare.pairs import Pair
-from kernelbench.compare.rows import Comparison, Key, Row, Verdict
+from kernelbench.compare.rows import Change, Comparison, Key, RowChange
 from kernelbench.compare.sides import Run, Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 
@@ -56,7 +56,7 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
         key: Pair(*both, apart.get(key, ()), (most[0][key[:2]], most[1][key[:2]]))
         for key, both in timed.items()
     }
-    if not judged and not any(r.verdict in (Verdict.broken, Verdict.fixed) for r in rows.values()):
+    if not judged and not any(r.verdict in (Change.broken, Change.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))
     differing = differences(shared_a, shared_b)
     widened = 1.0 if any(d.system for d in differing) else _widened(rows, judged)
@@ -88,28 +88,31 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
 def _by_status(
     found_a: Mapping[Key, Sequence[RunRecord]],
     found_b: Mapping[Key, Sequence[RunRecord]],
-    seen_a: Mapping[Key, Sequence[Seen]],
-    seen_b: Mapping[Key, Sequence[Seen]],
-) -> tuple[dict[Key, Row], dict[Key, tuple[Sequence[Seen], Sequence[Seen]]]]:
+    seen_a: Mapping[Key, Sequence[LogMedian]],
+    seen_b: Mapping[Key, Sequence[LogMedian]],
+) -> tuple[dict[Key, RowChange], dict[Key, tuple[Sequence[LogMedian], Sequence[LogMedian]]]]:
     """All rows, those that statuses settle with their verdict; and what both sides saw of those
     that times decide. What was skipped on both sides is no row."""
-    rows, timed = dict[Key, Row](), dict[Key, tuple[Sequence[Seen], Sequence[Seen]]]()
+    rows, timed = (
+        dict[Key, RowChange](),
+        dict[Key, tuple[Sequence[LogMedian], Sequence[LogMedian]]](),
+    )
     for key in dict.fromkeys([*found_a, *found_b]):
         a, b = found_a.get(key, []), found_b.get(key, [])
         if all(record.status is Status.skipped for record in (*a, *b)):
             continue
         verdict, reason = _state(a, b)
-        if verdict in (None, Verdict.fixed, Verdict.bad) and (key in seen_a or verdict is None):
+        if verdict in (None, Change.fixed, Change.bad) and (key in seen_a or verdict is None):
             before, after = seen_a.get(key, []), seen_b.get(key, [])
             if told := _methods(before, after) if before and after else _untimed(a, b):
-                verdict, reason = Verdict.unjudged, "; ".join(filter(None, [reason, told]))
+                verdict, reason = Change.unjudged, "; ".join(filter(None, [reason, told]))
             else:
                 timed[key] = before, after
         rows[key] = _row(key, a, b, verdict, reason)
     return rows, timed
 
 
-def _methods(a: Sequence[Seen], b: Sequence[Seen]) -> str:
+def _methods(a: Sequence[LogMedian], b: Sequence[LogMedian]) -> str:
     """Why their times cannot be held against each other, or nothing."""
     methods = [{seen.record.method for seen in side} for side in (a, b)]
     if len(methods[0] | methods[1]) == 1:
@@ -125,22 +128,22 @@ def _methods(a: Sequence[Seen], b: Sequence[Seen]) -> str:
 
 
 def _regressed(
-    row: Row, gate: Gate, one_gpu: bool, before: Sequence[RunRecord], had_times: bool
+    row: RowChange, gate: Gate, one_gpu: bool, before: Sequence[RunRecord], had_times: bool
 ) -> bool:
     """Whether it is worse than the caller allows; on two GPUs only what is wrong is. before: its
     records of the earlier side."""
-    if row.verdict is Verdict.slower:
+    if row.verdict is Change.slower:
         beyond = one_gpu and (row.ratio or 0) > 1 + gate.limit_pct / 100
         return "slower" in gate.fails and beyond and row.cause not in EXCUSED
-    if row.verdict is Verdict.broken:
+    if row.verdict is Change.broken:
         return "broken" in gate.fails
     was_right = any(record.status is Status.ok for record in before)
-    lost = {Verdict.gone: ("gone", was_right), Verdict.unjudged: ("unjudged", had_times)}
+    lost = {Change.gone: ("gone", was_right), Change.unjudged: ("unjudged", had_times)}
     kind, was_there = lost.get(row.verdict, ("", False))
     return one_gpu and was_there and kind in gate.fails
 
 
-def _decided(row: Row, limit_pct: float) -> bool:
+def _decided(row: RowChange, limit_pct: float) -> bool:
     """Whether its times have a verdict, or are known within the limit."""
     if row.verdict.moved:
         return True
@@ -174,21 +177,21 @@ def _of_cases(side: Side) -> dict[tuple[str, str], int]:
     return found
 
 
-def _seen(side: Side, one_gpu: bool) -> dict[Key, list[Seen]]:
-    found: dict[Key, list[Seen]] = {}
+def _seen(side: Side, one_gpu: bool) -> dict[Key, list[LogMedian]]:
+    found: dict[Key, list[LogMedian]] = {}
     for seen in noise.observe([run.records for run in side.runs]):
         found.setdefault(_key(seen.record, one_gpu), []).append(seen)
     return found
 
 
-def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[Seen]]]:
+def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[LogMedian]]]:
     """What each build's processes saw, the runs of one commit on one card together."""
     builds: dict[str, list[Run]] = {}
     for run in runs:
         commit = str((run.manifest.get("git") or {}).get("commit"))
         card = str((run.manifest.get("machine") or {}).get("uuid"))
         builds.setdefault(f"{commit} {card}", []).append(run)
-    found: dict[Key, list[list[Seen]]] = {}
+    found: dict[Key, list[list[LogMedian]]] = {}
     for some in builds.values():
         for key, seen in _seen(Side("", tuple(some)), one_gpu).items():
             found.setdefault(key, []).append(seen)
@@ -207,34 +210,34 @@ def _nothing_common(a: Side, b: Side, found: Sequence[Mapping[Key, object]]) -> 
     )
 
 
-def _nothing_judged(rows: Iterable[Row]) -> str:
-    told = dict.fromkeys(row.why for row in rows if row.verdict is Verdict.unjudged)
+def _nothing_judged(rows: Iterable[RowChange]) -> str:
+    told = dict.fromkeys(row.why for row in rows if row.verdict is Change.unjudged)
     return (
         f"no row can be judged: {'; '.join(told) or 'nothing was timed on both sides'}. Measure "
         "both builds on a GPU without a profiler"
     )
 
 
-def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Verdict | None, str]:
+def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Change | None, str]:
     """The verdict that follows from statuses alone, and why; None where times decide."""
     ran_a, ran_b = ([r for r in side if r.status is not Status.skipped] for side in (a, b))
     bad_a, bad_b = ([r for r in side if r.status.bad] for side in (ran_a, ran_b))
     if not ran_a:
-        return Verdict.new, _told(bad_b or [r for r in a if r.reason])
+        return Change.new, _told(bad_b or [r for r in a if r.reason])
     if not ran_b:
-        return Verdict.gone, _told(b)
+        return Change.gone, _told(b)
     if bad_b:
         worse = len(bad_b) * len(ran_a) > len(bad_a) * len(ran_b)  # a larger share of the runs
         some = f"{len(bad_b)} of {len(ran_b)} runs: " if len(bad_b) < len(ran_b) else ""
         before = f", before {len(bad_a)} of {len(ran_a)} runs" if worse and bad_a else ""
-        return (Verdict.broken if worse else Verdict.bad), some + _told(bad_b) + before
+        return (Change.broken if worse else Change.bad), some + _told(bad_b) + before
     if bad_a:
         some = f"{len(bad_a)} of {len(ran_a)} runs: " if len(bad_a) < len(ran_a) else ""
-        return Verdict.fixed, some + _told(bad_a)
+        return Change.fixed, some + _told(bad_a)
     for what, facts in WORK.items():
         works = [{facts(record) for record in side} for side in (ran_a, ran_b)]
         if works[0] != works[1]:
-            return Verdict.unjudged, f"{what} than before"
+            return Change.unjudged, f"{what} than before"
     return None, ""
 
 
@@ -261,10 +264,10 @@ def _timer(record: RunRecord) -> str:
 
 
 def _row(
-    key: Key, a: Sequence[RunRecord], b: Sequence[RunRecord], verdict: Verdict | None, why: str
-) -> Row:
+    key: Key, a: Sequence[RunRecord], b: Sequence[RunRecord], verdict: Change | None, why: str
+) -> RowChange:
     record = (b or a)[0]
-    return Row(
+    return RowChange(
         family=record.family,
         case=record.case,
         provider=record.provider,
@@ -273,14 +276,14 @@ def _row(
         mode=record.mode,
         dtype=record.dtype,
         label=record.label,
-        verdict=verdict or Verdict.unsure,
+        verdict=verdict or Change.unsure,
         processes_a=sum(len(record.processes) for record in a),
         processes_b=sum(len(record.processes) for record in b),
         why=why,
     )
 
 
-def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
+def _widened(rows: Mapping[Key, RowChange], judged: Mapping[Key, Pair]) -> float:
     """How much farther apart than their errors allow those rows lie that no change of ours can
     move: baselines, PyTorch's own and peers, on the same system. At least 1."""
     logs = np.array([each.log_ratio for each in judged.values()])
@@ -292,12 +295,12 @@ def _widened(rows: Mapping[Key, Row], judged: Mapping[Key, Pair]) -> float:
 
 
 def _judge(
-    rows: Mapping[Key, Row],
+    rows: Mapping[Key, RowChange],
     judged: Mapping[Key, Pair],
     limit_pct: float,
     widened: float,
     card: float,
-) -> dict[Key, Row]:
+) -> dict[Key, RowChange]:
     """The rows that times decide. Significance is settled over all of them at once.
 
     card: by how much each side's card may be off.
@@ -313,8 +316,8 @@ def _judge(
         lo, hi = ends[n][0] - reach, ends[n][1] + reach
         called = bool(decided.called[n])
         verdict = _verdict(each.log_ratio, max(-lo, hi) <= limit, called)
-        now, unsure = min(len(each.a), len(each.b)), verdict is Verdict.unsure
-        settled = rows[key].verdict in (Verdict.fixed, Verdict.bad) and not verdict.moved
+        now, unsure = min(len(each.a), len(each.b)), verdict is Change.unsure
+        settled = rows[key].verdict in (Change.fixed, Change.bad) and not verdict.moved
         why = "; ".join(filter(None, [rows[key].why, each.clocks, _fewer(each)]))
         found[key] = replace(
             rows[key],
@@ -361,20 +364,20 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _verdict(log_ratio: float, within: bool, called: bool) -> Verdict:
+def _verdict(log_ratio: float, within: bool, called: bool) -> Change:
     if within:
-        return Verdict.same
+        return Change.same
     if not called:
-        return Verdict.unsure
-    return Verdict.slower if log_ratio > 0 else Verdict.faster
+        return Change.unsure
+    return Change.slower if log_ratio > 0 else Change.faster
 
 
 def _attribute(
-    rows: Mapping[Key, Row],
+    rows: Mapping[Key, RowChange],
     judged: Mapping[Key, Pair],
     differing: Sequence[Difference],
     limit: float,
-) -> dict[Key, Row]:
+) -> dict[Key, RowChange]:
     """The rows that moved, with what that is put down to."""
     shifts: dict[tuple[str, str, str], list[Shift]] = {}
     of: dict[Key, Shift] = {}

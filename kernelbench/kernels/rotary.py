@@ -509,7 +509,7 @@ def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
 _Angles = tuple[Tensor, Tensor, Tensor | None]  # cos, sin, offsets
 
 
-class _Plan:
+class _RotaryPlan:
     """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
 
     def __init__(
@@ -573,12 +573,12 @@ class _Plan:
 
 _MOST_PLANS = 4096
 _MOST_DISTANCES = 256
-_PLANS: dict[Hashable, _Plan] = of_devices({})
+_PLANS: dict[Hashable, _RotaryPlan] = of_devices({})
 
 
 def _plan(
     q: Tensor, k: Tensor, angles: _Angles, interleaved: bool, config: RotaryConfig | None
-) -> _Plan:
+) -> _RotaryPlan:
     cos, sin, offsets = angles
     key = (
         (q.shape, q.stride(), q.dtype, q.device),
@@ -592,7 +592,7 @@ def _plan(
     )
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _Plan(q, k, cos, sin, offsets, interleaved, config)
+        plan = _RotaryPlan(q, k, cos, sin, offsets, interleaved, config)
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = plan
@@ -827,7 +827,9 @@ def apply_rotary(
     return outs
 
 
-def _rotate_in_place(q: Tensor, k: Tensor, angles: _Angles, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _rotate_in_place(
+    q: Tensor, k: Tensor, angles: _Angles, plan: _RotaryPlan
+) -> tuple[Tensor, Tensor]:
     """With a gradient of those that require it, which alone become part of a graph."""
     graded = q.requires_grad, k.requires_grad
     if all(graded) and not (q._is_view() or k._is_view()):

@@ -19,7 +19,7 @@ from kernelbench.spec import Case, Family, OutputError, Provider, Trial
 
 
 @dataclass
-class Verdict:
+class ProofVerdict:
     """errors: beside their budgets. reason: why the provider is incorrect, or nothing."""
 
     errors: tuple[OutputError, ...] = ()
@@ -69,13 +69,15 @@ class Proof:
         if not alike:
             self.baseline = None
 
-    def judge(self, provider: Provider[Any], workload: Workload, *, keep: bool = False) -> Verdict:
+    def judge(
+        self, provider: Provider[Any], workload: Workload, *, keep: bool = False
+    ) -> ProofVerdict:
         """By one hardened call. keep: the answer, if it is right."""
         return self._judged(provider, workload, keep, "", check.produce)
 
     def judge_trial(
         self, provider: Provider[Any], workload: Workload, name: str, trial: Trial
-    ) -> Verdict:
+    ) -> ProofVerdict:
         """By one plain call on the inputs of a trial."""
         produce = partial(check.produce_plainly, apart=trial.apart)
         return self._judged(provider, workload, False, name, produce, gross=trial.gross)
@@ -89,11 +91,11 @@ class Proof:
         produce: Any,
         *,
         gross: bool = False,
-    ) -> Verdict:
+    ) -> ProofVerdict:
         try:
             answer = produce(workload, self.contract)
         except ContractError as error:
-            return Verdict(reason=str(error))
+            return ProofVerdict(reason=str(error))
         if provider is self.family.baseline and not trial:
             self._take_form(answer)
         found = self.verdict(provider, answer, trial, gross=gross)
@@ -120,7 +122,7 @@ class Proof:
 
     def verdict(
         self, provider: Provider[Any], answer: Answer, trial: str = "", *, gross: bool = False
-    ) -> Verdict:
+    ) -> ProofVerdict:
         """Only a baseline that is right sets the budget. gross: see `spec.Trial`."""
         self._undo()  # whoever is judged has a say in nothing that judges
         found = deviations(self.oracle, answer.outputs)
@@ -138,12 +140,12 @@ class Proof:
                 self.contract = self._asked()
         if reason or not trial:
             self._dump.keep(provider.name, self.oracle, answer.outputs, trial)
-        verdict = Verdict(errors, reason, found=found)
+        verdict = ProofVerdict(errors, reason, found=found)
         if reason:
             self._explain(verdict, answer)
         return verdict
 
-    def _explain(self, verdict: Verdict, answer: Answer) -> None:
+    def _explain(self, verdict: ProofVerdict, answer: Answer) -> None:
         """Where the bad elements lie, for whoever wrote the kernel."""
         limits = {
             error.name: error.worst_budget * verdict.found[error.name].unit

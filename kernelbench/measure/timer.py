@@ -82,7 +82,7 @@ def judge(part: Timed, returned: Any) -> None:
 
 
 @dataclass
-class _Plan:
+class _BatchPlan:
     """What is known of one workload: how to gate it, and how much of it fits in a given time."""
 
     submit_ns: float  # host time of one ungated iteration
@@ -113,7 +113,7 @@ class CudaClock:
         self.ranges = ranges or Unseen()
         self.flush = ColdL2(device)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._plans: WeakKeyDictionary[Timed, _Plan] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[Timed, _BatchPlan] = WeakKeyDictionary()
         self._cycles_per_ns = self._calibrate_gate()
         self.quantum_ns = self._quantum()
         self._tail_ns = self._tail()
@@ -272,7 +272,7 @@ class CudaClock:
         self.ranges.close()
         return returned
 
-    def _plan(self, part: Timed) -> _Plan:
+    def _plan(self, part: Timed) -> _BatchPlan:
         """Host and GPU time of an ungated iteration; the first ones also fill the allocator."""
         if part in self._plans:
             return self._plans[part]
@@ -289,7 +289,7 @@ class CudaClock:
             torch.cuda.synchronize()
             wholes.append(time.perf_counter_ns() - begin)
         self.ranges.close()
-        self._plans[part] = plan = _Plan(median(submits), min(wholes), judge_ns)
+        self._plans[part] = plan = _BatchPlan(median(submits), min(wholes), judge_ns)
         return plan
 
     def _rehearse(self, part: Timed) -> float:

@@ -14,7 +14,7 @@ from kernelbench.measure.check import promise
 from kernelbench.measure.environment import TORCH_DTYPES
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.measure.proof import Proof, Verdict
+from kernelbench.measure.proof import Proof, ProofVerdict
 from kernelbench.measure.session import Attempt, Candidate, Tell
 from kernelbench.spec import Case, Distribution, DType, Family, Trial, TrialErrors
 
@@ -32,7 +32,7 @@ class Trials:
 
     def run(
         self, candidates: Sequence[Candidate], yardstick: Candidate | None, seed: int
-    ) -> Iterator[tuple[Candidate, Verdict | Failure]]:
+    ) -> Iterator[tuple[Candidate, ProofVerdict | Failure]]:
         """Those that are wrong on some trial's inputs, or fail there; the others' facts get their
         errors. Inputs and budgets are afterwards as they were before.
 
@@ -76,7 +76,7 @@ class Trials:
 
     def _one(
         self, candidate: Candidate, name: str, trial: Trial, unproven: str
-    ) -> Verdict | Failure | None:
+    ) -> ProofVerdict | Failure | None:
         """What is wrong with it on a trial's inputs."""
         provider, workload = candidate.provider, candidate.workload
         promised = promise(provider, str(self._proof.case.inputs), name)
@@ -85,7 +85,7 @@ class Trials:
         if not unproven:
             self._tell(candidate.name, f"trial {name}")
             step = partial(self._proof.judge_trial, provider, workload, name, trial)
-            found: Verdict | Failure = self._attempt(step, candidate.name)
+            found: ProofVerdict | Failure = self._attempt(step, candidate.name)
             workload.rest()
             if isinstance(found, Failure):
                 return found

@@ -56,7 +56,7 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What a tool saw of one child: by provider, the fields of a Measured; and files for all."""
 
     version: str
@@ -115,7 +115,7 @@ class Profiler:
                 if not blamed or isinstance(error, RefusedError):
                     raise
                 facts = {"status": Status.crashed, "reason": str(error)}
-                yield from (line(name, facts, Seen(self.version, {})) for name in blamed)
+                yield from (line(name, facts, Observation(self.version, {})) for name in blamed)
                 left = [name for name in left if name not in blamed]
                 continue
             for text in seen.notes:
@@ -125,7 +125,7 @@ class Profiler:
             answers.unlink(missing_ok=True)
             return
 
-    def _capture(self, job: Job, context: Context, stem: Path) -> Seen:
+    def _capture(self, job: Job, context: Context, stem: Path) -> Observation:
         request, answers = _file(stem, "request"), _file(stem, "answers")
         options = self._options
         facts = {
@@ -152,7 +152,7 @@ class Profiler:
         finally:
             request.unlink(missing_ok=True)
 
-    def _by_nsys(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+    def _by_nsys(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
         found = nsys.capture(
             self._found,
             child,
@@ -170,9 +170,9 @@ class Profiler:
             if range_name in by_name
         }
         pending = PENDING if found.qdstrm else ""
-        return Seen(found.version, of, _files(found), found.notes, pending)
+        return Observation(found.version, of, _files(found), found.notes, pending)
 
-    def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+    def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
         found = ncu.capture(
             self._found,
             child,
@@ -193,16 +193,16 @@ class Profiler:
             for name, count in counts.items()
             if count % self._options.calls
         ]
-        return Seen(found.version, of, (found.rep,), (*found.notes, *notes))
+        return Observation(found.version, of, (found.rep,), (*found.notes, *notes))
 
-    def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Seen:
+    def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
         log = stem.with_name(f"{stem.name}.log")
         ended = run(child, log, self._options.timeout, environment())
         if ended.code != 0:
             how = "did not end in time" if ended.code is None else f"ended with code {ended.code}"
             last = " | ".join(ended.tail.splitlines()[-4:])
             raise ToolError(f"the profiled process {how}: {last}. Its log: {log}")
-        return Seen(self.version, {})
+        return Observation(self.version, {})
 
     @property
     def version(self) -> str:
@@ -216,7 +216,7 @@ class Profiler:
         context: Context,
         name: str,
         facts: Mapping[str, Any],
-        seen: Seen,
+        seen: Observation,
     ) -> Measured:
         """What is known of one provider: its own facts, and what the tool saw."""
         provider, found = family.provider(name), dict(facts)

@@ -42,7 +42,7 @@ class Part(NamedTuple):
     """What one section of a document claims for one machine: a line of HEADS a claim."""
 
     head: str
-    rows: list[claims.Row]
+    rows: list[claims.ClaimRow]
     cells: list[Cells]
 
 
@@ -57,7 +57,7 @@ class Page(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def pages(rows: Sequence[claims.Row]) -> Iterator[Page]:
+def pages(rows: Sequence[claims.ClaimRow]) -> Iterator[Page]:
     """One a document, in order."""
     for document, group in groupby(rows, key=lambda row: row.document):
         numbers: dict[str, int] = {}
@@ -70,12 +70,12 @@ def pages(rows: Sequence[claims.Row]) -> Iterator[Page]:
         yield Page(document.title, place, parts, list(numbers), document.notes)
 
 
-def _head(row: claims.Row) -> str:
+def _head(row: claims.ClaimRow) -> str:
     hardware = claims.hardware_of(row.claim, row.document)
     return f"{row.claim.section} · {hardware or 'hardware not stated'}"
 
 
-def _cells(row: claims.Row, numbers: dict[str, int]) -> Cells:
+def _cells(row: claims.ClaimRow, numbers: dict[str, int]) -> Cells:
     said = [numbers.setdefault(note, len(numbers) + 1) for note in (*row.whys, *row.notes)]
     ratio = "" if row.ratio is None else figure(row.ratio)
     verdict = " ".join([row.verdict_text, *(f"[{number}]" for number in said)])
@@ -93,7 +93,7 @@ def _printed(value: float, places: int) -> str:
     return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:,.{places}f}"
 
 
-def found(row: claims.Row) -> str:
+def found(row: claims.ClaimRow) -> str:
     """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
     found."""
     value = row.found.value
@@ -110,7 +110,7 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def summary(rows: Sequence[claims.Row]) -> list[Cells]:
+def summary(rows: Sequence[claims.ClaimRow]) -> list[Cells]:
     """How often each verdict fell: a head, a line a document, and all of them."""
     verdicts = list(claims.Verdict)
     lines: list[Cells] = [("document", "claims", *map(str, verdicts))]
@@ -121,7 +121,7 @@ def summary(rows: Sequence[claims.Row]) -> list[Cells]:
     return lines
 
 
-def render(rows: Sequence[claims.Row], console: Console) -> None:
+def render(rows: Sequence[claims.ClaimRow], console: Console) -> None:
     """Print it, 80 columns wide or wider."""
     narrow = console.width
     console.width = max(narrow, _LEAST)
@@ -190,7 +190,7 @@ def _remarks(page: Page) -> Table:
     return grid
 
 
-def _totals(rows: Sequence[claims.Row]) -> Table:
+def _totals(rows: Sequence[claims.ClaimRow]) -> Table:
     heads, *lines = summary(rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for at, word in enumerate(heads):
@@ -201,7 +201,7 @@ def _totals(rows: Sequence[claims.Row]) -> Table:
     return table
 
 
-def markdown(rows: Sequence[claims.Row]) -> str:
+def markdown(rows: Sequence[claims.ClaimRow]) -> str:
     """The same as Markdown, a heading of the third level a document."""
     lines = [*_grid(summary(rows)), "", KINDS, ""]
     for page in pages(rows):
@@ -229,12 +229,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_<>|#\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def to_json(rows: Sequence[claims.Row]) -> str:
+def to_json(rows: Sequence[claims.ClaimRow]) -> str:
     """Strict JSON: a list of flat rows, null where a field does not apply."""
     return json.dumps([claims.plain(row) for row in rows], allow_nan=False, indent=1) + "\n"
 
 
-def to_csv(rows: Sequence[claims.Row]) -> str:
+def to_csv(rows: Sequence[claims.ClaimRow]) -> str:
     """The same fields, empty where one does not apply."""
     out = io.StringIO()
     flat = [claims.plain(row) for row in rows]

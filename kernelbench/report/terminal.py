@@ -18,7 +18,7 @@ def show(
     *,
     against: str = "",
     measured: Sequence[Measured] = (),
-    claimed_rows: Sequence[claims.Row] = (),
+    claimed_rows: Sequence[claims.ClaimRow] = (),
 ) -> None:
     """Print the tables that were chosen, then the summary."""
     narrow, console.width = console.width, max(console.width, LEAST)

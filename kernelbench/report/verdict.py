@@ -63,7 +63,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CaseVerdict:
     """An answer to each of HEADS; of a CPU's run, to the first alone."""
 
     name: str
@@ -73,9 +73,9 @@ class Verdict:
     answers: Sequence[Answer]
 
 
-def verdicts(panels: Sequence[Panel]) -> list[Verdict]:
+def verdicts(panels: Sequence[Panel]) -> list[CaseVerdict]:
     return [
-        Verdict(
+        CaseVerdict(
             f"{panel.family} {panel.mode}",
             panel.provider,
             panel.run,

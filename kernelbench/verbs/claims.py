@@ -11,7 +11,7 @@ from kernelbench.report.progress import Output
 from kernelbench.report.waiting import waiting
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
-TEXTS: dict[str, Callable[[Sequence[claimed.Row]], str]] = {
+TEXTS: dict[str, Callable[[Sequence[claimed.ClaimRow]], str]] = {
     "md": tables.markdown,
     "json": tables.to_json,
     "csv": tables.to_csv,

@@ -16,7 +16,7 @@ from kernelbench.report.waiting import waiting
 from kernelbench.spec import Family, Job, UsageError, suggest
 
 if TYPE_CHECKING:
-    from kernelbench.profile.inspect import Row
+    from kernelbench.profile.inspect import KernelRow
     from kernelbench.profile.inspect.target import Limits
 
 TARGETS = ("sm_80,sm_90",)
@@ -83,7 +83,7 @@ def _rows(
     known: Mapping[str, Family[Any]],
     chosen: Sequence["Limits"],
     output: Output,
-) -> list["Row"]:
+) -> list["KernelRow"]:
     from kernelbench.profile.inspect import rows
     from kernelbench.profile.inspect.launches import describe
 

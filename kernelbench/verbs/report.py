@@ -107,7 +107,7 @@ class _Report:
         self.show(paper)
         return cast(io.StringIO, paper.file).getvalue()
 
-    def _claims(self) -> list[claims.Row]:
+    def _claims(self) -> list[claims.ClaimRow]:
         files = claims.load(claims.shipped())
         return claims.rows(self.found.records, files, self.found.measured)
 

@@ -386,7 +386,7 @@ def test_distances_are_forgotten_beyond_a_limit(monkeypatch, device):
     monkeypatch.setattr(rotary, "_MOST_DISTANCES", 2)
     memory = draw(1, 3, 9, 8, torch.float32, device)
     cos, sin = angles(3, 4, device=device)
-    plan = rotary._Plan(memory[:, :, :1], memory[:, :, 1:2], cos, sin, None, False, None)
+    plan = rotary._RotaryPlan(memory[:, :, :1], memory[:, :, 1:2], cos, sin, None, False, None)
     for head in range(1, 9):
         plan.check_writable(memory[:, :, :1], memory[:, :, head : head + 1], cos, sin)
         assert len(plan._apart) <= 2

@@ -555,7 +555,7 @@ def _check(
         raise ValueError(f"no casting {casting!r}{hint} Known: {', '.join(CASTINGS)}")
 
 
-class _Plan:
+class _NormPlan:
     """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
 
     def __init__(
@@ -670,7 +670,7 @@ class _SplitPlan:
     other plan. That is not remembered: each call finds out anew.
     """
 
-    def __init__(self, plan: _Plan, without: _Plan | None, sms: int) -> None:
+    def __init__(self, plan: _NormPlan, without: _NormPlan | None, sms: int) -> None:
         self._plan = plan
         self._without = without  # None where the config was given
         self._sms = sms
@@ -689,7 +689,7 @@ class _SplitPlan:
             other = self._other(error)
         return other.backward(*args, **named)  # here, what the error's frames held is free again
 
-    def _other(self, error: RuntimeError) -> _Plan:
+    def _other(self, error: RuntimeError) -> _NormPlan:
         if not refused_at_once(error):
             raise error
         if self._without is None:
@@ -709,19 +709,19 @@ def _planned(
     eps: float | None,
     casting: str,
     config: RmsNormConfig | None,
-) -> _Plan | _SplitPlan:
-    plan = _Plan(x, weight, residual, eps, casting, config)
+) -> _NormPlan | _SplitPlan:
+    plan = _NormPlan(x, weight, residual, eps, casting, config)
     if not (plan.config.split or plan.config.bwd_split):
         return plan
     without = None
     if config is None:
         apart = _fit(plan.config, plan.N, plan.arch, x.element_size(), residual is not None, sms=0)
-        without = _Plan(x, weight, residual, eps, casting, apart)
+        without = _NormPlan(x, weight, residual, eps, casting, apart)
     return _SplitPlan(plan, without, sm_count(x.device))
 
 
 _MOST_PLANS = 4096
-_PLANS: dict[Hashable, _Plan | _SplitPlan] = of_devices({})
+_PLANS: dict[Hashable, _NormPlan | _SplitPlan] = of_devices({})
 
 
 def _plan(
@@ -731,7 +731,7 @@ def _plan(
     eps: float | None,
     casting: str,
     config: RmsNormConfig | None,
-) -> _Plan | _SplitPlan:
+) -> _NormPlan | _SplitPlan:
     key = (
         (x.shape, x.stride(), x.dtype, x.device),
         weight if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),

@@ -24,7 +24,7 @@ DIED = "the compiler died: a crash, or out of memory"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class KernelRow:
     """One kernel as it would run on one target. What an `error` left unknown is 0.
 
     case: the first that runs it; others: how many more (case, provider) of the family do.
@@ -92,7 +92,7 @@ def rows(
     processes: int | None = None,
     done: Callable[[int], object] = lambda count: None,
     counts: bool = True,
-) -> list[Row]:
+) -> list[KernelRow]:
     """Compile what was described, each kernel once a target, and say what came of it, in order.
 
     processes: at once, by default one a processor. done: told of each kernel that is through.
@@ -114,7 +114,7 @@ def rows(
     return made
 
 
-def _row(each: Described, outcome: _Outcome, number: int) -> Row:
+def _row(each: Described, outcome: _Outcome, number: int) -> KernelRow:
     """number: among the rows that differ in nothing but what their text leaves out."""
     place, limits = each.place, each.place.limits
     again = f" #{number}" if number > 1 else ""
@@ -125,7 +125,7 @@ def _row(each: Described, outcome: _Outcome, number: int) -> Row:
         facts["occupancy_pct"] = round(limits.occupancy_pct(blocks, outcome.warps), 1)
     if outcome.code is not None:
         facts |= vars(outcome.code)
-    return Row(
+    return KernelRow(
         family=place.family,
         provider=place.provider,
         case=each.case,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench import files
-from kernelbench.profile.inspect import Row
+from kernelbench.profile.inspect import KernelRow
 from kernelbench.spec import UsageError, suggest
 
 KEY = ("family", "provider", "case", "kernel", "config", "target")
@@ -91,7 +91,7 @@ def read(path: Path) -> list[Facts]:
     return found
 
 
-def save(rows: Sequence[Row], path: Path) -> None:
+def save(rows: Sequence[KernelRow], path: Path) -> None:
     """What `read` takes: what is compared and no more, names first and then a row a line.
 
     Raises KernelbenchError where the file cannot be written.
@@ -102,7 +102,7 @@ def save(rows: Sequence[Row], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """failed: rows and why. changed, new, gone: against the earlier output, as text.
 
     versions: the versions of Triton before, where they are not today's.
@@ -115,7 +115,7 @@ class Verdict:
     versions: tuple[str, ...] = ()
 
 
-def judge(rows: Sequence[Row], before: Sequence[Facts] | None, limits: Bounds) -> Verdict:
+def judge(rows: Sequence[KernelRow], before: Sequence[Facts] | None, limits: Bounds) -> Judgement:
     """Hold rows to limits and, if there is one, to an earlier output.
 
     Gone are only rows of targets, families and providers that are there now.
@@ -136,7 +136,7 @@ def judge(rows: Sequence[Row], before: Sequence[Facts] | None, limits: Bounds) -
         if key not in today and (old["target"], old["family"], old["provider"]) in kept
     ]
     others = {str(old["triton"]) for old in was.values()} - {row.triton for row in rows}
-    return Verdict(tuple(failed), tuple(changed), tuple(new), tuple(gone), tuple(sorted(others)))
+    return Judgement(tuple(failed), tuple(changed), tuple(new), tuple(gone), tuple(sorted(others)))
 
 
 def title(key: Key) -> str:
@@ -145,13 +145,13 @@ def title(key: Key) -> str:
     return f"{target} {where} {provider} {kernel} [{config}]"
 
 
-def _by_key(rows: Sequence[Row], before: Sequence[Facts]) -> dict[Key, Facts]:
+def _by_key(rows: Sequence[KernelRow], before: Sequence[Facts]) -> dict[Key, Facts]:
     """Where a file has a row twice, by two versions of Triton, today's counts."""
     today = {row.triton for row in rows}
     return {key_of(old): old for old in sorted(before, key=lambda old: old["triton"] in today)}
 
 
-def _faults(row: Row, old: Facts | None, limits: Bounds) -> Iterator[str]:
+def _faults(row: KernelRow, old: Facts | None, limits: Bounds) -> Iterator[str]:
     if row.error:
         if old is None or not old["error"]:
             yield row.error
@@ -171,7 +171,7 @@ def _faults(row: Row, old: Facts | None, limits: Bounds) -> Iterator[str]:
             yield f"{now} {name}, {before} before (+{(now / before - 1) * 100:.3g}%)"
 
 
-def _changes(row: Row, old: Facts) -> str:
+def _changes(row: KernelRow, old: Facts) -> str:
     now = row.as_json()
     pairs = ((name, old[name], now[name]) for name in COMPARED)
     return ", ".join(

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench.profile.inspect import Row
-from kernelbench.profile.inspect.gate import Verdict
+from kernelbench.profile.inspect import KernelRow
+from kernelbench.profile.inspect.gate import Judgement
 
 WIDTH = 100
 KINDS = (
@@ -27,12 +27,12 @@ _HEADS = (
 )
 
 
-def render(rows: Sequence[Row], console: Console) -> None:
+def render(rows: Sequence[KernelRow], console: Console) -> None:
     """Print the tables, at least 100 columns wide, so that a pipe cuts no number."""
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        parts: dict[tuple[str, str], list[Row]] = {}
+        parts: dict[tuple[str, str], list[KernelRow]] = {}
         for row in rows:
             parts.setdefault((row.target, row.family), []).append(row)
         for (target, family), part in parts.items():
@@ -45,7 +45,7 @@ def render(rows: Sequence[Row], console: Console) -> None:
         console.width = narrow
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
+def _table(title: str, rows: Sequence[KernelRow]) -> Table:
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=0)
     table.show_header = False
     table.add_column(overflow="fold")
@@ -77,7 +77,7 @@ def _grid() -> Table:
     return grid
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: KernelRow) -> tuple[str, ...]:
     others = f"\n+ {row.others} more" if row.others else ""
     return (
         f"{row.kernel}{others}",
@@ -91,7 +91,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _instructions(row: Row) -> list[str]:
+def _instructions(row: KernelRow) -> list[str]:
     """`24 HGMMA` for products, whose shapes are in the JSON; TMA; loads of 16 bytes."""
     found: dict[str, int] = {}
     for kinds in (row.wgmma, row.mma, row.tcgen05):
@@ -106,7 +106,7 @@ def _instructions(row: Row) -> list[str]:
     return lines
 
 
-def problems(row: Row) -> list[str]:
+def problems(row: KernelRow) -> list[str]:
     """What is wrong with a kernel, in words."""
     found = [row.error] if row.error else []
     if row.spill_bytes:
@@ -121,7 +121,7 @@ def problems(row: Row) -> list[str]:
     return found
 
 
-def show(verdict: Verdict, rows: Sequence[Row], console: Console) -> None:
+def show(verdict: Judgement, rows: Sequence[KernelRow], console: Console) -> None:
     """What changed against an earlier output, what fails, and how many kernels there are."""
     if verdict.versions:
         told = f"compared with triton {', '.join(verdict.versions)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kernelbench.profile import tool
 from kernelbench.profile.nsys.program import CACHE, HOW_TO_GET, IMPORTERS, Found, find, said
-from kernelbench.profile.nsys.sql import PREFIX, RangeUse, Seen, forget_environments, look
+from kernelbench.profile.nsys.sql import PREFIX, ExportedRanges, RangeUse, forget_environments, look
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
@@ -276,7 +276,7 @@ def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path
     return sqlite
 
 
-def _nothing(seen: Seen, rep: Path, stem: Path) -> str:
+def _nothing(seen: ExportedRanges, rep: Path, stem: Path) -> str:
     open_ = f"; {', '.join(seen.endless)} had no end" if seen.endless else ""
     return (
         f"{rep}: holds no range {PREFIX}* of the NVTX domain {DOMAIN}{open_}, and "
@@ -286,7 +286,7 @@ def _nothing(seen: Seen, rep: Path, stem: Path) -> str:
     )
 
 
-def _warnings(seen: Seen, cuda: bool) -> Iterator[str]:
+def _warnings(seen: ExportedRanges, cuda: bool) -> Iterator[str]:
     if seen.outside:
         yield (
             f"{seen.outside} of {seen.operations} GPU operations were launched outside every "

@@ -69,7 +69,7 @@ class RangeUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ExportedRanges:
     """An export's ranges, and what does not belong to any.
 
     operations: of the GPU, in the whole capture; outside: of them, those that no range launched.
@@ -103,7 +103,7 @@ class _Range:
     operations: list[_Operation] = field(default_factory=list)
 
 
-def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> Seen:
+def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> ExportedRanges:
     """The push/pop ranges of a domain whose names begin with `prefix`, in order of appearance.
 
     A kernel belongs to the innermost range that its thread had open at the launch. Launches of a
@@ -131,7 +131,7 @@ def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> Seen:
         raise _unreadable(sqlite, error) from None
     ranges = [_Range(*row) for row in named if row[3] is not None]
     outside = _attribute(ranges, calls, operations)
-    return Seen(
+    return ExportedRanges(
         ranges=tuple(_used(name, same) for name, same in _grouped(ranges)),
         operations=len(operations),
         outside=outside,
