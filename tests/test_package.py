@@ -1,6 +1,9 @@
 """What is shipped, what is pinned, and what must not be in the repository."""
 
+import ast
+import importlib
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -143,6 +146,25 @@ def test_other_versions_than_the_lowest_are_named() -> None:
     done = minimum("--check")
     assert done.returncode == 1
     assert f"numpy {importlib.metadata.version('numpy')} is installed, not 2\n" in done.stderr
+
+
+def test_scripts_and_tests_for_a_gpu_import_what_is_there() -> None:
+    """They do not run here: what they import, in functions, too, is looked for."""
+    gone = []
+    for folder in ("studies", "tools", "tests/gpu", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                    "kernelbench"
+                ):
+                    module = importlib.import_module(str(node.module))
+                    gone += [
+                        f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}"
+                        for alias in node.names
+                        if not hasattr(module, alias.name)
+                        and importlib.util.find_spec(f"{node.module}.{alias.name}") is None
+                    ]
+    assert not gone
 
 
 def test_the_parts_of_the_ci_take_45_minutes_at_most() -> None:

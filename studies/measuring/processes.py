@@ -18,7 +18,7 @@ PROCESSES = 5
 def one() -> None:
     """Print a line of JSON: median and flags by call."""
     from kernelbench.measure import environment
-    from kernelbench.measure.ceilings import calibrate, gpu_uuid
+    from kernelbench.measure.ceilings import calibrate
     from kernelbench.measure.probes import Probe
     from kernelbench.measure.sampling import sample
     from kernelbench.measure.telemetry import Telemetry
@@ -26,7 +26,7 @@ def one() -> None:
     from kernelbench.spec import Measure
 
     clock = CudaClock(environment.device("cuda"))
-    overhead, telemetry = calibrate(clock), Telemetry.open(gpu_uuid())
+    overhead, telemetry = calibrate(clock), Telemetry.open(environment.gpu_uuid())
     found = {}
     for name, (make, _) in KERNELS.items():
         telemetry.reset()
