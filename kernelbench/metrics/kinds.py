@@ -48,13 +48,13 @@ def kind_of(column: str) -> Kind:
 
 def kinds_of(*columns: str) -> tuple[Kind, ...]:
     """Theirs, each once."""
-    found = {*map(kind_of, columns)}
-    return tuple(kind for kind in Kind if kind in found)
+    present = {*map(kind_of, columns)}
+    return tuple(kind for kind in Kind if kind in present)
 
 
 def said(columns: Mapping[str, str]) -> str:
     """`measured: time. derived: speedups (×).`, of columns by what a reader calls them."""
-    found: dict[Kind, list[str]] = {}
+    by_kind: dict[Kind, list[str]] = {}
     for name, column in columns.items():
-        found.setdefault(kind_of(column), []).append(name)
-    return " ".join(f"{kind}: {', '.join(found[kind])}." for kind in Kind if kind in found)
+        by_kind.setdefault(kind_of(column), []).append(name)
+    return " ".join(f"{kind}: {', '.join(by_kind[kind])}." for kind in Kind if kind in by_kind)

@@ -34,8 +34,8 @@ def timings(record: RunRecord) -> tuple[Timing, ...]:
 
 def median_ns(record: RunRecord) -> float | None:
     """The median of the corrected samples, in ns; of several processes as `over_processes`."""
-    found = times.of_processes(timings(record))
-    return found.mid if found else None
+    interval = times.of_processes(timings(record))
+    return interval.mid if interval else None
 
 
 def timed(record: RunRecord) -> bool:

@@ -21,10 +21,10 @@ def floors_ns(read: int, write: int, flops: int, ceilings: Mapping[str, float]) 
         )
         if ceilings.get(name)
     ]
-    found = {"memory": max(memory)} if memory else {}
+    floors = {"memory": max(memory)} if memory else {}
     if ceilings.get("tflops"):
-        found["compute"] = flops / (ceilings["tflops"] * 1e3)
-    return found
+        floors["compute"] = flops / (ceilings["tflops"] * 1e3)
+    return floors
 
 
 def fastest_plausible_ns(read: int, flops: int, ceilings: Mapping[str, float]) -> float:

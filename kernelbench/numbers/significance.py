@@ -103,17 +103,17 @@ def change_points(
         totals = [best[start] + costs[start][end] + each for start in range(end - 1)]
         cut.append(min(range(end - 1), key=totals.__getitem__))
         best.append(totals[cut[end]])
-    found, end = list[int](), n
+    kept, end = list[int](), n
     while n > 1 and (end := cut[end]):
-        found.insert(0, end)
-    while found:
-        edges = [0, *found, n]
+        kept.insert(0, end)
+    while kept:
+        edges = [0, *kept, n]
         levels = [median(values[a:b]) for a, b in pairwise(edges)]
         steps = [abs(b - a) for a, b in pairwise(levels)]
         if min(steps) >= least:
             break
-        del found[steps.index(min(steps))]
-    return found
+        del kept[steps.index(min(steps))]
+    return kept
 
 
 def _costs(values: Sequence[float]) -> list[list[float]]:

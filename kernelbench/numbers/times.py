@@ -43,10 +43,10 @@ def of_processes(timings: Sequence[Timing]) -> Interval | None:
     """The median in ns with its 95 % interval: over the samples of one process, or over the
     medians of several. None where one of them has no time above the overhead."""
     blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
-    found = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
-    if not found or min(each.mid for each in found) <= 0:
+    intervals = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
+    if not intervals or min(each.mid for each in intervals) <= 0:
         return None
-    return over_processes(found, max(map(step, timings)))
+    return over_processes(intervals, max(map(step, timings)))
 
 
 def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:

@@ -45,10 +45,10 @@ class Ledger:
 
     def phases(self) -> dict[str, float]:
         """Seconds up to now by phase. Their sum is the time since the ledger was opened."""
-        found: dict[str, float] = {}
+        seconds_of: dict[str, float] = {}
         for (_, phase), seconds in self.spent().items():
-            found[phase] = found.get(phase, 0.0) + seconds
-        return found
+            seconds_of[phase] = seconds_of.get(phase, 0.0) + seconds
+        return seconds_of
 
 
 def added(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

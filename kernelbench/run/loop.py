@@ -57,14 +57,14 @@ def remaining(
             if (r := known.get((*row, name, process))) and r.status is not Status.ok
         }
         names = [name for name in job.providers if name not in wrong]
-        found = {name: known.get((*row, name, job.process)) for name in names}
-        for name, record in found.items():
+        records = {name: known.get((*row, name, job.process)) for name in names}
+        for name, record in records.items():
             if record is not None and record.source != sources[job.family]:
                 changed[job.family] = None
-                found[name] = None
-        missing = [name for name, record in found.items() if record is None]
+                records[name] = None
+        missing = [name for name, record in records.items() if record is None]
         if missing:
-            again = [n for n, r in found.items() if r is not None and r.status is Status.ok]
+            again = [n for n, r in records.items() if r is not None and r.status is Status.ok]
             providers = tuple(n for n in job.providers if n in missing or n in again)
             left.append(replace(job, providers=providers))
     return left, list(changed)
@@ -109,11 +109,11 @@ def run_jobs(
             noted = set[str]()
             for number in range(len(every)):
                 recorded = store.records_apart()
-                found = [remaining(some, recorded, sources) for some in every[number:]]
-                for name in sorted({name for _, changed in found for name in changed} - noted):
+                plans = [remaining(some, recorded, sources) for some in every[number:]]
+                for name in sorted({name for _, changed in plans for name in changed} - noted):
                     watcher.note(f"{name}: its code changed since it was measured; measured anew")
                     noted.add(name)
-                left, *later = [some for some, _ in found]
+                left, *later = [some for some, _ in plans]
                 outcome.left = sum(map(len, (left, *later)))
                 if left:
                     known = store.manifest.get("ceilings")

@@ -141,9 +141,9 @@ class Runner:
                 status = Status.timeout if ended.silent else Status.crashed
                 culprit, phase = self._at
                 reason = f"{phase or 'start'}: {ended}"
-                told = {culprit} & {*job.providers} if isinstance(ended, FalseAccountError) else ()
+                liars = {culprit} & {*job.providers} if isinstance(ended, FalseAccountError) else ()
             if culprit or tried:
-                blamed = [*dict.fromkeys([*(n for n in left if culprit in ("", n)), *told])]
+                blamed = [*dict.fromkeys([*(n for n in left if culprit in ("", n)), *liars])]
                 without.append(culprit)
                 left = [name for name in left if name not in blamed]
                 yield [

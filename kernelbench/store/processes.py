@@ -22,8 +22,8 @@ def together(records: Iterable[RunRecord]) -> list[RunRecord]:
     return [_one(sorted(found, key=lambda r: r.process)) for found in rows.values()]
 
 
-def _one(found: list[RunRecord]) -> RunRecord:
-    first, *others = found
+def _one(records: list[RunRecord]) -> RunRecord:
+    first, *others = records
     others = [each for each in others if _build(each) == _build(first)]
     if first.status is not Status.ok:
         return first

@@ -80,11 +80,11 @@ def read_measured(path: str | Path) -> tuple[list[Measured], list[str]]:
     message for every line that is none. Nothing where no profiler looked."""
     path = Path(path)
     problems = _two_of(path / MEASURED)
-    found: dict[tuple[str, ...], Measured] = {}
+    latest: dict[tuple[str, ...], Measured] = {}
     measured_lines = lines(path, MEASURED)
     for measured in _parsed(path / MEASURED, measured_lines, Measured.from_json, problems):
-        found[measured.key] = measured
-    return list(found.values()), problems
+        latest[measured.key] = measured
+    return list(latest.values()), problems
 
 
 def history(path: str | Path) -> list[RunRecord]:
@@ -168,7 +168,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
     Raises UsageError for a path that does not exist.
     """
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for given in paths:
         path = Path(given)
         if not path.exists():
@@ -178,8 +178,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
                 raise UsageError(f"{path}: a file; name a run folder, or one that holds some")
             path = path.parent
         for run in _runs_below(path):
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
 
 
 def _runs_below(path: Path) -> Iterator[Path]:

@@ -65,9 +65,9 @@ def load(
     path = Path(path)
     text = read_file(path) if text is None else text
     root = _overridden(_root(text, str(path)), overrides)
-    found = check(root, families)
-    bad = [loc for loc, _ in found]
-    problems = [problem for _, problem in found]
+    problems_at = check(root, families)
+    bad = [loc for loc, _ in problems_at]
+    problems = [problem for _, problem in problems_at]
     measure, wrong = Measure(), list[Problem]()
     if not any(loc[:1] == ("measure",) for loc in bad):
         measure, wrong = measure_of(root)

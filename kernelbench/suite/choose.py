@@ -66,7 +66,7 @@ def narrow(
     _known("--mode", mode, [member.value for member in Mode])
     dtype = [DTYPE_ALIASES.get(name, name) for name in dtype]
     _known("--dtype", dtype, [member.value for member in DType])
-    found = _pattern(filter)
+    matches = _pattern(filter)
     left = [
         replace(job, providers=kept)
         for job in jobs
@@ -74,7 +74,7 @@ def narrow(
         and (not case or job.case.id in case)
         and (not mode or job.case.mode.value in mode)
         and (not dtype or job.case.dtype.value in dtype)
-        and found(job.id)
+        and matches(job.id)
         and (kept := _kept(job.providers, provider, skip))
     ]
     if not left:

@@ -122,14 +122,14 @@ def model(families: Families) -> Any:
 def check(root: Node, families: Families) -> list[tuple[Loc, Problem]]:
     """What is wrong with a suite as far as one value tells, each with its location."""
     data = {k: v for k, v in root.plain().items() if not str(k).startswith(SHARED)}
-    found = _errors(model(families), root, (), data, families)
+    problems = _errors(model(families), root, (), data, families)
     listed = data.get("families")
     if listed == {}:
-        found.append((("families",), Problem(root.spot(("families",), key=True), _EMPTY)))
+        problems.append((("families",), Problem(root.spot(("families",), key=True), _EMPTY)))
     defaults = data.get("defaults")
     if isinstance(defaults, dict) and isinstance(listed, dict):
-        found += _defaults(root, defaults, {n: f for n, f in families.items() if n in listed})
-    return found
+        problems += _defaults(root, defaults, {n: f for n, f in families.items() if n in listed})
+    return problems
 
 
 SHARED = "x-"  # keys of a suite that hold anchors for others, and mean nothing by themselves
@@ -138,28 +138,30 @@ _EMPTY = "'families' is empty; nothing to measure"
 
 def _defaults(root: Node, given: Mapping[str, Any], listed: Families) -> list[tuple[Loc, Problem]]:
     """Defaults mean what they mean in each family of the file that has such an axis."""
-    found: list[tuple[Loc, Problem]] = []
+    problems: list[tuple[Loc, Problem]] = []
     known = dict.fromkeys(ax.name for f in listed.values() for ax in f.case.axes())
     if "mode" in given and "modes" in given:
         where = root.spot(("defaults", "modes"), key=True)
-        found.append((("defaults",), Problem(where, "'mode' and 'modes' are the same; give one")))
+        problems.append(
+            (("defaults",), Problem(where, "'mode' and 'modes' are the same; give one"))
+        )
     for key in given:
         if listed and key not in known and key != "modes":
             where = root.spot(("defaults", key), key=True)
             said = f"no family of this suite has an axis {key!r}{suggest(key, known)}"
-            found.append((("defaults", key), Problem(where, said)))
+            problems.append((("defaults", key), Problem(where, said)))
     for family in listed.values():
         own = {ax.name for ax in family.case.axes()}
         part = {key: value for key, value in given.items() if key in own}
-        found += _errors(_axes(family), root, ("defaults",), part, {family.name: family})
+        problems += _errors(_axes(family), root, ("defaults",), part, {family.name: family})
         if "modes" in given:
             renamed = {"mode": given["modes"]}
             for (_, __, *rest), problem in _errors(
                 _axes(family), root, ("defaults",), renamed, {family.name: family}
             ):
                 where = root.spot(("defaults", "modes", *rest))
-                found.append((("defaults", "modes"), Problem(where, problem.message)))
-    return found
+                problems.append((("defaults", "modes"), Problem(where, problem.message)))
+    return problems
 
 
 def _errors(

@@ -89,23 +89,23 @@ def _rows(
 
     jobs, harness = jobs_of(request.names, known, request.providers)
     with waiting("calling providers, to see what they would launch", output.waits):
-        found = [
+        launches = [
             each
             for limits in chosen
             for each in describe(
                 known, jobs, limits, every=request.every, harness=harness, plugins=request.plugins
             )
         ]
-    if not found:
+    if not launches:
         raise UsageError("none of these providers launches a Triton kernel: see kernelbench list")
-    total, bar = len({each.kernel for each in found}), output.errors.is_terminal
+    total, bar = len({each.kernel for each in launches}), output.errors.is_terminal
     with (
         waiting(f"compiling {total} kernels", None if bar else output.waits),
         Progress(console=output.errors, transient=True, disable=not bar) as progress,
     ):
         task = progress.add_task("compiling", total=total)
         counts = output.as_json or not output.quiet
-        return rows(found, done=lambda count: progress.advance(task, count), counts=counts)
+        return rows(launches, done=lambda count: progress.advance(task, count), counts=counts)
 
 
 def jobs_of(

@@ -272,15 +272,15 @@ def _named(jobs: Sequence[Job], cases: Sequence[str], name: str) -> Sequence[Job
 
 def _runs(out: Path, gpu: str) -> list[tuple[Path, dict[str, Any]]]:
     """Runs right in `out` that were measured on this GPU, the newest first, with manifests."""
-    found = []
+    runs = []
     for path in out.glob(f"*/{store.MANIFEST}"):
         try:
             facts = store.read_manifest(path.parent)
         except KernelbenchError:
             continue
         if facts.get("gpu") == gpu and {*facts} >= NEEDED:
-            found.append((path.parent, facts))
-    return sorted(found, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
+            runs.append((path.parent, facts))
+    return sorted(runs, key=lambda each: (each[1]["utc"], each[0]), reverse=True)
 
 
 def _open(chosen: Plan, out: Path, machine: dict[str, Any]) -> store.Store:

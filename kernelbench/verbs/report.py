@@ -49,19 +49,19 @@ class ReportRequest:
 class _Report:
     """What was gathered, and each format of it made when it is asked for."""
 
-    def __init__(self, found: Gathered, request: ReportRequest) -> None:
-        self.found, self.request = found, request
+    def __init__(self, gathered: Gathered, request: ReportRequest) -> None:
+        self.gathered, self.request = gathered, request
 
     @cached_property
     def frame(self) -> "DataFrame":
-        return metrics.frame_of(self.found.rows)
+        return metrics.frame_of(self.gathered.rows)
 
     @cached_property
     def shown(self) -> Choice:
         given = sheet.source(
-            self.found.rows,
-            self.found.measured,
-            self.found.manifests,
+            self.gathered.rows,
+            self.gathered.measured,
+            self.gathered.manifests,
             self.request.baseline,
         )
         return choice(self.request.tables, given)
@@ -80,24 +80,24 @@ class _Report:
         from kernelbench.report import page
 
         return page.render(
-            self.found.records,
-            self.found.measured,
-            self.found.manifests,
+            self.gathered.records,
+            self.gathered.measured,
+            self.gathered.manifests,
             baseline=self.request.baseline or None,
-            rows=self.found.rows,
+            rows=self.gathered.rows,
         )
 
     def exported(self) -> str:
         if self.request.to == "github":
             return json.dumps(export.github(self.frame), indent=1, ensure_ascii=False) + "\n"
-        return json.dumps(export.hud(self.frame, self.found.manifests), indent=1) + "\n"
+        return json.dumps(export.hud(self.frame, self.gathered.manifests), indent=1) + "\n"
 
     def show(self, console: Console) -> None:
         terminal.show(
             self.shown,
             console,
             against=self.request.baseline,
-            measured=self.found.measured,
+            measured=self.gathered.measured,
             claimed_rows=self._claims() if self.request.claims else (),
         )
 
@@ -109,7 +109,7 @@ class _Report:
 
     def _claims(self) -> list[claims.ClaimRow]:
         files = claims.load(claims.shipped())
-        return claims.rows(self.found.records, files, self.found.measured)
+        return claims.rows(self.gathered.records, files, self.gathered.measured)
 
     def written(self) -> str:
         """The report as the text of a file."""
@@ -133,25 +133,25 @@ def report(request: ReportRequest, output: Output) -> int:
     _check(request)
     say = None if request.format == "json" else output.err
     with waiting("reading the runs, and deriving figures from what is new", say):
-        found = gather(request.folders, request.families, request.baseline)
-    _refuse_baseline(request.baseline, found)
-    for text in (*found.problems, *found.notes):
+        gathered = gather(request.folders, request.families, request.baseline)
+    _refuse_baseline(request.baseline, gathered)
+    for text in (*gathered.problems, *gathered.notes):
         output.warn(text)
-    made = _Report(found, request)
+    made = _Report(gathered, request)
     _main(made, output, say)
     if request.junit:
         files.deliver(request.junit, junit(made.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
-    differing = ", ".join(sheets.differences(found.manifests))
+    differing = ", ".join(sheets.differences(gathered.manifests))
     if differing and "environment" not in chosen(request.tables):
         output.err(f"runs differ in {differing} (--tables environment)")
-    if found.problems:
-        count = len(found.problems)
+    if gathered.problems:
+        count = len(gathered.problems)
         output.err(f"exit 1: {count} thing{'s' * (count != 1)} could not be read")
-    if why := failed.why(found.rows):
+    if why := failed.why(gathered.rows):
         output.err(why)
-    return int(bool(found.problems or why))
+    return int(bool(gathered.problems or why))
 
 
 def _main(made: _Report, output: Output, say: Say | None) -> None:
@@ -159,12 +159,12 @@ def _main(made: _Report, output: Output, say: Say | None) -> None:
     request = made.request
     if request.to in export.TRACKERS:
         folder = request.out or Path()
-        for line in trackers.log(request.to, made.frame, made.found.manifests, folder):
+        for line in trackers.log(request.to, made.frame, made.gathered.manifests, folder):
             output.err(line)
     elif request.out is None and request.format == "table" and not request.to:
         made.show(output.console)
     else:
-        what = f"{request.to or request.format} of {len(made.found.rows)} records"
+        what = f"{request.to or request.format} of {len(made.gathered.rows)} records"
         with waiting(f"making {what}", say):
             text = made.written()
         if request.out is None:
@@ -187,8 +187,8 @@ def _check(request: ReportRequest) -> None:
         raise UsageError("--tables goes with --format table and md")
 
 
-def _refuse_baseline(baseline: str, found: Gathered) -> None:
-    providers = dict.fromkeys(row["provider"] for row in found.rows)
+def _refuse_baseline(baseline: str, gathered: Gathered) -> None:
+    providers = dict.fromkeys(row["provider"] for row in gathered.rows)
     if baseline and baseline not in providers:
         raise UsageError(
             f"--baseline: no provider {baseline!r} in these runs{suggest(baseline, providers)}"

@@ -55,14 +55,14 @@ def examine() -> list[Finding]:
 def foreign_packages(path: list[str]) -> list[Path]:
     """Other packages of the import name `kernelbench` on the path, whichever comes first."""
     ours = Path(kernelbench.__file__).resolve().parent
-    found = [
+    folders = [
         folder
         for entry in path
         if (folder := Path(entry or ".") / "kernelbench").is_dir()
         and folder.resolve() != ours
         and any(folder.glob("*.py"))
     ]
-    return list(dict.fromkeys(folder.resolve() for folder in found))
+    return list(dict.fromkeys(folder.resolve() for folder in folders))
 
 
 def foreign_distributions() -> list[str]:
@@ -92,8 +92,8 @@ def _torch() -> Iterator[Finding]:
             "torch", False, "not installed", "pip install torch (reading results needs none)"
         )
         return
-    told = _untouched()
-    yield from _asked() if told is None else told
+    findings = _untouched()
+    yield from _asked() if findings is None else findings
 
 
 def _untouched() -> list[Finding] | None:
@@ -177,7 +177,7 @@ def _profilers() -> Iterator[Finding]:
 
     for name, find in (("nsys", nsys.find), ("ncu", ncu.find)):
         try:
-            found: Any = find()
+            program: Any = find()
         except ToolError as error:
             yield Finding(name, None, "not found", str(error), optional.PROFILERS[name])
         else:
@@ -185,10 +185,10 @@ def _profilers() -> Iterator[Finding]:
             yield Finding(
                 name,
                 None if denied else True,
-                found.version,
+                program.version,
                 denied or "",
                 optional.PROFILERS[name],
-                str(found.path),
+                str(program.path),
             )
 
 
