@@ -480,120 +480,6 @@ def _consume(
         done += 1
 
 
-@gluon.jit
-def _consume_0(
-    smem,
-    bars,
-    descs,
-    scalars,
-    t_ptr,
-    lse_ptr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        t_ptr,
-        lse_ptr,
-        0,
-        GROUPS,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-        POLYNOMIAL,
-        LATE,
-    )
-
-
-@gluon.jit
-def _consume_1(
-    smem,
-    bars,
-    descs,
-    scalars,
-    t_ptr,
-    lse_ptr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        t_ptr,
-        lse_ptr,
-        1,
-        GROUPS,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-        POLYNOMIAL,
-        LATE,
-    )
-
-
-@gluon.jit
-def _consume_2(
-    smem,
-    bars,
-    descs,
-    scalars,
-    t_ptr,
-    lse_ptr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        t_ptr,
-        lse_ptr,
-        2,
-        GROUPS,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-        POLYNOMIAL,
-        LATE,
-    )
-
-
-@gluon.jit
-def _produce_all(
-    smem,
-    bars,
-    descs,
-    scalars,
-    t_ptr,
-    lse_ptr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
-):
-    _produce(smem, bars, descs, scalars, GROUPS, CAUSAL, PARAMETRIZATION != "none")
-
-
 @gluon.jit(do_not_specialize=("begin", "tiles", "N", "H", "total"))
 def attend(
     q_desc,
@@ -657,11 +543,12 @@ def attend(
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
     scalars = (begin, tiles, N, H, total, t_stride, scale * _LOG2E, sigma)
+    SKIPS: gl.constexpr = PARAMETRIZATION != "none"
     if GROUPS == 2:
         gl.warp_specialize(
             [
                 (
-                    _consume_0,
+                    _consume,
                     (
                         smem,
                         bars,
@@ -669,6 +556,7 @@ def attend(
                         scalars,
                         t_ptr,
                         lse_ptr,
+                        0,
                         GROUPS,
                         CAUSAL,
                         RAGGED,
@@ -678,7 +566,7 @@ def attend(
                     ),
                 ),
                 (
-                    _consume_1,
+                    _consume,
                     (
                         smem,
                         bars,
@@ -686,6 +574,7 @@ def attend(
                         scalars,
                         t_ptr,
                         lse_ptr,
+                        1,
                         GROUPS,
                         CAUSAL,
                         RAGGED,
@@ -694,23 +583,7 @@ def attend(
                         LATE,
                     ),
                 ),
-                (
-                    _produce_all,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
-                    ),
-                ),
+                (_produce, (smem, bars, descs, scalars, GROUPS, CAUSAL, SKIPS)),
             ],
             [4, 1],
             [REGISTERS, 24],
@@ -719,7 +592,7 @@ def attend(
         gl.warp_specialize(
             [
                 (
-                    _consume_0,
+                    _consume,
                     (
                         smem,
                         bars,
@@ -727,6 +600,7 @@ def attend(
                         scalars,
                         t_ptr,
                         lse_ptr,
+                        0,
                         GROUPS,
                         CAUSAL,
                         RAGGED,
@@ -736,7 +610,7 @@ def attend(
                     ),
                 ),
                 (
-                    _consume_1,
+                    _consume,
                     (
                         smem,
                         bars,
@@ -744,6 +618,7 @@ def attend(
                         scalars,
                         t_ptr,
                         lse_ptr,
+                        1,
                         GROUPS,
                         CAUSAL,
                         RAGGED,
@@ -753,7 +628,7 @@ def attend(
                     ),
                 ),
                 (
-                    _consume_2,
+                    _consume,
                     (
                         smem,
                         bars,
@@ -761,6 +636,7 @@ def attend(
                         scalars,
                         t_ptr,
                         lse_ptr,
+                        2,
                         GROUPS,
                         CAUSAL,
                         RAGGED,
@@ -769,23 +645,7 @@ def attend(
                         LATE,
                     ),
                 ),
-                (
-                    _produce_all,
-                    (
-                        smem,
-                        bars,
-                        descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
-                    ),
-                ),
+                (_produce, (smem, bars, descs, scalars, GROUPS, CAUSAL, SKIPS)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],

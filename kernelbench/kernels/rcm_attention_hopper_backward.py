@@ -233,34 +233,6 @@ def _consume_rows(
 
 
 @gluon.jit
-def _consume_rows_0(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    CAUSAL: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, PARAMETRIZATION)
-
-
-@gluon.jit
-def _consume_rows_1(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    CAUSAL: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume_rows(smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, PARAMETRIZATION)
-
-
-@gluon.jit
 def differentiate_keys(
     q_desc,
     k_desc,
@@ -326,14 +298,8 @@ def differentiate_keys(
     mixing = (scale, t_stride, sigma)
     gl.warp_specialize(
         [
-            (
-                _consume_rows_0,
-                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, PARAMETRIZATION),
-            ),
-            (
-                _consume_rows_1,
-                (smem, bars, descs, at, mixing, t_ptr, CAUSAL, PARAMETRIZATION),
-            ),
+            (_consume_rows, (smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, PARAMETRIZATION)),
+            (_consume_rows, (smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, PARAMETRIZATION)),
             (_produce_rows, (smem, bars, descs, at)),
         ],
         [4, 1],
@@ -550,66 +516,6 @@ def _consume_keys(
 
 
 @gluon.jit
-def _consume_keys_0(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    lse_ptr,
-    delta_ptr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume_keys(
-        smem,
-        bars,
-        descs,
-        at,
-        mixing,
-        t_ptr,
-        lse_ptr,
-        delta_ptr,
-        0,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-    )
-
-
-@gluon.jit
-def _consume_keys_1(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    lse_ptr,
-    delta_ptr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume_keys(
-        smem,
-        bars,
-        descs,
-        at,
-        mixing,
-        t_ptr,
-        lse_ptr,
-        delta_ptr,
-        1,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-    )
-
-
-@gluon.jit
 def differentiate_queries(
     q_desc,
     k_desc,
@@ -667,7 +573,7 @@ def differentiate_queries(
     gl.warp_specialize(
         [
             (
-                _consume_keys_0,
+                _consume_keys,
                 (
                     smem,
                     bars,
@@ -677,13 +583,14 @@ def differentiate_queries(
                     t_ptr,
                     lse_ptr,
                     delta_ptr,
+                    0,
                     CAUSAL,
                     RAGGED,
                     PARAMETRIZATION,
                 ),
             ),
             (
-                _consume_keys_1,
+                _consume_keys,
                 (
                     smem,
                     bars,
@@ -693,6 +600,7 @@ def differentiate_queries(
                     t_ptr,
                     lse_ptr,
                     delta_ptr,
+                    1,
                     CAUSAL,
                     RAGGED,
                     PARAMETRIZATION,

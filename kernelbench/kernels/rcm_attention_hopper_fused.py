@@ -329,44 +329,6 @@ def _consume(
 
 
 @gluon.jit
-def _consume_0(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    ROTATED: gl.constexpr,
-    LATE: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(
-        smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, RAGGED, ROTATED, LATE, PARAMETRIZATION
-    )
-
-
-@gluon.jit
-def _consume_1(
-    smem,
-    bars,
-    descs,
-    at,
-    mixing,
-    t_ptr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    ROTATED: gl.constexpr,
-    LATE: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(
-        smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, RAGGED, ROTATED, LATE, PARAMETRIZATION
-    )
-
-
-@gluon.jit
 def differentiate(
     q_desc,
     k_desc,
@@ -454,7 +416,7 @@ def differentiate(
     gl.warp_specialize(
         [
             (
-                _consume_0,
+                _consume,
                 (
                     smem,
                     bars,
@@ -462,6 +424,7 @@ def differentiate(
                     at,
                     mixing,
                     t_ptr,
+                    0,
                     CAUSAL,
                     RAGGED,
                     ROTATED,
@@ -470,7 +433,7 @@ def differentiate(
                 ),
             ),
             (
-                _consume_1,
+                _consume,
                 (
                     smem,
                     bars,
@@ -478,6 +441,7 @@ def differentiate(
                     at,
                     mixing,
                     t_ptr,
+                    1,
                     CAUSAL,
                     RAGGED,
                     ROTATED,

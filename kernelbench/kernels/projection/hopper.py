@@ -247,48 +247,6 @@ def _consume(
 
 
 @gluon.jit
-def _consume_0(
-    smem,
-    bars,
-    descs,
-    scalars,
-    bias_ptr,
-    t_ptr,
-    STEPS: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION, 0)
-
-
-@gluon.jit
-def _consume_1(
-    smem,
-    bars,
-    descs,
-    scalars,
-    bias_ptr,
-    t_ptr,
-    STEPS: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION, 1)
-
-
-@gluon.jit
-def _produce_all(
-    smem,
-    bars,
-    descs,
-    scalars,
-    bias_ptr,
-    t_ptr,
-    STEPS: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _produce(smem, bars, descs, scalars, STEPS)
-
-
-@gluon.jit
 def project(
     a_desc,
     weight_desc,
@@ -331,18 +289,9 @@ def project(
     scalars = (B, N, C, total, t_stride, sigma)
     gl.warp_specialize(
         [
-            (
-                _consume_0,
-                (smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION),
-            ),
-            (
-                _consume_1,
-                (smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION),
-            ),
-            (
-                _produce_all,
-                (smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION),
-            ),
+            (_consume, (smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION, 0)),
+            (_consume, (smem, bars, descs, scalars, bias_ptr, t_ptr, STEPS, PARAMETRIZATION, 1)),
+            (_produce, (smem, bars, descs, scalars, STEPS)),
         ],
         [4, 1],
         [_REGISTERS, 24],

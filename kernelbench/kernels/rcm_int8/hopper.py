@@ -388,73 +388,6 @@ def _consume(
         done += 1
 
 
-@gluon.jit
-def _consume_0(
-    smem,
-    bars,
-    descs,
-    scalars,
-    pointers,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        pointers,
-        0,
-        Q_BLOCK,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-    )
-
-
-@gluon.jit
-def _consume_1(
-    smem,
-    bars,
-    descs,
-    scalars,
-    pointers,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _consume(
-        smem,
-        bars,
-        descs,
-        scalars,
-        pointers,
-        1,
-        Q_BLOCK,
-        CAUSAL,
-        RAGGED,
-        PARAMETRIZATION,
-    )
-
-
-@gluon.jit
-def _produce_all(
-    smem,
-    bars,
-    descs,
-    scalars,
-    pointers,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-):
-    _produce(smem, bars, descs, scalars, CAUSAL, PARAMETRIZATION != "none")
-
-
 @gluon.jit(do_not_specialize=("N", "H", "total", "q_rows", "q_tiles", "k_tiles"))
 def attend(
     q_desc,
@@ -513,50 +446,18 @@ def attend(
     descs = (q_desc, k_desc, v_desc, x_desc, y_desc)
     scalars = (N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma)
     pointers = (q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr)
+    SKIPS: gl.constexpr = PARAMETRIZATION != "none"
     gl.warp_specialize(
         [
             (
-                _consume_0,
-                (
-                    smem,
-                    bars,
-                    descs,
-                    scalars,
-                    pointers,
-                    Q_BLOCK,
-                    CAUSAL,
-                    RAGGED,
-                    PARAMETRIZATION,
-                ),
+                _consume,
+                (smem, bars, descs, scalars, pointers, 0, Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION),
             ),
             (
-                _consume_1,
-                (
-                    smem,
-                    bars,
-                    descs,
-                    scalars,
-                    pointers,
-                    Q_BLOCK,
-                    CAUSAL,
-                    RAGGED,
-                    PARAMETRIZATION,
-                ),
+                _consume,
+                (smem, bars, descs, scalars, pointers, 1, Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION),
             ),
-            (
-                _produce_all,
-                (
-                    smem,
-                    bars,
-                    descs,
-                    scalars,
-                    pointers,
-                    Q_BLOCK,
-                    CAUSAL,
-                    RAGGED,
-                    PARAMETRIZATION,
-                ),
-            ),
+            (_produce, (smem, bars, descs, scalars, CAUSAL, SKIPS)),
         ],
         [4, 1],
         [REGISTERS, 24],
