@@ -105,7 +105,7 @@ def test_the_verdict_on_a_pair(line: str, us: float, verdict: Verdict, ratio: fl
     assert row.verdict is verdict
     assert row.verdict_text == str(verdict)  # measured on the very GPU
     assert row.ratio == pytest.approx(ratio, rel=1e-3)
-    assert row.found.kind == "derived"
+    assert row.evidence.kind == "derived"
 
 
 def test_so_few_samples_that_nothing_is_known_of_their_spread_are_inconclusive() -> None:
@@ -115,7 +115,7 @@ def test_so_few_samples_that_nothing_is_known_of_their_spread_are_inconclusive()
     assert row.verdict is Verdict.inconclusive
     assert claimed.found(row).endswith("(too few samples)")
     ms = judge(f"metric: ms, value: 0.004, {ONE}", ours(timing=one))
-    assert ms.found.value is None or ms.verdict is Verdict.inconclusive
+    assert ms.evidence.value is None or ms.verdict is Verdict.inconclusive
 
 
 def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:
@@ -124,8 +124,8 @@ def test_the_interval_of_a_speedup_is_at_least_the_noise_of_its_job() -> None:
     assert judge(line, *pair(4)).verdict is Verdict.not_reproduced
     row = judge(line, record(timing=noisy), ours(timing=timing(4)))
     assert row.verdict is Verdict.inconclusive
-    assert row.found.value is not None
-    assert row.found.value.hi == pytest.approx(2.5 * 1.1, rel=5e-3)
+    assert row.evidence.value is not None
+    assert row.evidence.value.hi == pytest.approx(2.5 * 1.1, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_the_noise_of_a_job_is_that_of_its_baseline_whatever_the_pair() -> None:
     noisy = record(timing=timing(10, again_ns=timing(11).blocks_ns))
     other = f"compare: {{{RMS}, against: compile}}"
     row = judge(f"metric: speedup, value: 1.35, {other}", noisy, fused(), ours(timing=timing(4)))
-    assert row.found.value is not None
-    assert row.found.value.hi == pytest.approx(row.found.value.mid * 1.1, rel=5e-3)
+    assert row.evidence.value is not None
+    assert row.evidence.value.hi == pytest.approx(row.evidence.value.mid * 1.1, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +180,15 @@ def test_the_noise_of_a_job_is_that_of_its_baseline_whatever_the_pair() -> None:
 def test_absolute_figures_are_read_off_the_records(line: str, value: float) -> None:
     row = judge(f"{line}, {ONE}", *pair(4))
     assert row.verdict is Verdict.reproduced
-    assert row.found.value is not None
-    assert row.found.value.mid == pytest.approx(value)
+    assert row.evidence.value is not None
+    assert row.evidence.value.mid == pytest.approx(value)
 
 
 def test_an_overhead_in_ms_is_a_difference() -> None:
     row = judge(f"metric: overhead_ms, value: 0.01, {PAIR}", *pair(20))
     assert row.verdict is Verdict.reproduced
-    assert row.found.value is not None
-    assert row.found.value.mid == pytest.approx(0.01)
+    assert row.evidence.value is not None
+    assert row.evidence.value.mid == pytest.approx(0.01)
 
 
 def test_amounts_are_met_or_not_on_any_machine() -> None:
@@ -264,10 +264,10 @@ def test_the_newest_on_the_named_gpu_is_the_evidence() -> None:
     line = f"metric: speedup, value: 2.5, {PAIR}"
     old, new = run("01", 4), run("02", 5)
     foreign = run("03", 2, gpu="NVIDIA A100")
-    assert judge(line, *new, *old, *foreign).found.run_id == "02"
-    assert judge(line, *new, *old, *foreign, hardware="A100").found.run_id == "03"
+    assert judge(line, *new, *old, *foreign).evidence.run_id == "02"
+    assert judge(line, *new, *old, *foreign, hardware="A100").evidence.run_id == "03"
     alone = (new[0], replace(new[1], status=Status.skipped, reason="no room", timing=None))
-    assert judge(line, *old, *alone).found.run_id == "01"
+    assert judge(line, *old, *alone).evidence.run_id == "01"
     wrong = (new[0], replace(new[1], status=Status.incorrect, reason="off", timing=None))
     row = judge(line, *old, *wrong)  # no older one is looked for
     assert row.whys == ("triton is incorrect: off",)
@@ -301,9 +301,9 @@ def test_dram_counters_answer_what_asks_for_measured_bytes() -> None:
     line = line.replace("512, bytes: measured}", "512}")
     both = (counted("eager", 400), counted("triton", 300))
     row = judge(line, measured=both)
-    assert row.found.value is not None
-    assert row.found.value.mid == pytest.approx(25)
-    assert (row.verdict, row.found.kind) == (Verdict.not_reproduced, "measured (DRAM reads)")
+    assert row.evidence.value is not None
+    assert row.evidence.value.mid == pytest.approx(25)
+    assert (row.verdict, row.evidence.kind) == (Verdict.not_reproduced, "measured (DRAM reads)")
     assert judge(line, measured=(counted("eager", 400), counted("triton", 291))).verdict_text == (
         "reproduced"
     )
@@ -398,9 +398,9 @@ def test_what_an_h200_was_seen_to_do() -> None:
     assert found["llm_med 4090-rotary"] == "not comparable: unequal work"
     assert found["hilbert_dilated scaling-2048-ratio"] == "not comparable: jit"
     [long] = [row for row in rows if row.claim.id == "a100-8192-triton"]
-    assert long.found.value is not None
-    assert long.found.value.mid == pytest.approx(1.22, abs=0.01)
-    assert long.found.run_id == LAYER.name
+    assert long.evidence.value is not None
+    assert long.evidence.value.mid == pytest.approx(1.22, abs=0.01)
+    assert long.evidence.run_id == LAYER.name
 
 
 def shown(rows: list[ClaimRow], width: int) -> list[str]:

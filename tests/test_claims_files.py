@@ -7,7 +7,7 @@ import pytest
 from test_claims import ONE, PAIR, judge, text
 
 from kernelbench import claims
-from kernelbench.claims.peaks import mentioned, named, same
+from kernelbench.claims.peaks import model_of, models_in, same
 from kernelbench.claims.words import Fault
 from kernelbench.spec import UsageError
 
@@ -166,14 +166,14 @@ def test_a_claims_own_hardware_stands_before_the_documents() -> None:
 
 
 def test_names_of_gpus() -> None:
-    assert named("NVIDIA GeForce GTX 1080 Ti") is None
+    assert model_of("NVIDIA GeForce GTX 1080 Ti") is None
     assert not same(["GTX 1080"], "NVIDIA GeForce GTX 1080 Ti")
-    assert mentioned("B200 and H100-SXM5-80GB") == ("H100", "b200")
-    assert named("NVIDIA A100-SXM4-80GB") == "A100"
-    assert named("NVIDIA L40S") == "L40S"
-    assert named("NVIDIA GeForce RTX 4090") == "RTX 4090"
-    assert named("NVIDIA A10G") is None
-    assert mentioned("A100/H100 and 2x L4") == ("A100", "L4", "H100")
+    assert models_in("B200 and H100-SXM5-80GB") == ("H100", "b200")
+    assert model_of("NVIDIA A100-SXM4-80GB") == "A100"
+    assert model_of("NVIDIA L40S") == "L40S"
+    assert model_of("NVIDIA GeForce RTX 4090") == "RTX 4090"
+    assert model_of("NVIDIA A10G") is None
+    assert models_in("A100/H100 and 2x L4") == ("A100", "L4", "H100")
     assert same(["H200"], "NVIDIA H200")
     assert not same(["H100"], "NVIDIA H200")
 

@@ -1,9 +1,9 @@
-"""What is wrong with a claim, by its own figures alone: no run is needed."""
+"""Find what is wrong with a claim from its own figures alone: no run is needed."""
 
 import re
 from collections.abc import Mapping
 
-from kernelbench.claims.peaks import MARGIN, PEAKS, mentioned, named, rate
+from kernelbench.claims.peaks import MARGIN, PEAKS, model_of, models_in, rate
 from kernelbench.claims.words import Bound, Claim, Document, Metric
 
 MIB = 2**20
@@ -17,16 +17,16 @@ def gpus_of(claim: Claim, document: Document) -> tuple[str, ...]:
         return claim.gpus
     if claim.hardware is None and document.gpus:
         return document.gpus
-    stated = hardware_of(claim, document)
-    return mentioned(stated) or ((stated,) if stated else ())
+    hardware = hardware_of(claim, document)
+    return models_in(hardware) or ((hardware,) if hardware else ())
 
 
 def gpu_count_of(claim: Claim, document: Document) -> int:
-    """As given, else the most of `2x NVIDIA …`, `8 × …` and `H100 x8` in the hardware, else 1."""
+    """As stated, else the most of `2x NVIDIA …`, `8 × …` and `H100 x8` in the hardware, else 1."""
     if count := claim.gpu_count or document.gpu_count:
         return count
-    told = _COUNT.findall(hardware_of(claim, document))
-    return max((int(before or behind) for before, behind in told), default=1) or 1
+    counts = _COUNT.findall(hardware_of(claim, document))
+    return max((int(before or behind) for before, behind in counts), default=1) or 1
 
 
 def hardware_of(claim: Claim, document: Document) -> str:
@@ -35,12 +35,12 @@ def hardware_of(claim: Claim, document: Document) -> str:
 
 
 def impossible(claim: Claim, document: Document) -> str:
-    """Why no named GPU can do what the figure implies; nothing where one can, or none is known.
+    """Why no named GPU can reach the figure; nothing where one can, or none is known.
 
-    All GPUs of a machine are granted to the figure, 15 % above the datasheet, of several models the
-    best, and an L2 full of its bytes. A bound or a range is taken at its slower end.
+    The figure is granted all GPUs of the machine, 15 % above the datasheet, the best of several
+    models, and an L2 full of its bytes. A bound or a range is taken at its slower end.
     """
-    known = [name for gpu in gpus_of(claim, document) if (name := named(gpu))]
+    known = [name for gpu in gpus_of(claim, document) if (name := model_of(gpu))]
     if not known or len(known) < len(gpus_of(claim, document)):
         return ""
     count = gpu_count_of(claim, document)
@@ -50,7 +50,7 @@ def impossible(claim: Claim, document: Document) -> str:
 
 def _beyond(claim: Claim, gpu: str, count: int) -> str:
     peak, work, ms = PEAKS[gpu], claim.work, slowest_ms(claim)
-    of = f"{count} × {gpu}" if count > 1 else gpu
+    machine = f"{count} × {gpu}" if count > 1 else gpu
     dtype = work.dtype if work else ""
     flops = implied_gflops(claim, ms)
     most = rate(peak, dtype) * count * 1e3
@@ -58,7 +58,7 @@ def _beyond(claim: Claim, gpu: str, count: int) -> str:
         how = f"{work.flops:,} flops / {ms:g} ms = " if work and ms else ""
         kind = f" in {dtype}" if dtype else ""
         return (
-            f"{how}{flops:,.0f} GFLOP/s, {flops / most:.2f} × the peak of {of}{kind} "
+            f"{how}{flops:,.0f} GFLOP/s, {flops / most:.2f} × the peak of {machine}{kind} "
             f"({most:,.0f}: {peak.source})"
         )
     moved = implied_gbps(claim, ms, peak.l2_mib * count)
@@ -66,7 +66,7 @@ def _beyond(claim: Claim, gpu: str, count: int) -> str:
         l2 = f"{peak.l2_mib * count:g} MiB of L2"
         how = f"({work.bytes:,} bytes − {l2}) / {ms:g} ms = " if work and ms else ""
         return (
-            f"{how}{moved:,.0f} GB/s, {moved / peak.gbps / count:.2f} × the bandwidth of {of} "
+            f"{how}{moved:,.0f} GB/s, {moved / peak.gbps / count:.2f} × the bandwidth of {machine} "
             f"({peak.gbps * count:,.0f}: {peak.source})"
         )
     return ""
@@ -90,7 +90,7 @@ def implied_gflops(claim: Claim, ms: float | None) -> float | None:
 
 
 def implied_gbps(claim: Claim, ms: float | None, l2_mib: float) -> float | None:
-    """What does not fit the L2 comes from DRAM."""
+    """DRAM bandwidth: only bytes that do not fit the L2 count."""
     if claim.metric is Metric.gbps and claim.bound is not Bound.at_most:
         return claim.value[0]
     if not (claim.work and claim.work.bytes and ms):
@@ -99,7 +99,7 @@ def implied_gbps(claim: Claim, ms: float | None, l2_mib: float) -> float | None:
 
 
 def contradiction(claim: Claim, others: Mapping[str, Claim]) -> str:
-    """Where a ratio is not the one of the two figures that it is said to be of."""
+    """Why a ratio is not that of the two figures that it names; nothing where it is."""
     if not claim.ratio_of:
         return ""
     above, below = (others[name] for name in claim.ratio_of)

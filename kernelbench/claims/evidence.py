@@ -1,4 +1,4 @@
-"""What the records say of a claim: the value that its metric has there, and how it is known."""
+"""Evidence for a claim in the records: the value of its metric, and the kind of that value."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,31 +28,31 @@ class Evidence:
     case: str = ""
 
 
-def find(
+def evidence_for(
     claim: Claim, gpus: Sequence[str], records: Group, measured: Sequence[Measured]
 ) -> Evidence:
-    """The newest evidence on a GPU that the claim names, else the newest on any. A record that is
-    incorrect or failed is an answer: no older one is looked for behind it."""
+    """The newest evidence on a GPU that the claim names, else the newest on any GPU. A record that
+    is incorrect or failed counts: no older record replaces it."""
     compare = claim.compare
     if compare is None:
         return Evidence(why=claim.unmeasured or "the claim names no case of kernelbench")
     if compare.bytes is Bytes.measured:
         lines = [line for line in measured if line.tool is Tool.ncu and _fits(compare, line)]
-        return _counted(claim, compare, gpus, lines)
+        return _counter_evidence(claim, compare, gpus, lines)
     fitting = [record for record in records if _fits(compare, record)]
     mine = [record for record in fitting if record.provider == compare.provider]
     if not mine:
-        return Evidence(why=f"no record of {_asked(compare)}")
-    if several := _several(mine):
+        return Evidence(why=f"no record of {_description(compare)}")
+    if several := _ambiguity(mine):
         return Evidence(why=several)
     ordered = _best_first(mine, gpus)
-    found = [_of_record(claim, record, records) for record in ordered]
+    evidence = [_record_evidence(claim, record, records) for record in ordered]
     answers = [
-        one
-        for one, of in zip(found, ordered, strict=True)
-        if one.value is not None or of.status.bad
+        candidate
+        for candidate, record in zip(evidence, ordered, strict=True)
+        if candidate.value is not None or record.status.bad
     ]
-    return [*answers, *found][0]
+    return [*answers, *evidence][0]
 
 
 def _fits(compare: Compare, line: RunRecord | Measured) -> bool:
@@ -63,12 +63,12 @@ def _fits(compare: Compare, line: RunRecord | Measured) -> bool:
     )
 
 
-def _asked(compare: Compare) -> str:
+def _description(compare: Compare) -> str:
     axes = " ".join(f"{axis}={value}" for axis, value in compare.axes.items())
     return f"{compare.family} {axes} {compare.dtype} {compare.mode} {compare.provider}"
 
 
-def _several(lines: Sequence[RunRecord | Measured]) -> str:
+def _ambiguity(lines: Sequence[RunRecord | Measured]) -> str:
     cases = sorted({line.case for line in lines})
     return f"{len(cases)} cases fit; give more axes: {', '.join(cases)}" if len(cases) > 1 else ""
 
@@ -77,33 +77,33 @@ def _best_first(mine: Group, gpus: Sequence[str]) -> list[RunRecord]:
     return sorted(mine, key=lambda record: (same(gpus, record.gpu), record.utc), reverse=True)
 
 
-def _of_record(claim: Claim, record: RunRecord, others: Group) -> Evidence:
+def _record_evidence(claim: Claim, record: RunRecord, others: Group) -> Evidence:
     compare, job = claim.compare, list[RunRecord]()
     against = None
     if compare and compare.against:
         job = [r for r in others if (r.run_id, *r.key[:2]) == (record.run_id, *record.key[:2])]
         against = next((r for r in job if r.provider == compare.against), None)
     value, kind, why = _value(claim, record, against, job)
-    where = {"gpu": record.gpu, "run_id": record.run_id, "case": record.case}
-    return Evidence(value=value, kind=kind, why=why, **where)
+    source = {"gpu": record.gpu, "run_id": record.run_id, "case": record.case}
+    return Evidence(value=value, kind=kind, why=why, **source)
 
 
 def _value(
     claim: Claim, record: RunRecord, against: RunRecord | None, job: Group
 ) -> tuple[Interval | None, str, str]:
-    for one in (record, against):
-        if one is not None and one.status is not Status.ok:
-            said = one.reason.splitlines()[0] if one.reason else "no reason given"
-            return None, "", f"{one.provider} is {one.status}: {said}"
+    for measured in (record, against):
+        if measured is not None and measured.status is not Status.ok:
+            reason = measured.reason.splitlines()[0] if measured.reason else "no reason given"
+            return None, "", f"{measured.provider} is {measured.status}: {reason}"
     if claim.sort.pair and against is None:
-        other = claim.compare.against if claim.compare else ""
-        return None, "", f"{other} was not measured beside {record.provider}"
+        name = claim.compare.against if claim.compare else ""
+        return None, "", f"{name} was not measured beside {record.provider}"
     if change := _OF_SPEEDUP.get(claim.metric):
         value = _mapped(_speedup(record, against or record, job), change)
     else:
         value = _READ[claim.metric](claim, record, against or record)
-    if value is not None and _of_times(claim) and _few(record, against):
-        value = Interval(value.mid, -inf, inf)  # nothing says how far it may be off
+    if value is not None and _of_times(claim) and _too_few_samples(record, against):
+        value = Interval(value.mid, -inf, inf)  # its error is unknown
     kind = _KIND.get(claim.metric, metrics.kind_of("speedup"))
     missing = f"{record.case} {record.provider} has no {claim.metric}"
     return value, kind, "" if value else missing
@@ -114,37 +114,38 @@ def _of_times(claim: Claim) -> bool:
     return absolute or claim.metric in _OF_SPEEDUP
 
 
-def _few(*records: RunRecord | None) -> bool:
-    """Whether a time of theirs is one process's, by fewer samples than an interval needs."""
+def _too_few_samples(*records: RunRecord | None) -> bool:
+    """Whether one of the records has a single process, with too few samples for an interval."""
     timings = [metrics.timings(record) for record in records if record is not None]
     return any(
-        len(some) == 1 and sum(map(len, some[0].blocks_ns)) < FEWEST_SAMPLES for some in timings
+        len(processes) == 1 and sum(map(len, processes[0].blocks_ns)) < FEWEST_SAMPLES
+        for processes in timings
     )
 
 
 def _speedup(record: RunRecord, against: RunRecord, job: Group) -> Interval | None:
-    """Its interval, or the noise floor of its job where that reaches farther."""
-    found = metrics.speedup(record, against)
-    if found is None:
+    """The speedup with its interval, widened to the noise floor of its job."""
+    interval = metrics.speedup(record, against)
+    if interval is None:
         return None
-    ratio = found.over
-    twice = [r for r in job if r.role is Role.baseline and r.group == record.group]
-    floors = [metrics.noise_pct(baseline) for baseline in twice]
-    floor = max((one for one in floors if one is not None), default=0.0) / 100
+    ratio = interval.over
+    baselines = [r for r in job if r.role is Role.baseline and r.group == record.group]
+    floors = [metrics.noise_pct(baseline) for baseline in baselines]
+    floor = max((noise for noise in floors if noise is not None), default=0.0) / 100
     low, high = ratio.mid / (1 + floor), ratio.mid * (1 + floor)
     return Interval(ratio.mid, min(ratio.lo, low), max(ratio.hi, high))
 
 
-def _mapped(found: Interval | None, change: Callable[[float], float]) -> Interval | None:
-    if found is None:
+def _mapped(interval: Interval | None, change: Callable[[float], float]) -> Interval | None:
+    if interval is None:
         return None
-    ends = sorted((change(found.lo), change(found.hi)))
-    return Interval(change(found.mid), *ends)
+    ends = sorted((change(interval.lo), change(interval.hi)))
+    return Interval(change(interval.mid), *ends)
 
 
 def _ms(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    found = times.of_processes(metrics.timings(record)) if metrics.timed(record) else None
-    return Interval(found.mid / 1e6, found.lo / 1e6, found.hi / 1e6) if found else None
+    interval = times.of_processes(metrics.timings(record)) if metrics.timed(record) else None
+    return Interval(interval.mid / 1e6, interval.lo / 1e6, interval.hi / 1e6) if interval else None
 
 
 def _overhead_ms(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
@@ -160,10 +161,10 @@ def _per_ms(
     """amount: what a rate is of, per ms."""
 
     def rate(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-        done = amount(claim, record)
+        total = amount(claim, record)
         return (
-            _mapped(_ms(claim, record, against), lambda ms: done / ms if ms else inf)
-            if done
+            _mapped(_ms(claim, record, against), lambda ms: total / ms if ms else inf)
+            if total
             else None
         )
 
@@ -191,8 +192,8 @@ def _error(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | No
 
 
 def _cosine(claim: Claim, record: RunRecord, against: RunRecord) -> Interval | None:
-    near = metrics.tightest(record)
-    return _exactly(near.cosine if near else None)
+    deviation = metrics.tightest(record)
+    return _exactly(deviation.cosine if deviation else None)
 
 
 def _exactly(value: float | None) -> Interval | None:
@@ -208,7 +209,7 @@ _COLUMN = {
     Metric.max_error: "error_max",
     Metric.cosine: "cosine",
 }
-# Of what is no column it is that of a speedup: formed from what was measured.
+# A metric without a column has the kind of a speedup: derived from measured times.
 _KIND = {metric: metrics.kind_of(column) for metric, column in _COLUMN.items()}
 _OF_SPEEDUP: Mapping[Metric, Callable[[float], float]] = {
     Metric.speedup: lambda x: x,
@@ -230,25 +231,25 @@ _READ: Mapping[Metric, Callable[[Claim, RunRecord, RunRecord], Interval | None]]
 }
 
 
-def _counted(
+def _counter_evidence(
     claim: Claim, compare: Compare, gpus: Sequence[str], lines: Sequence[Measured]
 ) -> Evidence:
-    """DRAM reads that the hardware counted; what is dirty in the L2 hides from writes."""
-    if several := _several(lines):
+    """DRAM reads that the hardware counted. Not writes: dirty lines in the L2 are not counted."""
+    if several := _ambiguity(lines):
         return Evidence(why=several)
-    for line in sorted(lines, key=lambda one: (same(gpus, one.gpu), one.utc), reverse=True):
+    for line in sorted(lines, key=lambda m: (same(gpus, m.gpu), m.utc), reverse=True):
         if line.provider != compare.provider or line.status is not Status.ok:
             continue
-        other = next(
+        against = next(
             (o for o in lines if o.provider == compare.against and o.run_id == line.run_id), None
         )
         mine = audit.per_call(line, "dram_read_bytes")
-        theirs = audit.per_call(other, "dram_read_bytes") if other else None
+        theirs = audit.per_call(against, "dram_read_bytes") if against else None
         if mine is None or (claim.sort.pair and not theirs):
             continue
         value = (1 - mine / theirs) * 100 if theirs else mine / audit.MIB
-        where = {"gpu": line.gpu, "run_id": line.run_id, "case": line.case}
+        source = {"gpu": line.gpu, "run_id": line.run_id, "case": line.case}
         return Evidence(
-            value=_exactly(value), kind=f"{metrics.Kind.measured} (DRAM reads)", **where
+            value=_exactly(value), kind=f"{metrics.Kind.measured} (DRAM reads)", **source
         )
-    return Evidence(why=f"no DRAM counters of {_asked(compare)}: kernelbench profile --ncu")
+    return Evidence(why=f"no DRAM counters of {_description(compare)}: kernelbench profile --ncu")

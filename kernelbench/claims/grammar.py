@@ -30,8 +30,8 @@ _TAKES = {
 def load(paths: Sequence[Path]) -> list[ClaimsFile]:
     """The claims files at and below these, folders in the order of names.
 
-    Raises UsageError with every error of the first file that has some, for a path that holds no
-    claims file, and for a document that two files describe.
+    Raises UsageError with all errors of the first file that has any, for a path without a claims
+    file, and for a document that two files describe.
     """
     files = [_file(path) for path in _expanded(paths)]
     twice = [name for name, n in Counter(f.document.id for f in files).items() if n > 1]
@@ -41,13 +41,13 @@ def load(paths: Sequence[Path]) -> list[ClaimsFile]:
 
 
 def _expanded(paths: Sequence[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for path in paths:
         inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
         if not inside:
             raise UsageError(f"{path}: no *.yaml in this folder; docs/claims.md has the format")
-        found |= {one.resolve(): one for one in inside}
-    return list(found.values())
+        files |= {file.resolve(): file for file in inside}
+    return list(files.values())
 
 
 def _file(path: Path) -> ClaimsFile:
@@ -55,29 +55,32 @@ def _file(path: Path) -> ClaimsFile:
 
 
 def parse(text: str, source: str) -> ClaimsFile:
-    """One file. Raises UsageError with every error of it."""
+    """One file. Raises UsageError with all of its errors."""
     root = read(text, source)
     if not isinstance(root.value, dict):
-        said = "a claims file is a mapping with a document and its claims"
-        raise refusal([Problem(Where(source, 1, 1), f"{said}, got {shown(root.value)}")])
+        expected = "a claims file is a mapping with a document and its claims"
+        raise refusal([Problem(Where(source, 1, 1), f"{expected}, got {shown(root.value)}")])
     try:
-        found = TypeAdapter(ClaimsFile).validate_json(json.dumps(root.plain()))
+        claims_file = TypeAdapter(ClaimsFile).validate_json(json.dumps(root.plain()))
     except ValidationError as error:
-        raise refusal([_problem(one, root) for one in error.errors(include_url=False)]) from None
-    if problems := [Problem(root.spot(loc, key=key), said) for loc, said, key in _sense(found)]:
+        raise refusal([_problem_of(e, root) for e in error.errors(include_url=False)]) from None
+    if problems := [
+        Problem(root.spot(loc, key=on_key), message)
+        for loc, message, on_key in _inconsistencies(claims_file)
+    ]:
         raise refusal(problems)
-    return found
+    return claims_file
 
 
-def _problem(error: Any, root: Node) -> Problem:
-    kind, loc, given = error["type"], error["loc"], error["input"]
+def _problem_of(error: Any, root: Node) -> Problem:
+    kind, loc, value = error["type"], error["loc"], error["input"]
     on_key = kind in ("unexpected_keyword_argument", "missing_keyword_only", "missing")
-    return Problem(root.spot(_known(loc, root), key=on_key), _message(kind, loc, given, error))
+    return Problem(root.spot(_existing(loc, root), key=on_key), _message(kind, loc, value, error))
 
 
-def _known(loc: Loc, root: Node) -> Loc:
-    """Without what pydantic adds for members of a union."""
-    node, kept = root, list[str | int]()
+def _existing(loc: Loc, root: Node) -> Loc:
+    """A location without the parts that pydantic adds for members of a union."""
+    node, parts = root, list[str | int]()
     for part in loc:
         inside: Any = node.value
         if isinstance(inside, list):
@@ -86,25 +89,25 @@ def _known(loc: Loc, root: Node) -> Loc:
             there = isinstance(inside, dict) and part in inside
         if there:
             node = inside[part]
-            kept.append(part)
-    return tuple(kept)
+            parts.append(part)
+    return tuple(parts)
 
 
-def _message(kind: str, loc: Loc, given: Any, error: Mapping[str, Any]) -> str:
+def _message(kind: str, loc: Loc, value: Any, error: Mapping[str, Any]) -> str:
     key = next((part for part in reversed(loc) if isinstance(part, str)), "file")
     if kind == "unexpected_keyword_argument":
         return f"no key {key!r}{_of(loc)}{suggest(key, _keys(loc))}"
     if kind in ("missing_keyword_only", "missing"):
         return f"missing key {key!r}{_of(loc)}"
     if kind == "enum":
-        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        word = repr(given) if isinstance(given, str) else shown(given)
-        return f"{key!r}: no value {word}{suggest(str(given), known)}"
+        values = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        word = repr(value) if isinstance(value, str) else shown(value)
+        return f"{key!r}: no value {word}{suggest(str(value), values)}"
     if loc[-1] in ("int", "float", "bool", "str") and "axes" in loc:  # members of its union
-        return f"{loc[-2]!r} takes a number, a word, true or false, got {shown(given)}"
+        return f"{loc[-2]!r} takes a number, a word, true or false, got {shown(value)}"
     if kind == "value_error":
-        return f"{key!r} {error['ctx']['error']}, got {shown(given)}"
-    return f"{key!r} {_TAKES.get(kind, error['msg'])}, got {shown(given)}"
+        return f"{key!r} {error['ctx']['error']}, got {shown(value)}"
+    return f"{key!r} {_TAKES.get(kind, error['msg'])}, got {shown(value)}"
 
 
 def _part(loc: Loc) -> str:
@@ -120,27 +123,27 @@ def _of(loc: Loc) -> str:
 
 def _keys(loc: Loc) -> list[str]:
     part = _part(loc)
-    made: Any = _PARTS.get(part, Claim if part == "claims" else ClaimsFile)
-    return [f.name for f in fields(made)]
+    kind: Any = _PARTS.get(part, Claim if part == "claims" else ClaimsFile)
+    return [f.name for f in fields(kind)]
 
 
-def _sense(found: ClaimsFile) -> Iterator[tuple[Loc, str, bool]]:
-    """What no single value tells."""
-    if not _NAME.fullmatch(found.document.id):
+def _inconsistencies(claims_file: ClaimsFile) -> Iterator[tuple[Loc, str, bool]]:
+    """(place, message, whether the key is meant) of errors that no single value shows."""
+    if not _NAME.fullmatch(claims_file.document.id):
         yield ("document", "id"), "'id' takes a word of a-z 0-9 _ . -", False
-    if found.document.gpu_count is not None and found.document.gpu_count < 1:
+    if claims_file.document.gpu_count is not None and claims_file.document.gpu_count < 1:
         yield ("document", "gpu_count"), "'gpu_count' is at least 1", False
-    if not found.claims:
+    if not claims_file.claims:
         yield ("claims",), "'claims' is empty; a document without figures needs no file", True
     first: dict[str, int] = {}
-    for at, claim in enumerate(found.claims):
+    for at, claim in enumerate(claims_file.claims):
         here: Loc = ("claims", at)
         if not _NAME.fullmatch(claim.id):
             yield (*here, "id"), "'id' takes a word of a-z 0-9 _ . -", False
         if claim.id in first:
             yield (*here, "id"), f"a second claim {claim.id!r}", False
         first.setdefault(claim.id, at)
-    for at, claim in enumerate(found.claims):
+    for at, claim in enumerate(claims_file.claims):
         yield from _claim(claim, ("claims", at), first)
 
 
@@ -152,8 +155,8 @@ def _amounts(claim: Claim, here: Loc) -> Iterator[tuple[Loc, str, bool]]:
             if getattr(work, name) < 0:
                 yield (*here, "work", name), f"{name!r} is at least 0", False
         if work.dtype and work.dtype not in DTYPES:
-            said = f"no dtype {work.dtype!r}{suggest(work.dtype, DTYPES)}"
-            yield (*here, "work", "dtype"), said, False
+            message = f"no dtype {work.dtype!r}{suggest(work.dtype, DTYPES)}"
+            yield (*here, "work", "dtype"), message, False
 
 
 def _claim(claim: Claim, here: Loc, names: Mapping[str, int]) -> Iterator[tuple[Loc, str, bool]]:

@@ -1,5 +1,5 @@
-"""Peaks of GPUs as NVIDIA publishes them: quoted, not measured. Dense rates; a product of matrices
-in 16 bits with the faster of its accumulators; the fastest board of the name.
+"""Peaks of GPUs as NVIDIA publishes them: quoted, not measured. Dense rates, in 16 bits with the
+faster accumulator, of the fastest board of each name.
 """
 
 import re
@@ -13,7 +13,7 @@ MARGIN = 1.15  # a board may clock above the boost of its datasheet
 @dataclass(frozen=True, kw_only=True)
 class Peak:
     """tflops: by dtype, TFLOP/s (FMA = 2). gbps: decimal GB/s of DRAM. l2_mib: its L2, as the
-    device tells it."""
+    device reports it."""
 
     tflops: Mapping[str, float]
     gbps: float
@@ -54,19 +54,19 @@ _MODEL = re.compile(r"(?:[abhlmv]|gb|gh|mi)\d{2,3}[a-z]{0,2}|[1-9]\d{3}")
 DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 
-def named(gpu: str) -> str | None:
-    """`NVIDIA A100-SXM4-80GB` → `A100`; None for a GPU that the table does not have."""
+def model_of(gpu: str) -> str | None:
+    """`NVIDIA A100-SXM4-80GB` → `A100`; None for a GPU that is not in the table."""
     words = _words(gpu)
     hits = [name for name in PEAKS if _within(_words(name), words)]
     return max(hits, key=len, default=None)
 
 
-def mentioned(text: str) -> tuple[str, ...]:
+def models_in(text: str) -> tuple[str, ...]:
     """The GPUs that a text names: those of the table, and words that look like another one."""
     words = _words(text)
     known = tuple(name for name in PEAKS if _within(_words(name), words))
-    theirs = {word for name in known for word in _words(name)}
-    others = (word for word in words if _MODEL.fullmatch(word) and word not in theirs)
+    known_words = {word for name in known for word in _words(name)}
+    others = (word for word in words if _MODEL.fullmatch(word) and word not in known_words)
     return known + tuple(dict.fromkeys(others)) if known else ()
 
 
@@ -76,9 +76,9 @@ def same(claimed: Sequence[str], gpu: str) -> bool:
 
 
 def rate(peak: Peak, dtype: str) -> float:
-    """TFLOP/s at the most. fp32 is granted TF32, in which PyTorch may multiply; any dtype, fp32, to
-    which it may be converted; a dtype that is not stated or not in the datasheet, the fastest.
-    No datasheet has the int8 products of plain cores: those have no limit here."""
+    """The highest TFLOP/s. fp32 is granted TF32, which PyTorch may use; any dtype is granted fp32,
+    to which it may be converted; a dtype that is not stated or not in the datasheet, the fastest.
+    int8 without a rate in the datasheet has no limit: plain cores multiply it too."""
     if dtype == "int8" and dtype not in peak.tflops:
         return inf
     if dtype not in peak.tflops:
@@ -92,6 +92,6 @@ def _words(text: str) -> list[str]:
 
 
 def _within(part: list[str], whole: list[str]) -> bool:
-    """Whether a text has these words together, and none behind them that makes it another board."""
+    """Whether a text has these words in a row, and no suffix that makes it another board."""
     ends = [at + len(part) for at in range(len(whole)) if whole[at : at + len(part)] == part]
     return any(whole[end : end + 1] not in (["ti"], ["super"]) for end in ends)

@@ -1,4 +1,4 @@
-"""Claimed beside measured, and what follows."""
+"""The verdict on each claim: its figure against the measured one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from math import isfinite
 from typing import Any
 
 from kernelbench import metrics
-from kernelbench.claims import arithmetic, evidence
-from kernelbench.claims.evidence import Evidence
+from kernelbench.claims import arithmetic
+from kernelbench.claims.evidence import Evidence, evidence_for
 from kernelbench.claims.peaks import same
 from kernelbench.claims.words import Bound, Claim, ClaimsFile, Document, Fault, Nature
 from kernelbench.numbers.statistics import Interval
@@ -32,8 +32,8 @@ class Verdict(StrEnum):
 class ClaimRow:
     """One claim with its verdict.
 
-    whys: of what is not comparable or not yet measured. label: what else the reader must know of a
-    verdict, such as `on other hardware`. ratio: measured over claimed, of a range its nearest end.
+    whys: why it is not comparable or not yet measured. label: a condition of the verdict, such as
+    `on other hardware`. ratio: measured over claimed; of a range, over its nearest end.
     """
 
     document: Document
@@ -42,22 +42,22 @@ class ClaimRow:
     fault: Fault | None = None
     whys: tuple[str, ...] = ()
     label: str = ""
-    found: Evidence = Evidence()
+    evidence: Evidence = Evidence()
     notes: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float | None:
-        if self.found.value is None:
+        if self.evidence.value is None:
             return None
         low, high = self.claim.value
-        nearest = min(max(self.found.value.mid, low), high)
-        return self.found.value.mid / nearest if nearest else None
+        nearest = min(max(self.evidence.value.mid, low), high)
+        return self.evidence.value.mid / nearest if nearest else None
 
     @property
     def verdict_text(self) -> str:
         """`better, on other hardware`, `not comparable: jit`."""
-        said = f"{self.verdict}: {self.fault}" if self.fault else str(self.verdict)
-        return f"{said}, {self.label}" if self.label else said
+        text = f"{self.verdict}: {self.fault}" if self.fault else str(self.verdict)
+        return f"{text}, {self.label}" if self.label else text
 
 
 def rows(
@@ -67,7 +67,7 @@ def rows(
 ) -> list[ClaimRow]:
     """One row a claim, in the order of the files.
 
-    records: of any runs; without any, what arithmetic alone tells. measured: what profilers saw.
+    records: of any runs; without any, arithmetic alone decides. measured: what profilers saw.
     """
     return [_row(claim, file, records, measured) for file in claims for claim in file.claims]
 
@@ -77,42 +77,42 @@ def _row(
 ) -> ClaimRow:
     document = file.document
     gpus = arithmetic.gpus_of(claim, document)
-    found = evidence.find(claim, gpus, records, measured)
+    evidence = evidence_for(claim, gpus, records, measured)
     notes = [*claim.notes]
-    if said := arithmetic.contradiction(claim, {one.id: one for one in file.claims}):
-        notes.append(said)
-    fact: dict[str, Any] = {"document": document, "claim": claim, "found": found}
-    fact["notes"] = tuple(notes)
-    if said := arithmetic.impossible(claim, document):
+    if reason := arithmetic.contradiction(claim, {other.id: other for other in file.claims}):
+        notes.append(reason)
+    fields: dict[str, Any] = {"document": document, "claim": claim, "evidence": evidence}
+    fields["notes"] = tuple(notes)
+    if reason := arithmetic.impossible(claim, document):
         return ClaimRow(
-            verdict=Verdict.not_comparable, fault=Fault.impossible, whys=(said,), **fact
+            verdict=Verdict.not_comparable, fault=Fault.impossible, whys=(reason,), **fields
         )
     if claim.doubts:
         fault, whys = claim.doubts[0].fault, tuple(doubt.why for doubt in claim.doubts)
-        return ClaimRow(verdict=Verdict.not_comparable, fault=fault, whys=whys, **fact)
-    if found.value is None:
-        return ClaimRow(verdict=Verdict.not_yet_measured, whys=(found.why,), **fact)
-    stated = arithmetic.hardware_of(claim, document)
-    label = _label(claim, gpus, stated, found)
+        return ClaimRow(verdict=Verdict.not_comparable, fault=fault, whys=whys, **fields)
+    if evidence.value is None:
+        return ClaimRow(verdict=Verdict.not_yet_measured, whys=(evidence.why,), **fields)
+    hardware = arithmetic.hardware_of(claim, document)
+    label = _label(claim, gpus, hardware, evidence)
     if label and claim.sort.nature is Nature.absolute:
-        where = f"claimed on {stated}" if stated else "no hardware stated"
-        why = f"{where}, measured on {found.gpu}"
-        return ClaimRow(verdict=Verdict.not_comparable, fault=Fault.hardware, whys=(why,), **fact)
-    return ClaimRow(verdict=judged(claim, found.value), label=label, **fact)
+        claimed = f"claimed on {hardware}" if hardware else "no hardware stated"
+        why = f"{claimed}, measured on {evidence.gpu}"
+        return ClaimRow(verdict=Verdict.not_comparable, fault=Fault.hardware, whys=(why,), **fields)
+    return ClaimRow(verdict=judged(claim, evidence.value), label=label, **fields)
 
 
-def _label(claim: Claim, gpus: Sequence[str], stated: str, found: Evidence) -> str:
-    """What is to be said of the evidence: that no machine gave it, or not the claim's."""
-    if found.kind == metrics.Kind.modelled:
-        return found.kind
-    if claim.sort.nature is Nature.amount or same(gpus, found.gpu):
+def _label(claim: Claim, gpus: Sequence[str], hardware: str, evidence: Evidence) -> str:
+    """Say where the evidence is modelled, or from other hardware than the claim's."""
+    if evidence.kind == metrics.Kind.modelled:
+        return evidence.kind
+    if claim.sort.nature is Nature.amount or same(gpus, evidence.gpu):
         return ""
-    return "on other hardware" if stated else "hardware not stated"
+    return "on other hardware" if hardware else "hardware not stated"
 
 
 def judged(claim: Claim, value: Interval) -> Verdict:
-    """A test of equivalence: `reproduced` where the whole interval of what was measured lies within
-    what is accepted as the claim, which side of it where none does, else `inconclusive`."""
+    """Test equivalence: `reproduced` where the whole measured interval is inside the accepted one,
+    `better` or `not reproduced` where it is all outside, else `inconclusive`."""
     low, high = accepted(claim)
     if low <= value.lo and value.hi <= high:
         return Verdict.reproduced
@@ -123,8 +123,8 @@ def judged(claim: Claim, value: Interval) -> Verdict:
 
 
 def accepted(claim: Claim) -> tuple[float, float]:
-    """The values that count as the claimed one: 3 % of it to either side, up to 5 % where it was
-    printed so coarsely, of a figure in % one point. A bound and an amount are met or not."""
+    """The values that count as the claimed one: 3 % to either side, up to 5 % where it was printed
+    coarsely, one point for a figure in %. A bound and an amount get no tolerance."""
     low, high = claim.reach
     if claim.bound is not Bound.exact or claim.sort.nature is Nature.amount:
         return low, high
@@ -139,7 +139,7 @@ def accepted(claim: Claim) -> tuple[float, float]:
 def plain(row: ClaimRow) -> Mapping[str, Any]:
     """One row for CSV and JSON; None where a field does not apply, the text `inf` for what is
     infinite."""
-    claim, document, value = row.claim, row.document, row.found.value
+    claim, document, value = row.claim, row.document, row.evidence.value
     low, high = claim.value
     return {
         "document": document.id,
@@ -160,16 +160,16 @@ def plain(row: ClaimRow) -> Mapping[str, Any]:
         "measured": _number(value.mid if value else None),
         "measured_lo": _number(value.lo if value else None),
         "measured_hi": _number(value.hi if value else None),
-        "kind": row.found.kind,
+        "kind": row.evidence.kind,
         "ratio": _number(row.ratio),
         "verdict": row.verdict.value,
         "fault": row.fault.value if row.fault else "",
         "label": row.label,
         "why": "; ".join(row.whys),
         "notes": "; ".join(row.notes),
-        "gpu": row.found.gpu,
-        "run_id": row.found.run_id,
-        "case": row.found.case,
+        "gpu": row.evidence.gpu,
+        "run_id": row.evidence.run_id,
+        "case": row.evidence.case,
         "provider": claim.compare.provider if claim.compare else "",
     }
 

@@ -1,4 +1,4 @@
-"""What a claims file says, as it was read: a document, and the figures that it publishes."""
+"""The types of a claims file: a document, and the figures that it publishes."""
 
 import re
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ _NUMBER = re.compile(r"(\d[\d,]*)(?:\.(\d+))?")
 
 
 class Nature(StrEnum):
-    """What the hardware has to do with a figure."""
+    """How a figure depends on the hardware."""
 
-    ratio = "ratio"  # of two figures of one machine: may be looked for on another
+    ratio = "ratio"  # of two figures of one machine: comparable on another
     amount = "amount"  # bytes, errors, tokens: follows from shapes and code
     absolute = "absolute"  # a time or a rate: means nothing on another machine
 
 
 class Metric(StrEnum):
-    """What a figure is of."""
+    """The quantity of a figure."""
 
     speedup = "speedup"
     slowdown = "slowdown"
@@ -60,7 +60,7 @@ class Sort(NamedTuple):
 
     @property
     def positive(self) -> bool:
-        """Whether 0 and less are no figure at all: of times, rates and their quotients."""
+        """Whether a value must be above 0: times, rates and their quotients."""
         return self.unit.startswith("×") or (self.nature is Nature.absolute and not self.pair)
 
 
@@ -111,7 +111,7 @@ class Bytes(StrEnum):
 
 
 class Fault(StrEnum):
-    """Why nothing that is measured could confirm or refute a figure."""
+    """Why no measurement could confirm or refute a figure."""
 
     hardware = "hardware"
     impossible = "impossible"
@@ -126,8 +126,8 @@ class Fault(StrEnum):
 def _span(value: Any) -> Any:
     """A number, or [low, high] → both ends."""
 
-    def number(one: Any) -> bool:
-        return isinstance(one, (int, float)) and not isinstance(one, bool)
+    def number(end: Any) -> bool:
+        return isinstance(end, (int, float)) and not isinstance(end, bool)
 
     if number(value):
         return float(value), float(value)
@@ -139,7 +139,7 @@ def _span(value: Any) -> Any:
 
 
 def _places(value: float, quote: str) -> int:
-    """Decimals that a number stands with in a quote; where it does not, as few as it needs."""
+    """Decimals of a number in a quote; of one that is not in it, as few as it needs."""
     for whole, decimals in _NUMBER.findall(quote):
         if float(f"{whole.replace(',', '')}.{decimals or 0}") == value:
             return len(decimals)
@@ -175,7 +175,7 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Doubt:
-    """A fault of the figure that no arithmetic finds, and how it is known."""
+    """A fault of the figure that arithmetic cannot find, and how it is known."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     fault: Fault
@@ -237,7 +237,7 @@ class Claim:
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """Where the claims of one file come from. hardware: as it states it; gpus and gpu_count: where
-    that text does not tell. They hold for every claim that does not name its own."""
+    that text does not name them. They hold for claims that do not name their own."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     id: str

@@ -96,12 +96,12 @@ def _printed(value: float, places: int) -> str:
 def found(row: claims.ClaimRow) -> str:
     """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
     found."""
-    value = row.found.value
+    value = row.evidence.value
     if value is None:
         return ""
     spread = "" if value.lo == value.hi else f" ±{percent(value.relative * 100)}"
     spread = spread if math.isfinite(value.relative) else " (too few samples)"
-    kind = row.found.kind.removeprefix(Kind.measured).removeprefix(Kind.derived).strip()
+    kind = row.evidence.kind.removeprefix(Kind.measured).removeprefix(Kind.derived).strip()
     return f"{figure(value.mid)}{spread} {kind}".rstrip()
 
 

@@ -59,7 +59,7 @@ def claims(request: ClaimsRequest, output: Output) -> int:
         output.err(f"{row.document.id} {row.claim.id}: {row.verdict_text}")
     if hit:
         return 3
-    if dreaded and not any(row.found.value for row in rows):
+    if dreaded and not any(row.evidence.value for row in rows):
         raise UsageError(
             "--fail-on: no claim was held against a measurement. Name runs that hold what they are "
             "of: --against DIR"
