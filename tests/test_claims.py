@@ -113,7 +113,7 @@ def test_so_few_samples_that_nothing_is_known_of_their_spread_are_inconclusive()
     line = f"metric: speedup, value: 2.5, {PAIR}"
     row = judge(line, record(), ours(timing=replace(one, blocks_ns=((4_000, 4_001),))))
     assert row.verdict is Verdict.inconclusive
-    assert claimed.found(row).endswith("(too few samples)")
+    assert claimed.measured_text(row).endswith("(too few samples)")
     ms = judge(f"metric: ms, value: 0.004, {ONE}", ours(timing=one))
     assert ms.evidence.value is None or ms.verdict is Verdict.inconclusive
 
@@ -425,7 +425,7 @@ def test_a_table_fits_its_console_and_cuts_no_figure(width: int) -> None:
 
 def test_figures_are_printed_as_the_document_does() -> None:
     def said(line: str) -> str:
-        return claimed.claimed(judge(line).claim)
+        return claimed.claimed_text(judge(line).claim)
 
     assert said("metric: speedup, value: 1.1, decimals: 2") == "1.10 ×"
     quoted = text("metric: ms, value: 1100").replace(

@@ -444,7 +444,7 @@ def test_a_cpu_run_exports_no_speed(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_selected_is_the_fastest_exact_provider_that_packs_nothing() -> None:
     rows = export.timed_rows(metrics.frame(job()))
-    assert [row["provider"] for row in export.selected(rows)] == ["rms_norm_triton"]
+    assert [row["provider"] for row in export.fastest_exact(rows)] == ["rms_norm_triton"]
 
 
 # Trackers

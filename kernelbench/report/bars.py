@@ -63,14 +63,14 @@ def _chunks(cases: Sequence[list[Row]]) -> list[list[list[Row]]]:
     """As few figures as hold them, about equally long, so that they stand well side by side."""
     total = sum(map(len, cases))
     most = total / math.ceil(total / ROWS)
-    found: list[list[list[Row]]] = [[]]
+    chunks: list[list[list[Row]]] = [[]]
     done = 0
     for case in cases:
-        if found[-1] and done + len(case) / 2 > most * len(found):
-            found.append([])
-        found[-1].append(case)
+        if chunks[-1] and done + len(case) / 2 > most * len(chunks):
+            chunks.append([])
+        chunks[-1].append(case)
         done += len(case)
-    return found
+    return chunks
 
 
 def _has_bar(row: Row) -> bool:
@@ -82,8 +82,8 @@ def _speedups(
     cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str, baseline: str
 ) -> Figure:
     rows = [row for row in chain(*cases) if _has_bar(row)]
-    missing = sum(bool(_without(case)) for case in cases)
-    height = _ROW * (len(rows) + missing) + _HEAD * len(cases) + _FOOT
+    extra_lines = sum(bool(_missing_by_reason(case)) for case in cases)
+    height = _ROW * (len(rows) + extra_lines) + _HEAD * len(cases) + _FOOT
     left = margin([row["provider"] for row in rows])
     with canvas(height, left=left, right=52, top=2, bottom=32) as (figure, axes):
         axes.set_ylim(height - _FOOT, 0)
@@ -99,7 +99,7 @@ def _speedups(
         ys = chain.from_iterable((at - 3, at + 3, math.nan) * 2 for _, _, at in whiskers)
         axes.plot([*xs], [*ys], color=code("--ink"), linewidth=1.1)
         axes.set_xlabel(f"× as fast as {short(baseline, 40)}")
-        message = _told(rows, baseline)
+        message = _speedup_message(rows, baseline)
         return Figure(
             title,
             message,
@@ -115,8 +115,8 @@ def _ends(rows: Sequence[Row]) -> tuple[float, float]:
     """Of the axis: every bar, whisker and noise band fits."""
     noise = [row["noise_pct"] / 100 for row in rows if math.isfinite(row["noise_pct"])]
     widest = min(max(noise, default=0), 0.9)
-    found = [row[n] for row in rows for n in ("speedup", "speedup_lo", "speedup_hi") if row[n] > 0]
-    return min([1 - widest, *found]) / 1.12, max([1 + widest, 1.3, *found]) * 1.08
+    ends = [row[n] for row in rows for n in ("speedup", "speedup_lo", "speedup_hi") if row[n] > 0]
+    return min([1 - widest, *ends]) / 1.12, max([1 + widest, 1.3, *ends]) * 1.08
 
 
 def _case(
@@ -136,8 +136,8 @@ def _case(
         _bar(axes, row, look[str(row["provider"])], y + _ROW / 2)
         whiskers.append((row["speedup_lo"], row["speedup_hi"], y + _ROW / 2))
         y += _ROW
-    if said := _without(case):
-        _at_left(axes, short(said, 84), y + _ROW / 2, "--muted")
+    if missing := _missing_by_reason(case):
+        _at_left(axes, short(missing, 84), y + _ROW / 2, "--muted")
         y += _ROW
     return y
 
@@ -148,14 +148,14 @@ def _yardstick(case: Sequence[Row]) -> str:
     return f"{digits(times[0], 4)} µs" if times else ""
 
 
-def _without(case: Sequence[Row]) -> str:
+def _missing_by_reason(case: Sequence[Row]) -> str:
     """`skipped: naive, sage1; failed: liger`: those without a speedup, by why."""
-    found: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for row in case:
         if not math.isfinite(row["speedup"]):
             why = str(row["status"]) if row["status"] != "ok" else "no speedup"
-            found.setdefault(why, []).append(text(row["provider"]))
-    return "; ".join(f"{why}: {', '.join(names)}" for why, names in found.items())
+            by_reason.setdefault(why, []).append(text(row["provider"]))
+    return "; ".join(f"{why}: {', '.join(names)}" for why, names in by_reason.items())
 
 
 def _bare(axes: "Axes") -> None:
@@ -213,38 +213,38 @@ def _name(axes: "Axes", row: Row, y: float) -> None:
     _at_left(axes, short(row["provider"], 22), y, "--ink" if ours else "--muted")
 
 
-def _at_left(axes: "Axes", said: str, y: float, colour: str, weight: str = "normal") -> None:
+def _at_left(axes: "Axes", label: str, y: float, colour: str, weight: str = "normal") -> None:
     axes.text(
-        6 / WIDTH, y, said, transform=_across(axes), va="center", fontsize=SMALL,
+        6 / WIDTH, y, label, transform=_across(axes), va="center", fontsize=SMALL,
         color=code(colour), weight=weight,
     )  # fmt: skip
 
 
-def _at_right(axes: "Axes", said: str, y: float, colour: str = "--ink") -> None:
+def _at_right(axes: "Axes", label: str, y: float, colour: str = "--ink") -> None:
     axes.text(
-        1 - 6 / WIDTH, y, said, transform=_across(axes), va="center", ha="right", fontsize=SMALL,
+        1 - 6 / WIDTH, y, label, transform=_across(axes), va="center", ha="right", fontsize=SMALL,
         color=code(colour),
     )  # fmt: skip
 
 
-def _told(rows: Sequence[Row], baseline: str) -> str:
+def _speedup_message(rows: Sequence[Row], baseline: str) -> str:
     """`triton_fused 13.4 × (1.02 to 22), …, over the 12 cases that all ran`."""
     good = common([r for r in rows if math.isfinite(r["speedup"]) and r["speedup"] > 0])
-    found: dict[str, list[float]] = {}
+    by_provider: dict[str, list[float]] = {}
     for row in good:
-        found.setdefault(text(row["provider"]), []).append(row["speedup"])
+        by_provider.setdefault(text(row["provider"]), []).append(row["speedup"])
     cases = len({(row["run_id"], row["case"]) for row in good})
     if cases < FEWEST:
         return f"Against {text(baseline)}; no mean, which would be over cases that all ran."
-    told = [
+    means = [
         f"{name} {digits(geometric_mean(values))} × ({digits(min(values))} to "
         f"{digits(max(values))})"
-        for name, values in found.items()
+        for name, values in by_provider.items()
         if name != baseline
     ]
     return (
         f"Against {text(baseline)}, geometric mean over the {cases} cases that all ran: "
-        f"{', '.join(told) or 'nothing else'}."
+        f"{', '.join(means) or 'nothing else'}."
     )
 
 
@@ -253,11 +253,11 @@ def bytes_moved(measured: Sequence[Measured], look: Mapping[str, Look], where: s
     rows = [row for row in map(audit.row, measured) if math.isfinite(row["model_error_pct"])]
     cases = list(parts(rows, "case").values())
     chunks = _chunks(cases) if cases else []
-    found = []
+    figures = []
     for number, chunk in enumerate(chunks, 1):
         of = f" ({number} of {len(chunks)})" if len(chunks) > 1 else ""
-        found.append(_bytes(chunk, look, f"{where}: HBM reads, measured over modelled{of}"))
-    return found
+        figures.append(_bytes(chunk, look, f"{where}: HBM reads, measured over modelled{of}"))
+    return figures
 
 
 def _bytes(cases: Sequence[Sequence[Row]], look: Mapping[str, Look], title: str) -> Figure:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from kernelbench.metrics import said
-from kernelbench.report.documents import untimed
+from kernelbench.report.documents import untimed_reasons
 from kernelbench.report.means import has_time, over_what, within_noise
-from kernelbench.report.sheet import Row, Sheet, Source, by_case, filled
+from kernelbench.report.sheet import Row, Sheet, Source, by_case, without_empty_columns
 from kernelbench.report.tables import figures, percent, short_time
 from kernelbench.spec import Role, Status
 
@@ -25,22 +25,22 @@ def note(rows: Sequence[Row]) -> str:
     )
 
 
-def best(given: Source) -> Iterator[Sheet]:
+def best(source: Source) -> Iterator[Sheet]:
     """One sheet a family, mode, dtype, GPU and provider of ours; a case that several runs have in
     lines one below the other. What was skipped is counted below, with the reason."""
     parts: dict[tuple[str, ...], list[Row]] = {}
-    for row in given.rows:
+    for row in source.rows:
         parts.setdefault(_part(row), []).append(row)
     for key, rows in parts.items():
         timed = (row for row in rows if _is_ours(row) and has_time(row))
         for name, accuracy in dict.fromkeys((row["provider"], row["accuracy"]) for row in timed):
-            of = [] if name == OURS else [str(name)]
-            title = [*key, *of, *([] if accuracy == "exact" else [str(accuracy)])]
-            alike = [row for row in rows if row["accuracy"] == accuracy]
-            yield _sheet(" · ".join(title), given, alike, str(name))
+            provider = [] if name == OURS else [str(name)]
+            title = [*key, *provider, *([] if accuracy == "exact" else [str(accuracy)])]
+            comparable = [row for row in rows if row["accuracy"] == accuracy]
+            yield _sheet(" · ".join(title), source, comparable, str(name))
 
 
-def held_up(rows: Sequence[Row]) -> set[tuple[str, ...]]:
+def covered_cases(rows: Sequence[Row]) -> set[tuple[str, ...]]:
     """The cases that have a line here, as `case_of` names them."""
     ours = [row for row in rows if _is_ours(row)]
     parts = {_part(row) for row in ours if has_time(row)}
@@ -60,13 +60,17 @@ def _is_ours(row: Row) -> bool:
     return row["role"] == OURS and "prepacked" not in str(row["flags"]).split(";")
 
 
-def _sheet(title: str, given: Source, rows: Sequence[Row], name: str) -> Sheet:
+def _sheet(title: str, source: Source, rows: Sequence[Row], name: str) -> Sheet:
     """rows: of the same accuracy as ours, which is called `name`."""
     cases = {row["case"] for row in rows if row["provider"] == name}
-    there = [row for row in rows if row["case"] in cases]
-    lines = by_case(given, there, lambda part: _cells(part, name))
-    skipped = [row for row in there if row["status"] == Status.skipped]  # what failed stands first
-    return filled(Sheet(title, HEADS, lines, "\n".join(untimed(skipped)), WORDS, labelled=True))
+    present = [row for row in rows if row["case"] in cases]
+    lines = by_case(source, present, lambda part: _cells(part, name))
+    skipped = [
+        row for row in present if row["status"] == Status.skipped
+    ]  # what failed stands first
+    return without_empty_columns(
+        Sheet(title, HEADS, lines, "\n".join(untimed_reasons(skipped)), WORDS, labelled=True)
+    )
 
 
 def _cells(part: Sequence[Row], name: str) -> tuple[str, ...]:

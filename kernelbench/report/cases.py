@@ -42,7 +42,7 @@ def cases(rows: Sequence[Row], manifests: Mapping[str, Mapping[str, Any]]) -> It
     several = len({row["run_id"] for row in rows}) > 1
     for (run, family, case), part in parts(rows, "run_id", "family", "case").items():
         about = " · ".join(filter(None, (text(part[0]["label"]), text(run) if several else "")))
-        shared, each = facts([row["record"] for row in part])
+        shared, own_facts = facts([row["record"] for row in part])
         yield CaseView(
             case_anchor(part[0]),
             text(case),
@@ -51,23 +51,23 @@ def cases(rows: Sequence[Row], manifests: Mapping[str, Mapping[str, Any]]) -> It
             shared,
             [
                 RecordView(record_anchor(row), _summary(row), own)
-                for row, own in zip(part, each, strict=True)
+                for row, own in zip(part, own_facts, strict=True)
             ],
         )
 
 
 def commands(family: str, case: str, manifest: Mapping[str, Any]) -> str:
     """The lines that measure, repeat and profile this case, as a shell takes them."""
-    asked = manifest.get("asked") or {}
+    request = manifest.get("asked") or {}
     argv = [str(word) for word in manifest.get("argv") or ()]
     files = [word for word in argv if word.endswith((".yaml", ".yml")) and word[0] != "-"]
     suite = files[0] if files else str(manifest.get("suite") or "SUITE")
-    plugins = [w for name in asked.get("plugins") or () for w in ("--plugin", str(name))]
-    seed = ["--seed", str(asked["seed"])] if asked.get("seed") else []
+    plugins = [w for name in request.get("plugins") or () for w in ("--plugin", str(name))]
+    seed = ["--seed", str(request["seed"])] if request.get("seed") else []
     words = [suite, "--family", family, "--case", case, *plugins, *seed]
-    again = [w for value in asked.get("overrides") or () for w in ("--set", str(value))]
+    overrides = [w for value in request.get("overrides") or () for w in ("--set", str(value))]
     lines = (
-        ["kernelbench", "run", *words, *again],
+        ["kernelbench", "run", *words, *overrides],
         ["kernelbench", "repro", f"{family}/{case}", *plugins],
         ["kernelbench", "profile", "--ncu", *words],
     )
@@ -75,9 +75,9 @@ def commands(family: str, case: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _summary(row: Row) -> str:
-    time = row["median_us"]
-    said = "" if row["smoke"] or math.isnan(time) else f"{figures(time, 4)} µs"
-    return " · ".join(filter(None, (text(row["provider"]), str(row["status"]), said)))
+    us = row["median_us"]
+    time = "" if row["smoke"] or math.isnan(us) else f"{figures(us, 4)} µs"
+    return " · ".join(filter(None, (text(row["provider"]), str(row["status"]), time)))
 
 
 def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
@@ -86,51 +86,51 @@ def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
     Without empty fields; real numbers to six figures; of the samples only how many there are;
     traffic as [bytes read, bytes written] of each tensor.
     """
-    each = [_known(record) for record in records]
-    alike = {
+    fields_of = [_fields(record) for record in records]
+    shared = {
         name: value
-        for name, value in each[0].items()
-        if len(each) > 1 and all(other.get(name) == value for other in each[1:])
+        for name, value in fields_of[0].items()
+        if len(fields_of) > 1 and all(other.get(name) == value for other in fields_of[1:])
     }
-    return _lines(alike), [
-        _lines({name: value for name, value in known.items() if name not in alike})
-        for known in each
+    return _lines(shared), [
+        _lines({name: value for name, value in fields.items() if name not in shared})
+        for fields in fields_of
     ]
 
 
-def _known(record: RunRecord) -> dict[str, Any]:
+def _fields(record: RunRecord) -> dict[str, Any]:
     timing = record.timing
     samples = _samples(timing) if timing else {}
     nothing: dict[str, Any] = dict.fromkeys(samples, ())
     hollow = replace(timing, **nothing) if timing else None
-    known = json.loads(replace(record, timing=hollow, further=()).to_json())
-    known["traffic"] = {one.tensor: [one.read, one.write] for one in record.traffic or ()}
+    fields = json.loads(replace(record, timing=hollow, further=()).to_json())
+    fields["traffic"] = {item.tensor: [item.read, item.write] for item in record.traffic or ()}
     if timing:
-        known["timing"] |= samples
-    return {name: _short(value) for name, value in known.items() if value not in _NOTHING}
+        fields["timing"] |= samples
+    return {name: _short(value) for name, value in fields.items() if value not in _NOTHING}
 
 
 def _samples(timing: Timing) -> dict[str, str]:
     """How many there are in each of its lists that is not empty."""
     lists = {name: value for name, value in vars(timing).items() if isinstance(value, tuple)}
-    return {name: _counted(value) for name, value in lists.items() if value}
+    return {name: _sample_count(value) for name, value in lists.items() if value}
 
 
-def _counted(values: Sequence[Any]) -> str:
-    return f"{sum(len(one) if isinstance(one, tuple) else 1 for one in values)} samples"
+def _sample_count(values: Sequence[Any]) -> str:
+    return f"{sum(len(value) if isinstance(value, tuple) else 1 for value in values)} samples"
 
 
 def _short(value: Any) -> Any:
     """Without what is empty inside, and without figures that no one reads."""
     if isinstance(value, dict):
-        return {name: _short(one) for name, one in value.items() if one not in _NOTHING}
+        return {name: _short(item) for name, item in value.items() if item not in _NOTHING}
     if isinstance(value, list):
-        return [_short(one) for one in value]
+        return [_short(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _lines(known: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name}: {json.dumps(v, ensure_ascii=False)}" for name, v in known.items())
+def _lines(fields: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {json.dumps(v, ensure_ascii=False)}" for name, v in fields.items())
 
 
 def anchor(kind: str, *words: str) -> str:

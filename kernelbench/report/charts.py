@@ -73,8 +73,8 @@ def _accuracy(
         corners = [means[name] for name in front]
         axes.plot(*zip(*corners, strict=True), color=code("--muted"), linewidth=1, zorder=1,
                   drawstyle="steps-post", linestyle=(0, (4, 3)))  # fmt: skip
-        every = list(chain(*names.values()))
-        speeds, errors = ([row[column] for row in every] for column in ("speedup", "error_rel"))
+        all_rows = list(chain(*names.values()))
+        speeds, errors = ([row[column] for row in all_rows] for column in ("speedup", "error_rel"))
         log_axes(axes, "x", around(speeds, 1.15), lambda value: f"{value:.3g}×", base=2)
         log_axes(axes, "y", around(errors, 2), scientific)
         axes.set_xlabel("speedup over the baseline → faster")
@@ -104,12 +104,12 @@ def _front(means: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def noisy(rows: Sequence[Row]) -> list[Row]:
     """Those with the widest intervals of what is flagged or wider than ± 1 %."""
-    found = [
+    doubtful = [
         row for row in rows
         if has_time(row)
         and (row["flags"] or arm_pct(row) > NOISY_PCT)
     ]  # fmt: skip
-    return sorted(found, key=arm_pct, reverse=True)[:STRIPS]
+    return sorted(doubtful, key=arm_pct, reverse=True)[:STRIPS]
 
 
 def arm_pct(row: Row) -> float:
@@ -124,9 +124,9 @@ def strips(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Iterato
     chosen = noisy(rows)
     several = len(chosen) > _SIDE
     for first in range(0, len(chosen), _SIDE):
-        some = chosen[first : first + _SIDE]
-        which = f" ({first + 1} to {first + len(some)})" if several else ""
-        yield _strips(some, look, f"{where}: raw samples of noisy measurements{which}")
+        part = chosen[first : first + _SIDE]
+        which = f" ({first + 1} to {first + len(part)})" if several else ""
+        yield _strips(part, look, f"{where}: raw samples of noisy measurements{which}")
 
 
 def _strips(chosen: Sequence[Row], look: Mapping[str, Look], title: str) -> Figure:
@@ -160,22 +160,24 @@ def _strip(axes: "Axes", row: Row, look: Look) -> None:
     samples = [ns for timing in timings for block in timing.blocks_ns for ns in block]
     mid = metrics.median_ns(row["record"]) or 1.0
     raw = sorted(samples)[len(samples) // 2]
-    off = [(ns - raw) / mid * 100 for ns in samples]
+    deviations = [(ns - raw) / mid * 100 for ns in samples]
     band = [(row[name] - row["median_us"]) / row["median_us"] * 100 for name in ("lo_us", "hi_us")]
     axes.axhspan(*band, color=code("--band"), linewidth=0, zorder=0.5)
     axes.axhline(0, color=code("--muted"), linewidth=0.8)
-    at = chain.from_iterable((n, n, math.nan) for n in range(len(off)))
-    ends = chain.from_iterable((0, value, math.nan) for value in off)
+    at = chain.from_iterable((n, n, math.nan) for n in range(len(deviations)))
+    ends = chain.from_iterable((0, value, math.nan) for value in deviations)
     axes.plot([*at], [*ends], color=look.colour, linewidth=0.9)
-    axes.set_xlim(-1, len(off))
+    axes.set_xlim(-1, len(deviations))
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    reach = max(map(abs, [*off, *band])) or 1.0
-    axes.set_yticks([min(off), max(off)] if reach and min(off) < max(off) else [0])
+    reach = max(map(abs, [*deviations, *band])) or 1.0
+    axes.set_yticks(
+        [min(deviations), max(deviations)] if reach and min(deviations) < max(deviations) else [0]
+    )
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.2g}%")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     flags = f" · {text(row['flags'])}" if row["flags"] else ""
     case = short(row["case"], 34)
-    said = f"{short(row['provider'], 22)} · {case} · ±{percent(arm_pct(row))}{short(flags, 26)}"
-    axes.set_title(said, fontsize=SMALL, loc="left", x=-0.1, pad=9)
+    title = f"{short(row['provider'], 22)} · {case} · ±{percent(arm_pct(row))}{short(flags, 26)}"
+    axes.set_title(title, fontsize=SMALL, loc="left", x=-0.1, pad=9)

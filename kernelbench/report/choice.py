@@ -33,7 +33,7 @@ class Choice:
     note: str = ""
 
 
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
+def table_names(names: Sequence[str]) -> tuple[str, ...]:
     """The tables that were asked for, `all` being every one.
 
     Raises UsageError for one that there is not.
@@ -44,34 +44,41 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     return NAMES if "all" in names else tuple(dict.fromkeys(names))
 
 
-def choice(names: Sequence[str], given: Source) -> Choice:
+def choice(names: Sequence[str], source: Source) -> Choice:
     """Exactly the tables that were named, and which of them are empty. Where none was: ours against
     the best other; a line a provider where that is short, and where nothing of ours has a time;
     then what profilers saw, and which runs these are if they are several."""
-    runs = list(sheets.runs(given)) if given.short else []
+    runs = list(sheets.runs(source)) if source.short else []
     if names:
-        kinds = chosen(names)
-        made = {kind: _filled(make, given) for kind, make in KINDS.items() if kind in kinds}
-        first = made.get("best", [])
-        found = [sheet for kind, each in made.items() if kind != "best" for sheet in each]
-        cases = given.rows if "cases" in kinds else ()
-        notes = [best.note(given.rows)] if first else []
-        note = "\n".join([*notes, *([NOTE] if made.get("documents") else [])])
-        if empty := [kind for kind, each in made.items() if kind in names and not each]:
+        kinds = table_names(names)
+        sheets_of = {kind: _nonempty(make, source) for kind, make in KINDS.items() if kind in kinds}
+        first = sheets_of.get("best", [])
+        more_sheets = [
+            sheet
+            for kind, kind_sheets in sheets_of.items()
+            if kind != "best"
+            for sheet in kind_sheets
+        ]
+        cases = source.rows if "cases" in kinds else ()
+        notes = [best.note(source.rows)] if first else []
+        note = "\n".join([*notes, *([NOTE] if sheets_of.get("documents") else [])])
+        if empty := [
+            kind for kind, kind_sheets in sheets_of.items() if kind in names and not kind_sheets
+        ]:
             note = f"{note}\nThese runs have nothing for --tables {','.join(empty)}.".strip()
-        return Choice(given.rows, first, cases, [*found, *runs], "profiles" in kinds, note)
-    held = best.held_up(given.rows)
-    part = replace(given, rows=[row for row in given.rows if best.case_of(row) in held])
-    others = [row for row in given.rows if best.case_of(row) not in held]
-    first = _filled(best.best, part)
-    few = _cases(given.rows) <= FEW
-    cases = given.rows if few else others
+        return Choice(source.rows, first, cases, [*more_sheets, *runs], "profiles" in kinds, note)
+    covered = best.covered_cases(source.rows)
+    part = replace(source, rows=[row for row in source.rows if best.case_of(row) in covered])
+    others = [row for row in source.rows if best.case_of(row) not in covered]
+    first = _nonempty(best.best, part)
+    few = _cases(source.rows) <= FEW
+    cases = source.rows if few else others
     note = f"{best.note(part.rows)}\n{MORE if few else f'{EVERY} {MORE}'}" if first else ""
-    return Choice(given.rows, first, cases, runs, True, note)
+    return Choice(source.rows, first, cases, runs, True, note)
 
 
-def _filled(make: Callable[[Source], Iterator[Sheet]], given: Source) -> list[Sheet]:
-    return [sheet for sheet in make(given) if sheet.rows or not sheet.heads]
+def _nonempty(make: Callable[[Source], Iterator[Sheet]], source: Source) -> list[Sheet]:
+    return [sheet for sheet in make(source) if sheet.rows or not sheet.heads]
 
 
 def _cases(rows: Sequence[Row]) -> int:

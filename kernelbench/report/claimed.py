@@ -62,9 +62,9 @@ def pages(rows: Sequence[claims.ClaimRow]) -> Iterator[Page]:
     for document, group in groupby(rows, key=lambda row: row.document):
         numbers: dict[str, int] = {}
         parts = [
-            Part(head, inside, [_cells(row, numbers) for row in inside])
-            for head, each in groupby(group, key=_head)
-            if (inside := list(each))
+            Part(head, section_rows, [_cells(row, numbers) for row in section_rows])
+            for head, section in groupby(group, key=_head)
+            if (section_rows := list(section))
         ]
         place = "/".join(word for word in (document.repository, document.path) if word)
         yield Page(document.title, place, parts, list(numbers), document.notes)
@@ -76,13 +76,13 @@ def _head(row: claims.ClaimRow) -> str:
 
 
 def _cells(row: claims.ClaimRow, numbers: dict[str, int]) -> Cells:
-    said = [numbers.setdefault(note, len(numbers) + 1) for note in (*row.whys, *row.notes)]
+    note_numbers = [numbers.setdefault(note, len(numbers) + 1) for note in (*row.whys, *row.notes)]
     ratio = "" if row.ratio is None else figure(row.ratio)
-    verdict = " ".join([row.verdict_text, *(f"[{number}]" for number in said)])
-    return (row.claim.id, claimed(row.claim), found(row), ratio, verdict)
+    verdict = " ".join([row.verdict_text, *(f"[{number}]" for number in note_numbers)])
+    return (row.claim.id, claimed_text(row.claim), measured_text(row), ratio, verdict)
 
 
-def claimed(claim: Claim) -> str:
+def claimed_text(claim: Claim) -> str:
     """`1.24 ×`, `1.2–1.5 ×`, `≥ 1.5 ×`, `≤ 1e-06 max error`, with the decimals of the document."""
     low, high = (_printed(value, claim.places) for value in claim.value)
     sign = {Bound.exact: "", Bound.at_least: "≥ ", Bound.at_most: "≤ "}[claim.bound]
@@ -93,7 +93,7 @@ def _printed(value: float, places: int) -> str:
     return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:,.{places}f}"
 
 
-def found(row: claims.ClaimRow) -> str:
+def measured_text(row: claims.ClaimRow) -> str:
     """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
     found."""
     value = row.evidence.value
@@ -114,10 +114,10 @@ def summary(rows: Sequence[claims.ClaimRow]) -> list[Cells]:
     """How often each verdict fell: a head, a line a document, and all of them."""
     verdicts = list(claims.Verdict)
     lines: list[Cells] = [("document", "claims", *map(str, verdicts))]
-    named = [(doc.id, list(part)) for doc, part in groupby(rows, key=lambda row: row.document)]
-    for name, part in [*named, ("all", list(rows))]:
-        found = [sum(row.verdict is verdict for row in part) for verdict in verdicts]
-        lines.append((name, str(len(part)), *map(str, found)))
+    documents = [(doc.id, list(part)) for doc, part in groupby(rows, key=lambda row: row.document)]
+    for name, part in [*documents, ("all", list(rows))]:
+        counts = [sum(row.verdict is verdict for row in part) for verdict in verdicts]
+        lines.append((name, str(len(part)), *map(str, counts)))
     return lines
 
 
@@ -152,29 +152,32 @@ def _page(page: Page, console: Console) -> None:
 
 def _widths(page: Page, whole: int) -> dict[int, int]:
     """Of each column that holds something; what is left is the verdict's."""
-    every = [HEADS, *(cells for part in page.parts for cells in part.cells)]
-    shown = [at for at in range(len(HEADS)) if any(cells[at] for cells in every[1:])]
-    widths = {at: max(cell_len(cells[at]) for cells in every) for at in shown[:-1]}
-    left = whole - sum(widths.values()) - _GAP * len(widths)
-    if left < _LEAST_VERDICT:
-        widths[1] = max(_LEAST_CLAIMED, widths[1] - (_LEAST_VERDICT - left))
+    lines = [HEADS, *(cells for part in page.parts for cells in part.cells)]
+    columns = [column for column in range(len(HEADS)) if any(cells[column] for cells in lines[1:])]
+    widths = {column: max(cell_len(cells[column]) for cells in lines) for column in columns[:-1]}
+    rest = whole - sum(widths.values()) - _GAP * len(widths)
+    if rest < _LEAST_VERDICT:
+        widths[1] = max(_LEAST_CLAIMED, widths[1] - (_LEAST_VERDICT - rest))
     last = max(_LEAST_VERDICT, whole - sum(widths.values()) - _GAP * len(widths))
-    return widths | {shown[-1]: last}
+    return widths | {columns[-1]: last}
 
 
 def _table(part: Part, widths: dict[int, int], heads: bool) -> Table:
     table = Table(
         box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim", show_header=heads
     )
-    for at, width in widths.items():
-        right = HEADS[at] in ("claimed (quoted)", "ratio")
+    for column, width in widths.items():
+        right = HEADS[column] in ("claimed (quoted)", "ratio")
         table.add_column(
-            HEADS[at], width=width, justify="right" if right else "left", overflow="fold"
+            HEADS[column], width=width, justify="right" if right else "left", overflow="fold"
         )
     for row, cells in zip(part.rows, part.cells, strict=True):
         style = STYLES.get(row.verdict, "")
         table.add_row(
-            *(Text(cells[at], style=style if HEADS[at] == "verdict" else "") for at in widths)
+            *(
+                Text(cells[column], style=style if HEADS[column] == "verdict" else "")
+                for column in widths
+            )
         )
     return table
 
@@ -193,9 +196,11 @@ def _remarks(page: Page) -> Table:
 def _totals(rows: Sequence[claims.ClaimRow]) -> Table:
     heads, *lines = summary(rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for at, word in enumerate(heads):
+    for column, word in enumerate(heads):
         head = BROKEN.get(word) or "\n".join(word.rsplit(" ", 1))
-        table.add_column(head, justify="right" if at else "left", vertical="bottom", no_wrap=not at)
+        table.add_column(
+            head, justify="right" if column else "left", vertical="bottom", no_wrap=not column
+        )
     for line in lines:
         table.add_row(*map(Text, line))
     return table
@@ -207,12 +212,12 @@ def markdown(rows: Sequence[claims.ClaimRow]) -> str:
     for page in pages(rows):
         lines += [f"### {_escaped(page.title)}", ""]
         lines += [_escaped(page.source), ""] if page.source else []
-        shown = list(_widths(page, 0))
+        columns = list(_widths(page, 0))
         table: list[Cells] = [HEADS]
         for part in page.parts:
             table += [(f"**{_escaped(part.head)}**", *[""] * (len(HEADS) - 1))]
             table += [tuple(map(_escaped, cells)) for cells in part.cells]
-        lines += _grid([[cells[at] for at in shown] for cells in table])
+        lines += _grid([[cells[column] for column in columns] for cells in table])
         notes = [f"[{number}] {note}" for number, note in enumerate(page.notes, 1)]
         lines += ["", *(f"* {_escaped(note)}" for note in (*notes, *page.remarks)), ""]
     return "\n".join(lines)

@@ -9,13 +9,13 @@ MORE = "-v shows more of what went wrong"
 
 def details(records: Sequence[RunRecord]) -> list[str]:
     """Lines of every record's `detail`, an empty one before each; what cases share stands once."""
-    found: dict[tuple[str, str, str], list[RunRecord]] = {}
+    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         if record.detail:
             key = (record.family, record.provider, record.detail)
-            found.setdefault(key, []).append(record)
+            groups.setdefault(key, []).append(record)
     lines = []
-    for group in found.values():
+    for group in groups.values():
         first, others = group[0], len(group) - 1
         also = f" and {others} other case{'s' * (others > 1)}" if others else ""
         lines += ["", f"{first.family}/{first.case}{also} {first.provider}: {first.status}"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kernelbench.metrics import audit, said
 from kernelbench.report.means import has_time, within_noise
-from kernelbench.report.sheet import Row, Sheet, Source, by_case, filled
+from kernelbench.report.sheet import Row, Sheet, Source, by_case, without_empty_columns
 from kernelbench.report.tables import answer, figures, percent, short_time
 from kernelbench.spec import Tool
 
@@ -22,44 +22,46 @@ NOTE = (
 Cells = tuple[str, ...]
 
 
-def documents(given: Source) -> Iterator[Sheet]:
+def documents(source: Source) -> Iterator[Sheet]:
     """One sheet a family, mode and dtype; a case that several runs have in lines one below the
     other, each with its run. What has no time is counted below, with the reason."""
     reads: dict[tuple[str, ...], float | None] = {
         (m.run_id, m.family, m.case, m.provider): audit.per_call(m, "dram_read_bytes")
-        for m in given.measured
+        for m in source.measured
         if m.tool is Tool.ncu
     }
     parts: dict[tuple[str, ...], list[Row]] = {}
-    for row in given.rows:
+    for row in source.rows:
         parts.setdefault(tuple(str(row[n]) for n in ("family", "mode", "dtype")), []).append(row)
     for key, rows in parts.items():
         timed = [row for row in rows if has_time(row)]
         if timed:
             gpus = dict.fromkeys(str(row["gpu"]) for row in timed)
-            yield _sheet(" · ".join((*key, *gpus)), given, timed, reads, untimed(rows))
-        elif others := untimed(rows):
+            yield _sheet(" · ".join((*key, *gpus)), source, timed, reads, untimed_reasons(rows))
+        elif others := untimed_reasons(rows):
             yield Sheet(" · ".join(key), (), (), "\n".join(others))
 
 
 def _sheet(
     title: str,
-    given: Source,
+    source: Source,
     rows: Sequence[Row],
     reads: Mapping[tuple[str, ...], float | None],
     others: Sequence[str],
 ) -> Sheet:
-    heads = ("Config", "run", given.against or "baseline", "torch\nfused", "triton\nfused",
+    heads = ("Config", "run", source.against or "baseline", "torch\nfused", "triton\nfused",
              "speedup", "× best\nother", "HBM ↓\nmodelled", "reads ↓\nmeasured", "")  # fmt: skip
-    lines = by_case(given, rows, lambda part: _cells(given, part, reads))
+    lines = by_case(source, rows, lambda part: _cells(source, part, reads))
     words = frozenset({"Config", "run", ""})
-    return filled(Sheet(title, heads, lines, "\n".join(others), words, labelled=True))
+    return without_empty_columns(
+        Sheet(title, heads, lines, "\n".join(others), words, labelled=True)
+    )
 
 
 def _cells(
-    given: Source, part: Sequence[Row], reads: Mapping[tuple[str, ...], float | None]
+    source: Source, part: Sequence[Row], reads: Mapping[tuple[str, ...], float | None]
 ) -> Cells:
-    base = next((row for row in part if given.is_baseline(row)), None)
+    base = next((row for row in part if source.is_baseline(row)), None)
     ours = _fastest(part, "triton_fused")
     times = (_time(row) for row in (base, _fastest(part, "torch_fused"), ours))
     if ours is None:
@@ -78,8 +80,8 @@ def _time(row: Row | None) -> str:
 
 
 def _ratio(row: Row, name: str) -> str:
-    told = figures(row[name])
-    return "~" if within_noise(row, name) else f"{told}×" if told else ""
+    text = figures(row[name])
+    return "~" if within_noise(row, name) else f"{text}×" if text else ""
 
 
 def _saved_reads(reads: Mapping[tuple[str, ...], float | None], base: Row | None, ours: Row) -> str:
@@ -92,10 +94,10 @@ def _saved_reads(reads: Mapping[tuple[str, ...], float | None], base: Row | None
     return percent((theirs - mine) / theirs * 100) if theirs and mine is not None else ""
 
 
-def untimed(rows: Sequence[Row]) -> list[str]:
+def untimed_reasons(rows: Sequence[Row]) -> list[str]:
     """What has no time and why, a reason a line, with how many cases it is of."""
-    told = Counter((str(row["provider"]), answer(row)) for row in rows if row["status"] != "ok")
+    counts = Counter((str(row["provider"]), answer(row)) for row in rows if row["status"] != "ok")
     return [
         f"{provider}: {why}{f' ({count} cases)' if count > 1 else ''}"
-        for (provider, why), count in told.items()
+        for (provider, why), count in counts.items()
     ]

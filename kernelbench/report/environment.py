@@ -28,7 +28,7 @@ def facts(manifest: Manifest) -> dict[str, str]:
         return {}
     machine = manifest.get("machine") or {}
     git = manifest.get("git") or {}
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "GPU": manifest.get("gpu"),
         "suite": manifest.get("suite"),
         "measured at": manifest.get("utc"),
@@ -43,7 +43,7 @@ def facts(manifest: Manifest) -> dict[str, str]:
         **(machine.get("versions") or {}),
         **_ceilings(manifest.get("ceilings") or {}),
     }
-    return {text(name): text(value) for name, value in found.items() if value not in (None, "")}
+    return {text(name): text(value) for name, value in values.items() if value not in (None, "")}
 
 
 def _policy(policy: Manifest) -> dict[str, str]:
@@ -59,24 +59,24 @@ def _policy(policy: Manifest) -> dict[str, str]:
 
 def _ceilings(ceilings: Manifest) -> dict[str, str]:
     """The best rate of each kind, measured."""
-    found = {}
+    rates = {}
     for kind, points in (ceilings.get("bandwidth") or {}).items():
         best = max((size / ns for size, ns in points if ns), default=0)
-        found[f"{kind}, measured"] = f"{figures(best, 4)} GB/s" if best else ""
+        rates[f"{kind}, measured"] = f"{figures(best, 4)} GB/s" if best else ""
     for dtype, rate in (ceilings.get("tflops") or {}).items():
-        found[f"{dtype}, measured"] = f"{figures(rate, 4)} TFLOP/s"
+        rates[f"{dtype}, measured"] = f"{figures(rate, 4)} TFLOP/s"
     overhead = (ceilings.get("overhead") or {}).get("ns")
-    found["event pair, measured"] = f"{overhead} ns" if overhead else ""
-    return found
+    rates["event pair, measured"] = f"{overhead} ns" if overhead else ""
+    return rates
 
 
 def differences(manifests: Mapping[str, Manifest]) -> list[tuple[str, list[str]]]:
     """(fact, its value in each run) where the runs do not agree; when they ran is no difference."""
-    each = [facts(manifest) for manifest in manifests.values()]
-    names = dict.fromkeys(name for found in each for name in found)
+    facts_of = [facts(manifest) for manifest in manifests.values()]
+    names = dict.fromkeys(name for run_facts in facts_of for name in run_facts)
     return [
         (name, values)
         for name in names
         if name != "measured at"
-        and len(set(values := [found.get(name, "—") for found in each])) > 1
+        and len(set(values := [run_facts.get(name, "—") for run_facts in facts_of])) > 1
     ]

@@ -19,7 +19,7 @@ METRICS = ("median_us", "kernel_us", "host_us", "graph_us", "speedup", "speedup_
            "tflops", "sol_pct", "peak_mem_mib", "compile_s", "error_rel", "noise_pct")  # fmt: skip
 
 
-def known(target: str) -> str:
+def valid_target(target: str) -> str:
     """The target as it is. Raises UsageError for one that there is not."""
     if target not in TARGETS:
         raise UsageError(f"--to: no {target!r}{suggest(target, TARGETS)}")
@@ -115,7 +115,7 @@ def _interval(row: Row, metric: str) -> dict[str, float]:
     return {end: value for end, value in ends.items() if math.isfinite(value)}
 
 
-def selected(rows: Sequence[Row]) -> list[Row]:
+def fastest_exact(rows: Sequence[Row]) -> list[Row]:
     """Of each case the provider that a user should take: the fastest exact one, by median."""
     best: dict[tuple[str, ...], Row] = {}
     for row in rows:

@@ -33,8 +33,8 @@ def why(rows: Iterable[Row]) -> str:
     if not bad:
         return ""
     counts = Counter(str(row["status"]) for row in bad).most_common()
-    named = ", ".join(f"{count} {status}" for status, count in counts)
-    return f"exit 1: {named} of {len(rows)} records, the first {_name(bad[0])}"
+    summary = ", ".join(f"{count} {status}" for status, count in counts)
+    return f"exit 1: {summary} of {len(rows)} records, the first {_name(bad[0])}"
 
 
 def rows_of(records: Iterable[RunRecord]) -> list[dict[str, str]]:

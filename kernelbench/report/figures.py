@@ -108,23 +108,23 @@ def looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look for each provider: its role's colours in turn, a marker of its own, approximate ones
     hatched. Where a role has more providers than colours, the markers tell them apart."""
     facts = {str(row["provider"]): (str(row["role"]), row["accuracy"]) for row in rows}
-    seen: dict[str, int] = {}
-    found = dict[str, Look]()
+    used: dict[str, int] = {}
+    look_of = dict[str, Look]()
     for number, name in enumerate(sorted(facts, key=lambda name: facts[name][0] != "baseline")):
         role, accuracy = facts[name]
-        hues, turn = HUES[role], seen.get(role, 0)
-        seen[role] = turn + 1
+        hues, turn = HUES[role], used.get(role, 0)
+        used[role] = turn + 1
         hatch = "////" if accuracy == "approximate" else ""
-        found[name] = Look(_CODES[hues[turn % len(hues)]], MARKERS[number % len(MARKERS)], hatch)
-    return found
+        look_of[name] = Look(_CODES[hues[turn % len(hues)]], MARKERS[number % len(MARKERS)], hatch)
+    return look_of
 
 
 def parts(rows: Sequence[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
     """Rows by the values of these columns, in the order of the rows."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(str(row[name]) for name in names), []).append(row)
-    return found
+        groups.setdefault(tuple(str(row[name]) for name in names), []).append(row)
+    return groups
 
 
 def text(value: object) -> str:
@@ -192,11 +192,11 @@ def svg(figure: "Canvas", title: str, message: str) -> str:
     return (
         f'<svg role="img" aria-labelledby="{name}t {name}d" {view[0] if view else ""}>'
         f'<title id="{name}t">{escape(text(title))}</title>'
-        f'<desc id="{name}d">{escape(text(message))}</desc>{_tidied(body)}</svg>'
+        f'<desc id="{name}d">{escape(text(message))}</desc>{_tidy(body)}</svg>'
     )
 
 
-def _tidied(body: str) -> str:
+def _tidy(body: str) -> str:
     """Names for colours, the page's font, one decimal, no clipping, and no ids but those that
     something refers to. What is everywhere the same is said once, in page.css."""
     body = re.sub(r"<!--.*?-->|<defs>\s*<clipPath.*?</defs>", "", body, flags=re.DOTALL)
@@ -204,10 +204,10 @@ def _tidied(body: str) -> str:
     body = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", body)
     body = re.sub(r'<path d="[^"]*" style="fill: none"/>', "", body)
     body = re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', body)  # of a hatch
-    body = re.sub(r' style="[^"]*"', lambda found: _style(found[0]), body)
+    body = re.sub(r' style="[^"]*"', lambda match: _style(match[0]), body)
     body = re.sub(
         r' (?:d|x|y|points|transform|width|height)="[^"]*"',
-        lambda found: re.sub(r"-?\d+\.\d+", _one_decimal, found[0]).replace("\n", ""),
+        lambda match: re.sub(r"-?\d+\.\d+", _one_decimal, match[0]).replace("\n", ""),
         body,
     )
     body = re.sub(r"\s*\n\s*", "", body)
@@ -224,14 +224,14 @@ _SAID_ONCE = (
 def _style(style: str) -> str:
     style = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, style)
     style = re.sub(_SAID_ONCE, "", style).replace(f"font-size: {SMALL:g}px; ", "")
-    style = re.sub(r"#[0-9a-f]{6}", lambda found: f"var({_NAMES.get(found[0], '--ink')})", style)
+    style = re.sub(r"#[0-9a-f]{6}", lambda match: f"var({_NAMES.get(match[0], '--ink')})", style)
     style = re.sub(r"([:;]) ", r"\1", style).replace(';"', '"')
     return "" if style == ' style=""' else style
 
 
-def _font(found: re.Match[str]) -> str:
-    weight = f"font-weight: {found[1]}; " if found[1] else ""
-    return f"{weight}font-size: {found[2]}"
+def _font(match: re.Match[str]) -> str:
+    weight = f"font-weight: {match[1]}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}"
 
 
 def _one_decimal(number: re.Match[str]) -> str:
@@ -271,20 +271,20 @@ def _ticks(low: float, high: float, base: int) -> list[float]:
     powers = range(
         math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1
     )
-    found = [float(base) ** power for power in powers]
-    if len(found) >= 3:
-        return found[:: math.ceil(len(found) / 8)]
+    ticks = [float(base) ** power for power in powers]
+    if len(ticks) >= 3:
+        return ticks[:: math.ceil(len(ticks) / 8)]
     steps = (1, 1.25, 1.5, 1.75) if base == 2 else (1, 2, 5)
-    near = range(powers.start - 1, powers.stop + 1)
-    fine = [step * float(base) ** power for power in near for step in steps]
+    wider = range(powers.start - 1, powers.stop + 1)
+    fine = [step * float(base) ** power for power in wider for step in steps]
     inside = [value for value in fine if low <= value <= high]
     return inside if len(inside) > 1 else [low, high]
 
 
 def around(values: Iterable[float], factor: float) -> tuple[float, float]:
     """Ends that leave such a factor of room on either side of positive values."""
-    known = list(values)
-    return min(known) / factor, max(known) * factor
+    numbers = list(values)
+    return min(numbers) / factor, max(numbers) * factor
 
 
 def plain(value: float) -> str:

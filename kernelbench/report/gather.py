@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kernelbench import store
-from kernelbench.report.kept import derived
+from kernelbench.report.kept import derive
 from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, beside, suggest
 
 T = TypeVar("T")
@@ -36,11 +36,11 @@ class Gathered:
     def records(self) -> list[RunRecord]:
         """What the rows were derived from, raw samples and all: reading it takes longest."""
         known = {(row["run_id"], row["family"]) for row in self.rows}
-        found = (record for run in self.runs for record in _quietly(run))
-        return _merged(
-            (record for record in found if (record.run_id, record.family) in known),
+        records = (record for run in self.runs for record in _readable_records(run))
+        return _newest(
+            (record for record in records if (record.run_id, record.family) in known),
             lambda r: (r.run_id, r.family, r.case, r.provider),
-            lambda r: (max(one.utc for one in r.processes), len(r.processes)),
+            lambda r: (max(process.utc for process in r.processes), len(r.processes)),
         )
 
 
@@ -53,42 +53,44 @@ def gather(folders: Sequence[Path], families: Sequence[str] = (), against: str =
     Raises UsageError for a path that is not there, for one without runs where no other has any,
     and for a family that no run has.
     """
-    found = Gathered(runs=store.find_runs(folders))
-    with beside(found.problems):
-        _gather(found, folders, families, against)
-    return found
+    gathered = Gathered(runs=store.find_runs(folders))
+    with beside(gathered.problems):
+        _gather(gathered, folders, families, against)
+    return gathered
 
 
 def _gather(
-    found: Gathered, folders: Sequence[Path], families: Sequence[str], against: str
+    gathered: Gathered, folders: Sequence[Path], families: Sequence[str], against: str
 ) -> None:
-    if not found.runs:
+    if not gathered.runs:
         raise UsageError(f"no run in {', '.join(map(str, folders))}: kernelbench run smoke")
     for folder in folders:
         if not store.find_runs([folder]):
-            found.problems.append(f"{folder}: no run in it; left out")
-    for run in found.runs:
-        _read(run, found, against)
-    found.rows = _merged(
-        found.rows,
+            gathered.problems.append(f"{folder}: no run in it; left out")
+    for run in gathered.runs:
+        _read(run, gathered, against)
+    gathered.rows = _newest(
+        gathered.rows,
         lambda r: tuple(r[n] for n in ("run_id", "family", "case", "provider")),
         lambda r: (r["utc"], r.get("processes") or 0),
     )
-    known = dict.fromkeys([r["family"] for r in found.rows] + [m.family for m in found.measured])
+    known = dict.fromkeys(
+        [r["family"] for r in gathered.rows] + [m.family for m in gathered.measured]
+    )
     for family in families:
         if family not in known:
             raise UsageError(
                 f"--family: no family {family!r} in these runs{suggest(family, known)}"
             )
     if families:
-        found.rows = [row for row in found.rows if row["family"] in families]
-        found.measured = [m for m in found.measured if m.family in families]
-        left = {r["run_id"] for r in found.rows} | {m.run_id for m in found.measured}
-        found.manifests = {run: m for run, m in found.manifests.items() if run in left}
-        found.folders = {run: f for run, f in found.folders.items() if run in left}
+        gathered.rows = [row for row in gathered.rows if row["family"] in families]
+        gathered.measured = [m for m in gathered.measured if m.family in families]
+        remaining = {r["run_id"] for r in gathered.rows} | {m.run_id for m in gathered.measured}
+        gathered.manifests = {run: m for run, m in gathered.manifests.items() if run in remaining}
+        gathered.folders = {run: f for run, f in gathered.folders.items() if run in remaining}
 
 
-def _read(run: Path, found: Gathered, against: str) -> None:
+def _read(run: Path, gathered: Gathered, against: str) -> None:
     problems = list[str]()
     try:
         manifest: Mapping[str, Any] = store.read_manifest(run)
@@ -96,25 +98,25 @@ def _read(run: Path, found: Gathered, against: str) -> None:
         manifest = {}
         problems.append(f"{error}; its records are read without it")
     try:
-        kept = derived(run, against)
-        found.rows += kept.rows
-        problems += kept.problems
-        found.notes += [
+        figures = derive(run, against)
+        gathered.rows += figures.rows
+        problems += figures.problems
+        gathered.notes += [
             f"{run / store.RECORDS}: {count} records of schema {schema} were read as today's"
-            for schema, count in kept.older.items()
+            for schema, count in figures.older.items()
         ]
         measured, damaged = store.read_measured(run)
-        found.measured += measured
+        gathered.measured += measured
         problems += damaged
     except KernelbenchError as error:
         problems.append(str(error))
     run_id = str(manifest.get("run_id", run.name))
-    found.manifests.setdefault(run_id, manifest)
-    found.folders.setdefault(run_id, run)
-    found.problems += _few(run, problems)
+    gathered.manifests.setdefault(run_id, manifest)
+    gathered.folders.setdefault(run_id, run)
+    gathered.problems += _summarized(run, problems)
 
 
-def _quietly(run: Path) -> list[RunRecord]:
+def _readable_records(run: Path) -> list[RunRecord]:
     """The records of a run whose problems have been named already."""
     try:
         return store.read(run)
@@ -122,25 +124,25 @@ def _quietly(run: Path) -> list[RunRecord]:
         return []
 
 
-def _few(run: Path, problems: Sequence[str]) -> list[str]:
+def _summarized(run: Path, problems: Sequence[str]) -> list[str]:
     """Problems that are all alike in one line: a run of another schema is one problem."""
-    alike = Counter(problem.partition(": ")[2] for problem in problems)
-    shown = [p for p in problems if alike[p.partition(": ")[2]] <= FEW]
-    many = [f"{run}: {count} lines: {what}" for what, count in alike.items() if count > FEW]
-    return [*shown, *many]
+    counts = Counter(problem.partition(": ")[2] for problem in problems)
+    single = [p for p in problems if counts[p.partition(": ")[2]] <= FEW]
+    many = [f"{run}: {count} lines: {what}" for what, count in counts.items() if count > FEW]
+    return [*single, *many]
 
 
-def _merged(
-    found: Iterable[T], key: Callable[[T], tuple[str, ...]], age: Callable[[T], tuple[str, int]]
+def _newest(
+    items: Iterable[T], key: Callable[[T], tuple[str, ...]], age: Callable[[T], tuple[str, int]]
 ) -> list[T]:
     """Each once, the newest, those of one case together. key: run, family, case, provider. age:
     when it was measured, and in how many processes."""
     newest: dict[tuple[str, ...], tuple[tuple[str, int], T]] = {}
-    for each in found:
-        name, when = key(each), age(each)
+    for item in items:
+        name, when = key(item), age(item)
         if name not in newest or newest[name][0] < when:
-            newest[name] = (when, each)
+            newest[name] = (when, item)
     cases: dict[tuple[str, ...], list[T]] = {}
-    for name, (_, each) in newest.items():
-        cases.setdefault(name[1:3], []).append(each)
-    return [each for case in cases.values() for each in case]
+    for name, (_, item) in newest.items():
+        cases.setdefault(name[1:3], []).append(item)
+    return [item for case in cases.values() for item in case]

@@ -98,8 +98,8 @@ def _used(row: Row) -> Cell:
 def _outcome(row: Row) -> Cell:
     """The status with its reason; of what is ok, what makes it doubtful."""
     lines = str(row["reason"]).strip().splitlines()
-    said = [str(row["status"]), *lines[:1]] if row["status"] != "ok" else ["ok"]
-    return Cell(text(": ".join(filter(None, [*said, str(row["flags"])]))), number=False)
+    words = [str(row["status"]), *lines[:1]] if row["status"] != "ok" else ["ok"]
+    return Cell(text(": ".join(filter(None, [*words, str(row["flags"])]))), number=False)
 
 
 def _four(value: float) -> str:
@@ -145,20 +145,20 @@ def checks(rows: Sequence[Row], record: Anchor, case: Anchor) -> Grid:
 def _grid(
     title: str, rows: Sequence[Row], columns: Sequence[_Column], record: Anchor, case: Anchor
 ) -> Grid:
-    made = [(head, [make(row) for row in rows]) for head, make in columns]
-    shown = [(head, cells) for head, cells in made if any(cell.text for cell in cells)]
+    cells_of = [(head, [make(row) for row in rows]) for head, make in columns]
+    shown = [(head, cells) for head, cells in cells_of if any(cell.text for cell in cells)]
     several = len({row["run_id"] for row in rows}) > 1
     lines = []
     for number, row in enumerate(rows):
         approximate = " ≈" if row["accuracy"] == "approximate" else ""
-        named = [
+        first_cells = [
             Cell(text(row["case"]), False, href=f"#{case(row)}"),
             Cell(text(row["provider"]) + approximate, False, href=f"#{record(row)}"),
             *([Cell(text(row["run_id"]), False)] if several else []),
         ]
         style = "bad" if row["record"].status.bad else ""
         style = style or ("ours" if row["role"] == "triton_fused" else "")
-        lines.append(Line(style, [*named, *(cells[number] for _, cells in shown)]))
+        lines.append(Line(style, [*first_cells, *(cells[number] for _, cells in shown)]))
     names = ["case", "provider", *(["run"] if several else [])]
     heads = [*(Head(name, number=False) for name in names), *(head for head, _ in shown)]
     return Grid(title, heads, lines)

@@ -33,8 +33,8 @@ def title(
 ) -> str:
     """`h200 on NVIDIA H200`: suites and GPUs by name, of more than a few how many there are."""
     suites, gpus = _subjects(rows, measured, manifests)
-    what = _few(suites, "suites") or "kernel benchmarks"
-    where = f" on {_few(gpus, 'GPUs')}" if gpus else ""
+    what = _name_or_count(suites, "suites") or "kernel benchmarks"
+    where = f" on {_name_or_count(gpus, 'GPUs')}" if gpus else ""
     runs = f", {len(manifests)} runs" if len(manifests) > 1 else ""
     return f"{what}{where}{runs}"
 
@@ -48,7 +48,7 @@ def _subjects(
     return [*suites], [*gpus]
 
 
-def _few(names: Sequence[str], what: str) -> str:
+def _name_or_count(names: Sequence[str], what: str) -> str:
     return ", ".join(names) if len(names) <= FEW else f"{len(names)} {what}"
 
 
@@ -60,7 +60,7 @@ def machine(
     known = list(manifests.values())
     subjects = zip(("suite", "GPU"), _subjects(rows, measured, manifests), strict=True)
     versions = [(manifest.get("machine") or {}).get("versions") or {} for manifest in known]
-    found: dict[str, Iterable[Any]] = {
+    values_of: dict[str, Iterable[Any]] = {
         **{name: names for name, names in subjects if len(names) > FEW},
         **{name: [v.get(name) for v in versions] for name in ("torch", "triton", "cuda", "driver")},
         "kernelbench": [manifest.get("kernelbench") for manifest in known],
@@ -68,14 +68,14 @@ def machine(
             day for m in known if (day := str(m.get("utc", ""))[:10])
         ) or sorted(str(row["utc"])[:10] for row in rows),
     }  # fmt: skip
-    said = [
+    entries = [
         (name, ", ".join(dict.fromkeys(text(value) for value in values if value)))
-        for name, values in found.items()
+        for name, values in values_of.items()
     ]
     statuses = Counter(str(row["status"]) for row in rows)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     return [
-        *((name, value) for name, value in said if value),
+        *((name, value) for name, value in entries if value),
         *([("runs", str(len(manifests)))] if len(manifests) > 1 else []),
         ("records", f"{len(rows)}: {counts}" if rows else "none"),
         *([("intervals", over)] if (over := over_what(rows)) else []),
@@ -86,20 +86,21 @@ def machine(
 def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]:
     """What went wrong, then what makes numbers doubtful. Empty where there is nothing."""
     bad = [row for row in rows if row["record"].status.bad]
-    found = [
-        Problem(f"{_named(row)}: {_why(row)}", f"#{record_anchor(row)}") for row in bad[:NAMED]
+    entries = [
+        Problem(f"{_record_name(row)}: {_why(row)}", f"#{record_anchor(row)}")
+        for row in bad[:NAMED]
     ]
     if more := len(bad) - NAMED:
-        found += [Problem(f"… and {more} more that are wrong, in the tables")] if more > 0 else []
-    found += _missed(measured)
-    failed = [one for one in measured if one.status.bad]
+        entries += [Problem(f"… and {more} more that are wrong, in the tables")] if more > 0 else []
+    entries += _audit_problems(measured)
+    failed = [call for call in measured if call.status.bad]
     if failed:
         calls = "1 call" if len(failed) == 1 else f"{len(failed)} calls"
-        found.append(Problem(f"{calls} could not be profiled: {_first_reason(failed)}"))
-    return [*found, *_flagged(rows)]
+        entries.append(Problem(f"{calls} could not be profiled: {_first_reason(failed)}"))
+    return [*entries, *_flag_problems(rows)]
 
 
-def _named(row: Row) -> str:
+def _record_name(row: Row) -> str:
     return " ".join(text(row[name]) for name in ("family", "case", "provider"))
 
 
@@ -108,12 +109,12 @@ def _why(row: Row) -> str:
     return f"{row['status']}: {reason[:160]}" if reason else str(row["status"])
 
 
-def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
+def _audit_problems(measured: Sequence[Measured]) -> Iterator[Problem]:
     """A line a family: the providers whose reads are not what their models say, and how far."""
     off: dict[str, list[str]] = {}
-    for one in audit.failed_audits(measured):
-        error = audit.model_error_pct(one) or 0.0
-        off.setdefault(one.family, []).append(f"{text(one.provider)} {one.mode} {error:+.0f} %")
+    for call in audit.failed_audits(measured):
+        error = audit.model_error_pct(call) or 0.0
+        off.setdefault(call.family, []).append(f"{text(call.provider)} {call.mode} {error:+.0f} %")
     for family, names in off.items():
         yield Problem(
             f"{text(family)}: HBM reads measured are not those modelled, within "
@@ -123,38 +124,40 @@ def _missed(measured: Sequence[Measured]) -> Iterator[Problem]:
 
 
 def _first_reason(measured: Sequence[Measured]) -> str:
-    one = measured[0]
-    reason = text(one.reason.strip().partition("\n")[0])[:160] or str(one.status)
-    return f"{text(one.family)} {text(one.case)} {text(one.provider)}: {reason}"
+    call = measured[0]
+    reason = text(call.reason.strip().partition("\n")[0])[:160] or str(call.status)
+    return f"{text(call.family)} {text(call.case)} {text(call.provider)}: {reason}"
 
 
-def _flagged(rows: Sequence[Row]) -> Iterator[Problem]:
+def _flag_problems(rows: Sequence[Row]) -> Iterator[Problem]:
     """A line a flag and family; `ungated` is a timer, but doubtful likewise."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    by_flag: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         flags = [flag for flag in str(row["flags"]).split(";") if flag and flag != "prepacked"]
         if row["timer"] in ("ungated", "profiled"):
             flags.append(f"timer {row['timer']}: no speedup")
         for flag in flags:
-            found.setdefault((flag, str(row["family"])), []).append(row)
-    for (flag, family), some in found.items():
-        plural = "s" if len(some) != 1 else ""
+            by_flag.setdefault((flag, str(row["family"])), []).append(row)
+    for (flag, family), flagged in by_flag.items():
+        plural = "s" if len(flagged) != 1 else ""
         yield Problem(
-            f"{text(family)}: {len(some)} record{plural} flagged {text(flag)}",
-            f"#{record_anchor(some[0])}",
+            f"{text(family)}: {len(flagged)} record{plural} flagged {text(flag)}",
+            f"#{record_anchor(flagged[0])}",
             doubt=True,
         )
 
 
 def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
     """Each of our kernels by family, mode and run against the best other and the baseline."""
-    ours = [r for r in rows if r["role"] == "triton_fused" and not r["smoke"] and _compared(r)]
+    ours = [r for r in rows if r["role"] == "triton_fused" and not r["smoke"] and _has_speedup(r)]
     if not ours:
         return None
     several = len({row["run_id"] for row in ours}) > 1
-    named = ("family", "mode", "provider", "run_id") if several else ("family", "mode", "provider")
+    columns = (
+        ("family", "mode", "provider", "run_id") if several else ("family", "mode", "provider")
+    )
     heads = [
-        *(Head("run" if name == "run_id" else name, number=False) for name in named),
+        *(Head("run" if name == "run_id" else name, number=False) for name in columns),
         Head("× best other", "speedup_best"),
         Head("95 % interval", "speedup_best_hi"),
         Head("range", "speedup_best"),
@@ -168,11 +171,14 @@ def headlines(rows: Sequence[Row], baseline: str = "") -> Grid | None:
         Line(
             "",
             [
-                *(Cell(text(some[0][name]) + _approximate(some[0], name), False) for name in named),
-                *_numbers(some, rows),
+                *(
+                    Cell(text(part[0][name]) + _approximate(part[0], name), False)
+                    for name in columns
+                ),
+                *_numbers(part, rows),
             ],
         )
-        for some in parts(ours, *named).values()
+        for part in parts(ours, *columns).values()
     ]
     return Grid("Geometric means", heads, lines)
 
@@ -181,7 +187,7 @@ def _approximate(row: Row, name: str) -> str:
     return " ≈" if name == "provider" and row["accuracy"] == "approximate" else ""
 
 
-def _compared(row: Row) -> bool:
+def _has_speedup(row: Row) -> bool:
     return row["status"] == Status.ok and not (
         math.isnan(row["speedup_best"]) and math.isnan(row["speedup"])
     )
@@ -200,16 +206,16 @@ def _numbers(ours: Sequence[Row], rows: Sequence[Row]) -> Iterator[Cell]:
 
 
 def _too_few(ours: Sequence[Row]) -> str:
-    held = [row for row in ours if not math.isnan(row["speedup_best"])]
-    if not held:
+    compared = [row for row in ours if not math.isnan(row["speedup_best"])]
+    if not compared:
         return "no opponent of its accuracy"
-    return "1 case: no mean" if len(held) == 1 else "no two cases in which all others ran"
+    return "1 case: no mean" if len(compared) == 1 else "no two cases in which all others ran"
 
 
-def _middle(found: Mean | None) -> Iterator[Cell]:
-    if found is None:
+def _middle(average: Mean | None) -> Iterator[Cell]:
+    if average is None:
         yield from (Cell(""), Cell(""))
         return
-    yield Cell(figures(found.mid), sort=f"{found.mid:.6g}")
-    within = f"{figures(found.lo, 4)} to {figures(found.hi, 4)}"
-    yield Cell(within, sort=f"{found.hi - found.lo:.6g}")
+    yield Cell(figures(average.mid), sort=f"{average.mid:.6g}")
+    within = f"{figures(average.lo, 4)} to {figures(average.hi, 4)}"
+    yield Cell(within, sort=f"{average.hi - average.lo:.6g}")

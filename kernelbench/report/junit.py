@@ -51,10 +51,10 @@ def _suite(root: ET.Element, run: str, rows: Sequence[Row]) -> None:
             name=name,
             time=f"{_seconds(row):.9f}",
         )
-        known = {p: row[p] for p in PROPERTIES if row[p] != "" and row[p] == row[p]}
-        if known:
+        facts = {p: row[p] for p in PROPERTIES if row[p] != "" and row[p] == row[p]}
+        if facts:
             properties = ET.SubElement(case, "properties")
-            for name, value in known.items():
+            for name, value in facts.items():
                 ET.SubElement(properties, "property", name=name, value=_clean(value))
         if status is not Status.ok:
             reason = _clean(row["reason"])

@@ -53,27 +53,27 @@ def files() -> list[Path]:
 
 def clear() -> int:
     """Forget all that is kept; how many files that were."""
-    found = files()
-    for file in found:
+    paths = files()
+    for file in paths:
         file.unlink(missing_ok=True)
-    return len(found)
+    return len(paths)
 
 
-def derived(run: Path, against: str = "") -> Derived:
+def derive(run: Path, against: str = "") -> Derived:
     """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
     lines = store.lines(run, store.RECORDS)
     content = b"\n".join(lines)
     versions = [sys.version, numpy_version]  # they draw and round
     names = sorted(file.name for file in run.glob(f"{store.RECORDS}*"))
     words = json.dumps([str(run), names, against, _code(), versions, sorted(migrations.RECORDS)])
-    kept = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
+    path = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
-        return Derived(**json.loads(kept.read_bytes()))
+        return Derived(**json.loads(path.read_bytes()))
     records, problems = store.read_with_problems(run, lines)
-    found = Derived(metrics.rows_of(records, against), problems, _older(content))
-    if found.rows:
-        _keep(kept, found)
-    return found
+    figures = Derived(metrics.rows_of(records, against), problems, _older(content))
+    if figures.rows:
+        _keep(path, figures)
+    return figures
 
 
 def _older(content: bytes) -> dict[str, int]:
@@ -91,11 +91,11 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _keep(path: Path, found: Derived) -> None:
+def _keep(path: Path, figures: Derived) -> None:
     """In one step, so that nobody meets half of it; the oldest files make room."""
     with suppress(OSError, KernelbenchError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(asdict(found)))
-        every = sorted(files(), key=lambda each: each.stat().st_mtime)
-        for old in every[:-MOST]:
-            old.unlink()
+        write(path, json.dumps(asdict(figures)))
+        paths = sorted(files(), key=lambda file: file.stat().st_mtime)
+        for oldest in paths[:-MOST]:
+            oldest.unlink()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kernelbench.metrics import kinds_of
 from kernelbench.report.figures import SMALL, Figure, Look, Row, box, canvas, code, short, svg, text
 from kernelbench.report.means import FEWEST, counts, over_what, within_noise
-from kernelbench.report.panels import Panel, known
+from kernelbench.report.panels import Panel, with_number
 from kernelbench.report.tables import figures as digits
 from kernelbench.report.tables import fold
 
@@ -52,26 +52,26 @@ class Place(NamedTuple):
 def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
     """One of a panel that has speeds, more where it has many cases; none of a single case, of which
     the verdict says all."""
-    speedy = known(panel.ours, "speedup_best_lo") or known(panel.ours, "sol_pct")
+    speedy = with_number(panel.ours, "speedup_best_lo") or with_number(panel.ours, "sol_pct")
     if not speedy or len(panel.ours) < FEWEST:
         return
     count = math.ceil(len(panel.ours) / ROWS)
     most = math.ceil(len(panel.ours) / count)
     for number in range(count):
-        some = panel.ours[number * most : (number + 1) * most]
+        rows = panel.ours[number * most : (number + 1) * most]
         of = f" ({number + 1} of {count})" if count > 1 else ""
         where = f"{panel.name}{f' · {panel.run}' if panel.run else ''}"
-        places = _places(some, panel.mode)
+        places = _places(rows, panel.mode)
         yield Lead(
             f"{panel.family} {panel.mode}",
-            _about(panel, some, of),
+            _about(panel, rows, of),
             [
                 (name, draw(panel, places, look, f"{where}: {name}{of}"))
                 for name, column, draw in (
                     (BEST, "speedup_best_lo", _best),
                     (CEILING, "sol_pct", _ceiling),
                 )
-                if known(some, column)
+                if with_number(rows, column)
             ],
         )
 
@@ -107,14 +107,14 @@ def _usual(rows: Sequence[Row]) -> str:
 def _places(rows: Sequence[Row], mode: str) -> list[Place]:
     """Each under the other; of a name, the mode and the usual dtype are left out."""
     usual = _usual(rows)
-    found, y = [], _HEAD
+    places, y = [], _HEAD
     for row in rows:
         case = text(row["case"]).removesuffix(f"-{mode}").removesuffix(f"-{usual}")
         lines = fold(short(case, 3 * NAME), NAME)
         height = _ROW + _LINE * lines.count("\n")
-        found.append(Place(row, lines, y + height / 2, height))
+        places.append(Place(row, lines, y + height / 2, height))
         y += height
-    return found
+    return places
 
 
 @contextmanager
@@ -129,33 +129,33 @@ def _rows(places: Sequence[Place], heads: tuple[str, str]) -> "Iterator[tuple[An
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.set_yticks([])
         axes.tick_params(length=0, pad=3)
-        _beside(axes, heads, _HEAD / 2, "--muted")
+        _two_columns(axes, heads, _HEAD / 2, "--muted")
         for place in places:
             _text(axes, 0, place.y, place.name, "--ink", linespacing=1.05)
         yield figure, axes
 
 
-def _text(axes: "Axes", x: float, y: float, said: str, colour: str, **more: Any) -> None:
+def _text(axes: "Axes", x: float, y: float, label: str, colour: str, **more: Any) -> None:
     """x: in the figure's units from its left, y: in those of the axes."""
     from matplotlib.transforms import blended_transform_factory
 
     across = blended_transform_factory(axes.figure.transFigure, axes.transData)
-    axes.text(x / WIDTH, y, said, transform=across, va="center", fontsize=SMALL,
+    axes.text(x / WIDTH, y, label, transform=across, va="center", fontsize=SMALL,
               color=code(colour), **more)  # fmt: skip
 
 
-def _beside(axes: "Axes", said: tuple[str, str], y: float, colour: str = "--ink") -> None:
+def _two_columns(axes: "Axes", texts: tuple[str, str], y: float, colour: str = "--ink") -> None:
     """A value and what belongs to it, right of the axis."""
-    _text(axes, WIDTH - _RIGHT + _VALUE, y, said[0], colour, ha="right")
-    _text(axes, WIDTH - _RIGHT + _VALUE + 8, y, said[1], "--muted")
+    _text(axes, WIDTH - _RIGHT + _VALUE, y, texts[0], colour, ha="right")
+    _text(axes, WIDTH - _RIGHT + _VALUE + 8, y, texts[1], "--muted")
 
 
 def _missing(axes: "Axes", place: Place, absent: str) -> None:
     """Why there is nothing in a row."""
     status = str(place.row["status"])
     bad = place.row["record"].status.bad
-    said = f"✗ {status}" if bad else absent if status == "ok" else status
-    _text(axes, WIDTH - _RIGHT + 8, place.y, said, "--bad" if bad else "--muted")
+    label = f"✗ {status}" if bad else absent if status == "ok" else status
+    _text(axes, WIDTH - _RIGHT + 8, place.y, label, "--bad" if bad else "--muted")
 
 
 def _mark(row: Row) -> str:
@@ -163,9 +163,9 @@ def _mark(row: Row) -> str:
 
 
 def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title: str) -> Figure:
-    held = known([place.row for place in places], "speedup_best_lo")
+    compared = with_number([place.row for place in places], "speedup_best_lo")
     with _rows(places, ("×", "best other")) as (figure, axes):
-        low, high = _ends(axes, known(panel.ours, "speedup_best_lo"))
+        low, high = _ends(axes, with_number(panel.ours, "speedup_best_lo"))
         axes.set_xlim(low, high)
         bars = [place for place in places if math.isfinite(place.row["speedup_best_lo"])]
         _noise(axes, bars, low)
@@ -176,11 +176,11 @@ def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title
             else:
                 _missing(axes, place, "no opponent")
         _whiskers(axes, bars)
-        message = _told(held)
+        message = _outcome_message(compared)
         return Figure(
             title,
             message,
-            caption(BEST, held),
+            caption(BEST, compared),
             kinds_of("speedup_best", "noise_pct"),
             svg(figure, title, message),
         )
@@ -192,9 +192,9 @@ def _ends(axes: "Axes", rows: Sequence[Row]) -> tuple[float, float]:
     rows: a panel's, so that all its figures have one axis.
     """
     names = ("speedup_best", "speedup_best_lo", "speedup_best_hi")
-    far = [abs(row[name] - 1) for row in rows for name in names]
-    noise = [row["noise_pct"] / 100 for row in known(rows, "noise_pct")]
-    reach = max(_LEAST, *far, *noise) * 1.06
+    distances = [abs(row[name] - 1) for row in rows for name in names]
+    noise = [row["noise_pct"] / 100 for row in with_number(rows, "noise_pct")]
+    reach = max(_LEAST, *distances, *noise) * 1.06
     step = next((step for step in _STEPS if step * 2.6 >= reach), reach)
     low, high = max(1 - reach, 0.0), 1 + reach
     ticks = [1 + step * n for n in range(-2, 3) if low <= 1 + step * n <= high]
@@ -225,7 +225,7 @@ def _bar(axes: "Axes", place: Place, look: Look) -> None:
     )
     same = within_noise(row, "speedup_best")
     value = ("~" if same else digits(row["speedup_best"], 4)) + _mark(row)
-    _beside(axes, (value, short(row["best_other"], OTHER)), place.y)
+    _two_columns(axes, (value, short(row["best_other"], OTHER)), place.y)
 
 
 def _whiskers(axes: "Axes", places: Sequence[Place]) -> None:
@@ -241,15 +241,15 @@ def _lines(axes: "Axes", lines: Iterable[Any], colour: str, width: float) -> Non
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=width)
 
 
-def _told(rows: Sequence[Row]) -> str:
+def _outcome_message(rows: Sequence[Row]) -> str:
     """`10 faster, 2 within noise; from 0.909 × quack on … to 1.05 × liger on …`."""
-    ended = ", ".join(f"{count} {what}" for what, count in counts(rows).items() if count)
+    outcomes = ", ".join(f"{count} {what}" for what, count in counts(rows).items() if count)
     low, high = (end(rows, key=lambda row: row["speedup_best"]) for end in (min, max))
     ends = " to ".join(
         f"{digits(row['speedup_best'])} × {text(row['best_other'])} on {text(row['case'])}"
         for row in (low, high)
     )
-    return f"Of {len(rows)} cases: {ended}. From {ends}."
+    return f"Of {len(rows)} cases: {outcomes}. From {ends}."
 
 
 def _ceiling(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title: str) -> Figure:
@@ -267,11 +267,11 @@ def _ceiling(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], ti
         for place in places:
             if place.y in ours:
                 other = theirs.get(place.y)
-                said = digits(other["sol_pct"]) if other else "none"
-                _beside(axes, (digits(place.row["sol_pct"]), said), place.y)
+                label = digits(other["sol_pct"]) if other else "none"
+                _two_columns(axes, (digits(place.row["sol_pct"]), label), place.y)
             else:
                 _missing(axes, place, "not known")
-        message = _reached([*ours.values()], [*theirs.values()])
+        message = _ceiling_message([*ours.values()], [*theirs.values()])
         return Figure(
             title,
             message,
@@ -292,13 +292,13 @@ def _points(
     axes: "Axes", rows: Mapping[float, Row], look: Mapping[str, Look], *, hollow: bool
 ) -> None:
     """Rows by where they stand."""
-    paper, found = code("--paper"), dict[str, list[tuple[float, float]]]()
+    paper, by_provider = code("--paper"), dict[str, list[tuple[float, float]]]()
     for y, row in rows.items():
-        found.setdefault(str(row["provider"]), []).append((row["sol_pct"], y))
-    for name, at in found.items():
+        by_provider.setdefault(str(row["provider"]), []).append((row["sol_pct"], y))
+    for name, points in by_provider.items():
         colour = look[name].colour
         axes.plot(
-            *zip(*at, strict=True),
+            *zip(*points, strict=True),
             linestyle="none",
             marker=look[name].marker,
             markersize=5 if hollow else 6,
@@ -308,7 +308,7 @@ def _points(
         )
 
 
-def _reached(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
+def _ceiling_message(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     """The medians, and where ours is farthest from the limit."""
     least = min(ours, key=lambda row: row["sol_pct"])
     mid = digits(median(row["sol_pct"] for row in ours))

@@ -9,7 +9,7 @@ from typing import Any
 from kernelbench import files
 from kernelbench.report import tables
 from kernelbench.report.choice import Choice
-from kernelbench.report.documents import untimed
+from kernelbench.report.documents import untimed_reasons
 from kernelbench.report.means import over_what
 from kernelbench.report.sheet import Sheet
 from kernelbench.spec import KernelbenchError
@@ -19,15 +19,15 @@ SUMMARY_LIMIT = 1 << 20  # bytes that GitHub takes of one step
 CUT = "\n\n*Truncated: more than the 1 MiB that GitHub shows of a step.*\n"
 
 
-def markdown(shown: Choice, against: str = "") -> str:
+def markdown(selection: Choice, against: str = "") -> str:
     """The summary, and the tables that were chosen."""
-    lines = [f"- {_escaped(line)}" for line in str(tables.summary(shown.rows)).splitlines()]
-    found = ["\n".join(lines), *map(of_sheet, shown.first)]
-    found += [*_cases(shown.cases, against), *map(of_sheet, shown.sheets)]
-    if over := over_what(shown.cases):
-        found.append(_escaped(f"{tables.KINDS} Intervals are {over}."))
-    found.append(_escaped(shown.note))
-    return "\n\n".join(text for text in found if text) + "\n"
+    lines = [f"- {_escaped(line)}" for line in str(tables.summary(selection.rows)).splitlines()]
+    blocks = ["\n".join(lines), *map(of_sheet, selection.first)]
+    blocks += [*_cases(selection.cases, against), *map(of_sheet, selection.sheets)]
+    if over := over_what(selection.cases):
+        blocks.append(_escaped(f"{tables.KINDS} Intervals are {over}."))
+    blocks.append(_escaped(selection.note))
+    return "\n\n".join(text for text in blocks if text) + "\n"
 
 
 def _cases(rows: Sequence[Row], against: str) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _cases(rows: Sequence[Row], against: str) -> Iterator[str]:
     for key, part in parts.items():
         title = " · ".join(word for word in key if word)
         yield of_sheet(_speeds(title, part, bool(key[-1]), several, against))
-        yield "\n".join(f"- {_escaped(line)}" for line in untimed(part))
+        yield "\n".join(f"- {_escaped(line)}" for line in untimed_reasons(part))
 
 
 def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against: str) -> Sheet:
@@ -56,8 +56,8 @@ def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against
     for row in good:
         words = (row["label"], row["case"], row["run_id"] if several else "")
         config = " ".join(str(word) for word in words if word)
-        shown, before = ("" if config == before else config), config
-        lines.append((shown, *(column.cell(row) for column in columns)))
+        name, before = ("" if config == before else config), config
+        lines.append((name, *(column.cell(row) for column in columns)))
     heads = ("Config", *(column.head for column in columns))
     return Sheet(title, heads, tuple(lines), words=frozenset(heads[:2]))
 
@@ -105,5 +105,5 @@ def append_summary(text: str) -> bool:
 def _cut(text: bytes, limit: int) -> bytes:
     if len(text) <= limit:
         return text
-    kept = text[: max(0, limit - len(CUT.encode()))].rpartition(b"\n")[0]
-    return kept + CUT.encode() if kept else b""
+    start = text[: max(0, limit - len(CUT.encode()))].rpartition(b"\n")[0]
+    return start + CUT.encode() if start else b""

@@ -66,14 +66,14 @@ class Mean:
         """What its interval is over, in words."""
         if self.processes > 1:
             return f"over {self.processes} processes"
-        one = all(int(row.get("processes", 1)) == 1 for row in self.over)
-        return "within this run" if one else "from those of its cases"
+        single = all(int(row.get("processes", 1)) == 1 for row in self.over)
+        return "within this run" if single else "from those of its cases"
 
     @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest of the cases."""
-        found = [row[self.column] for row in self.over]
-        return min(found), max(found)
+        values = [row[self.column] for row in self.over]
+        return min(values), max(values)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,38 +107,38 @@ def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best")
 def over_what(rows: Iterable[Row]) -> str:
     """What the intervals of the right ones of these rows are over, in words: `over 3 processes`;
     nothing where none has one."""
-    right = (row for row in rows if has_time(row))
-    found = sorted({int(row["processes"]) for row in right})
-    if not found or found == [1]:
-        return "within this run, of one process" if found else ""
-    counts = " or ".join(map(str, found))
-    return f"over {counts} processes{' (1: within it)' if 1 in found else ''}"
+    timed = (row for row in rows if has_time(row))
+    processes = sorted({int(row["processes"]) for row in timed})
+    if not processes or processes == [1]:
+        return "within this run, of one process" if processes else ""
+    counts = " or ".join(map(str, processes))
+    return f"over {counts} processes{' (1: within it)' if 1 in processes else ''}"
 
 
 def common(rows: Sequence[Row]) -> list[Row]:
     """Of rows that have a speedup, those of cases in which all of their providers have one."""
     names = {row["provider"] for row in rows}
-    there: dict[tuple[Any, ...], set[str]] = {}
+    providers: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
-        there.setdefault(_case(row), set()).add(row["provider"])
-    return [row for row in rows if there[_case(row)] == names]
+        providers.setdefault(_case(row), set()).add(row["provider"])
+    return [row for row in rows if providers[_case(row)] == names]
 
 
 def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list[str]]:
     """The opponents that have a time, by case of ours."""
-    found: dict[tuple[Any, ...], list[str]] = {_case(row): [] for row in ours}
+    ran: dict[tuple[Any, ...], list[str]] = {_case(row): [] for row in ours}
     accuracies = {row["accuracy"] for row in ours}
     for row in rows:
         case = _case(row)
-        theirs = not Role(row["role"]).ours and row["accuracy"] in accuracies
+        opponent = not Role(row["role"]).ours and row["accuracy"] in accuracies
         if (
-            case in found
+            case in ran
             and has_time(row)
-            and theirs
+            and opponent
             and "prepacked" not in str(row["flags"]).split(";")
         ):
-            found[case].append(str(row["provider"]))
-    return found
+            ran[case].append(str(row["provider"]))
+    return ran
 
 
 def has_time(row: Row) -> bool:
@@ -153,12 +153,14 @@ def _case(row: Row) -> tuple[Any, ...]:
 
 def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, float], int]:
     """The mean of these cases with its interval, and over how many processes that is."""
-    each = [_by_process(row, column) for row in rows]
-    common = set.intersection(*map(set, each))
+    ratios = [_by_process(row, column) for row in rows]
+    common = set.intersection(*map(set, ratios))
     alone = _independent(rows, column)
     if len(common) < FEWEST:
         return alone, 1
-    means = [math.exp(sum(math.log(one[n]) for one in each) / len(each)) for n in sorted(common)]
+    means = [
+        math.exp(sum(math.log(ratio[n]) for ratio in ratios) / len(ratios)) for n in sorted(common)
+    ]
     over = over_processes([Interval(mid, mid, mid) for mid in means])
     # Not narrower than the cases are known, to a step of the clock at best.
     arm = max(alone[2] / alone[0], alone[0] / alone[1])
@@ -166,8 +168,8 @@ def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, flo
 
 
 def _by_process(row: Row, column: str) -> dict[int, float]:
-    told = str(row.get(f"{column}_each") or "").split(";")
-    return {n: float(value) for n, value in enumerate(told) if value}
+    values = str(row.get(f"{column}_each") or "").split(";")
+    return {n: float(value) for n, value in enumerate(values) if value}
 
 
 def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
@@ -184,10 +186,10 @@ def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]
 def _reach(row: Row, column: str) -> float:
     """By how many standard errors its interval reaches to either side: as Student's t says of its
     processes, or, where that is narrower than one of them says of itself, as of that one."""
-    each = [math.log(value) for value in _by_process(row, column).values()]
-    if len(each) < 2:
+    logs = [math.log(value) for value in _by_process(row, column).values()]
+    if len(logs) < 2:
         return _NORMAL
-    reach = t_reach(len(each) - 1)
-    own = reach * stdev(each) / math.sqrt(len(each))
+    reach = t_reach(len(logs) - 1)
+    own = reach * stdev(logs) / math.sqrt(len(logs))
     arm = math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2
     return reach if own > 0.99 * arm else _NORMAL

@@ -87,9 +87,9 @@ class _Family:
 
     def runs(self) -> Iterator[tuple[str, str, list[Row]]]:
         """(run, what its figures are called, the rows that say something about speed)."""
-        found = parts(self.speedy, "run_id")
-        for (run,), rows in found.items():
-            yield run, f"{self.name} · {run}" if len(found) > 1 else self.name, rows
+        by_run = parts(self.speedy, "run_id")
+        for (run,), rows in by_run.items():
+            yield run, f"{self.name} · {run}" if len(by_run) > 1 else self.name, rows
 
     @property
     def speedy(self) -> list[Row]:
@@ -118,26 +118,26 @@ def render(
     if baseline and records and baseline not in providers:
         raise UsageError(f"--baseline: no provider {baseline!r}{suggest(baseline, providers)}")
     rows = _rows(records, metrics.rows_of(records, baseline) if rows is None else rows)
-    names = dict.fromkeys([r.family for r in records] + [one.family for one in measured])
-    runs = dict.fromkeys([r.run_id for r in records] + [one.run_id for one in measured])
-    known = {run: manifests.get(run) or {} for run in runs}
-    families = [_gathered(name, rows, measured, baseline) for name in names]
+    names = dict.fromkeys([r.family for r in records] + [m.family for m in measured])
+    runs = dict.fromkeys([r.run_id for r in records] + [m.run_id for m in measured])
+    manifest_of = {run: manifests.get(run) or {} for run in runs}
+    families = [_family_data(name, rows, measured, baseline) for name in names]
     with style():
         first = _first(rows, families)
-        views = [_family(family, known) for family in families]
+        views = [_family(family, manifest_of) for family in families]
     script = _asset("page.js")
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
     return str(
         _template().render(
-            title=headline.title(rows, measured, known),
-            machine=headline.machine(rows, measured, known),
+            title=headline.title(rows, measured, manifest_of),
+            machine=headline.machine(rows, measured, manifest_of),
             problems=headline.problems(rows, measured),
             **first,
             means=headline.headlines(rows, baseline),
             smoke=_SMOKE if any(row["smoke"] for row in rows) else "",
             families=views,
-            runs=[environment.view(run, manifest) for run, manifest in known.items()],
-            differences=environment.differences(known),
+            runs=[environment.view(run, manifest) for run, manifest in manifest_of.items()],
+            differences=environment.differences(manifest_of),
             reading=READING,
             footer=FOOTER,
             css=_asset("page.css"),
@@ -151,16 +151,21 @@ def _first(rows: Sequence[Row], families: Sequence["_Family"]) -> dict[str, Any]
     """What the first screen is filled with: a verdict and two figures of each of our kernels, of
     many those that are wrong or have most cases, and the others to be opened."""
     look = {family.name: family.look for family in families}
-    found = panels(rows)
-    asked = 1 if all(row["smoke"] for row in rows) else len(verdict.HEADS)
-    most = max(SHOWN, sum(bool(bad(panel.rows)) for panel in found))
-    shown = [(found[:most], ""), (found[most:], f"{len(found) - most} more, of fewer cases")]
-    drawn = [(lead, more) for some, more in shown if (lead := _leads(some, look))]
-    names = dict.fromkeys(name for lead, _ in drawn for one in lead for name, _ in one.figures)
+    all_panels = panels(rows)
+    answers = 1 if all(row["smoke"] for row in rows) else len(verdict.HEADS)
+    most = max(SHOWN, sum(bool(bad(panel.rows)) for panel in all_panels))
+    groups = [
+        (all_panels[:most], ""),
+        (all_panels[most:], f"{len(all_panels) - most} more, of fewer cases"),
+    ]
+    drawn = [(some_leads, more) for part, more in groups if (some_leads := _leads(part, look))]
+    names = dict.fromkeys(
+        name for some_leads, _ in drawn for lead in some_leads for name, _ in lead.figures
+    )
     return {
-        "heads": verdict.HEADS[:asked],
-        "about_verdicts": " ".join(verdict.ABOUT[:asked]),
-        "verdicts": [(verdict.verdicts(some), more) for some, more in shown if some],
+        "heads": verdict.HEADS[:answers],
+        "about_verdicts": " ".join(verdict.ABOUT[:answers]),
+        "verdicts": [(verdict.verdicts(part), more) for part, more in groups if part],
         "leads": drawn,
         "captions": [leads.caption(name, rows) for name in names],
     }
@@ -183,14 +188,16 @@ def _template() -> Any:
     def finalize(value: Any) -> Any:
         return text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    def between_tags(said: str) -> Markup:
+    def between_tags(lines: str) -> Markup:
         """Lines in which a quote stays a quote: records have many."""
-        return Markup("\n".join(html.escape(text(line), quote=False) for line in said.split("\n")))
+        return Markup("\n".join(html.escape(text(line), quote=False) for line in lines.split("\n")))
 
-    shown = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize)
-    shown.filters["drawn"] = Markup  # our own SVG, CSS and script alone
-    shown.filters["between_tags"] = between_tags
-    return shown.from_string(_asset("page.html"))
+    templates = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize
+    )
+    templates.filters["drawn"] = Markup  # our own SVG, CSS and script alone
+    templates.filters["between_tags"] = between_tags
+    return templates.from_string(_asset("page.html"))
 
 
 def _asset(name: str) -> str:
@@ -212,18 +219,18 @@ def _rows(records: Sequence[RunRecord], rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _gathered(
+def _family_data(
     name: str, rows: Sequence[Row], measured: Sequence[Measured], baseline: str
 ) -> _Family:
     mine = [row for row in rows if row["family"] == name]
-    seen = [one for one in measured if one.family == name]
-    known = {row["provider"] for row in mine}
+    calls = [call for call in measured if call.family == name]
+    providers = {row["provider"] for row in mine}
     others: list[Row] = [
-        {"provider": one.provider, "role": one.role, "accuracy": ""}
-        for one in seen
-        if one.provider not in known
+        {"provider": call.provider, "role": call.role, "accuracy": ""}
+        for call in calls
+        if call.provider not in providers
     ]
-    return _Family(name, mine, seen, baseline, looks([*mine, *others]))
+    return _Family(name, mine, calls, baseline, looks([*mine, *others]))
 
 
 def _family(family: _Family, manifests: Manifests) -> FamilyView:
@@ -246,7 +253,7 @@ def _family(family: _Family, manifests: Manifests) -> FamilyView:
 
 def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
     look = family.look
-    found: dict[str, list[Figure]] = {
+    figures: dict[str, list[Figure]] = {
         "speed": [],
         "scaling": [],
         "roof": [],
@@ -255,27 +262,27 @@ def _parts(family: _Family, manifests: Manifests) -> Iterator[Part]:
     }
     for run, where, rows in family.runs():
         base = family.baseline or _baseline(rows)
-        found["speed"] += bars.speedups(rows, look, where, base)
-        found["scaling"] += roofline.scaling(rows, look, where)
-        found["roof"] += roofline.roofline(rows, look, where, manifests.get(run, {}))
-        found["error"] += charts.accuracy(rows, look, where)
-        found["raw"] += charts.strips(rows, look, where)
+        figures["speed"] += bars.speedups(rows, look, where, base)
+        figures["scaling"] += roofline.scaling(rows, look, where)
+        figures["roof"] += roofline.roofline(rows, look, where, manifests.get(run, {}))
+        figures["error"] += charts.accuracy(rows, look, where)
+        figures["raw"] += charts.strips(rows, look, where)
     if family.speedy:
         yield _part(
             "Speedup over the baseline",
-            found["speed"],
+            figures["speed"],
             "No speedup could be formed: see the table.",
         )
-        yield _part("Scaling", found["scaling"], "No axis was swept over three values or more.")
+        yield _part("Scaling", figures["scaling"], "No axis was swept over three values or more.")
         yield _part(
-            "Roofline", found["roof"], "No ceiling was measured, or no rate could be formed."
+            "Roofline", figures["roof"], "No ceiling was measured, or no rate could be formed."
         )
     yield _part("Modelled and measured bytes", _bytes(family), NO_BYTES)
     if family.speedy:
-        yield _part("Error against speed", found["error"], "Too few providers have both.")
+        yield _part("Error against speed", figures["error"], "Too few providers have both.")
         widest = max(map(charts.arm_pct, family.speedy), default=0)
         quiet = f"No case was noisy: the widest interval is ± {tables.percent(widest)}."
-        yield _part("Raw samples", found["raw"], quiet)
+        yield _part("Raw samples", figures["raw"], quiet)
 
 
 def _part(title: str, figures: Sequence[Figure], absent: str) -> Part:
@@ -283,13 +290,15 @@ def _part(title: str, figures: Sequence[Figure], absent: str) -> Part:
 
 
 def _bytes(family: _Family) -> list[Figure]:
-    counted = [one for one in family.measured if one.tool is Tool.ncu and one.status is Status.ok]
-    runs = dict.fromkeys(one.run_id for one in counted)
+    counted = [
+        call for call in family.measured if call.tool is Tool.ncu and call.status is Status.ok
+    ]
+    runs = dict.fromkeys(call.run_id for call in counted)
     return [
         figure
         for run in runs
         for figure in bars.bytes_moved(
-            [one for one in counted if one.run_id == run],
+            [call for call in counted if call.run_id == run],
             family.look,
             f"{family.name} · {run}" if len(runs) > 1 else family.name,
         )

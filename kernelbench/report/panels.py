@@ -48,16 +48,16 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     """Those in which something of ours is wrong or failed, then those in which something else is,
     then the others; of each, those with most cases first."""
     several = len({row["run_id"] for row in rows}) > 1
-    found = []
+    kernel_panels = []
     for (family, mode, run), part in parts(rows, "family", "mode", "run_id").items():
         kernels = parts([r for r in part if r["role"] == Role.triton_fused], "provider", "accuracy")
-        where = text(family), text(mode)
-        shown = text(run) if several else ""
-        found += [
-            Panel(*where, text(name) + " ≈" * (accuracy == "approximate"), shown, ours, part)
+        names = text(family), text(mode)
+        run_name = text(run) if several else ""
+        kernel_panels += [
+            Panel(*names, text(name) + " ≈" * (accuracy == "approximate"), run_name, ours, part)
             for (name, accuracy), ours in kernels.items()
-        ] or [Panel(*where, "", shown, (), part)]
-    return sorted(found, key=lambda p: (not bad(p.ours), not bad(p.others), -len(p.ours)))
+        ] or [Panel(*names, "", run_name, (), part)]
+    return sorted(kernel_panels, key=lambda p: (not bad(p.ours), not bad(p.others), -len(p.ours)))
 
 
 def bad(rows: Sequence[Row]) -> list[Row]:
@@ -65,6 +65,6 @@ def bad(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["record"].status.bad]
 
 
-def known(rows: Sequence[Row], column: str) -> list[Row]:
+def with_number(rows: Sequence[Row], column: str) -> list[Row]:
     """Those that have a number there."""
     return [row for row in rows if math.isfinite(row[column])]

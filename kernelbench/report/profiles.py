@@ -89,23 +89,25 @@ def render(measured: Sequence[Measured], console: Console) -> None:
     """Print a table for each tool, GPU, family, case and run, below it what became of the others.
     Where there are several runs, titles name theirs."""
     groups: dict[tuple[str, ...], list[Measured]] = {}
-    for one in measured:
-        groups.setdefault((one.tool, one.gpu, one.family, one.case, one.run_id), []).append(one)
-    several = len({one.run_id for one in measured}) > 1
+    for call in measured:
+        groups.setdefault((call.tool, call.gpu, call.family, call.case, call.run_id), []).append(
+            call
+        )
+    several = len({call.run_id for call in measured}) > 1
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
         for part in groups.values():
-            good = [one for one in part if one.status is Status.ok]
-            good.sort(key=lambda one: one.role is not Role.baseline)
+            good = [call for call in part if call.status is Status.ok]
+            good.sort(key=lambda call: call.role is not Role.baseline)
             console.print(_title(part, several), style="bold", highlight=False, soft_wrap=True)
             if good:
                 make = _operators if good[0].tool is Tool.torch else _table
                 console.print(make(good))
-            for one in part:
-                if one not in good:
+            for call in part:
+                if call not in good:
                     console.print(
-                        f"{one.provider}: {one.status}: {one.reason}",
+                        f"{call.provider}: {call.status}: {call.reason}",
                         style="yellow",
                         highlight=False,
                         markup=False,
@@ -119,15 +121,15 @@ def render(measured: Sequence[Measured], console: Console) -> None:
 
 
 def _title(measured: Sequence[Measured], several_runs: bool) -> str:
-    one = measured[0]
-    run = f" · {one.run_id}" if several_runs else ""
-    versions = ", ".join(sorted({each.tool_version for each in measured}))
-    return f"{one.family} · {one.case} · {one.tool} {versions} · {one.gpu}{run}"
+    first = measured[0]
+    run = f" · {first.run_id}" if several_runs else ""
+    versions = ", ".join(sorted({call.tool_version for call in measured}))
+    return f"{first.family} · {first.case} · {first.tool} {versions} · {first.gpu}{run}"
 
 
 def _table(measured: Sequence[Measured]) -> Table:
     """One row a provider; columns of which nothing is known are left out."""
-    rows = [audit.row(one) for one in measured]
+    rows = [audit.row(call) for call in measured]
     whole = sum(row["busy_us"] for row in rows if not math.isnan(row["busy_us"]))
     rows = [
         {**row, "share_pct": row["busy_us"] / whole * 100 if whole else math.nan} for row in rows
@@ -150,15 +152,15 @@ def _operators(measured: Sequence[Measured]) -> Table:
     table.add_column("provider\n  kernel or operator")
     for head in ("launches\na call", "µs\na call", "share\n"):
         table.add_column(head, justify="right")
-    for one in measured:
-        table.add_row(Text(one.provider))
-        times = [kernel.gpu_ns or kernel.host_ns or 0 for kernel in one.kernels]
-        for kernel, ns in [*zip(one.kernels, times, strict=True)][:MOST_KERNELS]:
+    for call in measured:
+        table.add_row(Text(call.provider))
+        times = [kernel.gpu_ns or kernel.host_ns or 0 for kernel in call.kernels]
+        for kernel, ns in [*zip(call.kernels, times, strict=True)][:MOST_KERNELS]:
             name = f"{kernel.name} {kernel.shapes}".strip()
             table.add_row(
                 Text(f"  {name if len(name) <= LONGEST_NAME else f'{name[:LONGEST_NAME]}…'}"),
-                figures(kernel.launches / one.calls, 2),
-                figures(ns / one.calls / 1e3, 4),
+                figures(kernel.launches / call.calls, 2),
+                figures(ns / call.calls / 1e3, 4),
                 percent(ns / sum(times) * 100 if sum(times) else math.nan),
             )
         if len(times) > MOST_KERNELS:

@@ -44,9 +44,9 @@ def wall(spent_s: Mapping[str, float]) -> str:
     """
     total = sum(spent_s.values())
     long = {phase: seconds for phase, seconds in spent_s.items() if seconds >= total / 100}
-    shown = sorted(long.items(), key=lambda item: -item[1])
-    shown.append(("other", total - sum(long.values())))
-    parts = [f"{phase} {_duration(seconds)}" for phase, seconds in shown if round(seconds, 1)]
+    phases = sorted(long.items(), key=lambda item: -item[1])
+    phases.append(("other", total - sum(long.values())))
+    parts = [f"{phase} {_duration(seconds)}" for phase, seconds in phases if round(seconds, 1)]
     return f"wall {_duration(total)}: {', '.join(parts)}"
 
 
@@ -123,12 +123,12 @@ class Plain(Silent):
         self._line(f"[{number}/{total}] {job.id}{again}{label}")
 
     def at(self, provider: str, phase: str) -> None:
-        what = f"    … {provider}: {phase}" if provider else f"    … {phase}"
+        line = f"    … {provider}: {phase}" if provider else f"    … {phase}"
         if not self._verbose:
-            self._slow.begin(what)
+            self._slow.begin(line)
         elif (provider, phase) != self._last:
             self._last = (provider, phase)
-            self._line(what)
+            self._line(line)
 
     def recorded(self, records: Sequence[RunRecord]) -> None:
         self._slow.begin("")

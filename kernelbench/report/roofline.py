@@ -58,12 +58,12 @@ def intensity(record: RunRecord) -> float | None:
 def plateaus(rows: Sequence[Row], tflops: Mapping[str, float]) -> dict[str, float]:
     """The matmul rates that these rows were held against, by precision; a mix has none alone."""
     names = {round(rate, 2): name for name, rate in tflops.items()}
-    held = {
+    rates = {
         rate
         for row in rows
         if math.isfinite(row["tflops"]) and (rate := (row["record"].ceilings or {}).get("tflops"))
     }
-    return {names.get(rate, "mixed precision"): rate for rate in sorted(held)}
+    return {names.get(rate, "mixed precision"): rate for rate in sorted(rates)}
 
 
 def roofline(
@@ -92,8 +92,8 @@ def _roofline(
     flat = list(chain(*points.values()))
     ridge = max(tops.values(), default=math.inf) * 1e3 / gbps
     low, high = min(x for x, _ in flat) / 1.6, max(x for x, _ in flat) * 1.6
-    seen = ridge < high * NEAR
-    if seen:
+    ridge_shown = ridge < high * NEAR
+    if ridge_shown:
         high = max(high, ridge * 2.5)
     top = legend_height(len(points), 3)
     with canvas(270 + top, left=50, top=top) as (figure, axes):
@@ -101,7 +101,7 @@ def _roofline(
             axes.plot(*zip(*mine, strict=True), look[name].marker, color=look[name].colour,
                       markersize=6, alpha=0.85, markeredgecolor=code("--paper"),
                       markeredgewidth=0.5, label=short(name, 22))  # fmt: skip
-        _limits(axes, gbps, tops if seen else {}, low, high)
+        _limits(axes, gbps, tops if ridge_shown else {}, low, high)
         highest = min(high * gbps / 1e3, max(tops.values(), default=math.inf))
         log_axes(axes, "x", (low, high), plain)
         log_axes(axes, "y", around([highest, *(y for _, y in flat)], 1.7), plain)
@@ -110,7 +110,11 @@ def _roofline(
         legend(axes, 3)
         best = max(points, key=lambda name: max(_share(p, gbps, tops) for p in points[name]))
         share = max(_share(point, gbps, tops) for point in points[best])
-        beyond = "" if seen or not tops else f" The ridge is beyond, at {digits(ridge)} flop/byte."
+        beyond = (
+            ""
+            if ridge_shown or not tops
+            else f" The ridge is beyond, at {digits(ridge)} flop/byte."
+        )
         message = (
             f"The roof is {digits(gbps / 1e3)} TB/s"
             + "".join(f", {digits(rate)} TFLOP/s in {name}" for name, rate in tops.items())
@@ -177,7 +181,7 @@ def _sweeps(rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, Any]], l
         for row in rows:
             mine = row["record"].axes
             if type(mine.get(name)) is int:
-                key = tuple(str(mine.get(other)) for other in names if other != name)
+                key = tuple(str(mine.get(axis_name)) for axis_name in names if axis_name != name)
                 groups.setdefault(key, []).append(row)
         for group in groups.values():
             first = group[0]["record"].axes
@@ -207,7 +211,7 @@ def _scaling(rows: Sequence[Row], look: Mapping[str, Look], title: str, axis: st
         axes.set_xlabel(text(axis))
         axes.set_ylabel(unit)
         legend(axes, 3)
-        message = _reached(names, axis, column, unit, most)
+        message = _scaling_message(names, axis, column, unit, most)
         return Figure(
             title,
             message,
@@ -224,7 +228,7 @@ def _line(rows: Sequence[Row], axis: str, column: str) -> tuple[list[float], lis
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _reached(
+def _scaling_message(
     names: Mapping[tuple[str, ...], Sequence[Row]],
     axis: str,
     column: str,
@@ -232,9 +236,9 @@ def _reached(
     most: Mapping[float, float],
 ) -> str:
     """What each reaches at the largest value."""
-    told, last = list[str](), max(row["record"].axes[axis] for row in chain(*names.values()))
+    reached, last = list[str](), max(row["record"].axes[axis] for row in chain(*names.values()))
     for (name,), rows in names.items():
-        found = [row[column] for row in rows if row["record"].axes[axis] == last]
-        told += [f"{text(name)} {digits(found[0], 4)}"] if found else []
+        values = [row[column] for row in rows if row["record"].axes[axis] == last]
+        reached += [f"{text(name)} {digits(values[0], 4)}"] if values else []
     limit = f", of {digits(most[last], 4)} measured" if last in most else ""
-    return f"At {text(axis)} = {tokens(last)}, in {unit}: {', '.join(told)}{limit}."
+    return f"At {text(axis)} = {tokens(last)}, in {unit}: {', '.join(reached)}{limit}."

@@ -37,14 +37,14 @@ class Sheet:
         return self.heads[column] in self.words
 
 
-def filled(sheet: Sheet) -> Sheet:
+def without_empty_columns(sheet: Sheet) -> Sheet:
     """Without the columns in which nothing stands, but for the first."""
-    kept = [n for n in range(len(sheet.heads)) if n == 0 or any(row[n] for row in sheet.rows)]
+    columns = [n for n in range(len(sheet.heads)) if n == 0 or any(row[n] for row in sheet.rows)]
     return replace(
         sheet,
-        heads=tuple(sheet.heads[n] for n in kept),
-        rows=tuple(tuple(row[n] for n in kept) for row in sheet.rows),
-        labelled=sheet.labelled and len(sheet.heads) - 1 in kept,
+        heads=tuple(sheet.heads[n] for n in columns),
+        rows=tuple(tuple(row[n] for n in columns) for row in sheet.rows),
+        labelled=sheet.labelled and len(sheet.heads) - 1 in columns,
     )
 
 
@@ -66,13 +66,13 @@ class Source:
 
     def parts(self) -> Iterator[tuple[str, list[Row]]]:
         """Rows that ran on a GPU, by family, mode, dtype, GPU and run, each with its title."""
-        found: dict[tuple[str, ...], list[Row]] = {}
+        groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
             if has_time(row):
                 names = ("family", "mode", "dtype", "gpu", "run_id")
-                found.setdefault(tuple(str(row[name]) for name in names), []).append(row)
-        several = len({key[-1] for key in found}) > 1
-        for key, rows in found.items():
+                groups.setdefault(tuple(str(row[name]) for name in names), []).append(row)
+        several = len({key[-1] for key in groups}) > 1
+        for key, rows in groups.items():
             yield " · ".join(key if several else key[:-1]), rows
 
     def is_baseline(self, row: Row) -> bool:
@@ -105,12 +105,12 @@ def show(sheet: Sheet, console: Console) -> None:
         needed.pop()
         sheet = replace(sheet, heads=sheet.heads[:-1], rows=tuple(row[:-1] for row in sheet.rows))
     indent = " " * GAP if labels else ""
-    widths = _narrowed(sheet, needed, console.width - len(indent))
+    widths = _narrow(sheet, needed, console.width - len(indent))
     lines = list[str]()
     for number, row in enumerate((sheet.heads, *sheet.rows) if sheet.heads else ()):
         if number and labels and labels[number - 1]:
             lines.append(labels[number - 1])
-        for cells in zip(*_folded(sheet, row, widths), strict=True):
+        for cells in zip(*_fold_cells(sheet, row, widths), strict=True):
             lines.append(f"{indent}{(' ' * GAP).join(cells).rstrip()}")
     if lines:
         console.print(Text("\n".join(lines)), soft_wrap=True)
@@ -118,7 +118,7 @@ def show(sheet: Sheet, console: Console) -> None:
         console.print(Text(sheet.note))
 
 
-def _folded(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
+def _fold_cells(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
     """Each cell as equally many lines of its column's width; heads stand at the bottom."""
     cells = [_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
     high = max(map(len, cells))
@@ -152,17 +152,17 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1)
 
 
-def _narrowed(sheet: Sheet, needed: Sequence[int], width: int) -> list[int]:
+def _narrow(sheet: Sheet, needed: Sequence[int], width: int) -> list[int]:
     """Words take less where all is too wide: cases first, then those of other columns."""
-    found = list(needed)
-    over = _total(found) - width
-    for number in range(len(found)):
+    widths = list(needed)
+    over = _total(widths) - width
+    for number in range(len(widths)):
         if over > 0 and sheet.is_word(number):
             least = LEAST_CONFIG if number == 0 else LEAST_WORD
-            gained = min(over, max(0, found[number] - least))
-            found[number] -= gained
+            gained = min(over, max(0, widths[number] - least))
+            widths[number] -= gained
             over -= gained
-    return found
+    return widths
 
 
 def config(row: Row) -> str:
@@ -174,16 +174,16 @@ def by_row(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) ->
     """A line a row: its case, said once, what `cells` says of it, its label, said once."""
     lines, before = list[tuple[str, ...]](), ("", "")
     for row in rows:
-        found, case = cells(row), (config(row), str(row["label"]))
-        if found is not None:
-            shown = case if case != before else ("", "")
-            lines.append((shown[0], *found, shown[1]))
+        row_cells, case = cells(row), (config(row), str(row["label"]))
+        if row_cells is not None:
+            words = case if case != before else ("", "")
+            lines.append((words[0], *row_cells, words[1]))
             before = case
     return tuple(lines)
 
 
 def by_case(
-    given: Source, rows: Sequence[Row], cells: Callable[[Sequence[Row]], Sequence[str]]
+    source: Source, rows: Sequence[Row], cells: Callable[[Sequence[Row]], Sequence[str]]
 ) -> Lines:
     """A line a case and run: the case, said once, the run's number, what `cells` says of its rows,
     its label, said once."""
@@ -192,8 +192,8 @@ def by_case(
         jobs.setdefault((str(row["label"]), str(row["case"]), str(row["run_id"])), []).append(row)
     lines, before = list[tuple[str, ...]](), ("", "")
     for (label, case, run), part in jobs.items():
-        shown = "" if (label, case) == before else config(part[0])
-        told = "" if label == before[0] else label
-        lines.append((shown, given.short.get(run, ""), *cells(part), told))
+        name = "" if (label, case) == before else config(part[0])
+        heading = "" if label == before[0] else label
+        lines.append((name, source.short.get(run, ""), *cells(part), heading))
         before = (label, case)
     return tuple(lines)

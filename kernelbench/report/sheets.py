@@ -6,7 +6,7 @@ from typing import Any
 
 from kernelbench.metrics import MIB, kind_of, said
 from kernelbench.report.means import within_noise
-from kernelbench.report.sheet import Row, Sheet, Source, by_row, filled
+from kernelbench.report.sheet import Row, Sheet, Source, by_row, without_empty_columns
 from kernelbench.report.tables import figures, percent, short_time
 
 TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
@@ -32,7 +32,7 @@ def tokens(row: Row) -> int | None:
     return None
 
 
-def memory(given: Source) -> Iterator[Sheet]:
+def memory(source: Source) -> Iterator[Sheet]:
     """Tokens a second, and the memory that a call takes over its inputs."""
 
     def cells(row: Row) -> Sequence[str] | None:
@@ -41,14 +41,14 @@ def memory(given: Source) -> Iterator[Sheet]:
         peak = figures(row["peak_mem_mib"], 4)
         return (row["provider"], rate, peak) if rate or peak else None
 
-    for title, rows in given.parts():
+    for title, rows in source.parts():
         heads = ("Config", "provider", "million\ntokens/s", "peak MiB\nover inputs", "")
         note = f"{said({'peak': 'peak_mem_mib'})} tokens/s: tokens of the case over the median."
         lines = by_row(rows, cells)
         yield Sheet(f"{title} · throughput and memory", heads, lines, note, WORDS, labelled=True)
 
 
-def traffic(given: Source) -> Iterator[Sheet]:
+def traffic(source: Source) -> Iterator[Sheet]:
     """The HBM bytes that each provider's model says it moves, beside the least that would do."""
 
     def cells(row: Row) -> Sequence[str] | None:
@@ -59,31 +59,31 @@ def traffic(given: Source) -> Iterator[Sheet]:
         saved = percent(row["hbm_saved_pct"])
         return (row["provider"], *(figures(v, 4) for v in (read, write, over)), saved)
 
-    for title, rows in given.parts():
+    for title, rows in source.parts():
         heads = ("Config", "provider", "read\nMiB", "written\nMiB", "× the\nleast",
-                 f"less than\n{given.against or 'baseline'}", "")  # fmt: skip
+                 f"less than\n{source.against or 'baseline'}", "")  # fmt: skip
         note = f"{said(_TRAFFIC)} Least: each input read once, each output written once."
         lines = by_row(rows, cells)
-        yield filled(
+        yield without_empty_columns(
             Sheet(f"{title} · HBM bytes, modelled", heads, lines, note, WORDS, labelled=True)
         )
 
 
-def scaling(given: Source) -> Iterator[Sheet]:
+def scaling(source: Source) -> Iterator[Sheet]:
     """Time and rate against each axis that was swept while the others stood still."""
-    for title, rows in given.parts():
-        for axis in given.axes:
+    for title, rows in source.parts():
+        for axis in source.axes:
             if not all(type(row[axis]) in (int, float) and row[axis] == row[axis] for row in rows):
                 continue
             swept: dict[tuple[Any, ...], list[Row]] = {}
             for row in rows:
-                rest = tuple(str(row[name]) for name in given.axes if name != axis)
+                rest = tuple(str(row[name]) for name in source.axes if name != axis)
                 swept.setdefault(rest, []).append(row)
             for rest, part in swept.items():
                 if len({row[axis] for row in part}) >= LEAST_POINTS:
-                    named = zip([a for a in given.axes if a != axis], rest, strict=True)
+                    fixed_axes = zip([a for a in source.axes if a != axis], rest, strict=True)
                     fixed = " ".join(
-                        f"{name}={v}" for name, v in named if v not in ("nan", "<NA>", "None")
+                        f"{name}={v}" for name, v in fixed_axes if v not in ("nan", "<NA>", "None")
                     )
                     yield _sweep(f"{title} · over {axis} ({fixed})", axis, part)
 
@@ -109,7 +109,7 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
     return Sheet(title, (axis, *providers), lines, note, frozenset({axis}))
 
 
-def launch(given: Source) -> Iterator[Sheet]:
+def launch(source: Source) -> Iterator[Sheet]:
     """What a call costs the CPU beside the GPU, and which calls the CPU holds back."""
 
     def cells(row: Row) -> Sequence[str]:
@@ -117,20 +117,20 @@ def launch(given: Source) -> Iterator[Sheet]:
         bound = "" if math.isnan(host) else "launch" if host > time else "GPU"
         return (row["provider"], *(figures(v, 4) for v in (host, time, row["graph_us"])), bound)
 
-    for title, rows in given.parts():
+    for title, rows in source.parts():
         heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "bound by", "")
         note = f"{said(_CLOCKS)} launch: submitting takes longer than running."
         yield Sheet(f"{title} · launches", heads, by_row(rows, cells), note, WORDS, labelled=True)
 
 
-def breakeven(given: Source) -> Iterator[Sheet]:
+def breakeven(source: Source) -> Iterator[Sheet]:
     """After how many calls ours has earned what it took longer to compile and tune than the best
     other."""
-    for title, rows in given.parts():
-        found = {(row["case"], row["provider"]): row for row in rows}
+    for title, rows in source.parts():
+        row_of = {(row["case"], row["provider"]): row for row in rows}
 
-        def cells(row: Row, found: Mapping[Any, Row] = found) -> Sequence[str] | None:
-            other = found.get((row["case"], row["best_other"]))
+        def cells(row: Row, row_of: Mapping[Any, Row] = row_of) -> Sequence[str] | None:
+            other = row_of.get((row["case"], row["best_other"]))
             if row["role"] != "triton_fused" or other is None:
                 return None
             saved = other["median_us"] - row["median_us"]
@@ -156,44 +156,46 @@ def _calls(row: Row, other: Row, saved: float) -> str:
     return "" if math.isnan(longer) else f"{max(0, math.ceil(longer * 1e6 / saved)):,}"
 
 
-def runs(given: Source) -> Iterator[Sheet]:
+def runs(source: Source) -> Iterator[Sheet]:
     """Which runs the numbers stand for."""
     lines = []
-    for run, number in given.short.items():
-        facts = _flat(given.manifests.get(run, {}))
+    for run, number in source.short.items():
+        facts = _flat(source.manifests.get(run, {}))
         lines.append((number, run, *(facts.get(name, "") for name in RUN.values())))
     heads = ("run", "id", *RUN)
     yield Sheet("Runs", heads, tuple(lines), words=frozenset(heads))
 
 
-def environment(given: Source) -> Iterator[Sheet]:
+def environment(source: Source) -> Iterator[Sheet]:
     """What differs between the machines and versions of the runs."""
-    found = differences(given.manifests)
-    order = sorted(given.manifests, key=lambda run: int(given.short.get(run, 0)))
-    heads = ("", *(given.short.get(run, run) for run in order))
-    places = [list(given.manifests).index(run) for run in order]
-    lines = tuple((name, *(values[n] for n in places)) for name, values in found.items())
+    values_of = differences(source.manifests)
+    order = sorted(source.manifests, key=lambda run: int(source.short.get(run, 0)))
+    heads = ("", *(source.short.get(run, run) for run in order))
+    places = [list(source.manifests).index(run) for run in order]
+    lines = tuple((name, *(values[n] for n in places)) for name, values in values_of.items())
     yield Sheet("What differs between the runs", heads, lines, words=frozenset(heads))
 
 
 def differences(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Facts of machine, versions and source that are not the same in all runs, run by run."""
     flat = [_flat(manifest) for manifest in manifests.values()]
-    found = {name: tuple(facts.get(name, "") for facts in flat) for facts in flat for name in facts}
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+    values_of = {
+        name: tuple(facts.get(name, "") for facts in flat) for facts in flat for name in facts
+    }
+    return {name: values for name, values in values_of.items() if len(set(values)) > 1}
 
 
 def _flat(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    kept = ("kernelbench", "machine", "git")
+    facts: dict[str, str] = {}
+    sections = ("kernelbench", "machine", "git")
     for name, value in manifest.items():
-        if prefix or name in kept:
+        if prefix or name in sections:
             if isinstance(value, Mapping):
-                found |= _flat(value, f"{prefix}{name}.")
+                facts |= _flat(value, f"{prefix}{name}.")
             else:
                 name = f"{prefix}{name}".removeprefix("machine.")
-                found[name] = str(value)[:COMMIT] if name == "git.commit" else str(value)
-    return found
+                facts[name] = str(value)[:COMMIT] if name == "git.commit" else str(value)
+    return facts
 
 
 MORE: dict[str, Callable[[Source], Iterator[Sheet]]] = {

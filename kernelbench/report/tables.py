@@ -195,13 +195,15 @@ def smoke_machines(rows: Sequence[Row]) -> set[str]:
 def _table(
     key: tuple[str, ...],
     rows: Sequence[Row],
-    known: Sequence[_Column],
+    all_columns: Sequence[_Column],
     width: int,
     several_runs: bool,
 ) -> Table:
     good = [row for row in rows if row["status"] == "ok"]
     columns = [
-        column for column in known if column is _PROVIDER or any(column.cell(row) for row in good)
+        column
+        for column in all_columns
+        if column is _PROVIDER or any(column.cell(row) for row in good)
     ]
     widths = _widths(columns, rows, good, width)
     title = Text(" · ".join(part for part in key if part), style="bold")
@@ -240,8 +242,8 @@ def _widths(
         max(cell_len(text) for text in (*column.head.split("\n"), *map(column.cell, good)))
         for column in columns[1:]
     ]
-    left = width - sum(others) - _GAP * len(others)
-    return [min(max(first, len("provider")), max(left, _LEAST_PROVIDER)), *others]
+    rest = width - sum(others) - _GAP * len(others)
+    return [min(max(first, len("provider")), max(rest, _LEAST_PROVIDER)), *others]
 
 
 def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
@@ -282,8 +284,8 @@ def _add_case(
         name = Text(fold(_provider(row), widths[0]))
         if row["status"] != "ok":
             answers.add_row(name, Text(answer(row), style="yellow"))
-        if told := _nearness(row):
-            answers.add_row(name, Text(told))
+        if text := _nearness(row):
+            answers.add_row(name, Text(text))
         if row["unproven"] and row["unproven"] not in shared:
             answers.add_row(name, Text(f"not proven on {row['unproven']}"))
         doubts = [flag for flag in str(row["flags"]).split(";") if flag]
@@ -317,18 +319,18 @@ def summary(rows: Sequence[Row]) -> Text:
     if smoke := smoke_machines(rows):
         lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(smoke))})")
     ours: dict[tuple[str, ...], list[Row]] = {}
-    every: dict[tuple[str, str], list[Row]] = {}
+    by_family: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        every.setdefault((row["run_id"], row["family"]), []).append(row)
+        by_family.setdefault((row["run_id"], row["family"]), []).append(row)
         if row["role"] == "triton_fused" and not math.isnan(row["speedup_best"]):
             key = tuple(row[name] for name in ("run_id", "gpu", "family", "mode", "provider"))
             ours.setdefault(key, []).append(row)
     kind = metrics.kind_of("speedup_best")
-    told = {key: _mean(part, every[key[0], key[2]]) for key, part in ours.items()}
-    if len(told) > MOST_HEADLINES:
+    means_of = {key: _mean(part, by_family[key[0], key[2]]) for key, part in ours.items()}
+    if len(means_of) > MOST_HEADLINES:
         lines.append(f"geometric means against the best other, {kind}:")
-        return Text("\n".join([*lines, *_aligned(told, several=len(gpus) > 1)]))
-    for (run, gpu, family, mode, provider), (mid, what, over) in told.items():
+        return Text("\n".join([*lines, *_aligned(means_of, several=len(gpus) > 1)]))
+    for (run, gpu, family, mode, provider), (mid, what, over) in means_of.items():
         where = (f" on {gpu}" if len(gpus) > 1 else "") + (f" in {run}" if len(runs) > 1 else "")
         lines.append(
             f"{family} {mode}{where}: {provider} {mid} the best other, {kind} ({what}{over})"
@@ -336,11 +338,11 @@ def summary(rows: Sequence[Row]) -> Text:
     return Text("\n".join(lines))
 
 
-def _aligned(told: Mapping[tuple[str, ...], tuple[str, str, str]], several: bool) -> list[str]:
+def _aligned(means_of: Mapping[tuple[str, ...], tuple[str, str, str]], several: bool) -> list[str]:
     """A line a family, mode, kernel and run, those of one kernel together."""
     cells = [
         (family, mode, provider, mid, f"{run} on {gpu}" if several else run, over)
-        for (run, gpu, family, mode, provider), (mid, _, over) in told.items()
+        for (run, gpu, family, mode, provider), (mid, _, over) in means_of.items()
     ]
     cells.sort(key=lambda line: (line[:3], line[4]))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -350,19 +352,19 @@ def _aligned(told: Mapping[tuple[str, ...], tuple[str, str, str]], several: bool
 def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
     """Of a kernel's speedups over the best other: how much, that it is a mean, if it is one, and
     over what it is, or why there is none."""
-    found = means.mean(ours, rows)
-    if found is None and len(ours) > 1:
+    average = means.mean(ours, rows)
+    if average is None and len(ours) > 1:
         return "–", "", "no two cases in which all others ran"
-    over = found.over if found else ours
+    over = average.over if average else ours
     counted = means.counts(over)
     notes = [f"{counted[what]} {what}" for what in ("within noise", "flagged") if counted[what]]
-    if found is None:
+    if average is None:
         return f"{figures(ours[0]['speedup_best'])} ×", "", ", ".join(["1 case", *notes])
-    low, high = map(figures, found.range)
-    lo, hi = figures(found.lo, 4), figures(found.hi, 4)
-    within = f"95 % {lo} to {hi} {found.within}"
-    told = ", ".join([f"{found.cases}, {low} to {high}", *notes, within])
-    return f"{figures(found.mid)} ×", "geometric mean of ", told
+    low, high = map(figures, average.range)
+    lo, hi = figures(average.lo, 4), figures(average.hi, 4)
+    within = f"95 % {lo} to {hi} {average.within}"
+    text = ", ".join([f"{average.cases}, {low} to {high}", *notes, within])
+    return f"{figures(average.mid)} ×", "geometric mean of ", text
 
 
 def show_cases(rows: Sequence[Row], console: Console, against: str = "") -> None:

@@ -13,7 +13,7 @@ LEAST = 80  # columns; a narrower terminal folds the lines itself
 
 
 def show(
-    shown: Choice,
+    selection: Choice,
     console: Console,
     *,
     against: str = "",
@@ -23,21 +23,21 @@ def show(
     """Print the tables that were chosen, then the summary."""
     narrow, console.width = console.width, max(console.width, LEAST)
     try:
-        failed.show(shown.rows, console)
-        _sheets(shown.first, console)
-        if shown.cases:
-            tables.show_cases(shown.cases, console, against)
-        _sheets(shown.sheets, console)
-        if shown.profiles:
+        failed.show(selection.rows, console)
+        _sheets(selection.first, console)
+        if selection.cases:
+            tables.show_cases(selection.cases, console, against)
+        _sheets(selection.sheets, console)
+        if selection.profiles:
             profiles.render(measured, console)
         if claimed_rows:
             claimed.render(claimed_rows, console)
             console.print()
-        if shown.note:
-            console.print(shown.note, highlight=False)
+        if selection.note:
+            console.print(selection.note, highlight=False)
             console.print()
-        if shown.rows or not measured:
-            console.print(tables.summary(shown.rows), highlight=False)
+        if selection.rows or not measured:
+            console.print(tables.summary(selection.rows), highlight=False)
     finally:
         console.width = narrow
 
@@ -47,7 +47,7 @@ def show_run(rows: Sequence[sheet.Row], console: Console) -> None:
     show(choice((), sheet.source(rows)), console)
 
 
-def _sheets(found: Sequence[sheet.Sheet], console: Console) -> None:
-    for each in found:
-        sheet.show(each, console)
+def _sheets(sheets: Sequence[sheet.Sheet], console: Console) -> None:
+    for item in sheets:
+        sheet.show(item, console)
         console.print()

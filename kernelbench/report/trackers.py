@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelbench import metrics
-from kernelbench.report.export import METRICS, selected, timed_rows
+from kernelbench.report.export import METRICS, fastest_exact, timed_rows
 from kernelbench.spec import KernelbenchError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _wandb(
         reinit="finish_previous",
     )
     rows = metrics.dicts(frame)
-    best = selected(timed_rows(frame))
+    best = fastest_exact(timed_rows(frame))
     run.log(
         {
             "records": wandb.Table(columns=list(COLUMNS), data=_cells(rows, COLUMNS)),

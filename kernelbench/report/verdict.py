@@ -11,7 +11,7 @@ from kernelbench.report import means
 from kernelbench.report.cases import anchor, record_anchor
 from kernelbench.report.figures import Row, text
 from kernelbench.report.means import mean
-from kernelbench.report.panels import Panel, bad, known
+from kernelbench.report.panels import Panel, bad, with_number
 from kernelbench.report.tables import figures
 from kernelbench.spec import Status
 
@@ -91,68 +91,68 @@ def _right(panel: Panel) -> Answer:
     rows = panel.ours or panel.rows
     what = "case" if panel.ours else "record"
     tried = [row for row in rows if row["status"] != Status.skipped]
-    notes = [*_wrong(rows)]
+    notes = [*_failure_notes(rows)]
     if skipped := len(rows) - len(tried):
         notes.append(Note(f"{skipped} skipped"))
     if panel.ours:
-        notes += _others(panel.others)
+        notes += _other_notes(panel.others)
     if not tried:
         return Answer("even", "not tried", notes=notes)
     wrong = bad(tried)
-    said = f"{len(tried) - len(wrong)} of {len(tried)}", f"{what}s", notes
+    fields = f"{len(tried) - len(wrong)} of {len(tried)}", f"{what}s", notes
     if not wrong:
-        return Answer("good", "right", *said)
+        return Answer("good", "right", *fields)
     incorrect = any(row["status"] == Status.incorrect for row in wrong)
-    return Answer("bad", "wrong" if incorrect else str(wrong[0]["status"]), *said)
+    return Answer("bad", "wrong" if incorrect else str(wrong[0]["status"]), *fields)
 
 
-def _counted(count: int, what: str) -> str:
+def _plural(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _wrong(rows: Sequence[Row]) -> Iterator[Note]:
+def _failure_notes(rows: Sequence[Row]) -> Iterator[Note]:
     """What went wrong and where, the first of a kind by name."""
-    found: dict[str, list[Row]] = {}
+    by_status: dict[str, list[Row]] = {}
     for row in bad(rows):
-        found.setdefault(str(row["status"]), []).append(row)
-    for status, some in found.items():
-        more = f" and {len(some) - NAMED} more" if len(some) > NAMED else ""
-        named = ", ".join(text(row["case"]) for row in some[:NAMED])
-        yield Note(f"{status}: {named}{more}", f"#{record_anchor(some[0])}", "bad")
+        by_status.setdefault(str(row["status"]), []).append(row)
+    for status, failed in by_status.items():
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        named = ", ".join(text(row["case"]) for row in failed[:NAMED])
+        yield Note(f"{status}: {named}{more}", f"#{record_anchor(failed[0])}", "bad")
 
 
-def _others(rows: Sequence[Row]) -> Iterator[Note]:
+def _other_notes(rows: Sequence[Row]) -> Iterator[Note]:
     """How those that are not ours fared."""
     wrong = bad(rows)
     if wrong:
         counts = Counter((text(row["provider"]), str(row["status"])) for row in wrong)
-        said = ", ".join(f"{name} {n} {status}" for (name, status), n in counts.items())
-        yield Note(f"others: {said}", f"#{record_anchor(wrong[0])}", "doubt")
+        summary = ", ".join(f"{name} {n} {status}" for (name, status), n in counts.items())
+        yield Note(f"others: {summary}", f"#{record_anchor(wrong[0])}", "doubt")
         return
     right = {text(row["provider"]) for row in rows if row["status"] == Status.ok}
     if right:
-        yield Note(f"{_counted(len(right), 'other provider')} right")
+        yield Note(f"{_plural(len(right), 'other provider')} right")
 
 
 def _faster(panel: Panel) -> Answer:
-    held = known(panel.ours, "speedup_best_lo")
+    compared = with_number(panel.ours, "speedup_best_lo")
     if not panel.ours:
         return Answer("even", "no kernel of ours")
-    if not held:
+    if not compared:
         return Answer("even", "no opponent", notes=[Note("of the same accuracy in the same job")])
-    found = mean(held, panel.rows)
-    if found is None and len(held) > 1:
-        no = Note("in no two cases did all opponents run")
-        return Answer("even", "no mean", notes=[no, *_ended(held)])
-    mid, lo, hi = (found.mid, found.lo, found.hi) if found else _alone(held[0])
-    within = found.within if found else means.over_what(held).partition(",")[0]
-    of = f", mean of {found.cases.removesuffix(' cases')}" if found else ""
+    average = mean(compared, panel.rows)
+    if average is None and len(compared) > 1:
+        reason = Note("in no two cases did all opponents run")
+        return Answer("even", "no mean", notes=[reason, *_outcome_notes(compared)])
+    mid, lo, hi = (average.mid, average.lo, average.hi) if average else _single_case(compared[0])
+    within = average.within if average else means.over_what(compared).partition(",")[0]
+    of = f", mean of {average.cases.removesuffix(' cases')}" if average else ""
     interval = Note(f"95 %: {figures(lo, 4)} to {figures(hi, 4)} {within}{of}")
-    notes = [interval, *_ended(held)]
-    return Answer(*_tone(lo, hi, held), f"{figures(mid, 4)} ×", "the best other", notes)
+    notes = [interval, *_outcome_notes(compared)]
+    return Answer(*_tone(lo, hi, compared), f"{figures(mid, 4)} ×", "the best other", notes)
 
 
-def _alone(row: Row) -> tuple[float, float, float]:
+def _single_case(row: Row) -> tuple[float, float, float]:
     return row["speedup_best"], row["speedup_best_lo"], row["speedup_best_hi"]
 
 
@@ -166,19 +166,19 @@ def _tone(lo: float, hi: float, rows: Sequence[Row]) -> tuple[str, str]:
     return "doubt", "slower in the mean" if counts["faster"] else "slower"
 
 
-def _ended(rows: Sequence[Row]) -> Iterator[Note]:
+def _outcome_notes(rows: Sequence[Row]) -> Iterator[Note]:
     """How all cases ended, also those that a mean leaves out; how far apart they are, against
     whom; and how many are flagged."""
     counts = means.counts(rows)
-    ended = {what: counts[what] for what in ("faster", "within noise", "slower") if counts[what]}
-    every = len(ended) == 1
-    said = ", ".join(f"{'all' if every else count} {what}" for what, count in ended.items())
+    outcomes = {what: counts[what] for what in ("faster", "within noise", "slower") if counts[what]}
+    every = len(outcomes) == 1
+    summary = ", ".join(f"{'all' if every else count} {what}" for what, count in outcomes.items())
     best = _shares(Counter(text(row["best_other"]) for row in rows))
     if len(rows) == 1:
         yield Note(f"1 case, against {best}")
     else:
         low, high = (end(row["speedup_best"] for row in rows) for end in (min, max))
-        yield Note(f"{len(rows)} cases: {said}")
+        yield Note(f"{len(rows)} cases: {summary}")
         yield Note(f"{figures(low)} to {figures(high)} × {best}")
     if counts["flagged"]:
         yield Note(f"{counts['flagged']} flagged", alarm="doubt")
@@ -191,14 +191,14 @@ def _shares(names: Counter[str]) -> str:
 
 
 def _near(panel: Panel) -> Answer:
-    held = known(panel.ours, "sol_pct")
-    if not held:
+    compared = with_number(panel.ours, "sol_pct")
+    if not compared:
         return Answer("even", "not known", notes=[Note("no ceiling was measured, or no time")])
-    mid = median(row["sol_pct"] for row in held)
-    theirs = known([o for row in held if (o := panel.best_other(row))], "sol_pct")
+    mid = median(row["sol_pct"] for row in compared)
+    theirs = with_number([o for row in compared if (o := panel.best_other(row))], "sol_pct")
     other = median(row["sol_pct"] for row in theirs) if theirs else None
-    bound = _shares(Counter(text(row["bound"]) for row in held))
-    notes = [Note(f"{_range(held)}, bound by {bound}")]
+    bound = _shares(Counter(text(row["bound"]) for row in compared))
+    notes = [Note(f"{_range(compared)}, bound by {bound}")]
     if other is not None:
         spread = f", {_range(theirs)}" if len(theirs) > 1 else ""
         notes.append(Note(f"best other {figures(other)} %{spread}"))
@@ -208,7 +208,7 @@ def _near(panel: Panel) -> Answer:
 
 def _range(rows: Sequence[Row]) -> str:
     """`85.4 to 101 % over 15 cases`."""
-    found = [row["sol_pct"] for row in rows]
-    if len(found) == 1:
+    shares = [row["sol_pct"] for row in rows]
+    if len(shares) == 1:
         return "1 case"
-    return f"{figures(min(found))} to {figures(max(found))} % over {len(found)} cases"
+    return f"{figures(min(shares))} to {figures(max(shares))} % over {len(shares)} cases"

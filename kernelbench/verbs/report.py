@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kernelbench import claims, files, metrics
 from kernelbench.report import claimed, export, failed, sheet, sheets, tables, terminal, trackers
-from kernelbench.report.choice import Choice, choice, chosen
+from kernelbench.report.choice import Choice, choice, table_names
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
@@ -144,7 +144,7 @@ def report(request: ReportRequest, output: Output) -> int:
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         append_summary(made.markdown())
     differing = ", ".join(sheets.differences(gathered.manifests))
-    if differing and "environment" not in chosen(request.tables):
+    if differing and "environment" not in table_names(request.tables):
         output.err(f"runs differ in {differing} (--tables environment)")
     if gathered.problems:
         count = len(gathered.problems)
@@ -177,12 +177,12 @@ def _check(request: ReportRequest) -> None:
     if request.format not in FORMATS:
         raise UsageError(f"--format: no {request.format!r}{suggest(request.format, FORMATS)}")
     if request.to:
-        export.known(request.to)
+        export.valid_target(request.to)
         if request.format != "table":
             raise UsageError(f"--to {request.to} has a format of its own: leave --format out")
     if request.claims and (request.to or request.format not in ("table", "md")):
         raise UsageError("--claims goes with --format table and md; see `kernelbench claims`")
-    chosen(request.tables)
+    table_names(request.tables)
     if request.tables and (request.to or request.format not in ("table", "md")):
         raise UsageError("--tables goes with --format table and md")
 
