@@ -29,12 +29,12 @@ from kernelbench.spec import Measured
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROWS = 40  # of bars in one figure at most; what does not fit goes on in the next
+ROWS = 40  # of bars in one figure at most; the rest goes on in the next
 _ROW, _HEAD, _FOOT = 15, 24, 34
 
 
 def name_of(case: str, mode: str, dtype: str) -> str:
-    """A case's id without what the figure's title says of all its cases."""
+    """A case's id without the dtype and mode, which the figure's title has."""
     return case.removesuffix(f"-{dtype}-{mode}") or case
 
 
@@ -60,7 +60,7 @@ def speedups(
 
 
 def _chunks(cases: Sequence[list[Row]]) -> list[list[list[Row]]]:
-    """As few figures as hold them, about equally long, so that they stand well side by side."""
+    """Split the cases into the fewest figures, of about equal length."""
     total = sum(map(len, cases))
     most = total / math.ceil(total / ROWS)
     chunks: list[list[list[Row]]] = [[]]
@@ -74,7 +74,7 @@ def _chunks(cases: Sequence[list[Row]]) -> list[list[list[Row]]]:
 
 
 def _has_bar(row: Row) -> bool:
-    """Not the yardstick, whose bar has no length, and not what has no speedup."""
+    """Whether a row has a speedup with an interval: not the row that others are compared with."""
     return math.isfinite(row["speedup"]) and math.isfinite(row["speedup_lo"])
 
 
@@ -112,7 +112,7 @@ def _speedups(
 
 
 def _ends(rows: Sequence[Row]) -> tuple[float, float]:
-    """Of the axis: every bar, whisker and noise band fits."""
+    """The ends of the axis: every bar, whisker and noise band fits."""
     noise = [row["noise_pct"] / 100 for row in rows if math.isfinite(row["noise_pct"])]
     widest = min(max(noise, default=0), 0.9)
     ends = [row[n] for row in rows for n in ("speedup", "speedup_lo", "speedup_hi") if row[n] > 0]
@@ -126,7 +126,7 @@ def _case(
     y: float,
     whiskers: list[tuple[float, float, float]],
 ) -> float:
-    """Draw a case from y on, and say where it ends; its whiskers are only noted."""
+    """Draw a case from y on and return where it ends; collect its whiskers for one path."""
     _heading(axes, case[0], y + _HEAD - 8, _yardstick(case))
     y += _HEAD
     bars = [row for row in case if _has_bar(row)]
@@ -143,13 +143,13 @@ def _case(
 
 
 def _yardstick(case: Sequence[Row]) -> str:
-    """The time of what the others are held against."""
+    """The time of the row that the others are compared with."""
     times = [row["median_us"] for row in case if row["speedup"] == 1 and not _has_bar(row)]
     return f"{digits(times[0], 4)} µs" if times else ""
 
 
 def _missing_by_reason(case: Sequence[Row]) -> str:
-    """`skipped: naive, sage1; failed: liger`: those without a speedup, by why."""
+    """`skipped: naive, sage1; failed: liger`: the providers without a speedup, by reason."""
     by_reason: dict[str, list[str]] = {}
     for row in case:
         if not math.isfinite(row["speedup"]):
@@ -159,7 +159,7 @@ def _missing_by_reason(case: Sequence[Row]) -> str:
 
 
 def _bare(axes: "Axes") -> None:
-    """No frame: names stand where the vertical axis was."""
+    """Remove the frame: names stand in place of the vertical axis."""
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.set_yticks([])
@@ -167,7 +167,7 @@ def _bare(axes: "Axes") -> None:
 
 
 def _heading(axes: "Axes", row: Row, y: float, right: str = "") -> None:
-    """The case above its rows; no line runs through it."""
+    """Write the case's name above its rows, on a plain background."""
     case = name_of(str(row["case"]), str(row["mode"]), str(row["dtype"]))
     line = " · ".join(filter(None, (text(row.get("label", "")), text(case))))
     axes.axhspan(y - _HEAD + 8, y + 6, color=code("--paper"), linewidth=0, zorder=0.6)
@@ -177,14 +177,14 @@ def _heading(axes: "Axes", row: Row, y: float, right: str = "") -> None:
 
 
 def _across(axes: "Axes") -> Any:
-    """x over the whole figure, y in the units of the axes."""
+    """A transform: x over the whole figure, y in the units of the axes."""
     from matplotlib.transforms import blended_transform_factory
 
     return blended_transform_factory(axes.figure.transFigure, axes.transData)
 
 
 def _band(axes: "Axes", case: Sequence[Row], y: float, height: float) -> None:
-    """The noise floor, and the line that bars start from."""
+    """Draw the noise floor, and the line at 1 that bars start from."""
     noise = [row["noise_pct"] / 100 for row in case if math.isfinite(row["noise_pct"])]
     if noise:
         low = max(1 - noise[0], 0.1)
@@ -249,7 +249,7 @@ def _speedup_message(rows: Sequence[Row], baseline: str) -> str:
 
 
 def bytes_moved(measured: Sequence[Measured], look: Mapping[str, Look], where: str) -> list[Figure]:
-    """DRAM reads that ncu counted over those modelled, a row a provider."""
+    """Figures of DRAM reads counted by ncu over modelled ones, a row a provider."""
     rows = [row for row in map(audit.row, measured) if math.isfinite(row["model_error_pct"])]
     cases = list(parts(rows, "case").values())
     chunks = _chunks(cases) if cases else []

@@ -17,7 +17,7 @@ WORDS = frozenset({"case", "run", "best other", ""})
 
 
 def note(rows: Sequence[Row]) -> str:
-    """How to read these tables. rows: those that they were made from."""
+    """How to read these tables. rows: those in the tables."""
     return (
         f"{said(_NAMES)} Best other: the fastest of the same accuracy that is not ours; above 1 "
         f"ours is faster. [95 %]: {over_what(rows)}. ~: no difference beyond noise. Ceiling: the "
@@ -26,8 +26,8 @@ def note(rows: Sequence[Row]) -> str:
 
 
 def best(source: Source) -> Iterator[Sheet]:
-    """One sheet a family, mode, dtype, GPU and provider of ours; a case that several runs have in
-    lines one below the other. What was skipped is counted below, with the reason."""
+    """One sheet a family, mode, dtype, GPU and provider of ours; the lines of a case that several
+    runs have stand together. Skipped cases are counted below, with the reason."""
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in source.rows:
         parts.setdefault(_part(row), []).append(row)
@@ -52,7 +52,7 @@ def case_of(row: Row) -> tuple[str, ...]:
 
 
 def _part(row: Row) -> tuple[str, ...]:
-    """What a sheet is of."""
+    """The values that name a sheet."""
     return tuple(str(row[name]) for name in ("family", "mode", "dtype", "gpu"))
 
 
@@ -61,20 +61,19 @@ def _is_ours(row: Row) -> bool:
 
 
 def _sheet(title: str, source: Source, rows: Sequence[Row], name: str) -> Sheet:
-    """rows: of the same accuracy as ours, which is called `name`."""
+    """rows: of the same accuracy as our provider `name`."""
     cases = {row["case"] for row in rows if row["provider"] == name}
     present = [row for row in rows if row["case"] in cases]
     lines = by_case(source, present, lambda part: _cells(part, name))
-    skipped = [
-        row for row in present if row["status"] == Status.skipped
-    ]  # what failed stands first
+    # Not failures, which a report lists first.
+    skipped = [row for row in present if row["status"] == Status.skipped]
     return without_empty_columns(
         Sheet(title, HEADS, lines, "\n".join(untimed_reasons(skipped)), WORDS, labelled=True)
     )
 
 
 def _cells(part: Sequence[Row], name: str) -> tuple[str, ...]:
-    """Of one case: our time, the best other and its time, ×, % of ceiling and what bounds it."""
+    """A case's cells: our time, the best other and its time, ×, % of ceiling and what bounds it."""
     ours = next((row for row in part if row["provider"] == name), None)
     timed = {str(row["provider"]): row for row in part if has_time(row)}
     if ours is None or name not in timed:

@@ -1,4 +1,4 @@
-"""What the page holds of each case: the lines that reproduce it, and its records in full."""
+"""The details of each case on the page: commands that reproduce it, and its full records."""
 
 import json
 import math
@@ -24,9 +24,9 @@ class RecordView:
 
 @dataclass(frozen=True)
 class CaseView:
-    """A case in one run: how to run it again, and its records.
+    """A case in one run: its commands and its records.
 
-    shared: the facts that all its records have in common, said once.
+    shared: the facts that all its records have in common.
     """
 
     anchor: str
@@ -81,10 +81,10 @@ def _summary(row: Row) -> str:
 
 
 def facts(records: Sequence[RunRecord]) -> tuple[str, list[str]]:
-    """The records of a case as JSON, a field a line: what all say alike, and what each says.
+    """The records of a case as JSON, a field a line: the shared fields, and each record's own.
 
-    Without empty fields; real numbers to six figures; of the samples only how many there are;
-    traffic as [bytes read, bytes written] of each tensor.
+    Without empty fields; real numbers to six figures; samples only by their count; traffic as
+    [bytes read, bytes written] of each tensor.
     """
     fields_of = [_fields(record) for record in records]
     shared = {
@@ -111,7 +111,7 @@ def _fields(record: RunRecord) -> dict[str, Any]:
 
 
 def _samples(timing: Timing) -> dict[str, str]:
-    """How many there are in each of its lists that is not empty."""
+    """The number of samples in each of its lists that is not empty."""
     lists = {name: value for name, value in vars(timing).items() if isinstance(value, tuple)}
     return {name: _sample_count(value) for name, value in lists.items() if value}
 
@@ -121,7 +121,7 @@ def _sample_count(values: Sequence[Any]) -> str:
 
 
 def _short(value: Any) -> Any:
-    """Without what is empty inside, and without figures that no one reads."""
+    """Drop empty values, and digits beyond six."""
     if isinstance(value, dict):
         return {name: _short(item) for name, item in value.items() if item not in _NOTHING}
     if isinstance(value, list):
@@ -134,7 +134,7 @@ def _lines(fields: Mapping[str, Any]) -> str:
 
 
 def anchor(kind: str, *words: str) -> str:
-    """An id of this page that holds nothing of what names it."""
+    """An id on this page: a hash, so that it holds no user text."""
     return f"{kind}-{sha256('|'.join(map(repr, words)).encode()).hexdigest()[:10]}"
 
 

@@ -1,4 +1,4 @@
-"""`kernelbench list`: the families that there are, their axes and providers."""
+"""`kernelbench list`: the families, with their axes and providers."""
 
 import json
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def _values(axis: Axis) -> list[str]:
 
 
 def facts_of(family: Family[Any]) -> Facts:
-    """What `list` says of it."""
+    """What `list` prints of a family."""
     return {
         "name": family.name,
         "title": family.title,

@@ -37,7 +37,7 @@ _SIDE = 3  # strips in one figure
 
 
 def accuracy(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Iterator[Figure]:
-    """Error against speed, a figure a mode and dtype; the front through providers' means."""
+    """Error against speed, a figure a mode and dtype, with the Pareto front of providers' means."""
     good = [r for r in rows if r["speedup"] > 0 and 0 < r["error_rel"] < math.inf]
     for (mode, dtype), part in parts(good, "mode", "dtype").items():
         names, shared = parts(part, "provider"), parts(common(part), "provider")
@@ -92,7 +92,7 @@ def _accuracy(
 
 
 def _front(means: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Those that no other beats in both, from the slowest to the fastest."""
+    """The providers that no other beats in both, from the slowest to the fastest."""
     order = sorted(means, key=lambda name: (-means[name][0], means[name][1]))
     front, least = list[str](), math.inf
     for name in order:
@@ -103,7 +103,7 @@ def _front(means: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def noisy(rows: Sequence[Row]) -> list[Row]:
-    """Those with the widest intervals of what is flagged or wider than ± 1 %."""
+    """The STRIPS widest intervals of rows that are flagged or wider than ± 1 %."""
     doubtful = [
         row for row in rows
         if has_time(row)
@@ -120,7 +120,7 @@ def arm_pct(row: Row) -> float:
 
 
 def strips(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Iterator[Figure]:
-    """The raw samples, in their order, of the cases that are noisy."""
+    """The raw samples of noisy cases, in the order of measurement."""
     chosen = noisy(rows)
     several = len(chosen) > _SIDE
     for first in range(0, len(chosen), _SIDE):

@@ -1,4 +1,4 @@
-"""Which tables a report shows: those that were asked for, or a choice that reads well."""
+"""Which tables a report shows: those that the user named, or a readable default."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from kernelbench.report.means import has_time
 from kernelbench.report.sheet import Row, Sheet, Source
 from kernelbench.spec import UsageError, suggest
 
-FEW = 6  # cases on GPUs, up to which every provider has a line, too
+FEW = 6  # cases on GPUs; up to so many, every provider has a line, too
 KINDS: Mapping[str, Callable[[Source], Iterator[Sheet]]] = {
     "best": best.best,
     "documents": documents,
@@ -22,8 +22,8 @@ MORE = "More: --tables traffic, documents, memory, scaling, launch, breakeven, e
 
 @dataclass(frozen=True)
 class Choice:
-    """rows: all that there is. first: tables of ours against the best other. cases: what is shown a
-    line a provider. sheets: the tables after it. note: how to read them."""
+    """rows: all rows. first: tables of ours against the best other. cases: rows shown a line a
+    provider. sheets: the tables after it. note: how to read them."""
 
     rows: Sequence[Row]
     first: Sequence[Sheet]
@@ -34,9 +34,9 @@ class Choice:
 
 
 def table_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The tables that were asked for, `all` being every one.
+    """The tables that the user named, `all` being every one.
 
-    Raises UsageError for one that there is not.
+    Raises UsageError for an unknown table.
     """
     for name in names:
         if name != "all" and name not in NAMES:
@@ -45,9 +45,9 @@ def table_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def choice(names: Sequence[str], source: Source) -> Choice:
-    """Exactly the tables that were named, and which of them are empty. Where none was: ours against
-    the best other; a line a provider where that is short, and where nothing of ours has a time;
-    then what profilers saw, and which runs these are if they are several."""
+    """The named tables, with a note of which are empty. By default: ours against the best other; a
+    line a provider where that is short or nothing of ours has a time; then what profilers saw, and
+    a list of the runs where there are several."""
     runs = list(sheets.runs(source)) if source.short else []
     if names:
         kinds = table_names(names)
@@ -82,5 +82,5 @@ def _nonempty(make: Callable[[Source], Iterator[Sheet]], source: Source) -> list
 
 
 def _cases(rows: Sequence[Row]) -> int:
-    """How many have a GPU's time."""
+    """How many cases have a time of a GPU."""
     return len({(row["run_id"], row["family"], row["case"]) for row in rows if has_time(row)})

@@ -1,4 +1,4 @@
-"""Claimed beside measured: a table a document, what stands against a claim as numbered notes."""
+"""Claimed beside measured figures: a table a document, objections as numbered notes."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ STYLES = {
     claims.Verdict.better: "green",
     claims.Verdict.not_reproduced: "red",
 }
-BROKEN = {str(claims.Verdict.inconclusive): "incon-\nclusive"}  # heads that leave no room else
+BROKEN = {str(claims.Verdict.inconclusive): "incon-\nclusive"}  # heads too wide for 80 columns
 Cells = tuple[str, ...]
 
 _GAP = 2
@@ -39,7 +39,7 @@ _LEAST_CLAIMED, _LEAST_VERDICT = 13, 17
 
 
 class Part(NamedTuple):
-    """What one section of a document claims for one machine: a line of HEADS a claim."""
+    """The claims in one section of a document for one machine: a line of HEADS a claim."""
 
     head: str
     rows: list[claims.ClaimRow]
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 class Page(NamedTuple):
     """A document's claims as text. notes: numbered from 1, as in brackets behind a verdict;
-    remarks: of the whole document."""
+    remarks: on the whole document."""
 
     title: str
     source: str
@@ -58,7 +58,7 @@ class Page(NamedTuple):
 
 
 def pages(rows: Sequence[claims.ClaimRow]) -> Iterator[Page]:
-    """One a document, in order."""
+    """One page a document, in order."""
     for document, group in groupby(rows, key=lambda row: row.document):
         numbers: dict[str, int] = {}
         parts = [
@@ -94,8 +94,8 @@ def _printed(value: float, places: int) -> str:
 
 
 def measured_text(row: claims.ClaimRow) -> str:
-    """`2.23 ±0.6%`, the longer arm of its interval, and `34.8 modelled`; nothing where nothing was
-    found."""
+    """`2.23 ±0.6%`, with the longer arm of its interval, or `34.8 modelled`; nothing without a
+    value."""
     value = row.evidence.value
     if value is None:
         return ""
@@ -106,12 +106,12 @@ def measured_text(row: claims.ClaimRow) -> str:
 
 
 def figure(value: float) -> str:
-    """Three figures, more where a whole number has them."""
+    """Three digits, or all digits of a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def summary(rows: Sequence[claims.ClaimRow]) -> list[Cells]:
-    """How often each verdict fell: a head, a line a document, and all of them."""
+    """How often each verdict occurs: a head, a line a document, and a total."""
     verdicts = list(claims.Verdict)
     lines: list[Cells] = [("document", "claims", *map(str, verdicts))]
     documents = [(doc.id, list(part)) for doc, part in groupby(rows, key=lambda row: row.document)]
@@ -122,7 +122,7 @@ def summary(rows: Sequence[claims.ClaimRow]) -> list[Cells]:
 
 
 def render(rows: Sequence[claims.ClaimRow], console: Console) -> None:
-    """Print it, 80 columns wide or wider."""
+    """Print the pages, 80 columns wide or wider."""
     narrow = console.width
     console.width = max(narrow, _LEAST)
     try:
@@ -151,7 +151,7 @@ def _page(page: Page, console: Console) -> None:
 
 
 def _widths(page: Page, whole: int) -> dict[int, int]:
-    """Of each column that holds something; what is left is the verdict's."""
+    """The width of each column that is not empty; the verdict takes the rest."""
     lines = [HEADS, *(cells for part in page.parts for cells in part.cells)]
     columns = [column for column in range(len(HEADS)) if any(cells[column] for cells in lines[1:])]
     widths = {column: max(cell_len(cells[column]) for cells in lines) for column in columns[:-1]}
@@ -224,13 +224,13 @@ def markdown(rows: Sequence[claims.ClaimRow]) -> str:
 
 
 def _grid(cells: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown, its first line the head."""
+    """A Markdown table; the first line is the head."""
     lines = [f"| {' | '.join(line)} |" for line in cells]
     return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
 
 
 def _escaped(text: str) -> str:
-    """Nothing of a document becomes markup."""
+    """Escape Markdown in a text."""
     return re.sub(r"([\\`*_<>|#\[\]])", r"\\\1", " ".join(text.split()))
 
 

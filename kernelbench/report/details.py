@@ -1,4 +1,4 @@
-"""What is known of failures beyond one line, for whoever wrote the provider."""
+"""The full details of failures, for the author of a provider."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ MORE = "-v shows more of what went wrong"
 
 
 def details(records: Sequence[RunRecord]) -> list[str]:
-    """Lines of every record's `detail`, an empty one before each; what cases share stands once."""
+    """The lines of every record's `detail`, each after an empty line; cases share a detail."""
     groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         if record.detail:

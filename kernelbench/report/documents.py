@@ -1,4 +1,4 @@
-"""A line a case, as documents on kernels print it: the baseline, the best of PyTorch, ours."""
+"""A line a case, as papers on kernels print it: the baseline, the best of PyTorch, ours."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ Cells = tuple[str, ...]
 
 
 def documents(source: Source) -> Iterator[Sheet]:
-    """One sheet a family, mode and dtype; a case that several runs have in lines one below the
-    other, each with its run. What has no time is counted below, with the reason."""
+    """One sheet a family, mode and dtype; the lines of a case that several runs have stand
+    together, each with its run. Cases without a time are counted below, with the reason."""
     reads: dict[tuple[str, ...], float | None] = {
         (m.run_id, m.family, m.case, m.provider): audit.per_call(m, "dram_read_bytes")
         for m in source.measured
@@ -95,7 +95,7 @@ def _saved_reads(reads: Mapping[tuple[str, ...], float | None], base: Row | None
 
 
 def untimed_reasons(rows: Sequence[Row]) -> list[str]:
-    """What has no time and why, a reason a line, with how many cases it is of."""
+    """Why providers have no time: a line a reason, with the number of cases."""
     counts = Counter((str(row["provider"]), answer(row)) for row in rows if row["status"] != "ok")
     return [
         f"{provider}: {why}{f' ({count} cases)' if count > 1 else ''}"

@@ -1,4 +1,4 @@
-"""What a run ran on, as a page says it, and where several runs differ."""
+"""The environment of each run, for the page, and where several runs differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def facts(manifest: Manifest) -> dict[str, str]:
 
 
 def _policy(policy: Manifest) -> dict[str, str]:
-    """What the driver was told."""
+    """The driver's settings."""
     units = {
         "power limit": ("power_limit_w", "W"),
         "power limit by default": ("power_limit_default_w", "W"),
@@ -58,7 +58,7 @@ def _policy(policy: Manifest) -> dict[str, str]:
 
 
 def _ceilings(ceilings: Manifest) -> dict[str, str]:
-    """The best rate of each kind, measured."""
+    """The best measured rate of each kind."""
     rates = {}
     for kind, points in (ceilings.get("bandwidth") or {}).items():
         best = max((size / ns for size, ns in points if ns), default=0)
@@ -71,7 +71,7 @@ def _ceilings(ceilings: Manifest) -> dict[str, str]:
 
 
 def differences(manifests: Mapping[str, Manifest]) -> list[tuple[str, list[str]]]:
-    """(fact, its value in each run) where the runs do not agree; when they ran is no difference."""
+    """(fact, its value in each run) where runs differ, except in when they were measured."""
     facts_of = [facts(manifest) for manifest in manifests.values()]
     names = dict.fromkeys(name for run_facts in facts_of for name in run_facts)
     return [

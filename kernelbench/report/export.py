@@ -1,4 +1,4 @@
-"""Records in the formats that dashboards of others import."""
+"""Records in the formats that other dashboards import."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ METRICS = ("median_us", "kernel_us", "host_us", "graph_us", "speedup", "speedup_
 
 
 def valid_target(target: str) -> str:
-    """The target as it is. Raises UsageError for one that there is not."""
+    """The target. Raises UsageError for an unknown one."""
     if target not in TARGETS:
         raise UsageError(f"--to: no {target!r}{suggest(target, TARGETS)}")
     return target
 
 
 def timed_rows(frame: "DataFrame") -> list[Row]:
-    """The rows of right providers that have a time of a GPU."""
+    """The rows of right providers with a time of a GPU."""
     rows = metrics.dicts(frame)
     return [row for row in rows if has_time(row)]
 
@@ -116,7 +116,7 @@ def _interval(row: Row, metric: str) -> dict[str, float]:
 
 
 def fastest_exact(rows: Sequence[Row]) -> list[Row]:
-    """Of each case the provider that a user should take: the fastest exact one, by median."""
+    """The fastest exact provider of each case, by median: the one that a user should take."""
     best: dict[tuple[str, ...], Row] = {}
     for row in rows:
         key = tuple(str(row[name]) for name in ("run_id", "family", "case"))

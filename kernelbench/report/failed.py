@@ -1,4 +1,4 @@
-"""What is wrong or failed, which stands before all else, and is why the exit code is 1."""
+"""Records that are wrong or failed: printed first, and the reason for exit code 1."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from rich.console import Console
 
 from kernelbench.spec import RunRecord, Status
 
-MOST = 20  # that are named before the tables
+MOST = 20  # lines before the tables
 _LONGEST = 200
 _BAD = frozenset(status.value for status in Status if status.bad)
 Row = Mapping[str, Any]
 
 
 def show(rows: Iterable[Row], console: Console) -> None:
-    """A line for each, with its case, and an empty one; many are cut short."""
+    """Print a line for each with its case, then an empty line; a long list is cut."""
     bad = _bad(rows)
     lines = [f"{_name(row)}: {row['status']}{_reason(row)}" for row in bad[:MOST]]
     if len(bad) > MOST:
@@ -38,7 +38,7 @@ def why(rows: Iterable[Row]) -> str:
 
 
 def rows_of(records: Iterable[RunRecord]) -> list[dict[str, str]]:
-    """As much of records as is told here; nothing is derived from their samples."""
+    """The fields of records that these lines need; nothing is derived from samples."""
     names = ("family", "case", "provider", "status", "reason")
     return [{name: str(getattr(record, name)) for name in names} for record in records]
 

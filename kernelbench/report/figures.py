@@ -1,4 +1,4 @@
-"""The canvas of the page's figures: matplotlib draws, CSS colours, a sentence says what is seen.
+"""The canvas of the page's figures: drawn by matplotlib, coloured by CSS, described in a sentence.
 
 A figure becomes inline SVG. Its colours are names, which page.css gives a value for light and for
 dark; its text stays text, in the page's own font; the same records give the same bytes.
@@ -68,7 +68,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """message: what it shows, in words, for those who do not see it; kinds: of its numbers."""
+    """message: what it shows, in words, for screen readers; kinds: of its numbers."""
 
     title: str
     message: str
@@ -79,7 +79,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Look:
-    """How a provider is drawn in every figure of its family: never told by colour alone."""
+    """How a provider is drawn in all figures of its family: never distinguished by colour alone."""
 
     colour: str
     marker: str
@@ -92,7 +92,7 @@ def code(name: str) -> str:
 
 
 def require() -> None:
-    """Raises KernelbenchError, with the remedy, where the page cannot be made."""
+    """Raise KernelbenchError, with the remedy, where the page cannot be made."""
     try:
         import jinja2
         import matplotlib
@@ -106,7 +106,7 @@ def require() -> None:
 
 def looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look for each provider: its role's colours in turn, a marker of its own, approximate ones
-    hatched. Where a role has more providers than colours, the markers tell them apart."""
+    hatched. Where a role has more providers than colours, markers distinguish them."""
     facts = {str(row["provider"]): (str(row["role"]), row["accuracy"]) for row in rows}
     used: dict[str, int] = {}
     look_of = dict[str, Look]()
@@ -128,21 +128,21 @@ def parts(rows: Sequence[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
 
 
 def text(value: object) -> str:
-    """A name without the control characters that no document may hold."""
+    """Replace control characters, which no document may hold."""
     return re.sub(
         r"[^\x20-\U0010ffff]|[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(value)
     )
 
 
 def short(value: object, most: int) -> str:
-    """A name cut in its middle, where cases of one family differ least."""
+    """Cut a name in its middle, where the cases of a family differ least."""
     name = text(value)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's own defaults, whatever the user's are, and ours on them: for all figures."""
+    """Set matplotlib's defaults and ours on them, for all figures, whatever the user's are."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE], after_reset=True):
@@ -197,8 +197,8 @@ def svg(figure: "Canvas", title: str, message: str) -> str:
 
 
 def _tidy(body: str) -> str:
-    """Names for colours, the page's font, one decimal, no clipping, and no ids but those that
-    something refers to. What is everywhere the same is said once, in page.css."""
+    """Name colours, use the page's font, one decimal, no clipping, and only those ids that are
+    referred to. Styles that all figures share are in page.css."""
     body = re.sub(r"<!--.*?-->|<defs>\s*<clipPath.*?</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
     body = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", body)
@@ -240,7 +240,7 @@ def _one_decimal(number: re.Match[str]) -> str:
 
 
 def box(axes: "Axes", ends: tuple[float, float], y: float, height: float, **style: Any) -> None:
-    """A bar from end to end with its middle at y: `axes.barh` without what it costs."""
+    """Draw a bar from end to end with its middle at y: a fast `axes.barh`."""
     from matplotlib.patches import Rectangle
 
     low, high = ends
@@ -254,7 +254,7 @@ def log_axes(
     form: Callable[[float], str],
     base: int = 10,
 ) -> None:
-    """A logarithmic axis (`x` or `y`) from end to end, with readable ticks: at least two."""
+    """Set a logarithmic axis (`x` or `y`) from end to end, with at least two readable ticks."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = ends
@@ -267,7 +267,7 @@ def log_axes(
 
 
 def _ticks(low: float, high: float, base: int) -> list[float]:
-    """Powers of the base inside, thinned to eight at most; more finely where there are few."""
+    """Powers of the base inside, eight at most; finer steps where there are few."""
     powers = range(
         math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1
     )
@@ -282,13 +282,13 @@ def _ticks(low: float, high: float, base: int) -> list[float]:
 
 
 def around(values: Iterable[float], factor: float) -> tuple[float, float]:
-    """Ends that leave such a factor of room on either side of positive values."""
+    """Ends that leave this factor of room on either side of positive values."""
     numbers = list(values)
     return min(numbers) / factor, max(numbers) * factor
 
 
 def plain(value: float) -> str:
-    """4096, 0.25, 16k: for ticks."""
+    """Format a tick: 4096, 0.25, 16k."""
     if value >= 1e4:
         for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if value >= size:
@@ -297,7 +297,7 @@ def plain(value: float) -> str:
 
 
 def tokens(value: float) -> str:
-    """For a swept axis: 1024 stays, 16384 is 16Ki."""
+    """Format a value of a swept axis: 1024 stays, 16384 is 16Ki."""
     for size, unit in ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
         if value >= 8 * size and not value % size:
             return f"{value / size:.4g}{unit}"
@@ -305,7 +305,7 @@ def tokens(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """1.6e-3; 0, inf and what is no number as they are."""
+    """1.6e-3; 0 and inf as they are, nothing for NaN."""
     if not value or not math.isfinite(value):
         return "" if math.isnan(value) else f"{value:.0f}"
     digits, power = f"{value:.1e}".split("e")
@@ -313,7 +313,7 @@ def scientific(value: float) -> str:
 
 
 def legend(axes: "Axes", columns: int = 4) -> None:
-    """The providers above the axes, each with its marker."""
+    """List the providers above the axes, each with its marker."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -326,5 +326,5 @@ def legend(axes: "Axes", columns: int = 4) -> None:
 
 
 def legend_height(entries: int, columns: int = 4) -> float:
-    """What such a legend needs above the axes."""
+    """The height of such a legend above the axes."""
     return 14 * math.ceil(entries / columns) + 12

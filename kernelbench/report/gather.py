@@ -1,4 +1,4 @@
-"""What a report is made of: the records of any mix of runs, and what could not be read."""
+"""The data of a report: the records of any mix of runs, and what could not be read."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from kernelbench.report.kept import derive
 from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, beside, suggest
 
 T = TypeVar("T")
-FEW = 5  # problems of one kind that are named one by one
+FEW = 5  # problems of one kind that are listed one by one
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Gathered:
 
     @cached_property
     def records(self) -> list[RunRecord]:
-        """What the rows were derived from, raw samples and all: reading it takes longest."""
+        """The records behind the rows, with raw samples: slow to read."""
         known = {(row["run_id"], row["family"]) for row in self.rows}
         records = (record for run in self.runs for record in _readable_records(run))
         return _newest(
@@ -117,7 +117,7 @@ def _read(run: Path, gathered: Gathered, against: str) -> None:
 
 
 def _readable_records(run: Path) -> list[RunRecord]:
-    """The records of a run whose problems have been named already."""
+    """The records of a run; its problems are already reported."""
     try:
         return store.read(run)
     except KernelbenchError:
@@ -125,7 +125,7 @@ def _readable_records(run: Path) -> list[RunRecord]:
 
 
 def _summarized(run: Path, problems: Sequence[str]) -> list[str]:
-    """Problems that are all alike in one line: a run of another schema is one problem."""
+    """Join many like problems in one line: a run of another schema is one problem."""
     counts = Counter(problem.partition(": ")[2] for problem in problems)
     single = [p for p in problems if counts[p.partition(": ")[2]] <= FEW]
     many = [f"{run}: {count} lines: {what}" for what, count in counts.items() if count > FEW]
@@ -135,8 +135,8 @@ def _summarized(run: Path, problems: Sequence[str]) -> list[str]:
 def _newest(
     items: Iterable[T], key: Callable[[T], tuple[str, ...]], age: Callable[[T], tuple[str, int]]
 ) -> list[T]:
-    """Each once, the newest, those of one case together. key: run, family, case, provider. age:
-    when it was measured, and in how many processes."""
+    """Keep the newest of each key, those of one case together. key: run, family, case, provider.
+    age: when it was measured, and in how many processes."""
     newest: dict[tuple[str, ...], tuple[tuple[str, int], T]] = {}
     for item in items:
         name, when = key(item), age(item)

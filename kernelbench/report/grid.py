@@ -1,4 +1,4 @@
-"""The page's sortable tables: a record a row, every column with the kind of its numbers."""
+"""The page's sortable tables: a row a record, every column with the kind of its numbers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from kernelbench.report.tables import figures, percent
 
 @dataclass(frozen=True)
 class Head:
-    """of: the column that its numbers are of, or come from."""
+    """of: the column of the record that its numbers come from."""
 
     name: str
     of: str = ""
@@ -25,7 +25,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
-    """sort: what it is sorted by, where that is not its text."""
+    """sort: the sort key, where that is not the text."""
 
     text: str
     number: bool = True
@@ -96,7 +96,7 @@ def _used(row: Row) -> Cell:
 
 
 def _outcome(row: Row) -> Cell:
-    """The status with its reason; of what is ok, what makes it doubtful."""
+    """The status with its reason, and the flags."""
     lines = str(row["reason"]).strip().splitlines()
     words = [str(row["status"]), *lines[:1]] if row["status"] != "ok" else ["ok"]
     return Cell(text(": ".join(filter(None, [*words, str(row["flags"])]))), number=False)
@@ -130,9 +130,9 @@ _CHECKS: Sequence[_Column] = (
 
 
 def speeds(rows: Sequence[Row], record: Anchor, case: Anchor) -> Grid:
-    """Times, speedups, shares, bytes and errors; columns of which nothing is known are left out.
+    """Times, speedups, shares, bytes and errors, without empty columns.
 
-    record, case: where a row's record, and its case, stand on the page.
+    record, case: the anchors of a row's record and case on the page.
     """
     return _grid("Every record", rows, _SPEEDS, record, case)
 

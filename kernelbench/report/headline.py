@@ -1,4 +1,4 @@
-"""The top of the page: what was measured where, what is wrong, and how fast ours is in the mean."""
+"""The top of the page: what was measured where, what is wrong, and the mean speedups of ours."""
 
 import math
 from collections import Counter
@@ -14,14 +14,14 @@ from kernelbench.report.means import Mean, mean, over_what
 from kernelbench.report.tables import figures
 from kernelbench.spec import Measured, Status
 
-NAMED = 12  # problems of one kind that are named one by one
+NAMED = 12  # problems of one kind that are listed one by one
 FEW = 3  # suites or GPUs that a title names
 
 
 @dataclass(frozen=True)
 class Problem:
-    """href: where on the page its record stands; nothing where there is none. doubt: whether it
-    only makes numbers doubtful; else something is wrong."""
+    """href: the anchor of its record, or nothing. doubt: it only makes numbers doubtful; else
+    something is wrong."""
 
     text: str
     href: str = ""
@@ -31,7 +31,7 @@ class Problem:
 def title(
     rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """`h200 on NVIDIA H200`: suites and GPUs by name, of more than a few how many there are."""
+    """`h200 on NVIDIA H200`: suites and GPUs by name, or their number where there are many."""
     suites, gpus = _subjects(rows, measured, manifests)
     what = _name_or_count(suites, "suites") or "kernel benchmarks"
     where = f" on {_name_or_count(gpus, 'GPUs')}" if gpus else ""
@@ -42,7 +42,7 @@ def title(
 def _subjects(
     rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """The suites and the GPUs, each once."""
+    """The distinct suites and GPUs."""
     suites = dict.fromkeys(text(m["suite"]) for m in manifests.values() if m.get("suite"))
     gpus = dict.fromkeys(text(g) for g in (*(r["gpu"] for r in rows), *(m.gpu for m in measured)))
     return [*suites], [*gpus]
@@ -55,8 +55,8 @@ def _name_or_count(names: Sequence[str], what: str) -> str:
 def machine(
     rows: Sequence[Row], measured: Sequence[Measured], manifests: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """(fact, value): suites and GPUs that the title does not name, versions, dates, how many runs,
-    and how their records ended."""
+    """(fact, value): suites and GPUs that the title does not name, versions, dates, the number of
+    runs, and statuses of records."""
     known = list(manifests.values())
     subjects = zip(("suite", "GPU"), _subjects(rows, measured, manifests), strict=True)
     versions = [(manifest.get("machine") or {}).get("versions") or {} for manifest in known]
@@ -84,7 +84,7 @@ def machine(
 
 
 def problems(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Problem]:
-    """What went wrong, then what makes numbers doubtful. Empty where there is nothing."""
+    """Failures first, then what makes numbers doubtful."""
     bad = [row for row in rows if row["record"].status.bad]
     entries = [
         Problem(f"{_record_name(row)}: {_why(row)}", f"#{record_anchor(row)}")
@@ -110,7 +110,7 @@ def _why(row: Row) -> str:
 
 
 def _audit_problems(measured: Sequence[Measured]) -> Iterator[Problem]:
-    """A line a family: the providers whose reads are not what their models say, and how far."""
+    """A line a family: providers whose measured reads differ from their models."""
     off: dict[str, list[str]] = {}
     for call in audit.failed_audits(measured):
         error = audit.model_error_pct(call) or 0.0
@@ -130,7 +130,7 @@ def _first_reason(measured: Sequence[Measured]) -> str:
 
 
 def _flag_problems(rows: Sequence[Row]) -> Iterator[Problem]:
-    """A line a flag and family; `ungated` is a timer, but doubtful likewise."""
+    """A line a flag and family; the timer `ungated` counts as a flag."""
     by_flag: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         flags = [flag for flag in str(row["flags"]).split(";") if flag and flag != "prepacked"]

@@ -68,5 +68,5 @@ def _seconds(row: Row) -> float:
 
 
 def _clean(value: object) -> str:
-    """Without the characters that XML has none for."""
+    """Replace characters that XML cannot hold."""
     return _NOT_XML.sub("?", f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -1,8 +1,8 @@
-"""What a run's records come to, kept between reports: the intervals take most of a report's time.
+"""The figures of a run's records, cached between reports: intervals take most of a report's time.
 
 Kept in the user's cache folder, by a hash of the records, of the code that derives figures from
-them, of the versions of Python and numpy, and of what speedups are against: what has changed is
-derived anew. A cache that cannot be read or written costs time, nothing else.
+them, of the versions of Python and numpy, and of what speedups are against: after a change they
+are derived again. A cache that cannot be read or written costs only time.
 """
 
 import json
@@ -24,7 +24,7 @@ from kernelbench import metrics, store
 from kernelbench.files import write
 from kernelbench.spec import KernelbenchError, migrations
 
-MOST = 256  # files that are kept; a run has one for each provider that it was held against
+MOST = 256  # files in the cache; a run has one for each provider it was compared with
 CODE = (
     *("limits.py", "significance.py", "statistics.py", "times.py"),
     *("metrics/*.py", "store/*.py", "spec/*.py"),
@@ -43,7 +43,7 @@ class Derived:
 
 
 def folder() -> Path:
-    """Where they are kept: the user's cache folder, `…/kernelbench/derived`."""
+    """The user's cache folder, `…/kernelbench/derived`."""
     return platformdirs.user_cache_path("kernelbench", appauthor=False) / "derived"
 
 
@@ -52,7 +52,7 @@ def files() -> list[Path]:
 
 
 def clear() -> int:
-    """Forget all that is kept; how many files that were."""
+    """Delete all cached files; return how many there were."""
     paths = files()
     for file in paths:
         file.unlink(missing_ok=True)
@@ -60,10 +60,10 @@ def clear() -> int:
 
 
 def derive(run: Path, against: str = "") -> Derived:
-    """Of a run's current records. Raises KernelbenchError for a folder that cannot be read."""
+    """The figures of a run's current records. Raises KernelbenchError for an unreadable folder."""
     lines = store.lines(run, store.RECORDS)
     content = b"\n".join(lines)
-    versions = [sys.version, numpy_version]  # they draw and round
+    versions = [sys.version, numpy_version]  # of random draws and rounding
     names = sorted(file.name for file in run.glob(f"{store.RECORDS}*"))
     words = json.dumps([str(run), names, against, _code(), versions, sorted(migrations.RECORDS)])
     path = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
@@ -83,7 +83,7 @@ def _older(content: bytes) -> dict[str, int]:
 
 @cache
 def _code() -> str:
-    """A hash of what derives figures from records."""
+    """A hash of the code that derives figures from records."""
     package, digest = Path(metrics.__file__).parent, sha256()
     for pattern in CODE:
         for path in sorted(package.glob(pattern)):
@@ -92,7 +92,7 @@ def _code() -> str:
 
 
 def _keep(path: Path, figures: Derived) -> None:
-    """In one step, so that nobody meets half of it; the oldest files make room."""
+    """Write in one step, so that nobody reads half a file; delete the oldest files."""
     with suppress(OSError, KernelbenchError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps(asdict(figures)))

@@ -1,5 +1,5 @@
 """The page's first figures, case by case on linear axes: × best other around 1, and % of ceiling
-with the best other's beside it. The rows of both are the same, so that they stand side by side.
+with the best other's beside it. Both have the same rows, to be read side by side.
 """
 
 import math
@@ -21,19 +21,19 @@ from kernelbench.report.tables import fold
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROWS = 40  # cases in one figure at most; what does not fit goes on in the next
+ROWS = 40  # cases in one figure at most; the rest goes on in the next
 WIDTH = 380  # of a figure, in its own units: px on a phone
 NAME, OTHER = 24, 12  # characters in a line of a case's name; of the best other's
 BEST, CEILING = "× best other", "% of ceiling"
 _LETTER, _ROW, _LINE, _HEAD, _FOOT = 5.3, 15.0, 10.5, 18.0, 20.0
-_VALUE, _RIGHT = 34.0, 112.0  # right of the axis: where values end, and all that there is
-_LEAST = 0.05  # how far from 1 an axis reaches at least: less would make noise look like much
+_VALUE, _RIGHT = 34.0, 112.0  # right of the axis: where values end, and the whole width
+_LEAST = 0.05  # the least reach of an axis from 1: less would magnify noise
 _STEPS = tuple(m * 10.0**e for e in range(-2, 7) for m in (1, 2, 5))
 
 
 @dataclass(frozen=True)
 class Lead:
-    """A panel's figures, each with what it is of; about: how many cases, and of which run."""
+    """A panel's figures, each with its name; about: how many cases, and of which run."""
 
     name: str
     about: str
@@ -41,7 +41,7 @@ class Lead:
 
 
 class Place(NamedTuple):
-    """Where a case stands in a figure: the middle of its row, and its height."""
+    """The place of a case in a figure: the middle of its row, and its height."""
 
     row: Row
     name: str
@@ -50,8 +50,8 @@ class Place(NamedTuple):
 
 
 def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
-    """One of a panel that has speeds, more where it has many cases; none of a single case, of which
-    the verdict says all."""
+    """One lead of a panel with speeds, more where it has many cases; none for a single case, since
+    the verdict has it."""
     speedy = with_number(panel.ours, "speedup_best_lo") or with_number(panel.ours, "sol_pct")
     if not speedy or len(panel.ours) < FEWEST:
         return
@@ -77,7 +77,7 @@ def leads(panel: Panel, look: Mapping[str, Look]) -> Iterator[Lead]:
 
 
 def caption(name: str, rows: Sequence[Row]) -> str:
-    """Of such a figure of these rows: how it is read, and what its intervals are over."""
+    """How to read such a figure of these rows, and what its intervals are over."""
     if name == CEILING:
         return (
             "% of ceiling: the time that this machine's measured limits allow for the modelled "
@@ -100,12 +100,12 @@ def _about(panel: Panel, rows: Sequence[Row], of: str) -> str:
 
 
 def _usual(rows: Sequence[Row]) -> str:
-    """The dtype that most cases have, which their names leave out."""
+    """The most common dtype, which names leave out."""
     return Counter(str(row["dtype"]) for row in rows).most_common(1)[0][0]
 
 
 def _places(rows: Sequence[Row], mode: str) -> list[Place]:
-    """Each under the other; of a name, the mode and the usual dtype are left out."""
+    """Stack the cases; their names leave out the mode and the usual dtype."""
     usual = _usual(rows)
     places, y = [], _HEAD
     for row in rows:
@@ -119,7 +119,7 @@ def _places(rows: Sequence[Row], mode: str) -> list[Place]:
 
 @contextmanager
 def _rows(places: Sequence[Place], heads: tuple[str, str]) -> "Iterator[tuple[Any, Axes]]":
-    """A figure with the names of its rows, and room for two columns of text at their right."""
+    """A figure with the names of its rows, and two columns of text at their right."""
     names = [line for place in places for line in place.name.split("\n")]
     left = _LETTER * max(len(name) for name in names) + 10
     height = _HEAD + sum(place.height for place in places) + _FOOT
@@ -136,7 +136,7 @@ def _rows(places: Sequence[Place], heads: tuple[str, str]) -> "Iterator[tuple[An
 
 
 def _text(axes: "Axes", x: float, y: float, label: str, colour: str, **more: Any) -> None:
-    """x: in the figure's units from its left, y: in those of the axes."""
+    """Write a text. x: in the figure's units from its left, y: in those of the axes."""
     from matplotlib.transforms import blended_transform_factory
 
     across = blended_transform_factory(axes.figure.transFigure, axes.transData)
@@ -145,13 +145,13 @@ def _text(axes: "Axes", x: float, y: float, label: str, colour: str, **more: Any
 
 
 def _two_columns(axes: "Axes", texts: tuple[str, str], y: float, colour: str = "--ink") -> None:
-    """A value and what belongs to it, right of the axis."""
+    """Write a value and its name right of the axis."""
     _text(axes, WIDTH - _RIGHT + _VALUE, y, texts[0], colour, ha="right")
     _text(axes, WIDTH - _RIGHT + _VALUE + 8, y, texts[1], "--muted")
 
 
 def _missing(axes: "Axes", place: Place, absent: str) -> None:
-    """Why there is nothing in a row."""
+    """Write why a row is empty."""
     status = str(place.row["status"])
     bad = place.row["record"].status.bad
     label = f"✗ {status}" if bad else absent if status == "ok" else status
@@ -187,7 +187,7 @@ def _best(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], title
 
 
 def _ends(axes: "Axes", rows: Sequence[Row]) -> tuple[float, float]:
-    """As far to the left of 1 as to its right, but not below 0; and ticks, one of them at 1.
+    """Ends as far left of 1 as right, but not below 0; and ticks, one of them at 1.
 
     rows: a panel's, so that all its figures have one axis.
     """
@@ -236,7 +236,7 @@ def _whiskers(axes: "Axes", places: Sequence[Place]) -> None:
 
 
 def _lines(axes: "Axes", lines: Iterable[Any], colour: str, width: float) -> None:
-    """Many lines as one path."""
+    """Draw many lines as one path."""
     points = [*chain.from_iterable((*line, (math.nan, math.nan)) for line in lines)]
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=width)
 
@@ -282,7 +282,7 @@ def _ceiling(panel: Panel, places: Sequence[Place], look: Mapping[str, Look], ti
 
 
 def _gaps(axes: "Axes", ours: Mapping[float, Row], theirs: Mapping[float, Row]) -> None:
-    """From the best other to ours."""
+    """Draw lines from the best other to ours."""
     lines = [((ours[y]["sol_pct"], y), (row["sol_pct"], y)) for y, row in theirs.items()]
     if lines:
         _lines(axes, lines, code("--muted"), 1)
@@ -291,7 +291,7 @@ def _gaps(axes: "Axes", ours: Mapping[float, Row], theirs: Mapping[float, Row]) 
 def _points(
     axes: "Axes", rows: Mapping[float, Row], look: Mapping[str, Look], *, hollow: bool
 ) -> None:
-    """Rows by where they stand."""
+    """Draw rows at their heights."""
     paper, by_provider = code("--paper"), dict[str, list[tuple[float, float]]]()
     for y, row in rows.items():
         by_provider.setdefault(str(row["provider"]), []).append((row["sol_pct"], y))
@@ -309,7 +309,7 @@ def _points(
 
 
 def _ceiling_message(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
-    """The medians, and where ours is farthest from the limit."""
+    """The medians, and the case of ours farthest from the limit."""
     least = min(ours, key=lambda row: row["sol_pct"])
     mid = digits(median(row["sol_pct"] for row in ours))
     beside = (

@@ -20,7 +20,7 @@ CUT = "\n\n*Truncated: more than the 1 MiB that GitHub shows of a step.*\n"
 
 
 def markdown(selection: Choice, against: str = "") -> str:
-    """The summary, and the tables that were chosen."""
+    """The summary and the chosen tables."""
     lines = [f"- {_escaped(line)}" for line in str(tables.summary(selection.rows)).splitlines()]
     blocks = ["\n".join(lines), *map(of_sheet, selection.first)]
     blocks += [*_cases(selection.cases, against), *map(of_sheet, selection.sheets)]
@@ -75,7 +75,7 @@ def of_sheet(sheet: Sheet) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that is no markup, on one line."""
+    """Escape Markdown and HTML in a text, on one line."""
     for plain, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(plain, safe)
     text = re.sub(r"[|*`\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
@@ -93,7 +93,7 @@ def append_summary(text: str) -> bool:
         return False
     try:
         there = Path(name).stat().st_size
-    except OSError:  # what is wrong with it, the writer says
+    except OSError:  # the writer reports what is wrong with it
         there = 0
     try:
         files.append(name, _cut(text.encode(), SUMMARY_LIMIT - there))

@@ -1,5 +1,5 @@
-"""What many cases say together: the one place where speedups are averaged, and the one definition
-of a difference beyond noise.
+"""Means over many cases: the only place that averages speedups, and the only definition of a
+difference beyond noise.
 """
 
 import math
@@ -13,7 +13,7 @@ from kernelbench.spec import Role
 
 Row = Mapping[str, Any]
 FEWEST = 2  # cases that a mean is over
-_NORMAL = 1.96  # of the normal distribution, 95 % lie within so many standard deviations
+_NORMAL = 1.96  # standard deviations that hold 95 % of a normal distribution
 
 
 def within_noise(row: Row, column: str = "speedup") -> bool:
@@ -29,7 +29,7 @@ def within_noise(row: Row, column: str = "speedup") -> bool:
 
 
 def counts(rows: Sequence[Row], column: str = "speedup_best") -> dict[str, int]:
-    """faster, within noise, slower, flagged: how many of these cases."""
+    """Count cases: faster, within noise, slower, flagged."""
     equal = [within_noise(row, column) for row in rows]
     ratios = [row[column] for row, same in zip(rows, equal, strict=True) if not same]
     return {
@@ -63,7 +63,7 @@ class Mean:
 
     @property
     def within(self) -> str:
-        """What its interval is over, in words."""
+        """What the interval is over, in words."""
         if self.processes > 1:
             return f"over {self.processes} processes"
         single = all(int(row.get("processes", 1)) == 1 for row in self.over)
@@ -77,7 +77,7 @@ class Mean:
 
     @property
     def counts(self) -> dict[str, int]:
-        """As `counts` has it, of the cases that it is over."""
+        """`counts` of the cases in `over`."""
         return counts(self.over, self.column)
 
     @property
@@ -105,8 +105,8 @@ def mean(ours: Sequence[Row], rows: Iterable[Row], column: str = "speedup_best")
 
 
 def over_what(rows: Iterable[Row]) -> str:
-    """What the intervals of the right ones of these rows are over, in words: `over 3 processes`;
-    nothing where none has one."""
+    """What the intervals of right rows are over, in words: `over 3 processes`; nothing where there
+    are none."""
     timed = (row for row in rows if has_time(row))
     processes = sorted({int(row["processes"]) for row in timed})
     if not processes or processes == [1]:
@@ -116,7 +116,7 @@ def over_what(rows: Iterable[Row]) -> str:
 
 
 def common(rows: Sequence[Row]) -> list[Row]:
-    """Of rows that have a speedup, those of cases in which all of their providers have one."""
+    """Of rows with a speedup, those of cases in which all providers have one."""
     names = {row["provider"] for row in rows}
     providers: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
@@ -142,7 +142,7 @@ def _ran(ours: Sequence[Row], rows: Iterable[Row]) -> dict[tuple[Any, ...], list
 
 
 def has_time(row: Row) -> bool:
-    """Whether it is right and has a GPU's time, above what the clock adds."""
+    """Whether a row is right and has a GPU's time, above what the clock adds."""
     right = row["status"] == "ok" and row.get("timer") == "gated"
     return right and bool((row.get("median_us") or 0) > 0)
 
@@ -152,7 +152,7 @@ def _case(row: Row) -> tuple[Any, ...]:
 
 
 def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, float], int]:
-    """The mean of these cases with its interval, and over how many processes that is."""
+    """The mean with its interval, and the number of processes it is over."""
     ratios = [_by_process(row, column) for row in rows]
     common = set.intersection(*map(set, ratios))
     alone = _independent(rows, column)
@@ -162,7 +162,7 @@ def _interval(rows: Sequence[Row], column: str) -> tuple[tuple[float, float, flo
         math.exp(sum(math.log(ratio[n]) for ratio in ratios) / len(ratios)) for n in sorted(common)
     ]
     over = over_processes([Interval(mid, mid, mid) for mid in means])
-    # Not narrower than the cases are known, to a step of the clock at best.
+    # Not narrower than from the cases' own intervals.
     arm = max(alone[2] / alone[0], alone[0] / alone[1])
     return (over.mid, min(over.lo, over.mid / arm), max(over.hi, over.mid * arm)), len(common)
 
@@ -173,7 +173,7 @@ def _by_process(row: Row, column: str) -> dict[int, float]:
 
 
 def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
-    """From the cases' own intervals, taken as independent."""
+    """The mean and interval from the cases' own intervals, taken as independent."""
     middle = sum(math.log(row[column]) for row in rows) / len(rows)
     errors = [
         math.log(row[f"{column}_hi"] / row[f"{column}_lo"]) / 2 / _reach(row, column)
@@ -184,8 +184,8 @@ def _independent(rows: Sequence[Row], column: str) -> tuple[float, float, float]
 
 
 def _reach(row: Row, column: str) -> float:
-    """By how many standard errors its interval reaches to either side: as Student's t says of its
-    processes, or, where that is narrower than one of them says of itself, as of that one."""
+    """How many standard errors its interval reaches to either side: Student's t over processes, or,
+    where one process has the wider interval, the normal value."""
     logs = [math.log(value) for value in _by_process(row, column).values()]
     if len(logs) < 2:
         return _NORMAL

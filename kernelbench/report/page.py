@@ -1,7 +1,7 @@
 """One self-contained page: figures, sortable tables, and every case's records and commands.
 
-It loads nothing and asks nobody: its styles, its script and its figures are in the file. What a
-record says is escaped wherever it is printed.
+It loads nothing: its styles, its script and its figures are in the file. Text from records is
+escaped wherever it is printed.
 """
 
 import base64
@@ -77,7 +77,7 @@ class FamilyView:
 
 @dataclass(frozen=True)
 class _Family:
-    """What there is of one family, run by run."""
+    """The data of one family, run by run."""
 
     name: str
     rows: Sequence[Row]
@@ -86,7 +86,7 @@ class _Family:
     look: Mapping[str, Look] = field(default_factory=dict)
 
     def runs(self) -> Iterator[tuple[str, str, list[Row]]]:
-        """(run, what its figures are called, the rows that say something about speed)."""
+        """(run, the title of its figures, its rows) of runs that are not smoke runs."""
         by_run = parts(self.speedy, "run_id")
         for (run,), rows in by_run.items():
             yield run, f"{self.name} · {run}" if len(by_run) > 1 else self.name, rows
@@ -148,8 +148,8 @@ def render(
 
 
 def _first(rows: Sequence[Row], families: Sequence["_Family"]) -> dict[str, Any]:
-    """What the first screen is filled with: a verdict and two figures of each of our kernels, of
-    many those that are wrong or have most cases, and the others to be opened."""
+    """The first screen: a verdict and two figures of each of our kernels; of many, first those that
+    are wrong or have most cases, the others folded."""
     look = {family.name: family.look for family in families}
     all_panels = panels(rows)
     answers = 1 if all(row["smoke"] for row in rows) else len(verdict.HEADS)
@@ -181,7 +181,7 @@ def _leads(panels: Sequence[Panel], look: Mapping[str, Mapping[str, Look]]) -> l
 
 
 def _template() -> Any:
-    """page.html; whatever is printed into it is escaped, and a name it does not know raises."""
+    """page.html; all values are escaped, and an unknown name raises."""
     import jinja2
     from markupsafe import Markup
 
@@ -189,7 +189,7 @@ def _template() -> Any:
         return text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     def between_tags(lines: str) -> Markup:
-        """Lines in which a quote stays a quote: records have many."""
+        """Escape lines but keep quotes: records have many."""
         return Markup("\n".join(html.escape(text(line), quote=False) for line in lines.split("\n")))
 
     templates = jinja2.Environment(
@@ -210,7 +210,7 @@ def _asset(name: str) -> str:
 
 
 def _rows(records: Sequence[RunRecord], rows: Sequence[Row]) -> list[Row]:
-    """Every row with its record and whether its machine has no GPU."""
+    """Every row with its record, and whether its machine has no GPU."""
     filled = metrics.filled(rows)
     smoke = {row["run_id"] for row in filled if row["timer"] == "host"}
     return [

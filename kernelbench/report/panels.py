@@ -1,5 +1,4 @@
-"""What the page's first screen is of: our kernels, one in a family, mode and run, held against the
-others of the same jobs."""
+"""The kernels on the page's first screen: one of ours in a family, mode and run, and its rivals."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ class Panel:
 
     @property
     def others(self) -> list[Row]:
-        """Rows of what is no kernel of ours."""
+        """Rows of all providers but ours."""
         return [row for row in self.rows if row["role"] != Role.triton_fused]
 
     @cached_property
@@ -40,13 +39,13 @@ class Panel:
         return {(str(row["case"]), str(row["provider"])): row for row in self.rows}
 
     def best_other(self, row: Row) -> Row | None:
-        """Of a row of ours, the one that its `speedup_best` is against."""
+        """The row that the `speedup_best` of a row of ours is against."""
         return self._row_of.get((str(row["case"]), str(row["best_other"])))
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Those in which something of ours is wrong or failed, then those in which something else is,
-    then the others; of each, those with most cases first."""
+    """First those in which ours is wrong or failed, then those in which another is, then the rest;
+    within each, those with most cases first."""
     several = len({row["run_id"] for row in rows}) > 1
     kernel_panels = []
     for (family, mode, run), part in parts(rows, "family", "mode", "run_id").items():
@@ -61,10 +60,10 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 
 
 def bad(rows: Sequence[Row]) -> list[Row]:
-    """Those that are wrong or failed."""
+    """Rows that are wrong or failed."""
     return [row for row in rows if row["record"].status.bad]
 
 
 def with_number(rows: Sequence[Row], column: str) -> list[Row]:
-    """Those that have a number there."""
+    """Rows with a finite number in this column."""
     return [row for row in rows if math.isfinite(row[column])]

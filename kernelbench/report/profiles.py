@@ -1,4 +1,4 @@
-"""Tables of what profilers saw: one a tool, family and GPU."""
+"""Tables of profiler results: one a tool, family and GPU."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from kernelbench.spec import Measured, Role, Status, Tool
 
 Row = Mapping[str, Any]
 LONGEST_NAME = 58
-MOST_KERNELS = 5  # of a provider, in the table of torch's profiler
+MOST_KERNELS = 5  # a provider, in the table of torch's profiler
 AUDITS = {"ok": "✓", "off": "✗", "small": "·", "no model": "no model", "": ""}
 LEGENDS = {
     Tool.ncu: (
@@ -86,8 +86,8 @@ _COLUMNS = {
 
 
 def render(measured: Sequence[Measured], console: Console) -> None:
-    """Print a table for each tool, GPU, family, case and run, below it what became of the others.
-    Where there are several runs, titles name theirs."""
+    """Print a table for each tool, GPU, family, case and run, below it the failures. Where there
+    are several runs, titles name them."""
     groups: dict[tuple[str, ...], list[Measured]] = {}
     for call in measured:
         groups.setdefault((call.tool, call.gpu, call.family, call.case, call.run_id), []).append(
@@ -128,7 +128,7 @@ def _title(measured: Sequence[Measured], several_runs: bool) -> str:
 
 
 def _table(measured: Sequence[Measured]) -> Table:
-    """One row a provider; columns of which nothing is known are left out."""
+    """One row a provider, without empty columns."""
     rows = [audit.row(call) for call in measured]
     whole = sum(row["busy_us"] for row in rows if not math.isnan(row["busy_us"]))
     rows = [
@@ -147,7 +147,7 @@ def _table(measured: Sequence[Measured]) -> Table:
 
 
 def _operators(measured: Sequence[Measured]) -> Table:
-    """The kernels, or operators, that took longest of each provider."""
+    """The longest kernels, or operators, of each provider."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("provider\n  kernel or operator")
     for head in ("launches\na call", "µs\na call", "share\n"):

@@ -1,4 +1,4 @@
-"""What is going on, while it goes on: a live view on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live view on a terminal, plain lines elsewhere."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ LATEST = 12
 
 
 def result(record: RunRecord) -> str:
-    """One record in a few words: its time, or what became of it."""
+    """One record in a few words: its time, or its status."""
     if record.status is not Status.ok:
         reason = record.reason.splitlines()[0] if record.reason else ""
         return f"{record.status}: {reason}" if reason else record.status.value
@@ -38,7 +38,7 @@ def result(record: RunRecord) -> str:
 
 
 def wall(spent_s: Mapping[str, float]) -> str:
-    """What a run cost, by phase: `wall 3 min 10 s: compile 2 min 8 s, measure 59 s, other 2.4 s`.
+    """The time of a run by phase: `wall 3 min 10 s: compile 2 min 8 s, measure 59 s, other 2.4 s`.
 
     The longest first; phases under 1 % of the whole are summed as `other`.
     """
@@ -51,7 +51,7 @@ def wall(spent_s: Mapping[str, float]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In the two units that suit it: `2 h 5 min`, `1 min 2 s`, `58 s`, `3.4 s`."""
+    """In its two largest units: `2 h 5 min`, `1 min 2 s`, `58 s`, `3.4 s`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -61,7 +61,7 @@ def _duration(seconds: float) -> str:
 
 
 class Silent:
-    """Says nothing but notes."""
+    """Print nothing but notes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -82,14 +82,14 @@ class Silent:
         """A job begins."""
 
     def at(self, provider: str, phase: str) -> None:
-        """A provider is at work on something."""
+        """A provider begins a phase."""
 
     def recorded(self, records: Sequence[RunRecord]) -> None:
-        """Records are on the disk."""
+        """Records were written to disk."""
 
 
 class Plain(Silent):
-    """One line a job and a provider, for logs; and a line a phase, where one lasts, or verbose."""
+    """One line a job and a provider, for logs; one for a long phase or, verbose, for each phase."""
 
     def __init__(self, console: Console, *, verbose: bool = False) -> None:
         super().__init__(console)
@@ -137,7 +137,7 @@ class Plain(Silent):
 
 
 class LiveView(Plain):
-    """A bar with the time that is left, who is at work, and the latest results."""
+    """A bar with the time left, the current provider, and the latest results."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -185,7 +185,7 @@ class LiveView(Plain):
 
 @dataclass(frozen=True)
 class Output:
-    """Where to say things: results to stdout, what is going on to stderr."""
+    """The output streams: results to stdout, progress to stderr."""
 
     console: Console
     errors: Console
@@ -194,7 +194,7 @@ class Output:
     as_json: bool = False
 
     def view(self) -> Silent:
-        """Who shows what is going on: nobody, a live view on a terminal, or plain lines."""
+        """How to show progress: not at all, a live view on a terminal, or plain lines."""
         if self.quiet or self.as_json:
             return Silent(self.errors)
         if self.errors.is_terminal and not self.errors.no_color and not self.verbose:
@@ -202,22 +202,21 @@ class Output:
         return Plain(self.errors, verbose=self.verbose)
 
     def note(self, text: str) -> None:
-        """What was chosen where nothing was named; not said where only results are wanted."""
+        """Print a default that was chosen; not where only results are wanted."""
         if not (self.quiet or self.as_json):
             self.err(text)
 
     @property
     def waits(self) -> Say | None:
-        """Where to say what a wait is for."""
+        """Where to print what a wait is for."""
         return None if self.quiet or self.as_json else self.err
 
     def err(self, text: str) -> None:
-        """A line on stderr: what was chosen, or the last one of what ends with an exit code that is
-        not 0."""
+        """Print a line on stderr: a default, or the last line before an exit code that is not 0."""
         self.errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Of what could not be read, or is not as it seems."""
+        """Print a warning: what could not be read, or is doubtful."""
         self.errors.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

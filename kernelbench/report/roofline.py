@@ -1,4 +1,4 @@
-"""What is held against this machine's measured ceilings: the roofline, and scaling curves."""
+"""Figures against this machine's measured ceilings: the roofline, and scaling curves."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ from kernelbench.spec import RunRecord
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL = 0.2  # of the width, what the name of the slope needs on its left
-SWEPT = 3  # values of an axis make a curve
-NEAR = 30  # how far right of the last point the ridge is still drawn
+LABEL = 0.2  # share of the width that the name of the slope needs
+SWEPT = 3  # values of an axis that make a curve
+NEAR = 30  # the ridge is drawn up to so many times right of the last point
 
 
 def roof(manifest: Mapping[str, Any]) -> tuple[float, dict[str, float]] | None:
-    """(GB/s, TFLOP/s by precision) that this machine was measured to reach: the best rate of
-    reading or copying at any footprint. None where no bandwidth was measured."""
+    """(GB/s, TFLOP/s by precision) that this machine reached: the best rate of reading or copying
+    at any footprint. None where no bandwidth was measured."""
     ceilings = manifest.get("ceilings") or {}
     rates = [
         size / ns
@@ -49,14 +49,14 @@ def roof(manifest: Mapping[str, Any]) -> tuple[float, dict[str, float]] | None:
 
 
 def intensity(record: RunRecord) -> float | None:
-    """Flops over compulsory HBM bytes, both modelled: the same for all providers of a case, so
-    that the distance to the roof is what is left to gain, and a wrong byte model moves nobody."""
+    """Flops over compulsory HBM bytes, both modelled: the same for all providers of a case, so that
+    the distance to the roof is what is left to gain, and a wrong byte model moves no point."""
     moved = metrics.bytes_min(record)
     return record.flops / moved if moved and record.flops else None
 
 
 def plateaus(rows: Sequence[Row], tflops: Mapping[str, float]) -> dict[str, float]:
-    """The matmul rates that these rows were held against, by precision; a mix has none alone."""
+    """The matmul rates that bound these rows, by precision; one for a mix of precisions."""
     names = {round(rate, 2): name for name, rate in tflops.items()}
     rates = {
         rate
@@ -137,8 +137,8 @@ def _share(point: tuple[float, float], gbps: float, tops: Mapping[str, float]) -
 
 
 def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, high: float) -> None:
-    """The slope of the memory, unless it is left of all that is shown, named where there is room;
-    and a plateau for each precision."""
+    """Draw the slope of the memory, unless it is left of the figure, with its name where there is
+    room; and a plateau for each precision."""
     most = max(tops.values(), default=math.inf)
     end = min(high, most * 1e3 / gbps)
     if end > low:
@@ -162,7 +162,7 @@ def _limits(axes: "Axes", gbps: float, tops: Mapping[str, float], low: float, hi
 
 
 def scaling(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Iterator[Figure]:
-    """Rates along each axis of which a group of cases, else alike, has three values or more."""
+    """Rates along each axis with three values or more in cases that are otherwise alike."""
     for (mode, dtype), part in parts(rows, "mode", "dtype").items():
         timed = [row for row in part if math.isfinite(row["gbps"])]
         for axis, others, cases in _sweeps(timed):
@@ -172,7 +172,7 @@ def scaling(rows: Sequence[Row], look: Mapping[str, Look], where: str) -> Iterat
 
 
 def _sweeps(rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, Any]], list[Row]]]:
-    """(axis, what else varies and its values, rows)."""
+    """(axis, the other axes that vary with their values, rows)."""
     axes = [row["record"].axes for row in rows]
     names = list(dict.fromkeys(chain(*axes)))
     varied = [name for name in names if len({str(axis.get(name)) for axis in axes}) > 1]
@@ -235,7 +235,7 @@ def _scaling_message(
     unit: str,
     most: Mapping[float, float],
 ) -> str:
-    """What each reaches at the largest value."""
+    """The rate of each provider at the largest value."""
     reached, last = list[str](), max(row["record"].axes[axis] for row in chain(*names.values()))
     for (name,), rows in names.items():
         values = [row[column] for row in rows if row["record"].axes[axis] == last]

@@ -1,4 +1,4 @@
-"""A table as text, for a terminal or for Markdown, and what such tables are made from."""
+"""A table as text, for a terminal or for Markdown, and the data that such tables are made from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Sheet:
 
 
 def without_empty_columns(sheet: Sheet) -> Sheet:
-    """Without the columns in which nothing stands, but for the first."""
+    """The sheet without its empty columns; the first column stays."""
     columns = [n for n in range(len(sheet.heads)) if n == 0 or any(row[n] for row in sheet.rows)]
     return replace(
         sheet,
@@ -50,7 +50,7 @@ def without_empty_columns(sheet: Sheet) -> Sheet:
 
 @dataclass(frozen=True)
 class Source:
-    """What sheets are made from. against: the provider that speedups hold up, or the baseline."""
+    """The data of sheets. against: the provider that speedups are against, or the baseline."""
 
     rows: Sequence[Row]
     measured: Sequence[Measured]
@@ -60,7 +60,7 @@ class Source:
 
     @cached_property
     def short(self) -> dict[str, str]:
-        """Numbers for runs; none where there is only one."""
+        """A number for each run; nothing where there is only one."""
         runs = dict.fromkeys([*(str(row["run_id"]) for row in self.rows), *self.manifests])
         return {run: str(n) for n, run in enumerate(runs, 1)} if len(runs) > 1 else {}
 
@@ -95,8 +95,8 @@ def source(
 
 
 def show(sheet: Sheet, console: Console) -> None:
-    """Print it: its title, the table, its note. Where it is wider than the console, labels stand
-    above their lines and words fold; no number does, however wide that makes it."""
+    """Print the title, the table and the note. Where it is wider than the console, labels stand
+    above their lines and words fold; numbers never fold."""
     console.print(Text(sheet.title, style="bold"))
     needed = _needed(sheet) if sheet.heads else []
     labels: Sequence[str] = ()
@@ -119,7 +119,7 @@ def show(sheet: Sheet, console: Console) -> None:
 
 
 def _fold_cells(sheet: Sheet, row: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
-    """Each cell as equally many lines of its column's width; heads stand at the bottom."""
+    """Fold each cell to its column's width, with equally many lines; heads stand at the bottom."""
     cells = [_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
     high = max(map(len, cells))
     for number, (lines, width) in enumerate(zip(cells, widths, strict=True)):
@@ -153,7 +153,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _narrow(sheet: Sheet, needed: Sequence[int], width: int) -> list[int]:
-    """Words take less where all is too wide: cases first, then those of other columns."""
+    """Narrow columns of words where all is too wide: cases first, then the others."""
     widths = list(needed)
     over = _total(widths) - width
     for number in range(len(widths)):
@@ -166,12 +166,12 @@ def _narrow(sheet: Sheet, needed: Sequence[int], width: int) -> list[int]:
 
 
 def config(row: Row) -> str:
-    """A case without what the title of its table says."""
+    """A case's id without the dtype and mode, which the table's title has."""
     return str(row["case"]).removesuffix(f"-{row['dtype']}-{row['mode']}")
 
 
 def by_row(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) -> Lines:
-    """A line a row: its case, said once, what `cells` says of it, its label, said once."""
+    """A line a row: its case, its `cells`, its label; a repeated case is left blank."""
     lines, before = list[tuple[str, ...]](), ("", "")
     for row in rows:
         row_cells, case = cells(row), (config(row), str(row["label"]))
@@ -185,8 +185,8 @@ def by_row(rows: Sequence[Row], cells: Callable[[Row], Sequence[str] | None]) ->
 def by_case(
     source: Source, rows: Sequence[Row], cells: Callable[[Sequence[Row]], Sequence[str]]
 ) -> Lines:
-    """A line a case and run: the case, said once, the run's number, what `cells` says of its rows,
-    its label, said once."""
+    """A line a case and run: the case, the run's number, the `cells` of its rows, its label;
+    repeated ones are left blank."""
     jobs: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         jobs.setdefault((str(row["label"]), str(row["case"]), str(row["run_id"])), []).append(row)

@@ -1,4 +1,4 @@
-"""Tables beside the default ones."""
+"""Tables that are shown on request."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from kernelbench.report.means import within_noise
 from kernelbench.report.sheet import Row, Sheet, Source, by_row, without_empty_columns
 from kernelbench.report.tables import figures, percent, short_time
 
-TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first of these that a case has: its tokens
+TOKENS = (("M",), ("B", "N"), ("B", "S"))  # the first that a case has gives its tokens
 RUN = {"machine": "name", "torch": "versions.torch", "triton": "versions.triton"}
 COMMIT = 12  # characters of a commit
 _CLOCKS = {
@@ -24,7 +24,7 @@ WORDS = frozenset({"Config", "provider", "best other", "bound by", ""})
 
 
 def tokens(row: Row) -> int | None:
-    """How many tokens a case works on: M rows, B·N or B·S; None where it has no such axes."""
+    """The number of tokens of a case: M rows, B·N or B·S; None without such axes."""
     for names in TOKENS:
         sizes = [row.get(name) for name in names]
         if all(isinstance(size, int) for size in sizes):
@@ -33,7 +33,7 @@ def tokens(row: Row) -> int | None:
 
 
 def memory(source: Source) -> Iterator[Sheet]:
-    """Tokens a second, and the memory that a call takes over its inputs."""
+    """Tokens a second, and the memory of a call beyond its inputs."""
 
     def cells(row: Row) -> Sequence[str] | None:
         count, time = tokens(row), row["median_us"]
@@ -49,7 +49,7 @@ def memory(source: Source) -> Iterator[Sheet]:
 
 
 def traffic(source: Source) -> Iterator[Sheet]:
-    """The HBM bytes that each provider's model says it moves, beside the least that would do."""
+    """HBM bytes by each provider's model, beside the minimum."""
 
     def cells(row: Row) -> Sequence[str] | None:
         read, write, least = row["model_read_mib"], row["model_write_mib"], row["bytes_min"]
@@ -70,7 +70,7 @@ def traffic(source: Source) -> Iterator[Sheet]:
 
 
 def scaling(source: Source) -> Iterator[Sheet]:
-    """Time and rate against each axis that was swept while the others stood still."""
+    """Time and rate against each axis that was swept while the others were fixed."""
     for title, rows in source.parts():
         for axis in source.axes:
             if not all(type(row[axis]) in (int, float) and row[axis] == row[axis] for row in rows):
@@ -110,7 +110,7 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
 
 
 def launch(source: Source) -> Iterator[Sheet]:
-    """What a call costs the CPU beside the GPU, and which calls the CPU holds back."""
+    """CPU time of a call beside its GPU time, and which calls are bound by the CPU."""
 
     def cells(row: Row) -> Sequence[str]:
         host, time = row["host_us"], row["median_us"]
@@ -124,7 +124,7 @@ def launch(source: Source) -> Iterator[Sheet]:
 
 
 def breakeven(source: Source) -> Iterator[Sheet]:
-    """After how many calls ours has earned what it took longer to compile and tune than the best
+    """After how many calls ours makes up for its longer time to compile and tune than the best
     other."""
     for title, rows in source.parts():
         row_of = {(row["case"], row["provider"]): row for row in rows}
@@ -149,7 +149,7 @@ def breakeven(source: Source) -> Iterator[Sheet]:
 
 
 def _calls(row: Row, other: Row, saved: float) -> str:
-    """Nothing where it is not known what compiling took."""
+    """The number of calls; nothing where a compile time is not known."""
     if saved <= 0 or within_noise(row, "speedup_best"):
         return "never"
     longer = row["compile_s"] - other["compile_s"]
@@ -157,7 +157,7 @@ def _calls(row: Row, other: Row, saved: float) -> str:
 
 
 def runs(source: Source) -> Iterator[Sheet]:
-    """Which runs the numbers stand for."""
+    """Which run each number means."""
     lines = []
     for run, number in source.short.items():
         facts = _flat(source.manifests.get(run, {}))
@@ -177,7 +177,7 @@ def environment(source: Source) -> Iterator[Sheet]:
 
 
 def differences(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """Facts of machine, versions and source that are not the same in all runs, run by run."""
+    """Facts of machine, versions and source that differ between runs, run by run."""
     flat = [_flat(manifest) for manifest in manifests.values()]
     values_of = {
         name: tuple(facts.get(name, "") for facts in flat) for facts in flat for name in facts

@@ -16,8 +16,8 @@ from kernelbench import metrics
 from kernelbench.report import means
 from kernelbench.report.means import within_noise
 
-MOST_HEADLINES = 8  # beyond, they are lines of a table
-WIDTH = 100  # of columns, in which a table of every provider cuts no number
+MOST_HEADLINES = 8  # more become lines of a table
+WIDTH = 100  # columns in which a table of every provider cuts no number
 SMOKE = "smoke: a CPU run checks correctness; it says nothing about GPU speed"
 _NAMES = {
     "time": "median_us",
@@ -52,7 +52,7 @@ def _provider(row: Row) -> str:
 
 
 def _time(row: Row) -> str:
-    """The median in the unit that suits it, ± the longer arm of its interval in %."""
+    """The median in a suitable unit, ± the longer arm of its interval in %."""
     us = row["median_us"]
     if math.isnan(us):
         return ""
@@ -61,7 +61,7 @@ def _time(row: Row) -> str:
 
 
 def short_time(us: float) -> str:
-    """Four figures in the unit that suits them: 12.35 µs, 1.234 ms; nothing for no number."""
+    """Four digits in a suitable unit: 12.35 µs, 1.234 ms; nothing for NaN."""
     if math.isnan(us):
         return ""
     ns = us * 1e3
@@ -72,7 +72,7 @@ def short_time(us: float) -> str:
 
 
 def figures(value: float, significant: int = 3) -> str:
-    """A number with so many figures, never with an exponent: 1234, 123.4, 12.34, 1.234, 0.01."""
+    """So many digits, never with an exponent: 1234, 123.4, 12.34, 1.234, 0.01."""
     if math.isnan(value):
         return ""
     if math.isinf(value):
@@ -84,7 +84,7 @@ def figures(value: float, significant: int = 3) -> str:
 
 
 def percent(value: float) -> str:
-    """2.3%, 45%; nothing for what is no number."""
+    """2.3%, 45%; nothing for NaN."""
     if math.isnan(value):
         return ""
     return f"{value:.2g}%" if abs(value) < 9.95 else f"{value:.0f}%"
@@ -102,12 +102,12 @@ def _speedup(row: Row) -> str:
 
 
 def _error(row: Row) -> str:
-    """The error of the output that is nearest its budget, and how much of the budget it is."""
+    """The error of the output nearest its budget, and its share of the budget."""
     return _used(row["error_rel"], row["error_budget"])
 
 
 def _worst(row: Row) -> str:
-    """The worst element, in rms of the oracle, and how much of its budget it is."""
+    """The worst element, in rms of the oracle, and its share of its budget."""
     return _used(row["error_max"], row["error_max_budget"])
 
 
@@ -119,8 +119,8 @@ def _used(error: float, budget: float) -> str:
 
 
 def _nearness(row: Row) -> str:
-    """What an approximate provider promises, and its answer's cosine to the oracle's; one that is
-    wrong says that as it fails."""
+    """The promise of an approximate provider that is right, and the cosine of its answer to the
+    oracle's."""
     if row["accuracy"] != "approximate" or row["status"] != "ok":
         return ""
     cosine = "" if math.isnan(row["cosine"]) else f"cosine {row['cosine']:.5f}"
@@ -129,7 +129,7 @@ def _nearness(row: Row) -> str:
 
 
 def _scientific(value: float) -> str:
-    """1.6e-3; 0 and what is no number as they are."""
+    """1.6e-3; 0 and inf as they are, nothing for NaN."""
     if not value or not math.isfinite(value):
         return "" if math.isnan(value) else f"{value:.0f}"
     digits, power = f"{value:.1e}".split("e")
@@ -178,7 +178,7 @@ def run_tables(rows: Sequence[Row], width: int = WIDTH, against: str = "") -> li
 
 
 def columns_of(smoke: bool, against: str = "") -> tuple[_Column, ...]:
-    """Of a table: of a CPU's smoke run, or of speeds."""
+    """The columns of a table: of a CPU's smoke run, or of speeds."""
     if smoke:
         return _CHECKS
     head = f"× {against}\n[95% interval]"
@@ -187,8 +187,8 @@ def columns_of(smoke: bool, against: str = "") -> tuple[_Column, ...]:
 
 
 def smoke_machines(rows: Sequence[Row]) -> set[str]:
-    """The machines without a GPU, known by their timer. Where nothing at all could be timed,
-    there is nothing that might be taken for a GPU's speed."""
+    """The machines without a GPU, known by their timer. A machine without any time is not one: it
+    shows no speed."""
     return {row["gpu"] for row in rows if row["timer"] == "host"}
 
 
@@ -210,7 +210,7 @@ def _table(
     table = Table(
         title=title,
         title_justify="left",
-        min_width=min(title.cell_len, width),  # or rich folds it where the table is narrow
+        min_width=min(title.cell_len, width),  # else rich folds it in a narrow table
         box=None,
         show_header=False,
         padding=0,
@@ -236,7 +236,7 @@ def _table(
 def _widths(
     columns: Sequence[_Column], rows: Sequence[Row], good: Sequence[Row], width: int
 ) -> list[int]:
-    """Of each column; the first, of providers, takes what it needs of what the others leave."""
+    """The width of each column; the first, of providers, takes what the others leave."""
     first = max(cell_len(_provider(row)) for row in rows)
     others = [
         max(cell_len(text) for text in (*column.head.split("\n"), *map(column.cell, good)))
@@ -254,7 +254,7 @@ def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
 
 
 def fold(name: str, width: int) -> str:
-    """A long name over several lines, broken after `_`, `-` and spaces."""
+    """Break a long name into lines after `_`, `-` and spaces."""
     lines = [""]
     for piece in re.findall(r"[^_\s-]+[_\s-]?|[_\s-]", name):
         if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
@@ -266,7 +266,7 @@ def fold(name: str, width: int) -> str:
 def _add_case(
     table: Table, rows: Sequence[Row], columns: Sequence[_Column], widths: Sequence[int]
 ) -> None:
-    """What could be measured, then what could not and why, then what makes it doubtful."""
+    """Add the measured rows, then the others with the reason, then doubts."""
     grid = _grid(columns, widths)
     for row in rows:
         if row["status"] == "ok":
@@ -339,7 +339,7 @@ def summary(rows: Sequence[Row]) -> Text:
 
 
 def _aligned(means_of: Mapping[tuple[str, ...], tuple[str, str, str]], several: bool) -> list[str]:
-    """A line a family, mode, kernel and run, those of one kernel together."""
+    """A line a family, mode, kernel and run, grouped by kernel."""
     cells = [
         (family, mode, provider, mid, f"{run} on {gpu}" if several else run, over)
         for (run, gpu, family, mode, provider), (mid, _, over) in means_of.items()
@@ -350,8 +350,8 @@ def _aligned(means_of: Mapping[tuple[str, ...], tuple[str, str, str]], several: 
 
 
 def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
-    """Of a kernel's speedups over the best other: how much, that it is a mean, if it is one, and
-    over what it is, or why there is none."""
+    """(speedup of a kernel over the best other, `geometric mean of ` if it is one, the cases it is
+    over or why there is no mean)."""
     average = means.mean(ours, rows)
     if average is None and len(ours) > 1:
         return "–", "", "no two cases in which all others ran"
@@ -368,8 +368,8 @@ def _mean(ours: Sequence[Row], rows: Sequence[Row]) -> tuple[str, str, str]:
 
 
 def show_cases(rows: Sequence[Row], console: Console, against: str = "") -> None:
-    """Print the tables, each with an empty line below it, as wide as the console, or
-    wider, so that a pipe or a narrow terminal cuts no number."""
+    """Print the tables with an empty line after each, as wide as the console or wider: no number is
+    cut."""
     narrow, console.width = console.width, max(console.width, WIDTH)
     try:
         for table in run_tables(rows, console.width, against):

@@ -1,4 +1,4 @@
-"""A report on a terminal: what failed first, then the tables, then what they come to."""
+"""A report on a terminal: failures first, then the tables, then the summary."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def show(
     measured: Sequence[Measured] = (),
     claimed_rows: Sequence[claims.ClaimRow] = (),
 ) -> None:
-    """Print the tables that were chosen, then the summary."""
+    """Print the chosen tables, then the summary."""
     narrow, console.width = console.width, max(console.width, LEAST)
     try:
         failed.show(selection.rows, console)

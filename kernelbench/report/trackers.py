@@ -28,10 +28,10 @@ def log(
     manifests: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> list[str]:
-    """Log each run by itself; what was written, a line each.
+    """Log each run separately; return a line for each.
 
-    folder: where the package's own files go. wandb obeys WANDB_MODE, `offline` included.
-    Raises KernelbenchError where the package is not installed.
+    folder: for the package's own files. wandb obeys WANDB_MODE, `offline` included. Raises
+    KernelbenchError where the package is not installed.
     """
     package = _package(target)
     write = {"wandb": _wandb, "tensorboard": _tensorboard}[target]
@@ -105,5 +105,5 @@ def _scalars(rows: Sequence[Row]) -> list[tuple[str, float]]:
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[Any]]:
-    """With None where a number does not apply."""
+    """The values of columns, None where a number does not apply."""
     return [[None if row[c] != row[c] else row[c] for c in columns] for row in rows]

@@ -15,8 +15,8 @@ from kernelbench.report.panels import Panel, bad, with_number
 from kernelbench.report.tables import figures
 from kernelbench.spec import Status
 
-NEAR = 90.0  # % of ceiling in the median, from which a kernel is called near its limit
-NAMED = 2  # cases, of those that went wrong in one way, that are named
+NEAR = 90.0  # median % of ceiling from which a kernel is near its limit
+NAMED = 2  # failed cases of one kind that are named
 HEADS = (
     ("right?", kind_of("error_rel")),
     ("faster than the best other?", kind_of("speedup_best")),
@@ -31,12 +31,12 @@ ABOUT = (
     "% of ceiling: the time that this machine's measured limits allow for the modelled bytes and "
     f"flops, over the measured time; the median over cases, and their range. Near: {NEAR:.0f} % or "
     "more. The bar is ours, the line across it the best other's.",
-)  # what each of these means
+)  # of each of HEADS
 
 
 @dataclass(frozen=True)
 class Note:
-    """alarm: of what is wrong (`bad`) or doubtful (`doubt`)."""
+    """alarm: `bad` for what is wrong, `doubt` for what is doubtful."""
 
     text: str
     href: str = ""
@@ -45,7 +45,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Answer:
-    """tone: good, bad, doubt or even, which its mark and its word say as well. unit: of its value.
+    """tone: good, bad, doubt or even, which its mark and word repeat. unit: of its value.
 
     meter: (% of ours, % of the best other or nothing), to be drawn as a bar.
     """
@@ -64,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """An answer to each of HEADS; of a CPU's run, to the first alone."""
+    """An answer to each of HEADS; for a CPU's run, to the first alone."""
 
     name: str
     provider: str
@@ -87,7 +87,7 @@ def verdicts(panels: Sequence[Panel]) -> list[CaseVerdict]:
 
 
 def _right(panel: Panel) -> Answer:
-    """Of our kernel's cases; of a family without one, of every provider's."""
+    """Whether our kernel's cases are right; in a family without one, every provider's."""
     rows = panel.ours or panel.rows
     what = "case" if panel.ours else "record"
     tried = [row for row in rows if row["status"] != Status.skipped]
@@ -111,7 +111,7 @@ def _plural(count: int, what: str) -> str:
 
 
 def _failure_notes(rows: Sequence[Row]) -> Iterator[Note]:
-    """What went wrong and where, the first of a kind by name."""
+    """What failed and where; the first cases of each kind are named."""
     by_status: dict[str, list[Row]] = {}
     for row in bad(rows):
         by_status.setdefault(str(row["status"]), []).append(row)
@@ -122,7 +122,7 @@ def _failure_notes(rows: Sequence[Row]) -> Iterator[Note]:
 
 
 def _other_notes(rows: Sequence[Row]) -> Iterator[Note]:
-    """How those that are not ours fared."""
+    """Whether the other providers are right."""
     wrong = bad(rows)
     if wrong:
         counts = Counter((text(row["provider"]), str(row["status"])) for row in wrong)
@@ -167,8 +167,8 @@ def _tone(lo: float, hi: float, rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def _outcome_notes(rows: Sequence[Row]) -> Iterator[Note]:
-    """How all cases ended, also those that a mean leaves out; how far apart they are, against
-    whom; and how many are flagged."""
+    """The outcomes of all cases, also those outside the mean; the range against whom; and the
+    number flagged."""
     counts = means.counts(rows)
     outcomes = {what: counts[what] for what in ("faster", "within noise", "slower") if counts[what]}
     every = len(outcomes) == 1
@@ -185,7 +185,7 @@ def _outcome_notes(rows: Sequence[Row]) -> Iterator[Note]:
 
 
 def _shares(names: Counter[str]) -> str:
-    """`quack`, or `quack (7), liger (3)`: how many cases each has, where there are several."""
+    """`quack`, or `quack (7), liger (3)`: the number of cases of each, where there are several."""
     several = len(names) > 1
     return ", ".join(f"{name} ({n})" if several else name for name, n in names.most_common())
 

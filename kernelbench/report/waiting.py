@@ -1,4 +1,4 @@
-"""A wait of more than two seconds says what it is for: one line, on stderr."""
+"""Print what a wait of more than two seconds is for: one line, on stderr."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ Say = Callable[[str], object]
 
 
 class Slow:
-    """What goes on now; a thread says so once it has lasted for AFTER. say: None to be silent."""
+    """The current step; a thread prints it once it has lasted for AFTER. say: None to be silent."""
 
     def __init__(self, say: Say | None) -> None:
         self._say = say
@@ -20,7 +20,7 @@ class Slow:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def begin(self, what: str) -> None:
-        """Something else than before. Nothing, if it is ``."""
+        """Begin another step; `` ends the current one."""
         if what != self._now:
             self._now = what
             self._next.set()
@@ -36,14 +36,14 @@ class Slow:
             what = self._now
             if not self._next.wait(AFTER) and what:
                 if self._say is not None:
-                    with suppress(OSError):  # nobody reads on: whoever prints next is told
+                    with suppress(OSError):  # nobody reads: the next print raises
                         self._say(what)
                 self._next.wait()
 
 
 @contextmanager
 def waiting(what: str, say: Say | None) -> Iterator[None]:
-    """Say `what` where the block takes longer than AFTER, once."""
+    """Print `what` once where the block takes longer than AFTER."""
     slow = Slow(say)
     slow.begin(f"{what} …")
     try:
