@@ -64,12 +64,12 @@ def _chunks(cases: Sequence[list[Row]]) -> list[list[list[Row]]]:
     total = sum(map(len, cases))
     most = total / math.ceil(total / ROWS)
     chunks: list[list[list[Row]]] = [[]]
-    done = 0
+    placed = 0
     for case in cases:
-        if chunks[-1] and done + len(case) / 2 > most * len(chunks):
+        if chunks[-1] and placed + len(case) / 2 > most * len(chunks):
             chunks.append([])
         chunks[-1].append(case)
-        done += len(case)
+        placed += len(case)
     return chunks
 
 

@@ -117,8 +117,8 @@ def _failure_notes(rows: Sequence[Row]) -> Iterator[Note]:
         by_status.setdefault(str(row["status"]), []).append(row)
     for status, failed in by_status.items():
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        named = ", ".join(text(row["case"]) for row in failed[:NAMED])
-        yield Note(f"{status}: {named}{more}", f"#{record_anchor(failed[0])}", "bad")
+        cases = ", ".join(text(row["case"]) for row in failed[:NAMED])
+        yield Note(f"{status}: {cases}{more}", f"#{record_anchor(failed[0])}", "bad")
 
 
 def _other_notes(rows: Sequence[Row]) -> Iterator[Note]:
@@ -171,8 +171,8 @@ def _outcome_notes(rows: Sequence[Row]) -> Iterator[Note]:
     number flagged."""
     counts = means.counts(rows)
     outcomes = {what: counts[what] for what in ("faster", "within noise", "slower") if counts[what]}
-    every = len(outcomes) == 1
-    summary = ", ".join(f"{'all' if every else count} {what}" for what, count in outcomes.items())
+    single = len(outcomes) == 1
+    summary = ", ".join(f"{'all' if single else count} {what}" for what, count in outcomes.items())
     best = _shares(Counter(text(row["best_other"]) for row in rows))
     if len(rows) == 1:
         yield Note(f"1 case, against {best}")
