@@ -79,15 +79,15 @@ def differences(a: Side, b: Side) -> tuple[Difference, ...]:
     known = all(run.manifest for run in (*a.runs, *b.runs))
     ours, theirs = ([_facts(run) if known else _gpu(run) for run in s.runs] for s in (a, b))
     names = dict.fromkeys(name for facts in (*ours, *theirs) for name in facts)
-    found = []
+    differing = []
     for part, what in names:
         values = [[facts.get((part, what)) for facts in side] for side in (ours, theirs)]
         if part == "ceilings" and not _ceilings_differ(*values):
             continue
         before, after = (_joined(side) for side in values)
         if before != after:
-            found.append(Difference(part, what, before, after))
-    return tuple(found)
+            differing.append(Difference(part, what, before, after))
+    return tuple(differing)
 
 
 def other_card(differing: Iterable[Difference]) -> bool:
@@ -118,43 +118,43 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     manifest = run.manifest
     machine = dict(manifest.get("machine") or {})
     versions = dict(machine.pop("versions", None) or {})
-    found = _gpu(run)
+    facts = _gpu(run)
     # Cards of one model, and what they were told, explain what moves together, and nothing alone.
     card = {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
-    found = card | found  # records say it for themselves, if they do
-    found |= {("machine", name): value for name, value in machine.items() if name != "name"}
-    found |= {("versions", name): value for name, value in versions.items()}
-    found["kernelbench", "kernelbench"] = manifest.get("kernelbench")
+    facts = card | facts  # records say it for themselves, if they do
+    facts |= {("machine", name): value for name, value in machine.items() if name != "name"}
+    facts |= {("versions", name): value for name, value in versions.items()}
+    facts["kernelbench", "kernelbench"] = manifest.get("kernelbench")
     git = manifest.get("git") or {}
-    found["git", "commit"] = str(git.get("commit"))[:12]
-    found["git", "dirty"] = git.get("dirty")
-    asked = manifest.get("asked") or {}
+    facts["git", "commit"] = str(git.get("commit"))[:12]
+    facts["git", "dirty"] = git.get("dirty")
+    request = manifest.get("asked") or {}
     for name in ("overrides", "quick", "interleave", "tune", "seed"):
-        found["asked", name] = asked.get(name)
-    found["suite", "suite"] = manifest.get("suite")
-    return found | _ceilings(manifest.get("ceilings") or {})
+        facts["asked", name] = request.get(name)
+    facts["suite", "suite"] = manifest.get("suite")
+    return facts | _ceilings(manifest.get("ceilings") or {})
 
 
 def _gpu(run: Run) -> dict[tuple[str, str], Any]:
     cards = sorted({record.gpu_uuid for record in run.records if record.gpu_uuid})
-    found: dict[tuple[str, str], Any] = {
+    facts: dict[tuple[str, str], Any] = {
         ("gpu", "gpu"): ", ".join(sorted({record.gpu for record in run.records}))
     }
-    return found | ({("card", "uuid"): ", ".join(cards)} if cards else {})
+    return facts | ({("card", "uuid"): ", ".join(cards)} if cards else {})
 
 
 def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     """Each rate at its largest footprint, in GB/s and TFLOP/s; the overhead in ns is not one: it
     is subtracted."""
-    found: dict[tuple[str, str], Any] = {}
+    facts: dict[tuple[str, str], Any] = {}
     for name, points in (ceilings.get("bandwidth") or {}).items():
         match points:
             case [*_, [int() | float() as moved, int() | float() as ns]] if ns:
-                found["ceilings", f"{name} GB/s"] = round(moved / ns)
+                facts["ceilings", f"{name} GB/s"] = round(moved / ns)
     for name, rate in (ceilings.get("tflops") or {}).items():
         if isinstance(rate, (int, float)):
-            found["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
-    return found
+            facts["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
+    return facts
 
 
 def cause(
@@ -190,19 +190,19 @@ def why(
     moved: Shift, mates: Sequence[Shift], a: Sequence[LogMedian], b: Sequence[LogMedian]
 ) -> tuple[str, bool]:
     """What speaks for the cause, in words; and whether the provider's source or config changed."""
-    told = [_mates(moved, mates)]
-    sources = [{seen.record.source for seen in side} for side in (a, b)]
-    configs = [{_config(seen.record.config) for seen in side} for side in (a, b)]
-    told.append("same source" if sources[0] == sources[1] else "source changed")
+    reasons = [_mates(moved, mates)]
+    sources = [{median.record.source for median in side} for side in (a, b)]
+    configs = [{_config(median.record.config) for median in side} for side in (a, b)]
+    reasons.append("same source" if sources[0] == sources[1] else "source changed")
     if configs[0] != configs[1]:
-        told.append(f"config {_either(configs[0])} → {_either(configs[1])}")
-    slowed = [any(seen.throttled for seen in side) for side in (a, b)]
+        reasons.append(f"config {_either(configs[0])} → {_either(configs[1])}")
+    slowed = [any(median.throttled for median in side) for side in (a, b)]
     if any(slowed):
-        told.append(
+        reasons.append(
             f"throttled in {' and '.join(n for n, s in zip('AB', slowed, strict=True) if s)}"
         )
     changed = sources[0] != sources[1] or configs[0] != configs[1]
-    return "; ".join(part for part in told if part), changed
+    return "; ".join(part for part in reasons if part), changed
 
 
 def _mates(moved: Shift, mates: Sequence[Shift]) -> str:

@@ -33,26 +33,26 @@ def known_format(name: str, known: Sequence[str]) -> str:
     return name
 
 
-def as_json(found: Comparison) -> str:
+def as_json(comparison: Comparison) -> str:
     """Strict JSON, numbers in full; null where a number does not apply, "inf" for what has none."""
     rows = [
         {name: "inf" if value == float("inf") else value for name, value in _plain(row).items()}
-        for row in found.rows
+        for row in comparison.rows
     ]
     whole = {
-        "a": _side(found.a),
-        "b": _side(found.b),
-        "limit_pct": found.limit_pct,
-        "fails_on": sorted(found.gate.fails),
-        "least_pct": found.gate.least_pct,
-        "earlier": found.earlier,
-        "judged": found.judged,
-        "undecided": found.undecided,
-        "exit_code": found.exit_code,
-        "one_gpu": found.one_gpu,
-        "widened": found.widened,
-        "notes": telling.notes(found),
-        "differences": [asdict(difference) for difference in found.differences],
+        "a": _side(comparison.a),
+        "b": _side(comparison.b),
+        "limit_pct": comparison.limit_pct,
+        "fails_on": sorted(comparison.gate.fails),
+        "least_pct": comparison.gate.least_pct,
+        "earlier": comparison.earlier,
+        "judged": comparison.judged,
+        "undecided": comparison.undecided,
+        "exit_code": comparison.exit_code,
+        "one_gpu": comparison.one_gpu,
+        "widened": comparison.widened,
+        "notes": telling.notes(comparison),
+        "differences": [asdict(difference) for difference in comparison.differences],
         "rows": rows,
     }
     return json.dumps(whole, allow_nan=False)
@@ -62,9 +62,11 @@ def _side(side: Side) -> dict[str, Any]:
     return {"name": side.name, "runs": [run.path.name for run in side.runs], "gpus": side.gpus}
 
 
-def as_csv(found: Comparison) -> str:
+def as_csv(comparison: Comparison) -> str:
     """One line a row; an empty cell is a number that does not apply."""
-    return table(COLUMNS, [[metrics.cell(v) for v in _plain(row).values()] for row in found.rows])
+    return table(
+        COLUMNS, [[metrics.cell(v) for v in _plain(row).values()] for row in comparison.rows]
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -74,28 +76,28 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return out.getvalue()
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """For a pull request: what moved, what else differs, and the whole table folded away."""
     lines = [
-        f"**{telling.verdicts(found)}**",
-        *(["", _escaped(found.undecided)] if found.undecided else []),
+        f"**{telling.verdicts(comparison)}**",
+        *(["", _escaped(comparison.undecided)] if comparison.undecided else []),
         "",
-        *(f"{_escaped(line)}  " for line in telling.title(found)),
+        *(f"{_escaped(line)}  " for line in telling.title(comparison)),
         "",
     ]
-    if moved := telling.notable(found):
+    if moved := telling.notable(comparison):
         lines += [*_rows(moved, causes=True), ""]
-    for head, told in (
-        ("No longer judged", telling.settled(found, regressed=True)),
-        ("Not compared", telling.settled(found, regressed=False)),
-        ("What else differs", telling.differing(found)),
+    for head, lines_of in (
+        ("No longer judged", telling.settled(comparison, regressed=True)),
+        ("Not compared", telling.settled(comparison, regressed=False)),
+        ("What else differs", telling.differing(comparison)),
     ):
-        if told:
-            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in told), ""]
-    shown = telling.both(found)
+        if lines_of:
+            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in lines_of), ""]
+    shown = telling.both(comparison)
     lines += [f"<details><summary>All {len(shown)} rows of both sides</summary>", ""]
     lines += [*_rows(shown), "", "</details>", ""]
-    lines += [f"{_escaped(note)}\n" for note in (*telling.notes(found), f"{telling.KINDS}.")]
+    lines += [f"{_escaped(note)}\n" for note in (*telling.notes(comparison), f"{telling.KINDS}.")]
     return "\n".join(lines)
 
 
@@ -108,8 +110,8 @@ def _rows(rows: Sequence[RowChange], causes: bool = False) -> list[str]:
             *(row.family, row.case, row.provider, percent(row.ratio), interval(row)),
             *(time(row.a_us), time(row.b_us)),
         ]
-        told = [telling.reasons(row)] if causes else []
-        lines.append(f"| {' | '.join(map(_escaped, [*cells, *told]))} |")
+        reasons = [telling.reasons(row)] if causes else []
+        lines.append(f"| {' | '.join(map(_escaped, [*cells, *reasons]))} |")
     return lines
 
 

@@ -89,7 +89,7 @@ def series(runs: Sequence[Run], metric: str, narrowing: Narrowing) -> list[Serie
                 raise UsageError(
                     f"--{option}: no {option} {name!r} in these runs{suggest(name, set(names))}"
                 )
-    found: dict[Key, list[tuple[RunRecord, Point]]] = {}
+    points: dict[Key, list[tuple[RunRecord, Point]]] = {}
     for run in runs:
         suite = str(run.manifest.get("suite") or "")
         card = str((run.manifest.get("machine") or {}).get("uuid") or "")
@@ -97,14 +97,14 @@ def series(runs: Sequence[Run], metric: str, narrowing: Narrowing) -> list[Serie
             if _asked(record, narrowing):
                 point = Point(run.path.name, record.utc, value)
                 where = (record.gpu, record.gpu_uuid or card, suite, record.method)
-                found.setdefault((*record.row, *where), []).append((record, point))
-    if not found:
+                points.setdefault((*record.row, *where), []).append((record, point))
+    if not points:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
-    for rows in found.values():
+    for rows in points.values():
         rows.sort(key=lambda row: (row[1].utc, row[1].run))
-    cases = {case: n for n, case in enumerate(dict.fromkeys((k[:2], k[3:]) for k in found))}
-    ordered = sorted(found, key=lambda key: cases[key[:2], key[3:]])
-    return [_series(key, metric, found[key], len(found)) for key in ordered]
+    cases = {case: n for n, case in enumerate(dict.fromkeys((k[:2], k[3:]) for k in points))}
+    ordered = sorted(points, key=lambda key: cases[key[:2], key[3:]])
+    return [_series(key, metric, points[key], len(points)) for key in ordered]
 
 
 def _asked(record: RunRecord, narrowing: Narrowing) -> bool:
@@ -122,8 +122,8 @@ def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
     """The records that have the metric as a finite number. A time counts where it is right and
     was taken behind a gate that held."""
     if metric in _CLOCKED:  # without all that else is derived, which takes a bootstrap a row
-        found = [times.columns(metrics.timings(r)).get(metric) for r in run.records]
-        values = [math.nan if value is None else float(value) for value in found]
+        columns = [times.columns(metrics.timings(r)).get(metric) for r in run.records]
+        values = [math.nan if value is None else float(value) for value in columns]
     else:
         values = [float(v) for v in metrics.frame(run.records)[metric].astype("float64")]
     timed = metric in _TIMES
@@ -158,9 +158,9 @@ def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], coun
 def level_error(values: Sequence[float], assumed: float) -> float:
     """The standard deviation of a value: what its neighbours say of it, beside an assumption that
     is worth as many values as in `noise`."""
-    seen = max(len(values) - 1, 0)
-    total = ASSUMED_RUNS * assumed**2 + seen * _scatter(values) ** 2
-    return math.sqrt(total / (ASSUMED_RUNS + seen))
+    steps = max(len(values) - 1, 0)
+    total = ASSUMED_RUNS * assumed**2 + steps * _scatter(values) ** 2
+    return math.sqrt(total / (ASSUMED_RUNS + steps))
 
 
 def _scatter(values: Sequence[float]) -> float:

@@ -69,8 +69,8 @@ class LogMedian:
 def launches(record: RunRecord) -> int:
     """How many operators a call launches one after another: those that the byte model of an eager
     baseline numbers as they ran; 1 where nothing tells."""
-    told = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
-    return max(1, sum(name.isdecimal() for name in told))
+    names = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
+    return max(1, sum(name.isdecimal() for name in names))
 
 
 def gated(record: RunRecord) -> bool:
@@ -83,21 +83,21 @@ def gated(record: RunRecord) -> bool:
 def observe(runs: Sequence[Iterable[RunRecord]]) -> list[LogMedian]:
     """What each right and gated record says, every process for itself, the runs by their places."""
     each = [(number, r) for number, run in enumerate(runs) for one in run for r in one.processes]
-    found = [(number, r) for number, r in each if gated(r)]
-    found = [(number, r) for number, r in found if r.timing and any(r.timing.blocks_ns)]
-    times = [blocks_ns(r.timing) for _, r in found if r.timing]
+    timed = [(number, r) for number, r in each if gated(r)]
+    timed = [(number, r) for number, r in timed if r.timing and any(r.timing.blocks_ns)]
+    times = [blocks_ns(r.timing) for _, r in timed if r.timing]
     logs, within = log_medians(times)
-    twice = [n for n, (_, r) in enumerate(found) if r.group and r.timing and any(r.timing.again_ns)]
-    again, error = log_medians([again_ns(t) for n in twice if (t := found[n][1].timing)])
+    twice = [n for n, (_, r) in enumerate(timed) if r.group and r.timing and any(r.timing.again_ns)]
+    again, error = log_medians([again_ns(t) for n in twice if (t := timed[n][1].timing)])
     floors: dict[tuple[int, str], tuple[float, float]] = {}
     for n, log_again, error_again in zip(twice, again, error, strict=True):
-        number, record = found[n]
+        number, record = timed[n]
         off = abs(float(log_again - logs[n]))
         reach = off + 1.96 * math.hypot(error_again, within[n])
         floors[number, record.group] = (off / math.sqrt(2), reach)
     return [
         LogMedian(record, number, float(log), float(error), *floors.get((number, record.group), ()))
-        for (number, record), log, error in zip(found, logs, within, strict=True)
+        for (number, record), log, error in zip(timed, logs, within, strict=True)
         if math.isfinite(log)
     ]
 
@@ -144,12 +144,12 @@ def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
         share = min(own / row.prior, _MOST_OUTLYING) if math.isfinite(row.prior) else 0.0
         degrees = degrees if math.isfinite(row.prior) else 0
         scales[row.kind] = (weight + degrees, total + degrees * share)
-    found = []
+    scatters = []
     for row in rows:
         own, degrees = row.own
         weight, total = scales[row.kind]
         variance = max(row.prior * total / weight, own, row.least)
         each_side = 1 / len(row.a) + 1 / len(row.b)
         known = max(ASSUMED_RUNS, degrees) if degrees else 0
-        found.append((math.sqrt(variance * each_side), known))
-    return found
+        scatters.append((math.sqrt(variance * each_side), known))
+    return scatters

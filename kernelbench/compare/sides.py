@@ -97,8 +97,8 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
     """
     (runs_a, bad_a), (runs_b, bad_b) = read_runs(a), read_runs(b)
     with beside([*bad_a, *bad_b]):
-        found = _sides(a, b, runs_a, runs_b)
-    return *found, [*bad_a, *bad_b]
+        both = _sides(a, b, runs_a, runs_b)
+    return *both, [*bad_a, *bad_b]
 
 
 def _sides(a: Path, b: Path, runs_a: tuple[Run, ...], runs_b: tuple[Run, ...]) -> tuple[Side, Side]:
@@ -108,10 +108,10 @@ def _sides(a: Path, b: Path, runs_a: tuple[Run, ...], runs_b: tuple[Run, ...]) -
             f"{min(both)} is on both sides, or a copy of it is. Name two builds: compare BEFORE "
             "AFTER"
         )
-    found = Side(str(a), runs_a), Side(str(b), runs_b)
-    for side in found:
+    pair = Side(str(a), runs_a), Side(str(b), runs_b)
+    for side in pair:
         _refuse_smoke(side)
-    return found
+    return pair
 
 
 def _refuse_smoke(side: Side) -> None:
@@ -131,7 +131,7 @@ def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
     both = (*a.runs, *b.runs)
     here, methods = {run.identity for run in both}, _methods(a) | _methods(b)
     gpus, cards = {*a.gpus, *b.gpus}, _cards(both)
-    found = tuple(
+    usable = tuple(
         run
         for run in runs
         if run.identity not in here
@@ -139,13 +139,13 @@ def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
         and gpus & {record.gpu for record in run.records}
         and not (cards and _cards([run]) and not cards & _cards([run]))
     )
-    if runs and not found:
+    if runs and not usable:
         raise UsageError(
             "--noise-from: no run there that is on neither side is of this machine "
             f"({', '.join([*sorted(gpus), *sorted(cards)])}) and was timed by method "
             f"{', '.join(map(str, sorted(methods)))}, as the sides were"
         )
-    return found
+    return usable
 
 
 def _methods(side: Side) -> set[int]:
@@ -154,9 +154,9 @@ def _methods(side: Side) -> set[int]:
 
 def _cards(runs: Iterable[Run]) -> set[str]:
     """Those that the runs are known to have used."""
-    found = {str((run.manifest.get("machine") or {}).get("uuid") or "") for run in runs}
-    found |= {record.gpu_uuid for run in runs for record in run.records}
-    return found - {""}
+    uuids = {str((run.manifest.get("machine") or {}).get("uuid") or "") for run in runs}
+    uuids |= {record.gpu_uuid for run in runs for record in run.records}
+    return uuids - {""}
 
 
 def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:

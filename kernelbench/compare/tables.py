@@ -83,52 +83,52 @@ _COLUMNS = (
 )
 
 
-def render(found: Comparison, console: Console) -> None:
+def render(comparison: Comparison, console: Console) -> None:
     """Print it; at least 80 columns wide, so that a pipe or a narrow terminal cuts no number."""
     narrow = console.width
     console.width = max(narrow, LEAST)
     try:
-        console.print(Text("\n".join(telling.title(found)), style="bold"))
+        console.print(Text("\n".join(telling.title(comparison)), style="bold"))
         console.print()
-        for table in _tables(found, console.width):
+        for table in _tables(comparison, console.width):
             console.print(table)
             console.print()
-        _tell(found, console)
-        style = "bold red" if found.exit_code else "bold"
-        console.print(Text(telling.verdicts(found), style=style))
+        _tell(comparison, console)
+        style = "bold red" if comparison.exit_code else "bold"
+        console.print(Text(telling.verdicts(comparison), style=style))
     finally:
         console.width = narrow
 
 
-def _tell(found: Comparison, console: Console) -> None:
-    if rows := telling.notable(found):
+def _tell(comparison: Comparison, console: Console) -> None:
+    if rows := telling.notable(comparison):
         console.print(Text("Moves, and what they are put down to", style="bold"))
         for row in rows:
             words = f"{row.verdict} {percent(row.ratio)}".strip()
             line = f"{words}  {row.family} {row.case}  {row.provider}"
             console.print(Text(line, style=STYLES[row.verdict]))
-            if told := telling.reasons(row):
-                console.print(Padding(Text(told), (0, 0, 0, 2)))
+            if reasons := telling.reasons(row):
+                console.print(Padding(Text(reasons), (0, 0, 0, 2)))
         console.print()
     for head, lines in (
-        ("No longer judged", telling.settled(found, regressed=True)),
-        ("Not compared", telling.settled(found, regressed=False)),
-        ("What else differs", telling.differing(found)),
+        ("No longer judged", telling.settled(comparison, regressed=True)),
+        ("Not compared", telling.settled(comparison, regressed=False)),
+        ("What else differs", telling.differing(comparison)),
     ):
         if lines:
             console.print(Text(head, style="bold"))
             for line in lines:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
             console.print()
-    for note in (*telling.notes(found), f"{telling.KINDS}."):
+    for note in (*telling.notes(comparison), f"{telling.KINDS}."):
         console.print(Text(note, style="dim"))
     console.print()
 
 
-def _tables(found: Comparison, width: int) -> Iterator[Table]:
+def _tables(comparison: Comparison, width: int) -> Iterator[Table]:
     """One a family, mode, dtype and GPU, all of the same columns and widths."""
     columns = [column for column in _COLUMNS if not column.wide or width >= WIDE]
-    shown = telling.both(found)
+    shown = telling.both(comparison)
     timed = [row for row in shown if row.ratio is not None]
     widths = [_width(column, shown, timed) for column in columns]
     rest = sum(widths) + 2 * len(widths)

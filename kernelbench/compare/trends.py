@@ -23,7 +23,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_SPAN = 8  # of the bars, in standard deviations, so that noise looks like noise
 
 
-def as_csv(found: Sequence[Series]) -> str:
+def as_csv(all_series: Sequence[Series]) -> str:
     """One line a run of a series; the change stands where a new level begins."""
     lines = [
         (
@@ -33,32 +33,32 @@ def as_csv(found: Sequence[Series]) -> str:
             *(point.run, point.utc, f"{point.value:.6g}"),
             "" if point.change is None else f"{point.change * 100:.6g}",
         )
-        for one in found
+        for one in all_series
         for point in one.points
     ]
     return table(COLUMNS, lines)
 
 
-def render(found: Sequence[Series], console: Console) -> None:
+def render(all_series: Sequence[Series], console: Console) -> None:
     """Print it; at least 80 columns wide."""
     narrow = console.width
     console.width = max(narrow, LEAST)
     try:
-        _print(found, console)
+        _print(all_series, console)
     finally:
         console.width = narrow
 
 
-def _print(found: Sequence[Series], console: Console) -> None:
-    runs = {point.run for one in found for point in one.points}
-    told = {name: {getattr(one, name) for one in found} for name in WHERE}
-    apart = [name for name in WHERE if len(told[name]) > 1]
-    metric, count = found[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
+def _print(all_series: Sequence[Series], console: Console) -> None:
+    runs = {point.run for one in all_series for point in one.points}
+    values = {name: {getattr(one, name) for one in all_series} for name in WHERE}
+    apart = [name for name in WHERE if len(values[name]) > 1]
+    metric, count = all_series[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
     kind = kind_of(metric)
     what = kind if kind is Kind.measured else f"{kind}: {MEANING[kind]}"
-    head = f"{metric} ({what}), of {count}, {', '.join(sorted(told['gpu']))}"
-    alone = [one for one in found if len(one.points) == 1]
-    found = [one for one in found if len(one.points) > 1]
+    head = f"{metric} ({what}), of {count}, {', '.join(sorted(values['gpu']))}"
+    alone = [one for one in all_series if len(one.points) == 1]
+    all_series = [one for one in all_series if len(one.points) > 1]
     console.print(Text(head, style="bold"))
     console.print()
     grid = Table(box=None, padding=(0, 2, 0, 0))
@@ -68,17 +68,17 @@ def _print(found: Sequence[Series], console: Console) -> None:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("history", no_wrap=True)
     shown = ""
-    for one in found:
+    for one in all_series:
         where = (f"{name} {getattr(one, name) or '—'}" for name in apart)
         case = "  ".join([f"{one.family} {one.case}", *where])
         if case != shown:
             grid.add_row(Text(case, style="cyan"))
         shown = case
         grid.add_row(*map(Text, _cells(one)))
-    if found:
+    if all_series:
         console.print(grid)
         console.print()
-        _print_changes(found, console)
+        _print_changes(all_series, console)
     if alone:
         plural = "rows that have" if len(alone) > 1 else "row that has"
         console.print(Text(f"{len(alone)} {plural} one run: --format csv lists them"))
@@ -113,10 +113,10 @@ def bars(one: Series) -> str:
     return "".join(map(bar, points))
 
 
-def _print_changes(found: Sequence[Series], console: Console) -> None:
-    changed = [one for one in found if one.changes]
+def _print_changes(all_series: Sequence[Series], console: Console) -> None:
+    changed = [one for one in all_series if one.changes]
     if not changed:
-        console.print(Text(f"No change of level in {len(found)} series"))
+        console.print(Text(f"No change of level in {len(all_series)} series"))
         return
     console.print(Text("New levels, and the first run of each", style="bold"))
     for one in changed:

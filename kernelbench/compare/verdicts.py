@@ -104,8 +104,8 @@ def _by_status(
         verdict, reason = _state(a, b)
         if verdict in (None, Change.fixed, Change.bad) and (key in seen_a or verdict is None):
             before, after = seen_a.get(key, []), seen_b.get(key, [])
-            if told := _methods(before, after) if before and after else _untimed(a, b):
-                verdict, reason = Change.unjudged, "; ".join(filter(None, [reason, told]))
+            if reason_against := _methods(before, after) if before and after else _untimed(a, b):
+                verdict, reason = Change.unjudged, "; ".join(filter(None, [reason, reason_against]))
             else:
                 timed[key] = before, after
         rows[key] = _row(key, a, b, verdict, reason)
@@ -117,12 +117,12 @@ def _methods(a: Sequence[LogMedian], b: Sequence[LogMedian]) -> str:
     methods = [{seen.record.method for seen in side} for side in (a, b)]
     if len(methods[0] | methods[1]) == 1:
         return ""
-    told = (
+    names = (
         f"{name} by {', '.join(map(str, sorted(each)))}"
         for name, each in zip("AB", methods, strict=True)
     )
     return (
-        f"timed by different methods ({', '.join(told)}): a changed clock would look like a "
+        f"timed by different methods ({', '.join(names)}): a changed clock would look like a "
         "changed kernel. Measure both builds with one version of kernelbench (docs/method.md)"
     )
 
@@ -157,31 +157,31 @@ def _key(record: RunRecord, one_gpu: bool) -> Key:
 
 
 def _by_key(side: Side, one_gpu: bool) -> dict[Key, list[RunRecord]]:
-    found: dict[Key, list[RunRecord]] = {}
+    records: dict[Key, list[RunRecord]] = {}
     for run in side.runs:
         for record in run.records:
-            found.setdefault(_key(record, one_gpu), []).append(record)
-    return found
+            records.setdefault(_key(record, one_gpu), []).append(record)
+    return records
 
 
 def _of_cases(side: Side) -> dict[tuple[str, str], int]:
     """In how many processes each case was looked at."""
-    found: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for run in side.runs:
         own: dict[tuple[str, str], int] = {}
         for record in run.records:
             case = record.row[:2]
             own[case] = max(own.get(case, 0), len(record.processes))
         for case, count in own.items():
-            found[case] = found.get(case, 0) + count
-    return found
+            counts[case] = counts.get(case, 0) + count
+    return counts
 
 
 def _seen(side: Side, one_gpu: bool) -> dict[Key, list[LogMedian]]:
-    found: dict[Key, list[LogMedian]] = {}
+    medians: dict[Key, list[LogMedian]] = {}
     for seen in noise.observe([run.records for run in side.runs]):
-        found.setdefault(_key(seen.record, one_gpu), []).append(seen)
-    return found
+        medians.setdefault(_key(seen.record, one_gpu), []).append(seen)
+    return medians
 
 
 def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[LogMedian]]]:
@@ -191,29 +191,29 @@ def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[LogMedi
         commit = str((run.manifest.get("git") or {}).get("commit"))
         card = str((run.manifest.get("machine") or {}).get("uuid"))
         builds.setdefault(f"{commit} {card}", []).append(run)
-    found: dict[Key, list[list[LogMedian]]] = {}
+    medians_of: dict[Key, list[list[LogMedian]]] = {}
     for some in builds.values():
-        for key, seen in _seen(Side("", tuple(some)), one_gpu).items():
-            found.setdefault(key, []).append(seen)
-    return found
+        for key, medians in _seen(Side("", tuple(some)), one_gpu).items():
+            medians_of.setdefault(key, []).append(medians)
+    return medians_of
 
 
-def _nothing_common(a: Side, b: Side, found: Sequence[Mapping[Key, object]]) -> str:
-    told = [
+def _nothing_common(a: Side, b: Side, keys_of_sides: Sequence[Mapping[Key, object]]) -> str:
+    texts = [
         f"{side.name} has {len(keys)}"
         + "".join(f", such as {' '.join(k[:3])}" for k in [*keys][:1])
-        for side, keys in zip((a, b), found, strict=True)
+        for side, keys in zip((a, b), keys_of_sides, strict=True)
     ]
     return (
-        f"no case and provider in common: {'; '.join(told)}. Compare runs of the same suite "
+        f"no case and provider in common: {'; '.join(texts)}. Compare runs of the same suite "
         "(kernelbench report DIR shows what a run holds)"
     )
 
 
 def _nothing_judged(rows: Iterable[RowChange]) -> str:
-    told = dict.fromkeys(row.why for row in rows if row.verdict is Change.unjudged)
+    reasons = dict.fromkeys(row.why for row in rows if row.verdict is Change.unjudged)
     return (
-        f"no row can be judged: {'; '.join(told) or 'nothing was timed on both sides'}. Measure "
+        f"no row can be judged: {'; '.join(reasons) or 'nothing was timed on both sides'}. Measure "
         "both builds on a GPU without a profiler"
     )
 
@@ -250,11 +250,11 @@ def _told(records: Sequence[RunRecord]) -> str:
 
 def _untimed(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> str:
     """Why a row that is right on both sides has no times to compare."""
-    told = []
+    texts = []
     for name, side in (("A", a), ("B", b)):
         if not any(noise.gated(record) for record in side):
-            told.append(f"{'/'.join(sorted({*map(_timer, side)}))} in {name}")
-    return ", ".join(told) or "no time above the clock's own overhead"
+            texts.append(f"{'/'.join(sorted({*map(_timer, side)}))} in {name}")
+    return ", ".join(texts) or "no time above the clock's own overhead"
 
 
 def _timer(record: RunRecord) -> str:
@@ -286,7 +286,7 @@ def _row(
 def _widened(rows: Mapping[Key, RowChange], judged: Mapping[Key, Pair]) -> float:
     """How much farther apart than their errors allow those rows lie that no change of ours can
     move: baselines, PyTorch's own and peers, on the same system. At least 1."""
-    logs = np.array([each.log_ratio for each in judged.values()])
+    logs = np.array([pair.log_ratio for pair in judged.values()])
     error = np.array([e for e, _ in noise.errors([p.observed() for p in judged.values()])])
     t = (logs / error)[[not rows[key].role.ours for key in judged]]
     if len(t) < CONTROLS:
@@ -307,33 +307,33 @@ def _judge(
     """
     if not judged:
         return {}
-    ends = [each.ends for each in judged.values()]
-    decided = decide([each.observed() for each in judged.values()], ends, widened, card)
+    ends = [pair.ends for pair in judged.values()]
+    decided = decide([pair.observed() for pair in judged.values()], ends, widened, card)
     limit = math.log1p(limit_pct / 100)
-    found = {}
-    for n, (key, each) in enumerate(judged.items()):
+    judgements = {}
+    for n, (key, pair) in enumerate(judged.items()):
         reach = float(decided.reach[n])
         lo, hi = ends[n][0] - reach, ends[n][1] + reach
         called = bool(decided.called[n])
-        verdict = _verdict(each.log_ratio, max(-lo, hi) <= limit, called)
-        now, unsure = min(len(each.a), len(each.b)), verdict is Change.unsure
+        verdict = _verdict(pair.log_ratio, max(-lo, hi) <= limit, called)
+        now, unsure = min(len(pair.a), len(pair.b)), verdict is Change.unsure
         settled = rows[key].verdict in (Change.fixed, Change.bad) and not verdict.moved
-        why = "; ".join(filter(None, [rows[key].why, each.clocks, _fewer(each)]))
-        found[key] = replace(
+        why = "; ".join(filter(None, [rows[key].why, pair.clocks, _fewer(pair)]))
+        judgements[key] = replace(
             rows[key],
             verdict=rows[key].verdict if settled else verdict,
             why=why,
-            more=more(now, abs(each.log_ratio), limit, decided, n) if unsure else None,
-            processes_a=len(each.a),
-            processes_b=len(each.b),
-            ratio=math.exp(each.log_ratio),
+            more=more(now, abs(pair.log_ratio), limit, decided, n) if unsure else None,
+            processes_a=len(pair.a),
+            processes_b=len(pair.b),
+            ratio=math.exp(pair.log_ratio),
             lo=math.exp(lo),
             hi=_exp(hi),
             p=float(decided.p[n]),
             adjusted=float(decided.adjusted[n]),
-            **_facts(each),
+            **_facts(pair),
         )
-    return found
+    return judgements
 
 
 def _facts(pair: Pair) -> dict[str, Any]:
@@ -354,10 +354,10 @@ def _facts(pair: Pair) -> dict[str, Any]:
 
 def _fewer(pair: Pair) -> str:
     """Which side's runs lack times of it, where some do."""
-    told = [f"times of {len(side)} of {most} processes in {name}"
+    texts = [f"times of {len(side)} of {most} processes in {name}"
             for name, side, most in zip("AB", (pair.a, pair.b), pair.most, strict=True)
             if len(side) < most]  # fmt: skip
-    return ", ".join(told)
+    return ", ".join(texts)
 
 
 def _exp(value: float) -> float:
@@ -386,12 +386,12 @@ def _attribute(
         log_ratio, reach = math.log(row.ratio or 1), math.log((row.hi or 1) / (row.ratio or 1))
         of[key] = Shift(row.provider, row.role is Role.baseline, row.role.ours, log_ratio, reach)
         shifts.setdefault((key[0], key[1], key[3]), []).append(of[key])
-    found = {}
-    for key, each in judged.items():
+    attributed = {}
+    for key, pair in judged.items():
         if rows[key].verdict.moved:
             mates = [s for s in shifts[key[0], key[1], key[3]] if s is not of[key]]
-            told, changed = why(of[key], mates, each.a, each.b)
+            reason, changed = why(of[key], mates, pair.a, pair.b)
             put_down = cause(of[key], mates, differing, changed, limit)
-            words = "; ".join(filter(None, [told, rows[key].why]))
-            found[key] = replace(rows[key], cause=put_down.value, why=words)
-    return found
+            words = "; ".join(filter(None, [reason, rows[key].why]))
+            attributed[key] = replace(rows[key], cause=put_down.value, why=words)
+    return attributed
