@@ -40,8 +40,8 @@ def beside_of(family: Family[Any]) -> Path | None:
 def _files(family: Family[Any]) -> set[Path]:
     functions = [family.case, family.inputs, family.oracle, family.cost]
     functions += [provider.build for provider in family.providers]
-    found = {Path(file) for function in functions if (file := _file_of(function)) is not None}
-    return found | ({Path(family.origin)} if family.origin else set())
+    files = {Path(file) for function in functions if (file := _file_of(function)) is not None}
+    return files | ({Path(family.origin)} if family.origin else set())
 
 
 def _file_of(function: Any) -> str | None:
@@ -59,13 +59,13 @@ def reached(start: Path, beside: Path | None = None) -> set[Path]:
     Followed are modules of kernelbench, of the package that the importing file belongs to, and of
     the folder `beside`.
     """
-    found, waiting = set(), [start.resolve()]
+    files, waiting = set(), [start.resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in files:
+            files.add(path)
             waiting.extend(_imported(path, beside))
-    return found
+    return files
 
 
 @cache

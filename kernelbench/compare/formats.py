@@ -87,13 +87,13 @@ def as_markdown(comparison: Comparison) -> str:
     ]
     if moved := telling.notable(comparison):
         lines += [*_rows(moved, causes=True), ""]
-    for head, lines_of in (
+    for head, items in (
         ("No longer judged", telling.settled(comparison, regressed=True)),
         ("Not compared", telling.settled(comparison, regressed=False)),
         ("What else differs", telling.differing(comparison)),
     ):
-        if lines_of:
-            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in lines_of), ""]
+        if items:
+            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in items), ""]
     shown = telling.both(comparison)
     lines += [f"<details><summary>All {len(shown)} rows of both sides</summary>", ""]
     lines += [*_rows(shown), "", "</details>", ""]

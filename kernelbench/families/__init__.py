@@ -32,16 +32,16 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     Raises UsageError for a plugin that cannot be read or is not a family, and for two families
     of one name.
     """
-    found: dict[str, Family[Any]] = {}
+    known: dict[str, Family[Any]] = {}
     for origin, file, family in _every(paths):
         if not isinstance(family, Family):
             raise UsageError(f"{origin}: no `FAMILY = Family(…)` (see docs/add-a-family.md)")
-        if family.name in found:
+        if family.name in known:
             raise UsageError(f"{origin}: there is a family {family.name!r} already")
         _validate(origin, family)
         kept = tuple(case for case in family.checks if case.mode in family.modes)
-        found[family.name] = replace(family, origin=file, checks=kept)
-    return found
+        known[family.name] = replace(family, origin=file, checks=kept)
+    return known
 
 
 def installed() -> bool:
@@ -51,11 +51,11 @@ def installed() -> bool:
 
 def fingerprint() -> str:
     """A hash of the source of this package's own families, without importing them."""
-    found = sha256()
+    digest = sha256()
     here = Path(__file__).parent
     for path in sorted(here.rglob("*.py")):
-        found.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:

@@ -113,13 +113,13 @@ class _OpBytes(TorchDispatchMode):
 
 
 def _flat(values: list[Any]) -> list[torch.Tensor]:
-    found = []
+    tensors = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(_flat(list(value)))
-    return found
+            tensors.extend(_flat(list(value)))
+    return tensors
 
 
 def _stored(tensor: torch.Tensor) -> int:

@@ -59,7 +59,7 @@ class Ambient:
     def disturbed(self, excused: Collection[str] = ()) -> str:
         """What was changed and is now undone, except what is excused; or nothing."""
         patched = [name for name in self.patches.undo() if f"function {name}" not in excused]
-        told = [f"patched {name}" for name in patched]
+        changes = [f"patched {name}" for name in patched]
         # A GPU whose context is gone answers nothing, as whoever uses it next finds. It comes last.
         with suppress(RuntimeError):
             for i, (switch, before) in enumerate(self._found):
@@ -67,11 +67,11 @@ class Ambient:
                 if after != before:
                     left = _undo(switch, before)
                     self._found[i] = switch, left
-                    told += _changes(switch, before, after, left, excused)
-        if not told:
+                    changes += _changes(switch, before, after, left, excused)
+        if not changes:
             return ""
-        more = [f"{len(told) - MOST} more changes"] if len(told) > MOST else []
-        return f"{' and '.join([*told[:MOST], *more])}, which every other call would feel"
+        more = [f"{len(changes) - MOST} more changes"] if len(changes) > MOST else []
+        return f"{' and '.join([*changes[:MOST], *more])}, which every other call would feel"
 
 
 def as_asked(dtype: DType) -> Ambient:

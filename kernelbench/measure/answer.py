@@ -126,10 +126,10 @@ def kept(watched: Sequence[StorageWeakRef]) -> bool:
     """Whether somebody holds on to an output that the harness has let go of: not those who merely
     wait for Python to collect what holds it, as Triton's interpreter does."""
     for generation in range(3):
-        if all(each.expired() for each in watched):
+        if all(tensor.expired() for tensor in watched):
             return False
         gc.collect(generation)
-    return not all(each.expired() for each in watched)
+    return not all(tensor.expired() for tensor in watched)
 
 
 def overwritten(workload: Workload, calls: int) -> list[str]:

@@ -29,9 +29,9 @@ def read_beside(
             _keep(candidate, timer, attempt(partial(read, candidate.workload), candidate.name))
     if "kernel" in timers:
         parts = _one_after_another(candidates, tell)
-        found = attempt(lambda: clock.kernel_ns(parts), "")
+        spans = attempt(lambda: clock.kernel_ns(parts), "")
         for candidate in candidates:
-            _keep_spans(candidate, found)
+            _keep_spans(candidate, spans)
 
 
 def _one_after_another(candidates: Sequence[Candidate], tell: Tell) -> Iterator[Timed]:
@@ -40,11 +40,11 @@ def _one_after_another(candidates: Sequence[Candidate], tell: Tell) -> Iterator[
         yield candidate.workload
 
 
-def _keep_spans(candidate: Candidate, found: Mapping[str, Spans] | Failure) -> None:
-    if isinstance(found, Failure):
-        _miss(candidate, "kernel", found.reason)
+def _keep_spans(candidate: Candidate, spans_of: Mapping[str, Spans] | Failure) -> None:
+    if isinstance(spans_of, Failure):
+        _miss(candidate, "kernel", spans_of.reason)
         return
-    spans = found.get(candidate.name, Spans())
+    spans = spans_of.get(candidate.name, Spans())
     if spans.ns:
         _keep(candidate, "kernel", spans.ns)
         _keep(candidate, "kernel_event", spans.event_ns)
@@ -56,11 +56,11 @@ def _keep_spans(candidate: Candidate, found: Mapping[str, Spans] | Failure) -> N
         candidate.wrong = LATE
 
 
-def _keep(candidate: Candidate, timer: str, found: tuple[int, ...] | Failure) -> None:
-    if isinstance(found, Failure):
-        _miss(candidate, timer, found.reason)
+def _keep(candidate: Candidate, timer: str, times: tuple[int, ...] | Failure) -> None:
+    if isinstance(times, Failure):
+        _miss(candidate, timer, times.reason)
     elif candidate.timing is not None:
-        facts: dict[str, Any] = {f"{timer}_ns": found}
+        facts: dict[str, Any] = {f"{timer}_ns": times}
         candidate.timing = replace(candidate.timing, **facts)
 
 

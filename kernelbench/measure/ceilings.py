@@ -64,18 +64,18 @@ class Ceilings:
 
     def at(self, cost: Cost, precision: Mapping[str, float]) -> dict[str, float]:
         """The limits that hold for a call: bandwidths at its footprint, its precision's rate."""
-        found = {
+        rates = {
             f"{kind}_gbps": _rate(points, max(cost.bytes, 1))
             for kind, points in self.bandwidth.items()
         }
         if "read" in self.bandwidth:
-            found["peak_read_gbps"] = max(
+            rates["peak_read_gbps"] = max(
                 size / ns for kind in ("read", "copy") for size, ns in self.bandwidth.get(kind, ())
             )
         if precision and all(name in self.tflops for name in precision):
             # time shares add up: a mix runs at the harmonic mean of its rates
-            found["tflops"] = 1 / sum(share / self.tflops[n] for n, share in precision.items())
-        return {name: round(rate, 2) for name, rate in found.items()}
+            rates["tflops"] = 1 / sum(share / self.tflops[n] for n, share in precision.items())
+        return {name: round(rate, 2) for name, rate in rates.items()}
 
     def of(self, case: Case, provider: Provider[Any], cost: Cost) -> dict[str, float]:
         """The limits that hold for a provider, as far as they were measured on such data."""
@@ -128,19 +128,19 @@ def tightened(bandwidth: Mapping[str, Points]) -> dict[str, Points]:
     no longer than copying n bytes, which moves 2n.
     """
     copy = _monotone(bandwidth["copy"])
-    found = {"copy": copy}
+    known = {"copy": copy}
     for kind in ("read", "write"):
         points = tuple((size, min(ns, _time(copy, 2 * size))) for size, ns in bandwidth[kind])
-        found[kind] = _monotone(points)
-    return found
+        known[kind] = _monotone(points)
+    return known
 
 
 def _monotone(points: Points) -> Points:
-    least, found = math.inf, []
+    least, kept = math.inf, []
     for size, ns in reversed(points):
         least = min(least, ns)
-        found.append((size, least))
-    return tuple(reversed(found))
+        kept.append((size, least))
+    return tuple(reversed(kept))
 
 
 def too_fast(timing: Timing, cost: Cost, limits: Mapping[str, float]) -> str:
@@ -165,17 +165,21 @@ def calibrate(clock: CudaClock) -> Overhead:
     """
     probes = [small_copy(size) for size in CALIBRATE]
     try:
-        found = {name: s for name, s in clock.kernel_ns(probes, 4 * ROUND).items() if s.ns}
+        seen_by_cupti = {name: s for name, s in clock.kernel_ns(probes, 4 * ROUND).items() if s.ns}
     except RuntimeError as error:
-        found, note = {}, f"an empty event pair: no CUPTI ({error})"
+        seen_by_cupti, note = {}, f"an empty event pair: no CUPTI ({error})"
     else:
-        note = "event time minus CUPTI span" if found else "an empty event pair: CUPTI saw nothing"
-    if not found:
+        note = (
+            "event time minus CUPTI span"
+            if seen_by_cupti
+            else "an empty event pair: CUPTI saw nothing"
+        )
+    if not seen_by_cupti:
         empty = int(median(clock.batch(Probe("empty", lambda: None), 2 * ROUND).samples_ns))
         return Overhead(empty, empty, note)
-    kernels = {name: median(s.ns) for name, s in found.items()}
+    kernels = {name: median(s.ns) for name, s in seen_by_cupti.items()}
     untraced = [_ns(clock, p, 16 * ROUND) - kernels[p.name] for p in probes if p.name in kernels]
-    traced = [median(s.event_ns) - kernels[name] for name, s in found.items()]
+    traced = [median(s.event_ns) - kernels[name] for name, s in seen_by_cupti.items()]
     return Overhead(max(0, int(min(untraced))), max(0, int(min(traced))), note)
 
 

@@ -70,16 +70,16 @@ def promise(provider: Provider[Any], *inputs: str) -> float | str | None:
     """The relative error that an approximate provider promises for inputs of these names (a
     distribution's, and a trial's of it), the largest of them; None for an exact one; or the reason
     why either promises nothing there."""
-    said = [provider.promises[name] for name in inputs if name in provider.promises]
-    if reason := next((each for each in said if isinstance(each, str)), None):
+    promised = [provider.promises[name] for name in inputs if name in provider.promises]
+    if reason := next((one for one in promised if isinstance(one, str)), None):
         return reason
     if provider.max_error is None:
         return None
-    return max([each for each in said if not isinstance(each, str)], default=provider.max_error)
+    return max([one for one in promised if not isinstance(one, str)], default=provider.max_error)
 
 
 def judge(
-    found: Mapping[str, Deviation],
+    deviations: Mapping[str, Deviation],
     baseline: Mapping[str, Deviation] | None,
     dtype: DType,
     provider: Provider[Any],
@@ -109,10 +109,10 @@ def judge(
     value a row is, few rows hold all of the error.
     """
     errors = []
-    said = promise(provider, *inputs)
-    promised = provider.max_error if isinstance(said, str) else said
+    promise_of = promise(provider, *inputs)
+    promised = provider.max_error if isinstance(promise_of, str) else promise_of
     steepest = promised if provider.max_slope is None else provider.max_slope
-    for name, deviation in found.items():
+    for name, deviation in deviations.items():
         base = baseline.get(name) if baseline else None
         budgets = _exact(deviation, base, dtype, trial)
         if promised is not None:
@@ -139,7 +139,7 @@ def judge(
 
 
 def gross(
-    errors: Sequence[OutputError], found: Mapping[str, Deviation], dtype: DType
+    errors: Sequence[OutputError], deviations: Mapping[str, Deviation], dtype: DType
 ) -> tuple[OutputError, ...]:
     """The same, where only the error and the slope of a whole output count, above GROSS × what any
     may err by: for inputs of which nobody said how well the formula can be computed on them."""
@@ -147,7 +147,7 @@ def gross(
     return tuple(
         replace(
             error,
-            rel_budget=max(error.rel_budget, most * found[error.name].scale),
+            rel_budget=max(error.rel_budget, most * deviations[error.name].scale),
             slope_budget=error.slope_budget + most,
             worst_budget=nothing,
             row_budget=nothing,
@@ -208,7 +208,7 @@ def _slope(
     trial: bool,
 ) -> tuple[float, float]:
     """The slope nearest to its budget, and that."""
-    found = []
+    slopes = []
     for i, slope in enumerate(deviation.slopes):
         allowed = CEILING[dtype]
         if promised is not None:
@@ -218,8 +218,8 @@ def _slope(
             most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread, base.rel**2 / 4)
             ceiling = CEILING[dtype] * (1 if trial else deviation.scale)
             allowed = _between(SLOPE_FLOOR[dtype], ceiling, most, trial)
-        found.append((slope.value, allowed + SIGMAS * slope.error))
-    return max(found, key=lambda pair: abs(pair[0]) / pair[1], default=(0.0, math.inf))
+        slopes.append((slope.value, allowed + SIGMAS * slope.error))
+    return max(slopes, key=lambda pair: abs(pair[0]) / pair[1], default=(0.0, math.inf))
 
 
 @contextmanager
@@ -244,12 +244,12 @@ def produce(workload: Workload, contract: Contract) -> Answer:
         for cycles in GATE_CYCLES if cuda else (0,):
             workload.ready()
             _poison_outputs(workload, contract)
-            found, watched, held = _hardened_call(workload, contract, cycles)
+            fault, watched, held = _hardened_call(workload, contract, cycles)
             if held:
                 break
     later = answer.LATER_CALLS if answer.kept(watched) else answer.FEW_CALLS
-    found.overwritten = answer.overwritten(workload, later)
-    return found
+    fault.overwritten = answer.overwritten(workload, later)
+    return fault
 
 
 def produce_plainly(workload: Workload, contract: Contract, apart: Sequence[str]) -> Answer:
@@ -260,11 +260,11 @@ def produce_plainly(workload: Workload, contract: Contract, apart: Sequence[str]
         with workload.grad_mode():
             outputs = _called(workload, contract)
             outputs = tuple(answer.copied(outputs))
-    found = Answer(dict(zip(workload.names, outputs, strict=True)), workload.changed(right))
+    result = Answer(dict(zip(workload.names, outputs, strict=True)), workload.changed(right))
     for name in apart:
-        found.outputs.pop(name, None)
+        result.outputs.pop(name, None)
     workload.rest()
-    return found
+    return result
 
 
 def _called(workload: Workload, contract: Contract) -> tuple[torch.Tensor, ...]:
@@ -287,14 +287,14 @@ def _hardened_call(
             opened.record()
         workload.refill(right)
         outputs = _called(workload, contract)
-        found = answer.copied(outputs)
+        copies = answer.copied(outputs)
     held = opened is None or not opened.query()
     if cycles:
         torch.cuda.synchronize()
     changed = workload.changed(right)
     leave_nan(outputs, workload)
     watched = answer.watch_of(outputs, workload)
-    return Answer(dict(zip(workload.names, found, strict=True)), changed), watched, held
+    return Answer(dict(zip(workload.names, copies, strict=True)), changed), watched, held
 
 
 def _poison_outputs(workload: Workload, contract: Contract) -> None:
@@ -344,11 +344,11 @@ def _missed(error: OutputError) -> str:
         for what, (value, budget) in figures.items()
         if not value <= budget
     ]
-    said = (
+    text = (
         f"error {rel:.2g} (worst element {worst:.2g} of rms{cosine}){part}, "
         f"budget {rel_budget:.2g} ({worst_budget:.2g})"
     )
-    return "; ".join([said, *over])
+    return "; ".join([text, *over])
 
 
 def verdict(errors: Sequence[OutputError], faults: Sequence[str]) -> str:

@@ -105,8 +105,8 @@ class _Groups:
         against = own.clamp(min=float(SMALL_GROUP * typical))
         if float(against.max()) == 0:
             return 0.0, 1.0
-        found = torch.stack([(error / against).max(), (ref / against).max()]).tolist()
-        return found[0], max(found[1], 1.0)
+        largest = torch.stack([(error / against).max(), (ref / against).max()]).tolist()
+        return largest[0], max(largest[1], 1.0)
 
 
 class Sums:

@@ -66,12 +66,12 @@ class _Look:
 
     def _along(self, index: Any) -> list[torch.Tensor]:
         """Of each dimension the coordinates of what an index takes; views, for one of slices."""
-        shape, found = self._out.shape, []
+        shape, kinds = self._out.shape, []
         for dim, size in enumerate(shape):
             line = torch.arange(size, device=self._out.device)
             line = line.view([size if d == dim else 1 for d in range(len(shape))])
-            found.append(line.expand(shape)[index])
-        return found
+            kinds.append(line.expand(shape)[index])
+        return kinds
 
     def _earliest(self, index: Any, bad: torch.Tensor) -> int:
         """Which bad element of a piece comes first in the output; tensors may index in disorder."""
@@ -89,49 +89,49 @@ class _Look:
         return _Spot(where, float(got[inside]), float(ref[inside]))
 
     def diagnosis(self) -> Diagnosis:
-        bad, seen = int(self._bad.sum()), int(self._seen.sum())
+        bad, looked_at = int(self._bad.sum()), int(self._seen.sum())
         if self._first is None or self._worst is None:
-            return Diagnosis(self._name, bad, seen)
+            return Diagnosis(self._name, bad, looked_at)
         columns = self._out.shape[-1] if self._out.dim() else 1
         masks = [mask.reshape(-1, columns) for mask in (self._bad, self._seen)]
-        sampled = "sampled " if seen < self._out.numel() else ""
-        plural = "s" if seen > 1 else ""
-        counted = f"{bad} of {seen} {sampled}element{plural} bad"
+        sampled = "sampled " if looked_at < self._out.numel() else ""
+        plural = "s" if looked_at > 1 else ""
+        counted = f"{bad} of {looked_at} {sampled}element{plural} bad"
         where = ", ".join(filter(None, [counted, self._rows(*masks), _columns(*masks)]))
         first, worst = self._first, self._worst[1]
         spots = f"first {first}; worst {worst}"
         if first == worst:
             spots = str(first) if bad == 1 else f"first and worst {first}"
         words = f"{where}; {spots}"
-        return Diagnosis(self._name, bad, seen, words, tile_map(*masks))
+        return Diagnosis(self._name, bad, looked_at, words, tile_map(*masks))
 
-    def _rows(self, bad: torch.Tensor, seen: torch.Tensor) -> str:
+    def _rows(self, bad: torch.Tensor, looked_at: torch.Tensor) -> str:
         if len(bad) == 1:
             return ""
-        wrong, known = bad.any(1).cpu(), seen.any(1).cpu()
+        wrong, known = bad.any(1).cpu(), looked_at.any(1).cpu()
         shape = self._out.shape
         seen_in = _one_head(wrong, known, shape[2]) if len(shape) == 4 else ""
         return f"in {_counted(wrong, known, 'row', seen_in)}"
 
 
-def _columns(bad: torch.Tensor, seen: torch.Tensor) -> str:
+def _columns(bad: torch.Tensor, looked_at: torch.Tensor) -> str:
     if bad.shape[1] == 1:
         return ""
-    return _counted(bad.any(0).cpu(), seen.any(0).cpu(), "column")
+    return _counted(bad.any(0).cpu(), looked_at.any(0).cpu(), "column")
 
 
-def _counted(bad: torch.Tensor, seen: torch.Tensor, noun: str, seen_in: str = "") -> str:
+def _counted(bad: torch.Tensor, looked_at: torch.Tensor, noun: str, seen_in: str = "") -> str:
     """`all 64 columns`, `1 of 64 rows (the last row)`."""
-    count, all_ = int(bad.sum()), int(seen.sum())
+    count, all_ = int(bad.sum()), int(looked_at.sum())
     if count == all_:
         return f"all {all_} {noun}s" if all_ > 1 else f"the one {noun} seen"
-    told = seen_in or pattern(bad, seen, noun)
-    return f"{count} of {all_} {noun}s" + (f" ({told})" if told else "")
+    words = seen_in or pattern(bad, looked_at, noun)
+    return f"{count} of {all_} {noun}s" + (f" ({words})" if words else "")
 
 
-def _one_head(bad: torch.Tensor, seen: torch.Tensor, heads: int) -> str:
+def _one_head(bad: torch.Tensor, looked_at: torch.Tensor, heads: int) -> str:
     """Of rows (B,N,H): the only head in which any is bad, where several are."""
-    at, right = bad.nonzero().flatten() % heads, (seen & ~bad).nonzero().flatten() % heads
+    at, right = bad.nonzero().flatten() % heads, (looked_at & ~bad).nonzero().flatten() % heads
     if heads == 1 or at.numel() < 2 or at.unique().numel() > 1:
         return ""
     head = int(at[0])

@@ -41,15 +41,15 @@ class Dump:
 
     def _assembled(self, oracle: Oracle, produced: Tensors) -> dict[str, torch.Tensor]:
         """Whole outputs from the oracle's pieces, NaN where it says nothing."""
-        found = {
+        tensors = {
             name: torch.full(tensor.shape, torch.nan, dtype=torch.float64)
             for name, tensor in produced.items()
         }
         for name, index, ref, *_ in oracle.pieces():
-            if name not in found:
+            if name not in tensors:
                 continue
-            found[name][_on_cpu(index)] = ref.cpu()
-        return found
+            tensors[name][_on_cpu(index)] = ref.cpu()
+        return tensors
 
 
 def _save(file: Path, tensors: Tensors) -> None:

@@ -42,10 +42,10 @@ def use(kind: str) -> str:
     Must run before anything of ours with a Triton kernel is imported: the interpreter is chosen
     when `@triton.jit` is applied. Raises NoGPUError when a GPU is asked for and none is there.
     """
-    found = torch.cuda.is_available()
-    if kind == "cuda" and not found:
+    has_gpu = torch.cuda.is_available()
+    if kind == "cuda" and not has_gpu:
         raise NoGPUError(f"no CUDA device: {why_no_cuda()}. `kernelbench doctor` says more")
-    if kind == "cuda" or (kind == "auto" and found):
+    if kind == "cuda" or (kind == "auto" and has_gpu):
         return "cuda"
     os.environ["TRITON_INTERPRET"] = "1"
     return "cpu"
@@ -100,19 +100,19 @@ def _compiler() -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that a result may depend on, if installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    installed = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        installed["cuda"] = torch.version.cuda
         if torch.backends.cudnn.is_available():
-            found["cudnn"] = str(torch.backends.cudnn.version())
+            installed["cudnn"] = str(torch.backends.cudnn.version())
     if driver := driver_version():
-        found["driver"] = driver
-    return found
+        installed["driver"] = driver
+    return installed
 
 
 def gpu_uuid() -> str:

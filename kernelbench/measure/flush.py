@@ -86,17 +86,17 @@ class L2SetAside:
 
     def undo(self) -> str:
         """What of it a provider changed, put right again; or nothing."""
-        found = [*self._undo_limit(), *self._undo_window()]
-        return f"{' and '.join(found)}, which every other call would feel" if found else ""
+        changes = [*self._undo_limit(), *self._undo_window()]
+        return f"{' and '.join(changes)}, which every other call would feel" if changes else ""
 
     def _undo_limit(self) -> list[str]:
-        found = self._limit()
-        if found is None or self._bytes is None or found == self._bytes:
+        limit = self._limit()
+        if limit is None or self._bytes is None or limit == self._bytes:
             return []
         self._driver.cuCtxSetLimit(self.LIMIT, ctypes.c_size_t(self._bytes))
         self._driver.cuCtxResetPersistingL2Cache()
         before = f"{self._bytes / 2**20:.4g}"
-        return [f"set {found / 2**20:.4g} MiB of the L2 aside instead of {before}"]
+        return [f"set {limit / 2**20:.4g} MiB of the L2 aside instead of {before}"]
 
     def _undo_window(self) -> list[str]:
         window = Window()
@@ -109,9 +109,9 @@ class L2SetAside:
 
     def _limit(self) -> int | None:
         """None where the driver knows none, or can no longer be asked."""
-        found = ctypes.c_size_t()
-        error = self._driver.cuCtxGetLimit(ctypes.byref(found), self.LIMIT)
-        return None if error else found.value
+        limit = ctypes.c_size_t()
+        error = self._driver.cuCtxGetLimit(ctypes.byref(limit), self.LIMIT)
+        return None if error else limit.value
 
 
 class Window(ctypes.Structure):

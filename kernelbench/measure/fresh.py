@@ -66,8 +66,8 @@ def _medians(timing: Timing) -> tuple[float, float] | None:
 
 def slowdown(timing: Timing) -> float | None:
     """How many times longer it takes on fresh inputs than on repeated ones; None if unknown."""
-    found = _medians(timing)
-    return found and found[1] / max(found[0], 1)
+    medians = _medians(timing)
+    return medians and medians[1] / max(medians[0], 1)
 
 
 def seen_before(timing: Timing, scale: float = 1.0) -> str:
@@ -75,10 +75,10 @@ def seen_before(timing: Timing, scale: float = 1.0) -> str:
 
     scale: how many times longer the honest may take because the fresh inputs are of another kind.
     """
-    found = _medians(timing)
-    if found is None:
+    medians = _medians(timing)
+    if medians is None:
         return ""
-    repeated, fresh = found
+    repeated, fresh = medians
     if fresh <= FACTOR * max(scale, 1.0) * repeated + MORE_NS:
         return ""
     return (

@@ -133,6 +133,6 @@ def held(tensor: Any, outputs: Sequence[torch.Tensor]) -> bool:
     """Whether others than these outputs hold a tensor, or its storage, as a graph does that hands
     out what it saved."""
     storage = tensor.untyped_storage()
-    own = sum(each.untyped_storage()._cdata == storage._cdata for each in outputs)
+    own = sum(part.untyped_storage()._cdata == storage._cdata for part in outputs)
     users = torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage`
     return bool(users > own or tensor._use_count() > 1)

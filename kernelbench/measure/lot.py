@@ -84,7 +84,7 @@ class Lot:
         on_gpu = next(iter(proven.values())).is_cuda
         return Lot(
             proven,
-            [tolerance(e, proven[e.name], candidate.found[e.name].unit) for e in errors],
+            [tolerance(e, proven[e.name], candidate.deviations[e.name].unit) for e in errors],
             differ_by_triton if on_gpu and not device.no_triton else differ_by_torch,
             candidate.workload,
         )
@@ -169,9 +169,9 @@ class Lot:
         """What is wrong with the judged calls, or nothing. Waits for the GPU."""
         if self.misfit:
             return self.misfit
-        found = self._found[: self.judged].cpu().double()
+        outcomes = self._found[: self.judged].cpu().double()
         for i, name in enumerate(self.proven):
-            allowed, one, squares = self.tolerances[i], found[:, i], self._squares[i]
+            allowed, one, squares = self.tolerances[i], outcomes[:, i], self._squares[i]
             bad = (
                 (one[:, _BAD] > 0)
                 | ~(one[:, _SQUARE].sqrt() <= allowed.norm)

@@ -69,15 +69,15 @@ def traffic_of(provider: Provider[Any], case: Any) -> tuple[Traffic, ...] | None
         return None
     part = _Part(provider, "traffic")
     with part:
-        found = provider.traffic(case)
-    if not isinstance(found, tuple) or not all(isinstance(row, Traffic) for row in found):
-        raise part.refuse(f"returned {_shown(found)}", "a tuple of Traffic(tensor, read, write)")
-    return found
+        rows = provider.traffic(case)
+    if not isinstance(rows, tuple) or not all(isinstance(row, Traffic) for row in rows):
+        raise part.refuse(f"returned {_shown(rows)}", "a tuple of Traffic(tensor, read, write)")
+    return rows
 
 
 def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Outputs, and inputs with a gradient. Raises PartError for what are no tuples of names."""
-    found = []
+    lists = []
     for word in ("outputs", "grads"):
         part = _Part(family, word)
         with part:
@@ -86,10 +86,10 @@ def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str
             raise part.refuse(f"returned {_shown(names)}", 'a tuple of names, such as ("x",)')
         if len(set(names)) < len(names):
             raise part.refuse(f"returned {names}", "each name once")
-        found.append(names)
-    if not found[0]:
+        lists.append(names)
+    if not lists[0]:
         raise _Part(family, "outputs").refuse("returned no name", "what a call returns, in order")
-    return found[0], found[1]
+    return lists[0], lists[1]
 
 
 def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Tensor]:
@@ -101,10 +101,10 @@ def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Ten
     outputs, graded = names_of(family, case)
     part = _Part(family, "inputs")
     with part:
-        found = family.inputs(case, draw)
-    if not isinstance(found, Mapping) or not found:
-        raise part.refuse(f"returned {_shown(found)}", "a dict of tensors by name")
-    for name, tensor in found.items():
+        drawn = family.inputs(case, draw)
+    if not isinstance(drawn, Mapping) or not drawn:
+        raise part.refuse(f"returned {_shown(drawn)}", "a dict of tensors by name")
+    for name, tensor in drawn.items():
         if not isinstance(name, str):
             raise part.refuse(f"names a tensor {_shown(name)}", "a str")
         if not isinstance(tensor, torch.Tensor):
@@ -115,27 +115,27 @@ def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Ten
             expected = f"{draw.device.type}: draw it with `draw`, or on `draw.device`"
             raise part.refuse(f"gives {name!r} on {tensor.device.type}", expected)
     if case.mode.graded and graded:
-        _hold_gradients(part, found, outputs, graded)
-    return dict(found)
+        _hold_gradients(part, drawn, outputs, graded)
+    return dict(drawn)
 
 
 def _hold_gradients(
     part: _Part,
-    found: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     outputs: tuple[str, ...],
     graded: tuple[str, ...],
 ) -> None:
     for name in graded:
-        if name not in found:
+        if name not in tensors:
             expected = f"every input that `grads` names: {', '.join(graded)}"
-            raise part.refuse(f"gives no {name!r} but {', '.join(found)}", expected)
-        if not found[name].is_floating_point():
+            raise part.refuse(f"gives no {name!r} but {', '.join(tensors)}", expected)
+        if not tensors[name].is_floating_point():
             expected = "a floating one, since `grads` names it"
-            raise part.refuse(f"gives {found[name].dtype} for {name!r}", expected)
+            raise part.refuse(f"gives {tensors[name].dtype} for {name!r}", expected)
     upstream = [f"grad_{output}" for output in outputs]
-    if not any(name in found for name in upstream):
+    if not any(name in tensors for name in upstream):
         expected = f"an upstream gradient in mode bwd and full: {' or '.join(upstream)}"
-        raise part.refuse(f"gives {', '.join(found)}", expected)
+        raise part.refuse(f"gives {', '.join(tensors)}", expected)
 
 
 def pieces_of(
@@ -152,10 +152,10 @@ def pieces_of(
     device = next(iter(inputs.values())).device
     part = _Part(family, "oracle")
     with part:
-        found = family.oracle(case, inputs)
-        pieces = iter(found) if hasattr(found, "__iter__") else None
+        pieces_given = family.oracle(case, inputs)
+        pieces = iter(pieces_given) if hasattr(pieces_given, "__iter__") else None
     if pieces is None:
-        raise part.refuse(f"returned {_shown(found)}", f"that it yields {PIECE}")
+        raise part.refuse(f"returned {_shown(pieces_given)}", f"that it yields {PIECE}")
     while True:
         with part:
             piece = next(pieces, None)

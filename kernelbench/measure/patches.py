@@ -49,8 +49,8 @@ class Patches:
         modules = [*(sys.modules[name] for name in MODULES if name in sys.modules), *ours]
         classes = {*CLASSES, *(cls for module in ours for cls in _classes(module))}
         named = frozenset(name for module in ours for name in _named(module))
-        found = [*(_of_module(module, named) for module in modules), *map(_of_class, classes)]
-        self._spaces = [space for space in found if space.kept]
+        places = [*(_of_module(module, named) for module in modules), *map(_of_class, classes)]
+        self._spaces = [space for space in places if space.kept]
 
     def __len__(self) -> int:
         return sum(len(space.kept) for space in self._spaces)

@@ -13,14 +13,14 @@ SIGMAS = 5.0  # of χ², beyond which places are not bad by chance
 LEGEND = "· right, 1 to 9 tenths of it bad, █ all of it"
 
 
-def pattern(bad: torch.Tensor, seen: torch.Tensor, noun: str) -> str:
+def pattern(bad: torch.Tensor, looked_at: torch.Tensor, noun: str) -> str:
     """`the last row`, `rows 3 to 9`, `every 64th row from row 3`; empty where there is no pattern.
 
     bad, seen: of each row (or column) if it is, on the CPU. What was not seen is not bad, and
     nothing is said of it.
     """
     at = bad.nonzero().flatten()
-    right = (seen & ~bad).nonzero().flatten()
+    right = (looked_at & ~bad).nonzero().flatten()
     if not (at.numel() and right.numel()):
         return ""
     first, last = int(at[0]), int(at[-1])
@@ -29,7 +29,7 @@ def pattern(bad: torch.Tensor, seen: torch.Tensor, noun: str) -> str:
         return _repeated(at, right, bad.numel(), noun) or few
     count = last - first + 1
     one = f"{noun} {first}" if count == 1 else f"{noun}s {first} to {last}"
-    if not bool(seen.all()):
+    if not bool(looked_at.all()):
         return one
     some = noun if count == 1 else f"{count} {noun}s"
     if last == bad.numel() - 1:
@@ -57,9 +57,9 @@ def _repeated(at: torch.Tensor, right: torch.Tensor, n: int, noun: str) -> str:
 def _periods(at: torch.Tensor, n: int) -> Iterator[int]:
     """Those that the distances of the first ranges suggest, and powers of two."""
     starts = [int(at[0]), *(int(i) for i in at[1:][at.diff() > 1][:2])]
-    found = {b - a for a, b in pairwise(starts)}
-    found |= {1 << i for i in range(1, n.bit_length())}
-    yield from sorted(period for period in found if 1 < period < n)
+    periods = {b - a for a, b in pairwise(starts)}
+    periods |= {1 << i for i in range(1, n.bit_length())}
+    yield from sorted(period for period in periods if 1 < period < n)
 
 
 def _ordinal(n: int) -> str:
@@ -67,7 +67,7 @@ def _ordinal(n: int) -> str:
     return f"{n}{ending}"
 
 
-def tile_map(bad: torch.Tensor, seen: torch.Tensor) -> str:
+def tile_map(bad: torch.Tensor, looked_at: torch.Tensor) -> str:
     """A drawing of which tiles are bad, and by how much; empty where all are alike.
 
     bad, seen: of each element of a matrix if it is. A cell stands for a tile whose sides are
@@ -75,7 +75,7 @@ def tile_map(bad: torch.Tensor, seen: torch.Tensor) -> str:
     """
     height = _side(bad.shape[0], MOST_ROWS)
     width = _side(bad.shape[1], MOST_COLUMNS)
-    wrong, known = _tiles(bad, height, width), _tiles(seen, height, width)
+    wrong, known = _tiles(bad, height, width), _tiles(looked_at, height, width)
     if not _uneven(wrong, known):
         return ""
     label = len(str(bad.shape[0] - 1))
@@ -117,9 +117,9 @@ def _beyond_chance(wrong: torch.Tensor, known: torch.Tensor) -> bool:
     return float(off.sum()) > freedom + SIGMAS * math.sqrt(2 * freedom)
 
 
-def _cell(bad: int, seen: int) -> str:
-    if not seen:
+def _cell(bad: int, looked_at: int) -> str:
+    if not looked_at:
         return " "
-    if bad in (0, seen):
+    if bad in (0, looked_at):
         return "█" if bad else "·"
-    return str(min(-(-10 * bad // seen), 9))
+    return str(min(-(-10 * bad // looked_at), 9))

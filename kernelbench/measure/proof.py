@@ -27,7 +27,7 @@ class ProofVerdict:
     detail: str = ""
     strides: tuple[str, ...] = ()  # outputs that do not lie in memory as the baseline's do
     proven: dict[str, torch.Tensor] = field(default_factory=dict)  # the answer, if it was kept
-    found: Mapping[str, Deviation] = field(default_factory=dict)
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
 
 
 class Proof:
@@ -98,13 +98,13 @@ class Proof:
             return ProofVerdict(reason=str(error))
         if provider is self.family.baseline and not trial:
             self._take_form(answer)
-        found = self.verdict(provider, answer, trial, gross=gross)
-        found.strides = tuple(self.contract.other_strides(answer.outputs))
-        if keep and not found.reason:
-            found.proven = answer.outputs
+        verdict = self.verdict(provider, answer, trial, gross=gross)
+        verdict.strides = tuple(self.contract.other_strides(answer.outputs))
+        if keep and not verdict.reason:
+            verdict.proven = answer.outputs
         else:
             spend(answer.outputs)
-        return found
+        return verdict
 
     def _take_form(self, answer: Answer) -> None:
         """What the baseline returns, others must: shapes, and dtypes that nobody states."""
@@ -125,22 +125,22 @@ class Proof:
     ) -> ProofVerdict:
         """Only a baseline that is right sets the budget. gross: see `spec.Trial`."""
         self._undo()  # whoever is judged has a say in nothing that judges
-        found = deviations(self.oracle, answer.outputs)
+        deviation = deviations(self.oracle, answer.outputs)
         is_baseline = provider is self.family.baseline
-        yardstick = found if is_baseline else self.baseline
+        yardstick = deviation if is_baseline else self.baseline
         inputs = (str(self.case.inputs), *([trial] if trial else []))
         others = bool(trial) and not is_baseline  # those of a trial follow from a baseline's
-        errors = check.judge(found, yardstick, self.case.dtype, provider, *inputs, trial=others)
+        errors = check.judge(deviation, yardstick, self.case.dtype, provider, *inputs, trial=others)
         if gross:
-            errors = check.gross(errors, found, self.case.dtype)
+            errors = check.gross(errors, deviation, self.case.dtype)
         reason = check.verdict(errors, answer.faults)
         if is_baseline:
-            self.baseline = None if reason else found
+            self.baseline = None if reason else deviation
             if reason and not trial:
                 self.contract = self._asked()
         if reason or not trial:
             self._dump.keep(provider.name, self.oracle, answer.outputs, trial)
-        verdict = ProofVerdict(errors, reason, found=found)
+        verdict = ProofVerdict(errors, reason, deviations=deviation)
         if reason:
             self._explain(verdict, answer)
         return verdict
@@ -148,14 +148,14 @@ class Proof:
     def _explain(self, verdict: ProofVerdict, answer: Answer) -> None:
         """Where the bad elements lie, for whoever wrote the kernel."""
         limits = {
-            error.name: error.worst_budget * verdict.found[error.name].unit
+            error.name: error.worst_budget * verdict.deviations[error.name].unit
             for error in verdict.errors
             if not error.ok
         }
-        told = diagnosis.explain(answer.outputs, self.oracle.pieces(), limits)
-        said = [f"{name}: {each.words}" for name, each in told.items() if each.words]
-        verdict.reason = "; ".join([verdict.reason, *said])
-        verdict.detail = "\n".join(f"{n}\n{each.map}" for n, each in told.items() if each.map)
+        diagnoses = diagnosis.explain(answer.outputs, self.oracle.pieces(), limits)
+        words = [f"{name}: {one.words}" for name, one in diagnoses.items() if one.words]
+        verdict.reason = "; ".join([verdict.reason, *words])
+        verdict.detail = "\n".join(f"{n}\n{one.map}" for n, one in diagnoses.items() if one.map)
 
 
 def spend(outputs: Mapping[str, torch.Tensor]) -> None:

@@ -101,7 +101,7 @@ def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate
         "traffic": traffic_of(provider, task.case),
         "prepared": built.prepared,
     }
-    candidate = Candidate(provider, built, facts, verdict.proven, verdict.found)
+    candidate = Candidate(provider, built, facts, verdict.proven, verdict.deviations)
     if proof.baseline is None and provider is not task.family.baseline:
         candidate.flags.append("no-baseline-budget")
     if verdict.strides:

@@ -61,8 +61,8 @@ class Recheck:
         before; else 1."""
         baseline = self._proof.family.baseline
         timings = [c.timing for c in candidates if c.provider is baseline]
-        found = [slowdown(t) for t in timings if t is not None and self._inputs.alike]
-        return next((factor for factor in found if factor is not None), 1.0)
+        factors = [slowdown(t) for t in timings if t is not None and self._inputs.alike]
+        return next((factor for factor in factors if factor is not None), 1.0)
 
     def _sample(self, candidate: Candidate, part: Keeping, judge: bool) -> None:
         batch, timing = self._once(part), candidate.timing
@@ -71,8 +71,8 @@ class Recheck:
             candidate.timing = replace(timing, fresh_ns=fresh)
         if judge:
             reason = self._judged(candidate, part)
-            said = f"as it was timed (--seed {self.seed}): {reason}"
-            candidate.wrong = candidate.wrong or (reason and said)
+            words = f"as it was timed (--seed {self.seed}): {reason}"
+            candidate.wrong = candidate.wrong or (reason and words)
         part.outputs = ()
 
     def _judged(self, candidate: Candidate, part: Keeping) -> str:

@@ -99,7 +99,7 @@ class Candidate:
     workload: Workload
     facts: dict[str, Any]
     proven: dict[str, torch.Tensor] = field(default_factory=dict)  # its answer, until it is timed
-    found: Mapping[str, Deviation] = field(default_factory=dict)
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
     timing: Timing | None = None
     flags: list[str] = field(default_factory=list)
     wrong: str = ""  # what was found against it meanwhile

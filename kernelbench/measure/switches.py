@@ -68,8 +68,13 @@ class Switch:
 
 def switches() -> list[Switch]:
     """Those of this process, as it is now: a CUDA device's only where one is in use."""
-    found = [*_modes(), *_autograd(), *_autocast(), *_arithmetic(), *_paired()]
-    return [*found, *_interpreter(), *_seeds(), *(_cuda() if torch.cuda.is_initialized() else ())]
+    all_switches = [*_modes(), *_autograd(), *_autocast(), *_arithmetic(), *_paired()]
+    return [
+        *all_switches,
+        *_interpreter(),
+        *_seeds(),
+        *(_cuda() if torch.cuda.is_initialized() else ()),
+    ]
 
 
 def _modes() -> Iterator[Switch]:
@@ -86,8 +91,8 @@ def _context() -> Any:
 
 def _function_modes() -> list[Any]:
     of, context = torch._C._get_function_stack_at, _context()
-    found = [of(i) for i in range(torch._C._len_torch_function_stack())]
-    return [mode for mode in found if mode is not context]
+    modes = [of(i) for i in range(torch._C._len_torch_function_stack())]
+    return [mode for mode in modes if mode is not context]
 
 
 def _put_function_modes(modes: list[Any]) -> None:
@@ -199,16 +204,18 @@ def _arithmetic() -> Iterator[Switch]:
 def _precision() -> dict[str, str]:
     """By operator, and what the older switches say; they raise when they disagree with those."""
     of = torch._C._get_fp32_precision_getter
-    found = {f"{kind} {op}": str(of(kind, op)) for kind, ops in OPERATORS.items() for op in ops}
+    precisions = {
+        f"{kind} {op}": str(of(kind, op)) for kind, ops in OPERATORS.items() for op in ops
+    }
     for name, read in (
         ("torch", torch.get_float32_matmul_precision),
         ("cudnn", torch._C._get_cudnn_allow_tf32),
     ):
         try:
-            found[name] = str(read())
+            precisions[name] = str(read())
         except RuntimeError:
-            found[name] = "mixed"
-    return found
+            precisions[name] = "mixed"
+    return precisions
 
 
 def _put_precision(precision: dict[str, str]) -> None:
@@ -268,8 +275,8 @@ def _interpreter() -> Iterator[Switch]:
 
 def _environment() -> dict[bytes, bytes]:
     """What lies behind os.environ, which takes 0.5 µs a variable to decode."""
-    found: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
-    return found.copy()
+    variables: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
+    return variables.copy()
 
 
 def _put_environment(variables: dict[bytes, bytes]) -> None:

@@ -66,7 +66,7 @@ class Telemetry:
             return {}
         nvml, handle = self._nvml, self._handle
         sm = nvml.NVML_CLOCK_SM
-        found = {
+        limits = {
             "power_limit_w": self._try(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
             "power_limit_default_w": self._try(
                 lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3
@@ -74,7 +74,7 @@ class Telemetry:
             "sm_max_mhz": self._try(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, sm)),
             "sm_set_mhz": self._try(lambda: nvml.nvmlDeviceGetApplicationsClock(handle, sm)),
         }
-        return {name: float(value) for name, value in found.items() if value is not None}
+        return {name: float(value) for name, value in limits.items() if value is not None}
 
     def reset(self) -> None:
         """Begin a job."""

@@ -240,13 +240,13 @@ class CudaClock:
 
     def _tail(self) -> float:
         """Host time in ns to submit what follows the last sample of a batch."""
-        found = []
+        samples = []
         for _ in range(5):
             begin = time.perf_counter_ns()
             settle(TAIL)
-            found.append(time.perf_counter_ns() - begin)
+            samples.append(time.perf_counter_ns() - begin)
         torch.cuda.synchronize()
-        return median(found)
+        return median(samples)
 
     def _pairs(self, n: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
         while len(self._events) < n:
@@ -298,13 +298,13 @@ class CudaClock:
             return 0.0
         part.restore()
         returned = part.call()
-        found = []
+        samples = []
         for _ in range(3):
             begin = time.perf_counter_ns()
             part.lot.rehearse(returned)
-            found.append(time.perf_counter_ns() - begin)
+            samples.append(time.perf_counter_ns() - begin)
         torch.cuda.synchronize()
-        return min(found)
+        return min(samples)
 
     def _lead(self, part: Timed, n: int) -> None:
         """n calls as in a batch, without looking at how long they take."""
@@ -339,9 +339,9 @@ class CudaClock:
             for part in parts:
                 with part.grad_mode():
                     held[part.name] = self._traced(part, n)
-        found = spans(profile.profiler.kineto_results.events())
+        spans_of = spans(profile.profiler.kineto_results.events())
         return {
-            name: replace(found.get(f"{name}.{attempt}", Spans()), event_ns=event_ns)
+            name: replace(spans_of.get(f"{name}.{attempt}", Spans()), event_ns=event_ns)
             if attempt
             else Spans(held=False)
             for name, (attempt, event_ns) in held.items()

@@ -75,15 +75,15 @@ def spans(events: Sequence[Any]) -> dict[str, Spans]:
 def _by_part(
     names: Sequence[str], inside: Mapping[str, tuple[int, int]], after: Mapping[str, int]
 ) -> dict[str, Spans]:
-    found: dict[str, Spans] = {}
+    spans: dict[str, Spans] = {}
     for name in names:
         part = name.removeprefix(WINDOW).rpartition(".")[0]
-        before = found.get(part, Spans())
+        before = spans.get(part, Spans())
         if name in inside:
             start, end = inside[name]
             late = after.get(name, end) < end - LATE_NS
-            found[part] = Spans((*before.ns, end - start), late=before.late + late)
-    return found
+            spans[part] = Spans((*before.ns, end - start), late=before.late + late)
+    return spans
 
 
 def _on_gpu(event: Any) -> bool:

@@ -40,11 +40,11 @@ class Trials:
         """
         left = [*candidates]
         self._asked = {name for candidate in left for name in candidate.workload.names}
-        found = self._attempt(partial(of, self._proof.family, self._proof.case, self._inputs), "")
-        if isinstance(found, Failure):
-            yield from ((candidate, found) for candidate in left)
+        trials = self._attempt(partial(of, self._proof.family, self._proof.case, self._inputs), "")
+        if isinstance(trials, Failure):
+            yield from ((candidate, trials) for candidate in left)
             return
-        for name, trial in found.items() if left else ():
+        for name, trial in trials.items() if left else ():
             unproven = trial.refused
             if not unproven:
                 self._tell("", f"trial {name}")
@@ -59,20 +59,20 @@ class Trials:
         if isinstance(again, Failure):
             yield from ((candidate, again) for candidate in left)
         self._proof.redrawn()
-        self._proof.baseline = yardstick.found if yardstick else None
+        self._proof.baseline = yardstick.deviations if yardstick else None
 
     def _begin(self, name: str, trial: Trial, yardstick: Candidate | None, seed: int) -> str:
         """Draw a trial's inputs. Why it proves nothing, or nothing: then its budget is set."""
         self._inputs.redraw(seed, trial)
         self._proof.redrawn(alike=False)
-        asked = self._asked - set(trial.apart)
-        pieces = (piece for piece in self._proof.oracle.pieces() if piece[0] in asked)
+        judged = self._asked - set(trial.apart)
+        pieces = (piece for piece in self._proof.oracle.pieces() if piece[0] in judged)
         reason = out_of_range(pieces, self._proof.case.dtype)
         if reason or yardstick is None:
             return reason
         provider, workload = yardstick.provider, yardstick.workload
-        found = self._proof.judge_trial(provider, workload, name, trial)
-        return f"the baseline itself is not right there: {found.reason}" if found.reason else ""
+        verdict = self._proof.judge_trial(provider, workload, name, trial)
+        return f"the baseline itself is not right there: {verdict.reason}" if verdict.reason else ""
 
     def _one(
         self, candidate: Candidate, name: str, trial: Trial, unproven: str
@@ -81,18 +81,18 @@ class Trials:
         provider, workload = candidate.provider, candidate.workload
         promised = promise(provider, str(self._proof.case.inputs), name)
         unproven = unproven or (promised if isinstance(promised, str) else "")
-        said, fallen = TrialErrors(trial=name, unproven=unproven), None
+        errors, fallen = TrialErrors(trial=name, unproven=unproven), None
         if not unproven:
             self._tell(candidate.name, f"trial {name}")
             step = partial(self._proof.judge_trial, provider, workload, name, trial)
-            found: ProofVerdict | Failure = self._attempt(step, candidate.name)
+            verdict: ProofVerdict | Failure = self._attempt(step, candidate.name)
             workload.rest()
-            if isinstance(found, Failure):
-                return found
-            said = replace(said, errors=found.errors)
-            if found.reason:
-                fallen = replace(found, reason=f"on {name} inputs: {found.reason}")
-        candidate.facts["trials"] = (*candidate.facts.get("trials", ()), said)
+            if isinstance(verdict, Failure):
+                return verdict
+            errors = replace(errors, errors=verdict.errors)
+            if verdict.reason:
+                fallen = replace(verdict, reason=f"on {name} inputs: {verdict.reason}")
+        candidate.facts["trials"] = (*candidate.facts.get("trials", ()), errors)
         return fallen
 
 
@@ -102,18 +102,18 @@ def of(family: Family[Any], case: Case, inputs: CaseInputs) -> dict[str, Trial]:
     Raises ValueError where the family's leave one of NAMES out.
     """
     if family.trials is not None:
-        found = dict(family.trials(case))
+        trials = dict(family.trials(case))
         for name in NAMES:
-            if name not in found:
+            if name not in trials:
                 raise ValueError(f"{family.name}: no trial {name!r}; refuse it with a reason")
     else:
         drawn = inputs.drawn
-        found = {
+        trials = {
             "small": Trial(dict.fromkeys(drawn, SMALL), gross=True),
             "large": Trial(dict.fromkeys(drawn, LARGE), gross=True),
             "outliers": Trial(outliers=drawn, gross=True),
         }
-    return {name: _own(name, trial, case) for name, trial in found.items()}
+    return {name: _own(name, trial, case) for name, trial in trials.items()}
 
 
 def _own(name: str, trial: Trial, case: Case) -> Trial:
@@ -137,8 +137,8 @@ def out_of_range(pieces: Iterable[tuple[Any, ...]], dtype: DType) -> str:
     return _out_of_range({n: (most, math.sqrt(s / c)) for n, (most, s, c) in sums.items()}, limits)
 
 
-def _out_of_range(found: Mapping[str, tuple[float, float]], limits: Any) -> str:
-    for name, (most, rms) in found.items():
+def _out_of_range(sizes: Mapping[str, tuple[float, float]], limits: Any) -> str:
+    for name, (most, rms) in sizes.items():
         if not most <= limits.max:
             return f"{name} reaches {most:.2g}, beyond {limits.dtype}'s {limits.max:.2g}"
         if 0 < rms < SMALLEST * limits.tiny:

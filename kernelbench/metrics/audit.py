@@ -65,8 +65,8 @@ def _weighted(kernels: Sequence[KernelUse], name: str) -> float | None:
 
 
 def _most(kernels: Sequence[KernelUse], name: str) -> int | None:
-    found = [value for kernel in kernels if (value := getattr(kernel, name)) is not None]
-    return max(found, default=None)
+    values = [value for kernel in kernels if (value := getattr(kernel, name)) is not None]
+    return max(values, default=None)
 
 
 def row(measured: Measured) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def row(measured: Measured) -> dict[str, Any]:
     kernels = measured.kernels
     error = model_error_pct(measured)
     on_gpu = any(kernel.gpu_ns is not None for kernel in kernels)
-    found = {name: getattr(measured, name) for name in COLUMNS if hasattr(measured, name)}
+    facts = {name: getattr(measured, name) for name in COLUMNS if hasattr(measured, name)}
     return {
-        **found,
+        **facts,
         "kernels": len(kernels),
         "launches": each(sum(kernel.launches for kernel in kernels), 1),
         "busy_us": sum_of("gpu_ns" if on_gpu else "host_ns", 1e3),

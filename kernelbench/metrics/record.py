@@ -117,15 +117,15 @@ def speedup(record: RunRecord, against: RunRecord) -> Speedup | None:
     both = {each.process: (each.timing, theirs.get(each.group)) for each in clocked(record)}
     pairs = {n: (mine, other) for n, (mine, other) in both.items() if mine and other}
     try:
-        found = {
+        ratios = {
             n: ratio_interval(blocks_ns(other), blocks_ns(mine), quantum=mine.quantum_ns)
             for n, (mine, other) in pairs.items()
         }
         steps = [times.step(mine) + times.step(other) for mine, other in pairs.values()]
-        over = over_processes(list(found.values()), max(steps, default=0.0))
+        over = over_processes(list(ratios.values()), max(steps, default=0.0))
     except ValueError:  # no common process or round, or nothing above the overhead in those
         return None
-    return Speedup(over, {n: ratio.mid for n, ratio in found.items()})
+    return Speedup(over, {n: ratio.mid for n, ratio in ratios.items()})
 
 
 def noise_pct(baseline: RunRecord) -> float | None:

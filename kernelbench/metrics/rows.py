@@ -111,9 +111,9 @@ def rows_of(records: Sequence[RunRecord], against: str = "") -> list[dict[str, A
         if _is_yardstick(record, against) and record.traffic is not None:
             models[case] = record
     rows = {
-        id(record): {**_facts(record, models.get(key[:3])), **found}
+        id(record): {**_facts(record, models.get(key[:3])), **comparison}
         for key, group in groups.items()
-        for record, found in zip(group, _comparisons(group, against), strict=True)
+        for record, comparison in zip(group, _comparisons(group, against), strict=True)
     }
     return [rows[id(record)] for record in records]
 
@@ -126,23 +126,23 @@ def _comparisons(group: list[RunRecord], against: str) -> Iterator[dict[str, Any
     bests = {accuracy: of.best_other(group, accuracy) for accuracy in {r.accuracy for r in group}}
     for record in group:
         best = bests[record.accuracy]
-        found = _against(record, baseline, "speedup")
+        speedups = _against(record, baseline, "speedup")
         if best is baseline:
-            again = {f"speedup_best{k.removeprefix('speedup')}": v for k, v in found.items()}
+            again = {f"speedup_best{k.removeprefix('speedup')}": v for k, v in speedups.items()}
         else:
             again = _against(record, best, "speedup_best")
         named = best.provider if best and again else None
         noted = noise if of.timed(record) else None
-        yield {**found, **again, "best_other": named, "noise_pct": noted}
+        yield {**speedups, **again, "best_other": named, "noise_pct": noted}
 
 
 def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[str, float | str]:
     if other is record:
         return {column: 1.0} if of.timed(record) and record.group else {}
-    found = of.speedup(record, other) if other else None
-    if found is None:
+    speedup = of.speedup(record, other) if other else None
+    if speedup is None:
         return {}
-    over, each = found.over, found.each
+    over, each = speedup.over, speedup.each
     slots = (f"{each[n]:.6g}" if n in each else "" for n in range(max(each) + 1))
     return {
         column: over.mid,
@@ -191,6 +191,6 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
 
 def _told(record: RunRecord, name: str) -> float | None:
     """The median of what telemetry told of its processes."""
-    told = [(each.telemetry or {}).get(name) for each in record.processes]
-    found = [value for value in told if value is not None]
-    return median(found) if found else None
+    readings = [(each.telemetry or {}).get(name) for each in record.processes]
+    values = [value for value in readings if value is not None]
+    return median(values) if values else None

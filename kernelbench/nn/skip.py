@@ -126,8 +126,8 @@ class _Skip(torch.autograd.Function):
         f, x, t = ctx.saved_tensors
         parametrization, sigma_data = ctx.rest
         needs = ctx.needs_input_grad[:3]
-        found = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
-        return *found, None, None
+        gradients = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
+        return *gradients, None, None
 
 
 @torch.library.custom_op("kernelbench::skip", mutates_args=())
@@ -152,8 +152,10 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """df, dx, dt; `absent` for what is not needed."""
-    found = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
-    df, dx, dt = gradients_of([each if each is None else each.contiguous() for each in found], x)
+    gradients = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
+    df, dx, dt = gradients_of(
+        [each if each is None else each.contiguous() for each in gradients], x
+    )
     return df, dx, dt
 
 

@@ -45,18 +45,18 @@ def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
     swap = x > (a + 1) / (a + b + 2)
     p, q, y = np.where(swap, b, a), np.where(swap, a, b), np.where(swap, 1 - x, x)
     c, d = np.ones(y.shape), 1 / (1 - (p + q) * y / (p + 1))
-    found = d
+    share = d
     for m in range(1, 100):
         for term in (
             m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m)),
             -(p + m) * (p + q + m) * y / ((p + 2 * m) * (p + 2 * m + 1)),
         ):
             d, c = 1 / (1 + term * d), 1 + term / c
-            found = found * d * c
+            share = share * d * c
     sizes = [lgamma(u + v) - lgamma(u) - lgamma(v) for u, v in zip(p.flat, q.flat, strict=True)]
     with np.errstate(divide="ignore"):
         front = np.exp(np.reshape(sizes, y.shape) + p * np.log(y) + q * np.log1p(-y)) / p
-    return np.asarray(np.where(swap, 1 - front * found, front * found))
+    return np.asarray(np.where(swap, 1 - front * share, front * share))
 
 
 @cache
@@ -119,7 +119,7 @@ def change_points(
 def _costs(values: Sequence[float]) -> list[list[float]]:
     """Of each part of them, [start][end], the squared distances from its median, none above
     FARTHEST²; values are in standard deviations."""
-    found = []
+    costs = []
     for start in range(len(values)):
         ordered, row = list[float](), [0.0] * (len(values) + 1)
         for end in range(start, len(values)):
@@ -127,5 +127,5 @@ def _costs(values: Sequence[float]) -> list[list[float]]:
             some, half = np.asarray(ordered), len(ordered) // 2
             middle = (ordered[half] + ordered[~half]) / 2
             row[end + 1] = float(np.minimum(np.square(some - middle), FARTHEST**2).sum())
-        found.append(row)
-    return found
+        costs.append(row)
+    return costs

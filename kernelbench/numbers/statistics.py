@@ -92,7 +92,7 @@ def _of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
     return Interval(samples.mid, min(samples.lo, rounds.lo), max(samples.hi, rounds.hi))
 
 
-def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
+def over_processes(intervals: Sequence[Interval], least: float = 0.0) -> Interval:
     """One estimate of what several processes each say, above 0, with its 95 % interval.
 
     The geometric mean of their estimates, and Student's t interval of their logarithms: the next
@@ -103,15 +103,15 @@ def over_processes(found: Sequence[Interval], least: float = 0.0) -> Interval:
 
     Raises ValueError without processes, or where an estimate of several is not above 0.
     """
-    if len(found) == 1:
-        return found[0]
-    if not found or min(each.mid for each in found) <= 0:
+    if len(intervals) == 1:
+        return intervals[0]
+    if not intervals or min(interval.mid for interval in intervals) <= 0:
         raise ValueError("estimates above 0 are needed, of one process at least")
-    logs = [log(each.mid) for each in found]
+    logs = [log(interval.mid) for interval in intervals]
     mid = fsum(logs) / len(logs)
     reach = t_reach(len(logs) - 1) * stdev(logs) / sqrt(len(logs))
     lo, hi = min(exp(-reach), 1 - least), max(_exp(reach), 1 + least)
-    own = min(each.lo for each in found), max(each.hi for each in found)
+    own = min(interval.lo for interval in intervals), max(interval.hi for interval in intervals)
     return Interval(exp(mid), max(min(exp(mid) * lo, own[0]), 0.0), max(exp(mid) * hi, own[1]))
 
 
@@ -206,15 +206,15 @@ def ratio_interval(
 def _apart(tops: Whole, bottoms: Whole, seed: int) -> list[float]:
     """What the earlier and the later half of the rounds say, if their intervals do not meet."""
     middle, cut = len(tops) // 2, _HALF_DRAWS // 40
-    told, ends = [], []
+    kept, ends = [], []
     for part in (slice(middle), slice(middle, None)):
         above, below = tops[part], bottoms[part]
         drawn = _ratios(*(_medians(each, seed, _HALF_DRAWS) for each in (above, below)))
         ends.append((float(drawn[cut]), float(drawn[-1 - cut])))
         if divisor := median(chain(*below)):
-            told.append(median(chain(*above)) / divisor)
+            kept.append(median(chain(*above)) / divisor)
     (lo, hi), (other_lo, other_hi) = ends
-    return told if hi < other_lo or other_hi < lo else []
+    return kept if hi < other_lo or other_hi < lo else []
 
 
 @lru_cache(maxsize=64)
@@ -354,6 +354,6 @@ def _log_medians(
         places = np.count_nonzero(reached < half, axis=1)
         drawn = np.take_along_axis(np.take_along_axis(part, order, 1), places, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.log(drawn).std(axis=1, ddof=1)
-        errors[first : first + step] = np.where(np.isfinite(found), found, inf)
+            spread = np.log(drawn).std(axis=1, ddof=1)
+        errors[first : first + step] = np.where(np.isfinite(spread), spread, inf)
     return logs, errors

@@ -89,20 +89,20 @@ def columns(timings: Sequence[Timing], every: Sequence[Timing] = ()) -> dict[str
     if not timings:
         return {}
     every = every or timings
-    found: dict[str, Any] = {"timer": timings[0].timer, "processes": len(timings)}
+    values: dict[str, Any] = {"timer": timings[0].timer, "processes": len(timings)}
     for name in ("host", "graph"):
         samples = next(filter(None, (getattr(t, f"{name}_ns") for t in every)), ())
-        found[f"{name}_us"] = median(samples) / 1e3 if samples else None
+        values[f"{name}_us"] = median(samples) / 1e3 if samples else None
     span = next((s for t in every if (s := kernel_ns(t)) is not None), None)
-    found["kernel_us"] = None if span is None else span / 1e3
+    values["kernel_us"] = None if span is None else span / 1e3
     flat = list(chain.from_iterable(chain(*blocks_ns(timing)) for timing in timings))
     mid = of_processes(timings)
     if mid is None:
-        return found
+        return values
     twentieths = quantiles(flat, n=20, method="inclusive") if len(flat) > 1 else flat * 19
     q20, q25, q75, q80 = (twentieths[i] for i in (3, 4, 14, 15))
     return {
-        **found,
+        **values,
         "samples": len(flat),
         "median_us": mid.mid / 1e3,
         "lo_us": mid.lo / 1e3,

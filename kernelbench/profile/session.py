@@ -84,10 +84,10 @@ class Profiler:
     """
 
     def __init__(
-        self, tool: Tool, found: Any, options: ProfileOptions, folder: Path, cuda: bool
+        self, tool: Tool, program: Any, options: ProfileOptions, folder: Path, cuda: bool
     ) -> None:
         self.tool, self._options, self._folder, self._cuda = tool, options, folder, cuda
-        self._found = found
+        self._found = program
         self._into = folder / "profiles" / tool.value
         try:
             self._into.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class Profiler:
         while left:
             answers = _file(stem, "answers")
             try:
-                seen = self._capture(replace(job, providers=tuple(left)), context, stem)
+                observation = self._capture(replace(job, providers=tuple(left)), context, stem)
             except ToolError as error:
                 culprit = _at_work(answers)
                 blamed = [name for name in left if culprit in ("", name)]
@@ -118,10 +118,10 @@ class Profiler:
                 yield from (line(name, facts, Observation(self.version, {})) for name in blamed)
                 left = [name for name in left if name not in blamed]
                 continue
-            for text in seen.notes:
+            for text in observation.notes:
                 note(f"{job.id}: {text}")
             known = _by_provider(answers)
-            yield from (line(name, known.get(name, {}), seen) for name in left)
+            yield from (line(name, known.get(name, {}), observation) for name in left)
             answers.unlink(missing_ok=True)
             return
 
@@ -153,7 +153,7 @@ class Profiler:
             request.unlink(missing_ok=True)
 
     def _by_nsys(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
-        found = nsys.capture(
+        captured = nsys.capture(
             self._found,
             child,
             stem,
@@ -163,17 +163,17 @@ class Profiler:
             timeout=self._options.timeout,
             env=environment(),
         )
-        by_name = {one.name: one for one in found.ranges}
+        by_name = {one.name: one for one in captured.ranges}
         of = {
             name: _timeline(by_name[range_name])
             for name, range_name in _ranges(job)
             if range_name in by_name
         }
-        pending = PENDING if found.qdstrm else ""
-        return Observation(found.version, of, _files(found), found.notes, pending)
+        pending = PENDING if captured.qdstrm else ""
+        return Observation(captured.version, of, _files(captured), captured.notes, pending)
 
     def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
-        found = ncu.capture(
+        captured = ncu.capture(
             self._found,
             child,
             stem,
@@ -182,9 +182,9 @@ class Profiler:
             env=environment(),
         )
         of = {
-            name: {"kernels": found.ranges[range_name]}
+            name: {"kernels": captured.ranges[range_name]}
             for name, range_name in _ranges(job)
-            if range_name in found.ranges
+            if range_name in captured.ranges
         }
         counts = {name: sum(k.launches for k in facts["kernels"]) for name, facts in of.items()}
         notes = [
@@ -193,7 +193,7 @@ class Profiler:
             for name, count in counts.items()
             if count % self._options.calls
         ]
-        return Observation(found.version, of, (found.rep,), (*found.notes, *notes))
+        return Observation(captured.version, of, (captured.rep,), (*captured.notes, *notes))
 
     def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
         log = stem.with_name(f"{stem.name}.log")
@@ -216,26 +216,30 @@ class Profiler:
         context: Context,
         name: str,
         facts: Mapping[str, Any],
-        seen: Observation,
+        observation: Observation,
     ) -> Measured:
         """What is known of one provider: its own facts, and what the tool saw."""
-        provider, found = family.provider(name), dict(facts)
-        status = Status(found.pop("status", "failed"))
-        reason = found.pop("reason", "") or ("" if facts else "the process said nothing of it")
-        files = [*seen.files, *map(Path, found.pop("files", ()))]
-        found["kernels"] = tuple(KernelUse(**one) for one in found.pop("kernels", ()))
+        provider, provider_facts = family.provider(name), dict(facts)
+        status = Status(provider_facts.pop("status", "failed"))
+        reason = provider_facts.pop("reason", "") or (
+            "" if facts else "the process said nothing of it"
+        )
+        files = [*observation.files, *map(Path, provider_facts.pop("files", ()))]
+        provider_facts["kernels"] = tuple(
+            KernelUse(**one) for one in provider_facts.pop("kernels", ())
+        )
         if status is Status.ok:
-            found |= seen.of.get(name, {})
-            if seen.pending:
-                status, reason = Status.skipped, seen.pending
-            elif not found["kernels"] and self._cuda:
+            provider_facts |= observation.of.get(name, {})
+            if observation.pending:
+                status, reason = Status.skipped, observation.pending
+            elif not provider_facts["kernels"] and self._cuda:
                 status, reason = Status.failed, f"{self.tool} saw no kernel in its calls"
-        found["kernels"] = tuple(map(_named_shortly, found["kernels"]))
+        provider_facts["kernels"] = tuple(map(_named_shortly, provider_facts["kernels"]))
         return Measured(
             run_id=context.run_id,
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
             tool=self.tool,
-            tool_version=seen.version,
+            tool_version=observation.version,
             status=status,
             reason=reason,
             family=job.family,
@@ -248,7 +252,7 @@ class Profiler:
             gpu=context.gpu,
             source=context.source,
             files=tuple(str(file.relative_to(self._folder)) for file in files),
-            **found,
+            **provider_facts,
         )
 
 
@@ -261,19 +265,19 @@ def imported(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
     for line in lines:
         for file in line.files if line.reason == PENDING else ():
             waiting.setdefault(file, []).append(line)
-    found = nsys.find() if waiting else None
+    program = nsys.find() if waiting else None
     for file, part in waiting.items():
-        assert found is not None
+        assert program is not None
         stem = folder / file.removesuffix(".qdstrm")
-        report = nsys.finish(found, stem, cuda=True, env=environment())
+        report = nsys.finish(program, stem, cuda=True, env=environment())
         by_name = {one.name: one for one in report.ranges}
         files = tuple(str(path.relative_to(folder)) for path in _files(report))
         for line in part:
             one = by_name.get(nvtx.name_of("kb", line.family, line.provider, line.case))
-            told = _timeline(one) if one else {}
+            timeline = _timeline(one) if one else {}
             status = Status.ok if one and one.launches else Status.failed
             reason = "" if status is Status.ok else "nsys saw no kernel in its calls"
-            yield replace(line, status=status, reason=reason, files=files, **told)
+            yield replace(line, status=status, reason=reason, files=files, **timeline)
 
 
 def _named_shortly(kernel: KernelUse) -> KernelUse:
@@ -325,9 +329,9 @@ def _at_work(path: Path) -> str | None:
 
 
 def _by_provider(path: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    by_provider: dict[str, dict[str, Any]] = {}
     for answer in _answers(path):
         if "provider" in answer:
             name = answer.pop("provider")
-            found[name] = found.get(name, {}) | answer
-    return found
+            by_provider[name] = by_provider.get(name, {}) | answer
+    return by_provider

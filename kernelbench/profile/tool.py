@@ -92,9 +92,9 @@ def find(name: str, places: Sequence[str] = ()) -> Path | None:
         return Path(on_path)
     for place in places:
         root, pattern = Path(place).anchor, str(Path(place).relative_to(Path(place).anchor))
-        found = sorted(p for p in Path(root).glob(pattern) if os.access(p, os.X_OK))
-        if found:
-            return found[-1]
+        programs = sorted(p for p in Path(root).glob(pattern) if os.access(p, os.X_OK))
+        if programs:
+            return programs[-1]
     return None
 
 

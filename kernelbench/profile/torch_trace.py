@@ -80,14 +80,14 @@ def _profiled(
 
 
 def _kernels(profile: Any) -> tuple[KernelUse, ...]:
-    found: dict[str, list[int]] = {}
+    kernels: dict[str, list[int]] = {}
     for event in profile.profiler.kineto_results.events():
         on_gpu = event.device_type() == torch.profiler.DeviceType.CUDA
         if on_gpu and not event.is_user_annotation():
-            found.setdefault(event.name(), []).append(event.duration_ns())
+            kernels.setdefault(event.name(), []).append(event.duration_ns())
     uses = [
         KernelUse(name=name, launches=len(spans), gpu_ns=sum(spans))
-        for name, spans in found.items()
+        for name, spans in kernels.items()
     ]
     return tuple(sorted(uses, key=lambda use: -(use.gpu_ns or 0)))
 

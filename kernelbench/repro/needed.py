@@ -57,14 +57,14 @@ class Needed:
     def files(self) -> dict[str, str]:
         """Text by path from the root of an import, device code first."""
         whole = sorted(self._whole)
-        found = {self._place(path): path.read_text(encoding="utf-8") for path in whole}
+        texts = {self._place(path): path.read_text(encoding="utf-8") for path in whole}
         for name, module in self._modules.items():
             ours = name.startswith(f"{OURS.name}.")
             place = self._place(module.path) if ours else f"{name}.py"
-            found.setdefault(place, _text(module))
-        packages = {str(p / "__init__.py") for place in found for p in Path(place).parents[:-1]}
-        order = sorted({*found, *packages}, key=lambda place: ("/kernels/" not in place, place))
-        return {place: found.get(place, "") for place in order}
+            texts.setdefault(place, _text(module))
+        packages = {str(p / "__init__.py") for place in texts for p in Path(place).parents[:-1]}
+        order = sorted({*texts, *packages}, key=lambda place: ("/kernels/" not in place, place))
+        return {place: texts.get(place, "") for place in order}
 
     def _name(self, module_name: str, name: str) -> None:
         module = self._modules[module_name]
@@ -186,8 +186,8 @@ def _first(node: ast.expr) -> str | None:
 
 def _file(dotted: str, root: Path = OURS.parent) -> Path | None:
     stem = root.joinpath(*dotted.split("."))
-    found = (path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
-    return next(found, None)
+    paths = (path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
+    return next(paths, None)
 
 
 def _text(module: _Module) -> str:

@@ -73,25 +73,25 @@ def _records(
     case: str, provider: str, where: Path, problems: list[str]
 ) -> tuple[list[RunRecord], Path]:
     """The records of the newest run that has the case, and the provider if one of them has it."""
-    seen: dict[str, None] = {}
+    names_seen: dict[str, None] = {}
     holding: list[tuple[bool, str, list[RunRecord], Path]] = []
     for run in store.find_runs([where]):
         records, damaged = store.read_with_problems(run)
         problems += damaged
-        seen |= dict.fromkeys(f"{r.family}/{r.case}" for r in records)
-        found = [r for r in records if case in (r.case, f"{r.family}/{r.case}")]
-        if found:
-            asked = provider in [r.provider for r in found]
-            holding.append((asked, max(r.utc for r in found), found, run))
-    names = sorted({r.family for *_, found, _ in holding for r in found})
+        names_seen |= dict.fromkeys(f"{r.family}/{r.case}" for r in records)
+        matching = [r for r in records if case in (r.case, f"{r.family}/{r.case}")]
+        if matching:
+            has_provider = provider in [r.provider for r in matching]
+            holding.append((has_provider, max(r.utc for r in matching), matching, run))
+    names = sorted({r.family for *_, matching, _ in holding for r in matching})
     if len(names) > 1:
         raise UsageError(f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}")
     if holding:
         newest = max(range(len(holding)), key=lambda n: (holding[n][:2], n))
         return holding[newest][2:]
-    if not seen:
+    if not names_seen:
         raise UsageError(f"no record in {where}: kernelbench run smoke, or --run DIR")
-    ids = list(seen) if "/" in case else [name.partition("/")[2] for name in seen]
+    ids = list(names_seen) if "/" in case else [name.partition("/")[2] for name in names_seen]
     near = suggest(case, list(dict.fromkeys(ids))).partition(" Known: ")[0]
     raise UsageError(f"{where}: no case {case!r}{near} `kernelbench report {where}` shows them")
 
@@ -110,8 +110,8 @@ def _chosen(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord
 
 
 def _plugins(folder: Path) -> tuple[str, ...]:
-    asked = store.read_manifest(folder).get("asked")
-    plugins = asked.get("plugins", []) if isinstance(asked, dict) else []
+    request = store.read_manifest(folder).get("asked")
+    plugins = request.get("plugins", []) if isinstance(request, dict) else []
     return tuple(str(p) for p in plugins if Path(str(p)).is_file())
 
 

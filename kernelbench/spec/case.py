@@ -108,12 +108,12 @@ class Case:
     def axes(cls) -> tuple[Axis, ...]:
         """The family's own axes in the order of declaration, then inputs, dtype and mode."""
         hints = get_type_hints(cls)
-        found = {
+        axes = {
             f.name: Axis(f.name, hints[f.name], f.default, f.metadata.get("doc", ""))
             for f in fields(cls)
         }
-        own = [name for name in found if name not in _COMMON]
-        return tuple(found[name] for name in [*own, *_COMMON])
+        own = [name for name in axes if name not in _COMMON]
+        return tuple(axes[name] for name in [*own, *_COMMON])
 
     @property
     def id(self) -> str:

@@ -64,15 +64,15 @@ Read = Callable[[Any], Any]
 def _made(kind: type[M], facts: Mapping[str, Any]) -> M:
     """A dataclass from a JSON object. Raises ValueError naming the field that is wrong, or
     TypeError naming those that are missing."""
-    known, found = _readers(cast(Any, kind)), {}
+    known, values = _readers(cast(Any, kind)), {}
     for name, value in facts.items():
         if name not in known or name in NEVER:
             raise ValueError(f"unknown field {name!r}")
         try:
-            found[name] = known[name](value)
+            values[name] = known[name](value)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    return kind(**found)
+    return kind(**values)
 
 
 @cache

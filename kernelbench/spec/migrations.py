@@ -29,17 +29,17 @@ def migrate(facts: Facts, schema: int, migrations: Migrations) -> Facts:
 
     Raises KernelbenchError for one that is newer, and for one that nothing can turn into it.
     """
-    found = int(facts["schema"])
-    if found > schema:
+    version = int(facts["schema"])
+    if version > schema:
         raise KernelbenchError(
-            f"schema {found}, this version reads schema {schema}: upgrade kernelbench to read it"
+            f"schema {version}, this version reads schema {schema}: upgrade kernelbench to read it"
         )
-    while found < schema:
-        if found not in migrations:
+    while version < schema:
+        if version not in migrations:
             raise KernelbenchError(
-                f"schema {found}, this version reads schema {schema} and cannot turn one into the "
-                "other: report it with the version that wrote it"
+                f"schema {version}, this version reads schema {schema} and cannot turn one into "
+                "the other: report it with the version that wrote it"
             )
-        found += 1
-        facts = {**migrations[found - 1](facts), "schema": found}
+        version += 1
+        facts = {**migrations[version - 1](facts), "schema": version}
     return facts

@@ -119,9 +119,9 @@ def trace_of(error: BaseException) -> str:
 
     Empty where that is no more than the error's own line.
     """
-    told = traceback.TracebackException.from_exception(error)
-    called = _cut(told)
-    text = without_paths("".join(told.format())).strip()
+    trace = traceback.TracebackException.from_exception(error)
+    called = _cut(trace)
+    text = without_paths("".join(trace.format())).strip()
     if not called:
         text = text.removeprefix("Traceback (most recent call last):\n")
     if not called and "\n" not in text:
@@ -140,18 +140,18 @@ def _shortened(path: re.Match[str]) -> str:
     return f"…/{path[1]}" if near.startswith("..") or _of_others(path[0]) else near
 
 
-def _cut(told: traceback.TracebackException) -> bool:
+def _cut(trace: traceback.TracebackException) -> bool:
     """Leave the harness out, name files as messages do; whether somebody else's code is left."""
-    left = _beyond_the_harness(told.stack)
-    told.stack = traceback.StackSummary.from_list(
+    left = _beyond_the_harness(trace.stack)
+    trace.stack = traceback.StackSummary.from_list(
         [
             traceback.FrameSummary(named(f.filename), f.lineno, f.name, line=f.line or "")
             for f in left
         ]
     )
-    if told.exc_type is not None and issubclass(told.exc_type, SyntaxError) and told.filename:
-        told.filename = named(told.filename)
-    others = [told.__cause__, told.__context__, *(told.exceptions or ())]
+    if trace.exc_type is not None and issubclass(trace.exc_type, SyntaxError) and trace.filename:
+        trace.filename = named(trace.filename)
+    others = [trace.__cause__, trace.__context__, *(trace.exceptions or ())]
     return any([bool(left), *(_cut(other) for other in others if other is not None)])
 
 

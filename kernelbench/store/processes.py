@@ -19,7 +19,7 @@ def together(records: Iterable[RunRecord]) -> list[RunRecord]:
     rows: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         rows.setdefault(record.row, []).append(record)
-    return [_one(sorted(found, key=lambda r: r.process)) for found in rows.values()]
+    return [_one(sorted(group, key=lambda r: r.process)) for group in rows.values()]
 
 
 def _one(records: list[RunRecord]) -> RunRecord:

@@ -127,8 +127,8 @@ def lines(path: Path, name: str) -> list[bytes]:
         raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
     except lzma.LZMAError as error:
         raise KernelbenchError(f"{archived(file)}: cannot be unpacked ({error})") from None
-    found = content.split(b"\n")
-    return found if found[-1] else found[:-1]
+    parts = content.split(b"\n")
+    return parts if parts[-1] else parts[:-1]
 
 
 def _two_of(file: Path) -> list[str]:

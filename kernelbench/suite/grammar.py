@@ -170,13 +170,13 @@ def _errors(
     try:
         made.model_validate(data)
     except ValidationError as error:
-        found = []
+        problems = []
         for one in error.errors(include_url=False, include_context=True):
             loc = (*at, *one["loc"])
             on_key = one["type"] in ("extra_forbidden", "missing", "too_short")
             where = root.spot(loc, key=on_key)
-            found.append((loc, Problem(where, _message(one, loc, families))))
-        return found
+            problems.append((loc, Problem(where, _message(one, loc, families))))
+        return problems
     return []
 
 

@@ -62,8 +62,10 @@ def check(request: CheckRequest, output: Output) -> int:
     records: list[RunRecord] = []
     interrupted = 0
     try:
-        for each in plans:
-            _check_one(each, known, options_of(options, request, each.device), output, records)
+        for run_plan in plans:
+            _check_one(
+                run_plan, known, options_of(options, request, run_plan.device), output, records
+            )
     except KeyboardInterrupt as stop:
         interrupted = exit_code_of(stop)
     _show(records, output)
@@ -103,7 +105,7 @@ def _hold_writable(folder: Path) -> None:
 
 
 def _check_one(
-    each: Plan,
+    plan: Plan,
     known: Mapping[str, Family[Any]],
     options: Options,
     output: Output,
@@ -113,14 +115,14 @@ def _check_one(
         try:
             runner = Runner(known, options, watcher, Path(folder) / "log")
         except NoGPUError as error:
-            raise without_gpu(error, each) from None
+            raise without_gpu(error, plan) from None
         with closing(runner):
             watcher.machine(runner.machine)
             runner.ceilings(None)
             gpu = runner.machine["name"]
             context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
-            for number, job in enumerate(each.jobs, 1):
-                watcher.job(job, number, len(each.jobs))
+            for number, job in enumerate(plan.jobs, 1):
+                watcher.job(job, number, len(plan.jobs))
                 for some in runner.measure(job, context):
                     records.extend(some)
                     watcher.recorded(some)

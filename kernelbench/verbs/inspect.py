@@ -90,15 +90,15 @@ def _rows(
     jobs, harness = jobs_of(request.names, known, request.providers)
     with waiting("calling providers, to see what they would launch", output.waits):
         launches = [
-            each
+            launch
             for limits in chosen
-            for each in describe(
+            for launch in describe(
                 known, jobs, limits, every=request.every, harness=harness, plugins=request.plugins
             )
         ]
     if not launches:
         raise UsageError("none of these providers launches a Triton kernel: see kernelbench list")
-    total, bar = len({each.kernel for each in launches}), output.errors.is_terminal
+    total, bar = len({launch.kernel for launch in launches}), output.errors.is_terminal
     with (
         waiting(f"compiling {total} kernels", None if bar else output.waits),
         Progress(console=output.errors, transient=True, disable=not bar) as progress,

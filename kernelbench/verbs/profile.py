@@ -91,7 +91,7 @@ def profile(request: ProfileRequest, output: Output) -> int:
         chosen = _plan(request, machine, output)
     plan.refuse_many([chosen], request.yes)
     tools, errors = _found(request.tools or (_best(cuda, output),))
-    seen = list[Measured]()
+    lines = list[Measured]()
     if tools:
         options = replace(options, device=machine["kind"])
         with closing(_open(chosen, request.out, machine)) as opened:
@@ -100,24 +100,24 @@ def profile(request: ProfileRequest, output: Output) -> int:
                     profiler = Profiler(tool, program, options, opened.path, cuda)
                     for measured in _through(profiler, chosen, opened, machine["name"], output):
                         opened.keep(measured)
-                        seen.append(measured)
+                        lines.append(measured)
                 except ToolError as error:
                     errors.append(f"--{tool}: {error}")
-        _finish(seen, opened.path, output)
+        _finish(lines, opened.path, output)
     for text in errors:
         output.errors.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
-    return 2 if errors else _code(seen, output)
+    return 2 if errors else _code(lines, output)
 
 
 def _found(tools: Sequence[Tool]) -> tuple[dict[Tool, Any], list[str]]:
     """Those that are here, and where; and why the others are not."""
-    found, errors = dict[Tool, Any](), list[str]()
+    programs, errors = dict[Tool, Any](), list[str]()
     for tool in tools:
         try:
-            found[tool] = find(tool)
+            programs[tool] = find(tool)
         except ToolError as error:
             errors.append(f"--{tool}: {error}")
-    return found, errors
+    return programs, errors
 
 
 def read_captures(run: Path, output: Output) -> int:
@@ -126,22 +126,22 @@ def read_captures(run: Path, output: Output) -> int:
     Raises KernelbenchError where that cannot be done here either.
     """
     with closing(store.open_run(run)) as opened:
-        seen = []
+        lines = []
         for measured in imported(store.read_measured(run)[0], run):
             opened.keep(measured)
-            seen.append(measured)
-    if not seen:
+            lines.append(measured)
+    if not lines:
         output.say(f"{run}: no capture waits to be read")
-    _finish(seen, run, output)
-    return _code(seen, output)
+    _finish(lines, run, output)
+    return _code(lines, output)
 
 
-def _code(seen: Sequence[Measured], output: Output) -> int:
+def _code(lines: Sequence[Measured], output: Output) -> int:
     """1, and why, where a provider failed."""
-    bad = [one for one in seen if one.status.bad]
+    bad = [one for one in lines if one.status.bad]
     if bad:
         first = f"{bad[0].family}/{bad[0].case} {bad[0].provider}: {bad[0].status}"
-        output.err(f"exit 1: {len(bad)} of {len(seen)} failed, the first {first}")
+        output.err(f"exit 1: {len(bad)} of {len(lines)} failed, the first {first}")
     return int(bool(bad))
 
 
@@ -210,17 +210,17 @@ def _holding(
     ours = plan.resumed(runs[0][0], [], Selection())[0].jobs if runs else ()
     if runs and not _absent(cases, ours):
         return []
-    made = {path: suite.load(path, known) for path in suite.shipped().values()}
+    suites = {path: suite.load(path, known) for path in suite.shipped().values()}
 
     def rank(path: Path) -> tuple[bool, bool]:
-        gpu = made[path].gpu.lower()
-        return made[path].name != "smoke", not gpu or gpu not in machine["name"].lower()
+        gpu = suites[path].gpu.lower()
+        return suites[path].name != "smoke", not gpu or gpu not in machine["name"].lower()
 
-    for path in sorted(made, key=rank):
-        if not _absent(cases, made[path].jobs):
+    for path in sorted(suites, key=rank):
+        if not _absent(cases, suites[path].jobs):
             output.note(f"{', '.join(cases)}: of {path.stem}, a suite that kernelbench ships")
             return [path]
-    every = [*ours, *(job for found in made.values() for job in found.jobs)]
+    every = [*ours, *(job for one in suites.values() for job in one.jobs)]
     for case in _absent(cases, every):
         _refuse(case, every)
     raise UsageError(f"{' and '.join(cases)}: of several suites; profile those of one at a time")
@@ -324,17 +324,17 @@ def _through(
         yield from profiler.profile(job, known[job.family], context, note)
 
 
-def _finish(seen: Sequence[Measured], folder: Path, output: Output) -> None:
+def _finish(measured: Sequence[Measured], folder: Path, output: Output) -> None:
     """Write the table of all that was ever seen of the run, and show what was seen now."""
-    if seen:
+    if measured:
         audit.to_csv(store.read_measured(folder)[0], folder / store.MEASURED_CSV)
     if output.as_json:
-        lines = [json.loads(one.to_json()) for one in seen]
+        lines = [json.loads(one.to_json()) for one in measured]
         print(json.dumps({"run": str(folder), "measured": lines}, allow_nan=False))
         return
     if not output.quiet:
-        profiles.render(seen, output.console)
-    if off := audit.failed_audits(seen):
+        profiles.render(measured, output.console)
+    if off := audit.failed_audits(measured):
         output.say(f"{len(off)} audited read{'s' * (len(off) != 1)} off the model by over 3 %")
-    if seen:
+    if measured:
         output.say(f"files: {folder / store.PROFILES}, lines: {folder / store.MEASURED}")

@@ -56,8 +56,8 @@ def run(request: RunRequest, output: Output) -> int:
 def measure(plans: Sequence[Plan], options: Options, out: Path, output: Output) -> int:
     """Run every plan; tables of each and an exit code for all."""
     code, shown, measured = 0, [], list[RunRecord]()
-    for each in plans:
-        outcome, folder = _run_one(each, options, out, output)
+    for run_plan in plans:
+        outcome, folder = _run_one(run_plan, options, out, output)
         records = store.read(folder)
         if output.as_json:
             shown.append(_run_json(outcome, records, folder))
@@ -77,17 +77,17 @@ def measure(plans: Sequence[Plan], options: Options, out: Path, output: Output) 
     return code
 
 
-def _run_one(each: Plan, options: Options, out: Path, output: Output) -> tuple[Outcome, Path]:
-    known = families.load(each.selection.plugins)
-    options = options_of(options, each.selection, each.device)
+def _run_one(run_plan: Plan, options: Options, out: Path, output: Output) -> tuple[Outcome, Path]:
+    known = families.load(run_plan.selection.plugins)
+    options = options_of(options, run_plan.selection, run_plan.device)
     watcher = output.view()
-    folder = out if each.folder is None else each.folder.parent
+    folder = out if run_plan.folder is None else run_plan.folder.parent
     try:
         with watcher:
-            make = partial(_store_for, each, out, watcher)
-            outcome, opened = run_jobs(each.jobs, known, options, watcher, make, folder)
+            make = partial(_store_for, run_plan, out, watcher)
+            outcome, opened = run_jobs(run_plan.jobs, known, options, watcher, make, folder)
     except NoGPUError as error:
-        raise without_gpu(error, each) from None
+        raise without_gpu(error, run_plan) from None
     opened.close()
     return outcome, opened.path
 
@@ -103,28 +103,30 @@ def options_of(options: Options, selection: Selection, device: str) -> Options:
     )
 
 
-def without_gpu(error: NoGPUError, each: Plan) -> NoGPUError:
+def without_gpu(error: NoGPUError, run_plan: Plan) -> NoGPUError:
     """Say which suite needs the GPU that is not here, and which one does not."""
     return NoGPUError(
-        f"{each.suite.path}: {error}. Without a GPU: kernelbench run configs/smoke.yaml"
+        f"{run_plan.suite.path}: {error}. Without a GPU: kernelbench run configs/smoke.yaml"
     )
 
 
-def _store_for(each: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) -> store.Store:
+def _store_for(run_plan: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) -> store.Store:
     """The folder of a new run on this machine, or that of the run which is to go on."""
-    name, wanted = machine["name"], each.suite.gpu
-    if each.folder is None:
+    name, wanted = machine["name"], run_plan.suite.gpu
+    if run_plan.folder is None:
         if wanted and wanted.lower() not in name.lower():
-            watcher.note(f"{each.suite.name} was made for {wanted}; this is {name}")
-        return store.create(out, each.suite.name, name, each.manifest(machine))
-    opened = store.open_run(each.folder)
+            watcher.note(f"{run_plan.suite.name} was made for {wanted}; this is {name}")
+        return store.create(out, run_plan.suite.name, name, run_plan.manifest(machine))
+    opened = store.open_run(run_plan.folder)
     before = opened.manifest.get("machine", {})
     was = opened.manifest.get("gpu"), before.get("uuid")
     now = name, machine.get("uuid") if was[1] else None  # older manifests have none
     if was != now:
         opened.close()
         there, here = (" ".join(filter(None, gpu)) for gpu in (was, now))
-        raise UsageError(f"{each.folder} was measured on {there}, this is {here}: start a new run")
+        raise UsageError(
+            f"{run_plan.folder} was measured on {there}, this is {here}: start a new run"
+        )
     return opened
 
 

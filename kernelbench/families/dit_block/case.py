@@ -35,17 +35,17 @@ def names(case: DiTBlockCase) -> tuple[str, ...]:
 
 def inputs(case: DiTBlockCase, draw: Draw) -> Tensors:
     C, hidden = case.C, RATIO * case.C
-    found = {"x": draw(case.B, case.N, C), "t": times(draw, case.parametrization, case.B)}
-    found |= weights(draw, C)
+    drawn = {"x": draw(case.B, case.N, C), "t": times(draw, case.parametrization, case.B)}
+    drawn |= weights(draw, C)
     shapes = {"w_up": (hidden, C), "b_up": (hidden,), "w_down": (C, hidden), "b_down": (C,)}
     for name, shape in shapes.items():
-        found[name] = draw(*shape) / math.sqrt(hidden if name == "w_down" else C)
+        drawn[name] = draw(*shape) / math.sqrt(hidden if name == "w_down" else C)
     for name in NORMS if case.norm is Norm.rms else ():
-        found[name] = draw(C)
+        drawn[name] = draw(C)
     if case.mode is not Mode.fwd:
         # the norm before the MLP multiplies the noise of dy1 by 1/rms(y1), up to 10
-        found["grad_y"] = upstream(case, draw, found, expectation=24)
-    return found
+        drawn["grad_y"] = upstream(case, draw, drawn, expectation=24)
+    return drawn
 
 
 def grads(case: DiTBlockCase) -> tuple[str, ...]:

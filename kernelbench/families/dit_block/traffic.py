@@ -34,18 +34,18 @@ def block_traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ..
     weights = names(case)[len(WEIGHTS) :]
     fused = back == "back kernel"
     rows: list[tuple[str, int, int]] = []
-    found = [*layer_traffic(kind, back, case)]
+    traffic = [*layer_traffic(kind, back, case)]
     if case.mode is not Mode.bwd:
         rows += _UP_AND_DOWN if fused else (*_UP_AND_DOWN, ("down", 1, 1))
         if norms:
             rows += [("norm1", 1, 1), ("norm2", 0 if fused else 1, 1)]
-        found.append(Traffic(", ".join(weights), w + b + norms))
+        traffic.append(Traffic(", ".join(weights), w + b + norms))
     if case.mode is not Mode.fwd:
         rows += _BACK if fused else (*_BACK, *_SUM_BACK)
         if norms:
             passes = f_rms_norm_passes(case.C, case.dtype.bytes) if back == "back eager" else 1
             read = 2 * passes
             rows += [("norm1, backward", read, 1), ("norm2, backward", read, 1)]
-        found.append(Traffic(", ".join(weights), w + norms))
-        found.append(Traffic(", ".join(f"d{name}" for name in weights), write=w + b + norms))
-    return (*found, *(Traffic(name, read * u, write * u) for name, read, write in rows))
+        traffic.append(Traffic(", ".join(weights), w + norms))
+        traffic.append(Traffic(", ".join(f"d{name}" for name in weights), write=w + b + norms))
+    return (*traffic, *(Traffic(name, read * u, write * u) for name, read, write in rows))

@@ -83,14 +83,14 @@ def trials(case: RCMAttentionCase) -> Mapping[str, Trial]:
     exact, narrow = case.dtype in (DType.fp32, DType.tf32), case.dtype is DType.fp16
     # One-hot rows of a softmax: dq and dk cancel to nothing, and rounding is what is left.
     spread = ("q", "k", *linear) if case.mode is Mode.fwd else linear
-    found = {
+    by_name = {
         "small": Trial(dict.fromkeys(linear, 2.0**-4 if narrow else 2.0**-10)),
         "large": Trial(dict.fromkeys(linear, 2.0**6), apart=("dt",) if narrow else ()),
         "outliers": Trial(refused=loses) if exact else Trial(outliers=spread, apart=("dt",)),
     }
     if case.skips:
-        found["amplified"] = Trial({"x": 2.0**-10}, apart=("dt",))
-    return found
+        by_name["amplified"] = Trial({"x": 2.0**-10}, apart=("dt",))
+    return by_name
 
 
 def cost(case: RCMAttentionCase) -> Cost:

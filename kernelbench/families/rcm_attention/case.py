@@ -43,13 +43,13 @@ class RCMAttentionCase(Case):
 
 
 def inputs(case: RCMAttentionCase, draw: Draw) -> Tensors:
-    found = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
-    found["k"] += case.k_mean  # in the case's dtype: k is what it is
-    found["x"] = draw(case.B, case.N, case.H * case.D)
-    found["t"] = times(draw, case.parametrization, case.B)
+    drawn = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
+    drawn["k"] += case.k_mean  # in the case's dtype: k is what it is
+    drawn["x"] = draw(case.B, case.N, case.H * case.D)
+    drawn["t"] = times(draw, case.parametrization, case.B)
     if case.mode is not Mode.fwd:
-        found["grad_y"] = _upstream(case, draw, found)
-    return found
+        drawn["grad_y"] = _upstream(case, draw, drawn)
+    return drawn
 
 
 def _upstream(case: RCMAttentionCase, draw: Draw, a: Tensors) -> Any:

@@ -209,14 +209,14 @@ def int8_prepacked(case: Any, config: Any) -> Call:
     """What published figures of 8-bit attention count: the attention, quantised already."""
     from kernelbench.kernels import rcm_int8
 
-    found: list[Any] = []  # how the buffers are cut up: that of any tensors of these shapes
+    layouts: list[Any] = []  # how the buffers are cut up: that of any tensors of these shapes
 
     def call(a: Tensors) -> torch.Tensor:
-        if not found:
+        if not layouts:
             B, N, H, D = case.B, case.N, case.H, case.D
             like = a["x"].new_zeros(1).expand(B, N, H, D)
-            found.append(rcm_int8.prepack(like, like, like))
-        packed = replace(found[0], **{name: a[name] for name in PACKED})
+            layouts.append(rcm_int8.prepack(like, like, like))
+        packed = replace(layouts[0], **{name: a[name] for name in PACKED})
         return rcm_int8.rcm_attention_prepacked(packed, a["x"], a["t"], **_options(case))
 
     return call

@@ -86,10 +86,10 @@ def attention_traffic(skip: str, ours: bool, case: Any) -> tuple[Traffic, ...]:
         rows += _ATTENTION["library, 16 bits"] if apart else ()
         rows += _ATTENTION["gradients"] + (_ATTENTION["ours skip"] if ours and case.skips else ())
     known = {"do": "c_out·grad_y"} if case.skips else {"do": "grad_y", "o": "y"}
-    found = [Traffic(known.get(n, n), read * u, write * u) for n, read, write in rows]
+    traffic = [Traffic(known.get(n, n), read * u, write * u) for n, read, write in rows]
     if back:
         read = 2 if one or apart else 4 if ours else 1  # both of them in each kernel of ours
-        found.append(Traffic("lse, delta", read * row, (full + (ours or apart)) * row))
+        traffic.append(Traffic("lse, delta", read * row, (full + (ours or apart)) * row))
     if case.skips:
-        found.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
-    return tuple(found)
+        traffic.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
+    return tuple(traffic)

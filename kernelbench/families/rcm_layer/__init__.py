@@ -72,8 +72,8 @@ def through_attention(
     if not dqs:
         return None
     dqkv = torch.stack([torch.cat(dqs, 1), dk, dv]).permute(2, 0, 1, 3).flatten(1)
-    found = {"w_qkv": dqkv.mT @ h, "b_qkv": dqkv.sum(0), "w_proj": dw, "b_proj": db}
-    return dqkv @ w["w_qkv"], found
+    gradients = {"w_qkv": dqkv.mT @ h, "b_qkv": dqkv.sum(0), "w_proj": dw, "b_proj": db}
+    return dqkv @ w["w_qkv"], gradients
 
 
 def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:

@@ -62,11 +62,11 @@ def upstream(case: RCMLayerCase, draw: Draw, a: Tensors, expectation: float = 6)
 
 
 def inputs(case: RCMLayerCase, draw: Draw) -> Tensors:
-    found = {"x": draw(case.B, case.N, case.C), "t": times(draw, case.parametrization, case.B)}
-    found |= weights(draw, case.C)
+    drawn = {"x": draw(case.B, case.N, case.C), "t": times(draw, case.parametrization, case.B)}
+    drawn |= weights(draw, case.C)
     if case.mode is not Mode.fwd:
-        found["grad_y"] = upstream(case, draw, found)
-    return found
+        drawn["grad_y"] = upstream(case, draw, drawn)
+    return drawn
 
 
 def grads(case: RCMLayerCase) -> tuple[str, ...]:

@@ -92,8 +92,8 @@ def triton_configs(case: RCMLayerCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.projection import configs
 
     M, C, item = case.B * case.N, case.C, case.dtype.bytes
-    found = configs(M, C, C, arch=device.arch, itemsize=item, N=case.N)
-    return found[:1] if case.mode is Mode.bwd else found
+    tiles = configs(M, C, C, arch=device.arch, itemsize=item, N=case.N)
+    return tiles[:1] if case.mode is Mode.bwd else tiles
 
 
 def serves(case: Case, device: Device) -> str | None:

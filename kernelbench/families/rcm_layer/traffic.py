@@ -71,19 +71,19 @@ def layer_traffic(kind: str, back: str, case: Any) -> tuple[Traffic, ...]:
     ours = back == "back ours"
     kind, back = (kind, back) if case.skips else ("no skip", "back no skip")
     passes = 2 if case.mode is Mode.full else 1
-    found, rows = [Traffic("w_qkv, w_proj", passes * w)], []
+    traffic, rows = [Traffic("w_qkv, w_proj", passes * w)], []
     if case.mode is not Mode.bwd:
         rows += [*_LAYER[kind], ("x, by later columns", bands(case) - 1, 0)]
         shape = (case.B, case.N, case.H, case.C // case.H)
         again = launches(shape, case.dtype.bytes, case.mode, False, False) - 1 if ours else 0
         rows.append(("k and v, by a second launch", 2 * again, 0))
-        found.append(Traffic("b_qkv, b_proj", b))
+        traffic.append(Traffic("b_qkv, b_proj", b))
     if case.mode is not Mode.fwd:
         rows += _LAYER["back"] + _LAYER[back]
         rows += _LAYER["back, 16 bits"] if case.dtype.bytes == 2 else ()
-        found.append(Traffic("dw_qkv, dw_proj, db_qkv, db_proj", write=w + b))
-        found.append(Traffic("lse", lse, lse if case.mode is Mode.full else 0))
+        traffic.append(Traffic("dw_qkv, dw_proj, db_qkv, db_proj", write=w + b))
+        traffic.append(Traffic("lse", lse, lse if case.mode is Mode.full else 0))
     if case.skips:
-        found.append(Traffic("t, dt", passes * t, 0 if case.mode is Mode.fwd else t))
+        traffic.append(Traffic("t, dt", passes * t, 0 if case.mode is Mode.fwd else t))
     moved = (Traffic(name, read * u, write * u) for name, read, write in rows if read or write)
-    return (*moved, *found)
+    return (*moved, *traffic)

@@ -95,19 +95,21 @@ def trials(case: RMSNormCase) -> Mapping[str, Trial]:
     drawn = ("x", "residual") if case.residual else ("x",)
     rounds_squares = case.casting is Casting.none and case.dtype is DType.fp16
     why = "casting=none rounds squares to fp16, which holds none of them well"
-    found = {
+    by_name = {
         "small": Trial(dict.fromkeys(drawn, math.sqrt(case.eps) or 2.0**-10)),
         "large": Trial(dict.fromkeys(drawn, 256.0)),
         "outliers": Trial(outliers=drawn),
     }
     if case.residual and case.mode.graded:  # dx of a large h is small beside grad_r
-        found["large"] = Trial({**found["large"].scale, "grad_r": 1 / 256})
-        found["amplified"] = Trial({"grad_r": 2.0**-10})
+        by_name["large"] = Trial({**by_name["large"].scale, "grad_r": 1 / 256})
+        by_name["amplified"] = Trial({"grad_r": 2.0**-10})
     if case.N == 1:  # y is a sign: its dx is what rounding leaves of a difference
-        found = {name: replace(trial, apart=("dx", "dresidual")) for name, trial in found.items()}
+        by_name = {
+            name: replace(trial, apart=("dx", "dresidual")) for name, trial in by_name.items()
+        }
     if rounds_squares:
-        found |= {name: Trial(refused=why) for name in ("small", "large", "outliers")}
-    return found
+        by_name |= {name: Trial(refused=why) for name in ("small", "large", "outliers")}
+    return by_name
 
 
 def _size(case: RMSNormCase) -> int:

@@ -31,21 +31,21 @@ class RMSNormCase(Case):
 
 
 def inputs(case: RMSNormCase, draw: Draw) -> Tensors:
-    found = {"x": draw(case.M, case.N), "weight": draw(case.N)}
+    drawn = {"x": draw(case.M, case.N), "weight": draw(case.N)}
     if case.residual:
-        found["residual"] = draw(case.M, case.N)
+        drawn["residual"] = draw(case.M, case.N)
     if case.mode.graded:
         for name in outputs(case):
-            found[f"grad_{name}"] = draw(case.M, case.N)
+            drawn[f"grad_{name}"] = draw(case.M, case.N)
     if case.mode is Mode.jvp:
-        found |= {f"tangent_{name}": draw(*found[name].shape) for name in grads(case)}
-    return found
+        drawn |= {f"tangent_{name}": draw(*drawn[name].shape) for name in grads(case)}
+    return drawn
 
 
 def outputs(case: RMSNormCase) -> tuple[str, ...]:
-    found = ("y", "r") if case.residual else ("y",)
-    pushed_on = tuple(f"tangent_{name}" for name in found) if case.mode is Mode.jvp else ()
-    return found + pushed_on
+    names = ("y", "r") if case.residual else ("y",)
+    pushed_on = tuple(f"tangent_{name}" for name in names) if case.mode is Mode.jvp else ()
+    return names + pushed_on
 
 
 def grads(case: RMSNormCase) -> tuple[str, ...]:

@@ -47,19 +47,19 @@ class RotaryCase(Case):
 
 
 def inputs(case: RotaryCase, draw: Draw) -> Tensors:
-    found = {"q": _stored(case, draw, case.Hq), "k": _stored(case, draw, case.Hk)}
+    drawn = {"q": _stored(case, draw, case.Hq), "k": _stored(case, draw, case.Hk)}
     start = draw.integers(0, 4096, case.B, 1) if case.tables is Tables.bs else 0
     positions = torch.arange(case.S, device=draw.device) + start
     rates = BASE ** (-torch.arange(0, case.D, 2, device=draw.device, dtype=torch.float64) / case.D)
     angles = positions[..., None] * rates
-    found["cos"], found["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
+    drawn["cos"], drawn["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
     if case.mode.graded:
-        found["grad_q_out"] = _stored(case, draw, case.Hq)
-        found["grad_k_out"] = _stored(case, draw, case.Hk)
+        drawn["grad_q_out"] = _stored(case, draw, case.Hq)
+        drawn["grad_k_out"] = _stored(case, draw, case.Hk)
     if case.mode is Mode.jvp:
-        found["tangent_q"] = _stored(case, draw, case.Hq)
-        found["tangent_k"] = _stored(case, draw, case.Hk)
-    return found
+        drawn["tangent_q"] = _stored(case, draw, case.Hq)
+        drawn["tangent_k"] = _stored(case, draw, case.Hk)
+    return drawn
 
 
 def _stored(case: RotaryCase, draw: Draw, heads: int) -> Any:
@@ -69,8 +69,8 @@ def _stored(case: RotaryCase, draw: Draw, heads: int) -> Any:
 
 
 def outputs(case: RotaryCase) -> tuple[str, ...]:
-    found = ("q_out", "k_out")
-    return (*found, "tangent_q_out", "tangent_k_out") if case.mode is Mode.jvp else found
+    names = ("q_out", "k_out")
+    return (*names, "tangent_q_out", "tangent_k_out") if case.mode is Mode.jvp else names
 
 
 def grads(case: RotaryCase) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class _Outcome:
 
 
 def rows(
-    found: Sequence[Described],
+    described: Sequence[Described],
     processes: int | None = None,
     done: Callable[[int], object] = lambda count: None,
     counts: bool = True,
@@ -99,24 +99,24 @@ def rows(
     counts: whether instructions are counted, which takes a third of the time.
     """
     wanted: dict[tuple[str, str], Place] = {}
-    for each in sorted(found, key=lambda each: not each.gluon):  # what takes longest comes first
-        if each.kernel is not None:
-            wanted.setdefault((each.kernel, each.place.limits.arch), each.place)
+    for one in sorted(described, key=lambda one: not one.gluon):  # what takes longest comes first
+        if one.kernel is not None:
+            wanted.setdefault((one.kernel, one.place.limits.arch), one.place)
     run = partial(_together, list(wanted.values()), counts, done)
     outcomes = dict(zip(wanted, _compiled(len(wanted), processes, run), strict=True))
     made, names = [], dict[tuple[Any, ...], int]()
-    for each in found:
-        arch = each.place.limits.arch
-        outcome = outcomes[each.kernel, arch] if each.kernel else _Outcome(error=each.error)
-        name = (each.place.family, each.place.provider, each.case, each.name, each.config, arch)
+    for one in described:
+        arch = one.place.limits.arch
+        outcome = outcomes[one.kernel, arch] if one.kernel else _Outcome(error=one.error)
+        name = (one.place.family, one.place.provider, one.case, one.name, one.config, arch)
         names[name] = number = names.get(name, 0) + 1
-        made.append(_row(each, outcome, number))
+        made.append(_row(one, outcome, number))
     return made
 
 
-def _row(each: Described, outcome: _Outcome, number: int) -> KernelRow:
+def _row(described: Described, outcome: _Outcome, number: int) -> KernelRow:
     """number: among the rows that differ in nothing but what their text leaves out."""
-    place, limits = each.place, each.place.limits
+    place, limits = described.place, described.place.limits
     again = f" #{number}" if number > 1 else ""
     facts: dict[str, Any] = {}
     if not outcome.error:
@@ -128,11 +128,11 @@ def _row(each: Described, outcome: _Outcome, number: int) -> KernelRow:
     return KernelRow(
         family=place.family,
         provider=place.provider,
-        case=each.case,
+        case=described.case,
         mode=str(dict(place.axes).get("mode", "")),
-        others=each.others,
-        kernel=each.name,
-        config=f"{each.config}{again}".strip(),
+        others=described.others,
+        kernel=described.name,
+        config=f"{described.config}{again}".strip(),
         target=limits.arch,
         triton=triton.__version__,
         smem_limit=limits.smem_bytes,
@@ -148,13 +148,13 @@ def _compiled(
     count: int, processes: int | None, run: Callable[[Iterable[int], int], dict[int, _Outcome]]
 ) -> list[_Outcome]:
     """Where a process died, what it was at is found by going on with one, in order."""
-    found = run(range(count), processes or os.cpu_count() or 1)
-    while left := [number for number in range(count) if number not in found]:
-        found |= run(left, 1)
-        dead = next((number for number in left if number not in found), None)
+    outcomes = run(range(count), processes or os.cpu_count() or 1)
+    while left := [number for number in range(count) if number not in outcomes]:
+        outcomes |= run(left, 1)
+        dead = next((number for number in left if number not in outcomes), None)
         if dead is not None:
-            found[dead] = _Outcome(error=DIED)
-    return [found[number] for number in range(count)]
+            outcomes[dead] = _Outcome(error=DIED)
+    return [outcomes[number] for number in range(count)]
 
 
 def _together(
@@ -165,21 +165,21 @@ def _together(
     processes: int,
 ) -> dict[int, _Outcome]:
     """What could be compiled of the numbered places before a process died, if one did."""
-    found: dict[int, _Outcome] = {}
+    outcomes: dict[int, _Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         try:
             futures = {pool.submit(_compile, places[number], counts): number for number in numbers}
             future: Future[_Outcome]
             for future in as_completed(futures):
-                found[futures[future]] = future.result()
+                outcomes[futures[future]] = future.result()
                 done(1)
         except BrokenProcessPool:
             pass
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return outcomes
 
 
 def _compile(place: Place, counts: bool) -> _Outcome:

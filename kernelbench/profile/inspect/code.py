@@ -60,44 +60,44 @@ def _disassembled(cubin: bytes) -> str | None:
 
 def of_sass(text: str, size: int) -> Code:
     """From lines such as `/*0b50*/  @P0 HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;`."""
-    found = Counter(_SASS.findall(text))
+    counts = Counter(_SASS.findall(text))
     return Code(
         "SASS",
-        wgmma=_kinds(found, r"[HQI]GMMA\."),
-        mma=_kinds(found, r"[HIQOD]MMA\."),
-        tcgen05=_kinds(found, r"UTC\w*MMA"),
-        tma_loads=_total(found, r"UTMALDG|UBLKCP\.S"),
-        tma_stores=_total(found, r"UTMASTG|UTMAREDG|UBLKCP\.G|UBLKRED"),
-        loads=_total(found, r"LDG\.|LDG$|LDGSTS"),
-        loads_128=_total(found, r"(LDG|LDGSTS)\b.*\.128"),
+        wgmma=_kinds(counts, r"[HQI]GMMA\."),
+        mma=_kinds(counts, r"[HIQOD]MMA\."),
+        tcgen05=_kinds(counts, r"UTC\w*MMA"),
+        tma_loads=_total(counts, r"UTMALDG|UBLKCP\.S"),
+        tma_stores=_total(counts, r"UTMASTG|UTMAREDG|UBLKCP\.G|UBLKRED"),
+        loads=_total(counts, r"LDG\.|LDG$|LDGSTS"),
+        loads_128=_total(counts, r"(LDG|LDGSTS)\b.*\.128"),
         code_bytes=size,
     )
 
 
 def of_ptx(text: str, size: int) -> Code:
     """From lines such as `wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {…`."""
-    found = Counter(_PTX.findall(text))
+    counts = Counter(_PTX.findall(text))
     vectors = r"(ld\.global.*\.v4\.(b|u|s|f)32)|(ld\.global.*\.v2\.(b|u|s|f)64)"
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x10[,; ]", text))
     return Code(
         "PTX",
-        wgmma=_kinds(found, r"wgmma\.mma_async"),
-        mma=_kinds(found, r"mma\.sync"),
-        tcgen05=_kinds(found, r"tcgen05\.mma"),
-        tma_loads=_total(found, r"cp\.async\.bulk(\.tensor\.\w+)?\.shared"),
-        tma_stores=_total(found, r"cp\.(async|reduce\.async)\.bulk(\.tensor\.\w+)?\.global"),
-        loads=_total(found, r"ld\.global|cp\.async\.c[ag]\."),
-        loads_128=_total(found, vectors) + copies,
+        wgmma=_kinds(counts, r"wgmma\.mma_async"),
+        mma=_kinds(counts, r"mma\.sync"),
+        tcgen05=_kinds(counts, r"tcgen05\.mma"),
+        tma_loads=_total(counts, r"cp\.async\.bulk(\.tensor\.\w+)?\.shared"),
+        tma_stores=_total(counts, r"cp\.(async|reduce\.async)\.bulk(\.tensor\.\w+)?\.global"),
+        loads=_total(counts, r"ld\.global|cp\.async\.c[ag]\."),
+        loads_128=_total(counts, vectors) + copies,
         code_bytes=size,
     )
 
 
-def _kinds(found: Mapping[str, int], pattern: str) -> dict[str, int]:
-    return {name: count for name, count in sorted(found.items()) if re.match(pattern, name)}
+def _kinds(counts: Mapping[str, int], pattern: str) -> dict[str, int]:
+    return {name: count for name, count in sorted(counts.items()) if re.match(pattern, name)}
 
 
-def _total(found: Mapping[str, int], pattern: str) -> int:
-    return sum(_kinds(found, pattern).values())
+def _total(counts: Mapping[str, int], pattern: str) -> int:
+    return sum(_kinds(counts, pattern).values())
 
 
 _TEXT = b".text."

@@ -72,14 +72,14 @@ def read(path: Path) -> list[Facts]:
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        told = (error.strerror or error) if isinstance(error, OSError) else error
-        raise UsageError(f"--against {path}: cannot be read: {told}") from None
-    found: list[Any]
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        raise UsageError(f"--against {path}: cannot be read: {reason}") from None
+    rows: list[Any]
     if lines and lines[0] == list(SAVED):
-        found = [dict(zip(SAVED, line, strict=False)) for line in lines[1:] if line]
+        rows = [dict(zip(SAVED, line, strict=False)) for line in lines[1:] if line]
     else:
-        found = lines[0] if len(lines) == 1 and isinstance(lines[0], list) else lines
-    for number, row in enumerate(found, 1):
+        rows = lines[0] if len(lines) == 1 and isinstance(lines[0], list) else lines
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise UsageError(f"--against {path}: row {number} is no object but {row!r}")
         wrong = [name for name, kind in _TYPES.items() if type(row.get(name)) is not kind]
@@ -88,7 +88,7 @@ def read(path: Path) -> list[Facts]:
                 f"--against {path}: row {number} is not of `kernelbench inspect --json`: "
                 f"{wrong[0]} is {row.get(wrong[0])!r}"
             )
-    return found
+    return rows
 
 
 def save(rows: Sequence[KernelRow], path: Path) -> None:
@@ -125,8 +125,8 @@ def judge(rows: Sequence[KernelRow], before: Sequence[Facts] | None, limits: Bou
     for key, row in today.items():
         old = was.get(key)
         failed += [f"{title(key)}: {fault}" for fault in _faults(row, old, limits)]
-        if old is not None and (told := _changes(row, old)):
-            changed.append(f"{title(key)}: {told}")
+        if old is not None and (changes := _changes(row, old)):
+            changed.append(f"{title(key)}: {changes}")
         elif old is None and before is not None:
             new.append(title(key))
     kept = {(row.target, row.family, row.provider) for row in rows}

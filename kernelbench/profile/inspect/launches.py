@@ -77,13 +77,16 @@ def describe(
         the kernels that those before them do not launch for the same case and provider.
     harness: also the kernels with which the harness measures.
     """
-    found: dict[tuple[str, str], Described] = {}
+    by_kernel: dict[tuple[str, str], Described] = {}
     runs: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    for each in _every_launch(known, jobs, limits, every, harness, plugins):
-        key = (each.place.family, each.kernel or f"{each.case} {each.place.provider}")
-        found.setdefault(key, each)
-        runs.setdefault(key, set()).add((each.case, each.place.provider))
-    return [replace(each, others=len(runs[key]) - 1) for key, each in found.items()]
+    for described in _every_launch(known, jobs, limits, every, harness, plugins):
+        key = (
+            described.place.family,
+            described.kernel or f"{described.case} {described.place.provider}",
+        )
+        by_kernel.setdefault(key, described)
+        runs.setdefault(key, set()).add((described.case, described.place.provider))
+    return [replace(described, others=len(runs[key]) - 1) for key, described in by_kernel.items()]
 
 
 def _every_launch(
@@ -113,20 +116,20 @@ def ours(provider: Provider[Any]) -> bool:
 
 
 def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> Iterator[Described]:
-    provider, seen = family.provider(place.provider), set[str]()
+    provider, names = family.provider(place.provider), set[str]()
     count = len(provider.configs(case, place.limits.device)) if provider.configs else 1
     for number in range(count):
         at = replace(place, config=number)
         try:
             launches = launches_at(at)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            told = f"cannot be called on tensors without memory: {type(error).__name__}: {error}"
-            yield Described(at, case.id, "", "", False, None, error=told)
+            reason = f"cannot be called on tensors without memory: {type(error).__name__}: {error}"
+            yield Described(at, case.id, "", "", False, None, error=reason)
             return
         for row in _rows_of(launches, at, case.id):
-            if every or number == 0 or row.name not in seen:
+            if every or number == 0 or row.name not in names:
                 yield row
-        seen |= {launch.kernel.__name__ for launch in launches}
+        names |= {launch.kernel.__name__ for launch in launches}
 
 
 def _rows_of(launches: Sequence[Launch], place: Place, case: str) -> Iterator[Described]:

@@ -93,12 +93,12 @@ def _cells(row: KernelRow) -> tuple[str, ...]:
 
 def _instructions(row: KernelRow) -> list[str]:
     """`24 HGMMA` for products, whose shapes are in the JSON; TMA; loads of 16 bytes."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for kinds in (row.wgmma, row.mma, row.tcgen05):
         for kind, count in kinds.items():
             name = kind.partition(".")[0]
-            found[name] = found.get(name, 0) + count
-    lines = [f"{count} {name}" for name, count in found.items()]
+            counts[name] = counts.get(name, 0) + count
+    lines = [f"{count} {name}" for name, count in counts.items()]
     if row.tma_loads or row.tma_stores:
         lines.append(f"TMA {row.tma_loads}/{row.tma_stores}")
     if row.loads:
@@ -108,24 +108,24 @@ def _instructions(row: KernelRow) -> list[str]:
 
 def problems(row: KernelRow) -> list[str]:
     """What is wrong with a kernel, in words."""
-    found = [row.error] if row.error else []
+    reasons = [row.error] if row.error else []
     if row.spill_bytes:
-        found.append(f"a thread spills {row.spill_bytes} bytes")
+        reasons.append(f"a thread spills {row.spill_bytes} bytes")
     if row.smem_bytes > row.smem_limit:
-        found.append(
+        reasons.append(
             f"{row.smem_bytes / 1024:.1f} KiB of shared memory, {row.target} has "
             f"{row.smem_limit / 1024:.0f}: it cannot be launched"
         )
     if row.serialized:
-        found.append(f"wgmma are waited for one by one ({', '.join(row.serialized)})")
-    return found
+        reasons.append(f"wgmma are waited for one by one ({', '.join(row.serialized)})")
+    return reasons
 
 
 def show(verdict: Judgement, rows: Sequence[KernelRow], console: Console) -> None:
     """What changed against an earlier output, what fails, and how many kernels there are."""
     if verdict.versions:
-        told = f"compared with triton {', '.join(verdict.versions)}"
-        console.print(told, highlight=False)
+        against = f"compared with triton {', '.join(verdict.versions)}"
+        console.print(against, highlight=False)
     parts = (
         ("new", verdict.new, ""),
         ("gone", verdict.gone, ""),

@@ -92,10 +92,10 @@ TARGETS = {
 
 def targets(names: Sequence[str]) -> tuple[Limits, ...]:
     """`sm_80,sm_90`, or one name a piece. Raises UsageError for one that is not known."""
-    found = [name.strip() for text in names for name in text.split(",") if name.strip()]
-    for name in found:
+    names_given = [name.strip() for text in names for name in text.split(",") if name.strip()]
+    for name in names_given:
         if name not in TARGETS:
             raise UsageError(f"--target: no target {name!r}{suggest(name, TARGETS)}")
-    if not found:
+    if not names_given:
         raise UsageError(f"--target: name one or several of {', '.join(TARGETS)}")
-    return tuple(TARGETS[name] for name in dict.fromkeys(found))
+    return tuple(TARGETS[name] for name in dict.fromkeys(names_given))

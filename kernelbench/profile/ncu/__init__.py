@@ -128,7 +128,7 @@ def why_not() -> str | None:
 
 
 def capture(
-    found: Found,
+    program: Found,
     child: Sequence[str | Path],
     stem: Path,
     *,
@@ -153,18 +153,18 @@ def capture(
             "folder"
         ) from None
     output = str(rep).replace("%", "%%")  # ncu fills in %p and the like
-    command = [found.path, *OPTIONS, "-f", "-o", output, *extra, *child]
+    command = [program.path, *OPTIONS, "-f", "-o", output, *extra, *child]
     notes = _check(tool.run(command, log, timeout, env), log, timeout)
     if not rep.exists() or not rep.stat().st_size:
         raise ToolError(f"ncu ended well and wrote no {rep}: is the disk full? Its log: {log}")
     plain = {**env, "LC_ALL": "C"}  # numbers with a point
-    command = [found.path, "--import", rep, *TABLE]
+    command = [program.path, "--import", rep, *TABLE]
     _check(tool.run(command, table, timeout, plain), table, timeout)
     launches = parse(table.read_text(encoding="utf-8", errors="replace"))
     ranges = by_range(launches)
     if not ranges:
         raise ToolError(_nothing(log))
-    return Report(found.version, rep, ranges, tuple(launches), (*notes, *_uncounted(launches)))
+    return Report(program.version, rep, ranges, tuple(launches), (*notes, *_uncounted(launches)))
 
 
 def _uncounted(launches: Sequence[Launched]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def parse(text: str) -> list[Launched]:
     """
     header: Sequence[str] = ()
     units: Mapping[str, str] = {}
-    found = []
+    launches = []
     for row in _rows(text):
         if row[0] == "ID":
             header, units = row, {}
@@ -75,8 +75,8 @@ def parse(text: str) -> list[Launched]:
         if row[0] == "":
             units = cells
         else:
-            found.append(_launched(cells, units))
-    return found
+            launches.append(_launched(cells, units))
+    return launches
 
 
 def _rows(text: str) -> Iterator[list[str]]:

@@ -60,7 +60,7 @@ class NoImporterError(ToolError):
 
 
 def capture(
-    found: Found,
+    program: Found,
     child: Sequence[str | Path],
     stem: Path,
     *,
@@ -80,40 +80,42 @@ def capture(
     happened, the last lines that were printed, and the remedy.
     """
     _prepare(stem)
-    asked, notes = _gpu_metrics(found, env) if gpu_metrics else ([], [])
+    sampling, notes = _gpu_metrics(program, env) if gpu_metrics else ([], [])
     if not tool.alone():
         notes.append(EXPOSED)
-    command = [*_options(stem, cuda), *asked, *extra, *child]
-    ended = _run(found, command, stem, timeout, env)
+    command = [*_options(stem, cuda), *sampling, *extra, *child]
+    ended = _run(program, command, stem, timeout, env)
     if ended.code and not _written(stem) and _matches(START_FAILURES, ended.tail):
         notes.append(f"nsys could not start at first, and was tried again: {_last(ended.tail)}")
-        ended = _run(found, command, stem, timeout, env)
+        ended = _run(program, command, stem, timeout, env)
     if ended.code and not _written(stem):
         _refuse_unknown(extra, ended.tail)
-    _check(found, ended, stem, cuda, timeout)
+    _check(program, ended, stem, cuda, timeout)
     try:
-        report = finish(found, stem, cuda=cuda, env=env)
+        report = finish(program, stem, cuda=cuda, env=env)
     except NoImporterError as error:
         qdstrm = _path(stem, ".qdstrm")
-        return Report(found.version, None, None, qdstrm, (), (*notes, str(error)))
+        return Report(program.version, None, None, qdstrm, (), (*notes, str(error)))
     return replace(report, notes=(*notes, *report.notes))
 
 
-def finish(found: Found, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.environ) -> Report:
+def finish(
+    program: Found, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.environ
+) -> Report:
     """Read what a capture left at `stem`, here or on another machine: a report, or a .qdstrm.
 
     Raises ToolError when it holds nothing that can be used; NoImporterError when nothing here
     makes a report of the .qdstrm.
     """
-    rep, exporter = _path(stem, ".nsys-rep"), found.path
+    rep, exporter = _path(stem, ".nsys-rep"), program.path
     if not rep.exists():
-        exporter = import_qdstrm(found, _path(stem, ".qdstrm"), rep, env=env)
+        exporter = import_qdstrm(program, _path(stem, ".qdstrm"), rep, env=env)
     sqlite = _export(exporter, rep, _path(stem, ".sqlite"), env)
-    seen = look(sqlite)
-    if not seen.ranges:
-        raise ToolError(_nothing(seen, rep, stem))
-    notes = tuple(_warnings(seen, cuda))
-    return Report(found.version, rep, sqlite, None, seen.ranges, notes)
+    ranges = look(sqlite)
+    if not ranges.ranges:
+        raise ToolError(_nothing(ranges, rep, stem))
+    notes = tuple(_warnings(ranges, cuda))
+    return Report(program.version, rep, sqlite, None, ranges.ranges, notes)
 
 
 def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[RangeUse, ...]:
@@ -122,33 +124,33 @@ def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[Rang
 
 
 def import_qdstrm(
-    found: Found, qdstrm: Path, rep: Path, *, env: Mapping[str, str] = os.environ
+    program: Found, qdstrm: Path, rep: Path, *, env: Mapping[str, str] = os.environ
 ) -> Path:
     """Make a report of a raw capture, which is then removed; returns the nsys that can read it.
 
     Raises NoImporterError, saying how to do it on another machine, when that cannot be done here.
     """
     elsewhere = (
-        f"Keep {qdstrm}; on a machine with Nsight Systems {found.version} or newer: QdstrmImporter "
-        f"-i {qdstrm.name} -o {rep.name}, then nsys export -t sqlite {rep.name}"
+        f"Keep {qdstrm}; on a machine with Nsight Systems {program.version} or newer: "
+        f"QdstrmImporter -i {qdstrm.name} -o {rep.name}, then nsys export -t sqlite {rep.name}"
     )
-    if found.importer is None:
+    if program.importer is None:
         raise NoImporterError(
-            f"{found.path} has no QdstrmImporter beside it, nor is there one as "
+            f"{program.path} has no QdstrmImporter beside it, nor is there one as "
             f"{', '.join(IMPORTERS)}: the capture is there, but no report. {elsewhere}"
         )
     log = rep.with_name(f"{rep.name}.import.log")
-    command: list[str | Path] = [found.importer, "-i", qdstrm, "-o", rep]
+    command: list[str | Path] = [program.importer, "-i", qdstrm, "-o", rep]
     ended = tool.run(command, log, EXPORT_S, tool.environment(env))
     if ended.code != 0 or not _size(rep):
         raise NoImporterError(
-            f"{found.importer} could not make a report of {qdstrm} ({_how(ended.code)}): "
+            f"{program.importer} could not make a report of {qdstrm} ({_how(ended.code)}): "
             f"{_last(ended.tail)}. {elsewhere}"
         )
     log.unlink()
     qdstrm.unlink()
-    beside = found.importer.parent.parent / "bin" / "nsys"
-    return beside if os.access(beside, os.X_OK) else found.path
+    beside = program.importer.parent.parent / "bin" / "nsys"
+    return beside if os.access(beside, os.X_OK) else program.path
 
 
 def _options(stem: Path, cuda: bool) -> list[str]:
@@ -168,11 +170,11 @@ def _options(stem: Path, cuda: bool) -> list[str]:
     ]
 
 
-def _gpu_metrics(found: Found, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def _gpu_metrics(program: Found, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Options to sample the GPU's counters, or a note why that cannot be; newer names first."""
     answer = ""
     for option in ("--gpu-metrics-devices", "--gpu-metrics-device"):
-        answer = said([found.path, "profile", f"{option}=help"], env)
+        answer = said([program.path, "profile", f"{option}=help"], env)
         for devices in ("cuda-visible", "all"):
             if re.search(rf"^\s*{devices}:", answer, re.MULTILINE):
                 return [f"{option}={devices}"], []
@@ -197,12 +199,16 @@ def _prepare(stem: Path) -> None:
 
 
 def _run(
-    found: Found, command: Sequence[str | Path], stem: Path, timeout: float, env: Mapping[str, str]
+    program: Found,
+    command: Sequence[str | Path],
+    stem: Path,
+    timeout: float,
+    env: Mapping[str, str],
 ) -> tool.Ended:
     """Run `nsys profile`, alone if that can be. When it must be killed, or is, nothing that it
     started goes on."""
     session = f"kernelbench-{os.getpid()}-{next(_session)}"
-    profile = [found.path, "profile", f"--session-new={session}", *command]
+    profile = [program.path, "profile", f"--session-new={session}", *command]
     log, env = _path(stem, ".log"), tool.environment(env)
     if alone := tool.alone():
         with tempfile.TemporaryDirectory(prefix="kb-") as own:  # it names files by process numbers
@@ -214,7 +220,7 @@ def _run(
         code = ended.code
     finally:
         if code is None or code < 0:  # the child and nsys's agent are in sessions of their own
-            said([found.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
+            said([program.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
     return ended
 
 
@@ -225,37 +231,37 @@ def _refuse_unknown(extra: Sequence[str], tail: str) -> None:
         raise ToolError(f"nsys has no option {bad[0]}: see `nsys profile --help`")
 
 
-def _check(found: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
+def _check(program: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
     """Raises ToolError unless the child ended well and left a report or a raw capture."""
     log, last = _path(stem, ".log"), _last(ended.tail)
     if ended.code is None:
         raise ToolError(
-            f"nsys {found.version} and what it profiles did not end within {timeout:g} s and were "
-            f"killed. Last lines, see {log}: {last}. Give more time, or see whether the case "
+            f"nsys {program.version} and what it profiles did not end within {timeout:g} s and "
+            f"were killed. Last lines, see {log}: {last}. Give more time, or see whether the case "
             "hangs without a profiler"
         )
     written = _written(stem)
     if ended.code and written:
         raise ToolError(
-            f"what nsys {found.version} profiled {_how(ended.code)}; {written} shows it until "
+            f"what nsys {program.version} profiled {_how(ended.code)}; {written} shows it until "
             f"then. Last lines, see {log}: {last}"
         )
     if ended.code and _matches(UNKNOWN_OPTION, ended.tail):
         raise ToolError(
-            f"{found.path} is version {found.version}, which lacks an option: {last}. Use a newer "
-            f"one. {HOW_TO_GET}"
+            f"{program.path} is version {program.version}, which lacks an option: {last}. Use a "
+            f"newer one. {HOW_TO_GET}"
         )
     if ended.code:
         raise ToolError(
-            f"nsys {found.version} {_how(ended.code)} and wrote no report. Last lines, see {log}: "
-            f"{last}"
+            f"nsys {program.version} {_how(ended.code)} and wrote no report. Last lines, see "
+            f"{log}: {last}"
         )
     if not written:
         went = re.search(r"Generated:\s+(/.*)", ended.tail)
         where = f"; it wrote {went[1]} instead, is {stem.parent} writable" if went else ""
         never = "; was cudaProfilerStart never called" if cuda and not went else ""
         raise ToolError(
-            f"nsys {found.version} ended well without a report {_path(stem, '.nsys-rep')}"
+            f"nsys {program.version} ended well without a report {_path(stem, '.nsys-rep')}"
             f"{where}{never}? Last lines, see {log}: {last}"
         )
 
@@ -276,25 +282,25 @@ def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path
     return sqlite
 
 
-def _nothing(seen: ExportedRanges, rep: Path, stem: Path) -> str:
-    open_ = f"; {', '.join(seen.endless)} had no end" if seen.endless else ""
+def _nothing(ranges: ExportedRanges, rep: Path, stem: Path) -> str:
+    open_ = f"; {', '.join(ranges.endless)} had no end" if ranges.endless else ""
     return (
         f"{rep}: holds no range {PREFIX}* of the NVTX domain {DOMAIN}{open_}, and "
-        f"{seen.operations} operations of the GPU. Ranges are lost without a word where the nvtx "
+        f"{ranges.operations} operations of the GPU. Ranges are lost without a word where the nvtx "
         "package hands out a dummy domain, which profile.nvtx.open_ranges replaces, or when the "
         f"child opened none; see {_path(stem, '.log')}"
     )
 
 
-def _warnings(seen: ExportedRanges, cuda: bool) -> Iterator[str]:
-    if seen.outside:
+def _warnings(ranges: ExportedRanges, cuda: bool) -> Iterator[str]:
+    if ranges.outside:
         yield (
-            f"{seen.outside} of {seen.operations} GPU operations were launched outside every "
+            f"{ranges.outside} of {ranges.operations} GPU operations were launched outside every "
             "range, or by a thread that none can be told for; they are in no sum"
         )
-    if seen.endless:
-        yield f"the capture ended within {', '.join(seen.endless)}; these ranges are in no sum"
-    if cuda and not seen.operations:
+    if ranges.endless:
+        yield f"the capture ended within {', '.join(ranges.endless)}; these ranges are in no sum"
+    if cuda and not ranges.operations:
         yield "no GPU operation was seen: is another profiler attached to the GPU?"
 
 

@@ -68,8 +68,8 @@ def find(env: Mapping[str, str] = os.environ) -> Found:
 
 def _matching(place: str) -> list[Path]:
     """Executables that match an absolute glob, the newest by name first."""
-    found = Path("/").glob(place.lstrip("/"))
-    return sorted((p for p in found if p.is_file() and os.access(p, os.X_OK)), reverse=True)
+    paths = Path("/").glob(place.lstrip("/"))
+    return sorted((p for p in paths if p.is_file() and os.access(p, os.X_OK)), reverse=True)
 
 
 def _asked(path: Path, env: Mapping[str, str]) -> Found:

@@ -186,9 +186,9 @@ def _attribute(
         owner = _open_at(threads.get(thread, []), at)
         if owner is None:
             others = [
-                found
+                open_range
                 for other, theirs in threads.items()
-                if other >> TID_BITS == process and (found := _open_at(theirs, at))
+                if other >> TID_BITS == process and (open_range := _open_at(theirs, at))
             ]
             owner = others[0] if len(others) == 1 else None
         if owner is None:
@@ -201,10 +201,10 @@ def _attribute(
 def _open_at(ranges: Sequence[_Range], at: int) -> _Range | None:
     """The innermost of a thread's ranges at a time; what is open encloses what began last."""
     after = bisect_right(ranges, at, key=lambda one: one.start)
-    found = ranges[after - 1] if after else None
-    while found is not None and found.end <= at:
-        found = found.parent
-    return found
+    open_range = ranges[after - 1] if after else None
+    while open_range is not None and open_range.end <= at:
+        open_range = open_range.parent
+    return open_range
 
 
 def _grouped(ranges: Iterable[_Range]) -> Iterable[tuple[str, list[_Range]]]:

@@ -124,12 +124,12 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
 
 def _names(workload: Workload, results: Sequence[Tensor]) -> dict[int, list[str]]:
     """Of inputs and outputs, by the address of their storage."""
-    found: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {}
     for name, tensor in (*workload.known().items(), *zip(workload.names, results, strict=True)):
-        known = found.setdefault(tensor.untyped_storage().data_ptr(), [])
+        known = names.setdefault(tensor.untyped_storage().data_ptr(), [])
         if name not in known:
             known.append(name)
-    return found
+    return names
 
 
 def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ...]:
@@ -201,20 +201,20 @@ def discrepancies(count: Count, traffic: Sequence[Traffic]) -> list[str]:
     flatters whoever moves less. A tensor of 1 % of the total and more that has a name must be in
     the model: a row's words, apart at ", " and spaces, name tensors, or operators.
     """
-    found = []
-    for what, model, seen in (
+    texts = []
+    for what, model, counted in (
         ("read", sum(row.read for row in traffic), count.read),
         ("written", sum(row.write for row in traffic), count.written),
     ):
-        if abs(seen - model) >= SLACK * max(model, 1):
-            percent = f"{(seen - model) / model:+.1%}" if model else "nothing is modelled"
-            found.append(f"{what}: {seen} bytes are touched, {model} are modelled ({percent})")
+        if abs(counted - model) >= SLACK * max(model, 1):
+            percent = f"{(counted - model) / model:+.1%}" if model else "nothing is modelled"
+            texts.append(f"{what}: {counted} bytes are touched, {model} are modelled ({percent})")
     words = {word for row in traffic for word in row.tensor.replace(",", " ").split()}
     least = SLACK * (count.read + count.written)
-    found += [
+    texts += [
         f"{row.tensor} is in no row of the model: {row.read} bytes read, {row.written} written by "
         f"{', '.join(row.by)}"
         for row in count.rows
         if row.names and row.read + row.written >= least and not words & {*row.names, *row.by}
     ]
-    return found
+    return texts

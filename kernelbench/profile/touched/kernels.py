@@ -161,10 +161,10 @@ def _interpreter() -> Any:
     from triton.runtime import interpreter
 
     module = getattr(interpreter, "_interpreter", None)
-    found = {n for n in dir(module) if not n.startswith("__") and _callable(module, n)}
-    if found != set(_ACCESSES):
+    names = {n for n in dir(module) if not n.startswith("__") and _callable(module, n)}
+    if names != set(_ACCESSES):
         raise KernelbenchError(
-            f"Triton {triton.__version__}'s interpreter reaches memory by {sorted(found)}, "
+            f"Triton {triton.__version__}'s interpreter reaches memory by {sorted(names)}, "
             f"known are {sorted(_ACCESSES)}: teach kernelbench.profile.touched.kernels"
         )
     return module

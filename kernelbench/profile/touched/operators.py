@@ -46,13 +46,13 @@ class Use:
 def extent(tensor: Tensor) -> Any:
     """Which bytes of its storage a tensor occupies: a bool each."""
     width = tensor.element_size()
-    found = np.zeros(tensor.untyped_storage().nbytes(), dtype=bool)
+    mask = np.zeros(tensor.untyped_storage().nbytes(), dtype=bool)
     if tensor.numel():
         start = tensor.storage_offset() * width
         strides = (*(stride * width for stride in tensor.stride()), 1)
-        view = np.lib.stride_tricks.as_strided(found[start:], (*tensor.shape, width), strides)
+        view = np.lib.stride_tricks.as_strided(mask[start:], (*tensor.shape, width), strides)
         view[...] = True
-    return found
+    return mask
 
 
 class Operators(TorchDispatchMode):
@@ -127,10 +127,10 @@ class Operators(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage.nbytes():
                     none = np.zeros(storage.nbytes(), dtype=bool)
-                    _, found = masks.setdefault(storage.data_ptr(), (storage, [none, none]))
-                    found[which] = found[which] | extent(tensor)
-        for storage, found in masks.values():
-            count = [int(mask.sum()) for mask in found]
+                    _, touched = masks.setdefault(storage.data_ptr(), (storage, [none, none]))
+                    touched[which] = touched[which] | extent(tensor)
+        for storage, touched in masks.values():
+            count = [int(mask.sum()) for mask in touched]
             self._record(Use(name, storage, (), *count, *count))
 
 

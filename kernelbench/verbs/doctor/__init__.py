@@ -237,7 +237,7 @@ def _table(findings: Sequence[Finding], *, verbose: bool) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = {True: "ok", False: "MISSING", None: "-"}[finding.ok]
-        found = f"{finding.found} · {finding.adds}" if finding.adds else finding.found
-        lines = [found, finding.path if verbose else "", finding.remedy]
+        text = f"{finding.found} · {finding.adds}" if finding.adds else finding.found
+        lines = [text, finding.path if verbose else "", finding.remedy]
         table.add_row(mark, finding.what, Text("\n".join(filter(None, lines))))
     return table
