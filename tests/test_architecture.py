@@ -50,7 +50,7 @@ WITHOUT_TORCH = (
     "report.tables",
     "report.profiles",
     "report.page",
-    "report.claimed",
+    "report.claim_tables",
     "measure.tune",
     "claims",
     "suite",

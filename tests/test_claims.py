@@ -22,7 +22,7 @@ from kernelbench.claims import ClaimRow, Verdict, arithmetic
 from kernelbench.claims.verdicts import judged
 from kernelbench.claims.words import Fault
 from kernelbench.numbers.statistics import Interval
-from kernelbench.report import claimed
+from kernelbench.report import claim_tables
 from kernelbench.spec import (
     KernelUse,
     Measured,
@@ -113,7 +113,7 @@ def test_so_few_samples_that_nothing_is_known_of_their_spread_are_inconclusive()
     line = f"metric: speedup, value: 2.5, {PAIR}"
     row = judge(line, record(), ours(timing=replace(one, blocks_ns=((4_000, 4_001),))))
     assert row.verdict is Verdict.inconclusive
-    assert claimed.measured_text(row).endswith("(too few samples)")
+    assert claim_tables.measured_text(row).endswith("(too few samples)")
     ms = judge(f"metric: ms, value: 0.004, {ONE}", ours(timing=one))
     assert ms.evidence.value is None or ms.verdict is Verdict.inconclusive
 
@@ -405,7 +405,7 @@ def test_what_an_h200_was_seen_to_do() -> None:
 
 def shown(rows: list[ClaimRow], width: int) -> list[str]:
     out = io.StringIO()
-    claimed.render(rows, Console(file=out, width=width, color_system=None))
+    claim_tables.render(rows, Console(file=out, width=width, color_system=None))
     return out.getvalue().splitlines()
 
 
@@ -425,7 +425,7 @@ def test_a_table_fits_its_console_and_cuts_no_figure(width: int) -> None:
 
 def test_figures_are_printed_as_the_document_does() -> None:
     def said(line: str) -> str:
-        return claimed.claimed_text(judge(line).claim)
+        return claim_tables.claimed_text(judge(line).claim)
 
     assert said("metric: speedup, value: 1.1, decimals: 2") == "1.10 ×"
     quoted = text("metric: ms, value: 1100").replace(
@@ -442,7 +442,7 @@ def test_nothing_of_a_document_becomes_markup() -> None:
         "title: T", "title: '*T* [bold]'"
     )
     rows = claims.rows([], [claims.parse(sly, "f.yaml")])
-    page = claimed.markdown(rows)
+    page = claim_tables.markdown(rows)
     assert r"### \*T\* \[bold\]" in page
     assert r"a \| \<b\> \[x\](http://y) \`c\`" in page
     assert "*T* [bold]" in "\n".join(shown(rows, 100))

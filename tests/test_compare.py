@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from kernelbench import store
 from kernelbench.cli import app
-from kernelbench.compare import formats, noise, tables, telling
+from kernelbench.compare import formats, noise, tables, wording
 from kernelbench.compare.attribution import other_card
 from kernelbench.compare.gate import FAIL_ON, KINDS, Gate, gate_of
 from kernelbench.compare.rows import Change, Comparison, RowChange
@@ -127,7 +127,7 @@ def test_earlier_runs_tell_what_single_ones_cannot(real: tuple[Run, ...]) -> Non
         assert sum(r.verdict.moved for r in known.rows) >= moved
         if not moved:
             assert not [r for r in known.rows if r.verdict.moved]
-    assert "4 earlier ones" in " ".join(telling.notes(known))
+    assert "4 earlier ones" in " ".join(wording.notes(known))
 
 
 # Simulations: runs drawn from those six with replacement, their rounds drawn anew.
@@ -283,7 +283,7 @@ def test_processes_of_a_run_count_as_runs_do() -> None:
     assert row(of_processes) == row(of_runs)
     assert (row(of_processes).processes_a, row(of_processes).processes_b) == (3, 3)
     assert [s.processes for s in (of_processes.a, of_processes.b)] == [3, 3]
-    assert "measured from 3 + 3 of them" in " ".join(telling.notes(of_processes))
+    assert "measured from 3 + 3 of them" in " ".join(wording.notes(of_processes))
 
 
 def test_runs_that_lie_apart_widen_it() -> None:
@@ -405,7 +405,7 @@ def test_what_a_manifest_does_not_state_is_no_other_version() -> None:
     """Runs from before the driver was recorded stand beside newer ones."""
     newer = {"versions": VERSIONS | {"driver": "580.159.03"}}
     found = held(job(), job(110, 440), **newer)
-    assert telling.differing(found) == ["versions driver: — → 580.159.03"]
+    assert wording.differing(found) == ["versions driver: — → 580.159.03"]
     assert {r.cause for r in found.rows} == {"environment"}
     assert found.exit_code == 0
     other = {"versions": VERSIONS | {"driver": "570.10"}}
@@ -418,7 +418,7 @@ def test_a_move_with_other_versions_is_theirs_and_the_manifests_are_told_apart()
     found = held(job(), job(110, 440), **newer)
     assert {r.cause for r in found.rows} == {"versions"}
     assert found.exit_code == 3
-    assert telling.differing(found) == ["versions torch: 2.11.0 → 2.12.0"]
+    assert wording.differing(found) == ["versions torch: 2.11.0 → 2.12.0"]
     alone = held(job(), job(110, source="s2"), **newer)
     assert row(alone).cause == "this provider"
     assert row(held(job(), job(110), **newer)).cause == "versions"
@@ -428,7 +428,7 @@ def test_another_gpu_is_named_and_nothing_slower_is_a_regression() -> None:
     found = held(job(), job(200, 800, gpu="NVIDIA H100"))
     assert {r.cause for r in found.rows} == {"GPU"}
     assert (found.exit_code, "no GPU in common" in found.undecided) == (2, True)
-    assert "gpu: NVIDIA H200 → NVIDIA H100" in telling.differing(found)
+    assert "gpu: NVIDIA H200 → NVIDIA H100" in wording.differing(found)
     wrong = job(gpu="NVIDIA H100")
     wrong[2] = replace(wrong[2], status=Status.incorrect, timing=None)
     assert held(job(), wrong).exit_code == 3
@@ -443,14 +443,14 @@ def test_another_card_of_one_model_is_told_apart_and_excuses_what_moved_with_it(
     before = Side("a", (carded(job(), "GPU-1"),) * 1)
     same = compare(before, Side("b", (carded(job(110, 440), "GPU-1"),)))
     other = compare(before, Side("b", (carded(job(110, 440), "GPU-2"),)))
-    assert "card uuid: GPU-1 → GPU-2" in telling.differing(other)
-    assert not telling.differing(same)
+    assert "card uuid: GPU-1 → GPU-2" in wording.differing(other)
+    assert not wording.differing(same)
     one, two = row(same), row(other)
     assert one.hi and two.hi and one.ratio and two.ratio
     assert math.log(two.hi / two.ratio) == pytest.approx(  # by 1 % a side
         math.hypot(math.log(one.hi / one.ratio), 1.96 * 0.01 * math.sqrt(2)), rel=0.01
     )
-    assert "different cards of one model" in " ".join(telling.notes(other))
+    assert "different cards of one model" in " ".join(wording.notes(other))
     far = compare(before, Side("b", (carded(job(130, 520), "GPU-2"),)))
     assert {r.cause for r in far.rows} == {"another card"} and far.exit_code != 3
     alone = compare(before, Side("b", (carded(job(130), "GPU-2"),)))
@@ -465,7 +465,7 @@ def test_another_power_limit_is_told_apart_and_excuses_what_moved_with_it() -> N
     before = told(job(), power_limit_w=700.0, sm_max_mhz=1980.0)
     less = compare(before, told(job(130, 520), power_limit_w=500.0, sm_max_mhz=1980.0))
     assert {r.cause for r in less.rows} == {"power limit or clocks"} and less.exit_code != 3
-    (line,) = telling.differing(less)
+    (line,) = wording.differing(less)
     assert "700" in line and "500" in line
     alone = compare(before, told(job(130), power_limit_w=500.0, sm_max_mhz=1980.0))
     assert (row(alone).cause, alone.exit_code) == ("this provider", 3)
@@ -493,7 +493,7 @@ def test_runs_without_a_manifest_differ_in_nothing_known() -> None:
     found = compare(side("a", job()), bare)
     assert found.differences == ()
     assert row(found).cause == "this provider"
-    assert any("without manifest.json" in note for note in telling.notes(found))
+    assert any("without manifest.json" in note for note in wording.notes(found))
 
 
 # The verb.
@@ -759,7 +759,7 @@ def test_nothing_of_nothing_is_not_enough() -> None:
     assert found.exit_code == 2 and "has a time of no row" in found.undecided
     broken = compare(side("a", job()), side("b", lost(*job())), gate_of("slower:3%"))
     assert (broken.exit_code, broken.judged) == (2, 0)
-    assert "broken, gone, unjudged not asked for" in telling.verdicts(broken)
+    assert "broken, gone, unjudged not asked for" in wording.verdicts(broken)
 
 
 def test_rows_of_a_gpu_that_only_the_earlier_side_has_are_gone() -> None:

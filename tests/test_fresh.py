@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy import CASE, Script, provider, right, run, toy
 
-from kernelbench.measure.fresh import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
 from kernelbench.measure.sampling import Batch
+from kernelbench.measure.slowdown import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
 from kernelbench.measure.timer import HostClock
 from kernelbench.spec import Distribution, DType, Measure, Role, Status, Timing
 

@@ -18,7 +18,7 @@ from test_metrics import ours, record, timing
 from test_report import job, reported
 
 from kernelbench import metrics, store
-from kernelbench.report import kept
+from kernelbench.report import cache
 from kernelbench.report.gather import gather
 from kernelbench.report.progress import Output
 from kernelbench.spec import SCHEMA, RunRecord, UsageError, migrations
@@ -208,7 +208,7 @@ def test_figures_are_kept_and_derived_anew_when_anything_changed(
     monkeypatch.setattr(metrics, "rows_of", derive)
     assert [row["provider"] for row in gather([run]).rows] == ["triton"]
     monkeypatch.setattr(metrics, "rows_of", never)
-    monkeypatch.setattr(kept, "_code", lambda: "another version")
+    monkeypatch.setattr(cache, "_code", lambda: "another version")
     with pytest.raises(AssertionError, match="derived anew"):
         gather([run])
 
@@ -218,7 +218,7 @@ def test_a_cache_that_is_broken_costs_time_and_nothing_else(
 ) -> None:
     run = a_run(tmp_path, "one", [record(), ours()])
     first = gather([run]).rows
-    (file,) = kept.folder().glob("*.json")
+    (file,) = cache.folder().glob("*.json")
     for text in ("", "[]", '{"rows": 1}', '{"rows": [], "problems": [], "older": {}, "x": 1}'):
         file.write_text(text)
         assert gather([run]).rows == first
@@ -244,10 +244,10 @@ def test_an_archived_run_is_gathered_like_any_other(tmp_path: Path) -> None:
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "MOST", 3)
+    monkeypatch.setattr(cache, "MOST", 3)
     for number in range(5):
         gather([a_run(tmp_path, f"r{number}", [record()])])
-    assert len(list(kept.folder().iterdir())) == 3
+    assert len(list(cache.folder().iterdir())) == 3
 
 
 SCRIPT = """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kernelbench.compare import noise
-from kernelbench.compare.deciding import Decided, decide, more
+from kernelbench.compare.decision import Decided, decide, more
 from kernelbench.numbers.significance import assumed_p, t_reach
 
 LAWS = ("gaussian", "t3")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kernelbench.measure.sampling import Batch
-from kernelbench.measure.steady import LEAD_NS, Steady
 from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.throttling import LEAD_NS, Steady
 from kernelbench.spec import Measure
 
 SETTINGS = Measure(min_samples=16, max_samples=32, block=8, max_seconds=60)

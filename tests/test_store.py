@@ -76,7 +76,7 @@ def test_runs_of_one_second_get_numbers(tmp_path: Path, monkeypatch: pytest.Monk
         def now(zone: Any) -> datetime:
             return datetime(2026, 7, 30, 12, 0, 1, tzinfo=UTC)
 
-    monkeypatch.setattr("kernelbench.store.writing.datetime", Clock)
+    monkeypatch.setattr("kernelbench.store.writer.datetime", Clock)
     names = [store.create(tmp_path, "a/b c", "cpu", {}).path.name for _ in range(3)]
     assert names == [f"20260730T120001Z-a-b-c-cpu{end}" for end in ("", "-2", "-3")]
 

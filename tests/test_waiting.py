@@ -12,9 +12,9 @@ from rich.console import Console
 from test_gather import a_run
 from test_report import job
 
-from kernelbench.report import waiting as waits
+from kernelbench.report import waits
 from kernelbench.report.progress import LiveView, Output, Plain
-from kernelbench.report.waiting import Slow, waiting
+from kernelbench.report.waits import Slow, waiting
 from kernelbench.verbs import report as verb
 
 

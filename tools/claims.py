@@ -5,7 +5,7 @@ from pathlib import Path
 import cog
 
 from kernelbench import claims, store
-from kernelbench.report import claimed
+from kernelbench.report import claim_tables
 
 
 def verdicts(runs: str) -> None:
@@ -17,4 +17,4 @@ def verdicts(runs: str) -> None:
         assert not damaged and not torn, (damaged, torn)
         records += found
         measured += seen
-    cog.out(claimed.markdown(claims.rows(records, claims.load(claims.shipped()), measured)))
+    cog.out(claim_tables.markdown(claims.rows(records, claims.load(claims.shipped()), measured)))

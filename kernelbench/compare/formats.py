@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from kernelbench import metrics
-from kernelbench.compare import telling
+from kernelbench.compare import wording
 from kernelbench.compare.rows import Comparison, RowChange
 from kernelbench.compare.sides import Side
 from kernelbench.compare.tables import interval, percent, time
@@ -51,7 +51,7 @@ def as_json(comparison: Comparison) -> str:
         "exit_code": comparison.exit_code,
         "one_gpu": comparison.one_gpu,
         "widened": comparison.widened,
-        "notes": telling.notes(comparison),
+        "notes": wording.notes(comparison),
         "differences": [asdict(difference) for difference in comparison.differences],
         "rows": rows,
     }
@@ -79,25 +79,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """For a pull request: what moved, what else differs, and the whole table folded away."""
     lines = [
-        f"**{telling.verdicts(comparison)}**",
+        f"**{wording.verdicts(comparison)}**",
         *(["", _escaped(comparison.undecided)] if comparison.undecided else []),
         "",
-        *(f"{_escaped(line)}  " for line in telling.title(comparison)),
+        *(f"{_escaped(line)}  " for line in wording.title(comparison)),
         "",
     ]
-    if moved := telling.notable(comparison):
+    if moved := wording.notable(comparison):
         lines += [*_rows(moved, causes=True), ""]
     for head, items in (
-        ("No longer judged", telling.settled(comparison, regressed=True)),
-        ("Not compared", telling.settled(comparison, regressed=False)),
-        ("What else differs", telling.differing(comparison)),
+        ("No longer judged", wording.settled(comparison, regressed=True)),
+        ("Not compared", wording.settled(comparison, regressed=False)),
+        ("What else differs", wording.differing(comparison)),
     ):
         if items:
             lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in items), ""]
-    shown = telling.both(comparison)
+    shown = wording.both(comparison)
     lines += [f"<details><summary>All {len(shown)} rows of both sides</summary>", ""]
     lines += [*_rows(shown), "", "</details>", ""]
-    lines += [f"{_escaped(note)}\n" for note in (*telling.notes(comparison), f"{telling.KINDS}.")]
+    lines += [f"{_escaped(note)}\n" for note in (*wording.notes(comparison), f"{wording.KINDS}.")]
     return "\n".join(lines)
 
 
@@ -110,7 +110,7 @@ def _rows(rows: Sequence[RowChange], causes: bool = False) -> list[str]:
             *(row.family, row.case, row.provider, percent(row.ratio), interval(row)),
             *(time(row.a_us), time(row.b_us)),
         ]
-        reasons = [telling.reasons(row)] if causes else []
+        reasons = [wording.reasons(row)] if causes else []
         lines.append(f"| {' | '.join(map(_escaped, [*cells, *reasons]))} |")
     return lines
 

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kernelbench.compare import telling
+from kernelbench.compare import wording
 from kernelbench.compare.rows import Change, Comparison, RowChange
 
 LEAST, WIDE = 80, 120
@@ -88,39 +88,39 @@ def render(comparison: Comparison, console: Console) -> None:
     narrow = console.width
     console.width = max(narrow, LEAST)
     try:
-        console.print(Text("\n".join(telling.title(comparison)), style="bold"))
+        console.print(Text("\n".join(wording.title(comparison)), style="bold"))
         console.print()
         for table in _tables(comparison, console.width):
             console.print(table)
             console.print()
         _tell(comparison, console)
         style = "bold red" if comparison.exit_code else "bold"
-        console.print(Text(telling.verdicts(comparison), style=style))
+        console.print(Text(wording.verdicts(comparison), style=style))
     finally:
         console.width = narrow
 
 
 def _tell(comparison: Comparison, console: Console) -> None:
-    if rows := telling.notable(comparison):
+    if rows := wording.notable(comparison):
         console.print(Text("Moves, and what they are put down to", style="bold"))
         for row in rows:
             words = f"{row.verdict} {percent(row.ratio)}".strip()
             line = f"{words}  {row.family} {row.case}  {row.provider}"
             console.print(Text(line, style=STYLES[row.verdict]))
-            if reasons := telling.reasons(row):
+            if reasons := wording.reasons(row):
                 console.print(Padding(Text(reasons), (0, 0, 0, 2)))
         console.print()
     for head, lines in (
-        ("No longer judged", telling.settled(comparison, regressed=True)),
-        ("Not compared", telling.settled(comparison, regressed=False)),
-        ("What else differs", telling.differing(comparison)),
+        ("No longer judged", wording.settled(comparison, regressed=True)),
+        ("Not compared", wording.settled(comparison, regressed=False)),
+        ("What else differs", wording.differing(comparison)),
     ):
         if lines:
             console.print(Text(head, style="bold"))
             for line in lines:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
             console.print()
-    for note in (*telling.notes(comparison), f"{telling.KINDS}."):
+    for note in (*wording.notes(comparison), f"{wording.KINDS}."):
         console.print(Text(note, style="dim"))
     console.print()
 
@@ -128,7 +128,7 @@ def _tell(comparison: Comparison, console: Console) -> None:
 def _tables(comparison: Comparison, width: int) -> Iterator[Table]:
     """One a family, mode, dtype and GPU, all of the same columns and widths."""
     columns = [column for column in _COLUMNS if not column.wide or width >= WIDE]
-    shown = telling.both(comparison)
+    shown = wording.both(comparison)
     timed = [row for row in shown if row.ratio is not None]
     widths = [_width(column, shown, timed) for column in columns]
     rest = sum(widths) + 2 * len(widths)

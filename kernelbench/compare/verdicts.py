@@ -17,7 +17,7 @@ from kernelbench.compare.attribution import (
     other_card,
     why,
 )
-from kernelbench.compare.deciding import decide, more
+from kernelbench.compare.decision import decide, more
 from kernelbench.compare.gate import Gate
 from kernelbench.compare.noise import LogMedian
 from kernelbench.compare.pairs import Pair

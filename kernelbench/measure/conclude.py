@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from kernelbench.measure.ceilings import too_fast
 from kernelbench.measure.failure import Failure
-from kernelbench.measure.fresh import seen_before
 from kernelbench.measure.prepare import Prepared
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.session import Candidate
+from kernelbench.measure.slowdown import seen_before
 from kernelbench.measure.task import Task
 from kernelbench.spec import RunRecord, Status, Timing
 

@@ -11,11 +11,11 @@ from typing import Any
 from kernelbench.measure.answer import ContractError
 from kernelbench.measure.check import Answer
 from kernelbench.measure.failure import Failure
-from kernelbench.measure.fresh import DRAWS, Keeping, slowdown
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.proof import Proof, spend
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.session import Attempt, Candidate, Clock, Tell
+from kernelbench.measure.slowdown import DRAWS, Keeping, slowdown
 
 SEED_BITS = 62  # as many as `--seed` takes
 

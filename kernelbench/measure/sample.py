@@ -2,15 +2,15 @@
 
 from functools import partial
 
-from kernelbench.measure.beside import read_beside
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.lot import Lot
+from kernelbench.measure.other_clocks import read_beside
 from kernelbench.measure.prepare import Prepared
 from kernelbench.measure.proof import spend
 from kernelbench.measure.sampling import Sampled
 from kernelbench.measure.session import Candidate
-from kernelbench.measure.steady import Steady
 from kernelbench.measure.task import Stage, Task
+from kernelbench.measure.throttling import Steady
 from kernelbench.spec import Timing
 
 

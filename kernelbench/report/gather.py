@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kernelbench import store
-from kernelbench.report.kept import derive
+from kernelbench.report.cache import derive
 from kernelbench.spec import KernelbenchError, Measured, RunRecord, UsageError, beside, suggest
 
 T = TypeVar("T")

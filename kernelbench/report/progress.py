@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbench.metrics import median_ns
-from kernelbench.report.waiting import Say, Slow
+from kernelbench.report.waits import Say, Slow
 from kernelbench.spec import Job, RunRecord, Status
 
 LATEST = 12

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from kernelbench import claims
-from kernelbench.report import claimed, failed, profiles, sheet, tables
+from kernelbench.report import claim_tables, failures, profiles, sheet, tables
 from kernelbench.report.choice import Choice, choice
 from kernelbench.spec import Measured
 
@@ -23,7 +23,7 @@ def show(
     """Print the chosen tables, then the summary."""
     narrow, console.width = console.width, max(console.width, LEAST)
     try:
-        failed.show(selection.rows, console)
+        failures.show(selection.rows, console)
         _sheets(selection.first, console)
         if selection.cases:
             tables.show_cases(selection.cases, console, against)
@@ -31,7 +31,7 @@ def show(
         if selection.profiles:
             profiles.render(measured, console)
         if claimed_rows:
-            claimed.render(claimed_rows, console)
+            claim_tables.render(claimed_rows, console)
             console.print()
         if selection.note:
             console.print(selection.note, highlight=False)

@@ -5,7 +5,7 @@ returns. `manifest.json` says what was run where. Everything else can be made ag
 The lines of a run that is kept may be compressed, `records.jsonl.xz`: it can still be read.
 """
 
-from kernelbench.store.reading import (
+from kernelbench.store.reader import (
     MANIFEST,
     MEASURED,
     MEASURED_CSV,
@@ -21,7 +21,7 @@ from kernelbench.store.reading import (
     read_measured,
     read_with_problems,
 )
-from kernelbench.store.writing import Store, create, open_run, slug
+from kernelbench.store.writer import Store, create, open_run, slug
 
 __all__ = [
     "MANIFEST",

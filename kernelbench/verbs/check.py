@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kernelbench import families, suite
-from kernelbench.report import failed
+from kernelbench.report import failures
 from kernelbench.report.progress import Output, result
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.run import plan
 from kernelbench.run.plan import Plan
 from kernelbench.run.runner import Options, Runner
@@ -76,7 +76,7 @@ def check(request: CheckRequest, output: Output) -> int:
         return interrupted
     bad = any(record.status.bad for record in records)
     if bad:
-        output.err(failed.why(failed.rows_of(records)))
+        output.err(failures.why(failures.rows_of(records)))
     return int(bad)
 
 

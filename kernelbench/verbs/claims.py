@@ -6,9 +6,9 @@ from pathlib import Path
 
 from kernelbench import claims as claimed
 from kernelbench import store
-from kernelbench.report import claimed as tables
+from kernelbench.report import claim_tables as tables
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.spec import Measured, RunRecord, UsageError, suggest
 
 TEXTS: dict[str, Callable[[Sequence[claimed.ClaimRow]], str]] = {

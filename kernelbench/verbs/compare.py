@@ -10,7 +10,7 @@ from kernelbench.compare.rows import Comparison
 from kernelbench.compare.sides import noise_of, read_runs, sides
 from kernelbench.compare.verdicts import compare as judge
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 
 TEXTS: dict[str, Callable[[Comparison], str]] = {
     "md": formats.as_markdown,

@@ -9,7 +9,7 @@ from kernelbench.compare.formats import known_format
 from kernelbench.compare.history import METRIC, Narrowing, series
 from kernelbench.compare.sides import read_runs
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 
 FORMATS = ("table", "json", "csv")
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from kernelbench import families, suite
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.spec import Family, Job, UsageError, suggest
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kernelbench import families
 from kernelbench.report import catalogue
 from kernelbench.report.catalogue import Facts
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:

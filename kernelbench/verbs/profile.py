@@ -16,7 +16,7 @@ from kernelbench.profile.session import ProfileOptions, Profiler, find, imported
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.run import executor, plan
 from kernelbench.run.local import LocalWorker
 from kernelbench.run.loop import check_device, sources_of

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from kernelbench import claims, files, metrics
-from kernelbench.report import claimed, export, failed, sheet, sheets, tables, terminal, trackers
+from kernelbench.report import (
+    claim_tables,
+    export,
+    failures,
+    sheet,
+    sheets,
+    tables,
+    terminal,
+    trackers,
+)
 from kernelbench.report.choice import Choice, choice, table_names
 from kernelbench.report.gather import Gathered, gather
 from kernelbench.report.junit import junit
 from kernelbench.report.markdown import append_summary, markdown
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import Say, waiting
+from kernelbench.report.waits import Say, waiting
 from kernelbench.spec import UsageError, suggest
 
 if TYPE_CHECKING:
@@ -68,7 +77,7 @@ class _Report:
 
     def markdown(self) -> str:
         text = markdown(self.shown, self.request.baseline)
-        return f"{text}\n{claimed.markdown(self._claims())}" if self.request.claims else text
+        return f"{text}\n{claim_tables.markdown(self._claims())}" if self.request.claims else text
 
     def csv(self) -> str:
         return metrics.csv_of(self.frame)
@@ -149,7 +158,7 @@ def report(request: ReportRequest, output: Output) -> int:
     if gathered.problems:
         count = len(gathered.problems)
         output.err(f"exit 1: {count} thing{'s' * (count != 1)} could not be read")
-    if why := failed.why(gathered.rows):
+    if why := failures.why(gathered.rows):
         output.err(why)
     return int(bool(gathered.problems or why))
 

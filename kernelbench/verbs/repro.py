@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kernelbench import files
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.repro import record
 
 

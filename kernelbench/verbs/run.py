@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench import families, metrics, store
-from kernelbench.report import failed, tables, terminal
+from kernelbench.report import failures, tables, terminal
 from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, wall
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.run import plan
 from kernelbench.run.loop import Outcome, run_jobs
 from kernelbench.run.plan import Plan
@@ -71,7 +71,7 @@ def measure(plans: Sequence[Plan], options: Options, out: Path, output: Output) 
     if output.as_json:
         print(json.dumps(shown, allow_nan=False))
     if code == 1:
-        output.err(failed.why(failed.rows_of(measured)))
+        output.err(failures.why(failures.rows_of(measured)))
     elif code:
         output.err(f"exit {code}: interrupted. Go on: kernelbench run --resume {folder}")
     return code

@@ -19,8 +19,8 @@ from kernelbench.measure.ceilings import Ceilings, calibrate, measure
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
-from kernelbench.measure.steady import Steady
 from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.throttling import Steady
 from kernelbench.measure.timer import CudaClock
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, Measure, Mode, Provider, RunRecord, Status, Tensors

@@ -17,7 +17,7 @@ from rich.text import Text
 import kernelbench
 from kernelbench.kernels import interpreter
 from kernelbench.report.progress import Output
-from kernelbench.report.waiting import waiting
+from kernelbench.report.waits import waiting
 from kernelbench.verbs.doctor import optional
 
 WITHOUT_GPU = "without one, suites run small shapes for correctness: kernelbench run smoke"

@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from kernelbench import files
 from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord
-from kernelbench.store.reading import (
+from kernelbench.store.reader import (
     MANIFEST,
     MEASURED,
     RECORDS,
