@@ -17,7 +17,7 @@ class Measure:
     Sampling of a provider ends with at least `min_samples` and a 95 % interval of the median
     within ± `interval_pct` %, or when more samples no longer narrow it, or at `max_samples`, or
     after `max_seconds` of wall time per provider, without what leads its blocks on a card that its
-    limits slow (measure.steady).
+    limits slow (measure.throttling).
 
     processes: how many fresh processes, one after another, time the suite. What a process keeps
     for its life (where its memory lies, its launch cost) is then part of the interval.
