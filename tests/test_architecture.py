@@ -65,6 +65,8 @@ WITHOUT_TORCH = (
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
 MOST_LINES, MOST_BODY = 400, 40
 BROAD = {"Exception", "BaseException"}
+# It is called for every backward, and every cut costs the host some µs.
+LONG = {("kernelbench/kernels/rcm_attention.py", "backward_launches")}
 
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
@@ -142,17 +144,26 @@ def test_the_words_need_the_standard_library_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTSIDE_KERNELS)
-def test_files_and_functions_fit_a_screen_or_ten(name: str) -> None:
+def test_files_are_of_some_screens(name: str) -> None:
     lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{name}: {lines} lines, at most {MOST_LINES}: split it by subject"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_fit_a_screen(name: str) -> None:
+    """All but device code."""
     for node in ast.walk(TREES[name]):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _of_a_device(node):
             body = node.body[1:] if ast.get_docstring(node, clean=False) else node.body
             size = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
-            assert size <= MOST_BODY, (
+            assert size <= MOST_BODY or (name, node.name) in LONG, (
                 f"{name}:{node.lineno}: {node.name} has {size} lines besides its docstring, at "
                 f"most {MOST_BODY}: give a part of it a name"
             )
+
+
+def _of_a_device(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

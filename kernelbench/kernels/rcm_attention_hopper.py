@@ -740,7 +740,7 @@ def forward_launches(
     """
     if formula.causal and tile.rest is not None:
         raise ValueError(f"causal attention takes a tile without rest, got {tile}")
-    N = q.shape[1]
+    N, tensors = q.shape[1], (q, k, v, x, t, y, o, lse)
     launches: list[Launch] = []
     begin = 0
     part: HopperTile | None = tile
@@ -751,14 +751,7 @@ def forward_launches(
         if tiles > 0:
             launches.append(
                 forward_launch(
-                    q,
-                    k,
-                    v,
-                    x,
-                    t,
-                    y,
-                    o,
-                    lse,
+                    *tensors,
                     formula=formula,
                     tile=part,
                     begin=begin,
@@ -792,15 +785,10 @@ def forward_launch(
     follows: it may begin before the launch in front of it, which is `early`, has ended.
     """
     B, N, H, _ = q.shape
-    if tiles is None:
-        tiles = ceil_div(N - begin, tile.groups * 64)
-    total = tiles * H * B
+    tiles = ceil_div(N - begin, tile.groups * 64) if tiles is None else tiles
+    total, kind = tiles * H * B, "none" if y is None else formula.parametrization
     if y is None:
-        x = t = None
-        y, o = o, None
-        kind = "none"
-    else:
-        kind = formula.parametrization
+        x, t, y, o = None, None, o, None
     args: dict[str, Any] = {
         "q_desc": _descriptor(q, 64),
         "k_desc": _descriptor(k, tile.block_n),

@@ -261,11 +261,7 @@ def rotary_launch(
         "B": B,
         "S": S,
     }
-    for name, x in (("q", q), ("k", k), ("q_out", q_out), ("k_out", k_out)):
-        stride_B, stride_S, stride_H, _ = x.stride()
-        args[f"{name}_stride_B"] = stride_B
-        args[f"{name}_stride_S"] = _sparse(stride_S, D)
-        args[f"{name}_stride_H"] = _sparse(stride_H, D)
+    args |= _strides(q=q, k=k, q_out=q_out, k_out=k_out)
     constexprs = {
         "HQ": HQ,
         "HK": HK,
@@ -281,6 +277,18 @@ def rotary_launch(
     }
     grid = (ceil_div(S, config.block_s) * tiles, min(B, _MOST_ALONG), ceil_div(B, _MOST_ALONG))
     return Launch(_rotate, grid, args, constexprs, {"num_warps": config.warps, "num_stages": 1})
+
+
+def _strides(**tensors: Tensor) -> dict[str, int | None]:
+    """Of q, k and what they become, by the kernel's names."""
+    strides = dict[str, int | None]()
+    for name, x in tensors.items():
+        stride_B, stride_S, stride_H, _ = x.stride()
+        D = x.shape[-1]
+        strides[f"{name}_stride_B"] = stride_B
+        strides[f"{name}_stride_S"] = _sparse(stride_S, D)
+        strides[f"{name}_stride_H"] = _sparse(stride_H, D)
+    return strides
 
 
 _MOST_ALONG = 65535  # programs along the second and third axis of a grid

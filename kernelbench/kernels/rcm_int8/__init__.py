@@ -594,66 +594,71 @@ def quantise_launches(
     q, k, v: (B,N,H,D) of any strides whose last is 1. The first launch has three programs for each
     part of a head.
     """
-    config = packed.config
-    N, H = packed.N, packed.H
     G, _, E = packed.q8.shape
-    q_tiles, k_tiles = packed.q_scale.shape[1], packed.k_scale.shape[1]
-    rows = max(config.block_m, config.block_n)
-    steps = ceil_div(N, rows)
+    rows = max(packed.config.block_m, packed.config.block_n)
+    steps = ceil_div(packed.N, rows)
     part_steps = max(G * steps // (_PARTS * sm_count(q.device)), ceil_div(steps, 64), 1)
     P = ceil_div(steps, part_steps)
     partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
     early = starts_early(arch_of(q.device))
-    options = {"num_warps": config.quantise_warps, "num_stages": 1}
-    sizes = {"N": N, "H": H, "P": P, "partial_ptr": partial}
+    args = {"N": packed.N, "H": packed.H, "P": P, "partial_ptr": partial}
     constexprs = {"D": packed.D, "BLOCK_D": E, "DEPENDENT": early}
-    args: dict[str, Any] = {
+    options = {"num_warps": packed.config.quantise_warps, "num_stages": 1}
+    first = Launch(
+        _quantise_queries,
+        (G * P * 3,),
+        _queries_args(q, k, v, packed, part_steps * rows) | args | _strides(q=q, k=k, v=v),
+        constexprs
+        | {
+            "BLOCK_M": packed.config.block_m,
+            "ROWS": rows,
+            "RAGGED": packed.N % rows != 0,
+            "WIDE": is_wide(rows, q, k, v),
+        },
+        options,
+    )
+    second = Launch(
+        _quantise_pairs,
+        (packed.k_scale.numel() * 2,),
+        _pairs_args(k, v, packed) | args | _strides(k=k, v=v),
+        constexprs
+        | {
+            "BLOCK_N": packed.config.block_n,
+            "BLOCK_P": power_of_2(P),
+            "PERMUTED": packed.permuted,
+            "RAGGED": packed.N % packed.config.block_n != 0,
+            "WIDE": is_wide(packed.config.block_n, k, v),
+        },
+        options | {"launch_pdl": early},
+    )
+    return first, second
+
+
+def _queries_args(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, part_tokens: int
+) -> dict[str, Any]:
+    return {
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
         "q8_ptr": packed.q8,
         "q_scale_ptr": packed.q_scale,
         "scale": packed.scale,
-        "part_tokens": part_steps * rows,
-        "q_tiles": q_tiles,
+        "part_tokens": part_tokens,
+        "q_tiles": packed.q_scale.shape[1],
     }
-    first = Launch(
-        _quantise_queries,
-        (G * P * 3,),
-        args | sizes | _strides(q=q, k=k, v=v),
-        constexprs
-        | {
-            "BLOCK_M": config.block_m,
-            "ROWS": rows,
-            "RAGGED": N % rows != 0,
-            "WIDE": is_wide(rows, q, k, v),
-        },
-        options,
-    )
-    args = {
+
+
+def _pairs_args(k: Tensor, v: Tensor, packed: Packed) -> dict[str, Any]:
+    return {
         "k_ptr": k,
         "v_ptr": v,
         "k8_ptr": packed.k8,
         "v8_ptr": packed.v8,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,
-        "k_tiles": k_tiles,
+        "k_tiles": packed.k_scale.shape[1],
     }
-    second = Launch(
-        _quantise_pairs,
-        (G * k_tiles * 2,),
-        args | sizes | _strides(k=k, v=v),
-        constexprs
-        | {
-            "BLOCK_N": config.block_n,
-            "BLOCK_P": power_of_2(P),
-            "PERMUTED": packed.permuted,
-            "RAGGED": N % config.block_n != 0,
-            "WIDE": is_wide(config.block_n, k, v),
-        },
-        options | {"launch_pdl": early},
-    )
-    return first, second
 
 
 def attend_launch(

@@ -623,13 +623,8 @@ class _NormPlan:
             dweight = torch.empty_like(weight) if wants_dweight else None
         dy, x, rstd_M = _as_rows(dy, self.N), _as_rows(x, self.N), rstd_M.contiguous()
         dtotal = None if dtotal is None or dx is None else _as_rows(dtotal, self.N)
-        kind = (
-            _row_stride(dy),
-            _row_stride(x),
-            "none" if dtotal is None else _row_stride(dtotal),
-            wants_dx,
-            dweight is not None,
-        )
+        of_total = "none" if dtotal is None else _row_stride(dtotal)
+        kind = (_row_stride(dy), _row_stride(x), of_total, wants_dx, dweight is not None)
         scratch = backward_scratch(
             rstd_M, self.N, self.config, wants_dx=wants_dx, wants_dweight=dweight is not None
         )
