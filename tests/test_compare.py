@@ -405,7 +405,7 @@ def test_what_a_manifest_does_not_state_is_no_other_version() -> None:
     """Runs from before the driver was recorded stand beside newer ones."""
     newer = {"versions": VERSIONS | {"driver": "580.159.03"}}
     found = held(job(), job(110, 440), **newer)
-    assert wording.differing(found) == ["versions driver: — → 580.159.03"]
+    assert wording.difference_lines(found) == ["versions driver: — → 580.159.03"]
     assert {r.cause for r in found.rows} == {"environment"}
     assert found.exit_code == 0
     other = {"versions": VERSIONS | {"driver": "570.10"}}
@@ -418,7 +418,7 @@ def test_a_move_with_other_versions_is_theirs_and_the_manifests_are_told_apart()
     found = held(job(), job(110, 440), **newer)
     assert {r.cause for r in found.rows} == {"versions"}
     assert found.exit_code == 3
-    assert wording.differing(found) == ["versions torch: 2.11.0 → 2.12.0"]
+    assert wording.difference_lines(found) == ["versions torch: 2.11.0 → 2.12.0"]
     alone = held(job(), job(110, source="s2"), **newer)
     assert row(alone).cause == "this provider"
     assert row(held(job(), job(110), **newer)).cause == "versions"
@@ -428,7 +428,7 @@ def test_another_gpu_is_named_and_nothing_slower_is_a_regression() -> None:
     found = held(job(), job(200, 800, gpu="NVIDIA H100"))
     assert {r.cause for r in found.rows} == {"GPU"}
     assert (found.exit_code, "no GPU in common" in found.undecided) == (2, True)
-    assert "gpu: NVIDIA H200 → NVIDIA H100" in wording.differing(found)
+    assert "gpu: NVIDIA H200 → NVIDIA H100" in wording.difference_lines(found)
     wrong = job(gpu="NVIDIA H100")
     wrong[2] = replace(wrong[2], status=Status.incorrect, timing=None)
     assert held(job(), wrong).exit_code == 3
@@ -443,8 +443,8 @@ def test_another_card_of_one_model_is_told_apart_and_excuses_what_moved_with_it(
     before = Side("a", (carded(job(), "GPU-1"),) * 1)
     same = compare(before, Side("b", (carded(job(110, 440), "GPU-1"),)))
     other = compare(before, Side("b", (carded(job(110, 440), "GPU-2"),)))
-    assert "card uuid: GPU-1 → GPU-2" in wording.differing(other)
-    assert not wording.differing(same)
+    assert "card uuid: GPU-1 → GPU-2" in wording.difference_lines(other)
+    assert not wording.difference_lines(same)
     one, two = row(same), row(other)
     assert one.hi and two.hi and one.ratio and two.ratio
     assert math.log(two.hi / two.ratio) == pytest.approx(  # by 1 % a side
@@ -465,7 +465,7 @@ def test_another_power_limit_is_told_apart_and_excuses_what_moved_with_it() -> N
     before = told(job(), power_limit_w=700.0, sm_max_mhz=1980.0)
     less = compare(before, told(job(130, 520), power_limit_w=500.0, sm_max_mhz=1980.0))
     assert {r.cause for r in less.rows} == {"power limit or clocks"} and less.exit_code != 3
-    (line,) = wording.differing(less)
+    (line,) = wording.difference_lines(less)
     assert "700" in line and "500" in line
     alone = compare(before, told(job(130), power_limit_w=500.0, sm_max_mhz=1980.0))
     assert (row(alone).cause, alone.exit_code) == ("this provider", 3)

@@ -148,8 +148,8 @@ def around(case: Any, attend: Attend, wide: bool = False) -> Any:
     layer, block = rcm_layer.providers, dit_block.providers
     finish = layer.skipping(case, dtype)
     if isinstance(case, DiTBlockCase):
-        return block._spread(case, block._block(case, attend, finish, block._rms))
-    return layer._spread(layer.joined(case.H, attend, finish))
+        return block._as_call(case, block._block(case, attend, finish, block._rms))
+    return layer._as_call(layer.joined(case.H, attend, finish))
 
 
 def made(name: str, attend: Attend, *, exact: bool = True, wide: bool = False) -> Provider[Any]:

@@ -18,7 +18,7 @@ from test_compare import AA, job, kb, saved
 from kernelbench import metrics
 from kernelbench.compare import trends
 from kernelbench.compare.history import LEAST_STEP, Narrowing, Series, level_error, series
-from kernelbench.compare.noise import ASSUMED_NS, SEEN
+from kernelbench.compare.noise import ASSUMED_NS, MEASURED
 from kernelbench.compare.sides import Run, read_runs
 from kernelbench.numbers.significance import change_points
 from kernelbench.spec import RunRecord, UsageError
@@ -96,7 +96,7 @@ def test_a_slowdown_is_marked_with_its_size_and_its_first_run() -> None:
 
 def changes_of(logs: list[float], rows: int) -> list[int]:
     """As `history` finds them in so many series of a call of 100 µs: by an error of its own."""
-    assumed = math.hypot(SEEN, ASSUMED_NS / 100_000)
+    assumed = math.hypot(MEASURED, ASSUMED_NS / 100_000)
     return change_points(logs, level_error(logs, assumed), LEAST_STEP, series=rows)
 
 

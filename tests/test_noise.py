@@ -59,7 +59,7 @@ def share(
     random = np.random.default_rng([LAWS.index(law), rows, processes, round(sd * 1e4), tables])
     hits = 0
     for _ in range(tables):
-        called = table(law, rows, processes, sd, random, planted, earlier).called
+        called = table(law, rows, processes, sd, random, planted, earlier).moved
         hits += bool(called[0] if planted else called.any())
     return hits / tables
 

@@ -1,4 +1,4 @@
-"""What differs between the sides besides the times, and what a move is therefore put down to."""
+"""What differs between the sides besides the times, and the cause that a move is attributed to."""
 
 import json
 import math
@@ -17,12 +17,12 @@ _SYSTEM = ("machine", "versions", "gpu")
 
 
 class Cause(StrEnum):
-    """What a move is put down to."""
+    """The cause that a move is attributed to."""
 
     provider = "this provider"
     environment = "environment"  # the others of its job moved with it
     card = "another card"  # likewise, and the sides ran on different cards of one model
-    policy = "power limit or clocks"  # likewise, and the cards were told other ones
+    policy = "power limit or clocks"  # likewise, and those settings of the cards differ
     versions = "versions"  # likewise, or its source did not change, and the software differs
     gpu = "GPU"  # the sides were measured on different ones
 
@@ -96,8 +96,8 @@ def other_card(differing: Iterable[Difference]) -> bool:
 
 
 def _differs(differing: Iterable[Difference], what: str) -> bool:
-    """Of the card: its uuid, or the policy that it was told."""
-    return any((each.part, each.what) == ("card", what) and each.known for each in differing)
+    """what: of the card, its uuid or its policy (power limit and clocks)."""
+    return any((d.part, d.what) == ("card", what) and d.known for d in differing)
 
 
 def _joined(values: Iterable[Any]) -> str:
@@ -119,9 +119,9 @@ def _facts(run: Run) -> dict[tuple[str, str], Any]:
     machine = dict(manifest.get("machine") or {})
     versions = dict(machine.pop("versions", None) or {})
     facts = _gpu(run)
-    # Cards of one model, and what they were told, explain what moves together, and nothing alone.
+    # The card and its settings explain rows that move together, never one row alone.
     card = {("card", name): machine.pop(name, None) for name in ("uuid", "policy")}
-    facts = card | facts  # records say it for themselves, if they do
+    facts = card | facts  # what the records state wins
     facts |= {("machine", name): value for name, value in machine.items() if name != "name"}
     facts |= {("versions", name): value for name, value in versions.items()}
     facts["kernelbench", "kernelbench"] = manifest.get("kernelbench")
@@ -144,17 +144,17 @@ def _gpu(run: Run) -> dict[tuple[str, str], Any]:
 
 
 def _ceilings(ceilings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Each rate at its largest footprint, in GB/s and TFLOP/s; the overhead in ns is not one: it
-    is subtracted."""
-    facts: dict[tuple[str, str], Any] = {}
+    """Each rate at its largest footprint, in GB/s and TFLOP/s. The overhead in ns is not one:
+    times have it subtracted."""
+    rates: dict[tuple[str, str], Any] = {}
     for name, points in (ceilings.get("bandwidth") or {}).items():
         match points:
             case [*_, [int() | float() as moved, int() | float() as ns]] if ns:
-                facts["ceilings", f"{name} GB/s"] = round(moved / ns)
+                rates["ceilings", f"{name} GB/s"] = round(moved / ns)
     for name, rate in (ceilings.get("tflops") or {}).items():
         if isinstance(rate, (int, float)):
-            facts["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
-    return facts
+            rates["ceilings", f"{name} TFLOP/s"] = round(rate, 1)
+    return rates
 
 
 def cause(
@@ -164,7 +164,7 @@ def cause(
     changed: bool,
     limit: float,
 ) -> Cause:
-    """What a move is put down to.
+    """The cause that a move is attributed to.
 
     mates: the other rows of the same job. changed: whether the provider's source or config did.
     limit: the logarithm of what the caller allows; a baseline's move excuses no loss beyond it.
@@ -175,21 +175,23 @@ def cause(
     cards = {Cause.policy: "policy", Cause.card: "uuid"}
     alone = next((c for c, what in cards.items() if _differs(differing, what)), Cause.environment)
     system = Cause.versions if parts else alone
-    yard = [mate for mate in mates if mate.baseline] or [mate for mate in mates if not mate.ours]
-    along = [mate for mate in yard if mate.as_much_as(moved)]
-    beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in along)
-    # No machine drifts that far from itself; code that all of them share does.
+    references = [mate for mate in mates if mate.baseline] or [
+        mate for mate in mates if not mate.ours
+    ]
+    following = [mate for mate in references if mate.as_much_as(moved)]
+    beyond = not moved.baseline and any(moved.lost_beyond(mate, limit) for mate in following)
+    # A machine does not drift that far; shared code that changed moves rows that far.
     drifted = changed and system is Cause.environment
     beyond = beyond or (drifted and moved.log_ratio > MOST_DRIFT)
-    if len(along) * 2 > len(yard) and not beyond:
+    if len(following) * 2 > len(references) and not beyond:
         return system
     return Cause.versions if parts and not changed else Cause.provider
 
 
-def why(
+def evidence_for(
     moved: Shift, mates: Sequence[Shift], a: Sequence[LogMedian], b: Sequence[LogMedian]
 ) -> tuple[str, bool]:
-    """What speaks for the cause, in words; and whether the provider's source or config changed."""
+    """The evidence for the cause, in words; and whether the provider's source or config changed."""
     reasons = [_mates(moved, mates)]
     sources = [{median.record.source for median in side} for side in (a, b)]
     configs = [{_config(median.record.config) for median in side} for side in (a, b)]
@@ -207,8 +209,8 @@ def why(
 
 def _mates(moved: Shift, mates: Sequence[Shift]) -> str:
     if moved.baseline:
-        along = sum(mate.as_much_as(moved) for mate in mates)
-        return f"{along} of {len(mates)} others of its job moved with it" if mates else ""
+        following = sum(mate.as_much_as(moved) for mate in mates)
+        return f"{following} of {len(mates)} others of its job moved with it" if mates else ""
     shift = next((mate.log_ratio for mate in mates if mate.baseline), None)
     return "" if shift is None else f"baseline {change(shift)}"
 

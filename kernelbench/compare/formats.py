@@ -27,7 +27,7 @@ def _plain(row: RowChange) -> dict[str, Any]:
 
 
 def known_format(name: str, known: Sequence[str]) -> str:
-    """Raises UsageError for a format that is none."""
+    """The name. Raises UsageError for an unknown format."""
     if name not in known:
         raise UsageError(f"--format: no format {name!r}{suggest(name, known)}")
     return name
@@ -39,7 +39,7 @@ def as_json(comparison: Comparison) -> str:
         {name: "inf" if value == float("inf") else value for name, value in _plain(row).items()}
         for row in comparison.rows
     ]
-    whole = {
+    document = {
         "a": _side(comparison.a),
         "b": _side(comparison.b),
         "limit_pct": comparison.limit_pct,
@@ -55,7 +55,7 @@ def as_json(comparison: Comparison) -> str:
         "differences": [asdict(difference) for difference in comparison.differences],
         "rows": rows,
     }
-    return json.dumps(whole, allow_nan=False)
+    return json.dumps(document, allow_nan=False)
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """RFC 4180, but for the line's end, which is that of the terminal."""
+    """CSV by RFC 4180, except that lines end in a newline alone."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([columns, *rows])
     return out.getvalue()
@@ -85,18 +85,18 @@ def as_markdown(comparison: Comparison) -> str:
         *(f"{_escaped(line)}  " for line in wording.title(comparison)),
         "",
     ]
-    if moved := wording.notable(comparison):
+    if moved := wording.notable_rows(comparison):
         lines += [*_rows(moved, causes=True), ""]
-    for head, items in (
-        ("No longer judged", wording.settled(comparison, regressed=True)),
-        ("Not compared", wording.settled(comparison, regressed=False)),
-        ("What else differs", wording.differing(comparison)),
+    for head, entries in (
+        ("No longer judged", wording.untimed_lines(comparison, regressed=True)),
+        ("Not compared", wording.untimed_lines(comparison, regressed=False)),
+        ("What else differs", wording.difference_lines(comparison)),
     ):
-        if items:
-            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in items), ""]
-    shown = wording.both(comparison)
-    lines += [f"<details><summary>All {len(shown)} rows of both sides</summary>", ""]
-    lines += [*_rows(shown), "", "</details>", ""]
+        if entries:
+            lines += [f"{head}:", "", *(f"- {_escaped(line)}" for line in entries), ""]
+    rows = wording.rows_of_both(comparison)
+    lines += [f"<details><summary>All {len(rows)} rows of both sides</summary>", ""]
+    lines += [*_rows(rows), "", "</details>", ""]
     lines += [f"{_escaped(note)}\n" for note in (*wording.notes(comparison), f"{wording.KINDS}.")]
     return "\n".join(lines)
 
@@ -110,13 +110,13 @@ def _rows(rows: Sequence[RowChange], causes: bool = False) -> list[str]:
             *(row.family, row.case, row.provider, percent(row.ratio), interval(row)),
             *(time(row.a_us), time(row.b_us)),
         ]
-        reasons = [wording.reasons(row)] if causes else []
-        lines.append(f"| {' | '.join(map(_escaped, [*cells, *reasons]))} |")
+        reason = [wording.reasons(row)] if causes else []
+        lines.append(f"| {' | '.join(map(_escaped, [*cells, *reason]))} |")
     return lines
 
 
 def _escaped(text: str) -> str:
-    """Safe inside a cell and outside code: no cell, no tag and no emphasis begins in it."""
+    """Escaped for a Markdown cell: it starts no cell, no tag and no emphasis."""
     for char, to in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("_", "\\_"), ("\n", " ")):
         text = text.replace(char, to)
     return text

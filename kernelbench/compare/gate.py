@@ -1,4 +1,4 @@
-"""What fails a comparison, and what it must decide to be worth anything."""
+"""What fails a comparison, and how much it must decide to pass."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _SLOWER = re.compile(r"slower:([0-9]+(?:\.[0-9]+)?)%")
 
 @dataclass(frozen=True)
 class Gate:
-    """limit_pct: a change within ± this much is the same for the caller.
+    """limit_pct: a change within ± this much counts as no change.
 
     fails: kinds of findings that fail it, of KINDS: a row that is slower by more than the limit,
     that was right and is not, that is not there any more, or whose times can no longer be judged.
@@ -35,11 +35,11 @@ def gate_of(fail_on: str, least: str = f"{LEAST_PCT:g}%") -> Gate:
     limit, fails = LIMIT_PCT, set[str]()
     for word in map(str.strip, fail_on.split(",")):
         kind = word.partition(":")[0]
-        given = _SLOWER.fullmatch(word)
+        match = _SLOWER.fullmatch(word)
         if kind in fails:
             raise UsageError(f"--fail-on: {kind} stands twice in {fail_on!r}: name it once")
-        if given and 0 < float(given[1]) <= MOST_PCT:
-            limit = float(given[1])
+        if match and 0 < float(match[1]) <= MOST_PCT:
+            limit = float(match[1])
         elif kind == "slower" or kind not in KINDS:
             raise UsageError(
                 f"--fail-on: {word!r} is none of {', '.join(KINDS)}, where slower is "

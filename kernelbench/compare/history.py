@@ -7,14 +7,14 @@ from itertools import pairwise
 from statistics import median
 
 from kernelbench import metrics
-from kernelbench.compare.noise import ASSUMED_NS, ASSUMED_RUNS, SEEN, launches
+from kernelbench.compare.noise import ASSUMED_NS, ASSUMED_RUNS, MEASURED, launches
 from kernelbench.compare.sides import Run
 from kernelbench.numbers import times
 from kernelbench.numbers.significance import change_points
 from kernelbench.spec import RunRecord, UsageError, suggest
 
 METRIC = "median_us"
-FACTS = {"schema", "processes", "method"}  # numbers that nobody follows over time
+FACTS = {"schema", "processes", "method"}  # numbers that are no metrics
 LEAST_STEP = 0.01  # a change of level that is smaller is not marked
 _TIMES = ("median_us", "lo_us", "hi_us", "p20_us", "p80_us", "kernel_us", "graph_us")
 _CLOCKED = (*_TIMES, "host_us", "samples", "iqr_pct")
@@ -27,8 +27,8 @@ Key = tuple[str, str, str, str, str, str, int]
 
 @dataclass(frozen=True)
 class Point:
-    """What one run says. change: of the level that begins here against the one before, as a share
-    of that one; None where no new level begins."""
+    """The value of one run. change: from the level before to the one that begins here, as a share
+    of the former; None where no new level begins."""
 
     run: str
     utc: str
@@ -39,10 +39,10 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     """A metric of one (family, case, provider) on one card, in one suite and by one method, run by
-    run: what neighbours a job has in its suite, and how it is timed, moves its times as well.
+    run: a job's neighbours in its suite, and its timing method, change its times as well.
 
-    gpu_uuid: "" where the runs do not say. error: the standard deviation, as a share, of a run
-        about its level that was reckoned with.
+    gpu_uuid: "" where the runs do not state it. error: the assumed standard deviation, as a share,
+        of a run about its level.
     """
 
     family: str
@@ -79,35 +79,35 @@ def series(runs: Sequence[Run], metric: str, narrowing: Narrowing) -> list[Serie
     if metric not in known:
         raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
     records = [record for run in runs for record in run.records]
-    for option, names, given in (
+    for option, names, choices in (
         ("family", [r.family for r in records], narrowing.families),
         ("provider", [r.provider for r in records], narrowing.providers),
         ("case", [r.case for r in records], narrowing.cases),
     ):
-        for name in given:
+        for name in choices:
             if name not in names:
                 raise UsageError(
                     f"--{option}: no {option} {name!r} in these runs{suggest(name, set(names))}"
                 )
-    points: dict[Key, list[tuple[RunRecord, Point]]] = {}
+    groups: dict[Key, list[tuple[RunRecord, Point]]] = {}
     for run in runs:
         suite = str(run.manifest.get("suite") or "")
         card = str((run.manifest.get("machine") or {}).get("uuid") or "")
         for record, value in _values(run, metric):
-            if _asked(record, narrowing):
+            if _matches(record, narrowing):
                 point = Point(run.path.name, record.utc, value)
                 where = (record.gpu, record.gpu_uuid or card, suite, record.method)
-                points.setdefault((*record.row, *where), []).append((record, point))
-    if not points:
+                groups.setdefault((*record.row, *where), []).append((record, point))
+    if not groups:
         raise UsageError(f"--metric: no run has a {metric} of what was asked for")
-    for rows in points.values():
+    for rows in groups.values():
         rows.sort(key=lambda row: (row[1].utc, row[1].run))
-    cases = {case: n for n, case in enumerate(dict.fromkeys((k[:2], k[3:]) for k in points))}
-    ordered = sorted(points, key=lambda key: cases[key[:2], key[3:]])
-    return [_series(key, metric, points[key], len(points)) for key in ordered]
+    cases = {case: n for n, case in enumerate(dict.fromkeys((k[:2], k[3:]) for k in groups))}
+    ordered = sorted(groups, key=lambda key: cases[key[:2], key[3:]])
+    return [_series(key, metric, groups[key], len(groups)) for key in ordered]
 
 
-def _asked(record: RunRecord, narrowing: Narrowing) -> bool:
+def _matches(record: RunRecord, narrowing: Narrowing) -> bool:
     return all(
         not names or name in names
         for name, names in (
@@ -119,11 +119,11 @@ def _asked(record: RunRecord, narrowing: Narrowing) -> bool:
 
 
 def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
-    """The records that have the metric as a finite number. A time counts where it is right and
-    was taken behind a gate that held."""
-    if metric in _CLOCKED:  # without all that else is derived, which takes a bootstrap a row
-        columns = [times.columns(metrics.timings(r)).get(metric) for r in run.records]
-        values = [math.nan if value is None else float(value) for value in columns]
+    """The records that have the metric as a finite number. A time counts where the record is right
+    and was timed behind a gate that held."""
+    if metric in _CLOCKED:  # skips the other derived columns, which need a bootstrap a row
+        numbers = [times.columns(metrics.timings(r)).get(metric) for r in run.records]
+        values = [math.nan if value is None else float(value) for value in numbers]
     else:
         values = [float(v) for v in metrics.frame(run.records)[metric].astype("float64")]
     timed = metric in _TIMES
@@ -135,8 +135,8 @@ def _values(run: Run, metric: str) -> list[tuple[RunRecord, float]]:
 
 
 def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], count: int) -> Series:
-    """Levels are sought on a scale where steps are shares: of logarithms where all values are
-    above 0, else of values over their median size."""
+    """Searches levels on a scale where steps are shares: logarithms where all values are above 0,
+    else values over their median size."""
     points = [point for _, point in rows]
     values = [point.value for point in points]
     logs = min(values) > 0
@@ -156,24 +156,24 @@ def _series(key: Key, metric: str, rows: Sequence[tuple[RunRecord, Point]], coun
 
 
 def level_error(values: Sequence[float], assumed: float) -> float:
-    """The standard deviation of a value: what its neighbours say of it, beside an assumption that
-    is worth as many values as in `noise`."""
-    steps = max(len(values) - 1, 0)
-    total = ASSUMED_RUNS * assumed**2 + steps * _scatter(values) ** 2
-    return math.sqrt(total / (ASSUMED_RUNS + steps))
+    """The standard deviation of a value: from its neighbours, and from an assumption that counts as
+    many values as in `noise`."""
+    degrees = max(len(values) - 1, 0)
+    total = ASSUMED_RUNS * assumed**2 + degrees * _scatter(values) ** 2
+    return math.sqrt(total / (ASSUMED_RUNS + degrees))
 
 
 def _scatter(values: Sequence[float]) -> float:
-    """The standard deviation about the levels: of neighbours' differences, which a step is in but
-    once, by the median of their sizes (Gaussian: 0.6745 √2 of it)."""
-    apart = [abs(b - a) for a, b in pairwise(values)]
-    return median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
+    """The standard deviation about the levels, from the median size of neighbours' differences
+    (Gaussian: 0.6745 √2 of it); a step is in one difference only."""
+    gaps = [abs(b - a) for a, b in pairwise(values)]
+    return median(gaps) / (0.6745 * math.sqrt(2)) if gaps else 0.0
 
 
 def _assumed(metric: str, records: Sequence[RunRecord]) -> float:
-    """The least that runs are taken to lie apart."""
+    """The least standard deviation that is assumed from run to run."""
     if metric not in _TIMES and metric not in _RATES and not metric.startswith("speedup"):
-        return SEEN
+        return MEASURED
     medians = [metrics.median_ns(record) or math.inf for record in records]
     shares = [ASSUMED_NS * launches(r) / ns for r, ns in zip(records, medians, strict=True)]
-    return math.hypot(SEEN, median(shares) if shares else 0.0)
+    return math.hypot(MEASURED, median(shares) if shares else 0.0)

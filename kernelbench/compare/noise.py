@@ -1,12 +1,12 @@
-"""How far two processes of one build lie apart: measured where several tell, else assumed.
+"""How far two processes of one build lie apart: measured from several, else assumed.
 
 The observation is the logarithm of a run's median, so that differences are relative. Its variance
 from process to process is a sum of what one says about itself (its bootstrap over rounds, and its
 baseline against the baseline's second run) and of what no single one can say: ASSUMED, and
-ASSUMED_NS for each launch, which rule short kernels and chains of them. The latter, and SEEN, are
-of processes in turn on an H200 (results/h200/measuring/processes.csv, results/h200/aa); ASSUMED is
-meant to be too much rather than too little. Several processes a side, of one run or of several,
-are believed before it.
+ASSUMED_NS for each launch, which dominate for short kernels and chains of them. ASSUMED_NS and
+MEASURED come from processes one after another on an H200 (results/h200/measuring/processes.csv,
+results/h200/aa); ASSUMED is deliberately too large. Several processes a side, of one run or of
+several, override it.
 """
 
 import math
@@ -20,11 +20,11 @@ from kernelbench.numbers.times import again_ns, blocks_ns
 from kernelbench.spec import RunRecord, Status
 
 ASSUMED = 0.01  # standard deviation from process to process, where nothing else is known
-SEEN = 0.004  # what it was on an H200
+MEASURED = 0.004  # that standard deviation on an H200
 CARD = 0.01  # from card to card of one model, assumed
 ASSUMED_NS = 80.0  # and of each launch, in ns: a process keeps its own launch cost and overhead
-ASSUMED_RUNS = 8  # degrees of freedom that the assumption is worth
-THROTTLED = 0.015  # more, where the GPU was slowed: its clock wanders within a job
+ASSUMED_RUNS = 8  # degrees of freedom that the assumption counts as
+THROTTLED = 0.015  # added where the GPU was slowed: its clock varies within a job
 CLOCK_READING = 0.003  # of a clock that NVML reads in steps of 15 MHz
 
 _MOST_OUTLYING = 10.0  # times the variance of its class that a row may count in it
@@ -55,49 +55,51 @@ class LogMedian:
         return any(flag.startswith("throttled") for flag in self.record.flags)
 
     @property
-    def launched(self) -> float:
+    def launch_error(self) -> float:
         """The assumed standard deviation that its launches bring."""
         return ASSUMED_NS * launches(self.record) / math.exp(self.log_ns)
 
     @property
     def variance(self) -> float:
-        """From run to run, as far as this run can say and the rest assumed."""
-        parts = (ASSUMED, self.launched, self.within, self.floor)
+        """From run to run: what this run shows, plus what is assumed."""
+        parts = (ASSUMED, self.launch_error, self.within, self.floor)
         return sum(p * p for p in parts) + self.throttled * THROTTLED**2
 
 
 def launches(record: RunRecord) -> int:
     """How many operators a call launches one after another: those that the byte model of an eager
-    baseline numbers as they ran; 1 where nothing tells."""
-    names = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
-    return max(1, sum(name.isdecimal() for name in names))
+    baseline numbers as they ran; 1 where that is unknown."""
+    numbers = [traffic.tensor.partition(" ")[0] for traffic in record.traffic or ()]
+    return max(1, sum(name.isdecimal() for name in numbers))
 
 
 def gated(record: RunRecord) -> bool:
-    """Whether it is right and was timed behind a gate that held, on a GPU of its own."""
+    """Whether it is right, and was timed behind a gate that held, alone on its GPU."""
     timing = record.timing
-    held = timing is not None and timing.timer == "gated" and "shared" not in record.flags
-    return record.status is Status.ok and held
+    behind_gate = timing is not None and timing.timer == "gated" and "shared" not in record.flags
+    return record.status is Status.ok and behind_gate
 
 
 def observe(runs: Sequence[Iterable[RunRecord]]) -> list[LogMedian]:
-    """What each right and gated record says, every process for itself, the runs by their places."""
-    each = [(number, r) for number, run in enumerate(runs) for one in run for r in one.processes]
-    timed = [(number, r) for number, r in each if gated(r)]
-    timed = [(number, r) for number, r in timed if r.timing and any(r.timing.blocks_ns)]
-    times = [blocks_ns(r.timing) for _, r in timed if r.timing]
+    """The median of each right and gated record, process by process; `run` is an index of runs."""
+    processes = [
+        (number, r) for number, run in enumerate(runs) for one in run for r in one.processes
+    ]
+    rows = [(number, r) for number, r in processes if gated(r)]
+    rows = [(number, r) for number, r in rows if r.timing and any(r.timing.blocks_ns)]
+    times = [blocks_ns(r.timing) for _, r in rows if r.timing]
     logs, within = log_medians(times)
-    twice = [n for n, (_, r) in enumerate(timed) if r.group and r.timing and any(r.timing.again_ns)]
-    again, error = log_medians([again_ns(t) for n in twice if (t := timed[n][1].timing)])
+    twice = [n for n, (_, r) in enumerate(rows) if r.group and r.timing and any(r.timing.again_ns)]
+    again, error = log_medians([again_ns(t) for n in twice if (t := rows[n][1].timing)])
     floors: dict[tuple[int, str], tuple[float, float]] = {}
     for n, log_again, error_again in zip(twice, again, error, strict=True):
-        number, record = timed[n]
+        number, record = rows[n]
         off = abs(float(log_again - logs[n]))
         reach = off + 1.96 * math.hypot(error_again, within[n])
         floors[number, record.group] = (off / math.sqrt(2), reach)
     return [
         LogMedian(record, number, float(log), float(error), *floors.get((number, record.group), ()))
-        for (number, record), log, error in zip(timed, logs, within, strict=True)
+        for (number, record), log, error in zip(rows, logs, within, strict=True)
         if math.isfinite(log)
     ]
 
@@ -105,7 +107,7 @@ def observe(runs: Sequence[Iterable[RunRecord]]) -> list[LogMedian]:
 @dataclass(frozen=True)
 class Spread:
     """The observations of one row on both sides, in logarithms, and the variance of each as
-    `Seen.variance` has it. least: a variance that none can be below, that within the runs.
+    `LogMedian.variance` has it. least: a variance that none can be below, that within the runs.
     earlier: observations of other builds, one tuple a build, which say how far processes lie apart.
     """
 
@@ -119,9 +121,9 @@ class Spread:
     @property
     def own(self) -> tuple[float, int]:
         """(variance from process to process of one build, its degrees of freedom)."""
-        alike = (self.a, self.b, *self.earlier)
-        off = sum(float(np.var(some)) * len(some) for some in alike)
-        degrees = sum(len(some) - 1 for some in alike)
+        builds = (self.a, self.b, *self.earlier)
+        off = sum(float(np.var(values)) * len(values) for values in builds)
+        degrees = sum(len(values) - 1 for values in builds)
         return (off / degrees if degrees else 0.0), degrees
 
     @property
@@ -144,12 +146,12 @@ def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
         share = min(own / row.prior, _MOST_OUTLYING) if math.isfinite(row.prior) else 0.0
         degrees = degrees if math.isfinite(row.prior) else 0
         scales[row.kind] = (weight + degrees, total + degrees * share)
-    scatters = []
+    results = []
     for row in rows:
         own, degrees = row.own
         weight, total = scales[row.kind]
         variance = max(row.prior * total / weight, own, row.least)
-        each_side = 1 / len(row.a) + 1 / len(row.b)
+        per_side = 1 / len(row.a) + 1 / len(row.b)
         known = max(ASSUMED_RUNS, degrees) if degrees else 0
-        scatters.append((math.sqrt(variance * each_side), known))
-    return scatters
+        results.append((math.sqrt(variance * per_side), known))
+    return results

@@ -11,12 +11,12 @@ CLOCKS_DIFFER = 0.01
 
 
 class Pair:
-    """What both sides saw of one row.
+    """The observations of one row on both sides.
 
     raw: the logarithm of B's time over A's. in_cycles: that of their SM cycles; None where the
     clocks of the sides are within 1 %, or not known. mhz: the mean SM clock of each side, or 0.
-    normalised: whether cycles decide, which is so where the clocks differ and flops bound it. Of
-    any other row nobody knows how much it depends on the clock, so both decide: see `ends`.
+    normalised: whether cycles decide: where the clocks differ and flops bound the row. How much any
+    other row depends on the clock is unknown, so both decide: see `ends`.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Pair:
         most: tuple[int, int] = (0, 0),
     ) -> None:
         self.a, self.b, self.earlier = a, b, earlier
-        self.most = most  # processes of each side that looked at its case
+        self.most = most  # processes of each side that measured its case
         self.mhz = [_mean([s.mhz for s in side if s.mhz]) for side in (a, b)]
         self.raw = _mean([s.log_ns for s in b]) - _mean([s.log_ns for s in a])
         self.in_cycles: float | None = None
@@ -38,7 +38,7 @@ class Pair:
 
     @property
     def earlier_processes(self) -> int:
-        """Of other builds, as far as several of one tell how far they lie apart."""
+        """Processes of other builds, of those builds that have several."""
         return sum(len(build) for build in self.earlier if len(build) > 1)
 
     @property
@@ -66,12 +66,12 @@ class Pair:
         how = "normalised" if self.normalised else "held in time and in cycles"
         return f"SM clock {before:.0f} → {after:.0f} MHz, {how}"
 
-    def observed(self) -> noise.Spread:
-        """As `noise` wants it. A clock that was read is itself uncertain."""
+    def spread(self) -> noise.Spread:
+        """The input of `noise`. A clock reading is itself uncertain, which widens the variance."""
         record, both = self.b[0].record, (*self.a, *self.b)
         slowed = any(s.throttled for s in both)
-        short = any(s.launched > noise.SEEN for s in both)
-        more = 0.0 if self.in_cycles is None else noise.CLOCK_READING**2
+        short = any(s.launch_error > noise.MEASURED for s in both)
+        clock_error = 0.0 if self.in_cycles is None else noise.CLOCK_READING**2
         sides = [
             tuple(s.log_ns + (math.log(s.mhz) if self.normalised and s.mhz else 0) for s in side)
             for side in (self.a, self.b, *self.earlier)
@@ -81,7 +81,7 @@ class Pair:
             a=sides[0],
             b=sides[1],
             earlier=tuple(sides[2:]),
-            variances=tuple(s.variance + more for s in both),
+            variances=tuple(s.variance + clock_error for s in both),
             least=_mean([s.within**2 for s in both]),
         )
 

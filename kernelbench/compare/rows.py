@@ -1,4 +1,4 @@
-"""What is said of every row from one side to the other: the words, and the facts of each."""
+"""The verdict on each row from one side to the other, and the facts behind it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +12,7 @@ Key = tuple[str, str, str, str]  # family, case, provider, GPU
 
 
 class Change(StrEnum):
-    """What became of a row from A to B."""
+    """The verdict on a row from A to B."""
 
     slower = "SLOWER"  # beyond noise, and not known to be within the limit
     faster = "FASTER"

@@ -24,14 +24,14 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """The same of every copy of it, wherever that lies: a group is drawn at random."""
+        """The same for every copy of the run in any folder: groups are random."""
         known = {f"{record.run_id} {record.group}" for record in self.records}
         return min(known) if known else str(self.path.resolve())
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the caller named, and the runs that it holds, in the order of their folders' names."""
+    """A path that the caller named, and its runs, in the order of their folders' names."""
 
     name: str
     runs: tuple[Run, ...]
@@ -73,7 +73,7 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], list[str]]:
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """It, empty where there is none that can be compared, and what is wrong with it."""
+    """The manifest, empty where none can be compared, and what is wrong with it."""
     if not (folder / store.MANIFEST).exists():
         return {}, []
     try:
@@ -124,17 +124,17 @@ def _refuse_smoke(side: Side) -> None:
 
 
 def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
-    """Of these runs those that are on neither side, and were timed as the sides were.
+    """The runs that are on neither side and were timed as the sides were.
 
-    Raises UsageError where runs were given and none is.
+    Raises UsageError where there are runs and none is.
     """
     both = (*a.runs, *b.runs)
-    here, methods = {run.identity for run in both}, _methods(a) | _methods(b)
+    identities, methods = {run.identity for run in both}, _methods(a) | _methods(b)
     gpus, cards = {*a.gpus, *b.gpus}, _cards(both)
     usable = tuple(
         run
         for run in runs
-        if run.identity not in here
+        if run.identity not in identities
         and set() < _methods(Side("", (run,))) <= methods
         and gpus & {record.gpu for record in run.records}
         and not (cards and _cards([run]) and not cards & _cards([run]))
@@ -149,19 +149,20 @@ def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
 
 
 def _methods(side: Side) -> set[int]:
-    return {r.method for run in side.runs for one in run.records for r in one.processes if r.timing}
+    records = [process for run in side.runs for r in run.records for process in r.processes]
+    return {record.method for record in records if record.timing}
 
 
 def _cards(runs: Iterable[Run]) -> set[str]:
-    """Those that the runs are known to have used."""
+    """UUIDs of the cards that the runs are known to have used."""
     uuids = {str((run.manifest.get("machine") or {}).get("uuid") or "") for run in runs}
     uuids |= {record.gpu_uuid for run in runs for record in run.records}
     return uuids - {""}
 
 
 def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:
-    """The sides without what was measured on GPUs that the other one lacks, whose machines differ
-    in nothing else then, and whether a GPU is on both; where none is, they are as they were.
+    """The sides without records of GPUs that the other side lacks, and whether they share a GPU;
+    where they share none, the sides unchanged.
 
     Raises KernelbenchError where the sides share no GPU and one of them has several.
     """
@@ -177,5 +178,5 @@ def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:
 
 
 def _only(side: Side, gpus: set[str]) -> Side:
-    kept = [(run, tuple(r for r in run.records if r.gpu in gpus)) for run in side.runs]
-    return replace(side, runs=tuple(replace(run, records=some) for run, some in kept if some))
+    records = [(run, tuple(r for r in run.records if r.gpu in gpus)) for run in side.runs]
+    return replace(side, runs=tuple(replace(run, records=kept) for run, kept in records if kept))

@@ -84,7 +84,7 @@ _COLUMNS = (
 
 
 def render(comparison: Comparison, console: Console) -> None:
-    """Print it; at least 80 columns wide, so that a pipe or a narrow terminal cuts no number."""
+    """Print it at least 80 columns wide, so that a pipe or a narrow terminal cuts no number."""
     narrow = console.width
     console.width = max(narrow, LEAST)
     try:
@@ -93,27 +93,27 @@ def render(comparison: Comparison, console: Console) -> None:
         for table in _tables(comparison, console.width):
             console.print(table)
             console.print()
-        _tell(comparison, console)
+        _print_notes(comparison, console)
         style = "bold red" if comparison.exit_code else "bold"
         console.print(Text(wording.verdicts(comparison), style=style))
     finally:
         console.width = narrow
 
 
-def _tell(comparison: Comparison, console: Console) -> None:
-    if rows := wording.notable(comparison):
+def _print_notes(comparison: Comparison, console: Console) -> None:
+    if rows := wording.notable_rows(comparison):
         console.print(Text("Moves, and what they are put down to", style="bold"))
         for row in rows:
             words = f"{row.verdict} {percent(row.ratio)}".strip()
             line = f"{words}  {row.family} {row.case}  {row.provider}"
             console.print(Text(line, style=STYLES[row.verdict]))
-            if reasons := wording.reasons(row):
-                console.print(Padding(Text(reasons), (0, 0, 0, 2)))
+            if reason := wording.reasons(row):
+                console.print(Padding(Text(reason), (0, 0, 0, 2)))
         console.print()
     for head, lines in (
-        ("No longer judged", wording.settled(comparison, regressed=True)),
-        ("Not compared", wording.settled(comparison, regressed=False)),
-        ("What else differs", wording.differing(comparison)),
+        ("No longer judged", wording.untimed_lines(comparison, regressed=True)),
+        ("Not compared", wording.untimed_lines(comparison, regressed=False)),
+        ("What else differs", wording.difference_lines(comparison)),
     ):
         if lines:
             console.print(Text(head, style="bold"))
@@ -126,9 +126,9 @@ def _tell(comparison: Comparison, console: Console) -> None:
 
 
 def _tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """One a family, mode, dtype and GPU, all of the same columns and widths."""
+    """A table for each family, mode, dtype and GPU, all with the same columns and widths."""
     columns = [column for column in _COLUMNS if not column.wide or width >= WIDE]
-    shown = wording.both(comparison)
+    shown = wording.rows_of_both(comparison)
     timed = [row for row in shown if row.ratio is not None]
     widths = [_width(column, shown, timed) for column in columns]
     rest = sum(widths) + 2 * len(widths)
@@ -140,9 +140,9 @@ def _tables(comparison: Comparison, width: int) -> Iterator[Table]:
         part = (row.family, row.mode, row.dtype, *([row.gpu] if several else []))
         parts.setdefault(part, []).append(row)
     for part, rows in parts.items():
-        heads = Text(" · ".join(part), style="bold cyan")
-        table = Table(title=heads, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        table.min_width = min(width, heads.cell_len)
+        title = Text(" · ".join(part), style="bold cyan")
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.min_width = min(width, title.cell_len)
         table.add_column(Text("case\n  provider"), width=first, overflow="fold")
         for column, cells in zip(columns, widths, strict=True):
             table.add_column(Text(column.head), justify=column.justify, width=cells)
@@ -166,5 +166,5 @@ def _add(table: Table, rows: Sequence[RowChange], columns: Sequence[_Column]) ->
 
 
 def _case(row: RowChange) -> str:
-    """Its label and id, less what the head of the table says."""
+    """The case's label and id, without what the title of the table says."""
     return " ".join(filter(None, [row.label, row.case.removesuffix(f"-{row.dtype}-{row.mode}")]))

@@ -23,42 +23,42 @@ _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_SPAN = 8  # of the bars, in standard deviations, so that noise looks like noise
 
 
-def as_csv(all_series: Sequence[Series]) -> str:
-    """One line a run of a series; the change stands where a new level begins."""
+def as_csv(rows: Sequence[Series]) -> str:
+    """One line for each run of a series; the change is in the line where a new level begins."""
     lines = [
         (
-            *(one.family, one.case, one.provider),
-            *(str(getattr(one, name)) for name in WHERE),
-            one.metric,
+            *(row.family, row.case, row.provider),
+            *(str(getattr(row, name)) for name in WHERE),
+            row.metric,
             *(point.run, point.utc, f"{point.value:.6g}"),
             "" if point.change is None else f"{point.change * 100:.6g}",
         )
-        for one in all_series
-        for point in one.points
+        for row in rows
+        for point in row.points
     ]
     return table(COLUMNS, lines)
 
 
-def render(all_series: Sequence[Series], console: Console) -> None:
-    """Print it; at least 80 columns wide."""
+def render(rows: Sequence[Series], console: Console) -> None:
+    """Print it at least 80 columns wide."""
     narrow = console.width
     console.width = max(narrow, LEAST)
     try:
-        _print(all_series, console)
+        _print(rows, console)
     finally:
         console.width = narrow
 
 
-def _print(all_series: Sequence[Series], console: Console) -> None:
-    runs = {point.run for one in all_series for point in one.points}
-    values = {name: {getattr(one, name) for one in all_series} for name in WHERE}
-    apart = [name for name in WHERE if len(values[name]) > 1]
-    metric, count = all_series[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
+def _print(rows: Sequence[Series], console: Console) -> None:
+    runs = {point.run for row in rows for point in row.points}
+    values = {name: {getattr(row, name) for row in rows} for name in WHERE}
+    varying = [name for name in WHERE if len(values[name]) > 1]
+    metric, count = rows[0].metric, f"{len(runs)} run{'s' * (len(runs) != 1)}"
     kind = kind_of(metric)
     what = kind if kind is Kind.measured else f"{kind}: {MEANING[kind]}"
     head = f"{metric} ({what}), of {count}, {', '.join(sorted(values['gpu']))}"
-    alone = [one for one in all_series if len(one.points) == 1]
-    all_series = [one for one in all_series if len(one.points) > 1]
+    single = [row for row in rows if len(row.points) == 1]
+    rows = [row for row in rows if len(row.points) > 1]
     console.print(Text(head, style="bold"))
     console.print()
     grid = Table(box=None, padding=(0, 2, 0, 0))
@@ -68,42 +68,42 @@ def _print(all_series: Sequence[Series], console: Console) -> None:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("history", no_wrap=True)
     shown = ""
-    for one in all_series:
-        where = (f"{name} {getattr(one, name) or '—'}" for name in apart)
-        case = "  ".join([f"{one.family} {one.case}", *where])
+    for row in rows:
+        where = (f"{name} {getattr(row, name) or '—'}" for name in varying)
+        case = "  ".join([f"{row.family} {row.case}", *where])
         if case != shown:
             grid.add_row(Text(case, style="cyan"))
         shown = case
-        grid.add_row(*map(Text, _cells(one)))
-    if all_series:
+        grid.add_row(*map(Text, _cells(row)))
+    if rows:
         console.print(grid)
         console.print()
-        _print_changes(all_series, console)
-    if alone:
-        plural = "rows that have" if len(alone) > 1 else "row that has"
-        console.print(Text(f"{len(alone)} {plural} one run: --format csv lists them"))
+        _print_changes(rows, console)
+    if single:
+        plural = "rows that have" if len(single) > 1 else "row that has"
+        console.print(Text(f"{len(single)} {plural} one run: --format csv lists them"))
     console.print(Text(KINDS, style="dim"))
 
 
-def _cells(one: Series) -> list[str]:
-    first, last = one.points[0].value, one.points[-1].value
-    ratio = percent(last / first) if first > 0 and last > 0 and len(one.points) > 1 else ""
+def _cells(row: Series) -> list[str]:
+    first, last = row.points[0].value, row.points[-1].value
+    ratio = percent(last / first) if first > 0 and last > 0 and len(row.points) > 1 else ""
     return [
-        f"  {one.provider}", str(len(one.points)), _value(one, first), _value(one, last), ratio,
-        bars(one),
+        f"  {row.provider}", str(len(row.points)), _value(row, first), _value(row, last), ratio,
+        bars(row),
     ]  # fmt: skip
 
 
-def _value(one: Series, value: float) -> str:
-    return time(value) if one.metric.endswith("_us") and value >= 0 else f"{value:.4g}"
+def _value(row: Series, value: float) -> str:
+    return time(value) if row.metric.endswith("_us") and value >= 0 else f"{value:.4g}"
 
 
-def bars(one: Series) -> str:
+def bars(row: Series) -> str:
     """The newest forty runs; a level begins behind `│`."""
-    points = one.points[-MOST_BARS:]
+    points = row.points[-MOST_BARS:]
     values = [point.value for point in points]
     middle = (max(values) + min(values)) / 2
-    span = max(max(values) - min(values), _LEAST_SPAN * one.error * abs(middle))
+    span = max(max(values) - min(values), _LEAST_SPAN * row.error * abs(middle))
     low = middle - span / 2
 
     def bar(point: Point) -> str:
@@ -113,15 +113,15 @@ def bars(one: Series) -> str:
     return "".join(map(bar, points))
 
 
-def _print_changes(all_series: Sequence[Series], console: Console) -> None:
-    changed = [one for one in all_series if one.changes]
+def _print_changes(rows: Sequence[Series], console: Console) -> None:
+    changed = [row for row in rows if row.changes]
     if not changed:
-        console.print(Text(f"No change of level in {len(all_series)} series"))
+        console.print(Text(f"No change of level in {len(rows)} series"))
         return
     console.print(Text("New levels, and the first run of each", style="bold"))
-    for one in changed:
-        for point in one.changes:
+    for row in changed:
+        for point in row.changes:
             step = percent(1 + (point.change or 0))
-            where = f"{step}  {one.family} {one.case}  {one.provider}"
+            where = f"{step}  {row.family} {row.case}  {row.provider}"
             console.print(Padding(Text(where), (0, 0, 0, 2)))
             console.print(Padding(Text(f"{point.run}, {point.utc}", style="dim"), (0, 0, 0, 4)))

@@ -1,4 +1,4 @@
-"""What became of every row from one side to the other, by how much, and what it is put down to."""
+"""How every row changed from one side to the other, by how much, and why."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ from kernelbench.compare.attribution import (
     Shift,
     cause,
     differences,
+    evidence_for,
     other_card,
-    why,
 )
 from kernelbench.compare.decision import decide, more
 from kernelbench.compare.gate import Gate
@@ -25,35 +25,35 @@ from kernelbench.compare.rows import Change, Comparison, Key, RowChange
 from kernelbench.compare.sides import Run, Side, of_one_machine
 from kernelbench.spec import KernelbenchError, Role, RunRecord, Status
 
-EXCUSED = (Cause.environment, Cause.card, Cause.policy)  # what is no build's doing
+EXCUSED = (Cause.environment, Cause.card, Cause.policy)  # causes outside the build
 WORK: Mapping[str, Callable[[RunRecord], Any]] = {
     "its case states other work (flops or bytes)": lambda r: (r.flops, r.read_bytes, r.write_bytes),
     "its inputs are prepared in another way (prepacked)": lambda r: r.prepacked,
     "it promises another accuracy": lambda r: r.accuracy,
     "it has another role": lambda r: r.role,
 }
-CONTROLS = 12  # rows that are not ours, from which on they say how noisy a comparison is
+CONTROLS = 12  # the fewest rows not ours from which the noise of a comparison is estimated
 
 
 def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] = ()) -> Comparison:
     """Judge every row of two sides.
 
-    gate: what is the same for the caller, and what a regression is: a row that is SLOWER by more,
-    and not because of its environment, one that is BROKEN, and one that had times and has none.
-    earlier: runs of other builds on this machine, which say how far processes lie apart.
+    gate: which change counts as none, and what a regression is: a row that is SLOWER by more, and
+    not because of its environment, one that is BROKEN, and one that had times and has none.
+    earlier: runs of other builds on this machine, to measure how far processes lie apart.
 
     Raises KernelbenchError where the sides have no row in common, or none that can be judged.
     """
     gate = gate or Gate()
     shared_a, shared_b, one_gpu = of_one_machine(a, b)
-    found_a, found_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
-    if not set(found_a) & set(found_b):
-        raise KernelbenchError(_nothing_common(a, b, (found_a, found_b)))
-    seen_a = _seen(a, one_gpu)
-    rows, timed = _by_status(found_a, found_b, seen_a, _seen(b, one_gpu))
-    apart, most = _by_build(earlier, one_gpu), (_of_cases(a), _of_cases(b))
+    records_a, records_b = _by_key(a, one_gpu), _by_key(b, one_gpu)
+    if not set(records_a) & set(records_b):
+        raise KernelbenchError(_nothing_common(a, b, (records_a, records_b)))
+    medians_a = _medians(a, one_gpu)
+    rows, timed = _by_status(records_a, records_b, medians_a, _medians(b, one_gpu))
+    builds, counts = _by_build(earlier, one_gpu), (_of_cases(a), _of_cases(b))
     judged = {
-        key: Pair(*both, apart.get(key, ()), (most[0][key[:2]], most[1][key[:2]]))
+        key: Pair(*both, builds.get(key, ()), (counts[0][key[:2]], counts[1][key[:2]]))
         for key, both in timed.items()
     }
     if not judged and not any(r.verdict in (Change.broken, Change.fixed) for r in rows.values()):
@@ -65,11 +65,11 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
     rows |= _attribute(rows, judged, differing, math.log1p(gate.limit_pct / 100))
     final = {
         key: replace(
-            row, regression=_regressed(row, gate, one_gpu, found_a.get(key, ()), key in seen_a)
+            row, regression=_regressed(row, gate, one_gpu, records_a.get(key, ()), key in medians_a)
         )
         for key, row in rows.items()
     }
-    decided = sum(_decided(final[key], gate.limit_pct) for key in seen_a if key in final)
+    decided = sum(_decided(final[key], gate.limit_pct) for key in medians_a if key in final)
     return Comparison(
         a,
         b,
@@ -77,7 +77,7 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
         differing,
         gate,
         one_gpu,
-        len(seen_a),
+        len(medians_a),
         decided,
         widened,
         max((pair.earlier_processes for pair in judged.values()), default=0),
@@ -86,26 +86,26 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
 
 
 def _by_status(
-    found_a: Mapping[Key, Sequence[RunRecord]],
-    found_b: Mapping[Key, Sequence[RunRecord]],
-    seen_a: Mapping[Key, Sequence[LogMedian]],
-    seen_b: Mapping[Key, Sequence[LogMedian]],
+    records_a: Mapping[Key, Sequence[RunRecord]],
+    records_b: Mapping[Key, Sequence[RunRecord]],
+    medians_a: Mapping[Key, Sequence[LogMedian]],
+    medians_b: Mapping[Key, Sequence[LogMedian]],
 ) -> tuple[dict[Key, RowChange], dict[Key, tuple[Sequence[LogMedian], Sequence[LogMedian]]]]:
-    """All rows, those that statuses settle with their verdict; and what both sides saw of those
-    that times decide. What was skipped on both sides is no row."""
+    """All rows, with a verdict where statuses decide it; and, where times decide, the medians of
+    both sides. What was skipped on both sides is no row."""
     rows, timed = (
         dict[Key, RowChange](),
         dict[Key, tuple[Sequence[LogMedian], Sequence[LogMedian]]](),
     )
-    for key in dict.fromkeys([*found_a, *found_b]):
-        a, b = found_a.get(key, []), found_b.get(key, [])
+    for key in dict.fromkeys([*records_a, *records_b]):
+        a, b = records_a.get(key, []), records_b.get(key, [])
         if all(record.status is Status.skipped for record in (*a, *b)):
             continue
         verdict, reason = _state(a, b)
-        if verdict in (None, Change.fixed, Change.bad) and (key in seen_a or verdict is None):
-            before, after = seen_a.get(key, []), seen_b.get(key, [])
-            if reason_against := _methods(before, after) if before and after else _untimed(a, b):
-                verdict, reason = Change.unjudged, "; ".join(filter(None, [reason, reason_against]))
+        if verdict in (None, Change.fixed, Change.bad) and (key in medians_a or verdict is None):
+            before, after = medians_a.get(key, []), medians_b.get(key, [])
+            if problem := _methods(before, after) if before and after else _untimed(a, b):
+                verdict, reason = Change.unjudged, "; ".join(filter(None, [reason, problem]))
             else:
                 timed[key] = before, after
         rows[key] = _row(key, a, b, verdict, reason)
@@ -113,13 +113,13 @@ def _by_status(
 
 
 def _methods(a: Sequence[LogMedian], b: Sequence[LogMedian]) -> str:
-    """Why their times cannot be held against each other, or nothing."""
-    methods = [{seen.record.method for seen in side} for side in (a, b)]
+    """Why their times cannot be compared, or nothing."""
+    methods = [{median.record.method for median in side} for side in (a, b)]
     if len(methods[0] | methods[1]) == 1:
         return ""
     names = (
-        f"{name} by {', '.join(map(str, sorted(each)))}"
-        for name, each in zip("AB", methods, strict=True)
+        f"{name} by {', '.join(map(str, sorted(numbers)))}"
+        for name, numbers in zip("AB", methods, strict=True)
     )
     return (
         f"timed by different methods ({', '.join(names)}): a changed clock would look like a "
@@ -165,7 +165,7 @@ def _by_key(side: Side, one_gpu: bool) -> dict[Key, list[RunRecord]]:
 
 
 def _of_cases(side: Side) -> dict[tuple[str, str], int]:
-    """In how many processes each case was looked at."""
+    """In how many processes each case was measured."""
     counts: dict[tuple[str, str], int] = {}
     for run in side.runs:
         own: dict[tuple[str, str], int] = {}
@@ -177,35 +177,35 @@ def _of_cases(side: Side) -> dict[tuple[str, str], int]:
     return counts
 
 
-def _seen(side: Side, one_gpu: bool) -> dict[Key, list[LogMedian]]:
+def _medians(side: Side, one_gpu: bool) -> dict[Key, list[LogMedian]]:
     medians: dict[Key, list[LogMedian]] = {}
-    for seen in noise.observe([run.records for run in side.runs]):
-        medians.setdefault(_key(seen.record, one_gpu), []).append(seen)
+    for median in noise.observe([run.records for run in side.runs]):
+        medians.setdefault(_key(median.record, one_gpu), []).append(median)
     return medians
 
 
 def _by_build(runs: Sequence[Run], one_gpu: bool) -> dict[Key, list[list[LogMedian]]]:
-    """What each build's processes saw, the runs of one commit on one card together."""
+    """The medians of each build's processes; a build is the runs of one commit on one card."""
     builds: dict[str, list[Run]] = {}
     for run in runs:
         commit = str((run.manifest.get("git") or {}).get("commit"))
         card = str((run.manifest.get("machine") or {}).get("uuid"))
         builds.setdefault(f"{commit} {card}", []).append(run)
-    medians_of: dict[Key, list[list[LogMedian]]] = {}
-    for some in builds.values():
-        for key, medians in _seen(Side("", tuple(some)), one_gpu).items():
-            medians_of.setdefault(key, []).append(medians)
-    return medians_of
+    by_key: dict[Key, list[list[LogMedian]]] = {}
+    for build in builds.values():
+        for key, medians in _medians(Side("", tuple(build)), one_gpu).items():
+            by_key.setdefault(key, []).append(medians)
+    return by_key
 
 
-def _nothing_common(a: Side, b: Side, keys_of_sides: Sequence[Mapping[Key, object]]) -> str:
-    texts = [
+def _nothing_common(a: Side, b: Side, records: Sequence[Mapping[Key, object]]) -> str:
+    counts = [
         f"{side.name} has {len(keys)}"
         + "".join(f", such as {' '.join(k[:3])}" for k in [*keys][:1])
-        for side, keys in zip((a, b), keys_of_sides, strict=True)
+        for side, keys in zip((a, b), records, strict=True)
     ]
     return (
-        f"no case and provider in common: {'; '.join(texts)}. Compare runs of the same suite "
+        f"no case and provider in common: {'; '.join(counts)}. Compare runs of the same suite "
         "(kernelbench report DIR shows what a run holds)"
     )
 
@@ -219,21 +219,21 @@ def _nothing_judged(rows: Iterable[RowChange]) -> str:
 
 
 def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Change | None, str]:
-    """The verdict that follows from statuses alone, and why; None where times decide."""
+    """The verdict from statuses alone, and why; None where times decide."""
     ran_a, ran_b = ([r for r in side if r.status is not Status.skipped] for side in (a, b))
     bad_a, bad_b = ([r for r in side if r.status.bad] for side in (ran_a, ran_b))
     if not ran_a:
-        return Change.new, _told(bad_b or [r for r in a if r.reason])
+        return Change.new, _reason(bad_b or [r for r in a if r.reason])
     if not ran_b:
-        return Change.gone, _told(b)
+        return Change.gone, _reason(b)
     if bad_b:
         worse = len(bad_b) * len(ran_a) > len(bad_a) * len(ran_b)  # a larger share of the runs
         some = f"{len(bad_b)} of {len(ran_b)} runs: " if len(bad_b) < len(ran_b) else ""
         before = f", before {len(bad_a)} of {len(ran_a)} runs" if worse and bad_a else ""
-        return (Change.broken if worse else Change.bad), some + _told(bad_b) + before
+        return (Change.broken if worse else Change.bad), some + _reason(bad_b) + before
     if bad_a:
         some = f"{len(bad_a)} of {len(ran_a)} runs: " if len(bad_a) < len(ran_a) else ""
-        return Change.fixed, some + _told(bad_a)
+        return Change.fixed, some + _reason(bad_a)
     for what, facts in WORK.items():
         works = [{facts(record) for record in side} for side in (ran_a, ran_b)]
         if works[0] != works[1]:
@@ -241,7 +241,7 @@ def _state(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> tuple[Change | Non
     return None, ""
 
 
-def _told(records: Sequence[RunRecord]) -> str:
+def _reason(records: Sequence[RunRecord]) -> str:
     if not records:
         return ""
     reason = (records[0].reason.strip().splitlines() or [""])[0]
@@ -250,11 +250,11 @@ def _told(records: Sequence[RunRecord]) -> str:
 
 def _untimed(a: Sequence[RunRecord], b: Sequence[RunRecord]) -> str:
     """Why a row that is right on both sides has no times to compare."""
-    texts = []
+    reasons = []
     for name, side in (("A", a), ("B", b)):
         if not any(noise.gated(record) for record in side):
-            texts.append(f"{'/'.join(sorted({*map(_timer, side)}))} in {name}")
-    return ", ".join(texts) or "no time above the clock's own overhead"
+            reasons.append(f"{'/'.join(sorted({*map(_timer, side)}))} in {name}")
+    return ", ".join(reasons) or "no time above the clock's own overhead"
 
 
 def _timer(record: RunRecord) -> str:
@@ -284,10 +284,10 @@ def _row(
 
 
 def _widened(rows: Mapping[Key, RowChange], judged: Mapping[Key, Pair]) -> float:
-    """How much farther apart than their errors allow those rows lie that no change of ours can
-    move: baselines, PyTorch's own and peers, on the same system. At least 1."""
+    """By what factor rows that are not ours (baselines, PyTorch's own, peers) scatter more than
+    their errors allow, on the same system. At least 1."""
     logs = np.array([pair.log_ratio for pair in judged.values()])
-    error = np.array([e for e, _ in noise.errors([p.observed() for p in judged.values()])])
+    error = np.array([e for e, _ in noise.errors([p.spread() for p in judged.values()])])
     t = (logs / error)[[not rows[key].role.ours for key in judged]]
     if len(t) < CONTROLS:
         return 1.0
@@ -301,25 +301,25 @@ def _judge(
     widened: float,
     card: float,
 ) -> dict[Key, RowChange]:
-    """The rows that times decide. Significance is settled over all of them at once.
+    """The rows that times decide. Significance is computed over all of them at once.
 
-    card: by how much each side's card may be off.
+    card: standard deviation of each side's card.
     """
     if not judged:
         return {}
     ends = [pair.ends for pair in judged.values()]
-    decided = decide([pair.observed() for pair in judged.values()], ends, widened, card)
+    decided = decide([pair.spread() for pair in judged.values()], ends, widened, card)
     limit = math.log1p(limit_pct / 100)
-    judgements = {}
+    judged_rows = {}
     for n, (key, pair) in enumerate(judged.items()):
         reach = float(decided.reach[n])
         lo, hi = ends[n][0] - reach, ends[n][1] + reach
-        called = bool(decided.called[n])
-        verdict = _verdict(pair.log_ratio, max(-lo, hi) <= limit, called)
+        moved = bool(decided.moved[n])
+        verdict = _verdict(pair.log_ratio, max(-lo, hi) <= limit, moved)
         now, unsure = min(len(pair.a), len(pair.b)), verdict is Change.unsure
         settled = rows[key].verdict in (Change.fixed, Change.bad) and not verdict.moved
-        why = "; ".join(filter(None, [rows[key].why, pair.clocks, _fewer(pair)]))
-        judgements[key] = replace(
+        why = "; ".join(filter(None, [rows[key].why, pair.clocks, _missing_times(pair)]))
+        judged_rows[key] = replace(
             rows[key],
             verdict=rows[key].verdict if settled else verdict,
             why=why,
@@ -333,11 +333,11 @@ def _judge(
             adjusted=float(decided.adjusted[n]),
             **_facts(pair),
         )
-    return judgements
+    return judged_rows
 
 
 def _facts(pair: Pair) -> dict[str, Any]:
-    """What a row says of its sides, noise apart."""
+    """A row's columns about its sides that no noise enters."""
     times = [[s.log_ns for s in side] for side in (pair.a, pair.b)]
     a_us, b_us = (math.exp(math.fsum(side) / len(side)) / 1e3 for side in times)
     return {
@@ -352,11 +352,11 @@ def _facts(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _fewer(pair: Pair) -> str:
-    """Which side's runs lack times of it, where some do."""
-    texts = [f"times of {len(side)} of {most} processes in {name}"
-            for name, side, most in zip("AB", (pair.a, pair.b), pair.most, strict=True)
-            if len(side) < most]  # fmt: skip
+def _missing_times(pair: Pair) -> str:
+    """Which side's runs lack times of the row, in words."""
+    texts = [f"times of {len(side)} of {total} processes in {name}"
+             for name, side, total in zip("AB", (pair.a, pair.b), pair.most, strict=True)
+             if len(side) < total]  # fmt: skip
     return ", ".join(texts)
 
 
@@ -364,10 +364,10 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _verdict(log_ratio: float, within: bool, called: bool) -> Change:
+def _verdict(log_ratio: float, within: bool, moved: bool) -> Change:
     if within:
         return Change.same
-    if not called:
+    if not moved:
         return Change.unsure
     return Change.slower if log_ratio > 0 else Change.faster
 
@@ -378,20 +378,22 @@ def _attribute(
     differing: Sequence[Difference],
     limit: float,
 ) -> dict[Key, RowChange]:
-    """The rows that moved, with what that is put down to."""
+    """The rows that moved, with the cause and the evidence for it."""
     shifts: dict[tuple[str, str, str], list[Shift]] = {}
-    of: dict[Key, Shift] = {}
+    shift_of: dict[Key, Shift] = {}
     for key in judged:
         row = rows[key]
         log_ratio, reach = math.log(row.ratio or 1), math.log((row.hi or 1) / (row.ratio or 1))
-        of[key] = Shift(row.provider, row.role is Role.baseline, row.role.ours, log_ratio, reach)
-        shifts.setdefault((key[0], key[1], key[3]), []).append(of[key])
-    attributed = {}
+        shift_of[key] = Shift(
+            row.provider, row.role is Role.baseline, row.role.ours, log_ratio, reach
+        )
+        shifts.setdefault((key[0], key[1], key[3]), []).append(shift_of[key])
+    moved = {}
     for key, pair in judged.items():
         if rows[key].verdict.moved:
-            mates = [s for s in shifts[key[0], key[1], key[3]] if s is not of[key]]
-            reason, changed = why(of[key], mates, pair.a, pair.b)
-            put_down = cause(of[key], mates, differing, changed, limit)
+            mates = [s for s in shifts[key[0], key[1], key[3]] if s is not shift_of[key]]
+            reason, changed = evidence_for(shift_of[key], mates, pair.a, pair.b)
+            attribution = cause(shift_of[key], mates, differing, changed, limit)
             words = "; ".join(filter(None, [reason, rows[key].why]))
-            attributed[key] = replace(rows[key], cause=put_down.value, why=words)
-    return attributed
+            moved[key] = replace(rows[key], cause=attribution.value, why=words)
+    return moved

@@ -1,4 +1,4 @@
-"""A comparison in words: what the table of every format has above and below it."""
+"""A comparison in words: the text above and below the table, in every format."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ def verdicts(comparison: Comparison) -> str:
     beyond = f"{worse or 'no'} regression{'s' * (worse > 1)}"
     if "slower" in comparison.gate.fails:
         beyond += f" beyond {comparison.limit_pct:g} %"
-    if left := [kind for kind in KINDS_OF_FINDINGS if kind not in comparison.gate.fails]:
-        beyond += f" ({', '.join(left)} not asked for)"
+    if ignored := [kind for kind in KINDS_OF_FINDINGS if kind not in comparison.gate.fails]:
+        beyond += f" ({', '.join(ignored)} not asked for)"
     if not comparison.one_gpu:
         beyond = "two GPUs: nothing slower is a regression"
         beyond += f"; {worse} worse otherwise" if worse else ""
@@ -46,7 +46,7 @@ def verdicts(comparison: Comparison) -> str:
     return f"{len(comparison.rows)} row{'s' * (len(comparison.rows) != 1)}: {tally}; {beyond}"
 
 
-def notable(comparison: Comparison) -> list[RowChange]:
+def notable_rows(comparison: Comparison) -> list[RowChange]:
     """What moved or broke, regressions first."""
     rows = [row for row in comparison.rows if row.verdict in NOTABLE]
     return sorted(rows, key=lambda row: (not row.regression, NOTABLE.index(row.verdict)))
@@ -58,7 +58,7 @@ def reasons(row: RowChange) -> str:
     return f"{row.cause}{why}"
 
 
-def settled(comparison: Comparison, *, regressed: bool) -> list[str]:
+def untimed_lines(comparison: Comparison, *, regressed: bool) -> list[str]:
     """Why rows have no times to compare, where they did not break; a line a case and reason.
 
     regressed: those that fail the gate, or the others.
@@ -75,13 +75,13 @@ def settled(comparison: Comparison, *, regressed: bool) -> list[str]:
     ]
 
 
-def both(comparison: Comparison) -> list[RowChange]:
+def rows_of_both(comparison: Comparison) -> list[RowChange]:
     """The rows that both sides have."""
     return [row for row in comparison.rows if row.verdict not in (Change.new, Change.gone)]
 
 
-def differing(comparison: Comparison) -> list[str]:
-    """`versions torch: 2.11.0 → 2.12.0`, what can change an unchanged kernel's speed first."""
+def difference_lines(comparison: Comparison) -> list[str]:
+    """`versions torch: 2.11.0 → 2.12.0`, first what can change an unchanged kernel's speed."""
     ordered = sorted(comparison.differences, key=lambda difference: not difference.system)
     return [
         f"{d.part if d.part == d.what else f'{d.part} {d.what}'}: {d.a or '—'} → {d.b or '—'}"
@@ -94,7 +94,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _scatter(comparison: Comparison) -> str:
-    """From what it is known how far processes lie apart."""
+    """Where the noise from process to process is known from."""
     processes = [side.processes for side in (comparison.a, comparison.b)]
     assumed = f"{ASSUMED:.1%} and {ASSUMED_NS:g} ns a launch"
     if comparison.processes <= 1 and not comparison.noise_from:
@@ -116,8 +116,8 @@ def _scatter(comparison: Comparison) -> str:
     )
 
 
-def _more(comparison: Comparison) -> str:
-    """How many more processes would decide what is unsure, as far as any would."""
+def _processes_needed(comparison: Comparison) -> str:
+    """How many more processes would decide the unsure rows, where any number would."""
     needed = sorted(row.more for row in comparison.rows if row.more is not None)
     if not needed:
         return "No number of processes that anybody runs would; a wider limit does."
@@ -145,8 +145,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.widened > 1.05:
         yield (
-            f"Every interval is {comparison.widened:.1f} × as wide as that: rows that no change "
-            "of ours can move lie that far apart."
+            f"Every interval is {comparison.widened:.1f} × as wide as that: rows that no change of "
+            "ours can move lie that far apart."
         )
     if any(row.normalised is not None for row in comparison.rows):
         yield (
@@ -162,5 +162,5 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if any(row.verdict is Change.unsure for row in comparison.rows):
         yield (
             f"UNSURE: it may have moved, or lie within ± {comparison.limit_pct:g} %; the noise "
-            f"does not tell. {_more(comparison)}"
+            f"does not tell. {_processes_needed(comparison)}"
         )

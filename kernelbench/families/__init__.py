@@ -1,7 +1,7 @@
 """What to measure: one file or folder a family, each with `FAMILY = Family(…)`.
 
-What several families share is in a file whose name begins with an underscore; `providing` is for
-writing providers, `plugins` for loading those of others.
+What several families share is in a file whose name begins with an underscore; `providing` helps to
+write providers, `plugins` loads plugin files.
 """
 
 import importlib
@@ -32,16 +32,16 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     Raises UsageError for a plugin that cannot be read or is not a family, and for two families
     of one name.
     """
-    known: dict[str, Family[Any]] = {}
+    families: dict[str, Family[Any]] = {}
     for origin, file, family in _every(paths):
         if not isinstance(family, Family):
             raise UsageError(f"{origin}: no `FAMILY = Family(…)` (see docs/add-a-family.md)")
-        if family.name in known:
+        if family.name in families:
             raise UsageError(f"{origin}: there is a family {family.name!r} already")
         _validate(origin, family)
-        kept = tuple(case for case in family.checks if case.mode in family.modes)
-        known[family.name] = replace(family, origin=file, checks=kept)
-    return known
+        checks = tuple(case for case in family.checks if case.mode in family.modes)
+        families[family.name] = replace(family, origin=file, checks=checks)
+    return families
 
 
 def installed() -> bool:
@@ -52,14 +52,14 @@ def installed() -> bool:
 def fingerprint() -> str:
     """A hash of the source of this package's own families, without importing them."""
     digest = sha256()
-    here = Path(__file__).parent
-    for path in sorted(here.rglob("*.py")):
-        digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
-    """What each is called in errors, its file, and what ought to be a family."""
+    """Of each family: its name in errors, its file, and the object that ought to be a Family."""
     names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
     for name in sorted(names.difference(NO_FAMILIES)):
         module = importlib.import_module(f"{__name__}.{name}")
@@ -75,7 +75,7 @@ def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
 
 
 def _guarded(origin: str, load: Callable[[], Any]) -> Any:
-    """Somebody else's code may raise whatever it likes: one clear error says whose it was."""
+    """Calls code of others, which may raise anything, and turns it into one error that names it."""
     try:
         return load()
     except UsageError:
@@ -88,8 +88,8 @@ def _validate(origin: str, family: Family[Any]) -> None:
     if not (isinstance(family.case, type) and issubclass(family.case, Case)):
         raise UsageError(f"{origin}: `case` must be a subclass of Case")
     for field, kind in (("providers", Provider), ("checks", family.case)):
-        given = getattr(family, field)
-        if not isinstance(given, tuple) or not all(isinstance(each, kind) for each in given):
+        entries = getattr(family, field)
+        if not isinstance(entries, tuple) or not all(isinstance(entry, kind) for entry in entries):
             raise UsageError(f"{origin}: `{field}` must be a tuple of {kind.__name__}(…)")
     for part in ("inputs", "outputs", "oracle", "cost", "grads"):
         if not callable(getattr(family, part)):

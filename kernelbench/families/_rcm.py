@@ -1,4 +1,4 @@
-"""What the families around rCM's skip share: its coefficients, PyTorch's attention, the mixing."""
+"""Shared by the families around rCM's skip: its coefficients, PyTorch's attention, the mixing."""
 
 import math
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def slopes(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.
 
 
 def times(draw: Draw, kind: Parametrization, B: int) -> torch.Tensor:
-    """t (B,) in fp32, uniform in [0.002, 3] (trigflow [0, π/2]), whatever is drawn elsewhere."""
+    """t (B,) in fp32, uniform in [0.002, 3] (trigflow [0, π/2]), whatever the draw's kind."""
     trigflow = kind is Parametrization.trigflow
     low, high = (0.0, math.pi / 2) if trigflow else (CM_EPSILON, 3.0)
     steps: torch.Tensor = draw.integers(0, 1 << 24, B).double() / (1 << 24)
@@ -79,8 +79,9 @@ def attention(causal: bool = False) -> Function:
 
 
 def skip(kind: Parametrization, sigma: float, dtype: torch.dtype) -> Function:
-    """Multiply, multiply, add in a dtype, coefficients in fp32 first: eager takes the case's, to
-    move no more bytes than it must; compiled, it is one kernel in fp32 that rounds once."""
+    """c_skip·x + c_out·attention in a dtype, with coefficients computed in fp32. Eager takes the
+    case's dtype, to move as few bytes as possible; compiled, it is one fp32 kernel that rounds
+    once."""
 
     def mix(attention: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         c_skip, c_out = (c.to(dtype)[:, None, None] for c in coefficients(t, kind, sigma))

@@ -1,8 +1,7 @@
 """Plugin files, and the modules that lie beside them.
 
-A plugin imports its neighbours, files and package folders, by their names. They come after all
-that is installed, so that they shadow nothing; where another module of such a name would be
-imported instead, the plugin is refused.
+A plugin imports its neighbours, files and package folders, by name. Installed modules come first,
+so that a neighbour shadows nothing; where its name means another module, the plugin is refused.
 """
 
 import ast
@@ -19,7 +18,7 @@ from kernelbench.spec.raised import named
 
 
 class _Neighbours:
-    """Finds modules in the folders of plugins; the last that is asked."""
+    """A finder of modules in the folders of plugins; the last one on sys.meta_path."""
 
     def __init__(self) -> None:
         self.folders: list[str] = []
@@ -33,8 +32,8 @@ class _Neighbours:
 def load(path: Path) -> ModuleType:
     """The module of a plugin file.
 
-    Raises UsageError for what is no Python file, for a relative import, and for a neighbour whose
-    name means another module; whatever else the file raises.
+    Raises UsageError for a path that is no Python file, for a relative import, and for a neighbour
+    whose name means another module; and whatever the file itself raises.
     """
     spec = importlib.util.spec_from_file_location(_name(path), path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -48,7 +47,7 @@ def load(path: Path) -> ModuleType:
 
 
 def _name(path: Path) -> str:
-    """Of its module: another one for another file of the same name."""
+    """The name of a plugin's module, different for different files of one name."""
     name = f"kernelbench_plugin_{path.stem}"
     while name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
         name += "_"
@@ -67,10 +66,10 @@ def _hold_absolute(path: Path) -> None:
 
 
 def _find_beside(path: Path) -> None:
-    """Let the plugin import what lies beside it. Raises UsageError where a name of that means
-    another module."""
+    """Make the modules beside the plugin importable. Raises UsageError where one of their names
+    means another module."""
     folder = path.parent.resolve()
-    finder = next((each for each in sys.meta_path if isinstance(each, _Neighbours)), None)
+    finder = next((f for f in sys.meta_path if isinstance(f, _Neighbours)), None)
     if finder is None:
         finder = _Neighbours()
         sys.meta_path.append(finder)
@@ -85,7 +84,7 @@ def _find_beside(path: Path) -> None:
 
 
 def neighbours(path: Path) -> list[str]:
-    """Names of the modules beside a plugin that it imports, at any depth."""
+    """Names of the modules beside a plugin that it imports, directly or through others."""
     folder, path = path.parent.resolve(), path.resolve()
     beside = [file for file in reached(path, folder) - {path} if file.is_relative_to(folder)]
     names = {file.relative_to(folder).parts[0].removesuffix(".py") for file in beside}
@@ -93,7 +92,7 @@ def neighbours(path: Path) -> list[str]:
 
 
 def _elsewhere(name: str, folder: Path) -> str:
-    """The file or folder that a name means, if that is not below the folder."""
+    """The file or folder that a name means, or "" if that is below the folder."""
     loaded = getattr(sys.modules.get(name), "__file__", None)
     spec = None if name in sys.modules else importlib.util.find_spec(name)
     places = [loaded] if loaded else []

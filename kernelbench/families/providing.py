@@ -31,20 +31,20 @@ def compiled(function: Callable[..., Any], mode: str = "default") -> Callable[..
 
 
 def pushed(call: Call, names: Sequence[str]) -> Call:
-    """Of mode `jvp`: what the call returns, then the tangents of that, from `tangent_x` for each
-    input x that is named."""
+    """For mode `jvp`: a call that returns the outputs, then their tangents, from `tangent_x` of
+    each input x in `names`."""
 
-    def both(a: Tensors) -> tuple[torch.Tensor, ...]:
-        def of(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found = call({**a, **dict(zip(names, given, strict=True))})
-            return found if isinstance(found, tuple) else (found,)
+    def with_tangents(a: Tensors) -> tuple[torch.Tensor, ...]:
+        def function(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            outputs = call({**a, **dict(zip(names, arguments, strict=True))})
+            return outputs if isinstance(outputs, tuple) else (outputs,)
 
         primals = tuple(a[name] for name in names)
-        given = tuple(a[f"tangent_{name}"] for name in names)
-        found, tangents, *_ = torch.func.jvp(of, primals, given)
-        return (*found, *tangents)
+        arguments = tuple(a[f"tangent_{name}"] for name in names)
+        outputs, tangents, *_ = torch.func.jvp(function, primals, arguments)
+        return (*outputs, *tangents)
 
-    return both
+    return with_tangents
 
 
 def no_jvp(case: Any, device: Device) -> str | None:
@@ -81,8 +81,8 @@ class _OpBytes(TorchDispatchMode):
     """Every aten operator reads its tensor arguments once and writes its results once.
 
     Views move nothing; neither do constructors that leave memory as it is. What an operator
-    reads by broadcasting is counted at its stored size. An operator that
-    is two kernels, such as zeros and a copy into them, moves what both do.
+    reads by broadcasting is counted at its stored size. An operator that is two kernels, such as
+    zeros and a copy into them, moves what both do.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _OpBytes(TorchDispatchMode):
         if func.is_view or func.overloadpacket.__name__ in ("empty", "empty_like", "new_empty"):
             return out
         name = func.overloadpacket.__name__
-        if isinstance(out, bool):  # a question that forward mode asks of two tensors' layouts
+        if isinstance(out, bool):  # forward mode compares the layouts of two tensors
             return out
         targets = [out] if isinstance(out, torch.Tensor) else list(out)
         sources = _flat([*args, *(kwargs or {}).values()])
@@ -139,8 +139,8 @@ def eager_traffic(
 ) -> tuple[Traffic, ...]:
     """The byte model of an unfused provider: one row per aten operator, in the case's mode.
 
-    The provider runs on tensors without memory, so the model costs nothing and follows whatever
-    operators this torch dispatches to.
+    The provider runs on tensors without memory, so the model costs nothing and follows the
+    operators that this torch dispatches to.
     """
     tensors = dict(inputs(case, MetaDraw(DTYPES[case.dtype])))
     graded = [tensors[name].requires_grad_() for name in grads] if case.mode.graded else []

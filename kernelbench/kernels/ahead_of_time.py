@@ -1,8 +1,8 @@
-"""A launch's kernel compiled for an architecture that need not be there, and what it takes of it.
+"""Compiles a launch's kernel for an architecture without its GPU, and reads what the code takes.
 
 The kernel is specialised as Triton's launcher does it for the launch's own arguments (dtypes, what
-is a multiple of 16, what is 1 or None), so that what is looked at is what runs. Tensors may be meta
-tensors: their addresses count as aligned.
+is a multiple of 16, what is 1 or None), so that the code looked at is the code that runs. Tensors
+may be meta tensors: their addresses count as aligned.
 """
 
 import io
@@ -25,21 +25,21 @@ _WARP = 32
 
 
 class CompileError(RuntimeError):
-    """A kernel that the compiler refuses for an architecture, with the compiler's last word."""
+    """The compiler refuses a kernel for an architecture; with the compiler's innermost error."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel for one architecture, as ptxas tells of it.
+    """A kernel for one architecture, as ptxas reports it.
 
     registers: of a thread, at the launch.
-    spill_stores, spill_loads: bytes of local memory that a thread writes and reads for want of
-        registers, each instruction counted once.
+    spill_stores, spill_loads: bytes of local memory that a thread writes and reads because
+        registers ran out, each instruction counted once.
     shared_bytes: of a program, static and dynamic.
     warps: of a program, those that specialised partitions add included.
     notes: numbers of ptxas's notes on performance, such as `C7510`, without repetition. C7510 to
-        C7515 tell of wgmma products that are waited for one by one.
-    ptx: what ptxas was given. cubin: what it made of it.
+        C7515 say that wgmma products are waited for one by one.
+    ptx, cubin: the input and the output of ptxas.
     """
 
     kernel: str
@@ -55,12 +55,12 @@ class Compiled:
 
     @property
     def serialised(self) -> tuple[str, ...]:
-        """The notes that tell of serialised wgmma."""
+        """The notes on serialised wgmma."""
         return tuple(note for note in self.notes if "C7510" <= note <= "C7515")
 
 
 def identity(launch: Launch, arch: str) -> str:
-    """What two launches share that would run the same compiled kernel."""
+    """The same text for launches that would run the same compiled kernel."""
     source, options = _specialised(launch, _target(arch))
     return f"{source.hash()} {sorted(options.items(), key=str)}"
 
@@ -68,7 +68,7 @@ def identity(launch: Launch, arch: str) -> str:
 def ahead_of_time(launch: Launch, arch: str) -> Compiled:
     """Compile a launch's kernel for `sm_90` and the like; no GPU is needed, nothing is run.
 
-    Takes a second or so, always: the compiler's log is wanted, which Triton's cache does not keep.
+    Takes a second or so every time: Triton's cache does not keep the compiler's log.
     Raises CompileError where the kernel does not compile, and RuntimeError where the kernels were
     made for the interpreter, which have no code.
     """
@@ -91,37 +91,37 @@ def ahead_of_time(launch: Launch, arch: str) -> Compiled:
             source, options = _specialised(launch, _target(arch))
             compiled = triton.compile(source, target=_target(arch), options=options)
         except (TritonError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise CompileError(_last_word(error)) from error
-    return _read(log.getvalue(), compiled, launch.kernel.__name__, arch)
+            raise CompileError(_innermost_error(error)) from error
+    return _read_log(log.getvalue(), compiled, launch.kernel.__name__, arch)
 
 
 def _target(arch: str) -> GPUTarget:
     return GPUTarget("cuda", int(arch.removeprefix("sm_")), _WARP)
 
 
-def _last_word(error: BaseException) -> str:
-    """Of the chain of calls that the compiler was in, the innermost says what is wrong."""
+def _innermost_error(error: BaseException) -> str:
+    """The innermost error of a chain, which says what is wrong, in one line."""
     while isinstance(error.__cause__, BaseException):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    told = [line for line in lines if re.match(r"ptxas .*error", line)] or lines[-1:]
-    return f"{type(error).__name__}: {told[0] if told else 'no message'}"
+    errors = [line for line in lines if re.match(r"ptxas .*error", line)] or lines[-1:]
+    return f"{type(error).__name__}: {errors[0] if errors else 'no message'}"
 
 
 def _specialised(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
     """The kernel with signature, constants and divisibilities, as `JITFunction.run` has them."""
     kernel, backend = launch.kernel, make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    given = {**launch.args, **launch.constexprs, **launch.options}
-    bound, specialization, rest = bind(**given)
+    arguments = {**launch.args, **launch.constexprs, **launch.options}
+    bound, specialization, rest = bind(**arguments)
     options, signature, constants, attrs = kernel._pack_args(
-        backend, given, bound, specialization, rest
+        backend, arguments, bound, specialization, rest
     )
     source = GluonASTSource if kernel.is_gluon() else ASTSource
     return source(kernel, signature, constants, attrs), vars(options)
 
 
-def _read(log: str, compiled: Any, kernel: str, arch: str) -> Compiled:
+def _read_log(log: str, compiled: Any, kernel: str, arch: str) -> Compiled:
     """From lines such as `8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads`, one for
     each function, and `Used 168 registers, 9 barriers, 72 bytes smem`."""
 

@@ -4,11 +4,11 @@ from importlib import metadata
 
 
 def why_broken() -> str:
-    """Why the interpreter fails with the NumPy beside it, and the remedy; empty where it works.
+    """Why the interpreter fails with the installed NumPy, and the remedy; empty where it works.
 
-    Triton before 3.7 makes an index of an array of one element by `int()`, which NumPy refuses
-    since 2.4: every loop whose bounds are known at run time raises. Nothing compiled for a GPU
-    comes near NumPy. A package that is not installed cannot be the reason.
+    Triton before 3.7 calls `int()` on an array of one element, which NumPy refuses since 2.4: every
+    loop whose bounds are known only at run time raises. Code compiled for a GPU does not use NumPy.
+    A package that is not installed cannot be the reason.
     """
     try:
         triton, numpy = metadata.version("triton"), metadata.version("numpy")

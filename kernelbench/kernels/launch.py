@@ -1,4 +1,4 @@
-"""What every kernel of this room shares: the description of a launch, and where one can run."""
+"""Shared by all kernels of this room: the description of a launch, and where one can run."""
 
 import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from kernelbench.kernels.interpreter import why_broken
 
-INTERPRETED: bool = triton.knobs.runtime.interpret  # as it was when the kernels were made
+INTERPRETED: bool = triton.knobs.runtime.interpret  # when the kernels were defined
 _INTERPRETER_SMS = 4  # programs one after another: few suffice
 _HERE: AbstractContextManager[None] = nullcontext()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, complete and not yet done; making one needs no GPU.
+    """One kernel launch, fully described and not yet queued; making one needs no GPU.
 
     kernel: a function made by `triton.jit`.
     grid: programs along each axis.
-    args: tensors and scalars by parameter name; None for a tensor that takes no part, which
-        Triton treats as a constant, so the code for it is not compiled.
+    args: tensors and scalars by parameter name; None for an absent tensor, which Triton treats as
+        a constant, so the code for it is not compiled.
     constexprs: compile-time constants by parameter name.
     options: `num_warps`, `num_stages`; `launch_cooperative_grid` where all programs must run at
-        once; `launch_pdl` where the kernel may start before the one in front of it ends.
+        once; `launch_pdl` where the kernel may start before the previous one ends.
     """
 
     kernel: Any
@@ -60,13 +60,13 @@ class Launch:
 
 
 def refused_at_once(error: RuntimeError) -> bool:
-    """Whether it says that the driver refused a cooperative launch: its programs cannot all run at
-    once on the multiprocessors of the stream it was for.
+    """Whether the driver refused a cooperative launch, because its programs cannot all run at once
+    on the multiprocessors of its stream.
 
     `cuLaunchKernelEx` then returns CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE itself: it compares the
-    grid with how many blocks can be resident before it queues anything, and the context is as
-    good as before, so that something else can be launched instead. Triton (3.6 and 3.7) raises the
-    driver's words for the code that the launch returned, and for no other error.
+    grid with how many blocks can be resident before it queues anything, and the context stays
+    usable, so that another kernel can be launched instead. Triton (3.6 and 3.7) raises the driver's
+    text for that code alone.
     """
     return "too many blocks in cooperative launch" in str(error)
 
@@ -77,7 +77,7 @@ _target: ContextVar["Target | None"] = ContextVar("target", default=None)
 
 @contextmanager
 def watched(watcher: Callable[[Launch], Any]) -> Iterator[None]:
-    """Hand every launch that this thread makes to `watcher`, which may `queue` it, or not."""
+    """Pass every launch that this thread makes to `watcher`, which may `queue` it or not."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -87,7 +87,7 @@ def watched(watcher: Callable[[Launch], Any]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU that is not there: its architecture, `sm_90`, and how many multiprocessors it has."""
+    """A GPU that need not exist here: its architecture, `sm_90`, and its multiprocessors."""
 
     arch: str
     sms: int
@@ -95,7 +95,7 @@ class Target:
 
 @contextmanager
 def described_for(target: Target) -> Iterator[list[Launch]]:
-    """What would be launched on a GPU that is not there, by calls on meta tensors in this thread.
+    """Collect the launches that calls on meta tensors in this thread would make on a GPU.
 
     Yields a list that grows with every launch described; nothing is run. Meta tensors count as
     tensors of that GPU, at addresses that are multiples of 16.
@@ -112,40 +112,41 @@ def described_for(target: Target) -> Iterator[list[Launch]]:
 
 
 def describing() -> bool:
-    """Whether launches of this thread are described, and meta tensors are tensors of a GPU."""
+    """Whether launches of this thread are described, and meta tensors count as tensors of a GPU."""
     return _target.get() is not None
 
 
-_kept: list[dict[Hashable, Any]] = []
-Kept = TypeVar("Kept")
+_values_of_devices: list[dict[Hashable, Any]] = []
+Value = TypeVar("Value")
 
 
-def of_devices(kept: dict[Hashable, Kept]) -> dict[Hashable, Kept]:
-    """What is kept for a device's tensors, to be forgotten when meta tensors change their GPU."""
-    _kept.append(kept)
-    return kept
+def of_devices(values: dict[Hashable, Value]) -> dict[Hashable, Value]:
+    """Register a cache of values for a device's tensors, cleared when meta tensors change their
+    GPU."""
+    _values_of_devices.append(values)
+    return values
 
 
 def _forget_devices() -> None:
-    for known in (refusal, arch_of, sm_count):
-        known.cache_clear()
-    for kept in _kept:
-        kept.clear()
+    for cached in (refusal, arch_of, sm_count):
+        cached.cache_clear()
+    for values in _values_of_devices:
+        values.clear()
 
 
 class _Prepared:
-    """A launch that was run, to be run for other tensors laid out like its own.
+    """A launch that was run, to be repeated for other tensors of the same layout.
 
-    Triton takes some 10 µs of the host's time to find the compiled kernel for the arguments of a
-    call. Here it is at hand, and good for any tensors of the same dtypes at addresses that are
-    multiples of 16: Triton compiles for dtypes, for that, and for the values of scalars.
+    Triton takes some 10 µs of host time to find the compiled kernel for the arguments of a call.
+    This stores it, for any tensors of the same dtypes at addresses that are multiples of 16: Triton
+    compiles for dtypes, for that, and for the values of scalars.
     The kernel's tensors are its first parameters.
     """
 
     def __init__(self, launch: Launch, tensors: Sequence[Tensor | None], compiled: Any) -> None:
         values = {**launch.args, **launch.constexprs}
-        in_order = [values[name] for name in launch.kernel.arg_names]
-        first, rest = in_order[: len(tensors)], in_order[len(tensors) :]
+        ordered = [values[name] for name in launch.kernel.arg_names]
+        first, rest = ordered[: len(tensors)], ordered[len(tensors) :]
         assert all(map(operator.is_, first, tensors)), launch.kernel.arg_names
         assert not any(isinstance(value, Tensor) for value in rest), launch.kernel.arg_names
         self._rest = tuple(rest)
@@ -157,12 +158,12 @@ class _Prepared:
         hooks = triton.knobs.runtime
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
             self._compiled[self._grid](*addresses, *self._rest, stream=stream)
-        else:  # as that does, without gathering what it would tell its hooks
+        else:  # the same, without collecting arguments for hooks
             self._compiled.run(*self._grid, stream, *self._unhooked, *addresses, *self._rest)
 
 
 class Repeats:
-    """Launches that are made again and again on one device, for tensors at other addresses."""
+    """Repeated launches on one device, for tensors at other addresses."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -176,25 +177,25 @@ class Repeats:
     ) -> None:
         """Queue the launches that `describe` describes.
 
-        kind: whatever of the launches, besides addresses, differs from call to call.
+        kind: what else of the launches, besides addresses, differs from call to call.
         tensors: of each launch, in the order of the kernel's parameters.
         """
-        addresses, aligned, all_somewhere = _addresses(tensors)
+        addresses, aligned, all_allocated = _addresses(tensors)
         ready = self._prepared.get(kind) if _watcher.get() is None else None
         if ready is not None and aligned and self._device.index == torch.cuda.current_device():
-            if not all_somewhere:
-                for tensor in (each for given in tensors for each in given if each is not None):
+            if not all_allocated:
+                for tensor in (x for row in tensors for x in row if x is not None):
                     check_memory("a tensor", tensor)
             stream = triton.runtime.driver.active.get_current_stream(self._device.index)
-            for prepared, given in zip(ready, addresses, strict=True):
-                prepared.run(given, stream)
+            for prepared, row in zip(ready, addresses, strict=True):
+                prepared.run(row, stream)
             return
         with on_device(self._device):
             launches = describe()
             compiled = [launch.run() for launch in launches]
         if aligned and None not in compiled:
             self._prepared[kind] = [
-                _Prepared(*one) for one in zip(launches, tensors, compiled, strict=True)
+                _Prepared(*parts) for parts in zip(launches, tensors, compiled, strict=True)
             ]
 
 
@@ -210,21 +211,22 @@ def check_memory(name: str, tensor: Tensor) -> None:
 def _addresses(
     tensors: Sequence[Sequence[Tensor | None]],
 ) -> tuple[list[list[int | None]], bool, bool]:
-    """Of each launch's tensors, whether all are multiples of 16, and whether none is 0."""
-    bits, all_somewhere = 0, True
-    found: list[list[int | None]] = []
-    for given in tensors:
+    """The addresses of each launch's tensors, whether all are multiples of 16, and whether none
+    is 0."""
+    bits, all_allocated = 0, True
+    rows: list[list[int | None]] = []
+    for row in tensors:
         addresses: list[int | None] = []
-        for tensor in given:
+        for tensor in row:
             if tensor is None:
                 addresses.append(None)
             else:
                 address = tensor.data_ptr()
                 bits |= address
-                all_somewhere = all_somewhere and address != 0
+                all_allocated = all_allocated and address != 0
                 addresses.append(address)
-        found.append(addresses)
-    return found, bits & 15 == 0, all_somewhere
+        rows.append(addresses)
+    return rows, bits & 15 == 0, all_allocated
 
 
 @cache
@@ -253,7 +255,7 @@ def check_device(**tensors: Tensor | None) -> torch.device:
     """The one device of the tensors, which must be one where kernels run.
 
     Raises RuntimeError, with the remedy, when they are on several devices or on one that Triton
-    cannot serve (see `refusal`), TypeError for sparse ones. A tensor that is None takes no part.
+    cannot use (see `refusal`), TypeError for sparse ones. A tensor that is None is ignored.
     """
     for name, tensor in tensors.items():
         if tensor is not None and tensor.layout is not torch.strided:
@@ -275,7 +277,7 @@ def packed_rows(x: Tensor) -> Tensor:
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which launches go to `device`; free of charge when it is the current one."""
+    """A context in which launches go to `device`; costs nothing when it is the current one."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _HERE
     return torch.cuda.device(device)
@@ -304,15 +306,15 @@ def sm_count(device: torch.device) -> int:
 
 _SHARED_KIB = {"sm_80": 164, "sm_87": 164, "sm_90": 228, "sm_100": 228, "sm_103": 228}
 _LEAST_SHARED_KIB = 100  # of sm_86, sm_89, sm_12x
-_RESERVED_KIB = 3  # of a program: the driver's, and what reductions take
+_RESERVED_KIB = 3  # of a program: for the driver and for reductions
 
 
 @cache
 def shared_memory(arch: str, programs: int) -> int:
-    """Bytes of shared memory for each of so many programs on one multiprocessor.
+    """Bytes of shared memory for each of that many programs on one multiprocessor.
 
     NVIDIA, CUDA C++ Programming Guide, Technical Specifications per Compute Capability. On the
-    `cpu` of the interpreter there is no limit; what is not known has the least of all.
+    `cpu` of the interpreter there is no limit; an unknown architecture has the least of all.
     """
     kib = 1 << 20 if arch == "cpu" else _SHARED_KIB.get(arch, _LEAST_SHARED_KIB)
     return max(0, kib // programs - _RESERVED_KIB) * 1024
@@ -320,12 +322,12 @@ def shared_memory(arch: str, programs: int) -> int:
 
 @cache
 def starts_early(arch: str) -> bool:
-    """Whether a kernel may start before the one in front of it ends: from sm_90 on."""
+    """Whether a kernel may start before the previous one ends: from sm_90 on."""
     return arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 90
 
 
 def ceil_div(n: int, d: int) -> int:
-    """n / d rounded up, without what `triton.cdiv` does to serve kernels as well."""
+    """n / d rounded up, without the overhead of `triton.cdiv`, which kernels use as well."""
     return -(-n // d)
 
 

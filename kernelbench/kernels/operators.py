@@ -1,10 +1,10 @@
-"""How a call reaches its kernels: straight, or by way of an operator of torch.library.
+"""How a call reaches its kernels: directly, or through an operator of torch.library.
 
-A call on plain tensors launches straight away: an operator would cost the host several µs. Whoever
-stands between the caller and the kernels (torch.compile and torch.export, fake tensors and other
-dispatch modes, subclasses of Tensor, negative views, functorch's transforms, forward mode) gets an
-operator of the namespace `kernelbench` instead, which knows shapes without data and is one node of
-a graph. An operator takes a config as a list of whole numbers.
+A call on plain tensors launches directly: an operator would cost the host several µs. Whatever
+intercepts calls (torch.compile and torch.export, fake tensors and other dispatch modes, subclasses
+of Tensor, negative views, functorch's transforms, forward mode) gets an operator of the namespace
+`kernelbench` instead, which knows shapes without data and is one node of a graph. An operator takes
+a config as a list of whole numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,11 +36,11 @@ BATCHED = (
     "gradients and no tangents: take torch.func's transforms of the call"
 )
 
-onlookers = 0  # dispatch modes that count what is done, and change nothing
+onlookers = 0  # active dispatch modes that only count operators
 
 
 def direct(*tensors: Tensor | None) -> bool:
-    """Whether nothing stands between a call on these tensors and its kernels. About 0.3 µs."""
+    """Whether nothing intercepts a call on these tensors. Takes about 0.3 µs."""
     if (
         _compiling()
         or _transform() is not None
@@ -55,13 +55,13 @@ def direct(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is of no subclass, and its memory holds its values."""
+    """Whether a tensor is no subclass, and its memory holds its values."""
     return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
 def transformed() -> bool:
-    """Whether functorch's transforms or forward mode may look on, which need a Function whose
-    context is set up apart."""
+    """Whether functorch's transforms or forward mode may be active, which need a Function with
+    `setup_context`."""
     return not _compiling() and (_transform() is not None or forward_ad._current_level >= 0)
 
 
@@ -71,9 +71,9 @@ def graded(*tensors: Tensor | None) -> bool:
 
 
 def admit(name: str, *tensors: Tensor | None) -> None:
-    """For tensors that go to an operator: DTensor learns how it may shard them.
+    """Check tensors that go to an operator, and register the sharding rules for a DTensor.
 
-    Raises TypeError for nested tensors, whose sizes no kernel here knows, and for sparse ones.
+    Raises TypeError for nested tensors, whose sizes no kernel here supports, and for sparse ones.
     """
     for tensor in tensors:
         if tensor is None:
@@ -89,16 +89,16 @@ def admit(name: str, *tensors: Tensor | None) -> None:
 
 
 def without_data(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates what an operator gives of tensors without data: their shapes alone. Where launches
-    are described it does what it does on a GPU, so that none of them is missed."""
+    """Decorates the fake implementation of an operator, which gives shapes alone. Where launches
+    are described, the real implementation runs instead, so that no launch is missed."""
 
     def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(shapes)
-        def chosen(*args: Any, **options: Any) -> Any:
-            whole = operator._init_fn if describing() else shapes
-            return whole(*args, **options)
+        def fake(*args: Any, **options: Any) -> Any:
+            function = operator._init_fn if describing() else shapes
+            return function(*args, **options)
 
-        operator.register_fake(chosen)
+        operator.register_fake(fake)
         return shapes
 
     return register
@@ -106,11 +106,11 @@ def without_data(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., 
 
 @dataclass(frozen=True)
 class Transform:
-    """How functorch's transforms and forward mode take an operator apart.
+    """The derivatives of an operator for functorch's transforms and forward mode.
 
-    keep: as torch.library's setup_context; it saves for forward what `jvp` needs, too.
-    gradients: of the operator's tensors, as register_autograd has it, for any number of others.
-    jvp: the tangents of the results by those of the tensors; None where there are none.
+    keep: as torch.library's setup_context; it also saves for forward what `jvp` needs.
+    gradients: of the operator's tensors, as for register_autograd, for any number of others.
+    jvp: the tangents of the results from those of the tensors; None where there is no jvp.
     """
 
     name: str
@@ -120,20 +120,20 @@ class Transform:
     jvp: Callable[..., Any] | None = None
 
     def __call__(self, tensors: Sequence[Tensor | None], rest: Sequence[Any]) -> Any:
-        """The operator on these tensors and what else it takes."""
+        """The operator on these tensors and its other arguments."""
         return _Transformed.apply(*tensors, _Call(self, tuple(rest)))
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Of a class that functorch does not take apart."""
+    """A transform and its other arguments, in a class that functorch does not look into."""
 
     transform: Transform
     rest: tuple[Any, ...]
 
 
 class _Transformed(torch.autograd.Function):
-    """An operator whose context is set up apart, as functorch wants it."""
+    """An operator with `setup_context`, as functorch requires."""
 
     generate_vmap_rule = True
 
@@ -163,8 +163,8 @@ class _Transformed(torch.autograd.Function):
 
 
 def final(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator on tensors, and keywords that are none, whose result has no derivative: who takes
-    one is told, also under functorch's transforms."""
+    """An operator on tensors (keywords are no tensors) whose result has no derivative: taking one
+    raises, also under functorch's transforms."""
     return lambda *tensors, **rest: _Last.apply(partial(operator, **rest), *tensors)
 
 
@@ -179,7 +179,7 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept."""
+        """Saves nothing."""
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
@@ -191,8 +191,8 @@ class _Last(torch.autograd.Function):
 
 
 class _Final(torch.autograd.Function):
-    """The first `count` tensors as they are; whoever differentiates them is told why not. The
-    others are there to lead to it."""
+    """The first `count` tensors unchanged; differentiating them raises. The others connect them to
+    the graph."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -204,7 +204,7 @@ class _Final(torch.autograd.Function):
 
 
 class _Read:
-    """A context whose saved tensors were read, which checkpoints allow once."""
+    """A context with its saved tensors read: checkpoints allow reading them once."""
 
     def __init__(self, ctx: Any) -> None:
         self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
@@ -214,15 +214,15 @@ class _Read:
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward whose gradients raise when they are differentiated, whatever of its inputs
-    requires grad; at no cost where no graph of the gradient is wanted.
+    """A backward whose gradients raise when they are differentiated, whichever input requires grad;
+    at no cost without a graph of the gradient.
 
-    torch's `once_differentiable` does so only where an upstream gradient requires grad: of others
+    torch's `once_differentiable` raises only where an upstream gradient requires grad: otherwise
     the second derivative is silently that of a constant.
     """
 
     @wraps(backward)
-    def chosen(ctx: Any, *grads: Tensor | None) -> Any:
+    def guarded(ctx: Any, *grads: Tensor | None) -> Any:
         if transformed():
             raise NotImplementedError(BATCHED)
         grads = tuple(g.resolve_neg() if g is not None and g.is_neg() else g for g in grads)
@@ -230,19 +230,19 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *grads)
         read = _Read(ctx)
         with torch.no_grad():
-            found = backward(read, *grads)
-        given = [each for each in found if each is not None]
-        ways = [t for t in (*grads, *read.saved_tensors) if t is not None and t.requires_grad]
-        always = torch.zeros((), requires_grad=True)  # where none of these leads back
-        left = iter(_Final.apply(len(given), *given, *ways, always))
-        return tuple(None if each is None else next(left) for each in found)
+            gradients = backward(read, *grads)
+        present = [gradient for gradient in gradients if gradient is not None]
+        sources = [t for t in (*grads, *read.saved_tensors) if t is not None and t.requires_grad]
+        anchor = torch.zeros((), requires_grad=True)  # in case none of the sources requires grad
+        guards = iter(_Final.apply(len(present), *present, *sources, anchor))
+        return tuple(None if gradient is None else next(guards) for gradient in gradients)
 
-    return chosen
+    return guarded
 
 
 def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError where forward-mode differentiation reaches a function that a kernel
-    computes: it would lose the tangents."""
+    """Raise NotImplementedError where forward-mode differentiation reaches a kernel, which would
+    lose the tangents."""
     if forward_ad._current_level < 0:
         return
     for tensor in tensors:
@@ -253,19 +253,22 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
             )
 
 
-def gradients_of(found: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """As an operator returns them."""
-    return tuple(absent(like) if each is None else each for each in found)
+def gradients_of(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Gradients as an operator returns them: `absent` for None."""
+    return tuple(absent(like) if gradient is None else gradient for gradient in gradients)
 
 
 def empty_gradients(
-    likes: Sequence[Tensor], needs: Sequence[bool], like: Tensor
+    tensors: Sequence[Tensor], needs: Sequence[bool], like: Tensor
 ) -> tuple[Tensor, ...]:
-    """As `gradients_of`, of fake tensors: contiguous, each like one, where it is needed."""
+    """As `gradients_of`, for fake tensors: where needed, contiguous and like the tensor."""
     packed = torch.contiguous_format
-    pairs = zip(likes, needs, strict=True)
+    pairs = zip(tensors, needs, strict=True)
     return gradients_of(
-        [torch.empty_like(each, memory_format=packed) if need else None for each, need in pairs],
+        [
+            torch.empty_like(tensor, memory_format=packed) if need else None
+            for tensor, need in pairs
+        ],
         like,
     )
 
@@ -273,40 +276,40 @@ def empty_gradients(
 def needed_gradients(
     ctx: Any, count: int, call: Callable[..., Any], *tensors: Tensor | None, **rest: Any
 ) -> tuple[Tensor | None, ...]:
-    """Of the first `count` inputs of an operator, by a call that is told which are needed."""
+    """Gradients of the first `count` inputs of an operator, by a call that takes `needs`."""
     needs = list(ctx.needs_input_grad[:count])
-    found = call(*tensors, **rest, needs=needs)
-    gradients = (g if need else None for g, need in zip(found, needs, strict=True))
+    results = call(*tensors, **rest, needs=needs)
+    gradients = (g if need else None for g, need in zip(results, needs, strict=True))
     return *gradients, *(None for _ in ctx.needs_input_grad[count:])
 
 
 def absent(like: Tensor) -> Tensor:
-    """What an operator returns for a result that was not wanted."""
+    """What an operator returns for a result that is not needed."""
     return like.new_empty(0)
 
 
-_NONE, _SOME = -1, 1  # before a part that may be None
+_NONE, _SOME = -1, 1  # mark a field that may be None
 
 
 def numbers_of(config: Any) -> list[int]:
-    """A config as an operator takes it, `of_numbers` undoes it; [] for None."""
+    """A config as an operator takes it; the inverse of `of_numbers`. [] for None."""
     if config is None:
         return []
-    found: list[int] = []
+    numbers: list[int] = []
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
-            found += [_SOME, *numbers_of(value)]
+            numbers += [_SOME, *numbers_of(value)]
         else:
-            found.append(_NONE if value is None else int(value))
-    return found
+            numbers.append(_NONE if value is None else int(value))
+    return numbers
 
 
 Config = TypeVar("Config")
 
 
 def of_numbers(kind: type[Config], numbers: Sequence[int]) -> Config | None:
-    """The config of this kind that the numbers stand for."""
+    """The config of this kind from its numbers."""
     return _read(kind, iter(numbers)) if numbers else None
 
 
@@ -315,11 +318,13 @@ def _read(kind: Any, numbers: Iterator[int]) -> Any:
     values: list[Any] = []
     for field in fields(kind):
         number = next(numbers)
-        known = [each for each in get_args(hints[field.name]) if each is not NoneType]
-        [of] = known or [hints[field.name]]
-        if known and number == _NONE:
+        kinds = [hint for hint in get_args(hints[field.name]) if hint is not NoneType]
+        [field_kind] = kinds or [hints[field.name]]
+        if kinds and number == _NONE:
             values.append(None)
         else:
-            values.append(_read(of, numbers) if is_dataclass(of) else of(number))
-    made: Any = kind(*values)
-    return made
+            values.append(
+                _read(field_kind, numbers) if is_dataclass(field_kind) else field_kind(number)
+            )
+    config: Any = kind(*values)
+    return config

@@ -69,9 +69,9 @@ def widened(stride, WIDE: tl.constexpr):
 
 
 def is_wide(rows: int, *tensors: Tensor | None) -> bool:
-    """Whether offsets within a tile of so many tokens pass 32 bits, in any of the (B,N,..) tensors.
+    """Whether offsets within a tile of `rows` tokens exceed 32 bits, in any (B,N,..) tensor.
 
-    Few do, and 64 bits cost the others registers: kernels are compiled for one or the other.
+    Few do, and 64 bits cost registers: kernels are compiled for one or the other.
     """
     return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
 
@@ -84,8 +84,8 @@ def copy_engine_takes(x: Tensor) -> bool:
     """
     row = x.shape[-1]
     steps = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    apart = all(n <= 1 or (step >= row and step % 8 == 0) for n, step in steps)
-    return apart and x.data_ptr() % 16 == 0
+    disjoint = all(n <= 1 or (step >= row and step % 8 == 0) for n, step in steps)
+    return disjoint and x.data_ptr() % 16 == 0
 
 
 @triton.jit
@@ -95,10 +95,11 @@ def pitch(N):
 
 
 def statistic_of(q: Tensor) -> Tensor:
-    """For a number in fp32 of each row of q, (B,N,H,D): (B,H,N), heads `pitch(N)` apart."""
+    """An empty tensor for one fp32 number per row of q, (B,N,H,D): (B,H,N), heads `pitch(N)`
+    apart."""
     B, N, H, _ = q.shape
-    apart = pitch.fn(N)
-    return q.new_empty_strided((B, H, N), (H * apart, apart, 1), dtype=torch.float32)
+    stride_H = pitch.fn(N)
+    return q.new_empty_strided((B, H, N), (H * stride_H, stride_H, 1), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,16 @@ class RcmFormula:
 def formula_of(
     parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
 ) -> RcmFormula:
-    """With what was left out filled in. Raises TypeError for what is no Python or NumPy number."""
+    """The formula, with defaults filled in. Raises TypeError for what is no Python or NumPy
+    number."""
     for name, value in (("sigma_data", sigma_data), ("scale", scale)):
         if value is not None and not isinstance(value, Real):
             raise TypeError(
                 f"rcm_attention takes {name} as a number, got {type(value).__name__}: of a tensor "
                 "or array, pass .item()"
             )
-    # torch.compile warns of a cache that it traces through.
-    make = _formula if torch.compiler.is_compiling() else _formula_kept
+    # torch.compile warns about tracing through a cache.
+    make = _formula if torch.compiler.is_compiling() else _cached_formula
     return make(parametrization, sigma_data, causal, scale, D)
 
 
@@ -164,4 +166,4 @@ def _formula(
     return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
 
 
-_formula_kept = lru_cache(maxsize=256)(_formula)
+_cached_formula = lru_cache(maxsize=256)(_formula)

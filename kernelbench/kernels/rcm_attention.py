@@ -72,7 +72,7 @@ from kernelbench.kernels.rcm_attention_hopper_backward import (
     queries_launch,
 )
 from kernelbench.kernels.rcm_attention_hopper_fused import fused_launch
-from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -904,12 +904,12 @@ def configs(
         return tuple(dict.fromkeys(pairs))
     if mode == "bwd":
         pairs = pairs[:1]
-    found = []
+    candidates = []
     for i in range(max(len(pairs), len(backward))):
         either = _capped(forward[0], backward[i % len(backward)], N)
         pair = pairs[min(i, len(pairs) - 1)]
         m, n, warps, stages = pair.block_m, pair.block_n, pair.warps, pair.stages
-        found.append(
+        candidates.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
     if hopper:
@@ -917,8 +917,8 @@ def configs(
         tiles = [fused, replace(fused, fused=None)]
         if deterministic:
             tiles.reverse()
-        found[:0] = [replace(found[0], bwd_hopper=tile) for tile in tiles]
-    return tuple(dict.fromkeys(found))
+        candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
+    return tuple(dict.fromkeys(candidates))
 
 
 def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
@@ -939,9 +939,9 @@ def _hopper_tiles(
 ) -> tuple[HopperTile, ...]:
     """The forward tiles of `rcm_attention_hopper` by how long they take for these sizes.
 
-    Programs take tiles in rounds: a last round that is half empty costs as much as a full one.
-    Wide tiles cost less a row; where they leave a round half empty, some of a head's rows go to
-    narrow ones, in a second launch. Causal tiles are of all lengths, and gain nothing by that.
+    Programs take tiles in rounds: a half-empty last round costs as much as a full one. Wide tiles
+    cost less a row; where they leave a round half empty, some of a head's rows go to narrow ones,
+    in a second launch. Causal tiles have different lengths, and gain nothing by that.
     polynomial: of narrow tiles; 8 is 6 % faster than 4 with the skip, and 6 % slower without.
     """
     if D == 128:
@@ -952,7 +952,7 @@ def _hopper_tiles(
     wide = HopperTile(3, 128, 4, 160, late=True)
 
     def rounds(wides: int) -> float:
-        """Of 128 rows, when each head has so many wide tiles and narrow ones for what is left."""
+        """In rounds of 128 rows, when each head has that many wide tiles, the rest narrow."""
         first = ceil_div(wides * B * H, _HOPPER_SMS)
         second = ceil_div(max(0, ceil_div(N - 192 * wides, 128)) * B * H, _HOPPER_SMS)
         between = _ANOTHER_LAUNCH / N if first and second else 0.0
@@ -967,8 +967,8 @@ def _hopper_tiles(
 
 
 def _deterministic() -> bool:
-    """Whether the same bits are asked for on every call; `warn_only` does not ask, as in torch's
-    own attention.
+    """Whether PyTorch requires the same bits on every call; `warn_only` does not, as in torch's own
+    attention.
     """
     if not torch.are_deterministic_algorithms_enabled():
         return False
@@ -981,12 +981,12 @@ def _choose(
     arch: str,
     itemsize: int,
     graded: bool,
-    suits: bool,
+    hopper_suits: bool,
     causal: bool,
     mixes: bool,
     deterministic: bool,
 ) -> RcmAttentionConfig:
-    found = configs(
+    candidates = configs(
         *shape,
         arch=arch,
         mode="full" if graded else "fwd",
@@ -995,7 +995,7 @@ def _choose(
         mixes=mixes,
         deterministic=deterministic,
     )
-    return next(c for c in found if suits or not (c.hopper or c.bwd_hopper))
+    return next(c for c in candidates if hopper_suits or not (c.hopper or c.bwd_hopper))
 
 
 def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:
@@ -1024,7 +1024,7 @@ def _backward_bytes(tile: _Tile, row_bytes: int) -> int:
 
 
 def _capped(forward: _Tile, backward: _Tile, N: int) -> RcmAttentionConfig:
-    """A config whose blocks are no larger than N asks for."""
+    """A config whose blocks are no larger than N needs."""
     most = max(16, power_of_2(N))
     block_m, block_n, warps, stages = forward
     bwd_block_m, bwd_block_n, bwd_warps, bwd_stages = backward
@@ -1269,12 +1269,15 @@ def _gradient_launch(
     tile: _Tile,
     tensors: tuple[Tensor, ...],
 ) -> Launch:
-    """Of one of the two `tl` kernels; tile: what it takes, what it keeps, warps, stages; tensors:
-    those that have the strides of all that it reads and writes."""
-    taken, kept, warps, stages = tile
+    """The launch of one of the two `tl` kernels.
+
+    tile: the block that it takes at a time, the block that it keeps, warps, stages. tensors: with
+    the strides of everything that it reads or writes.
+    """
+    block_taken, block_kept, warps, stages = tile
     B, N = tensors[0].shape[:2]
-    grid = (ceil_div(N, kept) * args["H"] * B,)
-    rows = max(taken, kept)
+    grid = (ceil_div(N, block_kept) * args["H"] * B,)
+    rows = max(block_taken, block_kept)
     constexprs = constexprs | {
         "RAGGED": N % rows != 0,
         "WIDE": is_wide(rows, *tensors),
@@ -1331,17 +1334,17 @@ def _run_backward(
     q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
     dy = packed_rows(dy)
     if config.bwd_hopper is not None:
-        q = _suited(q, q)
-        k, v, dy = _suited(k, q), _suited(v, q), _suited(dy, q)
+        q = _as_suited(q, q)
+        k, v, dy = _as_suited(k, q), _as_suited(v, q), _as_suited(dy, q)
     packed = torch.contiguous_format
     dq = torch.empty_like(q, memory_format=packed) if needs_q else None
     dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
     dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
     dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
     dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
-    given = dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt
+    tensors = dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt
     with on_device(q.device):
-        for launch in backward_launches(*given, formula=formula, config=config):
+        for launch in backward_launches(*tensors, formula=formula, config=config):
             launch.run()
     return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
 
@@ -1379,9 +1382,11 @@ def _operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and attention's result and lse when they are to be saved; else, and for what is y itself,
     `absent`."""
-    known = of_numbers(RcmAttentionConfig, config)
-    given = _given(q, k, v, x, t, sigma_data, parametrization, causal, scale, known, fused, save)
-    y, o, lse = _run_forward(*given, fused, save)
+    parsed = of_numbers(RcmAttentionConfig, config)
+    arguments = _arguments(
+        q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed, fused, save
+    )
+    y, o, lse = _run_forward(*arguments, fused, save)
     o = absent(y) if o is None or o is y or not save else o
     return y, o, absent(y).float() if lse is None else lse
 
@@ -1412,12 +1417,12 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, dx, dt; `absent` for what is not needed."""
-    known = of_numbers(RcmAttentionConfig, config)
-    q, k, v, x, t, formula, chosen = _given(
-        q, k, v, x, t, sigma_data, parametrization, causal, scale, known, fused, True
+    parsed = of_numbers(RcmAttentionConfig, config)
+    q, k, v, x, t, formula, chosen = _arguments(
+        q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed, fused, True
     )
-    found = _run_backward(dy, q, k, v, x, t, o, lse, formula, chosen, needs)
-    dq, dk, dv, dx, dt = gradients_of(found, q)
+    gradients = _run_backward(dy, q, k, v, x, t, o, lse, formula, chosen, needs)
+    dq, dk, dv, dx, dt = gradients_of(gradients, q)
     return dq, dk, dv, dx, dt
 
 
@@ -1453,19 +1458,19 @@ def _heads_fit(q):
 
 def _ways(q, k, v, x, t, *rest):
     save, skips = rest[-1], rest[1] != "none"
-    given = optional(x, 0), optional(t, 0)
-    yield (0, wanted(save and skips, 0), wanted(save, 0)), (0, 0, 0, *given)
+    skip_cuts = optional(x, 0), optional(t, 0)
+    yield (0, needed_cut(save and skips, 0), needed_cut(save, 0)), (0, 0, 0, *skip_cuts)
     if _heads_fit(q):
-        given = optional(x, 2), optional(t, WHOLE)
-        yield (2, wanted(save and skips, 2), wanted(save, 1)), (2, 2, 2, *given)
+        skip_cuts = optional(x, 2), optional(t, WHOLE)
+        yield (2, needed_cut(save and skips, 2), needed_cut(save, 1)), (2, 2, 2, *skip_cuts)
 
 
 def _ways_backward(dy, q, k, v, x, t, o, lse, *rest):
     needs = rest[-1]
-    results = [wanted(needed, 0) for needed in needs]
+    results = [needed_cut(needed, 0) for needed in needs]
     yield results, (0, 0, 0, 0, optional(x, 0), optional(t, 0), 0, 0)
     if _heads_fit(q):
-        results = [*(wanted(needed, 2) for needed in needs[:4]), wanted(needs[4], PARTIAL)]
+        results = [*(needed_cut(needed, 2) for needed in needs[:4]), needed_cut(needs[4], PARTIAL)]
         yield results, (2, 2, 2, 2, optional(x, 2), optional(t, WHOLE), 2, 1)
 
 
@@ -1479,7 +1484,7 @@ _TRANSFORM = Transform(
 def _as_saved(
     q: Tensor, k: Tensor, v: Tensor, x: Tensor | None, o: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """What the forward saved, laid out as it was: hooks on saved tensors may change strides."""
+    """The saved tensors with their original layout: hooks on saved tensors may change strides."""
     statistic = statistic_of(q)
     if lse.stride() != statistic.stride() or lse.data_ptr() % 16:
         lse = statistic.copy_(lse)
@@ -1487,8 +1492,8 @@ def _as_saved(
     return q, k, v, None if x is None else packed_rows(x), o.contiguous(), lse
 
 
-def _suited(x: Tensor, q: Tensor) -> Tensor:
-    """x itself where the copy engine takes it beside q, else a copy."""
+def _as_suited(x: Tensor, q: Tensor) -> Tensor:
+    """x itself where the copy engine takes it together with q, else a copy."""
     return x if suits(q, x) else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -1532,7 +1537,9 @@ def _check_skip(q: Tensor, x: Tensor | None, t: Tensor | None, parametrization: 
         )
 
 
-_Given = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, RcmFormula, RcmAttentionConfig]
+_Arguments = tuple[
+    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, RcmFormula, RcmAttentionConfig
+]
 
 
 def _check_all(
@@ -1547,7 +1554,7 @@ def _check_all(
     scale: float | None,
     check: Callable[[Tensor, Tensor, Tensor], None] = _check,
 ) -> bool:
-    """Everything but where tensors lie. Whether x and t take part. check: what of q, k and v."""
+    """Check everything except devices; returns whether x and t take part. check: of q, k and v."""
     check(q, k, v)
     scale = 1.0 if scale is None else scale
     skips = formula_of(parametrization, sigma_data, causal, scale, 1).skips
@@ -1556,7 +1563,7 @@ def _check_all(
     return skips
 
 
-def _given(
+def _arguments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -1569,8 +1576,8 @@ def _given(
     config: RcmAttentionConfig | None,
     fused: bool,
     save: bool,
-) -> _Given:
-    """The arguments, checked and as the launches take them, with formula and config. save: for a
+) -> _Arguments:
+    """The arguments, checked and laid out for the launches, with formula and config. save: for a
     gradient to come."""
     if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale):
         x = t = None
@@ -1617,14 +1624,14 @@ def _attend_and_skip(
         save = graded(*tensors)
         how = sigma_data, parametrization, causal, scale
         try:
-            given = _given(*tensors, *how, config, fused, save)
+            arguments = _arguments(*tensors, *how, config, fused, save)
         except RuntimeError:
-            admit("rcm_attention", *tensors)  # which may say it in words
+            admit("rcm_attention", *tensors)  # may raise a clearer error
             raise
         if save:
-            y: Tensor = _RcmAttention.apply(*given, fused)
+            y: Tensor = _RcmAttention.apply(*arguments, fused)
             return y
-        return _run_forward(*given, fused, save=False)[0]
+        return _run_forward(*arguments, fused, save=False)[0]
     admit("rcm_attention", *tensors)
     _check_all(*tensors, sigma_data, parametrization, causal, scale)
     rest = sigma_data, parametrization, causal, scale, numbers_of(config), fused

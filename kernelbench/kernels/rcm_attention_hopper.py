@@ -698,7 +698,7 @@ class HopperTile:
 
 
 def suits(*tensors: Tensor | None) -> bool:
-    """Whether tensors, q first, are such as the copy engine takes: see `rcm_attention`."""
+    """Whether the copy engine takes these tensors, q first: see `rcm_attention`."""
     q = tensors[0]
     assert q is not None
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in (64, 128):
@@ -710,7 +710,7 @@ def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
     B, N, H, D = tensor.shape
     block = [1, rows, 1, D]
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    strides = [step if n > 1 else D for n, step in sizes]  # that of one of its kind means nothing
+    strides = [step if n > 1 else D for n, step in sizes]  # the stride of an axis of 1 is arbitrary
     strides[-1] = 1
     element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
     layout = gl.NVMMASharedLayout.get_default_for(block, element)
@@ -746,8 +746,10 @@ def forward_launches(
     part: HopperTile | None = tile
     while part is not None:
         rows = part.groups * 64
-        left = N - begin
-        tiles = ceil_div(left, rows) if part.tiles is None else min(part.tiles, left // rows)
+        rows_left = N - begin
+        tiles = (
+            ceil_div(rows_left, rows) if part.tiles is None else min(part.tiles, rows_left // rows)
+        )
         if tiles > 0:
             launches.append(
                 forward_launch(

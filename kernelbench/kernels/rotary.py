@@ -357,7 +357,7 @@ def _tables(
     Tables of as many columns as elements turn, each angle twice, are those of Hugging Face.
     """
     if q.dim() != 4:
-        return cos, sin, None  # which `_check` will say
+        return cos, sin, None  # `_check` refuses it
     if offsets is not None and not isinstance(offsets, (Tensor, int, torch.SymInt)):
         try:
             offsets = operator.index(offsets)
@@ -369,12 +369,12 @@ def _tables(
     S, D = q.shape[1], q.shape[3]
     turned = D if rotary_dim is None else rotary_dim
     if turned % 2 or not 0 < turned <= D:
-        of = "D" if rotary_dim is None else "rotary_dim"
+        size_name = "D" if rotary_dim is None else "rotary_dim"
         raise ValueError(
-            f"apply_rotary rotates pairs, so that {of} must be even and from 2 to D = {D}, got "
-            f"{turned}"
+            f"apply_rotary rotates pairs, so that {size_name} must be even and from 2 to D = {D}, "
+            f"got {turned}"
         )
-    found = []
+    tables = []
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dim() < 2 or table.shape[-1] not in (turned // 2, turned):
             rows = f"{S}" if offsets is None else "rows"
@@ -392,8 +392,8 @@ def _tables(
                     f"{table.shape[-2]} positions and there are {S} tokens, got {offsets}"
                 )
             table = table[..., offsets : offsets + S, :]
-        found.append(table)
-    return found[0], found[1], offsets if isinstance(offsets, Tensor) else None
+        tables.append(table)
+    return tables[0], tables[1], offsets if isinstance(offsets, Tensor) else None
 
 
 def _check_table(name: str, table: Tensor, dtype: torch.dtype, B: int, S: int, C: int) -> None:
@@ -421,8 +421,8 @@ def _check_leaves(q: Tensor, k: Tensor) -> None:
 
 
 def _check_apart(q: Tensor, k: Tensor) -> None:
-    """What can be said without addresses. Raises ValueError for expanded tensors, and a q that is
-    k."""
+    """The checks that need no addresses. Raises ValueError for expanded tensors, and for a q that
+    is k."""
     for name, x in (("q", q), ("k", k)):
         if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
             raise ValueError(f"{name} is expanded, so that it cannot be rotated in place: clone it")
@@ -443,12 +443,12 @@ def _check_writable(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
                 f"{tuple(x.shape)}), so that it cannot be rotated in place: clone it, or pass "
                 "inplace=False"
             )
-    given = {"q": q, "k": k, "cos": cos, "sin": sin}
-    for one, other in (("q", "k"), ("q", "cos"), ("q", "sin"), ("k", "cos"), ("k", "sin")):
-        if _overlap(given[one], given[other]):
+    tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
+    for first, second in (("q", "k"), ("q", "cos"), ("q", "sin"), ("k", "cos"), ("k", "sin")):
+        if _overlap(tensors[first], tensors[second]):
             raise ValueError(
-                f"{one} and {other} share memory, so that they cannot be rotated in place: clone "
-                "one of them, or pass inplace=False"
+                f"{first} and {second} share memory, so that they cannot be rotated in place: "
+                "clone one of them, or pass inplace=False"
             )
 
 
@@ -473,16 +473,16 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
 
 
 def _overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements of x are one: some difference of two indices, at least 1 along one axis
-    and anything along the others, leads nowhere."""
+    """Whether two elements of x share an address: some difference of two indices, at least 1 along
+    one axis and anything along the others, has offset 0."""
     if x.numel() == 0:
         return False
     terms = [(stride, most) for stride, most in _terms(x) if most > 0]
     for number, (stride, most) in enumerate(terms):
         others = terms[:number] + terms[number + 1 :]
         back = sum(other * many for other, many in others)
-        both = [(other, 2 * many) for other, many in others]
-        if _is_sum(back - stride, [(stride, most - 1), *both]):
+        differences = [(other, 2 * many) for other, many in others]
+        if _is_sum(back - stride, [(stride, most - 1), *differences]):
             return True
     return False
 
@@ -490,7 +490,7 @@ def _overlaps_itself(x: Tensor) -> bool:
 def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
     """Whether target is Σ stride·index for some 0 ≤ index ≤ most of each term.
 
-    True, too, where that takes too many steps to find out.
+    Also True where the search takes too many steps.
     """
     merged: dict[int, int] = {}
     for stride, most in terms:
@@ -498,11 +498,11 @@ def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
     order = sorted((term for term in merged.items() if all(term)), reverse=True)
     reach = [sum(stride * most for stride, most in order[i:]) for i in range(len(order) + 1)]
     divisor = [math.gcd(*(stride for stride, _ in order[i:])) for i in range(len(order) + 1)]
-    left = [(0, target)]
+    stack = [(0, target)]
     for _ in range(_MOST_STEPS):
-        if not left:
+        if not stack:
             return False
-        i, rest = left.pop()
+        i, rest = stack.pop()
         if rest == 0:
             return True
         if not 0 < rest <= reach[i] or rest % divisor[i]:
@@ -510,7 +510,7 @@ def _is_sum(target: int, terms: Sequence[_Term]) -> bool:
         stride, most = order[i]
         fewest = max(0, ceil_div(rest - reach[i + 1], stride))
         most = min(most, rest // stride, fewest + _MOST_STEPS)
-        left += [(i + 1, rest - stride * index) for index in range(fewest, most + 1)]
+        stack += [(i + 1, rest - stride * index) for index in range(fewest, most + 1)]
     return True
 
 
@@ -518,7 +518,7 @@ _Angles = tuple[Tensor, Tensor, Tensor | None]  # cos, sin, offsets
 
 
 class _RotaryPlan:
-    """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
+    """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
 
     def __init__(
         self,
@@ -539,7 +539,7 @@ class _RotaryPlan:
         self._apart: set[tuple[int, int, int]] = set()
 
     def check_writable(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """As `_check_writable`, once for tensors that lie so far from each other."""
+        """As `_check_writable`, once for each set of distances between the tensors."""
         at = q.data_ptr()
         distances = k.data_ptr() - at, cos.data_ptr() - at, sin.data_ptr() - at
         if distances in self._apart or q.device.type == "meta":
@@ -550,10 +550,10 @@ class _RotaryPlan:
         self._apart.add(distances)
 
     def overwrite(self, kind: Hashable, xs: Sequence[Tensor], angles: _Angles) -> None:
-        """Rotate in place, outside of autograd, which is told that the memory changed."""
+        """Rotate in place outside of autograd, and increment the version counters."""
         self.rotate(kind, xs, xs, angles)
-        counted = [x for x in xs if not x.is_inference()]
-        torch.autograd.graph.increment_version(counted)
+        tracked = [x for x in xs if not x.is_inference()]
+        torch.autograd.graph.increment_version(tracked)
 
     def rotate(
         self,
@@ -567,16 +567,16 @@ class _RotaryPlan:
         """Rotate q and k, or one of them: then the other has no heads. kind: see `Repeats`."""
         q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
         q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
-        given = q, k, q_out, k_out, *angles
+        tensors = q, k, q_out, k_out, *angles
 
         def launches() -> tuple[Launch, ...]:
             return (
                 rotary_launch(
-                    *given, interleaved=self.interleaved, inverse=inverse, config=self.config
+                    *tensors, interleaved=self.interleaved, inverse=inverse, config=self.config
                 ),
             )
 
-        self.repeats.run(kind, (given,), launches)
+        self.repeats.run(kind, (tensors,), launches)
 
 
 _MOST_PLANS = 4096
@@ -628,23 +628,23 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         cos, sin, offsets = ctx.saved_tensors
-        wanted = [g if of_x else None for g, of_x in zip(grads, ctx.needs_input_grad, strict=False)]
+        needed = [g if of_x else None for g, of_x in zip(grads, ctx.needs_input_grad, strict=False)]
         if torch.is_grad_enabled() or not direct(*grads):  # differentiated again, or in a batch
             config = numbers_of(ctx.plan.config)
             rest = cos, sin, offsets, ctx.plan.interleaved, config
             call = _rotated if transformed() else _operator
-            dq, dk = _turned_back(call, wanted, *rest)
+            dq, dk = _rotate_gradients(call, needed, *rest)
             return dq, dk, *[None] * 6
-        arrived = [packed_rows(g) for g in wanted if g is not None]
-        outs = [torch.empty_like(g) for g in arrived]
-        if arrived:
-            # Hooks on saved tensors may hand the tables back with other strides than they had.
+        upstream = [packed_rows(g) for g in needed if g is not None]
+        outs = [torch.empty_like(g) for g in upstream]
+        if upstream:
+            # Hooks on saved tensors may return the tables with other strides.
             cos, sin = packed_rows(cos), packed_rows(sin)
             tables = cos.stride(), sin.stride(), offsets is not None and offsets.stride()
-            kind = *tables, *((g.shape, g.stride()) for g in arrived)
-            ctx.plan.rotate(kind, arrived, outs, (cos, sin, offsets), inverse=True)
+            kind = *tables, *((g.shape, g.stride()) for g in upstream)
+            ctx.plan.rotate(kind, upstream, outs, (cos, sin, offsets), inverse=True)
         rotated = iter(outs)
-        dq, dk = (None if g is None else next(rotated) for g in (*wanted, None)[:2])
+        dq, dk = (None if g is None else next(rotated) for g in (*needed, None)[:2])
         return dq, dk, *[None] * 6
 
 
@@ -659,7 +659,7 @@ def _operator(
     config: list[int],
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """q and k rotated, by -angle when inverse; laid out as they are."""
+    """q and k rotated, by -angle when inverse; with the strides of q and k."""
     angles = cos, sin, offsets
     plan = _plan(q, k, angles, interleaved, of_numbers(RotaryConfig, config))
     outs = torch.empty_like(q), torch.empty_like(k)
@@ -674,15 +674,16 @@ def _(q, k, cos, sin, offsets, interleaved, config, inverse):
     return torch.empty_like(q), torch.empty_like(k)
 
 
-def _turned_back(call, grads, *rest, inverse=True):
-    """The gradients of q and k, by the other rotation of those that arrived, or None for each."""
-    known = [packed_rows(g) for g in grads if g is not None]
-    if not known:
+def _rotate_gradients(call, grads, *rest, inverse=True):
+    """The gradients of q and k, by the opposite rotation of the upstream ones; None where there is
+    none."""
+    upstream = [packed_rows(g) for g in grads if g is not None]
+    if not upstream:
         return None, None
-    both = [known[0][:, :, :0] if g is None else packed_rows(g) for g in (*grads, None)[:2]]
+    q_k = [upstream[0][:, :, :0] if g is None else packed_rows(g) for g in (*grads, None)[:2]]
     cos, sin, *others = rest
-    turned = call(*both, packed_rows(cos), packed_rows(sin), *others, inverse)
-    return [None if g is None else t for g, t in zip((*grads, None), turned, strict=False)]
+    results = call(*q_k, packed_rows(cos), packed_rows(sin), *others, inverse)
+    return [None if g is None else t for g, t in zip((*grads, None), results, strict=False)]
 
 
 def _keep(ctx, inputs, output):
@@ -695,10 +696,10 @@ def _keep(ctx, inputs, output):
 
 def _gradients(ctx, *grads, call=_operator):
     of_q, of_k, *others = ctx.needs_input_grad
-    wanted = [g if of_x else None for g, of_x in zip(grads, (of_q, of_k), strict=True)]
+    needed = [g if of_x else None for g, of_x in zip(grads, (of_q, of_k), strict=True)]
     saved = *ctx.saved_tensors, *ctx.how
-    turned = _turned_back(call, wanted, *saved, inverse=not ctx.inverse)
-    return *turned, *(None for _ in others)
+    results = _rotate_gradients(call, needed, *saved, inverse=not ctx.inverse)
+    return *results, *(None for _ in others)
 
 
 _operator.register_autograd(_gradients, setup_context=_keep)
@@ -716,11 +717,11 @@ def _tangents(ctx, q, k, cos, sin, _):
             "apply_rotary has no forward-mode derivative by cos and sin: detach them"
         )
     saved = *ctx.saved_tensors, *ctx.how
-    found = _turned_back(_rotated, (q, k), *saved, inverse=ctx.inverse)
-    given = q if k is None else k
+    results = _rotate_gradients(_rotated, (q, k), *saved, inverse=ctx.inverse)
+    like = q if k is None else k
     return tuple(
-        given.new_zeros(shape) if x is None else x
-        for x, shape in zip(found, ctx.shapes, strict=True)
+        like.new_zeros(shape) if x is None else x
+        for x, shape in zip(results, ctx.shapes, strict=True)
     )
 
 
@@ -749,12 +750,12 @@ def _by_operator(
     config: RotaryConfig | None,
 ) -> tuple[Tensor, Tensor]:
     _check(q, k, *angles)
-    given = q, k, *angles, interleaved, numbers_of(config), False
+    arguments = q, k, *angles, interleaved, numbers_of(config), False
     if inplace:
         _check_apart(q, k)
     if inplace and torch.is_grad_enabled():
         _check_leaves(q, k)
-    outs: tuple[Tensor, Tensor] = _rotated(*given) if transformed() else _operator(*given)
+    outs: tuple[Tensor, Tensor] = _rotated(*arguments) if transformed() else _operator(*arguments)
     return (q.copy_(outs[0]), k.copy_(outs[1])) if inplace else outs
 
 
@@ -817,7 +818,7 @@ def apply_rotary(
             return _by_operator(q, k, angles, interleaved, inplace, config)
         plan = _plan(q, k, angles, interleaved, config)
     except RuntimeError:
-        admit("apply_rotary", q, k, cos, sin)  # which may say it in words
+        admit("apply_rotary", q, k, cos, sin)  # may raise a clearer error
         raise
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if inplace:
@@ -838,7 +839,7 @@ def apply_rotary(
 def _rotate_in_place(
     q: Tensor, k: Tensor, angles: _Angles, plan: _RotaryPlan
 ) -> tuple[Tensor, Tensor]:
-    """With a gradient of those that require it, which alone become part of a graph."""
+    """In place with autograd: only those that require grad become part of the graph."""
     graded = q.requires_grad, k.requires_grad
     if all(graded) and not (q._is_view() or k._is_view()):
         q, k = _Rotary.apply(q, k, *angles, True, "both", plan)

@@ -1,9 +1,8 @@
 """How DTensor may shard what the operators take: rules of torch.distributed.tensor.
 
-A rule says, of an operator's arguments, along which axis each result and each tensor may be cut: an
-axis, WHOLE on every rank, PARTIAL sums, or None for what is no tensor here. Whole everywhere is
-always allowed. Rules are handed to DTensor when the first one arrives: importing it takes half a
-second.
+A rule says along which axis each result and each tensor of an operator may be cut: an axis, WHOLE
+on every rank, PARTIAL sums, or None for what is no tensor here. Whole everywhere is always allowed.
+The rules are registered when the first DTensor arrives: importing DTensor takes half a second.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ _RULES: dict[Any, Rule] = {}
 
 
 def sharded(operator: Any, rule: Rule) -> None:
-    """rule(*arguments): ways to cut, each of results and of the arguments that may be tensors."""
+    """Register rule(*arguments), which yields ways to cut: of the results, and of the arguments
+    that may be tensors."""
     _RULES[operator] = rule
 
 
@@ -29,14 +29,14 @@ def optional(tensor: Any, cut: Cut) -> Cut:
     return None if tensor is None else cut
 
 
-def wanted(result: Any, cut: Cut) -> Cut:
-    """The cut of a result; one that was not wanted has no elements, and is whole."""
+def needed_cut(result: Any, cut: Cut) -> Cut:
+    """The cut of a result; one that is not needed has no elements, and is whole."""
     return cut if result else WHOLE
 
 
 @cache
 def announce() -> None:
-    """Hand the rules to DTensor."""
+    """Register the rules with DTensor."""
     from torch.distributed.tensor.experimental import register_sharding
 
     for operator, rule in _RULES.items():
@@ -47,11 +47,13 @@ def _placements(rule: Rule, *arguments: Any) -> list[tuple[list[Any], list[Any]]
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def placed(cuts: Sequence[Cut], count: int) -> list[Any]:
-        known = {WHOLE: Replicate(), PARTIAL: Partial(), None: None}
-        found = [Shard(cut) if isinstance(cut, int) else known[cut] for cut in cuts]
-        return found + [None] * (count - len(found))
+        placements = {WHOLE: Replicate(), PARTIAL: Partial(), None: None}
+        placed_cuts = [Shard(cut) if isinstance(cut, int) else placements[cut] for cut in cuts]
+        return placed_cuts + [None] * (count - len(placed_cuts))
 
     ways = list(rule(*arguments))
-    results, given = ways[0]
-    whole = [WHOLE] * len(results), [optional(cut, WHOLE) for cut in given]
-    return [(placed(out, len(out)), placed(cut, len(arguments))) for out, cut in (whole, *ways)]
+    results, argument_cuts = ways[0]
+    replicated = [WHOLE] * len(results), [optional(cut, WHOLE) for cut in argument_cuts]
+    return [
+        (placed(out, len(out)), placed(cut, len(arguments))) for out, cut in (replicated, *ways)
+    ]

@@ -1,10 +1,10 @@
 """Kernels that only move memory: they clear the L2 between samples, and probe a machine's rates;
-and one that compares two answers while nobody waits.
+and one that compares two results without a wait of the host.
 
-Lines that a kernel loads with `evict_last`, or through a persisting access window, outlive any
-amount of ordinary traffic in the part of the L2 that the driver sets aside for them (11.25 of
-60 MiB on an H200 as it comes up). To be rid of them, `claim` fills that part with lines of its
-own and `write_and_release` then gives those back to the ordinary ones.
+Lines that a kernel loads with `evict_last`, or through a persisting access window, survive any
+amount of ordinary traffic in the part of the L2 that the driver reserves for them (11.25 of 60 MiB
+on an H200 by default). To evict them, `claim` fills that part with its own lines, and
+`write_and_release` then makes those ordinary again.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernelbench.kernels.launch import Launch, ceil_div
 
-LINE = 128  # bytes of a line, the unit in which a priority is given back
+LINE = 128  # bytes of a line, the unit whose priority can be reset
 _BLOCK, _WARPS = 4096, 8
 
 
@@ -84,9 +84,9 @@ def _differ(out, proven, into, n, element, BLOCK: tl.constexpr, WIDE: tl.constex
 
 
 def claim(source: Tensor, sink: Tensor) -> Launch:
-    """Read `source` so that its lines take the place of all others that are to persist.
+    """Read `source` so that its lines replace all other persisting ones.
 
-    source: float32, a multiple of 16 KiB, as large as the part that can be set aside.
+    source: float32, a multiple of 16 KiB, as large as the part that can be reserved.
     sink: float32, one element; not written, but the compiler cannot know.
     """
     assert source.numel() % _BLOCK == 0
@@ -96,7 +96,7 @@ def claim(source: Tensor, sink: Tensor) -> Launch:
 
 
 def write_and_release(target: Tensor, claimed: Tensor) -> Launch:
-    """Write `target`, and make the lines of `claimed` ordinary ones again.
+    """Write `target`, and make the lines of `claimed` ordinary again.
 
     target, claimed: float32, a multiple of 16 KiB; target the larger.
     """

@@ -9,7 +9,7 @@ __all__ = ["IMPLEMENTATIONS", "RCMAttention"]
 
 
 def __getattr__(name: str) -> Any:
-    """From their module, which imports Triton: `nn.sdpa` does without."""
+    """Imports `nn.rcm` when it is first used: it needs Triton, `nn.sdpa` does not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kernelbench.nn import rcm

@@ -1,7 +1,7 @@
-"""Attention alone, softmax(q kᵀ/√D) v, by whoever is faster: our kernels or PyTorch's SDPA.
+"""Attention alone, softmax(q kᵀ/√D) v, by the faster of our kernels and PyTorch's SDPA.
 
 Shapes: B samples, N tokens, H heads, D head size; q, k, v (B,N,H,D), often views of a packed qkv,
-which are not copied; what is made is (B,N,H·D). Not causal.
+which are not copied; the result is (B,N,H·D). Not causal.
 """
 
 from functools import lru_cache
@@ -17,8 +17,8 @@ from kernelbench.nn.sdpa import sdpa
 
 Attention = Literal["triton", "sdpa"]
 
-# Who was faster on an H200, by architecture, head size, and whether a gradient is to come; SDPA
-# for what is not here. In bf16 and fp16: in fp32 SDPA has no equal.
+# The faster one on an H200, by architecture, head size, and whether a gradient is to come; SDPA
+# otherwise. For bf16 and fp16: in fp32 SDPA always is.
 _FASTEST: dict[tuple[str, int, bool], Attention] = {
     ("sm_90", 64, False): "triton",
     ("sm_90", 128, False): "triton",
@@ -29,15 +29,16 @@ _FASTEST: dict[tuple[str, int, bool], Attention] = {
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
 def _arch(device: torch.device) -> str:
-    """`sm_90` and the like where our kernels run on a GPU, else a word that no table has."""
+    """`sm_90` and the like where our kernels run on a GPU, else `none`, which no table has."""
     return arch_of(device) if refusal(device) is None else "none"
 
 
 def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
-    """Who computes attention of these, by what is measured.
+    """Which of the two is faster for these tensors, as measured.
 
-    SDPA, too, of subclasses of Tensor, such as sharded ones. In a graph that torch.compile makes
-    the sizes may not be known yet: ours is asked again when it runs, unless a gradient is to come.
+    `sdpa` also for subclasses of Tensor, such as sharded ones. In a graph of torch.compile the
+    sizes may be unknown: `triton` is then checked again when the graph runs, unless a gradient is
+    to come.
     """
     if any(type(tensor) is not Tensor for tensor in (q, k, v)):  # a subclass dispatches for itself
         return "sdpa"
@@ -51,15 +52,15 @@ def fastest(q: Tensor, k: Tensor, v: Tensor) -> Attention:
 
 @lru_cache(maxsize=4096)
 def _pairs(B: int, N: int, H: int, D: int) -> bool:
-    """Whether our forward would run by two warpgroups a program at D = 64: for sizes that do not
-    fill programs of three, cuDNN is 5 % faster ((2,2048,8,64) on an H200). With a gradient to come
-    the forward, which saves more then, loses more than the backward gains."""
+    """Whether our forward would run with two warpgroups a program at D = 64: for sizes that do not
+    fill programs of three. There cuDNN is 5 % faster ((2,2048,8,64) on an H200). With a gradient to
+    come the forward saves more, and loses more time than the backward gains."""
     tile = configs(B, N, H, D, arch="sm_90", mode="fwd", mixes=False)[0].hopper
     return D == 64 and tile is not None and tile.groups == 2
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ/√D) v by whoever is faster, see `fastest`: (B,N,H·D), with gradients.
+    """softmax(q kᵀ/√D) v by the faster one, see `fastest`: (B,N,H·D), with gradients.
 
     q, k, v: (B,N,H,D) of one dtype and shape. torch.compile makes one graph of it.
     """
@@ -73,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @torch.library.custom_op("kernelbench::attend", mutates_args=())
 def _traced(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Ours as torch.compile sees it: one operator that it does not look into."""
+    """Our attention as one opaque operator for torch.compile."""
     with torch.no_grad():
         return attend(q, k, v)
 

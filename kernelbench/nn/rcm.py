@@ -31,8 +31,8 @@ _PLAIN = (nn.Parameter, Tensor)  # a weight that a kernel can read: no subclass 
 
 
 def why_apart(proj: nn.Module) -> str | None:
-    """Why a projection is called as the module it is, or None where its weight and bias are all of
-    it: an nn.Linear that nothing was put into, around, or upon."""
+    """Why a projection must be called as a module, or None where its weight and bias are all of it:
+    a plain nn.Linear without hooks, wrappers or replaced parts."""
     if type(proj) is not nn.Linear:
         return f"it is a {type(proj).__name__}, not an nn.Linear"
     hooks = (proj._forward_hooks, proj._forward_pre_hooks, proj._backward_hooks,
@@ -56,14 +56,14 @@ class RCMAttention(nn.Module):
     qkv_bias, proj_bias: whether `qkv` and `proj` have a bias.
     sigma_data, parametrization: of the coefficients, `edm`, `cm`, `trigflow` or `none`, see
         `kernels.rcm_attention.rcm_attention`; sigma_data is the parametrization's own unless given.
-    impl: who computes it. The parameters, and so the state_dict, are the same whoever does.
+    impl: the implementation. The parameters, and so the state_dict, are the same for all.
         `eager`: PyTorch, operator by operator.
         `triton`: the projection, its bias and the skip are one kernel, where `proj` is an
             nn.Linear and nothing else (see `why_apart`): with a hook, a parametrization, a wrapper
-            or sharded weights it is called as the module it is, and the skip is a kernel of its
-            own. Attention is ours or PyTorch's, whichever is faster there, see `attend.attend`.
-        `triton_int8`: also, attention has its scores multiplied in int8, an approximation;
-            for inference only.
+            or sharded weights it is called as a module, and the skip is a separate kernel.
+            Attention is ours or PyTorch's, whichever is faster there, see `attend.attend`.
+        `triton_int8`: as `triton`, with the scores of attention in int8, an approximation; for
+            inference only.
         `auto`: `triton` for tensors on a GPU where the kernels run, else `eager`.
 
     The module trains, under autocast too, and torch.compile makes one graph of it.
@@ -164,7 +164,7 @@ class RCMAttention(nn.Module):
         if t is None:
             return f
         plain = type(f) in _PLAIN and type(x) in _PLAIN
-        if by_kernel and plain and not torch.compiler.is_compiling():  # which fuses it itself
+        if by_kernel and plain and not torch.compiler.is_compiling():  # Inductor fuses it itself
             return skip(f, x, t, parametrization=self.parametrization, sigma_data=self.sigma_data)
         c_skip, c_out = (c.to(x.dtype)[:, None, None] for c in self.get_skip_coefficients(t))
         return (c_skip * x + c_out * f).to(x.dtype)
@@ -174,7 +174,7 @@ class RCMAttention(nn.Module):
             raise ValueError(
                 f"RCMAttention takes x of shape (B, N, {self.dim}), got {tuple(x.shape)}"
             )
-        if type(self.qkv) is not nn.Linear:  # what another module takes, it says itself
+        if type(self.qkv) is not nn.Linear:  # another module checks its own inputs
             return
         weight = self.qkv.weight
         if x.device != weight.device:

@@ -1,7 +1,7 @@
 """PyTorch's attention on the backend that is fastest on a GPU.
 
 Shapes: B samples, N tokens, H heads, D head size; q, k, v (B,N,H,D), often views of a packed qkv,
-which are not copied; what is made is (B,N,H·D).
+which are not copied; the result is (B,N,H·D).
 """
 
 import torch

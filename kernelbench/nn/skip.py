@@ -1,4 +1,4 @@
-"""The skip by a kernel of its own: for a projection that is not fused with it."""
+"""The skip as a separate kernel, for a projection that is not fused with it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.rcm import formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
-from kernelbench.kernels.sharding import PARTIAL, WHOLE, Ways, sharded, wanted
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, Ways, needed_cut, sharded
 
 CM_EPSILON = 0.002  # the smallest t of a consistency model
 
@@ -69,14 +69,14 @@ def skip(f: Tensor, x: Tensor, t: Tensor, *, parametrization: str, sigma_data: f
         try:
             y: Tensor = _Skip.apply(*tensors, parametrization, sigma_data)  # type: ignore[no-untyped-call]
         except RuntimeError:
-            admit("RCMAttention", *tensors)  # which may say it in words
+            admit("RCMAttention", *tensors)  # may raise a clearer error
             raise
         return y
     admit("RCMAttention", *tensors)
     formula_of(parametrization, sigma_data, False, 1.0, 1)
     rest = parametrization, float(sigma_data)
-    made: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
-    return made
+    result: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
+    return result
 
 
 def _run(f: Tensor, x: Tensor, t: Tensor, parametrization: str, sigma_data: float) -> Tensor:
@@ -115,10 +115,10 @@ def _run_backward(
 
 class _Skip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        ctx.rest = given[3:]
-        ctx.save_for_backward(*given[:3])
-        return _run(*given)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        ctx.rest = args[3:]
+        ctx.save_for_backward(*args[:3])
+        return _run(*args)
 
     @staticmethod
     @differentiable_once
@@ -153,9 +153,7 @@ def _operator_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """df, dx, dt; `absent` for what is not needed."""
     gradients = _run_backward(dy, f, x, t, parametrization, sigma_data, needs)
-    df, dx, dt = gradients_of(
-        [each if each is None else each.contiguous() for each in gradients], x
-    )
+    df, dx, dt = gradients_of([g if g is None else g.contiguous() for g in gradients], x)
     return df, dx, dt
 
 
@@ -193,7 +191,7 @@ def _ways(f: Any, x: Any, t: Any, *rest: Any) -> Ways:
 def _ways_backward(dy: Any, f: Any, x: Any, t: Any, *rest: Any) -> Ways:
     for axis in range(3):
         cuts = axis, axis, PARTIAL if axis else 0
-        results = [wanted(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
+        results = [needed_cut(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
         yield results, (axis, axis, axis, WHOLE if axis else 0)
 
 

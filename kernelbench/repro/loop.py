@@ -42,7 +42,7 @@ class Draw:
 
 
 def reproduce(family: Any, record: Mapping[str, Any]) -> int:
-    """Print the provider's errors and, on a GPU, its time beside what was recorded.
+    """Print the provider's errors and, on a GPU, its time next to the recorded one.
 
     Returns an exit code: 1 where an error is above its budget.
     """
@@ -61,20 +61,20 @@ def reproduce(family: Any, record: Mapping[str, Any]) -> int:
         print(f"  {name}: {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}")
     config = _config(provider, case, kind, record["config"])
     _, call = bind(family, case, provider, inputs, config)
-    found = dict(zip(names_of(family, case), call(), strict=True))
+    ours = dict(zip(names_of(family, case), call(), strict=True))
     _, other = bind(family, case, family.baseline, inputs, None)
     theirs = dict(zip(names_of(family, case), other(), strict=True))
-    wrong = _compare(family, case, inputs, found, theirs, record["errors"])
+    wrong = _compare(family, case, inputs, ours, theirs, record["errors"])
     if kind == "cpu":
         print("no GPU: correctness only, no time")
     else:
         restore, call = bind(family, case, provider, inputs, config)
-        _tell_time(record, time(restore, call))
+        _print_time(record, time(restore, call))
     return int(wrong)
 
 
 def names_of(family: Any, case: Any) -> list[str]:
-    """What a call returns: outputs, and gradients unless it is a forward alone."""
+    """Names of what a call returns: outputs, and gradients unless it is a forward alone."""
     graded = family.grads(case) if case.mode != "fwd" else ()
     return [*(family.outputs(case) if case.mode != "bwd" else ()), *(f"d{g}" for g in graded)]
 
@@ -82,7 +82,7 @@ def names_of(family: Any, case: Any) -> list[str]:
 def bind(
     family: Any, case: Any, provider: Any, inputs: Mapping[str, torch.Tensor], config: Any
 ) -> tuple[Callable[[], None], Callable[[], tuple[torch.Tensor, ...]]]:
-    """What puts back inputs that a call overwrites, untimed; and the call of the case's mode."""
+    """A function that restores inputs that a call overwrites, untimed; and the call itself."""
     graded = family.grads(case) if case.mode != "fwd" else ()
     mutated = provider.mutates(case)
     own = {name: t.clone() if name in mutated else t for name, t in inputs.items()}
@@ -90,7 +90,7 @@ def bind(
         name: tensor.detach().requires_grad_(name in graded)
         for name, tensor in provider.prepare(case, own).items()
     }
-    kept = {name: args[name].detach().clone() for name in mutated if name in args}
+    backup = {name: args[name].detach().clone() for name in mutated if name in args}
     function = provider.build(case, config)
     leaves = [args[name] for name in graded]
     pairs = [(i, args.get(f"grad_{name}")) for i, name in enumerate(family.outputs(case))]
@@ -113,7 +113,7 @@ def bind(
         return dleaves if graph else (*(o.detach() for o in out), *dleaves)
 
     def restore() -> None:
-        for name, tensor in kept.items():
+        for name, tensor in backup.items():
             args[name].data.copy_(tensor)
 
     restore()
@@ -140,9 +140,9 @@ def time(restore: Callable[[], None], call: Callable[[], Any]) -> list[float]:
             begin.record()
             call()
             end.record()
-        held = not pairs[0][0].query()
+        gate_held = not pairs[0][0].query()
         torch.cuda.synchronize()
-        if held:
+        if gate_held:
             samples += [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
         elif (cycles := cycles * 3) > GATE_CYCLES * 100:
             raise RuntimeError(
@@ -155,7 +155,7 @@ def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
     return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
-def _tell_time(record: Mapping[str, Any], samples: list[float]) -> None:
+def _print_time(record: Mapping[str, Any], samples: list[float]) -> None:
     overhead = record["overhead_us"] or 0.0
     ordered = sorted(max(sample - overhead, 0.0) for sample in samples)
     low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
@@ -169,7 +169,7 @@ def _machine(kind: str) -> str:
 
 
 def _config(provider: Any, case: Any, kind: str, recorded: Any) -> Any:
-    """The recorded config, or this machine's own where it is none of them."""
+    """The recorded config, or this machine's first where it has no such config."""
     if provider.configs is None:
         return None
     configs = list(provider.configs(case, _device(kind)))
@@ -201,24 +201,26 @@ def _compare(
     family: Any,
     case: Any,
     inputs: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
     theirs: Mapping[str, torch.Tensor],
     recorded: Mapping[str, Any],
 ) -> bool:
     """Print relative errors against the fp64 oracle; whether one is above its budget."""
-    sums = {name: [0.0, 0.0, 0.0] for name in found}
+    sums = {name: [0.0, 0.0, 0.0] for name in outputs}
     for name, index, right, *computed in family.oracle(case, inputs):
-        if name in found:
-            gaps = [f[name][index].double() - right for f in (found, theirs)]
+        if name in outputs:
+            gaps = [f[name][index].double() - right for f in (outputs, theirs)]
             judged = torch.stack(computed).sum(0) if computed else right
             for i, part in enumerate([*gaps, judged]):
                 sums[name][i] += float(part.square().sum())
     wrong = False
     for name, (ours, baseline, norm) in sums.items():
         error, other = ((part / (norm or 1.0)) ** 0.5 for part in (ours, baseline))
-        known = recorded.get(name, {})
-        told = f"; recorded {known['rel']:.2e}, budget {known['rel_budget']:.2e}" if known else ""
-        bad = bool(known) and not error <= known["rel_budget"]
+        limits = recorded.get(name, {})
+        note = (
+            f"; recorded {limits['rel']:.2e}, budget {limits['rel_budget']:.2e}" if limits else ""
+        )
+        bad = bool(limits) and not error <= limits["rel_budget"]
         wrong |= bad
-        print(f"{name}: relative error {error:.2e}, the baseline's {other:.2e}{told}{' ✗' * bad}")
+        print(f"{name}: relative error {error:.2e}, the baseline's {other:.2e}{note}{' ✗' * bad}")
     return wrong

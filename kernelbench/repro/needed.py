@@ -1,8 +1,8 @@
-"""Which source a provider needs: device code as whole files, of the rest only what is reached.
+"""Which source a provider needs: device code as whole files, of other files only what is reached.
 
-Of a family's file, and of what it imports from this package, those top-level statements are kept,
-word for word, that `FAMILY` reaches by name, once the family is cut down to its baseline and the
-one provider that is wanted. Files of `kernels` and `nn` are kept whole, with what they import.
+First the family is cut down to its baseline and one provider. Of the family's file, and of what it
+imports from this package, the top-level statements that `FAMILY` then reaches by name are kept,
+word for word. Files of `kernels` and `nn` are kept whole, with what they import.
 """
 
 import ast
@@ -14,7 +14,7 @@ from kernelbench.source import OURS, reached
 
 ROOT = "FAMILY"
 WHOLE = ("kernelbench.kernels", "kernelbench.nn")
-DROPPED = ("traffic", "unsupported")  # what a provider says of itself, and nobody asks here
+DROPPED = ("traffic", "unsupported")  # arguments of a provider that a script does not use
 
 
 class _Module:
@@ -33,9 +33,9 @@ class _Module:
 class Needed:
     """Collects the sources of one provider, beginning at its family's file.
 
-    name: of the family's module. device_code: False where no kernel of ours is run: then what
-    functions import of `kernels` and `nn` is left out. beside: the folder of a plugin, of which
-    what it imports is kept whole.
+    name: of the family's module. device_code: False where no kernel of ours runs, which leaves out
+    what functions import of `kernels` and `nn`. beside: the folder of a plugin; what the plugin
+    imports from there is kept whole.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Needed:
     ) -> None:
         self._family, self._device_code, self._beside = name, device_code, beside
         self._modules = {name: _Module(family)}
-        self._whole: set[Path] = set()
+        self._whole_files: set[Path] = set()
 
     def add(self, providers: set[str]) -> None:
         """Everything that the family needs, cut down to these providers."""
@@ -51,12 +51,12 @@ class Needed:
         node = module.binds.get(ROOT)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             _cut_down(node.value, providers)
-            module.rewritten[node] = _spelled(node.value)
+            module.rewritten[node] = _statement(node.value)
         self._name(self._family, ROOT)
 
     def files(self) -> dict[str, str]:
         """Text by path from the root of an import, device code first."""
-        whole = sorted(self._whole)
+        whole = sorted(self._whole_files)
         texts = {self._place(path): path.read_text(encoding="utf-8") for path in whole}
         for name, module in self._modules.items():
             ours = name.startswith(f"{OURS.name}.")
@@ -70,15 +70,15 @@ class Needed:
         module = self._modules[module_name]
         node = module.binds.get(name)
         if node is None or name in module.kept.get(node, ()):
-            return  # a builtin, or a name of a function's own; or seen already
-        first = node not in module.kept
+            return  # a builtin, or a function's local name; or already kept
+        is_new = node not in module.kept
         module.kept.setdefault(node, set()).add(name)
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 if (alias.asname or alias.name.partition(".")[0]) == name:
                     self._import(node, alias)
             return
-        if not first:
+        if not is_new:
             return
         for part in ast.walk(node):
             if isinstance(part, ast.Name):
@@ -118,7 +118,7 @@ class Needed:
 
     def _keep(self, path: Path) -> None:
         """A file whole, with all that it imports."""
-        self._whole |= reached(path, self._beside) - {OURS / "__init__.py"}
+        self._whole_files |= reached(path, self._beside) - {OURS / "__init__.py"}
 
     def _place(self, path: Path) -> str:
         root = self._beside
@@ -146,32 +146,33 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 
 
 def _cut_down(family: ast.Call, providers: set[str]) -> None:
-    """`FAMILY = Family(…)`: no cost, no checks, and of the providers those that are named.
+    """`FAMILY = Family(…)` without cost and checks, with the named providers alone.
 
-    One that is no call with its name first, as `*peers(…)`, stays unless all others are found.
+    An entry that is no call with its name first, such as `*peers(…)`, stays unless all names are
+    among the other entries.
     """
     nothing = {"cost": ast.Constant(None), "checks": ast.Tuple([], ast.Load())}
     for keyword in family.keywords:
         if keyword.arg in nothing:
             keyword.value = nothing[keyword.arg]
         if keyword.arg == "providers" and isinstance(keyword.value, ast.Tuple):
-            every = keyword.value.elts
-            named = {_first(each): each for each in every}
-            kept = [each for name, each in named.items() if name in providers]
-            others = [each for each in every if _first(each) is None]
-            keyword.value.elts = kept if providers <= named.keys() else [*kept, *others]
-            for each in kept:
-                if isinstance(each, ast.Call):
-                    each.keywords = [k for k in each.keywords if k.arg not in DROPPED]
+            entries = keyword.value.elts
+            named = {_first(entry): entry for entry in entries}
+            chosen = [entry for name, entry in named.items() if name in providers]
+            others = [entry for entry in entries if _first(entry) is None]
+            keyword.value.elts = chosen if providers <= named.keys() else [*chosen, *others]
+            for entry in chosen:
+                if isinstance(entry, ast.Call):
+                    entry.keywords = [k for k in entry.keywords if k.arg not in DROPPED]
 
 
-def _spelled(family: ast.Call) -> str:
+def _statement(family: ast.Call) -> str:
     """The statement, an argument a line."""
     lines = []
     for keyword in family.keywords:
         value = keyword.value
         if isinstance(value, ast.Tuple) and value.elts:
-            inner = "".join(f"        {ast.unparse(each)},\n" for each in value.elts)
+            inner = "".join(f"        {ast.unparse(item)},\n" for item in value.elts)
             lines.append(f"    {keyword.arg}=(\n{inner}    ),\n")
         else:
             lines.append(f"    {ast.unparse(keyword)},\n")
@@ -186,8 +187,10 @@ def _first(node: ast.expr) -> str | None:
 
 def _file(dotted: str, root: Path = OURS.parent) -> Path | None:
     stem = root.joinpath(*dotted.split("."))
-    paths = (path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
-    return next(paths, None)
+    candidates = (
+        path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()
+    )
+    return next(candidates, None)
 
 
 def _text(module: _Module) -> str:

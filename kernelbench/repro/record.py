@@ -1,4 +1,4 @@
-"""`kernelbench repro`: find a record, and write the script that reproduces it."""
+"""`kernelbench repro`: finds a record, and writes the script that reproduces it."""
 
 import re
 from collections.abc import Sequence
@@ -22,11 +22,10 @@ def repro(
     plugins: Sequence[str] = (),
     out: Path | None = None,
 ) -> tuple[str, list[str]]:
-    """The script of one record, nothing where it was written to a file instead; and a message for
-    every line of a run that could not be read.
+    """The script of one record, or "" where it was written to a file; and a message for every line
+    of a run that could not be read.
 
     case: its id, or FAMILY/ID where several families have it.
-
     provider: its name; else our headline's, else the baseline.
     run: a run folder, or one of runs, of which the newest that holds the record is taken.
     Raises UsageError for a case, provider or family that is not there; KernelbenchError for a file
@@ -35,7 +34,7 @@ def repro(
     problems: list[str] = []
     with beside(problems):
         records, folder = _records(case, provider, run or RESULTS, problems)
-        record = _chosen(records, provider, case)
+        record = _choose(records, provider, case)
     known = families.load(tuple(plugins) or _plugins(folder))
     if record.family not in known:
         raise UsageError(
@@ -62,7 +61,7 @@ def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]
 
 
 def _module_of(path: Path) -> str:
-    """What the script calls the module of a family's file."""
+    """The name of a family's module in the script."""
     if not path.is_relative_to(OURS):
         return re.sub(r"\W", "_", f"family_{path.stem}")
     parts = path.relative_to(OURS.parent).with_suffix("").parts
@@ -72,31 +71,31 @@ def _module_of(path: Path) -> str:
 def _records(
     case: str, provider: str, where: Path, problems: list[str]
 ) -> tuple[list[RunRecord], Path]:
-    """The records of the newest run that has the case, and the provider if one of them has it."""
-    names_seen: dict[str, None] = {}
-    holding: list[tuple[bool, str, list[RunRecord], Path]] = []
+    """The records of the newest run that has the case (and the provider, if any run has both)."""
+    cases: dict[str, None] = {}
+    candidates: list[tuple[bool, str, list[RunRecord], Path]] = []
     for run in store.find_runs([where]):
         records, damaged = store.read_with_problems(run)
         problems += damaged
-        names_seen |= dict.fromkeys(f"{r.family}/{r.case}" for r in records)
+        cases |= dict.fromkeys(f"{r.family}/{r.case}" for r in records)
         matching = [r for r in records if case in (r.case, f"{r.family}/{r.case}")]
         if matching:
             has_provider = provider in [r.provider for r in matching]
-            holding.append((has_provider, max(r.utc for r in matching), matching, run))
-    names = sorted({r.family for *_, matching, _ in holding for r in matching})
+            candidates.append((has_provider, max(r.utc for r in matching), matching, run))
+    names = sorted({r.family for *_, matching, _ in candidates for r in matching})
     if len(names) > 1:
         raise UsageError(f"{case}: a case of {', '.join(names)}; say which: {names[0]}/{case}")
-    if holding:
-        newest = max(range(len(holding)), key=lambda n: (holding[n][:2], n))
-        return holding[newest][2:]
-    if not names_seen:
+    if candidates:
+        newest = max(range(len(candidates)), key=lambda n: (candidates[n][:2], n))
+        return candidates[newest][2:]
+    if not cases:
         raise UsageError(f"no record in {where}: kernelbench run smoke, or --run DIR")
-    ids = list(names_seen) if "/" in case else [name.partition("/")[2] for name in names_seen]
+    ids = list(cases) if "/" in case else [name.partition("/")[2] for name in cases]
     near = suggest(case, list(dict.fromkeys(ids))).partition(" Known: ")[0]
     raise UsageError(f"{where}: no case {case!r}{near} `kernelbench report {where}` shows them")
 
 
-def _chosen(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord:
+def _choose(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord:
     names = [record.provider for record in records]
     if provider:
         if provider not in names:

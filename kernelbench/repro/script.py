@@ -1,4 +1,4 @@
-"""Writes the script: what the record says, its sources as they stand, the loop, and a call."""
+"""Writes the script: the record, its sources verbatim, the loop, and a call."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,18 +48,18 @@ IMPORTS = "import importlib\nimport os\nimport pathlib\nimport sys\nimport tempf
 
 def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, notes: str = "") -> str:
     """The script. record: what `loop.reproduce` reads; module: the one that has FAMILY."""
-    used = [name for name, text in files.items() if text.strip()]
+    paths = [name for name, text in files.items() if text.strip()]
     uses_triton = any("triton" in text for name, text in files.items() if "/kernels/" in name)
     body = Path(loop.__file__).read_text(encoding="utf-8")
     blocks = "\n".join(f"FILES[{name!r}] = {_quoted(text)}\n" for name, text in files.items())
     kind = f"Recorded: {record['expected'] or 'no time'}."
     head = HEAD.format(
-        title=_told(
+        title=_escaped(
             f"Reproduces {record['family']}/{record['case']}, provider {record['provider']}."
         ),
-        kind=_told(f"{kind}\n{notes}".strip()),
+        kind=_escaped(f"{kind}\n{notes}".strip()),
         triton=" and triton" if uses_triton else "",
-        files=_told("\n".join(f"    {name}" for name in used)),
+        files=_escaped("\n".join(f"    {name}" for name in paths)),
         filter="-k regex:'^(?!.*(vectorized|reduce|fill)).*' " if uses_triton else "",
     )
     facts = pformat(dict(record), width=96, sort_dicts=False)
@@ -71,15 +71,15 @@ def write(record: Mapping[str, Any], files: Mapping[str, str], module: str, note
     )
 
 
-def _told(text: str) -> str:
-    """Inside a docstring: whatever stands in a record, it ends there as it began."""
+def _escaped(text: str) -> str:
+    """Escaped, so that text from a record cannot end the docstring that it is put into."""
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     plain = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
     return "".join(plain)
 
 
 def _quoted(text: str) -> str:
-    """As it stands, where quotes can hold it."""
+    """As a literal: verbatim in raw triple quotes where possible."""
     if "'''" in text or text.endswith(("'", "\\")):
         return repr(text)
     return f"r'''{text}'''" if text else "''"

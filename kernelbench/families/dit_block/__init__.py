@@ -59,7 +59,7 @@ def _gelu(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Sample:
-    """One sample of the oracle: what `through_attention` hands rows of F to, and its sums."""
+    """One sample of the oracle: the `finish` of `through_attention`, and the sums that it makes."""
 
     def __init__(self, case: DiTBlockCase, a: Tensors, w: dict[str, torch.Tensor], b: int) -> None:
         self.case, self.w, self.b = case, w, b
@@ -102,9 +102,9 @@ class _Sample:
     def pieces(self) -> Iterator[Piece]:
         norm1 = self.w.get("w_norm1")
         h = _normalise(self.x, norm1)
-        found = yield from through_attention(h, self.w, self.case.H, self.finish)
-        if found is not None:
-            dh, weights = found
+        gradients = yield from through_attention(h, self.w, self.case.H, self.finish)
+        if gradients is not None:
+            dh, weights = gradients
             dx, dw_norm = _differentiate_norm(dh, self.x, norm1)
             self.add(w_norm1=dw_norm, **weights)
             yield "dx", self.b, torch.cat(self.skipped) + dx, dx
@@ -125,7 +125,7 @@ def oracle(case: DiTBlockCase, a: Tensors) -> Iterator[Piece]:
 
 
 def trials(case: DiTBlockCase) -> Mapping[str, Trial]:
-    """As of `rcm_layer`; the MLP's last product is linear, too."""
+    """Those of `rcm_layer`; the MLP's last product is linear, too."""
     last = ("w_down", "b_down")
     return {
         name: replace(trial, scale={**trial.scale, **dict.fromkeys(last, trial.scale["b_proj"])})
@@ -141,8 +141,8 @@ def cost(case: DiTBlockCase) -> Cost:
     w, b, norms = mlp_sizes(case)
     times_forward = {Mode.fwd: 1, Mode.bwd: 2, Mode.full: 3}[case.mode]
     read = w + norms + (0 if case.mode is Mode.bwd else b)
-    made = 0 if case.mode is Mode.fwd else w + b + norms
-    return Cost(layer.flops + times_forward * forward, layer.read + read, layer.write + made)
+    written = 0 if case.mode is Mode.fwd else w + b + norms
+    return Cost(layer.flops + times_forward * forward, layer.read + read, layer.write + written)
 
 
 def _check(B: int, N: int, C: int, H: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:

@@ -35,17 +35,17 @@ def names(case: DiTBlockCase) -> tuple[str, ...]:
 
 def inputs(case: DiTBlockCase, draw: Draw) -> Tensors:
     C, hidden = case.C, RATIO * case.C
-    drawn = {"x": draw(case.B, case.N, C), "t": times(draw, case.parametrization, case.B)}
-    drawn |= weights(draw, C)
+    tensors = {"x": draw(case.B, case.N, C), "t": times(draw, case.parametrization, case.B)}
+    tensors |= weights(draw, C)
     shapes = {"w_up": (hidden, C), "b_up": (hidden,), "w_down": (C, hidden), "b_down": (C,)}
     for name, shape in shapes.items():
-        drawn[name] = draw(*shape) / math.sqrt(hidden if name == "w_down" else C)
+        tensors[name] = draw(*shape) / math.sqrt(hidden if name == "w_down" else C)
     for name in NORMS if case.norm is Norm.rms else ():
-        drawn[name] = draw(C)
+        tensors[name] = draw(C)
     if case.mode is not Mode.fwd:
         # the norm before the MLP multiplies the noise of dy1 by 1/rms(y1), up to 10
-        drawn["grad_y"] = upstream(case, draw, drawn, expectation=24)
-    return drawn
+        tensors["grad_y"] = upstream(case, draw, tensors, expectation=24)
+    return tensors
 
 
 def grads(case: DiTBlockCase) -> tuple[str, ...]:

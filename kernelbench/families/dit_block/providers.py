@@ -18,11 +18,11 @@ from kernelbench.spec import Call, Device, Tensors
 
 def _block(case: DiTBlockCase, attend: Function, finish: Function, norm: Function) -> Function:
     """x, t and the weights in the order of `names`, to y."""
-    layer_of = WEIGHTS
+    layer_weights = WEIGHTS
 
     def block(x: torch.Tensor, t: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        w_qkv, b_qkv, w_proj, b_proj, w_up, b_up, w_down, b_down = weights[: len(layer_of) + 4]
-        w_norm1, w_norm2 = weights[len(layer_of) + 4 :] or (None, None)
+        w_qkv, b_qkv, w_proj, b_proj, w_up, b_up, w_down, b_down = weights[: len(layer_weights) + 4]
+        w_norm1, w_norm2 = weights[len(layer_weights) + 4 :] or (None, None)
         h = x if w_norm1 is None else norm(x, w_norm1)
         q, k, v = F.linear(h, w_qkv, b_qkv).unflatten(2, (3, case.H, -1)).unbind(2)
         y1 = finish(attend(q, k, v), w_proj, b_proj, x, t)
@@ -36,7 +36,7 @@ def _rms(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(h, (h.shape[-1],), w, EPS)
 
 
-def _spread(case: DiTBlockCase, block: Function) -> Call:
+def _as_call(case: DiTBlockCase, block: Function) -> Call:
     order = names(case)
     return lambda a: block(a["x"], a["t"], *(a[name] for name in order))
 
@@ -44,13 +44,13 @@ def _spread(case: DiTBlockCase, block: Function) -> Call:
 def baseline(case: DiTBlockCase, config: Any) -> Call:
     """PyTorch's operators, SDPA on the backend that `backends` puts first; eager."""
     finish = layer.skipping(case, DTYPES[case.dtype])
-    return _spread(case, _block(case, attention(), finish, _rms))
+    return _as_call(case, _block(case, attention(), finish, _rms))
 
 
 def compile_block(case: DiTBlockCase, config: Any, mode: str = "default") -> Call:
     """The whole block compiled, on the baseline's SDPA backend."""
     finish = layer.skipping(case, torch.float32)
-    call = _spread(case, compiled(_block(case, unordered_sdpa, finish, _rms), mode))
+    call = _as_call(case, compiled(_block(case, unordered_sdpa, finish, _rms), mode))
 
     def on_backend(a: Tensors) -> Any:
         with sdpa_kernel(backends(a["x"].device), set_priority=True):
@@ -78,13 +78,13 @@ def _ours(case: DiTBlockCase, config: Any) -> Function:
 def triton_fused(case: DiTBlockCase, config: Any) -> Call:
     """Our norms and our projection with the skip, our attention or PyTorch's, whichever is faster;
     the other products and gelu are PyTorch's."""
-    return _spread(case, _ours(case, config))
+    return _as_call(case, _ours(case, config))
 
 
 def triton_compiled(case: DiTBlockCase, config: Any) -> Call:
-    """`triton_fused` inside torch.compile: our kernels are operators of its graph, and what lies
-    between them is Inductor's to fuse."""
-    return _spread(case, compiled(_ours(case, config)))
+    """`triton_fused` inside torch.compile: our kernels are operators of its graph, and Inductor
+    fuses what lies between them."""
+    return _as_call(case, compiled(_ours(case, config)))
 
 
 def on_a_gpu(case: DiTBlockCase, device: Device) -> str | None:

@@ -24,10 +24,10 @@ def mlp_sizes(case: DiTBlockCase) -> tuple[int, int, int]:
 
 
 def block_traffic(kind: str, back: str, case: DiTBlockCase) -> tuple[Traffic, ...]:
-    """That of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there.
+    """The traffic of `rcm_layer`, whose y is y1 here, with norms and MLP; kind and back as there.
 
-    As measured in `rcm_layer`, biases are summed by kernels of their own. Not measured: matrix
-    products of the MLP are taken to read each operand once, compiled norms h and dn once, too.
+    As measured in `rcm_layer`, separate kernels sum biases. Assumed, not measured: products of the
+    MLP read each operand once, and compiled norms h and dn once, too.
     """
     u = sizes(case)[0]
     w, b, norms = mlp_sizes(case)

@@ -75,18 +75,18 @@ def oracle(case: RCMAttentionCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
 
 def trials(case: RCMAttentionCase) -> Mapping[str, Trial]:
     """y is linear in v and x together. q and k keep their size: with larger scores the softmax
-    picks one key, and how they are rounded decides which; outliers do the same to fp32.
-    dt is a sum that cancels where x or v alone differ from what dy was drawn for, and one that
-    fp16 cannot hold where both are large."""
+    picks one key, and rounding decides which; outliers do the same in fp32.
+    dt is a sum that cancels where x or v alone is not what dy was drawn for, and that overflows
+    fp16 where both are large."""
     linear = ("v", "x") if case.skips else ("v",)
-    loses = "scores of 10⁴ leave fp32 too few digits for its budget"
+    refused = "scores of 10⁴ leave fp32 too few digits for its budget"
     exact, narrow = case.dtype in (DType.fp32, DType.tf32), case.dtype is DType.fp16
-    # One-hot rows of a softmax: dq and dk cancel to nothing, and rounding is what is left.
-    spread = ("q", "k", *linear) if case.mode is Mode.fwd else linear
+    # One-hot rows of a softmax: dq and dk cancel, and only rounding is left.
+    outliers = ("q", "k", *linear) if case.mode is Mode.fwd else linear
     by_name = {
         "small": Trial(dict.fromkeys(linear, 2.0**-4 if narrow else 2.0**-10)),
         "large": Trial(dict.fromkeys(linear, 2.0**6), apart=("dt",) if narrow else ()),
-        "outliers": Trial(refused=loses) if exact else Trial(outliers=spread, apart=("dt",)),
+        "outliers": Trial(refused=refused) if exact else Trial(outliers=outliers, apart=("dt",)),
     }
     if case.skips:
         by_name["amplified"] = Trial({"x": 2.0**-10}, apart=("dt",))

@@ -43,21 +43,21 @@ class RCMAttentionCase(Case):
 
 
 def inputs(case: RCMAttentionCase, draw: Draw) -> Tensors:
-    drawn = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
-    drawn["k"] += case.k_mean  # in the case's dtype: k is what it is
-    drawn["x"] = draw(case.B, case.N, case.H * case.D)
-    drawn["t"] = times(draw, case.parametrization, case.B)
+    tensors = {name: draw(case.B, case.N, case.H, case.D) for name in ("q", "k", "v")}
+    tensors["k"] += case.k_mean  # rounded to the case's dtype
+    tensors["x"] = draw(case.B, case.N, case.H * case.D)
+    tensors["t"] = times(draw, case.parametrization, case.B)
     if case.mode is not Mode.fwd:
-        drawn["grad_y"] = _upstream(case, draw, drawn)
-    return drawn
+        tensors["grad_y"] = _upstream(case, draw, tensors)
+    return tensors
 
 
 def _upstream(case: RCMAttentionCase, draw: Draw, a: Tensors) -> Any:
-    """A draw, with a little of x and of the mean of v in it, so that dt means something.
+    """dy: a draw plus a little of x and of the mean of v, so that dt is not all cancellation.
 
-    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙attention: with a dy that knows neither, both sums are noise
-    of √(NC) that may cancel to nothing, where rounding alone would look like an error. They are
-    given expectations of 6 and ∓6 (trigflow: 12) times √(NC), with which the two terms add up.
+    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙attention. With a dy independent of both, the sums are noise
+    of √(NC) that may cancel, where rounding alone would look like an error. Here they have
+    expectations of 6 and ∓6 (trigflow: 12) times √(NC), so that the two terms add up.
     """
     C, trigflow = case.H * case.D, case.parametrization is Parametrization.trigflow
     toward_x = 6 / math.sqrt(case.N * C)

@@ -1,7 +1,7 @@
 """Attention with a skip by others and in 8 bits: FlashAttention-3 (also FP8) and -4,
 SageAttention, ours in INT8/FP8.
 
-Each takes the place of SDPA in front of one compiled skip, but for ours, which has it inside.
+Each replaces SDPA in front of one compiled skip, except ours, which includes the skip.
 """
 
 from dataclasses import replace
@@ -73,7 +73,7 @@ def fa3(case: Any, config: Any) -> Call:
 
 
 def fp8(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,N,H,D) as e4m3, and by what each head of a sample is to be multiplied, (B,H) fp32."""
+    """(B,N,H,D) as e4m3, and the scale of each head of a sample, (B,H) fp32."""
     scale = (t.abs().amax(dim=(1, 3)).float() / torch.finfo(E4M3).max).clamp_min(2.0**-100)
     return (t.float() / scale[:, None, :, None]).to(E4M3), scale
 
@@ -93,16 +93,16 @@ def _fp8_attend(case: Any) -> Any:
 
 
 def fa3_fp8(case: Any, config: Any) -> Call:
-    """FlashAttention-3 in FP8, a scale a head; one compiled function quantises, in the call."""
+    """FlashAttention-3 in FP8, one scale a head; a compiled function quantises inside the call."""
     attend = _fp8_attend(case)
     pack = compiled(lambda q, k, v: [part for t in (q, k, v) for part in fp8(t)])
 
-    def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def quantise_and_attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         parts = pack(q, k, v)
         out: torch.Tensor = attend(*parts[::2], *parts[1::2])
         return out
 
-    return _then_skip(case, whole)
+    return _then_skip(case, quantise_and_attend)
 
 
 def fa3_prepack(case: Any, a: Tensors) -> Tensors:
@@ -126,8 +126,8 @@ def fp8_serves(case: Any, device: Device) -> str | None:
 
 
 def fp8_traffic(case: Any, prepacked: bool = False) -> tuple[Traffic, ...]:
-    """Each of q, k and v is read for its largest values and again to be quantised; the answer goes
-    through memory to the skip. Left out: scales."""
+    """Each of q, k and v is read for its largest values and again to be quantised; the attention
+    goes through memory to the skip. Left out: scales."""
     e = case.B * case.N * case.H * case.D
     u = e * case.dtype.bytes
     rows = [] if prepacked else [Traffic(name, read=2 * u) for name in "qkv"]
@@ -206,10 +206,10 @@ def prepack(case: Any, a: Tensors) -> Tensors:
 
 
 def int8_prepacked(case: Any, config: Any) -> Call:
-    """What published figures of 8-bit attention count: the attention, quantised already."""
+    """As published figures of 8-bit attention count: the attention on quantised inputs."""
     from kernelbench.kernels import rcm_int8
 
-    layouts: list[Any] = []  # how the buffers are cut up: that of any tensors of these shapes
+    layouts: list[Any] = []  # of the packed buffers, by the first call: shapes alone decide it
 
     def call(a: Tensors) -> torch.Tensor:
         if not layouts:

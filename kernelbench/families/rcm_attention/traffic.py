@@ -46,7 +46,7 @@ def launches(
     """How many kernels our forward is on an H200, each of which reads k and v: 2 where the table
     splits the rows of each head of D = 64 (B,N,H,D) between wide tiles and narrow ones.
 
-    Between the two lie all other heads: k and v are read from HBM again.
+    All other heads run between the two, so k and v are read from HBM again.
     """
     from kernelbench.kernels.rcm_attention import configs
 
@@ -78,18 +78,20 @@ def attention_traffic(skip: str, ours: bool, case: Any) -> tuple[Traffic, ...]:
     if full and skip == "epilogue":
         rows.append(("o, kept", 0, 1))
     narrow = case.dtype.bytes == 2
-    apart = narrow and not ours
-    one = ours and narrow and case.D in (64, 128)
+    converts = narrow and not ours
+    one_kernel = ours and narrow and case.D in (64, 128)
     if back:
-        mine = _ATTENTION["ours, one kernel" if one else "ours"]
-        rows += mine if ours else _ATTENTION[f"library {skip}"]
-        rows += _ATTENTION["library, 16 bits"] if apart else ()
+        own_rows = _ATTENTION["ours, one kernel" if one_kernel else "ours"]
+        rows += own_rows if ours else _ATTENTION[f"library {skip}"]
+        rows += _ATTENTION["library, 16 bits"] if converts else ()
         rows += _ATTENTION["gradients"] + (_ATTENTION["ours skip"] if ours and case.skips else ())
-    known = {"do": "c_out·grad_y"} if case.skips else {"do": "grad_y", "o": "y"}
-    traffic = [Traffic(known.get(n, n), read * u, write * u) for n, read, write in rows]
+    labels = {"do": "c_out·grad_y"} if case.skips else {"do": "grad_y", "o": "y"}
+    traffic = [Traffic(labels.get(n, n), read * u, write * u) for n, read, write in rows]
     if back:
-        read = 2 if one or apart else 4 if ours else 1  # both of them in each kernel of ours
-        traffic.append(Traffic("lse, delta", read * row, (full + (ours or apart)) * row))
+        read = (
+            2 if one_kernel or converts else 4 if ours else 1
+        )  # both of them in each kernel of ours
+        traffic.append(Traffic("lse, delta", read * row, (full + (ours or converts)) * row))
     if case.skips:
         traffic.append(Traffic("t, dt", (2 if full else 1) * t, t if back else 0))
     return tuple(traffic)

@@ -45,8 +45,8 @@ def through_attention(
 ) -> Generator[Piece, None, tuple[torch.Tensor, dict[str, torch.Tensor]] | None]:
     """F = proj(attention(qkv(h))) of one sample h (N,C) in fp64, chunks of rows at a time.
 
-    finish: is handed rows and their F, yields pieces of the oracle, and returns dF, or None when
-    no gradient is wanted. Yields those pieces; returns dh and the gradients of the weights.
+    finish: takes rows and their F, yields pieces of the oracle, and returns dF, or None without
+    gradients. Yields those pieces; returns dh and the gradients of the weights.
 
     With P = softmax(q kᵀ/√D), A = P v, dA = dF w_proj: dv = Pᵀ dA,
     dS = P⊙(dA vᵀ − rowsum(dA⊙A))/√D, dq = dS k, dk = dSᵀ q, dw = d(out)ᵀ in, db = Σ_rows d(out).
@@ -99,11 +99,11 @@ def oracle(case: RCMLayerCase, a: Tensors) -> Iterator[Piece]:
             df: torch.Tensor = c_out[b] * dy
             return df
 
-        found = yield from through_attention(x, w, case.H, finish)
-        if found is not None:
-            yield "dx", b, c_skip[b] * a["grad_y"][b].double() + found[0], found[0]
+        gradients = yield from through_attention(x, w, case.H, finish)
+        if gradients is not None:
+            yield "dx", b, c_skip[b] * a["grad_y"][b].double() + gradients[0], gradients[0]
             yield "dt", b, torch.stack(dts).sum()
-            totals = {name: total + found[1][name] for name, total in totals.items()}
+            totals = {name: total + gradients[1][name] for name, total in totals.items()}
     if case.mode is not Mode.fwd:
         yield from ((f"d{name}", ..., total) for name, total in totals.items())
 
@@ -129,10 +129,10 @@ def cost(case: RCMLayerCase) -> Cost:
     t = 4 * case.B if case.skips else 0
     if case.mode is Mode.fwd:
         return Cost(forward, u + w + b + t, u)
-    made = u + w + b + t
+    written = u + w + b + t
     if case.mode is Mode.bwd:
-        return Cost(backward, 2 * u + w + t, made)
-    return Cost(forward + backward, 2 * u + w + b + t, made + u)
+        return Cost(backward, 2 * u + w + t, written)
+    return Cost(forward + backward, 2 * u + w + b + t, written + u)
 
 
 def _check(B: int, N: int, C: int, H: int, dtypes: str, modes: str, **axes: Any) -> list[Any]:

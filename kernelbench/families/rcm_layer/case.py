@@ -41,18 +41,17 @@ class RCMLayerCase(Case):
 
 
 def weights(draw: Draw, C: int) -> dict[str, Any]:
-    """Drawn as wide as nn.Linear's, so that activations keep their size."""
+    """Weights with the scale of nn.Linear's, so that activations keep their size."""
     shapes = {"w_qkv": (3 * C, C), "b_qkv": (3 * C,), "w_proj": (C, C), "b_proj": (C,)}
     return {name: draw(*shape) / math.sqrt(C) for name, shape in shapes.items()}
 
 
 def upstream(case: RCMLayerCase, draw: Draw, a: Tensors, expectation: float = 6) -> Any:
-    """A draw, with a little of x and of b_proj in it, so that dt means something.
+    """dy: a draw plus a little of x and of b_proj, so that dt is not all cancellation.
 
-    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F: with a dy that knows neither, both sums are noise of
-    √(NC) that may cancel to nothing, where rounding alone would look like an error. They are given
-    expectations of 6 and ∓6 (trigflow: 12) times √(NC), with which the two terms add up.
-    expectation: instead of that 6.
+    dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F. With a dy independent of both, the sums are noise of √(NC)
+    that may cancel, where rounding alone would look like an error. Here they have expectations of 6
+    and ∓6 (trigflow: 12) times √(NC), so that the two terms add up. expectation: replaces the 6.
     """
     trigflow = case.parametrization is Parametrization.trigflow
     toward_x = expectation / math.sqrt(case.N * case.C)
@@ -62,11 +61,11 @@ def upstream(case: RCMLayerCase, draw: Draw, a: Tensors, expectation: float = 6)
 
 
 def inputs(case: RCMLayerCase, draw: Draw) -> Tensors:
-    drawn = {"x": draw(case.B, case.N, case.C), "t": times(draw, case.parametrization, case.B)}
-    drawn |= weights(draw, case.C)
+    tensors = {"x": draw(case.B, case.N, case.C), "t": times(draw, case.parametrization, case.B)}
+    tensors |= weights(draw, case.C)
     if case.mode is not Mode.fwd:
-        drawn["grad_y"] = upstream(case, draw, drawn)
-    return drawn
+        tensors["grad_y"] = upstream(case, draw, tensors)
+    return tensors
 
 
 def grads(case: RCMLayerCase) -> tuple[str, ...]:

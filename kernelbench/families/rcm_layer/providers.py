@@ -16,7 +16,7 @@ from kernelbench.spec import Call, Case, Device, DType, Mode, Tensors
 
 
 def joined(H: int, attend: Function, finish: Function) -> Function:
-    """The layer of attention on views of a packed qkv and what makes y of A, x and t."""
+    """The layer: attention on views of a packed qkv, then `finish`, which makes y of A, x and t."""
 
     def layer(
         x: torch.Tensor,
@@ -43,12 +43,12 @@ def skipping(case: RCMLayerCase, dtype: torch.dtype) -> Function:
     return finish
 
 
-def _spread(layer: Function) -> Call:
+def _as_call(layer: Function) -> Call:
     return lambda a: layer(a["x"], a["t"], *(a[name] for name in WEIGHTS))
 
 
 def _on_backend(graph: Function) -> Call:
-    """Traced and run where the baseline's SDPA backend is first."""
+    """Trace and run the graph with the baseline's SDPA backend first."""
 
     def call(a: Tensors) -> torch.Tensor:
         with sdpa_kernel(backends(a["x"].device), set_priority=True):
@@ -59,7 +59,7 @@ def _on_backend(graph: Function) -> Call:
 
 def baseline(case: RCMLayerCase, config: Any) -> Call:
     """F.linear, SDPA on the backend that `backends` puts first, F.linear, the skip; eager."""
-    return _spread(joined(case.H, attention(), skipping(case, DTYPES[case.dtype])))
+    return _as_call(joined(case.H, attention(), skipping(case, DTYPES[case.dtype])))
 
 
 def compile_layer(case: RCMLayerCase, config: Any) -> Call:
@@ -80,10 +80,12 @@ def ours(fused: bool) -> Callable[[RCMLayerCase, Any], Call]:
         from kernelbench.kernels import projection
         from kernelbench.nn.attend import attend
 
-        whole, apart = projection.project_and_skip, projection.project_and_skip_unfused
+        fused_skip, unfused_skip = projection.project_and_skip, projection.project_and_skip_unfused
         kind, sigma = case.parametrization.value, case.sigma
         options = {"parametrization": kind, "sigma_data": sigma, "config": config}
-        return _spread(joined(case.H, attend, partial(whole if fused else apart, **options)))
+        return _as_call(
+            joined(case.H, attend, partial(fused_skip if fused else unfused_skip, **options))
+        )
 
     return build
 
@@ -92,8 +94,8 @@ def triton_configs(case: RCMLayerCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.projection import configs
 
     M, C, item = case.B * case.N, case.C, case.dtype.bytes
-    tiles = configs(M, C, C, arch=device.arch, itemsize=item, N=case.N)
-    return tiles[:1] if case.mode is Mode.bwd else tiles
+    table = configs(M, C, C, arch=device.arch, itemsize=item, N=case.N)
+    return table[:1] if case.mode is Mode.bwd else table
 
 
 def serves(case: Case, device: Device) -> str | None:

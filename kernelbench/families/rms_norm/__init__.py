@@ -68,10 +68,10 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
         dy = a["grad_y"][rows].double()
         m = dy * w
         dh = rs * m - rs**3 * h * (m * h).mean(-1, keepdim=True)
-        if case.residual:  # what comes down from r' passes through
-            whole = dh + a["grad_r"][rows].double()
-            yield "dresidual", rows, whole, dh
-            yield "dx", rows, whole, dh
+        if case.residual:  # the gradient of r' passes through
+            dx = dh + a["grad_r"][rows].double()
+            yield "dresidual", rows, dx, dh
+            yield "dx", rows, dx, dh
         else:
             yield "dx", rows, dh
         dw += (dy * h * rs).sum(0)
@@ -82,28 +82,28 @@ def oracle(case: RMSNormCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
 def _tangents(
     case: RMSNormCase, a: Tensors, rows: slice, h: Any, rs: Any, w: Any
 ) -> Iterator[tuple[Any, ...]]:
-    pushed_on = a["tangent_x"][rows].double()
+    tangent = a["tangent_x"][rows].double()
     if case.residual:
-        pushed_on = pushed_on + a["tangent_residual"][rows].double()
-        yield "tangent_r", rows, pushed_on
-    along = rs * pushed_on - rs**3 * h * (h * pushed_on).mean(-1, keepdim=True)
-    yield "tangent_y", rows, along * w + h * rs * a["tangent_weight"].double()
+        tangent = tangent + a["tangent_residual"][rows].double()
+        yield "tangent_r", rows, tangent
+    tangent_h = rs * tangent - rs**3 * h * (h * tangent).mean(-1, keepdim=True)
+    yield "tangent_y", rows, tangent_h * w + h * rs * a["tangent_weight"].double()
 
 
 def trials(case: RMSNormCase) -> Mapping[str, Trial]:
     """Scaled down until the mean square is about eps, and up by 256, whose square fp16 lacks."""
-    drawn = ("x", "residual") if case.residual else ("x",)
+    scaled = ("x", "residual") if case.residual else ("x",)
     rounds_squares = case.casting is Casting.none and case.dtype is DType.fp16
     why = "casting=none rounds squares to fp16, which holds none of them well"
     by_name = {
-        "small": Trial(dict.fromkeys(drawn, math.sqrt(case.eps) or 2.0**-10)),
-        "large": Trial(dict.fromkeys(drawn, 256.0)),
-        "outliers": Trial(outliers=drawn),
+        "small": Trial(dict.fromkeys(scaled, math.sqrt(case.eps) or 2.0**-10)),
+        "large": Trial(dict.fromkeys(scaled, 256.0)),
+        "outliers": Trial(outliers=scaled),
     }
     if case.residual and case.mode.graded:  # dx of a large h is small beside grad_r
         by_name["large"] = Trial({**by_name["large"].scale, "grad_r": 1 / 256})
         by_name["amplified"] = Trial({"grad_r": 2.0**-10})
-    if case.N == 1:  # y is a sign: its dx is what rounding leaves of a difference
+    if case.N == 1:  # y is a sign, so dx is a difference that only rounding leaves
         by_name = {
             name: replace(trial, apart=("dx", "dresidual")) for name, trial in by_name.items()
         }

@@ -31,21 +31,21 @@ class RMSNormCase(Case):
 
 
 def inputs(case: RMSNormCase, draw: Draw) -> Tensors:
-    drawn = {"x": draw(case.M, case.N), "weight": draw(case.N)}
+    tensors = {"x": draw(case.M, case.N), "weight": draw(case.N)}
     if case.residual:
-        drawn["residual"] = draw(case.M, case.N)
+        tensors["residual"] = draw(case.M, case.N)
     if case.mode.graded:
         for name in outputs(case):
-            drawn[f"grad_{name}"] = draw(case.M, case.N)
+            tensors[f"grad_{name}"] = draw(case.M, case.N)
     if case.mode is Mode.jvp:
-        drawn |= {f"tangent_{name}": draw(*drawn[name].shape) for name in grads(case)}
-    return drawn
+        tensors |= {f"tangent_{name}": draw(*tensors[name].shape) for name in grads(case)}
+    return tensors
 
 
 def outputs(case: RMSNormCase) -> tuple[str, ...]:
     names = ("y", "r") if case.residual else ("y",)
-    pushed_on = tuple(f"tangent_{name}" for name in names) if case.mode is Mode.jvp else ()
-    return names + pushed_on
+    tangents = tuple(f"tangent_{name}" for name in names) if case.mode is Mode.jvp else ()
+    return names + tangents
 
 
 def grads(case: RMSNormCase) -> tuple[str, ...]:

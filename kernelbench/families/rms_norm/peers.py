@@ -1,4 +1,4 @@
-"""RMSNorm by third parties: Liger and QuACK, each as its owners call it."""
+"""RMSNorm by third parties: Liger and QuACK, each called as its authors do."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def quack(case: Any, config: Any) -> Call:
 
 
 def quack_tuned(case: Any, config: Any) -> Call:
-    """Its launch chosen by an exhaustive search, which is compiling."""
+    """QuACK with its launch chosen by an exhaustive search, which counts as compiling."""
     from kernelbench.families.rms_norm.quack import Tuned
 
     offset = 1.0 if case.casting == "gemma" else 0.0

@@ -35,25 +35,25 @@ def _eager(casting: Casting, residual: bool, eps: float) -> Callable[..., Any]:
     return add_norm if residual else norm
 
 
-def _spread(case: RMSNormCase, function: Callable[..., Any]) -> Call:
-    def plain(a: Tensors) -> Any:
+def _as_call(case: RMSNormCase, function: Callable[..., Any]) -> Call:
+    def norm(a: Tensors) -> Any:
         return function(a["x"], a["weight"])
 
-    def added(a: Tensors) -> Any:
+    def add_norm(a: Tensors) -> Any:
         return function(a["x"], a["weight"], a["residual"])
 
-    call = added if case.residual else plain
+    call = add_norm if case.residual else norm
     return pushed(call, grads(case)) if case.mode is Mode.jvp else call
 
 
 def _compiled(case: RMSNormCase, function: Callable[..., Any], mode: str = "default") -> Call:
     if case.mode is Mode.jvp:
-        return compiled(_spread(case, function), mode)
-    return _spread(case, compiled(function, mode))
+        return compiled(_as_call(case, function), mode)
+    return _as_call(case, compiled(function, mode))
 
 
 def eager(case: RMSNormCase, config: Any) -> Call:
-    return _spread(case, _eager(case.casting, case.residual, case.eps))
+    return _as_call(case, _eager(case.casting, case.residual, case.eps))
 
 
 def compile_eager(case: RMSNormCase, config: Any) -> Call:
@@ -78,11 +78,11 @@ def torch_fused(case: RMSNormCase, config: Any) -> Call:
     def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, shape, weight, eps)
 
-    return _spread(case, add_norm if case.residual else norm)
+    return _as_call(case, add_norm if case.residual else norm)
 
 
 def rounds_once(case: RMSNormCase, device: Device) -> str | None:
-    """F.rms_norm answers `fp32`, and `llama` with one rounding less."""
+    """F.rms_norm computes `fp32`, and `llama` with one rounding less."""
     if case.casting in (Casting.fp32, Casting.llama):
         return None
     return f"F.rms_norm has no casting={case.casting}"
@@ -97,7 +97,7 @@ def triton_fused(case: RMSNormCase, config: Any) -> Call:
         return rms_norm(x, weight, eps, residual=r, casting=casting, config=config)
 
     norm = partial(rms_norm, eps=eps, casting=casting, config=config)
-    return _spread(case, add_norm if case.residual else norm)
+    return _as_call(case, add_norm if case.residual else norm)
 
 
 def triton_configs(case: RMSNormCase, device: Device) -> tuple[Any, ...]:

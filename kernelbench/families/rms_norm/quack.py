@@ -1,5 +1,5 @@
-"""QuACK's RMSNorm with its launch chosen by trial, as its owners tune it: an exhaustive search a
-shape, which takes minutes for a backward and is kept in QuACK's own cache on the disk."""
+"""QuACK's RMSNorm with its launch chosen by its authors' tuner: an exhaustive search for each
+shape, which takes minutes for a backward and is kept in QuACK's own cache on disk."""
 
 from typing import Any
 

@@ -117,8 +117,8 @@ def f_rms_norm_traffic(case: Any) -> tuple[Traffic, ...]:
     """F.rms_norm knows no residual: both adds are kernels of their own, and so is dw.
 
     Forward, one pass over x is a lower bound: it, too, reads a row twice (on an H200 x came from
-    HBM once at N = 4096, 1.73 times at 8192). Of mode jvp, too, this is a lower bound:
-    into how many kernels PyTorch cuts its tangent was not looked at.
+    HBM once at N = 4096, 1.73 times at 8192). In mode jvp, too, it is a lower bound: how many
+    kernels PyTorch's tangent takes was not measured.
     """
     passes = f_rms_norm_passes(case.N, case.dtype.bytes)
     return fused_traffic(case, bwd_passes=passes, add_apart=True)

@@ -54,8 +54,8 @@ from kernelbench.spec import Cost, DType, Family, Mode, Provider, Role, Tensors,
 
 
 def oracle(case: RotaryCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tensor]]:
-    """In fp64, a sequence at a time; the gradient is the inverse rotation of what comes down, and a
-    tangent is turned like what it is of."""
+    """In fp64, a sequence at a time. The gradient is the inverse rotation of the upstream one; a
+    tangent is rotated like its tensor."""
     for b in range(case.B):
         cos, sin = (a[name][b] if a[name].ndim == 3 else a[name] for name in ("cos", "sin"))
         cos, sin = cos.double(), sin.double()
@@ -70,7 +70,7 @@ def oracle(case: RotaryCase, a: Tensors) -> Iterator[tuple[str, Any, torch.Tenso
 
 
 def trials(case: RotaryCase) -> Mapping[str, Trial]:
-    """A rotation is linear in q and k; angles stay what they are."""
+    """A rotation is linear in q and k; the angles stay the same."""
     return {
         "small": Trial({"q": 2.0**-8, "k": 2.0**-8}),
         "large": Trial({"q": 256.0, "k": 256.0}),

@@ -12,7 +12,7 @@ BASE = 10000.0
 
 
 class Layout(StrEnum):
-    """In which order q and k lie in memory; their shape is (B,S,H,D) either way."""
+    """The storage order of q and k; their shape is (B,S,H,D) either way."""
 
     bshd = "bshd"
     bhsd = "bhsd"
@@ -47,19 +47,19 @@ class RotaryCase(Case):
 
 
 def inputs(case: RotaryCase, draw: Draw) -> Tensors:
-    drawn = {"q": _stored(case, draw, case.Hq), "k": _stored(case, draw, case.Hk)}
+    tensors = {"q": _stored(case, draw, case.Hq), "k": _stored(case, draw, case.Hk)}
     start = draw.integers(0, 4096, case.B, 1) if case.tables is Tables.bs else 0
     positions = torch.arange(case.S, device=draw.device) + start
     rates = BASE ** (-torch.arange(0, case.D, 2, device=draw.device, dtype=torch.float64) / case.D)
     angles = positions[..., None] * rates
-    drawn["cos"], drawn["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
+    tensors["cos"], tensors["sin"] = angles.cos().to(draw.dtype), angles.sin().to(draw.dtype)
     if case.mode.graded:
-        drawn["grad_q_out"] = _stored(case, draw, case.Hq)
-        drawn["grad_k_out"] = _stored(case, draw, case.Hk)
+        tensors["grad_q_out"] = _stored(case, draw, case.Hq)
+        tensors["grad_k_out"] = _stored(case, draw, case.Hk)
     if case.mode is Mode.jvp:
-        drawn["tangent_q"] = _stored(case, draw, case.Hq)
-        drawn["tangent_k"] = _stored(case, draw, case.Hk)
-    return drawn
+        tensors["tangent_q"] = _stored(case, draw, case.Hq)
+        tensors["tangent_k"] = _stored(case, draw, case.Hk)
+    return tensors
 
 
 def _stored(case: RotaryCase, draw: Draw, heads: int) -> Any:

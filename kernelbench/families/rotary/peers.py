@@ -14,12 +14,12 @@ def liger(case: RotaryCase, config: Any) -> Call:
     """LigerRopeFunction takes (B,H,S,D) views and works in place where their storage allows."""
     from liger_kernel.ops.rope import LigerRopeFunction
 
-    def both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def turn_both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         q, k = a["q"].transpose(1, 2), a["k"].transpose(1, 2)
         q, k = LigerRopeFunction.apply(q, k, a["cos"], a["sin"], None, 1, case.D)
         return q.transpose(1, 2), k.transpose(1, 2)
 
-    return both
+    return turn_both
 
 
 def liger_overwrites(case: RotaryCase) -> tuple[str, ...]:
@@ -30,12 +30,12 @@ def quack(case: RotaryCase, config: Any) -> Call:
     """QuACK turns one tensor a launch: two launches."""
     from quack.rotary import apply_rotary_emb
 
-    def both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def turn_both(a: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         q = apply_rotary_emb(a["q"], a["cos"], a["sin"], case.interleaved, case.inplace)
         k = apply_rotary_emb(a["k"], a["cos"], a["sin"], case.interleaved, case.inplace)
         return q, k
 
-    return both
+    return turn_both
 
 
 def gpu_only(device: Device) -> str | None:

@@ -21,20 +21,20 @@ from kernelbench.spec import Call, Device, Mode, Tensors, Traffic
 def _eager(case: RotaryCase) -> Callable[..., Any]:
     interleaved = case.interleaved
 
-    def both(
+    def turn_both(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved)
 
-    def both_in_place(
+    def turn_both_in_place(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return q.copy_(turn(q, cos, sin, interleaved)), k.copy_(turn(k, cos, sin, interleaved))
 
-    return both_in_place if case.inplace else both
+    return turn_both_in_place if case.inplace else turn_both
 
 
-def _spread(case: RotaryCase, function: Callable[..., Any]) -> Call:
+def _as_call(case: RotaryCase, function: Callable[..., Any]) -> Call:
     def call(a: Tensors) -> Any:
         return function(a["q"], a["k"], a["cos"], a["sin"])
 
@@ -43,12 +43,12 @@ def _spread(case: RotaryCase, function: Callable[..., Any]) -> Call:
 
 def _compiled(case: RotaryCase, mode: str = "default") -> Call:
     if case.mode is Mode.jvp:
-        return compiled(_spread(case, _eager(case)), mode)
-    return _spread(case, compiled(_eager(case), mode))
+        return compiled(_as_call(case, _eager(case)), mode)
+    return _as_call(case, compiled(_eager(case), mode))
 
 
 def eager(case: RotaryCase, config: Any) -> Call:
-    return _spread(case, _eager(case))
+    return _as_call(case, _eager(case))
 
 
 def torch_fused(case: RotaryCase, config: Any) -> Call:
@@ -62,17 +62,17 @@ def compile_max_autotune(case: RotaryCase, config: Any) -> Call:
 
 
 def torch_complex(case: RotaryCase, config: Any) -> Call:
-    """Neighbours as complex numbers in fp32, as Meta's Llama has it: (x1 + i·x2)·(cos + i·sin), a
-    kernel for each of q and k (three in 16 bits), and one that puts cos and sin together."""
+    """Neighbours as complex numbers in fp32, as in Meta's Llama: (x1 + i·x2)·(cos + i·sin), one
+    kernel for each of q and k (three in 16 bits), and one that combines cos and sin."""
 
-    def both(
+    def turn_both(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         turns = torch.complex(cos.float(), sin.float())[..., None, :]
         pairs = (torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) for x in (q, k))
         return tuple(torch.view_as_real(x * turns).flatten(-2).type_as(q) for x in pairs)
 
-    return _spread(case, both)
+    return _as_call(case, turn_both)
 
 
 def triton_fused(case: RotaryCase, config: Any) -> Call:
@@ -80,14 +80,14 @@ def triton_fused(case: RotaryCase, config: Any) -> Call:
 
     interleaved, inplace = case.interleaved, case.inplace
     function = partial(apply_rotary, interleaved=interleaved, inplace=inplace, config=config)
-    return _spread(case, function)
+    return _as_call(case, function)
 
 
 def triton_configs(case: RotaryCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.rotary import configs
 
-    apart = case.layout is Layout.bhsd
-    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch, heads_apart=apart)
+    heads_apart = case.layout is Layout.bhsd
+    return configs(case.S, case.Hq + case.Hk, case.D, arch=device.arch, heads_apart=heads_apart)
 
 
 def overwrites(case: RotaryCase) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def overwrites(case: RotaryCase) -> tuple[str, ...]:
 
 
 def forward_in_place(case: RotaryCase, device: Device) -> str | None:
-    """In place, there is a forward to time; its backward is the one out of place."""
+    """In place, only the forward is timed; the backward is the one out of place."""
     if case.inplace and case.mode is not Mode.fwd:
         return "inplace is timed in mode fwd: a gradient is not overwritten"
     return None

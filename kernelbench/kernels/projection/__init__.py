@@ -56,7 +56,7 @@ from kernelbench.kernels.projection.hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection.hopper import forward_launch as hopper_launch
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import skip_launch
-from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -455,18 +455,20 @@ def configs(
 
     rows = [row for row in table if fits(row)]
     choice = next((r for r in rows if _tiles(r.config, M, C) >= r.least), rows[-1])
-    offered = [choice, *rows, *(row for row in more if fits(row))]
-    plain = [_capped(row.config, M, C, K) for row in offered]
+    candidates = [choice, *rows, *(row for row in more if fits(row))]
+    plain = [_capped(row.config, M, C, K) for row in candidates]
     runs = arch == "sm_90" and itemsize == 2 and (N or M) % 64 == K % 64 == C % 64 == 0
-    whole = [replace(plain[0], hopper=tile) for tile in _HOPPER_TILES if runs]
-    first = runs and _HOPPER_TILES[0].tiles(M, C) >= _HOPPER_LEAST
-    return tuple(dict.fromkeys([*whole, *plain] if first else [plain[0], *whole, *plain]))
+    hopper = [replace(plain[0], hopper=tile) for tile in _HOPPER_TILES if runs]
+    hopper_first = runs and _HOPPER_TILES[0].tiles(M, C) >= _HOPPER_LEAST
+    return tuple(dict.fromkeys([*hopper, *plain] if hopper_first else [plain[0], *hopper, *plain]))
 
 
 @lru_cache(maxsize=4096)
-def _choose(M: int, C: int, K: int, arch: str, itemsize: int, suits: bool) -> ProjectionConfig:
-    found = configs(M, C, K, arch=arch, itemsize=itemsize)
-    return next(config for config in found if suits or config.hopper is None)
+def _choose(
+    M: int, C: int, K: int, arch: str, itemsize: int, hopper_suits: bool
+) -> ProjectionConfig:
+    candidates = configs(M, C, K, arch=arch, itemsize=itemsize)
+    return next(config for config in candidates if hopper_suits or config.hopper is None)
 
 
 def _bytes(config: ProjectionConfig, itemsize: int) -> int:
@@ -480,7 +482,7 @@ def _tiles(config: ProjectionConfig, M: int, C: int) -> int:
 
 
 def _capped(config: ProjectionConfig, M: int, C: int, K: int) -> ProjectionConfig:
-    """Blocks no larger than the shape asks for."""
+    """The config with blocks no larger than the shape needs."""
     sizes = ((config.block_m, M), (config.block_c, C), (config.block_k, K))
     block_m, block_c, block_k = (min(block, max(16, power_of_2(size))) for block, size in sizes)
     return replace(config, block_m=block_m, block_c=block_c, block_k=block_k)
@@ -667,7 +669,7 @@ def _run_backward(
 ) -> tuple[Tensor | None, ...]:
     """da, dweight, dbias, dx, dt, each where it is needed; bias and x are read for dt alone.
 
-    Hooks on saved tensors may hand them back with other strides than they had.
+    Hooks on saved tensors may return them with other strides.
     """
     dy, a, weight = packed_rows(dy), packed_rows(a), packed_rows(weight)
     bias = None if bias is None else bias.contiguous()
@@ -695,9 +697,9 @@ def _run_backward(
     da = torch.mm(dy_MC, weight).view(a.shape) if needs[0] or needs[4] else None
     dweight = torch.mm(g_MC.t(), a.reshape(-1, a.shape[2])) if needs[1] else None
     if t is not None and da is not None and parts is not None:
-        later = parts[:, _parts(dy.shape[2], dy.shape[1]) :]
+        scale_parts = parts[:, _parts(dy.shape[2], dy.shape[1]) :]
         with on_device(a.device):
-            scale_launch(da, a, t, later, formula=formula, stores=needs[0]).run()
+            scale_launch(da, a, t, scale_parts, formula=formula, stores=needs[0]).run()
         dt = parts.sum(1).to(t.dtype)
     return da if needs[0] else None, dweight, dbias, dx, dt
 
@@ -732,9 +734,9 @@ def _operator(
     fused: bool,
 ) -> Tensor:
     """y."""
-    known = of_numbers(ProjectionConfig, config)
-    given = _given(a, weight, bias, x, t, sigma_data, parametrization, known)
-    return _run_forward(*given, fused)
+    parsed = of_numbers(ProjectionConfig, config)
+    arguments = _arguments(a, weight, bias, x, t, sigma_data, parametrization, parsed)
+    return _run_forward(*arguments, fused)
 
 
 @without_data(_operator)
@@ -756,11 +758,11 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """da, dweight, dbias, dx, dt; `absent` for what is not needed."""
-    a, weight, bias, x, t, formula, _ = _given(
+    a, weight, bias, x, t, formula, _ = _arguments(
         a, weight, bias, x, t, sigma_data, parametrization, None
     )
-    found = _run_backward(dy, a, weight, bias, x, t, formula, tuple(needs))
-    da, dweight, dbias, dx, dt = gradients_of(found, a)
+    gradients = _run_backward(dy, a, weight, bias, x, t, formula, tuple(needs))
+    da, dweight, dbias, dx, dt = gradients_of(gradients, a)
     return da, dweight, dbias, dx, dt
 
 
@@ -794,21 +796,21 @@ def _ways(a, weight, bias, x, t, *rest):
 
 
 def _columns_fit(weight):
-    """Whether every rank would have columns, and as many."""
+    """Whether every rank would have columns, equally many."""
     return weight.shape[0] % weight.mesh.size() == 0
 
 
 def _ways_backward(dy, a, weight, bias, x, t, *rest):
-    def of(*cuts):
-        return [wanted(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
+    def cuts_of(*cuts):
+        return [needed_cut(needed, cut) for needed, cut in zip(rest[-1], cuts, strict=True)]
 
     whole = WHOLE, optional(bias, WHOLE)
-    yield of(0, PARTIAL, PARTIAL, 0, 0), (0, 0, *whole, optional(x, 0), optional(t, 0))
+    yield cuts_of(0, PARTIAL, PARTIAL, 0, 0), (0, 0, *whole, optional(x, 0), optional(t, 0))
     rows = 1, 1, *whole, optional(x, 1), optional(t, WHOLE)
-    yield of(1, PARTIAL, PARTIAL, 1, PARTIAL), rows
+    yield cuts_of(1, PARTIAL, PARTIAL, 1, PARTIAL), rows
     if _columns_fit(weight):
         columns = 2, WHOLE, 0, optional(bias, 0), optional(x, 2), optional(t, WHOLE)
-        yield of(PARTIAL, 0, 0, 2, PARTIAL), columns
+        yield cuts_of(PARTIAL, 0, 0, 2, PARTIAL), columns
 
 
 sharded(_operator, _ways)
@@ -875,7 +877,7 @@ def _check_all(
     sigma_data: float | None,
     parametrization: str,
 ) -> RcmFormula:
-    """Everything but where tensors lie. What is computed."""
+    """Check everything except devices; returns the formula."""
     _check(a, weight, bias)
     formula = formula_of(parametrization, sigma_data, False, 1.0, 1)
     if formula.skips:
@@ -883,12 +885,12 @@ def _check_all(
     return formula
 
 
-_Given = tuple[
+_Arguments = tuple[
     Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, RcmFormula, ProjectionConfig
 ]
 
 
-def _given(
+def _arguments(
     a: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -897,8 +899,8 @@ def _given(
     sigma_data: float | None,
     parametrization: str,
     config: ProjectionConfig | None,
-) -> _Given:
-    """The arguments, checked and as the launches take them, with formula and config."""
+) -> _Arguments:
+    """The arguments, checked and laid out for the launches, with formula and config."""
     formula = _check_all(a, weight, bias, x, t, sigma_data, parametrization)
     if not formula.skips:
         x = t = None
@@ -937,19 +939,19 @@ def _project_and_skip(
     tensors = a, weight, bias, x, t
     if direct(*tensors) and not (a.is_meta and refusal(a.device)):
         try:
-            given = _given(*tensors, sigma_data, parametrization, config)
+            arguments = _arguments(*tensors, sigma_data, parametrization, config)
         except RuntimeError:
-            admit("project_and_skip", *tensors)  # which may say it in words
+            admit("project_and_skip", *tensors)  # may raise a clearer error
             raise
-        if graded(*given[:5]):
-            y: Tensor = _ProjectAndSkip.apply(*given, fused)
+        if graded(*arguments[:5]):
+            y: Tensor = _ProjectAndSkip.apply(*arguments, fused)
             return y
-        return _run_forward(*given, fused)
+        return _run_forward(*arguments, fused)
     admit("project_and_skip", *tensors)
     _check_all(*tensors, sigma_data, parametrization)
     rest = sigma_data, parametrization, numbers_of(config), fused
-    made: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
-    return made
+    result: Tensor = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
+    return result
 
 
 def project_and_skip(

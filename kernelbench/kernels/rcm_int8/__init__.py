@@ -539,10 +539,10 @@ def configs(N: int, D: int, *, arch: str) -> tuple[RcmInt8Config, ...]:
         for block_m, block_n, warps, stages, biased in _TABLE[E, arch == "sm_90"]
         if (block_m + stages * block_n * (1 + bytes_of_v)) * E <= shared_memory(arch, 1)
     )
-    found = tuple(dict.fromkeys(fitting))
+    candidates = tuple(dict.fromkeys(fitting))
     if arch == "sm_90" and D == 128:
-        found = (replace(found[0], hopper=True), *found)
-    return found
+        candidates = (replace(candidates[0], hopper=True), *candidates)
+    return candidates
 
 
 @lru_cache(maxsize=4096)
@@ -705,7 +705,7 @@ def attend_launch(
 def _attend_launch(
     packed: Packed, x: Tensor | None, t: Tensor | None, y: Tensor, formula: RcmFormula, arch: str
 ) -> Launch:
-    """By the kernel that the config asks for, if it takes these tensors and runs there."""
+    """The launch of the config's kernel if that takes these tensors and runs there, else `tl`'s."""
     if packed.config.hopper and arch == "sm_90" and hopper.suits(packed, x, y):
         return hopper.attend_launch(packed, x, t, y, formula=formula, tile=hopper.TILE)
     return attend_launch(packed, x, t, y, formula=formula)
@@ -797,8 +797,8 @@ def _operator(
     config: list[int],
 ) -> Tensor:
     """y."""
-    known = of_numbers(RcmInt8Config, config)
-    return _run(q, k, v, x, t, sigma_data, parametrization, causal, scale, known)
+    parsed = of_numbers(RcmInt8Config, config)
+    return _run(q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed)
 
 
 @without_data(_operator)
@@ -917,14 +917,14 @@ def rcm_attention_int8(
         x = t = None
     tensors = q, k, v, x, t
     _refuse_gradients(*tensors)
-    given = sigma_data, parametrization, causal, scale
+    options = sigma_data, parametrization, causal, scale
     if direct(*tensors) and not (q.is_meta and refusal(q.device)):
         try:
-            return _run(*tensors, *given, config)
+            return _run(*tensors, *options, config)
         except RuntimeError:
-            admit("rcm_attention_int8", *tensors)  # which may say it in words
+            admit("rcm_attention_int8", *tensors)  # may raise a clearer error
             raise
     admit("rcm_attention_int8", *tensors)
-    _check_all(*tensors, *given, _check)
-    y: Tensor = _operator(*tensors, *given, numbers_of(config))
+    _check_all(*tensors, *options, _check)
+    y: Tensor = _operator(*tensors, *options, numbers_of(config))
     return y

@@ -1,4 +1,4 @@
-"""What the kernels of 8 bits hand to one another, and how they cut up their work."""
+"""The tensors that the 8-bit kernels pass to each other, and how they cut up their work."""
 
 from dataclasses import dataclass
 

@@ -5,8 +5,8 @@ leave one row of partial sums. Rows are read where they lie: any row stride, col
 other. Bandwidth bounds it: about 10 flops to an element of 2 or 4 bytes.
 
 Narrow rows fit in the registers of a program, several at a time. Wider ones are read twice, the
-second time from L1; still wider ones are shared by several programs, which tell each other their
-parts of the sum. The backward reads once, too, through a pipeline in shared memory.
+second time from L1; still wider ones are shared by several programs, which exchange their parts of
+the sum. The backward reads once, too, through a pipeline in shared memory.
 """
 
 from collections.abc import Hashable, Iterator
@@ -58,7 +58,7 @@ from kernelbench.kernels.rms_norm.device import (
     push_rows,
     sum_partials,
 )
-from kernelbench.kernels.sharding import PARTIAL, WHOLE, optional, sharded, wanted
+from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 
 CASTINGS = ("fp32", "llama", "gemma", "none")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -165,8 +165,10 @@ def configs(
     if mode not in varied:
         raise ValueError(f"no mode {mode!r}. Known: {', '.join(varied)}")
     chosen = _choose(M, N, arch, itemsize, residual, sms)
-    found = (_fit(c, N, arch, itemsize, residual, sms) for c in (chosen, *varied[mode](chosen, N)))
-    return tuple(dict.fromkeys(found))
+    candidates = (
+        _fit(c, N, arch, itemsize, residual, sms) for c in (chosen, *varied[mode](chosen, N))
+    )
+    return tuple(dict.fromkeys(candidates))
 
 
 @lru_cache(maxsize=4096)
@@ -174,34 +176,34 @@ def _choose(
     M: int, N: int, arch: str, itemsize: int, residual: bool, sms: int | None
 ) -> RmsNormConfig:
     wide = max(1, itemsize // 2)
-    config = _looked_up(N * wide)
+    config = _look_up(N * wide)
     if config.bwd_reload and not _whole_row_fits(N, arch, itemsize):
-        wider = _looked_up(2 * power_of_2(N) * wide)
+        wider = _look_up(2 * power_of_2(N) * wide)
         config = replace(wider, **{name: getattr(config, name) for name in _FORWARD})
     if config.reread and residual and not config.held:  # twice as much under way
         config = replace(config, block=2 * config.block, warps=min(2 * config.warps, 32))
-    whole = power_of_2(N)
-    most = _MOST_REREAD if config.reread else whole
+    row_block = power_of_2(N)
+    most = _MOST_REREAD if config.reread else row_block
     rows = config.rows
     while rows > 1 and rows * _FEWEST_PROGRAMS > M:
         rows //= 2
     config = replace(
         config,
         rows=rows,
-        block=min(max(config.block // wide, 32), most, whole),
+        block=min(max(config.block // wide, 32), most, row_block),
         held=config.held // wide,
-        bwd_block=min(max(config.bwd_block // wide, 32), whole),
+        bwd_block=min(max(config.bwd_block // wide, 32), row_block),
     )
     return _fit(config, N, arch, itemsize, residual, sms)
 
 
-def _looked_up(N: int) -> RmsNormConfig:
+def _look_up(N: int) -> RmsNormConfig:
     return next(choice.config for choice in _TABLE if N <= choice.N)
 
 
 def _whole_row_fits(N: int, arch: str, itemsize: int) -> bool:
-    """Of the widest rows that a backward program can hold: without a mask, which takes registers
-    that are not there, and with two rows of x, dy and weight in shared memory."""
+    """Whether a backward program can hold the widest rows: without a mask, which needs too many
+    registers, and with two rows of x, dy and weight in shared memory."""
     return power_of_2(N) == N and 6 * N * itemsize <= shared_memory(arch, 1)
 
 
@@ -209,7 +211,7 @@ def _fit(
     config: RmsNormConfig, N: int, arch: str, itemsize: int, residual: bool, sms: int | None
 ) -> RmsNormConfig:
     """The config with as many stages as shared memory holds, and rows split only where all
-    programs of one run at once."""
+    programs of a row run at once."""
     if arch == "cpu":
         sms = 0  # the interpreter runs one program after another: none may wait
     if config.split and not _run_at_once(N, config.block, config.warps, sms):
@@ -237,15 +239,15 @@ def _run_at_once(N: int, block: int, warps: int, sms: int | None) -> bool:
 
 
 def _forward_variants(config: RmsNormConfig, N: int) -> Iterator[RmsNormConfig]:
-    whole = power_of_2(N)
+    row_block = power_of_2(N)
     if config.split:
         yield replace(config, block=2 * config.block, warps=2 * config.warps)
         config = replace(config, split=False, stages=1, reread=True)
     if config.reread:
         for block, warps in ((1024, 4), (2048, 8), (4096, 16), (4096, 32), (8192, 16), (8192, 32)):
-            yield replace(config, block=min(block, whole), warps=warps, held=0)
-        if whole <= 16384:
-            yield replace(config, block=whole, warps=max(4, whole // 1024), reread=False)
+            yield replace(config, block=min(block, row_block), warps=warps, held=0)
+        if row_block <= 16384:
+            yield replace(config, block=row_block, warps=max(4, row_block // 1024), reread=False)
         return
     for rows in (config.rows, config.rows * 2, config.rows // 2):
         for warps in (config.warps, config.warps * 2, config.warps // 2):
@@ -336,7 +338,7 @@ _TOGETHER = {"launch_cooperative_grid": True, "maxnreg": 128}  # see `_split_pro
 
 
 def forward_words(x: Tensor, N: int, config: RmsNormConfig) -> Tensor | None:
-    """Where the programs of a row tell each other their sums: (M, parts) of zeros, or None."""
+    """Memory through which the programs of a row exchange sums: (M, parts) of zeros, or None."""
     if not config.split:
         return None
     return x.new_zeros((x.numel() // N, ceil_div(N, config.block)), dtype=torch.int64)
@@ -393,7 +395,7 @@ def forward_launch(
 
 
 class Scratch(NamedTuple):
-    """Memory that the backward's kernels hand from one to another, or to each other.
+    """Memory that the backward's kernels share.
 
     partial_PN: sums of dweight over the rows of one of P programs each, None where not wanted.
     projection_M: of rows read by two kernels. words: of rows split over programs, zeros.
@@ -413,8 +415,8 @@ def _backward_grid(M: int, N: int, config: RmsNormConfig, device: torch.device) 
     return min(programs, ceil_div(M, config.bwd_rows)), blocks
 
 
-def _wanted(config: RmsNormConfig, wants_dx: bool) -> RmsNormConfig:
-    """For dweight alone no program waits for another."""
+def _for_gradients(config: RmsNormConfig, wants_dx: bool) -> RmsNormConfig:
+    """The config; for dweight alone one in which no program waits for another."""
     return config if wants_dx or not config.bwd_split else _two_kernels(config)
 
 
@@ -423,12 +425,12 @@ def backward_scratch(
 ) -> Scratch:
     """Scratch memory for `backward_launches`."""
     M = rstd_M.numel()
-    config = _wanted(config, wants_dx)
+    config = _for_gradients(config, wants_dx)
     programs, blocks = _backward_grid(M, N, config, rstd_M.device)
-    two = config.bwd_block < N and wants_dx and not config.bwd_split
+    two_kernels = config.bwd_block < N and wants_dx and not config.bwd_split
     return Scratch(
         rstd_M.new_empty((programs, N)) if wants_dweight else None,
-        torch.empty_like(rstd_M) if two else None,
+        torch.empty_like(rstd_M) if two_kernels else None,
         rstd_M.new_zeros((M, blocks), dtype=torch.int64) if config.bwd_split else None,
     )
 
@@ -454,7 +456,7 @@ def backward_launches(
     """
     N = x.shape[-1]
     M = x.numel() // N
-    config = _wanted(config, dx is not None)
+    config = _for_gradients(config, dx is not None)
     programs, blocks = _backward_grid(M, N, config, x.device)
     read: dict[str, Any] = {"dy_ptr": dy, "x_ptr": x, "weight_ptr": weight, "rstd_ptr": rstd_M}
     strides = {"dy_stride": _row_stride(dy), "x_stride": _row_stride(x)}
@@ -556,7 +558,7 @@ def _check(
 
 
 class _NormPlan:
-    """Calls alike in all but their tensors' addresses: checked once, their launches prepared."""
+    """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
 
     def __init__(
         self,
@@ -592,13 +594,13 @@ class _NormPlan:
         total = None if residual is None else torch.empty_like(y)
         rstd_M = x.new_empty(self.M, dtype=torch.float32) if save else None
         words = forward_words(x, self.N, self.config)
-        given = rows, residual, weight, y, total, rstd_M
+        tensors = rows, residual, weight, y, total, rstd_M
 
         def launches() -> tuple[Launch, ...]:
             options: dict[str, Any] = {"casting": self.casting, "config": self.config}
-            return (forward_launch(*given, words, eps=self.eps, **options),)
+            return (forward_launch(*tensors, words, eps=self.eps, **options),)
 
-        self.repeats.run(save, (given if words is None else (*given, words),), launches)
+        self.repeats.run(save, (tensors if words is None else (*tensors, words),), launches)
         return y, total, rstd_M
 
     def backward(
@@ -611,9 +613,9 @@ class _NormPlan:
         wants_dx: bool,
         wants_dweight: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of what was normalised and of the weight, each where it is wanted.
+        """The gradients of what was normalised and of the weight, each where it is needed.
 
-        Hooks on saved tensors may hand them back with other strides than they had.
+        Hooks on saved tensors may return them with other strides.
         """
         dx = dweight = None
         if wants_dx:
@@ -633,8 +635,8 @@ class _NormPlan:
         tensors: list[tuple[Tensor | None, ...]] = []
         if projection_M is not None:
             tensors.append((*read, projection_M))
-        between = projection_M if words is None else words
-        tensors.append((*read, between, dtotal, dx, partial_PN))
+        shared = projection_M if words is None else words
+        tensors.append((*read, shared, dtotal, dx, partial_PN))
         if dweight is not None:
             tensors.append((partial_PN, dweight))
 
@@ -655,49 +657,49 @@ class _NormPlan:
 
 
 class _SplitPlan:
-    """A plan with split rows, and the one to follow where the driver refuses to launch them.
+    """A plan with split rows, and a fallback for when the driver refuses to launch them.
 
     How many multiprocessors a launch may use is no property of the device: a green context has
-    some of them, whether it is current or only its stream is, and the next call may come from
-    elsewhere. The driver knows, and refuses a cooperative launch whose programs cannot all run at
-    once, in the call itself and with nothing queued (see `refused_at_once`). The split kernel is
-    the first of its pass, so that only scratch memory was written and the pass can be done by the
-    other plan. That is not remembered: each call finds out anew.
+    some of them, whether it is current or only its stream is, and the next call may run elsewhere.
+    The driver refuses a cooperative launch whose programs cannot all run at once, in the call
+    itself and with nothing queued (see `refused_at_once`). The split kernel is the first of its
+    pass, so that only scratch memory was written and the fallback can do the whole pass. Every call
+    tries again.
     """
 
-    def __init__(self, plan: _NormPlan, without: _NormPlan | None, sms: int) -> None:
+    def __init__(self, plan: _NormPlan, fallback: _NormPlan | None, sms: int) -> None:
         self._plan = plan
-        self._without = without  # None where the config was given
+        self._fallback = fallback  # None where the config was given
         self._sms = sms
 
-    def forward(self, *args: Any, **named: Any) -> Any:
+    def forward(self, *args: Any, **options: Any) -> Any:
         try:
-            return self._plan.forward(*args, **named)
+            return self._plan.forward(*args, **options)
         except RuntimeError as error:
             other = self._other(error)
-        return other.forward(*args, **named)  # here, what the error's frames held is free again
+        return other.forward(*args, **options)  # here, what the error's frames held is free again
 
-    def backward(self, *args: Any, **named: Any) -> Any:
+    def backward(self, *args: Any, **options: Any) -> Any:
         try:
-            return self._plan.backward(*args, **named)
+            return self._plan.backward(*args, **options)
         except RuntimeError as error:
             other = self._other(error)
-        return other.backward(*args, **named)  # here, what the error's frames held is free again
+        return other.backward(*args, **options)  # here, what the error's frames held is free again
 
     def _other(self, error: RuntimeError) -> _NormPlan:
         if not refused_at_once(error):
             raise error
-        if self._without is None:
+        if self._fallback is None:
             raise ValueError(
                 f"rms_norm: split rows of {self._plan.N} columns take more programs at once than "
                 f"run on the current stream, which may have fewer than the GPU's {self._sms} "
                 "multiprocessors (a green context): give a config with split=False and "
                 "bwd_split=False, or none for the table's"
             ) from error
-        return self._without
+        return self._fallback
 
 
-def _planned(
+def _make_plan(
     x: Tensor,
     weight: Tensor | None,
     residual: Tensor | None,
@@ -708,11 +710,13 @@ def _planned(
     plan = _NormPlan(x, weight, residual, eps, casting, config)
     if not (plan.config.split or plan.config.bwd_split):
         return plan
-    without = None
+    fallback = None
     if config is None:
-        apart = _fit(plan.config, plan.N, plan.arch, x.element_size(), residual is not None, sms=0)
-        without = _NormPlan(x, weight, residual, eps, casting, apart)
-    return _SplitPlan(plan, without, sm_count(x.device))
+        unsplit = _fit(
+            plan.config, plan.N, plan.arch, x.element_size(), residual is not None, sms=0
+        )
+        fallback = _NormPlan(x, weight, residual, eps, casting, unsplit)
+    return _SplitPlan(plan, fallback, sm_count(x.device))
 
 
 _MOST_PLANS = 4096
@@ -737,7 +741,7 @@ def _plan(
     )
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _planned(x, weight, residual, eps, casting, config)
+        plan = _make_plan(x, weight, residual, eps, casting, config)
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = plan
@@ -838,9 +842,9 @@ def _operator_jvp(
     tangent = None if tangent is None else _as_rows(tangent, N)
     weight = None if weight is None else weight.contiguous()
     weight_tangent = None if weight_tangent is None else weight_tangent.contiguous()
-    given = rows, tangent, weight, weight_tangent, rstd.reshape(-1), out
+    arguments = rows, tangent, weight, weight_tangent, rstd.reshape(-1), out
     with on_device(x.device):
-        push_launch(*given, casting=casting).run()
+        push_launch(*arguments, casting=casting).run()
     return out
 
 
@@ -882,7 +886,7 @@ def _tangents(ctx, x, weight, residual):
     source, factors, rstd = ctx.saved_tensors
     if x is None or residual is None:
         only = residual if x is None else x
-        # The tangent of r is no input's own.
+        # The tangent of r must not alias an input's.
         total = only.clone() if only is not None and ctx.summed else only
     else:
         total = x + residual
@@ -895,13 +899,16 @@ def _tangents(ctx, x, weight, residual):
 
 def _ways(x, weight, residual, eps, casting, config, save):
     for axis in range(x.ndim - 1):
-        results = axis, wanted(residual is not None, axis), wanted(save, axis)
+        results = axis, needed_cut(residual is not None, axis), needed_cut(save, axis)
         yield results, (axis, optional(weight, WHOLE), optional(residual, axis))
 
 
 def _ways_backward(dy, dtotal, x, weight, rstd, summed, casting, config, wants_dx, wants_dweight):
     for axis in range(x.ndim - 1):
-        results = wanted(wants_dx, axis), wanted(weight is not None and wants_dweight, PARTIAL)
+        results = (
+            needed_cut(wants_dx, axis),
+            needed_cut(weight is not None and wants_dweight, PARTIAL),
+        )
         yield results, (axis, optional(dtotal, axis), axis, optional(weight, WHOLE), axis)
 
 
@@ -978,7 +985,7 @@ def rms_norm(
     try:
         plan = _plan(x, weight, residual, eps, casting, config)
     except RuntimeError:
-        admit("rms_norm", x, weight, residual)  # which may say it in words
+        admit("rms_norm", x, weight, residual)  # may raise a clearer error
         raise
     if torch.is_grad_enabled() and (
         x.requires_grad
