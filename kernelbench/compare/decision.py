@@ -64,9 +64,9 @@ def _chance(sizes: Floats, degrees: Floats, single: "np.typing.NDArray[np.bool_]
     single: one process a side, whose heavy tails are not averaged out, however well the scatter is
     known; where the scatter is assumed, only this counts.
     """
-    known = np.where(degrees > 0, two_sided_p(sizes, np.maximum(degrees, 1.0)), 0.0)
-    alone = np.minimum(1.0, MARGIN * assumed_p(sizes * math.sqrt(2)))
-    return np.where(single, np.maximum(known, alone), known)
+    measured = np.where(degrees > 0, two_sided_p(sizes, np.maximum(degrees, 1.0)), 0.0)
+    assumed = np.minimum(1.0, MARGIN * assumed_p(sizes * math.sqrt(2)))
+    return np.where(single, np.maximum(measured, assumed), measured)
 
 
 def more(now: int, size: float, limit: float, decided: Decided, row: int) -> int | None:

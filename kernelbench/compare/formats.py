@@ -26,10 +26,10 @@ def _plain(row: RowChange) -> dict[str, Any]:
     return {name: facts[name] for name in COLUMNS}
 
 
-def known_format(name: str, known: Sequence[str]) -> str:
+def known_format(name: str, formats: Sequence[str]) -> str:
     """The name. Raises UsageError for an unknown format."""
-    if name not in known:
-        raise UsageError(f"--format: no format {name!r}{suggest(name, known)}")
+    if name not in formats:
+        raise UsageError(f"--format: no format {name!r}{suggest(name, formats)}")
     return name
 
 

@@ -75,9 +75,9 @@ def series(runs: Sequence[Run], metric: str, narrowing: Narrowing) -> list[Serie
 
     Raises UsageError for a metric, family, provider or case that no run has.
     """
-    known = [str(n) for n in metrics.frame([]).select_dtypes("number") if n not in FACTS]
-    if metric not in known:
-        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, known)}")
+    numeric = [str(n) for n in metrics.frame([]).select_dtypes("number") if n not in FACTS]
+    if metric not in numeric:
+        raise UsageError(f"--metric: no number {metric!r}{suggest(metric, numeric)}")
     records = [record for run in runs for record in run.records]
     for option, names, choices in (
         ("family", [r.family for r in records], narrowing.families),

@@ -82,9 +82,8 @@ def gated(record: RunRecord) -> bool:
 
 def observe(runs: Sequence[Iterable[RunRecord]]) -> list[LogMedian]:
     """The median of each right and gated record, process by process; `run` is an index of runs."""
-    processes = [
-        (number, r) for number, run in enumerate(runs) for one in run for r in one.processes
-    ]
+    records = [(number, record) for number, run in enumerate(runs) for record in run]
+    processes = [(number, r) for number, record in records for r in record.processes]
     rows = [(number, r) for number, r in processes if gated(r)]
     rows = [(number, r) for number, r in rows if r.timing and any(r.timing.blocks_ns)]
     times = [blocks_ns(r.timing) for _, r in rows if r.timing]
@@ -122,9 +121,9 @@ class Spread:
     def own(self) -> tuple[float, int]:
         """(variance from process to process of one build, its degrees of freedom)."""
         builds = (self.a, self.b, *self.earlier)
-        off = sum(float(np.var(values)) * len(values) for values in builds)
+        squares = sum(float(np.var(values)) * len(values) for values in builds)
         degrees = sum(len(values) - 1 for values in builds)
-        return (off / degrees if degrees else 0.0), degrees
+        return (squares / degrees if degrees else 0.0), degrees
 
     @property
     def prior(self) -> float:
@@ -152,6 +151,6 @@ def errors(rows: Sequence[Spread]) -> list[tuple[float, int]]:
         weight, total = scales[row.kind]
         variance = max(row.prior * total / weight, own, row.least)
         per_side = 1 / len(row.a) + 1 / len(row.b)
-        known = max(ASSUMED_RUNS, degrees) if degrees else 0
-        results.append((math.sqrt(variance * per_side), known))
+        known_degrees = max(ASSUMED_RUNS, degrees) if degrees else 0
+        results.append((math.sqrt(variance * per_side), known_degrees))
     return results

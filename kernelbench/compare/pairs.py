@@ -68,9 +68,9 @@ class Pair:
 
     def spread(self) -> noise.Spread:
         """The input of `noise`. A clock reading is itself uncertain, which widens the variance."""
-        record, both = self.b[0].record, (*self.a, *self.b)
-        slowed = any(s.throttled for s in both)
-        short = any(s.launch_error > noise.MEASURED for s in both)
+        record, medians = self.b[0].record, (*self.a, *self.b)
+        slowed = any(s.throttled for s in medians)
+        short = any(s.launch_error > noise.MEASURED for s in medians)
         clock_error = 0.0 if self.in_cycles is None else noise.CLOCK_READING**2
         sides = [
             tuple(s.log_ns + (math.log(s.mhz) if self.normalised and s.mhz else 0) for s in side)
@@ -81,8 +81,8 @@ class Pair:
             a=sides[0],
             b=sides[1],
             earlier=tuple(sides[2:]),
-            variances=tuple(s.variance + clock_error for s in both),
-            least=_mean([s.within**2 for s in both]),
+            variances=tuple(s.variance + clock_error for s in medians),
+            least=_mean([s.within**2 for s in medians]),
         )
 
 

@@ -25,8 +25,8 @@ class Run:
     @property
     def identity(self) -> str:
         """The same for every copy of the run in any folder: groups are random."""
-        known = {f"{record.run_id} {record.group}" for record in self.records}
-        return min(known) if known else str(self.path.resolve())
+        groups = {f"{record.run_id} {record.group}" for record in self.records}
+        return min(groups) if groups else str(self.path.resolve())
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def sides(a: Path, b: Path) -> tuple[Side, Side, list[str]]:
 
 def _sides(a: Path, b: Path, runs_a: tuple[Run, ...], runs_b: tuple[Run, ...]) -> tuple[Side, Side]:
     ids = {run.identity for run in runs_a}
-    if both := [run.path for run in runs_b if run.identity in ids]:
+    if shared := [run.path for run in runs_b if run.identity in ids]:
         raise UsageError(
-            f"{min(both)} is on both sides, or a copy of it is. Name two builds: compare BEFORE "
+            f"{min(shared)} is on both sides, or a copy of it is. Name two builds: compare BEFORE "
             "AFTER"
         )
     pair = Side(str(a), runs_a), Side(str(b), runs_b)
@@ -128,9 +128,9 @@ def noise_of(runs: tuple[Run, ...], a: Side, b: Side) -> tuple[Run, ...]:
 
     Raises UsageError where there are runs and none is.
     """
-    both = (*a.runs, *b.runs)
-    identities, methods = {run.identity for run in both}, _methods(a) | _methods(b)
-    gpus, cards = {*a.gpus, *b.gpus}, _cards(both)
+    compared = (*a.runs, *b.runs)
+    identities, methods = {run.identity for run in compared}, _methods(a) | _methods(b)
+    gpus, cards = {*a.gpus, *b.gpus}, _cards(compared)
     usable = tuple(
         run
         for run in runs

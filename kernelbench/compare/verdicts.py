@@ -53,8 +53,8 @@ def compare(a: Side, b: Side, gate: Gate | None = None, earlier: Sequence[Run] =
     rows, timed = _by_status(records_a, records_b, medians_a, _medians(b, one_gpu))
     builds, counts = _by_build(earlier, one_gpu), (_of_cases(a), _of_cases(b))
     judged = {
-        key: Pair(*both, builds.get(key, ()), (counts[0][key[:2]], counts[1][key[:2]]))
-        for key, both in timed.items()
+        key: Pair(*sides, builds.get(key, ()), (counts[0][key[:2]], counts[1][key[:2]]))
+        for key, sides in timed.items()
     }
     if not judged and not any(r.verdict in (Change.broken, Change.fixed) for r in rows.values()):
         raise KernelbenchError(_nothing_judged(rows.values()))

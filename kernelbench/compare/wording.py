@@ -63,15 +63,15 @@ def untimed_lines(comparison: Comparison, *, regressed: bool) -> list[str]:
 
     regressed: those that fail the gate, or the others.
     """
-    known = (Change.same, Change.unsure, *NOTABLE)
-    parts: dict[tuple[str, ...], list[str]] = {}
+    timed = (Change.same, Change.unsure, *NOTABLE)
+    providers: dict[tuple[str, ...], list[str]] = {}
     for row in comparison.rows:
-        if row.verdict not in known and row.regression is regressed:
+        if row.verdict not in timed and row.regression is regressed:
             key = (f"{row.verdict}  {row.family} {row.case}", row.why)
-            parts.setdefault(key, []).append(row.provider)
+            providers.setdefault(key, []).append(row.provider)
     return [
         f"{head}  {', '.join(names)}{f': {why}' if why else ''}"
-        for (head, why), names in parts.items()
+        for (head, why), names in providers.items()
     ]
 
 

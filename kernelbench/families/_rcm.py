@@ -49,8 +49,8 @@ def slopes(t: torch.Tensor, kind: Parametrization, sigma: float) -> tuple[torch.
     trigflow: (sin t−cos t)/(cos t+sin t)², −1/(cos t+sin t)².
     """
     if kind is Parametrization.trigflow:
-        both = (t.cos() + t.sin()) ** 2
-        return (t.sin() - t.cos()) / both, -1 / both
+        square = (t.cos() + t.sin()) ** 2
+        return (t.sin() - t.cos()) / square, -1 / square
     var, epsilon = sigma**2, CM_EPSILON if kind is Parametrization.cm else 0.0
     u = t - epsilon
     return -2 * var * u / (u * u + var) ** 2, sigma * (var + epsilon * t) / (t * t + var) ** 1.5

@@ -35,12 +35,12 @@ def repro(
     with beside(problems):
         records, folder = _records(case, provider, run or RESULTS, problems)
         record = _choose(records, provider, case)
-    known = families.load(tuple(plugins) or _plugins(folder))
-    if record.family not in known:
+    families_by_name = families.load(tuple(plugins) or _plugins(folder))
+    if record.family not in families_by_name:
         raise UsageError(
             f"{folder}: family {record.family!r} is not here; name its file: --plugin FILE"
         )
-    text = script_of(record, records, known[record.family])
+    text = script_of(record, records, families_by_name[record.family])
     if out is None:
         return text, problems
     files.deliver(out, text)
