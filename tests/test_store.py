@@ -380,6 +380,46 @@ def test_find_runs(tmp_path: Path) -> None:
         store.find_runs([tmp_path / "other.txt"])
 
 
+def test_killed_at_any_step_of_its_making_a_run_is_whole_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(BaseException):
+        pass
+
+    steps = ("mkdir", "open", "fsync", "replace", "rename", "link")
+    for number in range(40):
+        root = tmp_path / f"{number}"
+        left = number
+
+        def step(name: str, real: Any) -> Any:
+            def counted(*given: Any, **named: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Kill(name)
+                return real(*given, **named)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            for name in steps:
+                patch.setattr(os, name, step(name, getattr(os, name)))
+            try:
+                store.create(root, "smoke", "cpu", {}).close()
+            except Kill:
+                killed = True
+            else:
+                killed = False
+        runs = store.find_runs([root]) if root.exists() else []
+        for run in runs:
+            store.open_run(run).close()  # --resume takes it
+        if not killed:
+            assert len(runs) == 1
+            assert number > 8  # these steps are what it is made of
+            return
+    raise AssertionError("the making never ended")
+
+
 WRITER = """
 import sys
 from pathlib import Path

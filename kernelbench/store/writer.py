@@ -153,13 +153,8 @@ def create(root: str | Path, suite: str, gpu: str, manifest: Mapping[str, Any]) 
         "gpu": gpu,
         **manifest,
     }
-    fd = _locked(path)
-    try:
-        _write_manifest(path, facts)
-    except KernelbenchError:
-        os.close(fd)
-        raise
-    return Store(path, fd, facts)
+    _write_manifest(path, facts)  # the first file: killed before it, this folder is no run
+    return Store(path, _locked(path), facts)
 
 
 def slug(text: str) -> str:
