@@ -63,10 +63,8 @@ WITHOUT_TORCH = (
     "verbs.doctor",
 )  # results are read on a laptop
 SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc"}
-MOST_LINES, MOST_BODY = 400, 40
+MOST_LINES, MOST_BODY, MOST_PARAMETERS = 400, 40, 12
 BROAD = {"Exception", "BaseException"}
-# It is called for every backward, and every cut costs the host some µs.
-LONG = {("kernelbench/kernels/rcm_attention.py", "backward_launches")}
 
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
@@ -156,10 +154,39 @@ def test_functions_fit_a_screen(name: str) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _of_a_device(node):
             body = node.body[1:] if ast.get_docstring(node, clean=False) else node.body
             size = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
-            assert size <= MOST_BODY or (name, node.name) in LONG, (
+            assert size <= MOST_BODY, (
                 f"{name}:{node.lineno}: {node.name} has {size} lines besides its docstring, at "
                 f"most {MOST_BODY}: give a part of it a name"
             )
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in OUTSIDE_KERNELS])
+def test_what_travels_together_in_kernels_is_one_argument(name: str) -> None:
+    """All but what has a flat signature by its caller's rules: a kernel's launch, an operator's
+    schema."""
+    calls = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)]
+    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    for node in calls:
+        if ast.unparse(node.func).endswith("warp_specialize") and isinstance(
+            node.args[0], ast.List
+        ):
+            (pairs, *_) = node.args  # [(function, arguments), …]
+            assert isinstance(pairs, ast.List)
+            called |= {ast.unparse(p.elts[0]) for p in pairs.elts if isinstance(p, ast.Tuple)}
+    for node in ast.walk(TREES[name]):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        size = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+        if size > MOST_PARAMETERS and not _of_an_operator(node):
+            assert _of_a_device(node) and node.name not in called, (
+                f"{name}:{node.lineno}: {node.name} has {size} parameters, at most "
+                f"{MOST_PARAMETERS}: those that travel together are one NamedTuple"
+            )
+
+
+def _of_an_operator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    decorators = map(ast.unparse, node.decorator_list)
+    return any("custom_op" in d or d.startswith("without_data") for d in decorators)
 
 
 def _of_a_device(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

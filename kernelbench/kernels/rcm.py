@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 import triton
@@ -100,6 +101,42 @@ def statistic_of(q: Tensor) -> Tensor:
     B, N, H, _ = q.shape
     stride_H = pitch.fn(N)
     return q.new_empty_strided((B, H, N), (H * stride_H, stride_H, 1), dtype=torch.float32)
+
+
+class Forward(NamedTuple):
+    """The tensors of a forward. q, k, v: (B,N,H,D), x: (B,N,C), of any strides whose last is 1; t:
+    (B,). x and t are needed for y alone. y and o: (B,N,C) and contiguous. lse: as `statistic_of`
+    makes it, gets the logarithms to base 2 of the sums of 2^(score·log2 e). What is not wanted is
+    None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    x: Tensor | None
+    t: Tensor | None
+    y: Tensor | None
+    o: Tensor | None
+    lse: Tensor | None
+
+
+class Backward(NamedTuple):
+    """The tensors of a backward: dy, like x, what `Forward` took and left, and the gradients that
+    are wanted, contiguous, in the shapes of what they are of. x is needed for dt alone; dk and dv
+    go together."""
+
+    dy: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    x: Tensor | None
+    t: Tensor | None
+    o: Tensor
+    lse: Tensor
+    dq: Tensor | None
+    dk: Tensor | None
+    dv: Tensor | None
+    dx: Tensor | None
+    dt: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -54,6 +54,8 @@ from kernelbench.kernels.operators import (
     without_data,
 )
 from kernelbench.kernels.rcm import (
+    Backward,
+    Forward,
     RcmFormula,
     coefficients,
     formula_of,
@@ -78,18 +80,35 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
+class Rows(NamedTuple):
+    """The N rows of a head in memory, `stride` elements apart."""
+
+    ptr: Any
+    stride: Any
+    N: Any
+
+
+class Variant(NamedTuple):
+    """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements."""
+
+    D: Any
+    BLOCK: Any
+    BLOCK_D: Any
+    CAUSAL: Any
+    RAGGED: Any
+
+
 @triton.jit
 def _load_tile(
-    ptr,
+    rows,
     start,
-    stride,
-    N,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     """ROWS rows of D elements from row `start` on; zeros beyond N, where RAGGED, and beyond D."""
+    ptr, stride, N = rows
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
     ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
@@ -105,16 +124,15 @@ def _load_tile(
 
 @triton.jit
 def _store_tile(
-    ptr,
+    rows,
     tile_RD,
     start,
-    stride,
-    N,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
+    ptr, stride, N = rows
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
     ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
@@ -164,38 +182,34 @@ def _visible(row_M, key_N, N, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _attend_keys(
-    acc_MD,
-    sum_M,
-    max_M,
+    state,
     q_MD,
-    k_ptr,
-    v_ptr,
+    k,
+    v,
     row_M,
     first,
     end,
-    k_stride_N,
-    v_stride_N,
     scale,
-    N,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    variant,
     MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far."""
+    acc_MD, sum_M, max_M = state
+    D: tl.constexpr = variant.D
+    BLOCK_N: tl.constexpr = variant.BLOCK
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        k_ND = _load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), N, CAUSAL)
+            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
         weight_MN = tl.exp2(score_MN * scale - new_max_M[:, None])
         decay_M = tl.exp2(max_M - new_max_M)
-        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        v_ND = _load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         acc_MD = acc_MD * decay_M[:, None]
         acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
         sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
@@ -241,68 +255,50 @@ def _attend(
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal."""
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
-    q_ptr += b * q_stride_B + h * q_stride_H
-    k_ptr += b * k_stride_B + h * k_stride_H
-    v_ptr += b * v_stride_B + h * v_stride_H
-    k_stride_N = widened(k_stride_N, WIDE)
-    v_stride_N = widened(v_stride_N, WIDE)
-    q_stride_N = widened(q_stride_N, WIDE)
-    q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
+    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
+    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    q_MD = _load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    state = (acc_MD, sum_M, max_M)
+    scale_2 = scale * _LOG2E
     if CAUSAL:
         whole = row // BLOCK_N * BLOCK_N
         end = tl.minimum(row + BLOCK_M, N)
     else:
         whole = N // BLOCK_N * BLOCK_N
         end = N
-    acc_MD, sum_M, max_M = _attend_keys(
-        acc_MD,
-        sum_M,
-        max_M,
+    state = _attend_keys(
+        state,
         q_MD,
-        k_ptr,
-        v_ptr,
+        k,
+        v,
         row_M,
         0,
         whole,
-        k_stride_N,
-        v_stride_N,
-        scale * _LOG2E,
-        N,
-        D,
-        BLOCK_N,
-        BLOCK_D,
-        CAUSAL,
+        scale_2,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
         False,
-        RAGGED,
         STAGES,
     )
     if CAUSAL or RAGGED:  # few turns: a pipeline here would make every wgmma wait for the last
-        acc_MD, sum_M, max_M = _attend_keys(
-            acc_MD,
-            sum_M,
-            max_M,
+        state = _attend_keys(
+            state,
             q_MD,
-            k_ptr,
-            v_ptr,
+            k,
+            v,
             row_M,
             whole,
             end,
-            k_stride_N,
-            v_stride_N,
-            scale * _LOG2E,
-            N,
-            D,
-            BLOCK_N,
-            BLOCK_D,
-            CAUSAL,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
             True,
-            RAGGED,
             1,
         )
+    acc_MD, sum_M, max_M = state
 
     o_MD = acc_MD * (1.0 / sum_M)[:, None]
     out = b * N * H * D + h * D
@@ -310,14 +306,15 @@ def _attend(
         lse_M = max_M + tl.log2(sum_M)
         tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
     if o_ptr is not None:
-        _store_tile(o_ptr + out, o_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+        o = Rows(o_ptr + out, widened(H * D, WIDE), N)
+        _store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if y_ptr is not None:
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-        x_ptr += b * x_stride_B + h * D
-        x_stride_N = widened(x_stride_N, WIDE)
-        x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
+        x_MD = _load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
         y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
-        _store_tile(y_ptr + out, y_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+        y = Rows(y_ptr + out, widened(H * D, WIDE), N)
+        _store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -383,26 +380,24 @@ def _differentiate_skip(
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
     c_skip, _, d_skip, d_out = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
-    dy_ptr += b * dy_stride_B + h * D
-    dy_stride_N = widened(dy_stride_N, WIDE)
-    dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
+    dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
+    dy_MD = _load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
     if dx_ptr is not None:
-        _store_tile(
-            dx_ptr + out, c_skip * dy_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED
-        )
+        dx = Rows(dx_ptr + out, widened(H * D, WIDE), N)
+        _store_tile(dx, c_skip * dy_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if total_ptr is not None:
         zero_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        _store_tile(total_ptr + bh * N * D, zero_MD, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        _store_tile(Rows(total_ptr + bh * N * D, D, N), zero_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if o_ptr is not None:
-        o_MD = _load_tile(o_ptr + out, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+        o = Rows(o_ptr + out, widened(H * D, WIDE), N)
+        o_MD = _load_tile(o, row, D, BLOCK_M, BLOCK_D, RAGGED)
         delta_M = tl.sum(dy_MD * o_MD.to(tl.float32), axis=1)
         if delta_ptr is not None:
             row_M = row + tl.arange(0, BLOCK_M)
             tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
         if partial_ptr is not None:
-            x_ptr += b * x_stride_B + h * D
-            x_stride_N = widened(x_stride_N, WIDE)
-            x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+            x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
+            x_MD = _load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
             skipped_M = tl.sum(dy_MD * x_MD.to(tl.float32), axis=1)
             part = tl.sum(d_skip * skipped_M + d_out * delta_M, axis=0)
             tl.store(partial_ptr + tl.program_id(0), part)
@@ -422,43 +417,42 @@ def _sum_partials(partial_ptr, dt_ptr, P, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _gather_queries(
-    dk_ND,
-    dv_ND,
-    k_ND,
-    v_ND,
-    q_ptr,
-    dy_ptr,
-    lse_ptr,
-    delta_ptr,
+    state,
+    kept,
+    q,
+    dy,
+    statistics,
     key_N,
     first,
     end,
-    q_stride_N,
-    dy_stride_N,
     scale,
-    N,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    RAGGED: tl.constexpr,
+    variant,
+    MASKED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
 
-    Rows beyond N are all zeros, which add nothing.
+    kept: tiles of k and v. statistics: lse and δ, in memory. Rows beyond N are all zeros, which add
+    nothing.
     """
+    dk_ND, dv_ND = state
+    k_ND, v_ND = kept
+    lse_ptr, delta_ptr = statistics
+    D: tl.constexpr = variant.D
+    BLOCK_M: tl.constexpr = variant.BLOCK
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    RAGGED: tl.constexpr = variant.RAGGED
     for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
-        q_MD = _load_tile(q_ptr, start, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
-        lse_M = _load_rows(lse_ptr, start, N, BLOCK_M, RAGGED)
+        q_MD = _load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
+        lse_M = _load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
         score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
-        if CAUSAL:
+        if MASKED:
             row_M = start + tl.arange(0, BLOCK_M)
             score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
-        dy_MD = _load_tile(dy_ptr, start, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        dy_MD = _load_tile(dy, start, D, BLOCK_M, BLOCK_D, RAGGED)
         dv_ND = tl.dot(p_NM.to(dy_MD.dtype), dy_MD, dv_ND, input_precision="ieee")
-        delta_M = _load_rows(delta_ptr, start, N, BLOCK_M, RAGGED)
+        delta_M = _load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
         dp_NM = tl.dot(v_ND, tl.trans(dy_MD), input_precision="ieee")
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
         dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
@@ -504,109 +498,90 @@ def _differentiate_keys(
 ):
     """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows."""
     key, h, b, bh = _tile_of_head(N, H, BLOCK_N, False)
-    dy_ptr += b * dy_stride_B + h * D
-    q_ptr += b * q_stride_B + h * q_stride_H
-    k_ptr += b * k_stride_B + h * k_stride_H
-    v_ptr += b * v_stride_B + h * v_stride_H
-    lse_ptr += bh * pitch(N)
-    delta_ptr += bh * pitch(N)
-    dy_stride_N = widened(dy_stride_N, WIDE)
-    q_stride_N = widened(q_stride_N, WIDE)
-    k_stride_N = widened(k_stride_N, WIDE)
-    v_stride_N = widened(v_stride_N, WIDE)
-    k_ND = _load_tile(k_ptr, key, k_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
-    v_ND = _load_tile(v_ptr, key, v_stride_N, N, D, BLOCK_N, BLOCK_D, RAGGED)
+    dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
+    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
+    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
+    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    statistics = (lse_ptr + bh * pitch(N), delta_ptr + bh * pitch(N))
+    k_ND = _load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    v_ND = _load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    kept = (k_ND, v_ND)
     key_N = key + tl.arange(0, BLOCK_N)
     dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    state = (dk_ND, dv_ND)
+    scale_2 = scale * _LOG2E
     seen = 0
     if CAUSAL:
         seen = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
-        dk_ND, dv_ND = _gather_queries(
-            dk_ND,
-            dv_ND,
-            k_ND,
-            v_ND,
-            q_ptr,
-            dy_ptr,
-            lse_ptr,
-            delta_ptr,
+        state = _gather_queries(
+            state,
+            kept,
+            q,
+            dy,
+            statistics,
             key_N,
             key // BLOCK_M * BLOCK_M,
             seen,
-            q_stride_N,
-            dy_stride_N,
-            scale * _LOG2E,
-            N,
-            D,
-            BLOCK_M,
-            BLOCK_D,
+            scale_2,
+            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
             True,
-            RAGGED,
             STAGES,
         )
-    dk_ND, dv_ND = _gather_queries(
-        dk_ND,
-        dv_ND,
-        k_ND,
-        v_ND,
-        q_ptr,
-        dy_ptr,
-        lse_ptr,
-        delta_ptr,
+    state = _gather_queries(
+        state,
+        kept,
+        q,
+        dy,
+        statistics,
         key_N,
         seen,
         N,
-        q_stride_N,
-        dy_stride_N,
-        scale * _LOG2E,
-        N,
-        D,
-        BLOCK_M,
-        BLOCK_D,
+        scale_2,
+        Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
         False,
-        RAGGED,
         STAGES,
     )
+    dk_ND, dv_ND = state
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dk_ND *= c_out * scale
     dv_ND *= c_out
-    _store_tile(dk_ptr + out, dk_ND, key, widened(H * D, WIDE), N, D, BLOCK_N, BLOCK_D, RAGGED)
-    _store_tile(dv_ptr + out, dv_ND, key, widened(H * D, WIDE), N, D, BLOCK_N, BLOCK_D, RAGGED)
+    dk = Rows(dk_ptr + out, widened(H * D, WIDE), N)
+    dv = Rows(dv_ptr + out, widened(H * D, WIDE), N)
+    _store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    _store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
 
 
 @triton.jit
 def _gather_keys(
     dq_MD,
-    q_MD,
-    dy_MD,
-    lse_M,
-    delta_M,
-    k_ptr,
-    v_ptr,
+    kept,
+    k,
+    v,
     row_M,
     first,
     end,
-    k_stride_N,
-    v_stride_N,
     scale,
-    N,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    variant,
     MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Keys `first` to `end`: what they add to dq, still to be scaled."""
+    """Keys `first` to `end`: what they add to dq, still to be scaled.
+
+    kept: tiles of q and dy, lse and δ of their rows.
+    """
+    q_MD, dy_MD, lse_M, delta_M = kept
+    D: tl.constexpr = variant.D
+    BLOCK_N: tl.constexpr = variant.BLOCK
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = _load_tile(k_ptr, start, k_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
-        v_ND = _load_tile(v_ptr, start, v_stride_N, N, D, BLOCK_N, BLOCK_D, MASKED and RAGGED)
+        k_ND = _load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        v_ND = _load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), N, CAUSAL)
+            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
         dp_MN = tl.dot(dy_MD, tl.trans(v_ND), input_precision="ieee")
@@ -653,20 +628,18 @@ def _differentiate_queries(
 ):
     """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys."""
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
-    dy_ptr += b * dy_stride_B + h * D
-    q_ptr += b * q_stride_B + h * q_stride_H
-    k_ptr += b * k_stride_B + h * k_stride_H
-    v_ptr += b * v_stride_B + h * v_stride_H
-    dy_stride_N = widened(dy_stride_N, WIDE)
-    q_stride_N = widened(q_stride_N, WIDE)
-    k_stride_N = widened(k_stride_N, WIDE)
-    v_stride_N = widened(v_stride_N, WIDE)
-    q_MD = _load_tile(q_ptr, row, q_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
-    dy_MD = _load_tile(dy_ptr, row, dy_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
+    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
+    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
+    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    q_MD = _load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    dy_MD = _load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED)
     lse_M = _load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
     delta_M = _load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    kept = (q_MD, dy_MD, lse_M, delta_M)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    scale_2 = scale * _LOG2E
     if CAUSAL:
         whole = row // BLOCK_N * BLOCK_N
         end = tl.minimum(row + BLOCK_M, N)
@@ -675,55 +648,36 @@ def _differentiate_queries(
         end = N
     dq_MD = _gather_keys(
         dq_MD,
-        q_MD,
-        dy_MD,
-        lse_M,
-        delta_M,
-        k_ptr,
-        v_ptr,
+        kept,
+        k,
+        v,
         row_M,
         0,
         whole,
-        k_stride_N,
-        v_stride_N,
-        scale * _LOG2E,
-        N,
-        D,
-        BLOCK_N,
-        BLOCK_D,
-        CAUSAL,
+        scale_2,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
         False,
-        RAGGED,
         STAGES,
     )
     if CAUSAL or RAGGED:  # as in `_attend`
         dq_MD = _gather_keys(
             dq_MD,
-            q_MD,
-            dy_MD,
-            lse_M,
-            delta_M,
-            k_ptr,
-            v_ptr,
+            kept,
+            k,
+            v,
             row_M,
             whole,
             end,
-            k_stride_N,
-            v_stride_N,
-            scale * _LOG2E,
-            N,
-            D,
-            BLOCK_N,
-            BLOCK_D,
-            CAUSAL,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
             True,
-            RAGGED,
             1,
         )
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     dq_MD *= c_out * scale
-    dq_ptr += b * N * H * D + h * D
-    _store_tile(dq_ptr, dq_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+    out = b * N * H * D + h * D
+    dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
+    _store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -745,11 +699,12 @@ def _scale_queries(
 ):
     """dq = c_out·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32."""
     row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
-    total_MD = _load_tile(total_ptr + bh * N * D, row, D, N, D, BLOCK_M, BLOCK_D, RAGGED)
+    total_MD = _load_tile(Rows(total_ptr + bh * N * D, D, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-    dq_ptr += b * N * H * D + h * D
+    out = b * N * H * D + h * D
+    dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
     dq_MD = total_MD * (c_out * scale)
-    _store_tile(dq_ptr, dq_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+    _store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)
@@ -1062,25 +1017,12 @@ def _mixing(t: Tensor | None, formula: RcmFormula) -> tuple[dict[str, Any], dict
     return args, {"PARAMETRIZATION": formula.parametrization}
 
 
-def forward_launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    y: Tensor | None,
-    o: Tensor | None,
-    lse: Tensor | None,
-    *,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
-) -> Launch:
+def forward_launch(tensors: Forward, *, formula: RcmFormula, config: RcmAttentionConfig) -> Launch:
     """The launch that writes y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
 
-    q, k, v: (B,N,H,D), x: (B,N,C), of any strides whose last is 1; t: (B,). x and t are needed
-    for y alone. y and o: (B,N,C) and contiguous. lse: made by `statistic_of`, gets the logarithms
-    to base 2 of the sums of 2^(score·log2 e). Without a skip, what is wanted is o.
+    Without a skip, what is wanted is o.
     """
+    q, k, v, x, t, y, o, lse = tensors
     B, N, H, D = q.shape
     if y is None:
         x = t = None
@@ -1114,7 +1056,7 @@ def forward_launch(
 
 
 def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormula) -> Launch:
-    """The launch that writes y = c_skip·x + c_out·o; tensors as `forward_launch` takes them."""
+    """The launch that writes y = c_skip·x + c_out·o; o, x, t, y: as in `Forward`."""
     B, N, C = o.shape
     block_C = min(power_of_2(C), 1024)
     block_N = min(4096 // block_C, power_of_2(N))
@@ -1127,92 +1069,157 @@ def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormu
 
 
 def backward_launches(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    dx: Tensor | None,
-    dt: Tensor | None,
-    *,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
+    tensors: Backward, *, formula: RcmFormula, config: RcmAttentionConfig
 ) -> tuple[Launch, ...]:
-    """The launches, in order, that write the gradients that are wanted; dk and dv go together.
-
-    Inputs as `forward_launch` takes and leaves them, dy like x; x is needed for dt alone.
-    Gradients are contiguous, in the shapes of what they are of. Scratch memory is allocated here.
-    """
+    """The launches, in order, that write the gradients. Scratch memory is allocated here."""
+    q, lse, wants_q, wants_k = (
+        tensors.q,
+        tensors.lse,
+        tensors.dq is not None,
+        tensors.dk is not None,
+    )
     B, N, H, D = q.shape
-    delta = None if dq is None and dk is None else statistic_of(q)
+    delta = statistic_of(q) if wants_q or wants_k else None
+    tile = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
+    fused = tile.fused if tile is not None and wants_q and wants_k else None
+    total = None if fused is None else lse.new_empty(B, H, N, D)
+    launches = _skip_launches(tensors, delta, total, formula)
+    if delta is None:
+        return tuple(launches)
+    if fused is not None and total is not None:
+        launches.append(_fused_launch(tensors, delta, total, formula, fused))
+        launches.append(_scale_launch(tensors, total, formula))
+        return tuple(launches)
+    if wants_k:
+        launches.append(_keys_launch(tensors, delta, formula, config, tile))
+    if wants_q:
+        launches.append(_queries_launch(tensors, delta, formula, config, tile))
+    return tuple(launches)
+
+
+def _narrow(q: Tensor, *read: Tensor | None) -> tuple[int, dict[str, Any]]:
+    """How many programs go once through all rows of a sample, and their constexprs. read: tensors
+    with the strides that they go by."""
+    _, N, H, D = q.shape
     block_D = max(16, power_of_2(D))
     block_M = min(max(8, 2048 // block_D), power_of_2(N))
-    parts = ceil_div(N, block_M) * H
-    partial = None if dt is None else lse.new_empty(B, parts)
-    hopper = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
-    fused = None if hopper is None or dq is None or dk is None else hopper.fused
-    total = None if fused is None else lse.new_empty(B, H, N, D)
-    mixing, constexprs = _mixing(t, formula)
-    constexprs["D"] = D
-    constexprs["BLOCK_D"] = block_D
-    narrow = {
+    constexprs = {
+        "D": D,
+        "BLOCK_D": block_D,
         "BLOCK_M": block_M,
         "RAGGED": N % block_M != 0,
-        "WIDE": is_wide(block_M, dy, None if dt is None else x, o),
+        "WIDE": is_wide(block_M, *read),
     }
+    return ceil_div(N, block_M) * H, constexprs
+
+
+def _skip_launches(
+    tensors: Backward, delta: Tensor | None, total: Tensor | None, formula: RcmFormula
+) -> list[Launch]:
+    """The launches that write dx and δ, zeros to `total`, and dt."""
+    dy, q, o, t, dt = tensors.dy, tensors.q, tensors.o, tensors.t, tensors.dt
+    B, N, H, _ = q.shape
+    x = None if dt is None else tensors.x
+    parts, narrow = _narrow(q, dy, x, o)
+    partial = None if dt is None else tensors.lse.new_empty(B, parts)
+    mixing, constexprs = _mixing(t, formula)
     args: dict[str, Any] = {
         "dy_ptr": dy,
         "o_ptr": None if delta is None and partial is None else o,
-        "x_ptr": x if dt is not None else None,
-        "dx_ptr": dx,
+        "x_ptr": x,
+        "dx_ptr": tensors.dx,
         "delta_ptr": delta,
         "partial_ptr": partial,
         "total_ptr": total,
         "N": N,
         "H": H,
     }
-    args |= mixing | _strides(dy=dy, x=x if dt is not None else None)
-    launches = [
-        Launch(
-            _differentiate_skip,
-            (parts * B,),
-            args,
-            constexprs | narrow,
-            {"num_warps": 4, "num_stages": 1},
-        )
-    ]
+    args |= mixing | _strides(dy=dy, x=x)
+    options = {"num_warps": 4, "num_stages": 1}
+    launches = [Launch(_differentiate_skip, (parts * B,), args, constexprs | narrow, options)]
     if partial is not None:
-        launches.append(
-            Launch(
-                _sum_partials,
-                (B,),
-                {"partial_ptr": partial, "dt_ptr": dt, "P": parts},
-                {"BLOCK_P": min(1024, power_of_2(parts))},
-                {"num_warps": 4, "num_stages": 1},
-            )
-        )
-    if fused is not None and delta is not None and total is not None:
-        assert dk is not None and dv is not None
-        launches.append(
-            fused_launch(dy, q, k, v, t, lse, delta, total, dk, dv, formula=formula, tile=fused)
-        )
-        launches.append(
-            Launch(
-                _scale_queries,
-                (parts * B,),
-                {"total_ptr": total, "dq_ptr": dq, "scale": formula.scale, "N": N, "H": H} | mixing,
-                constexprs | narrow,
-                {"num_warps": 4, "num_stages": 1},
-            )
-        )
-        return tuple(launches)
-    args = {
+        sums = {"partial_ptr": partial, "dt_ptr": dt, "P": parts}
+        block_P = min(1024, power_of_2(parts))
+        launches.append(Launch(_sum_partials, (B,), sums, {"BLOCK_P": block_P}, options))
+    return launches
+
+
+def _scale_launch(tensors: Backward, total: Tensor, formula: RcmFormula) -> Launch:
+    """The launch that writes dq from its sum over all keys."""
+    q = tensors.q
+    B, N, H, _ = q.shape
+    x = None if tensors.dt is None else tensors.x
+    parts, narrow = _narrow(q, tensors.dy, x, tensors.o)
+    mixing, constexprs = _mixing(tensors.t, formula)
+    args = {"total_ptr": total, "dq_ptr": tensors.dq, "scale": formula.scale, "N": N, "H": H}
+    options = {"num_warps": 4, "num_stages": 1}
+    return Launch(_scale_queries, (parts * B,), args | mixing, constexprs | narrow, options)
+
+
+def _fused_launch(
+    tensors: Backward, delta: Tensor, total: Tensor, formula: RcmFormula, tile: HopperFusedTile
+) -> Launch:
+    dy, q, k, v, _, t, _, lse, _, dk, dv, _, _ = tensors
+    assert dk is not None and dv is not None
+    return fused_launch(dy, q, k, v, t, lse, delta, total, dk, dv, formula=formula, tile=tile)
+
+
+def _keys_launch(
+    tensors: Backward,
+    delta: Tensor,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+    tile: HopperBackwardTile | None,
+) -> Launch:
+    """The launch that writes dk and dv."""
+    dy, q, k, v, _, t, _, lse, _, dk, dv, _, _ = tensors
+    assert dk is not None and dv is not None
+    if tile is not None:
+        return keys_launch(dy, q, k, v, t, lse, delta, dk, dv, formula=formula, tile=tile)
+    blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
+    written = {"dk_ptr": dk, "dv_ptr": dv}
+    return _gradient_launch(_differentiate_keys, tensors, delta, written, formula, blocks)
+
+
+def _queries_launch(
+    tensors: Backward,
+    delta: Tensor,
+    formula: RcmFormula,
+    config: RcmAttentionConfig,
+    tile: HopperBackwardTile | None,
+) -> Launch:
+    """The launch that writes dq."""
+    dy, q, k, v, _, t, _, lse, dq, _, _, _, _ = tensors
+    assert dq is not None
+    if tile is not None and tile.queries is not None:
+        rows = tile.queries
+        return queries_launch(dy, q, k, v, t, lse, delta, dq, formula=formula, tile=rows)
+    blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
+    if tile is not None:
+        blocks = tile.keys, tile.rows, tile.warps, tile.stages
+    written = {"dq_ptr": dq}
+    return _gradient_launch(_differentiate_queries, tensors, delta, written, formula, blocks)
+
+
+def _gradient_launch(
+    kernel: Any,
+    tensors: Backward,
+    delta: Tensor,
+    written: dict[str, Tensor],
+    formula: RcmFormula,
+    blocks: _Tile,
+) -> Launch:
+    """The launch of one of the two `tl` kernels.
+
+    blocks: the block that it takes at a time, the block that it keeps, warps, stages.
+    """
+    dy, q, k, v, lse = tensors.dy, tensors.q, tensors.k, tensors.v, tensors.lse
+    B, N, H, D = q.shape
+    taken, kept, warps, stages = blocks
+    rows = max(taken, kept)
+    keeps_keys = kernel is _differentiate_keys
+    mixing, constexprs = _mixing(tensors.t, formula)
+    args: dict[str, Any] = {
         "dy_ptr": dy,
         "q_ptr": q,
         "k_ptr": k,
@@ -1223,66 +1230,18 @@ def backward_launches(
         "N": N,
         "H": H,
     }
-    args |= mixing | _strides(dy=dy, q=q, k=k, v=v)
-    constexprs["CAUSAL"] = formula.causal
-    plain = (config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages)
-    if delta is not None and dk is not None and dv is not None:
-        if hopper is None:
-            launches.append(
-                _gradient_launch(
-                    _differentiate_keys,
-                    args | {"dk_ptr": dk, "dv_ptr": dv},
-                    constexprs | {"BLOCK_M": plain[0], "BLOCK_N": plain[1]},
-                    plain,
-                    (dy, q, k, v, o),
-                )
-            )
-        else:
-            launches.append(
-                keys_launch(dy, q, k, v, t, lse, delta, dk, dv, formula=formula, tile=hopper)
-            )
-    if delta is not None and dq is not None:
-        if hopper is None or hopper.queries is None:
-            if hopper is not None:
-                plain = (hopper.keys, hopper.rows, hopper.warps, hopper.stages)
-            launches.append(
-                _gradient_launch(
-                    _differentiate_queries,
-                    args | {"dq_ptr": dq},
-                    constexprs | {"BLOCK_M": plain[1], "BLOCK_N": plain[0]},
-                    plain,
-                    (dy, q, k, v, o),
-                )
-            )
-        else:
-            tile = hopper.queries
-            launches.append(
-                queries_launch(dy, q, k, v, t, lse, delta, dq, formula=formula, tile=tile)
-            )
-    return tuple(launches)
-
-
-def _gradient_launch(
-    kernel: Any,
-    args: dict[str, Any],
-    constexprs: dict[str, Any],
-    tile: _Tile,
-    tensors: tuple[Tensor, ...],
-) -> Launch:
-    """The launch of one of the two `tl` kernels.
-
-    tile: the block that it takes at a time, the block that it keeps, warps, stages. tensors: with
-    the strides of everything that it reads or writes.
-    """
-    block_taken, block_kept, warps, stages = tile
-    B, N = tensors[0].shape[:2]
-    grid = (ceil_div(N, block_kept) * args["H"] * B,)
-    rows = max(block_taken, block_kept)
-    constexprs = constexprs | {
+    args |= written | mixing | _strides(dy=dy, q=q, k=k, v=v)
+    constexprs |= {
+        "D": D,
+        "BLOCK_D": max(16, power_of_2(D)),
+        "CAUSAL": formula.causal,
+        "BLOCK_M": taken if keeps_keys else kept,
+        "BLOCK_N": kept if keeps_keys else taken,
         "RAGGED": N % rows != 0,
-        "WIDE": is_wide(rows, *tensors),
+        "WIDE": is_wide(rows, dy, q, k, v, tensors.o),
         "STAGES": stages,
     }
+    grid = (ceil_div(N, kept) * H * B,)
     return Launch(kernel, grid, args, constexprs, {"num_warps": warps, "num_stages": stages})
 
 
@@ -1304,12 +1263,12 @@ def _run_forward(
     o = y if not formula.skips else torch.empty_like(y) if save or not fused else None
     lse = statistic_of(q) if save else None
     mixed = y if fused else None
+    tensors = Forward(q, k, v, x, t, mixed, o, lse)
     with on_device(q.device):
         if config.hopper is None:
-            forward_launch(q, k, v, x, t, mixed, o, lse, formula=formula, config=config).run()
+            forward_launch(tensors, formula=formula, config=config).run()
         else:
-            tile = config.hopper
-            for launch in hopper_launches(q, k, v, x, t, mixed, o, lse, formula=formula, tile=tile):
+            for launch in hopper_launches(tensors, formula=formula, tile=config.hopper):
                 launch.run()
         if mixed is None and o is not None and x is not None and t is not None:
             skip_launch(o, x, t, y, formula=formula).run()
@@ -1342,9 +1301,9 @@ def _run_backward(
     dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
     dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
     dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
-    tensors = dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt
+    tensors = Backward(dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt)
     with on_device(q.device):
-        for launch in backward_launches(*tensors, formula=formula, config=config):
+        for launch in backward_launches(tensors, formula=formula, config=config):
             launch.run()
     return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
 

@@ -11,7 +11,7 @@ Shapes: as in `rcm_attention`; M is 64. Gluon has no interpreter: on a CPU the `
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -28,12 +28,75 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients_of, copy_engine_takes, pitch
+from kernelbench.kernels.rcm import Forward, RcmFormula, coefficients_of, copy_engine_takes, pitch
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
 _coefficients_of = gluon.jit(coefficients_of.fn)
 _pitch = gluon.jit(pitch.fn)
+
+
+class Tiles(NamedTuple):
+    """Shared memory: q and y (x before it) of each consumer, buffers of k and v."""
+
+    q: Any
+    k: Any
+    v: Any
+    y: Any
+
+
+class Barriers(NamedTuple):
+    """Whether tiles are there (full), and whether they have been read (empty)."""
+
+    q_full: Any
+    q_empty: Any
+    k_full: Any
+    k_empty: Any
+    v_full: Any
+    v_empty: Any
+    x_full: Any
+    x_empty: Any
+
+
+class Descriptors(NamedTuple):
+    """What the copy engine reads and writes; o where it is wanted beside y."""
+
+    q: Any
+    k: Any
+    v: Any
+    x: Any
+    y: Any
+    o: Any
+
+
+class Call(NamedTuple):
+    """What is the same for every tile: the rows of this launch, sizes, and the formula's numbers.
+
+    begin, tiles: the first row, and tiles of each head from there; total: of all heads.
+    scale: to base 2.
+    """
+
+    begin: Any
+    tiles: Any
+    N: Any
+    H: Any
+    total: Any
+    t_ptr: Any
+    lse_ptr: Any
+    t_stride: Any
+    scale: Any
+    sigma: Any
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for; see `HopperTile` and `RcmFormula`."""
+
+    GROUPS: Any
+    CAUSAL: Any
+    RAGGED: Any
+    PARAMETRIZATION: Any
+    POLYNOMIAL: Any
+    LATE: Any
 
 
 def _exponentials(n: int) -> str:
@@ -124,150 +187,139 @@ def _softmax(
 @gluon.jit
 def _tile(
     index,
-    begin,
-    tiles,
-    N,
-    H,
+    call,
     ROWS: gl.constexpr,
     BLOCK_N: gl.constexpr,
     CAUSAL: gl.constexpr,
 ):
     """First row, head, sample and blocks of keys of a tile; those of a head follow each other."""
-    bh = index // tiles
-    tile = index % tiles
+    bh = index // call.tiles
+    tile = index % call.tiles
     if CAUSAL:  # the longest first
-        tile = tiles - 1 - tile
-    row = begin + tile * ROWS
-    end = N
+        tile = call.tiles - 1 - tile
+    row = call.begin + tile * ROWS
+    end = call.N
     if CAUSAL:
-        end = gl.minimum(row + ROWS, N)
-    return row, bh % H, bh // H, (end + BLOCK_N - 1) // BLOCK_N
+        end = gl.minimum(row + ROWS, call.N)
+    return row, bh % call.H, bh // call.H, (end + BLOCK_N - 1) // BLOCK_N
 
 
 @gluon.jit
 def _produce(
-    smem, bars, descs, scalars, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
+    smem, bars, descs, call, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
 ):
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
-    begin, tiles, N, H, total, t_stride, scale, sigma = scalars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
-    kv_layout: gl.constexpr = k_desc.layout
-    q_layout: gl.constexpr = q_desc.layout
-    dtype: gl.constexpr = q_smem.dtype
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
+    kv_layout: gl.constexpr = descs.k.layout
+    q_layout: gl.constexpr = descs.q.layout
+    dtype: gl.constexpr = smem.q.dtype
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, begin, tiles, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+        row, h, b, blocks = _tile(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
         phase = done & 1
-        mbarrier.wait(q_empty, phase ^ 1)
-        mbarrier.expect(q_full, GROUPS * 64 * D * 2)
+        mbarrier.wait(bars.q_empty, phase ^ 1)
+        mbarrier.expect(bars.q_full, GROUPS * 64 * D * 2)
         for g in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
-                q_desc,
+                descs.q,
                 [b, row + g * 64, h, 0],
-                q_full,
-                q_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
+                bars.q_full,
+                smem.q.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
             )
         for i in range(blocks):
             start = (blocks - 1 - i) * BLOCK_N
             buffer = taken % BUFFERS
             turn = (taken // BUFFERS) & 1
-            mbarrier.wait(k_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(k_full.index(buffer), BLOCK_N * D * 2)
+            mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
             tma.async_copy_global_to_shared(
-                k_desc,
+                descs.k,
                 [b, start, h, 0],
-                k_full.index(buffer),
-                k_smem.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
+                bars.k_full.index(buffer),
+                smem.k.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
             )
-            mbarrier.wait(v_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(v_full.index(buffer), BLOCK_N * D * 2)
+            mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
             tma.async_copy_global_to_shared(
-                v_desc,
+                descs.v,
                 [b, start, h, 0],
-                v_full.index(buffer),
-                v_smem.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
+                bars.v_full.index(buffer),
+                smem.v.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
             )
             taken += 1
         if SKIPS:
             for g in gl.static_range(GROUPS):
-                mbarrier.wait(x_empty.index(g), phase ^ 1)
-                mbarrier.expect(x_full.index(g), 64 * D * 2)
+                mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
+                mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
                 tma.async_copy_global_to_shared(
-                    x_desc,
+                    descs.x,
                     [b, row + g * 64, h, 0],
-                    x_full.index(g),
-                    y_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
+                    bars.x_full.index(g),
+                    smem.y.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
                 )
         done += 1
 
 
 @gluon.jit
 def _step(
-    acc_MD,
-    weight_MN,
-    decay_M,
-    max_M,
-    sum_M,
+    state,
     q,
     smem,
     bars,
+    call,
     taken,
     start,
     first_M,
-    N,
-    scale,
     MASKED: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
+    variant,
 ):
-    """The scores of one block of keys while the one before meets its values."""
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    """The scores of one block of keys while the one before meets its values.
+
+    state: the result so far, the weights of the block before, what the result is to be multiplied
+    by before these are added, and the largest score and the sum of weights so far.
+    """
+    acc_MD, weight_MN, decay_M, max_M, sum_M = state
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     score_layout: gl.constexpr = weight_MN.type.layout
     acc_layout: gl.constexpr = acc_MD.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     p_MN = gl.convert_layout(weight_MN, p_layout)
     buffer = taken % BUFFERS
     last = (taken - 1) % BUFFERS
-    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
     score = warpgroup_mma(
         q,
-        k_smem.index(buffer).permute((1, 0)),
+        smem.k.index(buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
     )
     acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
-    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
-    acc = warpgroup_mma(p_MN, v_smem.index(last), acc_MD, is_async=True)
+    mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    acc = warpgroup_mma(p_MN, smem.v.index(last), acc_MD, is_async=True)
     score_MN = warpgroup_mma_wait(1, deps=(score,))
-    if not LATE:
-        mbarrier.arrive(k_empty.index(buffer), count=1)
+    if not variant.LATE:
+        mbarrier.arrive(bars.k_empty.index(buffer), count=1)
     weight_MN, decay_M, max_M, sum_M = _softmax(
         score_MN,
         max_M,
         sum_M,
-        scale,
+        call.scale,
         first_M,
-        N,
+        call.N,
         start,
-        q_smem.dtype,
+        smem.q.dtype,
         MASKED,
-        CAUSAL,
-        POLYNOMIAL,
+        variant.CAUSAL,
+        variant.POLYNOMIAL,
     )
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
-    if LATE:
-        mbarrier.arrive(k_empty.index(buffer), count=1)
-    mbarrier.arrive(v_empty.index(last), count=1)
+    if variant.LATE:
+        mbarrier.arrive(bars.k_empty.index(buffer), count=1)
+    mbarrier.arrive(bars.v_empty.index(last), count=1)
     return acc_MD, weight_MN, decay_M, max_M, sum_M
 
 
@@ -276,33 +328,20 @@ def _attend_tile(
     smem,
     bars,
     descs,
+    call,
     tile,
-    N,
-    H,
     taken,
     phase,
-    t_ptr,
-    t_stride,
-    lse_ptr,
-    scale,
-    sigma,
     G: gl.constexpr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
+    variant,
 ):
     """64 query rows against all their keys, from the last block to the first."""
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    q_desc, k_desc, v_desc, x_desc, y_desc, o_desc = descs
     row, h, b, blocks = tile
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
-    dtype: gl.constexpr = q_smem.dtype
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    ROWS: gl.constexpr = variant.GROUPS * 64
+    D: gl.constexpr = smem.k.shape[2]
+    dtype: gl.constexpr = smem.q.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
     )
@@ -311,112 +350,78 @@ def _attend_tile(
     )
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
-    y_layout: gl.constexpr = y_desc.layout
+    y_layout: gl.constexpr = descs.y.layout
     first_M = row + G * 64
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
-    q = q_smem.index(G)
-    if PARAMETRIZATION != "none":
-        t = gl.load(t_ptr + b.to(gl.int64) * t_stride).to(gl.float32)  # arrives meanwhile
-    mbarrier.wait(q_full, phase)
+    q = smem.q.index(G)
+    if variant.PARAMETRIZATION != "none":
+        t = gl.load(call.t_ptr + b.to(gl.int64) * call.t_stride).to(gl.float32)  # arrives meanwhile
+    mbarrier.wait(bars.q_full, phase)
     buffer = taken % BUFFERS
-    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
     score_MN = warpgroup_mma(
         q,
-        k_smem.index(buffer).permute((1, 0)),
+        smem.k.index(buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
     )
-    mbarrier.arrive(k_empty.index(buffer), count=1)
+    mbarrier.arrive(bars.k_empty.index(buffer), count=1)
     start = (blocks - 1) * BLOCK_N
     weight_MN, decay_M, max_M, sum_M = _softmax(
         score_MN,
         max_M,
         sum_M,
-        scale,
+        call.scale,
         first_M,
-        N,
+        call.N,
         start,
         dtype,
-        CAUSAL or RAGGED,
-        CAUSAL,
-        POLYNOMIAL,
+        variant.CAUSAL or variant.RAGGED,
+        variant.CAUSAL,
+        variant.POLYNOMIAL,
     )
     taken += 1
-    if CAUSAL and (GROUPS * 64 > BLOCK_N or GROUPS * 64 % BLOCK_N != 0):
+    state = (acc_MD, weight_MN, decay_M, max_M, sum_M)
+    if variant.CAUSAL and (ROWS > BLOCK_N or ROWS % BLOCK_N != 0):
         while start > row:
             start -= BLOCK_N
-            acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
-                acc_MD,
-                weight_MN,
-                decay_M,
-                max_M,
-                sum_M,
-                q,
-                smem,
-                bars,
-                taken,
-                start,
-                first_M,
-                N,
-                scale,
-                True,
-                True,
-                POLYNOMIAL,
-                LATE,
-            )
+            state = _step(state, q, smem, bars, call, taken, start, first_M, True, variant)
             taken += 1
     for i in range(start // BLOCK_N):
         start -= BLOCK_N
-        acc_MD, weight_MN, decay_M, max_M, sum_M = _step(
-            acc_MD,
-            weight_MN,
-            decay_M,
-            max_M,
-            sum_M,
-            q,
-            smem,
-            bars,
-            taken,
-            start,
-            first_M,
-            N,
-            scale,
-            False,
-            CAUSAL,
-            POLYNOMIAL,
-            LATE,
-        )
+        state = _step(state, q, smem, bars, call, taken, start, first_M, False, variant)
         taken += 1
-    mbarrier.arrive(q_empty, count=1)
+    acc_MD, weight_MN, decay_M, max_M, sum_M = state
+    mbarrier.arrive(bars.q_empty, count=1)
     last = (taken - 1) % BUFFERS
     acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
-    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     acc = warpgroup_mma(
-        gl.convert_layout(weight_MN, p_layout), v_smem.index(last), acc_MD, is_async=True
+        gl.convert_layout(weight_MN, p_layout), smem.v.index(last), acc_MD, is_async=True
     )
-    y = y_smem.index(G)
-    if o_desc is not None:  # x makes room for it
-        mbarrier.wait(x_full.index(G), phase)
+    y = smem.y.index(G)
+    if descs.o is not None:  # x makes room for it
+        mbarrier.wait(bars.x_full.index(G), phase)
         x_MD = y.load(acc_layout).to(gl.float32)
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(v_empty.index(last), count=1)
+    mbarrier.arrive(bars.v_empty.index(last), count=1)
     o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
-    if lse_ptr is not None:
+    if call.lse_ptr is not None:
         row_M = first_M + gl.arange(0, 64, row_layout)
-        lse_ptr += (b * H + h).to(gl.int64) * _pitch(N)
-        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < N)
-    if PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients_of(t, sigma, PARAMETRIZATION)
-        if o_desc is None:
-            mbarrier.wait(x_full.index(G), phase)
+        lse_ptr = call.lse_ptr + (b * call.H + h).to(gl.int64) * _pitch(call.N)
+        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < call.N)
+    if variant.PARAMETRIZATION != "none":
+        c_skip, c_out, _, _ = _coefficients_of(t, call.sigma, variant.PARAMETRIZATION)
+        if descs.o is None:
+            mbarrier.wait(bars.x_full.index(G), phase)
             x_MD = y.load(acc_layout).to(gl.float32)
         else:
             y.store(o_MD.to(dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(
-                o_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+                descs.o, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
             )
             tma.store_wait(0)
         y_MD = c_skip * x_MD
@@ -424,11 +429,11 @@ def _attend_tile(
     y.store(o_MD.to(dtype))
     fence_async_shared()
     tma.async_copy_shared_to_global(
-        y_desc, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
+        descs.y, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
     )
     tma.store_wait(0)
-    if PARAMETRIZATION != "none":
-        mbarrier.arrive(x_empty.index(G), count=1)
+    if variant.PARAMETRIZATION != "none":
+        mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
 
 
@@ -437,45 +442,26 @@ def _consume(
     smem,
     bars,
     descs,
-    scalars,
-    t_ptr,
-    lse_ptr,
+    call,
     G: gl.constexpr,
-    GROUPS: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
-    LATE: gl.constexpr,
+    variant,
 ):
     """Tile after tile, in step with the producer."""
-    begin, tiles, N, H, total, t_stride, scale, sigma = scalars
-    BLOCK_N: gl.constexpr = smem[1].shape[1]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, h, b, blocks = _tile(index, begin, tiles, N, H, GROUPS * 64, BLOCK_N, CAUSAL)
+    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+        row, h, b, blocks = _tile(index, call, variant.GROUPS * 64, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
             bars,
             descs,
+            call,
             (row, h, b, blocks),
-            N,
-            H,
             taken,
             done & 1,
-            t_ptr,
-            t_stride,
-            lse_ptr,
-            scale,
-            sigma,
             G,
-            GROUPS,
-            CAUSAL,
-            RAGGED,
-            PARAMETRIZATION,
-            POLYNOMIAL,
-            LATE,
+            variant,
         )
         done += 1
 
@@ -539,10 +525,10 @@ def attend(
         mbarrier.init(x_full.index(g), count=1)
         mbarrier.init(x_empty.index(g), count=1)
     fence_async_shared()
-    smem = (q_smem, k_smem, v_smem, y_smem)
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
-    descs = (q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    scalars = (begin, tiles, N, H, total, t_stride, scale * _LOG2E, sigma)
+    smem = Tiles(q_smem, k_smem, v_smem, y_smem)
+    bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
+    call = Call(begin, tiles, N, H, total, t_ptr, lse_ptr, t_stride, scale * _LOG2E, sigma)
     SKIPS: gl.constexpr = PARAMETRIZATION != "none"
     if GROUPS == 2:
         gl.warp_specialize(
@@ -553,16 +539,9 @@ def attend(
                         smem,
                         bars,
                         descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
+                        call,
                         0,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
+                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
                     ),
                 ),
                 (
@@ -571,19 +550,12 @@ def attend(
                         smem,
                         bars,
                         descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
+                        call,
                         1,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
+                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
                     ),
                 ),
-                (_produce, (smem, bars, descs, scalars, GROUPS, CAUSAL, SKIPS)),
+                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SKIPS)),
             ],
             [4, 1],
             [REGISTERS, 24],
@@ -597,16 +569,9 @@ def attend(
                         smem,
                         bars,
                         descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
+                        call,
                         0,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
+                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
                     ),
                 ),
                 (
@@ -615,16 +580,9 @@ def attend(
                         smem,
                         bars,
                         descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
+                        call,
                         1,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
+                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
                     ),
                 ),
                 (
@@ -633,19 +591,12 @@ def attend(
                         smem,
                         bars,
                         descs,
-                        scalars,
-                        t_ptr,
-                        lse_ptr,
+                        call,
                         2,
-                        GROUPS,
-                        CAUSAL,
-                        RAGGED,
-                        PARAMETRIZATION,
-                        POLYNOMIAL,
-                        LATE,
+                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
                     ),
                 ),
-                (_produce, (smem, bars, descs, scalars, GROUPS, CAUSAL, SKIPS)),
+                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SKIPS)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],
@@ -722,14 +673,7 @@ def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
 
 
 def forward_launches(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    y: Tensor | None,
-    o: Tensor | None,
-    lse: Tensor | None,
+    tensors: Forward,
     *,
     formula: RcmFormula,
     tile: HopperTile,
@@ -740,7 +684,7 @@ def forward_launches(
     """
     if formula.causal and tile.rest is not None:
         raise ValueError(f"causal attention takes a tile without rest, got {tile}")
-    N, tensors = q.shape[1], (q, k, v, x, t, y, o, lse)
+    N = tensors.q.shape[1]
     launches: list[Launch] = []
     begin = 0
     part: HopperTile | None = tile
@@ -753,7 +697,7 @@ def forward_launches(
         if tiles > 0:
             launches.append(
                 forward_launch(
-                    *tensors,
+                    tensors,
                     formula=formula,
                     tile=part,
                     begin=begin,
@@ -767,14 +711,7 @@ def forward_launches(
 
 
 def forward_launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    y: Tensor | None,
-    o: Tensor | None,
-    lse: Tensor | None,
+    tensors: Forward,
     *,
     formula: RcmFormula,
     tile: HopperTile,
@@ -786,6 +723,7 @@ def forward_launch(
 
     follows: it may begin before the launch in front of it, which is `early`, has ended.
     """
+    q, k, v, x, t, y, o, lse = tensors
     B, N, H, _ = q.shape
     tiles = ceil_div(N - begin, tile.groups * 64) if tiles is None else tiles
     total, kind = tiles * H * B, "none" if y is None else formula.parametrization

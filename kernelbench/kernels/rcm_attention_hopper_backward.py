@@ -17,7 +17,7 @@ the rows and keys of a tile that is taken. Gluon has no interpreter: on a CPU th
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from triton.experimental import gluon
@@ -39,6 +39,70 @@ _KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers
 _LOG2E = gl.constexpr(1.4426950408889634)
 _coefficients = gluon.jit(coefficients.fn)
 _pitch = gluon.jit(pitch.fn)
+
+
+class RowTiles(NamedTuple):
+    """Shared memory of `differentiate_keys`: buffers of q, dy and their statistics, and the keys
+    kept."""
+
+    q: Any
+    dy: Any
+    k: Any
+    v: Any
+    lse: Any
+    delta: Any
+
+
+class RowBarriers(NamedTuple):
+    """Of `RowTiles`: whether tiles are there (full), and whether they have been read (empty)."""
+
+    kv_full: Any
+    q_full: Any
+    q_empty: Any
+    dy_full: Any
+    dy_empty: Any
+
+
+class RowDescriptors(NamedTuple):
+    """What the copy engine reads and writes for `differentiate_keys`."""
+
+    q: Any
+    k: Any
+    v: Any
+    dy: Any
+    dk: Any
+    dv: Any
+    lse: Any
+    delta: Any
+
+
+class KeyTiles(NamedTuple):
+    """Shared memory of `differentiate_queries`: the query rows kept, and buffers of k and v."""
+
+    q: Any
+    dy: Any
+    k: Any
+    v: Any
+
+
+class KeyBarriers(NamedTuple):
+    """Of `KeyTiles`, as `RowBarriers`."""
+
+    rows_full: Any
+    k_full: Any
+    k_empty: Any
+    v_full: Any
+    v_empty: Any
+
+
+class KeyDescriptors(NamedTuple):
+    """What the copy engine reads and writes for `differentiate_queries`."""
+
+    q: Any
+    k: Any
+    v: Any
+    dy: Any
+    dq: Any
 
 
 @gluon.jit
@@ -76,37 +140,33 @@ def _load_statistic(desc, bar, smem, bh, row):
 @gluon.jit
 def _produce_rows(smem, bars, descs, at):
     """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty = bars
-    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc = descs
     b, h, bh, key, first, N = at
-    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
-    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    D: gl.constexpr = q_smem.shape[2]
-    mbarrier.expect(kv_full, 4 * 64 * D * 2)
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    D: gl.constexpr = smem.q.shape[2]
+    mbarrier.expect(bars.kv_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(k_desc, kv_full, k_smem.index(g), b, key + g * 64, h)
-        _load(v_desc, kv_full, v_smem.index(g), b, key + g * 64, h)
+        _load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
+        _load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
     taken = 0
     for row in range(first, N, BLOCK_M):
         buffer = taken % Q_BUFFERS
-        mbarrier.wait(q_empty.index(buffer), ((taken // Q_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(q_desc, q_full.index(buffer), q_smem.index(buffer), b, row, h)
-        _load_statistic(lse_desc, q_full.index(buffer), lse_smem.index(buffer), bh, row)
+        mbarrier.wait(bars.q_empty.index(buffer), ((taken // Q_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
+        _load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
         buffer = taken % DY_BUFFERS
-        mbarrier.wait(dy_empty.index(buffer), ((taken // DY_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(dy_desc, dy_full.index(buffer), dy_smem.index(buffer), b, row, h)
-        _load_statistic(delta_desc, dy_full.index(buffer), delta_smem.index(buffer), bh, row)
+        mbarrier.wait(bars.dy_empty.index(buffer), ((taken // DY_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(descs.dy, bars.dy_full.index(buffer), smem.dy.index(buffer), b, row, h)
+        _load_statistic(descs.delta, bars.dy_full.index(buffer), smem.delta.index(buffer), bh, row)
         taken += 1
 
 
 @gluon.jit
 def _gather_rows(
-    dk_KD,
-    dv_KD,
+    state,
     smem,
     bars,
     i,
@@ -120,12 +180,11 @@ def _gather_rows(
 
     Rows beyond N are all zeros, which add nothing.
     """
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty = bars
-    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
-    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    dtype: gl.constexpr = q_smem.dtype
+    dk_KD, dv_KD = state
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    dtype: gl.constexpr = smem.q.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_M, 16]
     )
@@ -135,19 +194,19 @@ def _gather_rows(
     row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
     q_buffer = i % Q_BUFFERS
     dy_buffer = i % DY_BUFFERS
-    mbarrier.wait(q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
+    mbarrier.wait(bars.q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
     score = warpgroup_mma(
-        k_smem.index(G),
-        q_smem.index(q_buffer).permute((1, 0)),
+        smem.k.index(G),
+        smem.q.index(q_buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_M], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
     )
-    lse_M = lse_smem.index(q_buffer).load(row_layout)
-    mbarrier.wait(dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+    lse_M = smem.lse.index(q_buffer).load(row_layout)
+    mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
     dp = warpgroup_mma(
-        v_smem.index(G),
-        dy_smem.index(dy_buffer).permute((1, 0)),
+        smem.v.index(G),
+        smem.dy.index(dy_buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_M], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
@@ -158,16 +217,16 @@ def _gather_rows(
         row_M = row + gl.arange(0, BLOCK_M, row_layout)
         key_K = first_key + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
         p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
-    delta_M = delta_smem.index(dy_buffer).load(row_layout)
+    delta_M = smem.delta.index(dy_buffer).load(row_layout)
     weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
     dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = gl.convert_layout((p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype), p_layout)
-    dv = warpgroup_mma(weight_KM, dy_smem.index(dy_buffer), dv_KD, is_async=True)
-    dk = warpgroup_mma(ds_KM, q_smem.index(q_buffer), dk_KD, is_async=True)
+    dv = warpgroup_mma(weight_KM, smem.dy.index(dy_buffer), dv_KD, is_async=True)
+    dk = warpgroup_mma(ds_KM, smem.q.index(q_buffer), dk_KD, is_async=True)
     dv_KD = warpgroup_mma_wait(1, deps=(dv,))
-    mbarrier.arrive(dy_empty.index(dy_buffer), count=1)
+    mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
-    mbarrier.arrive(q_empty.index(q_buffer), count=1)
+    mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
     return dk_KD, dv_KD
 
 
@@ -184,52 +243,32 @@ def _consume_rows(
     PARAMETRIZATION: gl.constexpr,
 ):
     """dk and dv of 64 keys."""
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty = bars
-    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc = descs
     b, h, bh, key, first, N = at
     scale, t_stride, sigma = mixing
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    D: gl.constexpr = q_smem.shape[2]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
     )
     dk_KD = gl.zeros([64, D], gl.float32, acc_layout)
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
+    state = (dk_KD, dv_KD)
+    scale_2 = scale * _LOG2E
     first_key = key + G * 64
     seen = first
-    mbarrier.wait(kv_full, 0)
+    mbarrier.wait(bars.kv_full, 0)
     if CAUSAL:
         seen = gl.minimum(first + 128, N)
         for row in range(first, seen, BLOCK_M):
-            dk_KD, dv_KD = _gather_rows(
-                dk_KD,
-                dv_KD,
-                smem,
-                bars,
-                (row - first) // BLOCK_M,
-                row,
-                first_key,
-                scale * _LOG2E,
-                G,
-                True,
-            )
+            i = (row - first) // BLOCK_M
+            state = _gather_rows(state, smem, bars, i, row, first_key, scale_2, G, True)
     for row in range(seen, N, BLOCK_M):
-        dk_KD, dv_KD = _gather_rows(
-            dk_KD,
-            dv_KD,
-            smem,
-            bars,
-            (row - first) // BLOCK_M,
-            row,
-            first_key,
-            scale * _LOG2E,
-            G,
-            False,
-        )
+        i = (row - first) // BLOCK_M
+        state = _gather_rows(state, smem, bars, i, row, first_key, scale_2, G, False)
+    dk_KD, dv_KD = state
     _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
-    _store(dv_desc, v_smem.index(G), dv_KD * c_out, b, first_key, h)
-    _store(dk_desc, v_smem.index(G), dk_KD * (c_out * scale), b, first_key, h)
+    _store(descs.dv, smem.v.index(G), dv_KD * c_out, b, first_key, h)
+    _store(descs.dk, smem.v.index(G), dk_KD * (c_out * scale), b, first_key, h)
 
 
 @gluon.jit
@@ -291,9 +330,9 @@ def differentiate_keys(
         mbarrier.init(dy_full.index(i), count=1)
         mbarrier.init(dy_empty.index(i), count=2)
     fence_async_shared()
-    smem = (q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem)
-    bars = (kv_full, q_full, q_empty, dy_full, dy_empty)
-    descs = (q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc)
+    smem = RowTiles(q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem)
+    bars = RowBarriers(kv_full, q_full, q_empty, dy_full, dy_empty)
+    descs = RowDescriptors(q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc)
     at = (bh // H, bh % H, bh, key, first, N)
     mixing = (scale, t_stride, sigma)
     gl.warp_specialize(
@@ -310,49 +349,44 @@ def differentiate_keys(
 @gluon.jit
 def _produce_keys(smem, bars, descs, at):
     """q and dy of the program, then k and v of tile after tile of keys."""
-    q_smem, dy_smem, k_smem, v_smem = smem
-    rows_full, k_full, k_empty, v_full, v_empty = bars
-    q_desc, k_desc, v_desc, dy_desc, dq_desc = descs
     b, h, bh, row, blocks, N = at
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
-    mbarrier.expect(rows_full, 4 * 64 * D * 2)
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
+    mbarrier.expect(bars.rows_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(q_desc, rows_full, q_smem.index(g), b, row + g * 64, h)
-        _load(dy_desc, rows_full, dy_smem.index(g), b, row + g * 64, h)
+        _load(descs.q, bars.rows_full, smem.q.index(g), b, row + g * 64, h)
+        _load(descs.dy, bars.rows_full, smem.dy.index(g), b, row + g * 64, h)
     for i in range(blocks):
         buffer = i % BUFFERS
         turn = (i // BUFFERS) & 1
-        mbarrier.wait(k_empty.index(buffer), turn ^ 1)
-        mbarrier.expect(k_full.index(buffer), BLOCK_N * D * 2)
-        _load(k_desc, k_full.index(buffer), k_smem.index(buffer), b, i * BLOCK_N, h)
-        mbarrier.wait(v_empty.index(buffer), turn ^ 1)
-        mbarrier.expect(v_full.index(buffer), BLOCK_N * D * 2)
-        _load(v_desc, v_full.index(buffer), v_smem.index(buffer), b, i * BLOCK_N, h)
+        mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
+        _load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, i * BLOCK_N, h)
+        mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
+        _load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, i * BLOCK_N, h)
 
 
 @gluon.jit
 def _start_scores(smem, bars, i, G: gl.constexpr, score_layout: gl.constexpr):
     """Queues q kᵀ and dy vᵀ of tile i of keys, not to be waited for here."""
-    q_smem, dy_smem, k_smem, v_smem = smem
-    rows_full, k_full, k_empty, v_full, v_empty = bars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     buffer = i % BUFFERS
     turn = (i // BUFFERS) & 1
-    mbarrier.wait(k_full.index(buffer), turn)
+    mbarrier.wait(bars.k_full.index(buffer), turn)
     score = warpgroup_mma(
-        q_smem.index(G),
-        k_smem.index(buffer).permute((1, 0)),
+        smem.q.index(G),
+        smem.k.index(buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
     )
-    mbarrier.wait(v_full.index(buffer), turn)
+    mbarrier.wait(bars.v_full.index(buffer), turn)
     dp = warpgroup_mma(
-        dy_smem.index(G),
-        v_smem.index(buffer).permute((1, 0)),
+        smem.dy.index(G),
+        smem.v.index(buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
@@ -364,8 +398,7 @@ def _start_scores(smem, bars, i, G: gl.constexpr, score_layout: gl.constexpr):
 def _differentiate_scores(
     score,
     dp,
-    lse_L,
-    delta_L,
+    statistics,
     first_row,
     start,
     scale,
@@ -378,6 +411,7 @@ def _differentiate_scores(
 
     Where causal, rows beyond N see keys beyond N: their scores, lse and δ are zeros, and so is dS.
     """
+    lse_L, delta_L = statistics
     score_LN = warpgroup_mma_wait(1 + PENDING, deps=(score,))
     p_LN = gl.exp2(score_LN * scale - gl.expand_dims(lse_L, 1))
     if MASKED:
@@ -395,13 +429,11 @@ def _differentiate_scores(
 
 @gluon.jit
 def _gather_keys(
-    dq_LD,
-    ds_LN,
+    state,
     smem,
     bars,
     i,
-    lse_L,
-    delta_L,
+    statistics,
     first_row,
     scale,
     N,
@@ -410,21 +442,23 @@ def _gather_keys(
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
 ):
-    """dS of tile i of keys while the tile before adds its part to dq."""
-    q_smem, dy_smem, k_smem, v_smem = smem
-    rows_full, k_full, k_empty, v_full, v_empty = bars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    """dS of tile i of keys while the tile before adds its part to dq.
+
+    state: dq so far, and dS of the tile before. statistics: lse and δ of the rows.
+    """
+    dq_LD, ds_LN = state
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     last = (i - 1) % BUFFERS
     score, dp = _start_scores(smem, bars, i, G, score_layout)
-    dq = warpgroup_mma(ds_LN, k_smem.index(last), dq_LD, is_async=True)
+    dq = warpgroup_mma(ds_LN, smem.k.index(last), dq_LD, is_async=True)
     next_LN = _differentiate_scores(
-        score, dp, lse_L, delta_L, first_row, i * BLOCK_N, scale, N, 1, MASKED, CAUSAL
+        score, dp, statistics, first_row, i * BLOCK_N, scale, N, 1, MASKED, CAUSAL
     )
-    mbarrier.arrive(v_empty.index(i % BUFFERS), count=1)
+    mbarrier.arrive(bars.v_empty.index(i % BUFFERS), count=1)
     dq_LD = warpgroup_mma_wait(0, deps=(dq,))
-    mbarrier.arrive(k_empty.index(last), count=1)
-    return dq_LD, gl.convert_layout(next_LN.to(k_smem.dtype), ds_LN.type.layout)
+    mbarrier.arrive(bars.k_empty.index(last), count=1)
+    return dq_LD, gl.convert_layout(next_LN.to(smem.k.dtype), ds_LN.type.layout)
 
 
 @gluon.jit
@@ -443,14 +477,11 @@ def _consume_keys(
     PARAMETRIZATION: gl.constexpr,
 ):
     """dq of 64 query rows."""
-    q_smem, dy_smem, k_smem, v_smem = smem
-    rows_full, k_full, k_empty, v_full, v_empty = bars
-    q_desc, k_desc, v_desc, dy_desc, dq_desc = descs
     b, h, bh, row, blocks, N = at
     scale, t_stride, sigma = mixing
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
     )
@@ -463,56 +494,44 @@ def _consume_keys(
     first_of_head = bh.to(gl.int64) * _pitch(N)
     lse_L = gl.load(lse_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
     delta_L = gl.load(delta_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
+    statistics = (lse_L, delta_L)
+    scale_2 = scale * _LOG2E
     dq_LD = gl.zeros([64, D], gl.float32, acc_layout)
-    mbarrier.wait(rows_full, 0)
+    mbarrier.wait(bars.rows_full, 0)
     score, dp = _start_scores(smem, bars, 0, G, score_layout)
     next_LN = _differentiate_scores(
-        score, dp, lse_L, delta_L, first_row, 0, scale * _LOG2E, N, 0, CAUSAL or RAGGED, CAUSAL
+        score, dp, statistics, first_row, 0, scale_2, N, 0, CAUSAL or RAGGED, CAUSAL
     )
-    mbarrier.arrive(v_empty.index(0), count=1)
-    ds_LN = gl.convert_layout(next_LN.to(k_smem.dtype), ds_layout)
+    mbarrier.arrive(bars.v_empty.index(0), count=1)
+    state = (dq_LD, gl.convert_layout(next_LN.to(smem.k.dtype), ds_layout))
     whole = N // BLOCK_N
     if CAUSAL:
         whole = row // BLOCK_N
     whole = gl.maximum(whole, 1)
     for i in range(1, whole):
-        dq_LD, ds_LN = _gather_keys(
-            dq_LD,
-            ds_LN,
-            smem,
-            bars,
-            i,
-            lse_L,
-            delta_L,
-            first_row,
-            scale * _LOG2E,
-            N,
-            G,
-            score_layout,
-            False,
-            CAUSAL,
+        state = _gather_keys(
+            state, smem, bars, i, statistics, first_row, scale_2, N, G, score_layout, False, CAUSAL
         )
     if CAUSAL or RAGGED:
         for i in range(whole, blocks):
-            dq_LD, ds_LN = _gather_keys(
-                dq_LD,
-                ds_LN,
+            state = _gather_keys(
+                state,
                 smem,
                 bars,
                 i,
-                lse_L,
-                delta_L,
+                statistics,
                 first_row,
-                scale * _LOG2E,
+                scale_2,
                 N,
                 G,
                 score_layout,
                 True,
                 CAUSAL,
             )
-    dq_LD = warpgroup_mma(ds_LN, k_smem.index((blocks - 1) % BUFFERS), dq_LD)
+    dq_LD, ds_LN = state
+    dq_LD = warpgroup_mma(ds_LN, smem.k.index((blocks - 1) % BUFFERS), dq_LD)
     _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
-    _store(dq_desc, q_smem.index(G), dq_LD * (c_out * scale), b, first_row, h)
+    _store(descs.dq, smem.q.index(G), dq_LD * (c_out * scale), b, first_row, h)
 
 
 @gluon.jit
@@ -565,9 +584,9 @@ def differentiate_queries(
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=2)
     fence_async_shared()
-    smem = (q_smem, dy_smem, k_smem, v_smem)
-    bars = (rows_full, k_full, k_empty, v_full, v_empty)
-    descs = (q_desc, k_desc, v_desc, dy_desc, dq_desc)
+    smem = KeyTiles(q_smem, dy_smem, k_smem, v_smem)
+    bars = KeyBarriers(rows_full, k_full, k_empty, v_full, v_empty)
+    descs = KeyDescriptors(q_desc, k_desc, v_desc, dy_desc, dq_desc)
     at = (bh // H, bh % H, bh, row, (end + BLOCK_N - 1) // BLOCK_N, N)
     mixing = (scale, t_stride, sigma)
     gl.warp_specialize(

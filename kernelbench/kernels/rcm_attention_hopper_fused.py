@@ -14,7 +14,7 @@ dq differ from call to call; those of dk and dv do not. Shah et al., FlashAttent
 Shapes: as in `rcm_attention_hopper_backward`. Gluon has no interpreter.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from triton._C.libtriton import ir
@@ -48,6 +48,45 @@ from kernelbench.kernels.rcm_attention_hopper_backward import (
 _TILE = 8192  # elements of a tile of query rows: dq of one is 64×64 to each consumer
 
 
+class Tiles(NamedTuple):
+    """Shared memory: buffers of q, dy and their statistics, the keys kept, two turns of dS, and dq
+    on its way out."""
+
+    q: Any
+    dy: Any
+    k: Any
+    v: Any
+    lse: Any
+    delta: Any
+    ds: Any
+    dq: Any
+
+
+class Barriers(NamedTuple):
+    """Whether tiles are there (full), and whether they have been read (empty)."""
+
+    kv_full: Any
+    q_full: Any
+    q_empty: Any
+    dy_full: Any
+    dy_empty: Any
+    ds_full: Any
+
+
+class Descriptors(NamedTuple):
+    """What the copy engine reads, writes, and adds to (total)."""
+
+    q: Any
+    k: Any
+    v: Any
+    dy: Any
+    dk: Any
+    dv: Any
+    total: Any
+    lse: Any
+    delta: Any
+
+
 @builtin
 def _add(desc, coord, src, _semantic=None):
     """Queue an addition of `src` to global memory; Gluon has no name for this operation yet."""
@@ -73,30 +112,27 @@ def _row_of(i, key, tiles, BLOCK_M: gl.constexpr, CAUSAL: gl.constexpr, ROTATED:
 @gluon.jit
 def _produce(smem, bars, descs, at, CAUSAL: gl.constexpr, ROTATED: gl.constexpr):
     """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty, ds_full = bars
-    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, total_desc, lse_desc, delta_desc = descs
     b, h, bh, key, tiles, N = at
-    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
-    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    D: gl.constexpr = q_smem.shape[2]
-    mbarrier.expect(kv_full, 4 * 64 * D * 2)
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    D: gl.constexpr = smem.q.shape[2]
+    mbarrier.expect(bars.kv_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(k_desc, kv_full, k_smem.index(g), b, key + g * 64, h)
-        _load(v_desc, kv_full, v_smem.index(g), b, key + g * 64, h)
+        _load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
+        _load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
     for i in range(tiles):
         row = _row_of(i, key, tiles, BLOCK_M, CAUSAL, ROTATED)
         buffer = i % Q_BUFFERS
-        mbarrier.wait(q_empty.index(buffer), ((i // Q_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(q_desc, q_full.index(buffer), q_smem.index(buffer), b, row, h)
-        _load_statistic(lse_desc, q_full.index(buffer), lse_smem.index(buffer), bh, row)
+        mbarrier.wait(bars.q_empty.index(buffer), ((i // Q_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
+        _load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
         buffer = i % DY_BUFFERS
-        mbarrier.wait(dy_empty.index(buffer), ((i // DY_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(dy_desc, dy_full.index(buffer), dy_smem.index(buffer), b, row, h)
-        _load_statistic(delta_desc, dy_full.index(buffer), delta_smem.index(buffer), bh, row)
+        mbarrier.wait(bars.dy_empty.index(buffer), ((i // DY_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        _load(descs.dy, bars.dy_full.index(buffer), smem.dy.index(buffer), b, row, h)
+        _load_statistic(descs.delta, bars.dy_full.index(buffer), smem.delta.index(buffer), bh, row)
 
 
 @gluon.jit
@@ -105,17 +141,15 @@ def _start_queries(smem, bars, i, G: gl.constexpr):
 
     D = 64: half of the 128 query rows. D = 128: half of the columns.
     """
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty, ds_full = bars
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    D: gl.constexpr = q_smem.shape[2]
-    dtype: gl.constexpr = q_smem.dtype
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    D: gl.constexpr = smem.q.shape[2]
+    dtype: gl.constexpr = smem.q.dtype
     square_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, 64], dtype)
     dq_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]
     )
-    k = k_smem._reinterpret(dtype, [2 * D // 64, 64, 64], square_layout)
-    ds = ds_smem._reinterpret(dtype, [4 * BLOCK_M // 64, 64, 64], square_layout)
+    k = smem.k._reinterpret(dtype, [2 * D // 64, 64, 64], square_layout)
+    ds = smem.ds._reinterpret(dtype, [4 * BLOCK_M // 64, 64, 64], square_layout)
     turn = i % 2
     if D == 64:
         ds_0 = turn * 4 + G
@@ -127,7 +161,7 @@ def _start_queries(smem, bars, i, G: gl.constexpr):
         ds_1 = turn * 2 + 1
         k_0 = G
         k_1 = 2 + G
-    mbarrier.wait(ds_full.index(turn), (i // 2) & 1)
+    mbarrier.wait(bars.ds_full.index(turn), (i // 2) & 1)
     dq = warpgroup_mma(
         ds.index(ds_0).permute((1, 0)),
         k.index(k_0),
@@ -143,32 +177,28 @@ def _add_queries(
     dq, smem, descs, at, i, G: gl.constexpr, CAUSAL: gl.constexpr, ROTATED: gl.constexpr
 ):
     """Queues the addition of what `_start_queries` computed; that of the tile before has ended."""
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem = smem
-    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, total_desc, lse_desc, delta_desc = descs
     b, h, bh, key, tiles, N = at
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
     row = _row_of(i, key, tiles, BLOCK_M, CAUSAL, ROTATED)
     column = G * 64
     if BLOCK_M == 128:
         row += G * 64
         column = 0
     tma.store_wait(0)
-    dq_smem.index(G).store(dq)
+    smem.dq.index(G).store(dq)
     fence_async_shared()
-    tile = dq_smem.index(G)._reinterpret(gl.float32, [1, 64, 64], total_desc.layout)
-    _add(total_desc, [bh, row, column], tile)
+    tile = smem.dq.index(G)._reinterpret(gl.float32, [1, 64, 64], descs.total.layout)
+    _add(descs.total, [bh, row, column], tile)
 
 
 @gluon.jit
 def _gather(
-    dk_KD,
-    dv_KD,
+    state,
     smem,
     bars,
     descs,
-    at,
+    place,
     i,
-    scale,
     G: gl.constexpr,
     FIRST: gl.constexpr,
     MASKED: gl.constexpr,
@@ -182,13 +212,13 @@ def _gather(
     their scores of 0 may be far above those of a row that all lie far below 0.
     LATE: what is added to dq is of tile i−1.
     """
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty, ds_full = bars
+    dk_KD, dv_KD = state
+    at, scale_2 = place
     b, h, bh, key, tiles, N = at
-    Q_BUFFERS: gl.constexpr = q_smem.shape[0]
-    DY_BUFFERS: gl.constexpr = dy_smem.shape[0]
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    dtype: gl.constexpr = q_smem.dtype
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    dtype: gl.constexpr = smem.q.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_M, 16]
     )
@@ -198,24 +228,24 @@ def _gather(
     row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
     q_buffer = i % Q_BUFFERS
     dy_buffer = i % DY_BUFFERS
-    q = q_smem.index(q_buffer)
-    dy = dy_smem.index(dy_buffer)
+    q = smem.q.index(q_buffer)
+    dy = smem.dy.index(dy_buffer)
     zero_KM = gl.zeros([64, BLOCK_M], gl.float32, score_layout)
-    mbarrier.wait(q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
-    score = warpgroup_mma(k_smem.index(G), q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
-    lse_M = lse_smem.index(q_buffer).load(row_layout)
+    mbarrier.wait(bars.q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
+    score = warpgroup_mma(smem.k.index(G), q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    lse_M = smem.lse.index(q_buffer).load(row_layout)
     if LATE and FIRST:
         score_KM = warpgroup_mma_wait(0, deps=(score,))
     elif LATE:
         dq = _start_queries(smem, bars, i - 1, G)
         score_KM = warpgroup_mma_wait(2, deps=(score,))
     else:
-        mbarrier.wait(dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+        mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
         dp = warpgroup_mma(
-            v_smem.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
+            smem.v.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
         score_KM = warpgroup_mma_wait(1, deps=(score,))
-    p_KM = gl.exp2(score_KM * scale - gl.expand_dims(lse_M, 0))
+    p_KM = gl.exp2(score_KM * scale_2 - gl.expand_dims(lse_M, 0))
     if MASKED:
         key_K = key + G * 64 + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
         if CAUSAL:
@@ -224,38 +254,38 @@ def _gather(
         else:
             p_KM = gl.where(gl.expand_dims(key_K < N, 1), p_KM, 0.0)
     if LATE:
-        mbarrier.wait(dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+        mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
         if not FIRST:
             dq = warpgroup_mma_wait(0, deps=(dq,))
             _add_queries(dq, smem, descs, at, i - 1, G, CAUSAL, ROTATED)
         dp = warpgroup_mma(
-            v_smem.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
+            smem.v.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
         dv = warpgroup_mma(gl.convert_layout(p_KM.to(dtype), p_layout), dy, dv_KD, is_async=True)
-        delta_M = delta_smem.index(dy_buffer).load(row_layout)
+        delta_M = smem.delta.index(dy_buffer).load(row_layout)
         dp_KM = warpgroup_mma_wait(1, deps=(dp,))
     else:
-        delta_M = delta_smem.index(dy_buffer).load(row_layout)
+        delta_M = smem.delta.index(dy_buffer).load(row_layout)
         weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
         dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype)
-    ds_smem.index(i % 2 * 2 + G).store(ds_KM)
+    smem.ds.index(i % 2 * 2 + G).store(ds_KM)
     fence_async_shared()
-    mbarrier.arrive(ds_full.index(i % 2), count=1)
+    mbarrier.arrive(bars.ds_full.index(i % 2), count=1)
     if LATE:
         dk = warpgroup_mma(gl.convert_layout(ds_KM, p_layout), q, dk_KD, is_async=True)
         dv_KD = warpgroup_mma_wait(1, deps=(dv,))
-        mbarrier.arrive(dy_empty.index(dy_buffer), count=1)
+        mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
     else:
         operand_KM = gl.convert_layout(ds_KM, p_layout)
         dv = warpgroup_mma(weight_KM, dy, dv_KD, is_async=True)
         dq = _start_queries(smem, bars, i, G)
         dk = warpgroup_mma(operand_KM, q, dk_KD, is_async=True)
         dq, dv_KD = warpgroup_mma_wait(1, deps=(dq, dv))
-        mbarrier.arrive(dy_empty.index(dy_buffer), count=1)
+        mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
         _add_queries(dq, smem, descs, at, i, G, CAUSAL, ROTATED)
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
-    mbarrier.arrive(q_empty.index(q_buffer), count=1)
+    mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
     return dk_KD, dv_KD
 
 
@@ -275,44 +305,36 @@ def _consume(
     PARAMETRIZATION: gl.constexpr,
 ):
     """dk and dv of 64 keys, and half of what the program adds to dq."""
-    q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem = smem
-    kv_full, q_full, q_empty, dy_full, dy_empty, ds_full = bars
-    q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, total_desc, lse_desc, delta_desc = descs
     b, h, bh, key, tiles, N = at
     scale, t_stride, sigma = mixing
-    BLOCK_M: gl.constexpr = q_smem.shape[1]
-    D: gl.constexpr = q_smem.shape[2]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
     )
     dk_KD = gl.zeros([64, D], gl.float32, acc_layout)
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
     MASKED: gl.constexpr = CAUSAL or RAGGED
-    scale_2 = scale * _LOG2E
+    state = (dk_KD, dv_KD)
+    place = (at, scale * _LOG2E)
     _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
     done = 0
-    mbarrier.wait(kv_full, 0)
+    mbarrier.wait(bars.kv_full, 0)
     if LATE:
-        dk_KD, dv_KD = _gather(
-            dk_KD, dv_KD, smem, bars, descs, at, 0, scale_2, G, True, MASKED, CAUSAL, ROTATED, True
-        )
+        state = _gather(state, smem, bars, descs, place, 0, G, True, MASKED, CAUSAL, ROTATED, True)
         done = 1
     if CAUSAL:
         for i in range(done, 128 // BLOCK_M):
-            dk_KD, dv_KD = _gather(
-                dk_KD, dv_KD, smem, bars, descs, at, i, scale_2, G, False, True, True, ROTATED, LATE
-            )
+            state = _gather(state, smem, bars, descs, place, i, G, False, True, True, ROTATED, LATE)
         done = 128 // BLOCK_M
     for i in range(done, tiles):
-        dk_KD, dv_KD = _gather(
-            dk_KD,
-            dv_KD,
+        state = _gather(
+            state,
             smem,
             bars,
             descs,
-            at,
+            place,
             i,
-            scale_2,
             G,
             False,
             RAGGED and not CAUSAL,
@@ -320,12 +342,13 @@ def _consume(
             ROTATED,
             LATE,
         )
+    dk_KD, dv_KD = state
     if LATE:
         dq = warpgroup_mma_wait(0, deps=(_start_queries(smem, bars, tiles - 1, G),))
         _add_queries(dq, smem, descs, at, tiles - 1, G, CAUSAL, ROTATED)
     tma.store_wait(0)
-    _store(dv_desc, v_smem.index(G), dv_KD * c_out, b, key + G * 64, h)
-    _store(dk_desc, v_smem.index(G), dk_KD * (c_out * scale), b, key + G * 64, h)
+    _store(descs.dv, smem.v.index(G), dv_KD * c_out, b, key + G * 64, h)
+    _store(descs.dk, smem.v.index(G), dk_KD * (c_out * scale), b, key + G * 64, h)
 
 
 @gluon.jit
@@ -397,9 +420,9 @@ def differentiate(
         mbarrier.init(dy_full.index(i), count=1)
         mbarrier.init(dy_empty.index(i), count=2)
     fence_async_shared()
-    smem = (q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem)
-    bars = (kv_full, q_full, q_empty, dy_full, dy_empty, ds_full)
-    descs = (
+    smem = Tiles(q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem)
+    bars = Barriers(kv_full, q_full, q_empty, dy_full, dy_empty, ds_full)
+    descs = Descriptors(
         q_desc,
         k_desc,
         v_desc,

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from kernelbench.kernels import rcm_attention as kernel
-from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, formula_of, statistic_of
+from kernelbench.kernels.rcm import (
+    PARAMETRIZATIONS,
+    SIGMA_DATA,
+    Backward,
+    Forward,
+    formula_of,
+    statistic_of,
+)
 from kernelbench.kernels.rcm_attention import (
     RcmAttentionConfig,
     _choose,
@@ -220,14 +227,7 @@ def test_the_launches_of_a_split_share_out_every_row(N, early):
     narrow = HopperTile(2, 128, 4, 240)
     q, o = torch.empty(2, N, 3, 64).half(), torch.empty(2, N, 192).half()
     launches = forward_launches(
-        q,
-        q,
-        q,
-        None,
-        None,
-        None,
-        o,
-        None,
+        Forward(q, q, q, None, None, None, o, None),
         formula=formula_of("none", None, False, None, 64),
         tile=HopperTile(3, 128, 4, 160, tiles=33, rest=narrow, early=early),
     )
@@ -431,8 +431,10 @@ def test_a_sum_of_dq_begins_as_zeros_and_is_scaled(N, parametrization, device):
     formula = formula_of(parametrization, None, False, None, D)
     dq, dk, dv = (torch.empty_like(q) for _ in range(3))
     config = configs(B, N, H, D, arch="sm_90", mode="bwd")[0]
-    given = (dy, q, k, v, x, t, torch.ones_like(dy), statistic_of(q), dq, dk, dv, None, None)
-    zeros, fused, scaled = backward_launches(*given, formula=formula, config=config)
+    tensors = Backward(
+        dy, q, k, v, x, t, torch.ones_like(dy), statistic_of(q), dq, dk, dv, None, None
+    )
+    zeros, fused, scaled = backward_launches(tensors, formula=formula, config=config)
     total = fused.args["total_desc"].base.fill_(math.nan)
     zeros.run()
     assert torch.equal(total, torch.zeros_like(total))
@@ -454,9 +456,9 @@ def test_one_kernel_computes_all_or_is_not_taken(wanted, device):
     dq = torch.empty_like(q) if wanted == "q" else None
     dk, dv = (torch.empty_like(k) if wanted == "k" else None for _ in range(2))
     config = configs(1, 16, 2, 128, arch="sm_90", mode="bwd")[0]
-    given = (dy, q, k, v, x, t, dy, statistic_of(q), dq, dk, dv, None, None)
+    tensors = Backward(dy, q, k, v, x, t, dy, statistic_of(q), dq, dk, dv, None, None)
     formula = formula_of("edm", None, False, None, 128)
-    _, launch = backward_launches(*given, formula=formula, config=config)
+    _, launch = backward_launches(tensors, formula=formula, config=config)
     expected = "differentiate_queries" if wanted == "q" else "differentiate_keys"
     assert launch.kernel.fn.__name__ == expected
 

@@ -90,14 +90,13 @@ def _finish(
     y_ptr,
     row_M,
     c_C,
-    c_skip,
-    c_out,
+    factors,
     M,
     C: tl.constexpr,
     MASKED: tl.constexpr,
     SPANS: tl.constexpr,
 ):
-    """y from the product and the skip's tile; c_skip and c_out are per row if SPANS."""
+    """y from the product and the skip's tile; factors, c_skip and c_out, are per row if SPANS."""
     if bias_ptr is not None:
         if MASKED:
             bias_C = tl.load(bias_ptr + c_C, mask=c_C < C, other=0.0)
@@ -105,6 +104,7 @@ def _finish(
             bias_C = tl.load(bias_ptr + c_C)
         acc_MC += bias_C.to(tl.float32)[None, :]
     if x_MC is not None:
+        c_skip, c_out = factors
         if SPANS:
             c_skip = c_skip[:, None]
             c_out = c_out[:, None]
@@ -127,8 +127,7 @@ def _mix(
     x_offset_M,
     row_M,
     c_C,
-    c_skip,
-    c_out,
+    factors,
     M,
     C: tl.constexpr,
     MASKED: tl.constexpr,
@@ -140,7 +139,7 @@ def _mix(
         x_MC = _load_skip(x_ptr, x_offset_M, c_C, mask_MC, MASKED)
     else:
         x_MC = None
-    _finish(acc_MC, x_MC, bias_ptr, y_ptr, row_M, c_C, c_skip, c_out, M, C, MASKED, SPANS)
+    _finish(acc_MC, x_MC, bias_ptr, y_ptr, row_M, c_C, factors, M, C, MASKED, SPANS)
 
 
 @triton.jit
@@ -219,26 +218,33 @@ def _project(
         )
     else:
         c_skip, c_out, x_offset_M = 0.0, 1.0, a_offset_M
+    factors = (c_skip, c_out)
     if HALVES:
         HALF: tl.constexpr = BLOCK_C // 2
         acc_MHC = tl.permute(tl.reshape(acc_MC, (BLOCK_M, 2, HALF)), (0, 2, 1))
         left_MC, right_MC = tl.split(acc_MHC)
         half_C = tile_C * BLOCK_C + tl.arange(0, HALF)
         _mix(
-            left_MC, x_ptr, bias_ptr, y_ptr, x_offset_M, row_M, half_C, c_skip, c_out, M, C, MASKED,
-            SPANS,
-        )  # fmt: skip
+            left_MC, x_ptr, bias_ptr, y_ptr, x_offset_M, row_M, half_C, factors, M, C, MASKED, SPANS
+        )
         _mix(
-            right_MC, x_ptr, bias_ptr, y_ptr, x_offset_M, row_M, half_C + HALF, c_skip, c_out, M, C,
-            MASKED, SPANS,
-        )  # fmt: skip
+            right_MC,
+            x_ptr,
+            bias_ptr,
+            y_ptr,
+            x_offset_M,
+            row_M,
+            half_C + HALF,
+            factors,
+            M,
+            C,
+            MASKED,
+            SPANS,
+        )
     elif EARLY:
-        _finish(acc_MC, x_MC, bias_ptr, y_ptr, row_M, c_C, c_skip, c_out, M, C, MASKED, SPANS)
+        _finish(acc_MC, x_MC, bias_ptr, y_ptr, row_M, c_C, factors, M, C, MASKED, SPANS)
     else:
-        _mix(
-            acc_MC, x_ptr, bias_ptr, y_ptr, x_offset_M, row_M, c_C, c_skip, c_out, M, C, MASKED,
-            SPANS,
-        )  # fmt: skip
+        _mix(acc_MC, x_ptr, bias_ptr, y_ptr, x_offset_M, row_M, c_C, factors, M, C, MASKED, SPANS)
 
 
 @triton.jit

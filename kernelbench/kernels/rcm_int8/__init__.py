@@ -18,7 +18,7 @@ Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -51,6 +51,7 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
 from kernelbench.kernels.rcm_attention import (
+    Rows,
     _check_all,
     _check_skip,
     _heads_fit,
@@ -329,34 +330,43 @@ def _quantise_pairs(
             tl.store(v_scale_ptr + g * BLOCK_D + tl.arange(0, BLOCK_D), most_D / _FULL)
 
 
+class Variant(NamedTuple):
+    """What the loop over keys is compiled for; see `RcmInt8Config`."""
+
+    BLOCK_M: Any
+    BLOCK_N: Any
+    BLOCK_D: Any
+    CAUSAL: Any
+    PERMUTED: Any
+    BIASED: Any
+
+
 @triton.jit
 def _attend_keys(
-    acc_MD,
-    sum_M,
-    max_M,
-    q_MD,
-    q_scale,
-    k_ptr,
-    v_ptr,
-    k_scale_ptr,
+    state,
+    q,
+    keys,
     row_M,
     first,
     end,
     N,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    variant,
     MASKED: tl.constexpr,
-    PERMUTED: tl.constexpr,
-    BIASED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Tiles of keys `first` to `end`: unnormalised result, sum of weights, largest score so far.
 
+    q: a tile and its scale. keys: where k, v and the scales of k begin.
     BIASED: products start at the bits of 1.5·2^23 and so end as the bits of that plus their value:
     this stays exact up to |value| < 2^22, and 127²·128 is less than half of that.
     """
+    acc_MD, sum_M, max_M = state
+    q_MD, q_scale = q
+    k_ptr, v_ptr, k_scale_ptr = keys
+    BLOCK_M: tl.constexpr = variant.BLOCK_M
+    BLOCK_N: tl.constexpr = variant.BLOCK_N
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    BIASED: tl.constexpr = variant.BIASED
     key_N = tl.arange(0, BLOCK_N)
     d_D = tl.arange(0, BLOCK_D)
     BIAS: tl.constexpr = _MAGIC if BIASED else 0.0
@@ -371,7 +381,7 @@ def _attend_keys(
         else:
             product_MN = tl.dot(q_MD, k_DN, out_dtype=tl.int32).to(tl.float32)
         if MASKED:
-            visible_MN = _visible(row_M, tile * BLOCK_N + key_N, N, CAUSAL)
+            visible_MN = _visible(row_M, tile * BLOCK_N + key_N, N, variant.CAUSAL)
             product_MN = tl.where(visible_MN, product_MN, float("-inf"))
         scale = q_scale * k_scale
         new_max_M = tl.maximum(max_M, (tl.max(product_MN, axis=1) - BIAS) * scale)
@@ -380,7 +390,7 @@ def _attend_keys(
         decay_M = tl.exp2(max_M - new_max_M)
         v_ND = tl.load(v_ptr + at + (d_D[None, :] * BLOCK_N + key_N[:, None]))
         weight8_MN = weight_MN.to(v_ptr.dtype.element_ty)
-        if PERMUTED:
+        if variant.PERMUTED:
             split_MN = tl.reshape(weight8_MN, [BLOCK_M, BLOCK_N // 16, 2, 4, 2])
             swapped_MN = tl.permute(split_MN, [0, 1, 3, 2, 4])
             weight8_MN = tl.reshape(swapped_MN, [BLOCK_M, BLOCK_N])
@@ -431,61 +441,44 @@ def _attend(
     k8_ptr += g * k_tiles * (BLOCK_N * BLOCK_D)
     v8_ptr += g * k_tiles * (BLOCK_N * BLOCK_D)
     k_scale_ptr += g * k_tiles
+    keys = (k8_ptr, v8_ptr, k_scale_ptr)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    state = (acc_MD, sum_M, max_M)
     if CAUSAL:
         whole = row // BLOCK_N
         end = tl.cdiv(tl.minimum(row + BLOCK_M, N), BLOCK_N)
     else:
         whole = N // BLOCK_N
         end = k_tiles
-    acc_MD, sum_M, max_M = _attend_keys(
-        acc_MD,
-        sum_M,
-        max_M,
-        q_MD,
-        q_scale,
-        k8_ptr,
-        v8_ptr,
-        k_scale_ptr,
+    state = _attend_keys(
+        state,
+        (q_MD, q_scale),
+        keys,
         row_M,
         0,
         whole,
         N,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_D,
-        CAUSAL,
+        Variant(BLOCK_M, BLOCK_N, BLOCK_D, CAUSAL, PERMUTED, BIASED),
         False,
-        PERMUTED,
-        BIASED,
         STAGES,
     )
     if CAUSAL or RAGGED:
-        acc_MD, sum_M, max_M = _attend_keys(
-            acc_MD,
-            sum_M,
-            max_M,
-            q_MD,
-            q_scale,
-            k8_ptr,
-            v8_ptr,
-            k_scale_ptr,
+        state = _attend_keys(
+            state,
+            (q_MD, q_scale),
+            keys,
             row_M,
             whole,
             end,
             N,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_D,
-            CAUSAL,
+            Variant(BLOCK_M, BLOCK_N, BLOCK_D, CAUSAL, PERMUTED, BIASED),
             True,
-            PERMUTED,
-            BIASED,
             STAGES,
         )
+    acc_MD, sum_M, max_M = state
 
     v_scale_D = tl.load(v_scale_ptr + g * BLOCK_D + d_D)
     y_MD = acc_MD * (1.0 / sum_M)[:, None] * v_scale_D[None, :]
@@ -493,11 +486,12 @@ def _attend(
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
         x_stride_N = widened(x_stride_N, WIDE)
-        x_MD = _load_tile(x_ptr, row, x_stride_N, N, D, BLOCK_M, BLOCK_D, RAGGED)
+        x_MD = _load_tile(Rows(x_ptr, x_stride_N, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
         x_MD = c_skip * x_MD.to(tl.float32)
         y_MD = tl.where(c_out == 0.0, x_MD, x_MD + c_out * y_MD)  # x itself, even -0
     y_ptr += b * N * H * D + h * D
-    _store_tile(y_ptr, y_MD, row, widened(H * D, WIDE), N, D, BLOCK_M, BLOCK_D, RAGGED)
+    y = Rows(y_ptr, widened(H * D, WIDE), N)
+    _store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 _Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, biased

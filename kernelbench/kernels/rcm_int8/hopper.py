@@ -11,7 +11,7 @@ computes the same function.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,64 @@ _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
 _GROUPS = gl.constexpr(2)  # consumer warpgroups of 64 query rows each
 _coefficients = gluon.jit(coefficients.fn)
+
+
+class Tiles(NamedTuple):
+    """Shared memory: q and y (x before it) of each consumer, buffers of k and v."""
+
+    q: Any
+    k: Any
+    v: Any
+    y: Any
+
+
+class Barriers(NamedTuple):
+    """Whether tiles are there (full), and whether they have been read (empty)."""
+
+    q_full: Any
+    q_empty: Any
+    k_full: Any
+    k_empty: Any
+    v_full: Any
+    v_empty: Any
+    x_full: Any
+    x_empty: Any
+
+
+class Descriptors(NamedTuple):
+    """What the copy engine reads and writes."""
+
+    q: Any
+    k: Any
+    v: Any
+    x: Any
+    y: Any
+
+
+class Call(NamedTuple):
+    """What is the same for every tile: sizes, scales, and what the skip is made of."""
+
+    N: Any
+    H: Any
+    total: Any
+    q_rows: Any
+    q_tiles: Any
+    k_tiles: Any
+    q_scale_ptr: Any
+    k_scale_ptr: Any
+    v_scale_ptr: Any
+    t_ptr: Any
+    t_stride: Any
+    sigma: Any
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for."""
+
+    Q_BLOCK: Any
+    CAUSAL: Any
+    RAGGED: Any
+    PARAMETRIZATION: Any
 
 
 @gluon.jit
@@ -117,51 +175,47 @@ def _tile(index, N, H, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _produce(smem, bars, descs, scalars, CAUSAL: gl.constexpr, SKIPS: gl.constexpr):
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    q_desc, k_desc, v_desc, x_desc, y_desc = descs
-    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
-    y_layout: gl.constexpr = y_desc.layout
-    dtype: gl.constexpr = y_smem.dtype
+def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr):
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
+    y_layout: gl.constexpr = descs.y.layout
+    dtype: gl.constexpr = smem.y.dtype
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, bh, blocks = _tile(index, N, H, BLOCK_N, CAUSAL)
+    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+        row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, CAUSAL)
         phase = done & 1
-        mbarrier.wait(q_empty, phase ^ 1)
-        mbarrier.expect(q_full, _GROUPS * 64 * D)
+        mbarrier.wait(bars.q_empty, phase ^ 1)
+        mbarrier.expect(bars.q_full, _GROUPS * 64 * D)
         for g in gl.static_range(_GROUPS):
             tma.async_copy_global_to_shared(
-                q_desc, [bh * q_rows + row + g * 64, 0], q_full, q_smem.index(g)
+                descs.q, [bh * call.q_rows + row + g * 64, 0], bars.q_full, smem.q.index(g)
             )
         for i in range(blocks):
-            block = bh * k_tiles + blocks - 1 - i
+            block = bh * call.k_tiles + blocks - 1 - i
             buffer = taken % BUFFERS
             turn = (taken // BUFFERS) & 1
-            mbarrier.wait(k_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(k_full.index(buffer), BLOCK_N * D)
+            mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D)
             tma.async_copy_global_to_shared(
-                k_desc, [block * BLOCK_N, 0], k_full.index(buffer), k_smem.index(buffer)
+                descs.k, [block * BLOCK_N, 0], bars.k_full.index(buffer), smem.k.index(buffer)
             )
-            mbarrier.wait(v_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(v_full.index(buffer), BLOCK_N * D)
+            mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
+            mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D)
             tma.async_copy_global_to_shared(
-                v_desc, [block * D, 0], v_full.index(buffer), v_smem.index(buffer)
+                descs.v, [block * D, 0], bars.v_full.index(buffer), smem.v.index(buffer)
             )
             taken += 1
         if SKIPS:
             for g in gl.static_range(_GROUPS):
-                mbarrier.wait(x_empty.index(g), phase ^ 1)
-                mbarrier.expect(x_full.index(g), 64 * D * 2)
+                mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
+                mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
                 tma.async_copy_global_to_shared(
-                    x_desc,
-                    [bh // H, row + g * 64, bh % H, 0],
-                    x_full.index(g),
-                    y_smem.index(g)._reinterpret(dtype, [1, 64, 1, D], y_layout),
+                    descs.x,
+                    [bh // call.H, row + g * 64, bh % call.H, 0],
+                    bars.x_full.index(g),
+                    smem.y.index(g)._reinterpret(dtype, [1, 64, 1, D], y_layout),
                 )
         done += 1
 
@@ -176,8 +230,7 @@ def _step(
     k_scale_ptr,
     block,
     q_scale,
-    first_M,
-    N,
+    bounds,
     score_layout: gl.constexpr,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
@@ -185,13 +238,13 @@ def _step(
     """The scores of one block of keys while the one before meets its values.
 
     `state` has the products of the block before, what they are scaled by and their maximum,
-    new_M; sum_M and acc_MD are of the blocks in front of it, relative to max_M.
+    new_M; sum_M and acc_MD are of the blocks in front of it, relative to max_M. bounds: the first
+    row, and the number of keys.
     """
     acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale = state
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
+    first_M, N = bounds
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     acc_layout: gl.constexpr = acc_MD.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
     none_MD = gl.zeros(acc_MD.shape, gl.float32, acc_layout)
@@ -202,19 +255,19 @@ def _step(
     k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))  # of the next step
     buffer = taken % BUFFERS
     last = (taken - 1) % BUFFERS
-    v = v_smem.index(last).permute((1, 0))
-    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-    score = _products(q, k_smem.index(buffer), score_layout)
-    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    v = smem.v.index(last).permute((1, 0))
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
+    score = _products(q, smem.k.index(buffer), score_layout)
+    mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     fresh = warpgroup_mma(p_MN, v, none_MD, use_acc=False, is_async=True)
     score_MN = warpgroup_mma_wait(1, deps=(score,))
-    mbarrier.arrive(k_empty.index(buffer), count=1)
+    mbarrier.arrive(bars.k_empty.index(buffer), count=1)
     product_MN, new_M = _largest(
         score_MN, max_M, scale, first_M, N, block * BLOCK_N, MASKED, CAUSAL
     )
     fresh_MD = warpgroup_mma_wait(0, deps=(fresh,))
     acc_MD = _join(acc_MD, decay_M, fresh_MD)
-    mbarrier.arrive(v_empty.index(last), count=1)
+    mbarrier.arrive(bars.v_empty.index(last), count=1)
     return acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale
 
 
@@ -223,28 +276,19 @@ def _attend_tile(
     smem,
     bars,
     descs,
-    scalars,
+    call,
     tile,
     taken,
     phase,
-    pointers,
     G: gl.constexpr,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    variant,
 ):
     """64 query rows against all their keys, from the last block to the first."""
-    q_smem, k_smem, v_smem, y_smem = smem
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty = bars
-    q_desc, k_desc, v_desc, x_desc, y_desc = descs
-    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
-    q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr = pointers
     row, bh, blocks = tile
-    BUFFERS: gl.constexpr = k_smem.shape[0]
-    BLOCK_N: gl.constexpr = k_smem.shape[1]
-    D: gl.constexpr = k_smem.shape[2]
-    dtype: gl.constexpr = y_smem.dtype
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
+    dtype: gl.constexpr = smem.y.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 32]
     )
@@ -253,29 +297,41 @@ def _attend_tile(
     )
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
-    y_layout: gl.constexpr = y_desc.layout
+    y_layout: gl.constexpr = descs.y.layout
     first_M = row + G * 64
-    k_scale_ptr += bh * k_tiles
-    q_scale = gl.load(q_scale_ptr + bh * q_tiles + gl.minimum(first_M // Q_BLOCK, q_tiles - 1))
+    k_scale_ptr = call.k_scale_ptr + bh * call.k_tiles
+    q_scale = gl.load(
+        call.q_scale_ptr
+        + bh * call.q_tiles
+        + gl.minimum(first_M // variant.Q_BLOCK, call.q_tiles - 1)
+    )
     block = blocks - 1
     scale = q_scale * gl.load(k_scale_ptr + block)
     k_scale = gl.load(k_scale_ptr + gl.maximum(block - 1, 0))
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
-    q = q_smem.index(G)
-    mbarrier.wait(q_full, phase)
+    q = smem.q.index(G)
+    mbarrier.wait(bars.q_full, phase)
     buffer = taken % BUFFERS
-    mbarrier.wait(k_full.index(buffer), (taken // BUFFERS) & 1)
-    score = _products(q, k_smem.index(buffer), score_layout)
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
+    score = _products(q, smem.k.index(buffer), score_layout)
     score_MN = warpgroup_mma_wait(0, deps=(score,))
-    mbarrier.arrive(k_empty.index(buffer), count=1)
+    mbarrier.arrive(bars.k_empty.index(buffer), count=1)
     product_MN, new_M = _largest(
-        score_MN, max_M, scale, first_M, N, block * BLOCK_N, CAUSAL or RAGGED, CAUSAL
+        score_MN,
+        max_M,
+        scale,
+        first_M,
+        call.N,
+        block * BLOCK_N,
+        variant.CAUSAL or variant.RAGGED,
+        variant.CAUSAL,
     )
     taken += 1
     state = (acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale)
-    if CAUSAL and (_GROUPS * 64 > BLOCK_N or _GROUPS * 64 % BLOCK_N != 0):
+    bounds = (first_M, call.N)
+    if variant.CAUSAL and (_GROUPS * 64 > BLOCK_N or _GROUPS * 64 % BLOCK_N != 0):
         while block * BLOCK_N > row:
             block -= 1
             state = _step(
@@ -287,8 +343,7 @@ def _attend_tile(
                 k_scale_ptr,
                 block,
                 q_scale,
-                first_M,
-                N,
+                bounds,
                 score_layout,
                 True,
                 True,
@@ -305,48 +360,51 @@ def _attend_tile(
             k_scale_ptr,
             block,
             q_scale,
-            first_M,
-            N,
+            bounds,
             score_layout,
             False,
-            CAUSAL,
+            variant.CAUSAL,
         )
         taken += 1
     acc_MD, new_M, product_MN, max_M, sum_M, k_scale, scale = state
-    mbarrier.arrive(q_empty, count=1)
+    mbarrier.arrive(bars.q_empty, count=1)
     last = (taken - 1) % BUFFERS
     weight_MN, decay_M, sum_M = _weigh(product_MN, max_M, new_M, sum_M, scale)
-    mbarrier.wait(v_full.index(last), ((taken - 1) // BUFFERS) & 1)
+    mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     fresh_MD = warpgroup_mma(
         _operand(weight_MN, p_layout),
-        v_smem.index(last).permute((1, 0)),
+        smem.v.index(last).permute((1, 0)),
         gl.zeros([64, D], gl.float32, acc_layout),
         use_acc=False,
     )
-    mbarrier.arrive(v_empty.index(last), count=1)
+    mbarrier.arrive(bars.v_empty.index(last), count=1)
     acc_MD = _join(acc_MD, decay_M, fresh_MD)
     d_D = gl.arange(0, D, gl.SliceLayout(0, acc_layout))
-    worth_D = gl.load(v_scale_ptr + bh * D + d_D)
+    worth_D = gl.load(call.v_scale_ptr + bh * D + d_D)
     share_M = gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout))
     o_MD = acc_MD * gl.expand_dims(share_M, 1) * gl.expand_dims(worth_D, 0)
-    y = y_smem.index(G)
-    if PARAMETRIZATION != "none":
+    y = smem.y.index(G)
+    if variant.PARAMETRIZATION != "none":
         c_skip, c_out, _, _ = _coefficients(
-            t_ptr, (bh // H).to(gl.int64), t_stride, sigma, PARAMETRIZATION
+            call.t_ptr,
+            (bh // call.H).to(gl.int64),
+            call.t_stride,
+            call.sigma,
+            variant.PARAMETRIZATION,
         )
-        mbarrier.wait(x_full.index(G), phase)
+        mbarrier.wait(bars.x_full.index(G), phase)
         y_MD = c_skip * y.load(acc_layout).to(gl.float32)
         o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
     y.store(o_MD.to(dtype))
     fence_async_shared()
     tma.async_copy_shared_to_global(
-        y_desc,
-        [bh // H, first_M, bh % H, 0],
+        descs.y,
+        [bh // call.H, first_M, bh % call.H, 0],
         y._reinterpret(dtype, [1, 64, 1, D], y_layout),
     )
     tma.store_wait(0)
-    if PARAMETRIZATION != "none":
-        mbarrier.arrive(x_empty.index(G), count=1)
+    if variant.PARAMETRIZATION != "none":
+        mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
 
 
@@ -355,35 +413,26 @@ def _consume(
     smem,
     bars,
     descs,
-    scalars,
-    pointers,
+    call,
     G: gl.constexpr,
-    Q_BLOCK: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    variant,
 ):
     """Tile after tile, in step with the producer."""
-    N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma = scalars
-    BLOCK_N: gl.constexpr = smem[1].shape[1]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), total, gl.num_programs(0)):
-        row, bh, blocks = _tile(index, N, H, BLOCK_N, CAUSAL)
+    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+        row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
             bars,
             descs,
-            scalars,
+            call,
             (row, bh, blocks),
             taken,
             done & 1,
-            pointers,
             G,
-            Q_BLOCK,
-            CAUSAL,
-            RAGGED,
-            PARAMETRIZATION,
+            variant,
         )
         done += 1
 
@@ -441,23 +490,35 @@ def attend(
         mbarrier.init(x_full.index(g), count=1)
         mbarrier.init(x_empty.index(g), count=1)
     fence_async_shared()
-    smem = (q_smem, k_smem, v_smem, y_smem)
-    bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
-    descs = (q_desc, k_desc, v_desc, x_desc, y_desc)
-    scalars = (N, H, total, q_rows, q_tiles, k_tiles, t_stride, sigma)
-    pointers = (q_scale_ptr, k_scale_ptr, v_scale_ptr, t_ptr)
+    smem = Tiles(q_smem, k_smem, v_smem, y_smem)
+    bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc)
+    call = Call(
+        N,
+        H,
+        total,
+        q_rows,
+        q_tiles,
+        k_tiles,
+        q_scale_ptr,
+        k_scale_ptr,
+        v_scale_ptr,
+        t_ptr,
+        t_stride,
+        sigma,
+    )
     SKIPS: gl.constexpr = PARAMETRIZATION != "none"
     gl.warp_specialize(
         [
             (
                 _consume,
-                (smem, bars, descs, scalars, pointers, 0, Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION),
+                (smem, bars, descs, call, 0, Variant(Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION)),
             ),
             (
                 _consume,
-                (smem, bars, descs, scalars, pointers, 1, Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION),
+                (smem, bars, descs, call, 1, Variant(Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION)),
             ),
-            (_produce, (smem, bars, descs, scalars, CAUSAL, SKIPS)),
+            (_produce, (smem, bars, descs, call, CAUSAL, SKIPS)),
         ],
         [4, 1],
         [REGISTERS, 24],
