@@ -1,8 +1,15 @@
 """kernelbench: is this fused kernel right, how much faster is it, and why?
 
-Public is what the modules of PUBLIC have without an underscore; everything else is private.
+Public is `bench`, and what the modules of PUBLIC have without an underscore; everything else is
+private.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernelbench.verbs.here import bench
+
+__all__ = ["PUBLIC", "__version__", "bench"]
 __version__ = "0.1.0"
 
 PUBLIC = (
@@ -15,3 +22,12 @@ PUBLIC = (
     "provide",
     "spec",
 )
+
+
+def __getattr__(name: str) -> Any:
+    """`bench`, when it is asked for: it imports torch."""
+    if name == "bench":
+        from kernelbench.verbs.here import bench
+
+        return bench
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

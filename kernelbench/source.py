@@ -18,9 +18,10 @@ _INSTALLED = [Path(p) for name, p in sysconfig.get_paths().items() if "lib" in n
 
 
 def source_hash(family: Family[Any]) -> str:
-    """Of the family's own file, of those that its functions stand in, and of all that these
-    import, in turn, from this package, from their own, and from what lies beside a plugin."""
-    digest = sha256()
+    """Of the family's own files, of those that its functions stand in, and of all that these
+    import, in turn, from this package, from their own, and from what lies beside a plugin; and of
+    what it was declared to be."""
+    digest = sha256(family.declared.encode())
     beside = beside_of(family)
     for path in sorted(set().union(*(reached(path, beside) for path in _files(family)))):
         digest.update(path.name.encode())
@@ -41,7 +42,7 @@ def _files(family: Family[Any]) -> set[Path]:
     functions = [family.case, family.inputs, family.oracle, family.cost]
     functions += [provider.build for provider in family.providers]
     files = {Path(file) for function in functions if (file := _file_of(function)) is not None}
-    return files | ({Path(family.origin)} if family.origin else set())
+    return files | {Path(file) for file in (family.origin, *family.files) if file}
 
 
 def _file_of(function: Any) -> str | None:
@@ -64,7 +65,7 @@ def reached(start: Path, beside: Path | None = None) -> set[Path]:
         path = waiting.pop()
         if path not in files:
             files.add(path)
-            waiting.extend(_imported(path, beside))
+            waiting.extend(_imported(path, beside) if path.suffix == ".py" else ())
     return files
 
 

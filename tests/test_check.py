@@ -11,7 +11,8 @@ import pytest
 import torch
 from toy import BASELINE, CASE, Script, ToyCase, provider, right, run, toy
 
-from kernelbench.measure.check import CEILING, FLOOR, judge
+from kernelbench.measure.budgets import CEILING, FLOOR
+from kernelbench.measure.check import judge
 from kernelbench.measure.deviation import Deviation, Sums
 from kernelbench.measure.job import DeviceLostError
 from kernelbench.spec import Accuracy, DType, Mode, Provider, RunRecord, Status, Tensors, Trial

@@ -12,7 +12,8 @@ import pytest
 import torch
 from toy import provider, right
 
-from kernelbench.measure.check import CEILING, FLOOR, SLOPE_FLOOR, judge
+from kernelbench.measure.budgets import CEILING, FLOOR, SLOPE_FLOOR
+from kernelbench.measure.check import judge
 from kernelbench.measure.deviation import Deviation, Slope, Sums
 from kernelbench.spec import Accuracy, DType, OutputError, Provider
 

@@ -156,12 +156,53 @@ def test_the_readmes_commands_are_there_to_be_typed(tmp_path: Path) -> None:
             done = subprocess.run(
                 [*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=False
             )
-        elif command.startswith("kernelbench run "):
+        elif command.startswith(("kernelbench run ", "kernelbench bench ")):
+            (tmp_path / "my.py").write_text(MINE)
             done = kernelbench(f"{command} --dry-run", tmp_path)
         else:
             assert command == ". .venv/bin/activate"
             continue
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_lines_of_bench_are_there_to_be_typed(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    block = text.partition("```console\n")[2].partition("```")[0].replace("\\\n", "")
+    lines = [line.removeprefix("$ ") for line in block.splitlines() if "…" not in line]
+    assert len(lines) == 3
+    (tmp_path / "my.py").write_text(MINE)
+    for command in lines:
+        done = kernelbench(f"{command} --dry-run", tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    suite = text.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "mine.yaml").write_text(suite)
+    done = kernelbench("kernelbench list mine.yaml", tmp_path)
+    assert "mine/M4096-N1024-bf16-bwd  reference compile compile_max_autotune fused" in done.stdout
+
+
+MINE = """
+import torch
+
+
+def reference(x, w, eps=1e-6):
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * w
+
+
+fused = other = reference
+
+
+class MLP(torch.nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.up = torch.nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return self.up(x)
+
+
+FusedMLP = MLP
+"""
 
 
 def test_what_the_documents_import_is_public() -> None:

@@ -255,7 +255,7 @@ def test_a_neighbour_of_an_installed_modules_name_is_refused(tmp_path, monkeypat
 def test_a_relative_import_is_refused_in_words(tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     plugin(tmp_path, f"{line}\n{MINE}")
-    with pytest.raises(UsageError, match=r"--plugin mine.py:1: a plugin is in no package.*'helper"):
+    with pytest.raises(UsageError, match=r"--plugin mine.py:1: the file is in no package.*'helper"):
         families.load((str(tmp_path / "mine.py"),))
 
 

@@ -1,4 +1,4 @@
-"""Verbs that measure, and those about the machine: run, check, list, doctor, cache."""
+"""Verbs that measure, and those about the machine: run, check, bench, list, doctor, cache."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from kernelbench.cli.options import (
     TimeoutOption,
     TraceOption,
     VerboseOption,
+    Words,
     YesOption,
 )
 
@@ -155,6 +156,146 @@ def check(
     )
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
     raise typer.Exit(verb.check(request, output))
+
+
+@app.command()
+def bench(
+    candidates: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...",
+            help="Name functions: my.py:fused, module:fused, 'my.py:Model(dim=512)' for an "
+            "nn.Module, torch.ops.my.fused, model.pt2; or NAME=TARGET.",
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="TARGET",
+            help="Name the reference: the baseline and, in fp64, what is right.",
+        ),
+    ] = "",
+    args: Annotated[
+        str,
+        typer.Option(
+            "--args",
+            metavar="ARGS",
+            help="Say what they are called with: 'x=4096x1024:bf16, w=1024:bf16, k=8, "
+            "i=M:int64[0:V], s=cu_seqlens(B,T)'.",
+        ),
+    ] = "",
+    size: Annotated[
+        Words,
+        typer.Option(
+            "--size",
+            metavar="NAME=VALUES",
+            help="Give a size of --args values: M=1024,4096 or M=1024..8192 (repeatable).",
+        ),
+    ] = None,
+    grad: Annotated[
+        bool, typer.Option("--grad", help="Measure the backward, too, of all that can have one.")
+    ] = False,
+    wrt: Annotated[
+        Words,
+        typer.Option(
+            "--wrt", metavar="ARG", help="Measure the backward of this argument (repeatable)."
+        ),
+    ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Measure the reference compiled, too: static, and max-autotune."
+        ),
+    ] = False,
+    inputs: Annotated[
+        str,
+        typer.Option(
+            "--inputs", metavar="TARGET", help="Make arguments with this function, not by --args."
+        ),
+    ] = "",
+    oracle: Annotated[
+        str,
+        typer.Option(
+            "--oracle", metavar="TARGET", help="Take this as right, in fp64, not the reference."
+        ),
+    ] = "",
+    import_: Annotated[
+        Words,
+        typer.Option(
+            "--import", metavar="FILE", help="Import this file or module first (repeatable)."
+        ),
+    ] = None,
+    max_error: Annotated[
+        Words,
+        typer.Option(
+            "--max-error",
+            metavar="[NAME=]ERROR",
+            help="Hold candidates, or one, to this relative error: they are approximate.",
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Call the family so in every table.")
+    ] = "",
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Keep this as a suite for run, and for CI."),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes", metavar="N", min=1, max=100, help="Time all in so many processes."
+        ),
+    ] = 1,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Make the run's folder in this one.")
+    ] = Path("results"),
+    timeout: TimeoutOption = 300.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take few samples, with one clock, in one process.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the jobs, and measure nothing.")
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove functions right by a reference, and time them together; no family file is needed.
+
+    kernelbench bench my.py:fused --against my.py:reference --args 'x=4096x1024:bf16, w=1024:bf16'
+
+    Exit code: 0 all that was measured is well, 1 a function is incorrect or failed, 2 bad input,
+    130 or 143 interrupted by Ctrl-C or SIGTERM.
+    """
+    from kernelbench.verbs import bench as verb
+    from kernelbench.verbs.screen import output_of
+
+    request = verb.BenchRequest(
+        candidates=tuple(candidates or ()),
+        against=against,
+        args=args,
+        sizes=tuple(size or ()),
+        grad=tuple(wrt or ()) or (("all",) if grad else ()),
+        compile=compile,
+        inputs=inputs,
+        oracle=oracle,
+        imports=tuple(import_ or ()),
+        max_error=tuple(max_error or ()),
+        name=name,
+        save=save,
+        processes=processes,
+        device=device,
+        seed=seed,
+        out=out,
+        timeout_s=timeout,
+        quick=quick,
+        dry_run=dry_run,
+    )
+    output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)
+    raise typer.Exit(verb.bench(request, output))
 
 
 @app.command("list")

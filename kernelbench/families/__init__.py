@@ -17,18 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench.families import plugins
-from kernelbench.spec import Case, Family, PluginError, Provider, Role, UsageError
+from kernelbench.spec import (
+    Case,
+    Declaration,
+    Family,
+    PluginError,
+    Provider,
+    Role,
+    UsageError,
+    is_declared,
+)
 from kernelbench.spec.raised import named, trace_of, words_of
 
 GROUP = "kernelbench.families"
-NO_FAMILIES = ("plugins", "providing")
+NO_FAMILIES = ("functions", "plugins", "providing")
 
 
 @cache
 def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
     """Every family by name: this package's, installed entry points', and plugin files'.
 
-    paths: of Python files, plugins, that each end in `FAMILY = Family(…)`.
+    paths: of Python files, plugins, that each end in `FAMILY = Family(…)`; or declarations of
+        functions (families.functions), as a suite has them.
     Raises UsageError for a plugin that cannot be read or is not a family, and for two families
     of one name.
     """
@@ -69,6 +79,13 @@ def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
         family = _guarded(origin, entry.load)
         yield origin, str(getattr(sys.modules.get(entry.module), "__file__", "") or ""), family
     for path in paths:
+        if is_declared(path):
+            from kernelbench.families.functions import of_declaration
+
+            declared = Declaration.from_json(path)
+            family = of_declaration(declared)
+            yield declared.name, family.origin, family
+            continue
         origin = f"--plugin {named(path)}"
         module = _guarded(origin, partial(plugins.load, Path(path)))
         yield origin, path, getattr(module, "FAMILY", None)

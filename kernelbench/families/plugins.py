@@ -29,17 +29,18 @@ class _Neighbours:
         return None if path is not None else PathFinder.find_spec(name, self.folders)
 
 
-def load(path: Path) -> ModuleType:
-    """The module of a plugin file.
+def load(path: Path, origin: str = "") -> ModuleType:
+    """The module of a plugin file. origin: what names it in errors.
 
     Raises UsageError for a path that is no Python file, for a relative import, and for a neighbour
     whose name means another module; and whatever the file itself raises.
     """
     spec = importlib.util.spec_from_file_location(_name(path), path)
+    origin = origin or f"--plugin {named(str(path))}"
     if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError(f"--plugin {named(str(path))}: no such Python file")
-    _hold_absolute(path)
-    _find_beside(path)
+        raise UsageError(f"{origin}: no such Python file")
+    _hold_absolute(path, origin)
+    _find_beside(path, origin)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks for the types of its fields
     spec.loader.exec_module(module)
@@ -54,18 +55,18 @@ def _name(path: Path) -> str:
     return name
 
 
-def _hold_absolute(path: Path) -> None:
+def _hold_absolute(path: Path, origin: str) -> None:
     tree = ast.parse(path.read_bytes(), str(path))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            at, module = f"{named(str(path))}:{node.lineno}", node.module or node.names[0].name
+            module = node.module or node.names[0].name
             raise UsageError(
-                f"--plugin {at}: a plugin is in no package, so it has no relative imports: import "
-                f"{module!r}, which lies beside it, by its name alone"
+                f"{origin}:{node.lineno}: the file is in no package, so it has no relative "
+                f"imports: import {module!r}, which lies beside it, by its name alone"
             )
 
 
-def _find_beside(path: Path) -> None:
+def _find_beside(path: Path, origin: str) -> None:
     """Make the modules beside the plugin importable. Raises UsageError where one of their names
     means another module."""
     folder = path.parent.resolve()
@@ -78,7 +79,7 @@ def _find_beside(path: Path) -> None:
     for name in neighbours(path):
         if other := _elsewhere(name, folder):
             raise UsageError(
-                f"--plugin {named(str(path))}: it imports {name!r}, which lies beside it, but that "
+                f"{origin}: it imports {name!r}, which lies beside it, but that "
                 f"name already means {named(other)}: rename the one beside it"
             )
 

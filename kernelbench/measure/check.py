@@ -11,29 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from kernelbench.measure import answer
 from kernelbench.measure.answer import Contract
+from kernelbench.measure.budgets import Limit
 from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.inputs import Tensors, stored
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, OutputError, Provider
 
-# Relative error that any implementation may have, and that none may pass, whatever the baseline.
-Limits = MappingProxyType[DType, float]
-FLOOR: Limits = MappingProxyType(
-    {DType.bf16: 2e-3, DType.fp16: 2.5e-4, DType.tf32: 2e-4, DType.fp32: 1e-6}
-)
-CEILING: Limits = MappingProxyType(
-    {DType.bf16: 1e-2, DType.fp16: 2e-3, DType.tf32: 2e-3, DType.fp32: 2e-5}
-)
-SLOPE_FLOOR: Limits = MappingProxyType(
-    {DType.bf16: 2.5e-4, DType.fp16: 6e-5, DType.tf32: 6e-5, DType.fp32: 5e-7}
-)
 GROUP_FLOOR, GROUP_CEILING = 3.0, 10.0  # of a row or column, as multiples of those
 # But for trials: a row that nearly cancels, as the causal dq of a query that sees two keys, errs
 # far more than the rest, in PyTorch's kernels, too.
@@ -101,6 +90,9 @@ def judge(
     trial: the inputs are those of a trial, on which errors that matter are gross, and those of
     rounding hang on few elements: the ceilings (of rows and columns 10 × CEILING) are floors there,
     and 3 × them the ceilings.
+    Of an output in another dtype than the case's the limits are those of the coarser of both (an
+    fp8 output: by its unit roundoff); whole numbers and booleans have no floor: where the baseline
+    is exact, all are.
     An approximate provider is held to the error that it promises for such inputs (the name of a
     trial or of a distribution), in the worst element to 8 × that, in a row or column to 3 ×, or to
     2 × of the largest element where that is more, in a slope to its `max_slope` on any; and where
@@ -114,11 +106,12 @@ def judge(
     steepest = promised if provider.max_slope is None else provider.max_slope
     for name, deviation in deviations.items():
         base = baseline.get(name) if baseline else None
-        budgets = _exact(deviation, base, dtype, trial)
+        limit = Limit.of(dtype, deviation.dtype)
+        budgets = _exact(deviation, base, limit, trial)
         if promised is not None:
             whole = promised > (provider.max_error or 0)
             budgets = _approximate(deviation, promised, budgets, whole)
-        slope, slope_budget = _slope(deviation, base, dtype, steepest, trial)
+        slope, slope_budget = _slope(deviation, base, limit, steepest, trial)
         errors.append(
             OutputError(
                 name=name,
@@ -143,18 +136,21 @@ def gross(
 ) -> tuple[OutputError, ...]:
     """The same, where only the error and the slope of a whole output count, above GROSS × what any
     may err by: for inputs of which nobody said how well the formula can be computed on them."""
-    most, nothing = GROSS * CEILING[dtype], math.inf
-    return tuple(
-        replace(
-            error,
-            rel_budget=max(error.rel_budget, most * deviations[error.name].scale),
-            slope_budget=error.slope_budget + most,
-            worst_budget=nothing,
-            row_budget=nothing,
-            column_budget=nothing,
+    nothing, found = math.inf, []
+    for error in errors:
+        deviation = deviations[error.name]
+        most = GROSS * Limit.of(dtype, deviation.dtype).ceiling
+        found.append(
+            replace(
+                error,
+                rel_budget=max(error.rel_budget, most * deviation.scale),
+                slope_budget=error.slope_budget + most,
+                worst_budget=nothing,
+                row_budget=nothing,
+                column_budget=nothing,
+            )
         )
-        for error in errors
-    )
+    return tuple(found)
 
 
 def _between(least: float, most: float, allowed: float | None, trial: bool) -> float:
@@ -167,11 +163,11 @@ def _between(least: float, most: float, allowed: float | None, trial: bool) -> f
 
 
 def _exact(
-    deviation: Deviation, base: Deviation | None, dtype: DType, trial: bool
+    deviation: Deviation, base: Deviation | None, limit: Limit, trial: bool
 ) -> dict[str, float]:
-    ceiling = CEILING[dtype]
+    ceiling = limit.ceiling
     lucky = SIGMAS / math.sqrt(deviation.count / FEW_COUNT)
-    floor = min(FLOOR[dtype] * (1 + lucky), ceiling)
+    floor = min(limit.floor * (1 + lucky), ceiling)
 
     def within(name: str, scale: float, low: float = 1, high: float = 1) -> float:
         allowed = TIMES_BASELINE * getattr(base, name) if base else None
@@ -203,23 +199,28 @@ def _approximate(
 def _slope(
     deviation: Deviation,
     base: Deviation | None,
-    dtype: DType,
+    limit: Limit,
     promised: float | None,
     trial: bool,
 ) -> tuple[float, float]:
     """The slope nearest to its budget, and that."""
     slopes = []
     for i, slope in enumerate(deviation.slopes):
-        allowed = CEILING[dtype]
+        allowed = limit.ceiling
         if promised is not None:
             allowed = promised
         elif base is not None and i < len(base.slopes):
             own = base.slopes[i]
             most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread, base.rel**2 / 4)
-            ceiling = CEILING[dtype] * (1 if trial else deviation.scale)
-            allowed = _between(SLOPE_FLOOR[dtype], ceiling, most, trial)
+            ceiling = limit.ceiling * (1 if trial else deviation.scale)
+            allowed = _between(limit.slope_floor, ceiling, most, trial)
         slopes.append((slope.value, allowed + SIGMAS * slope.error))
-    return max(slopes, key=lambda pair: abs(pair[0]) / pair[1], default=(0.0, math.inf))
+    return max(slopes, key=_nearest, default=(0.0, math.inf))
+
+
+def _nearest(slope: tuple[float, float]) -> float:
+    value, budget = slope
+    return abs(value) / budget if budget else math.inf if value else 0.0
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Deviation:
     unit: float = 1.0
     part: float | None = None  # ‖p‖ / ‖ref‖
     count: float = math.inf
+    dtype: torch.dtype | None = None  # the output's
 
 
 @dataclass
@@ -114,6 +115,7 @@ class Sums:
 
     def __init__(self, out: torch.Tensor) -> None:
         self.count = 0
+        self._dtype = out.dtype
         self._nan = bool(torch.isnan(out).any())  # also where the oracle samples
         self._total = torch.zeros(4, dtype=torch.float64, device=out.device)  # e², p², ref², out²
         self._most = torch.zeros(3, dtype=torch.float64, device=out.device)  # |e|, |p|, |ref|
@@ -172,12 +174,12 @@ class Sums:
         error2, own2, ref2, out2 = self._total.tolist()
         most, own_most, ref_most = self._most.tolist()
         if self._nan or math.isnan(error2):
-            return Deviation(math.nan, math.nan, 1.0)
+            return Deviation(math.nan, math.nan, 1.0, dtype=self._dtype)
         if self.count == 0:
-            return Deviation(0.0, 0.0, 1.0)
+            return Deviation(0.0, 0.0, 1.0, dtype=self._dtype)
         if own2 == 0:
-            rel = out2 if ref2 == 0 else error2
-            return Deviation(math.sqrt(rel / self.count), most, max(ref_most, 1.0))
+            rel = math.sqrt((out2 if ref2 == 0 else error2) / self.count)
+            return Deviation(rel, most, max(ref_most, 1.0), dtype=self._dtype)
         rms = math.sqrt(own2 / self.count)
         row, row_scale = self._rows.worst() if self._rows else (0.0, 1.0)
         column, column_scale = self._columns.worst() if self._columns else (0.0, 1.0)
@@ -196,6 +198,7 @@ class Sums:
             unit=rms,
             part=math.sqrt(own2 / ref2) if self._diluted and ref2 else None,
             count=self.count,
+            dtype=self._dtype,
         )
 
 
@@ -219,6 +222,8 @@ def _without_right_infinities(
 ) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
     """In fp64, zero wherever out is infinite as ref is in out's dtype; so it does not count."""
     wide = out.to(torch.float64)
+    if out.dtype.itemsize == 1:  # fp8 has few operators, and e4m3 no infinity
+        out = wide
     if not out.is_floating_point() or not bool(torch.isinf(out).any()):
         return wide, ref, parts
     right = torch.isinf(out) & (out == ref.to(out.dtype))

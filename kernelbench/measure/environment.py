@@ -42,13 +42,18 @@ def use(kind: str) -> str:
     Must run before anything of ours with a Triton kernel is imported: the interpreter is chosen
     when `@triton.jit` is applied. Raises NoGPUError when a GPU is asked for and none is there.
     """
+    kind = settled(kind)
+    if kind == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    return kind
+
+
+def settled(kind: str) -> str:
+    """`cuda` or `cpu` for `auto|cuda|cpu`. Raises NoGPUError as `use` does."""
     has_gpu = torch.cuda.is_available()
     if kind == "cuda" and not has_gpu:
         raise NoGPUError(f"no CUDA device: {why_no_cuda()}. `kernelbench doctor` says more")
-    if kind == "cuda" or (kind == "auto" and has_gpu):
-        return "cuda"
-    os.environ["TRITON_INTERPRET"] = "1"
-    return "cpu"
+    return "cuda" if kind == "cuda" or (kind == "auto" and has_gpu) else "cpu"
 
 
 def why_no_cuda() -> str:

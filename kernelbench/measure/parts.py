@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kernelbench.spec import Cost, Draw, Family, Provider, Traffic
+from kernelbench.spec import Cost, Draw, Family, Provider, Traffic, UsageError
 from kernelbench.spec.raised import MOST, defined, words_of
 
 Piece = tuple[Any, ...]  # name, index, the fp64 values, and more tensors of the same shape
@@ -37,6 +37,8 @@ class _Part(AbstractContextManager[None]):
     ) -> None:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return
+        if isinstance(error, UsageError):  # a family that says it in words of its own
+            raise PartError(str(error)) from error
         if isinstance(error, Exception):
             room = MOST - len(f"{PartError.__name__}: {self._name} raised ")
             raise PartError(

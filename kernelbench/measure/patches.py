@@ -37,7 +37,7 @@ CLASSES = (
     torch.profiler.profile,
 )
 # Of this package: what measures, in what words, and against which oracles.
-HARNESS = ("measure", "spec", "families", "statistics", "limits", "kernels.stream")
+HARNESS = ("measure", "spec", "families", "numbers", "kernels.stream")
 _ABSENT = object()
 
 

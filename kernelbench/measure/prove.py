@@ -102,6 +102,7 @@ def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate
         "prepared": built.prepared,
     }
     candidate = Candidate(provider, built, facts, verdict.proven, verdict.deviations)
+    candidate.flags += task.family.flags(task.case)
     if proof.baseline is None and provider is not task.family.baseline:
         candidate.flags.append("no-baseline-budget")
     if verdict.strides:

@@ -31,7 +31,14 @@ def markdown(selection: Choice, against: str = "") -> str:
 
 
 def _cases(rows: Sequence[Row], against: str) -> Iterator[str]:
-    """A table a family, mode, dtype and GPU, a line a provider; a smoke run has one a family."""
+    for sheet, part in case_sheets(rows, against):
+        yield of_sheet(sheet)
+        yield "\n".join(f"- {_escaped(line)}" for line in untimed_reasons(part))
+
+
+def case_sheets(rows: Sequence[Row], against: str = "") -> Iterator[tuple[Sheet, Sequence[Row]]]:
+    """A table a family, mode, dtype and GPU, a line a provider, and the rows that it is of; a smoke
+    run has one a family."""
     smoke = tables.smoke_machines(rows)
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -41,8 +48,7 @@ def _cases(rows: Sequence[Row], against: str) -> Iterator[str]:
     several = len({row["run_id"] for row in rows}) > 1
     for key, part in parts.items():
         title = " · ".join(word for word in key if word)
-        yield of_sheet(_speeds(title, part, bool(key[-1]), several, against))
-        yield "\n".join(f"- {_escaped(line)}" for line in untimed_reasons(part))
+        yield _speeds(title, part, bool(key[-1]), several, against), part
 
 
 def _speeds(title: str, rows: Sequence[Row], smoke: bool, several: bool, against: str) -> Sheet:

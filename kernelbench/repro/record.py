@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench import families, files, metrics, store
+from kernelbench.repro import declared
 from kernelbench.repro.needed import Needed
 from kernelbench.repro.script import write
 from kernelbench.source import OURS, beside_of, source_hash
-from kernelbench.spec import Family, Role, RunRecord, UsageError, beside, suggest
+from kernelbench.spec import Family, Role, RunRecord, UsageError, beside, is_declared, suggest
 
 RESULTS = Path("results")
 
@@ -49,15 +50,24 @@ def repro(
 
 def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]) -> str:
     """group: the records of its job, for its speedup."""
-    path = Path(family.origin).resolve()
-    ours = family.provider(record.provider)
-    module = _module_of(path)
-    needed = Needed(path, module, device_code="triton" in ours.requires, beside=beside_of(family))
-    needed.add({record.provider, family.baseline.name})
+    if family.declared:
+        sources, module = declared.sources(family, record.provider)
+    else:
+        sources, module = _sources(family, record.provider)
     notes = ""
     if record.source and record.source != source_hash(family):
         notes = "The sources below are newer than what was measured then."
-    return write(_facts(record, group), needed.files(), module, notes)
+    return write(_facts(record, group), sources, module, notes)
+
+
+def _sources(family: Family[Any], provider: str) -> tuple[dict[str, str], str]:
+    """Text by path, and the module that has FAMILY."""
+    path = Path(family.origin).resolve()
+    ours = family.provider(provider)
+    module = _module_of(path)
+    needed = Needed(path, module, device_code="triton" in ours.requires, beside=beside_of(family))
+    needed.add({provider, family.baseline.name})
+    return needed.files(), module
 
 
 def _module_of(path: Path) -> str:
@@ -111,7 +121,7 @@ def _choose(records: Sequence[RunRecord], provider: str, case: str) -> RunRecord
 def _plugins(folder: Path) -> tuple[str, ...]:
     request = store.read_manifest(folder).get("asked")
     plugins = request.get("plugins", []) if isinstance(request, dict) else []
-    return tuple(str(p) for p in plugins if Path(str(p)).is_file())
+    return tuple(str(p) for p in plugins if is_declared(str(p)) or Path(str(p)).is_file())
 
 
 def _facts(record: RunRecord, group: Sequence[RunRecord]) -> dict[str, Any]:

@@ -49,12 +49,13 @@ class Plan:
 
 def new(suites: Sequence[str], selection: Selection) -> list[Plan]:
     """New runs. Without a suite: smoke, the one that every machine can run."""
-    known = families.load(selection.plugins)
     plans = []
     for name in suites or ["smoke"]:
-        loaded, jobs = request.load(selection, known, suite.find(name))
-        check_device(loaded.device, selection.device)
-        plans.append(Plan(loaded, jobs, selection))
+        path = suite.find(name)
+        own = request.declaring(selection, path)
+        loaded, jobs = request.load(own, families.load(own.plugins), path)
+        check_device(loaded.device, own.device)
+        plans.append(Plan(loaded, jobs, own))
     return plans
 
 

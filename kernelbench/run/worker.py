@@ -17,6 +17,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -49,7 +50,8 @@ def encode(job: Job, context: Context, **options: Any) -> dict[str, Any]:
     return {"job": job.as_json(), "context": asdict(context), "options": options}
 
 
-def _decode(request: dict[str, Any], families: dict[str, Any]) -> Any:
+def decode(request: dict[str, Any], families: Mapping[str, Any]) -> Any:
+    """The measure.job.Request that `encode` made."""
     from kernelbench.measure.job import Request
 
     facts, options = request["job"], request["options"]
@@ -58,18 +60,22 @@ def _decode(request: dict[str, Any], families: dict[str, Any]) -> Any:
     return Request(job, Context(**request["context"]), without=without, **options)
 
 
-def _session(kind: str, asked: dict[str, Any], timing: bool, phases: Any) -> Any:
-    """The clock and limits of this machine; the limits are measured once a run, what its clock adds
+def session_of(kind: str, asked: Mapping[str, Any], timing: bool) -> tuple[Any, Any]:
+    """The session of this process, and its phases, for a tool that looks on.
+
+    The clock and limits of this machine; the limits are measured once a run, what its clock adds
     in each process of it."""
     from kernelbench.measure import environment
     from kernelbench.measure.ceilings import Ceilings, again, measure
     from kernelbench.measure.job import Session
     from kernelbench.measure.telemetry import Telemetry
     from kernelbench.measure.timer import CudaClock, HostClock
+    from kernelbench.profile.phases import watch
 
+    phases = watch()
     device = environment.device(kind)
     if kind == "cpu":
-        return Session(device, HostClock(phases), Ceilings(), Telemetry.open(None))
+        return Session(device, HostClock(phases), Ceilings(), Telemetry.open(None)), phases
     clock, ceilings = CudaClock(device, phases), asked["ceilings"]
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
@@ -77,7 +83,8 @@ def _session(kind: str, asked: dict[str, Any], timing: bool, phases: Any) -> Any
         known = again(clock, known) if timing and asked["anew"] else known
     else:
         known = measure(clock, device) if timing else Ceilings()
-    return Session(device, clock, known, Telemetry.open(environment.gpu_uuid()), phases.seen)
+    telemetry = Telemetry.open(environment.gpu_uuid())
+    return Session(device, clock, known, telemetry, phases.seen), phases
 
 
 def _freeze_imports() -> None:
@@ -91,18 +98,16 @@ def _work(pipe: Pipe) -> int:
     from kernelbench import families
     from kernelbench.measure import environment
     from kernelbench.measure.job import DeviceLostError, run_job
-    from kernelbench.profile.phases import watch
 
     start = pipe.receive()
     kind = environment.use(start["device"])
     known = families.load(tuple(start["plugins"]))
     _freeze_imports()
     pipe.send("hello", machine=environment.describe(kind))
-    phases = watch()
-    session = _session(kind, pipe.receive(), start["timing"], phases)
+    session, phases = session_of(kind, pipe.receive(), start["timing"])
     pipe.send("ceilings", ceilings=session.ceilings.as_json())
     while True:
-        request = _decode(pipe.receive(), known)
+        request = decode(pipe.receive(), known)
         family = known[request.job.family]
 
         def tell(provider: str, phase: str) -> None:

@@ -1,6 +1,7 @@
 """The words: case, family, provider, job, record. Standard library only."""
 
 from kernelbench.spec.case import DTYPE_ALIASES, Axis, Case, Distribution, DType, Mode, axis
+from kernelbench.spec.declaration import COMPILE, Declaration, is_declared
 from kernelbench.spec.errors import (
     KernelbenchError,
     NoGPUError,
@@ -41,6 +42,7 @@ from kernelbench.spec.record import (
 )
 
 __all__ = [
+    "COMPILE",
     "DTYPE_ALIASES",
     "METHOD",
     "SCHEMA",
@@ -51,6 +53,7 @@ __all__ = [
     "Context",
     "Cost",
     "DType",
+    "Declaration",
     "Device",
     "Distribution",
     "Draw",
@@ -81,6 +84,7 @@ __all__ = [
     "axis",
     "beside",
     "exit_code_of",
+    "is_declared",
     "record_of",
     "suggest",
 ]

@@ -115,7 +115,7 @@ def as_they_are(case: Any, inputs: Tensors) -> Tensors:
 
 
 def nothing(case: Any) -> tuple[str, ...]:
-    """The default `mutates` and `grads`."""
+    """The default `mutates`, `grads` and `flags`."""
     return ()
 
 
@@ -200,7 +200,10 @@ class Family(Generic[C]):
     modes: those that it has. In `jvp` its `outputs` are those of the forward, then `tangent_y` for
         each such output y, and its `inputs` hold a `tangent_x` for each x of `grads`.
     dtypes: torch's names of the dtypes of outputs that are not of the case's, by output.
+    flags: what records of a case carry of its oracle, once it has answered.
     origin: the file it was loaded from; `families.load` fills it in.
+    files: others that its code stands in, where its functions do not tell. declared: what it was
+        made from, where that is no file.
     """
 
     name: str
@@ -216,7 +219,10 @@ class Family(Generic[C]):
     trials: Callable[[C], Mapping[str, Trial]] | None = None
     modes: tuple[Mode, ...] = (Mode.fwd, Mode.bwd, Mode.full)
     dtypes: Callable[[C], Mapping[str, str]] = no_others
+    flags: Callable[[C], tuple[str, ...]] = nothing
     origin: str = ""
+    files: tuple[str, ...] = ()
+    declared: str = ""
 
     def provider(self, name: str) -> Provider[C]:
         return next(p for p in self.providers if p.name == name)

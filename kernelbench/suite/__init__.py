@@ -18,6 +18,9 @@
             N: [384, 768]
             providers: eager                  # of this block alone
 
+    functions:                      # families made of a function and its reference
+      mine: {against: my.py:reference, candidates: {fused: my.py:fused}, args: "x=MxN:bf16"}
+
 A block's axis comes before the family's `modes`, and that before `defaults`; a zipped block is
 crossed with what it inherits. Providers are measured in the family's order. A case that stands
 twice is one job, with its first label and the providers of both.
@@ -27,13 +30,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernelbench.spec import Job, Measure, UsageError
+from kernelbench.spec import Declaration, Job, Measure, UsageError
 from kernelbench.suite.choose import find, narrow, shipped
 from kernelbench.suite.expand import expand, measure_of
 from kernelbench.suite.grammar import Families, check, json_schema, shown
 from kernelbench.suite.reader import Node, Problem, Where, read, read_file, read_option, refusal
 
-__all__ = ["Suite", "find", "json_schema", "load", "narrow", "shipped"]
+__all__ = ["Suite", "declared", "find", "json_schema", "load", "narrow", "shipped"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,29 @@ def load(
         text=text,
         path=path,
     )
+
+
+def declared(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """The families that a suite declares under `functions`, each as a plugin of a run; files in it
+    are named from its folder. What is wrong with its other keys is left to `load`.
+
+    Raises UsageError with every error of its declarations.
+    """
+    path = Path(path)
+    root = _overridden(_root(read_file(path), str(path)), overrides)
+    if not isinstance(root.value, dict) or "functions" not in root.value:
+        return ()
+    problems = [p for loc, p in check(root, {}) if loc[:1] == ("functions",)]
+    if problems:
+        raise refusal(problems)
+    plugins, functions = [], root.plain()["functions"]
+    for name, facts in functions.items():
+        try:
+            declaration = Declaration.of(name, facts)
+        except UsageError as error:
+            raise refusal([Problem(root.spot(("functions", name)), str(error))]) from None
+        plugins.append(declaration.moved(path.parent).as_json())
+    return tuple(plugins)
 
 
 def _root(text: str, source: str) -> Node:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from kernelbench.spec import DTYPE_ALIASES, Axis, DType, Family, Measure, Mode, suggest
+from kernelbench.spec import COMPILE, DTYPE_ALIASES, Axis, DType, Family, Measure, Mode, suggest
 from kernelbench.suite.reader import Node, Problem
 
 Families = Mapping[str, Family[Any]]
@@ -54,12 +54,37 @@ class _Block(_Strict):
     zip: bool = Field(False, description="lists in lock-step; else their cartesian product")
 
 
+_Words: Any = _many(str)
+_Modes: Any = _many(Literal[tuple(COMPILE)])
+
+
+class _Function(_Strict):
+    """See spec.Declaration."""
+
+    against: str = Field(description="the reference: FILE.py:NAME, or module:NAME")
+    candidates: dict[str, str] = Field({}, description="what is held against it, by name")
+    args: str = Field("", description="what they are called with: 'x=MxN:bf16, w=N:bf16'")
+    grad: _Words = Field([], description="arguments that have a gradient; all for all")
+    compile: _Modes = Field(
+        [], description="modes of torch.compile in which the reference runs, too"
+    )
+    inputs: str = Field("", description="a function that makes arguments: FILE.py:NAME")
+    oracle: str = Field("", description="what is right, in place of the reference in fp64")
+    imports: _Words = Field([], description="files and modules to import first")
+    max_error: dict[str, float] = Field(
+        {}, description="of approximate candidates, the relative error that they promise"
+    )
+
+
 class _Suite(_Strict):
     name: str = Field(pattern=NAME, description="names the run's directory")
     description: str = Field("", pattern=TEXT, description="what this suite is for")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
     gpu: str = Field("", pattern=LINE, description="the GPU that its sizes were made for")
     defaults: dict[str, Any] = Field({}, description="axes of every family that has them")
+    functions: dict[Annotated[str, Field(pattern=NAME)], _Function] = Field(
+        {}, description="families made of a function and its reference, by name"
+    )
 
 
 _Key = tuple[Any, Any, str]  # its type, its default, what it means

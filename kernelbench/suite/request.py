@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kernelbench import suite
 from kernelbench.spec import Family, Job, Measure, UsageError, suggest
@@ -77,6 +77,16 @@ class RunRequest(Selection):
         """Without folders, which are this machine's."""
         kept = ("suites", "timeout_s", "budget_s", "fail_fast")
         return super().as_json() | {name: getattr(self, name) for name in kept}
+
+
+S = TypeVar("S", bound=Selection)
+
+
+def declaring(selection: S, path: Path) -> S:
+    """With the families that a suite declares among its plugins. Raises UsageError for those that
+    cannot be."""
+    plugins = suite.declared(path, selection.overrides)
+    return replace(selection, plugins=(*selection.plugins, *plugins)) if plugins else selection
 
 
 def load(

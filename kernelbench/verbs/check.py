@@ -63,9 +63,7 @@ def check(request: CheckRequest, output: Output) -> int:
     interrupted = 0
     try:
         for run_plan in plans:
-            _check_one(
-                run_plan, known, options_of(options, request, run_plan.device), output, records
-            )
+            _check_one(run_plan, options, output, records)
     except KeyboardInterrupt as stop:
         interrupted = exit_code_of(stop)
     _show(records, output)
@@ -104,13 +102,9 @@ def _hold_writable(folder: Path) -> None:
         raise UsageError(f"--dump {folder}: cannot be written ({error.strerror})") from None
 
 
-def _check_one(
-    plan: Plan,
-    known: Mapping[str, Family[Any]],
-    options: Options,
-    output: Output,
-    records: list[RunRecord],
-) -> None:
+def _check_one(plan: Plan, options: Options, output: Output, records: list[RunRecord]) -> None:
+    known = families.load(plan.selection.plugins)
+    options = options_of(options, plan.selection, plan.device)
     with TemporaryDirectory() as folder, output.view() as watcher:
         try:
             runner = Runner(known, options, watcher, Path(folder) / "log")

@@ -165,7 +165,7 @@ def _plan(request: ProfileRequest, machine: Mapping[str, Any], output: Output) -
     cases that are named, and what else was asked. Its folder: the newest run of that suite, if
     what is installed is what it was measured with."""
     files, cases = _suites(request.words)
-    known, whole = families.load(request.plugins), replace(request.selection, narrow={})
+    whole = replace(request.selection, narrow={})
     if len(files) > 1:
         raise UsageError(f"profile one suite at a time, not {' and '.join(map(str, files))}")
     runs = _runs(request.out, machine["name"])
@@ -190,6 +190,7 @@ def _plan(request: ProfileRequest, machine: Mapping[str, Any], output: Output) -
         chosen = replace(chosen, folder=None)
     jobs = _named(chosen.jobs, cases, chosen.suite.name)
     if request.narrows:
+        known = families.load(chosen.selection.plugins)
         jobs = suite.narrow(jobs, known, **request.narrow)
     return replace(chosen, jobs=tuple(jobs))
 

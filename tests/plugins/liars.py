@@ -29,7 +29,7 @@ import triton.language as tl
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernelbench.measure import check, trials
+from kernelbench.measure import budgets, check, trials
 from kernelbench.measure.flush import L2SetAside, Window
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.spec import (
@@ -974,7 +974,7 @@ def predicts_the_draws(case, config):
     seen=TIMER_PATCH,
 )
 def loosens_budgets_within(case, config):
-    for table in (check.FLOOR, check.CEILING, check.SLOPE_FLOOR):
+    for table in (budgets.FLOOR, budgets.CEILING, budgets.SLOPE_FLOOR):
         [behind] = gc.get_referents(table)
         UNDO.append(functools.partial(behind.update, dict(behind)))
         behind.update(dict.fromkeys(behind, 1e9))
@@ -1625,12 +1625,12 @@ def patches_the_judge(a):
 @ambient(
     "loosens_budgets",
     "puts other budgets in the place of the harness's",
-    "check.FLOOR",
+    "budgets.FLOOR",
     seen=TIMER_PATCH,
 )
 def loosens_budgets(case, config):
     for name in ("FLOOR", "CEILING", "SLOPE_FLOOR"):
-        _patch(check, name, dict.fromkeys(getattr(check, name), 1e9))
+        _patch(budgets, name, dict.fromkeys(getattr(budgets, name), 1e9))
     return lambda a: torch.zeros_like(a["x"])
 
 

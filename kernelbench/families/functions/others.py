@@ -1,0 +1,34 @@
+"""Code of others, which may raise anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kernelbench.spec import PluginError, UsageError
+from kernelbench.spec.raised import trace_of, words_of
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What a call raised in place of a value."""
+
+    error: BaseException
+
+
+def attempted(call: Callable[[], Any]) -> Any:
+    """What a call returns, or Raised. A UsageError goes on: it says what is wrong."""
+    try:
+        return call()
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        return Raised(error)
+
+
+def named(text: str, call: Callable[[], Any]) -> Any:
+    """What a call returns. Raises PluginError, with the traceback, that names what was called."""
+    value = attempted(call)
+    if isinstance(value, Raised):
+        said = f"{text}: {words_of(value.error)}"
+        raise PluginError(said, trace_of(value.error)) from None
+    return value

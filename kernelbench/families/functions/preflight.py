@@ -1,0 +1,49 @@
+"""What can be found wrong with functions and their arguments before anything is measured."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from kernelbench.families.functions.functions import Functions
+from kernelbench.families.functions.others import Raised, attempted
+from kernelbench.families.functions.targets import find
+from kernelbench.families.providing import DTYPES, MetaDraw
+from kernelbench.spec import Case, Declaration, Family, UsageError
+from kernelbench.spec.raised import words_of
+
+# What a reference that does not run without memory says, which real tensors will not.
+_NO_MEMORY = ("meta", "item()", "data-dependent", "storage", "data_ptr", "fake", "0 active drivers")
+
+
+def takes(declared: Declaration) -> tuple[str, ...] | None:
+    """What the function of `inputs` takes, None without one."""
+    if not declared.inputs:
+        return None
+    signature = find(declared.inputs, declared.imports).signature()
+    return tuple(signature.parameters) if signature is not None else ()
+
+
+def refuse(family: Family[Any], cases: Sequence[Case]) -> None:
+    """Raises UsageError where the reference refuses the arguments of a case, on tensors without
+    memory; one that runs only on real ones is left to the worker."""
+    functions = family.inputs.__self__  # type: ignore[attr-defined]
+    assert isinstance(functions, Functions)
+    for case in cases:
+        draw = MetaDraw(DTYPES[case.dtype])
+        facts = attempted(partial(functions.facts_on, case, draw))
+        if not isinstance(facts, Raised) or isinstance(facts.error, NotImplementedError):
+            continue
+        if not any(word in str(facts.error) for word in _NO_MEMORY):
+            raise UsageError(_refused(functions, case, draw, facts.error)) from None
+
+
+def _refused(functions: Functions, case: Case, draw: MetaDraw, error: BaseException) -> str:
+    made = attempted(partial(functions.tensors, case, draw))
+    tensors = {} if isinstance(made, Raised) else made
+    shapes = ", ".join(
+        f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+        for name, t in tensors.items()
+    )
+    constants = ", ".join(f"{name} {value!r}" for name, value in functions.constants(case).items())
+    given = ", ".join(filter(None, [shapes, constants]))
+    return f"{functions.reference.text} refuses {given}: {words_of(error)}"

@@ -1,0 +1,178 @@
+"""What a function returns and does, found by running it on tensors without memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
+
+_CREATES = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias")
+# What reads of its first floating argument no more than it writes.
+_PICKS = ("embedding", "index", "gather", "index_select", "take", "select_scatter", "index_put")
+
+
+@dataclass(frozen=True)
+class Output:
+    """shape and dtype of a tensor that is returned; graded: whether a gradient leads to it;
+    aliases: whether it lies in an argument, and need not be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    graded: bool
+    aliases: bool
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Facts:
+    """outputs: in order. reached: which arguments have a gradient. flops: of the forward and of the
+    backward, an FMA is two. read: bytes that the forward reads of its arguments, each once at most.
+    needed: bytes of the arguments and outputs that the backward reads again. gradients: bytes of
+    those.
+    """
+
+    outputs: tuple[Output, ...]
+    reached: tuple[str, ...] = ()
+    flops: int = 0
+    backward_flops: int = 0
+    read: int = 0
+    needed: int = 0
+    gradients: int = 0
+
+
+class _Counted(TorchDispatchMode):
+    """Flops: of products as PyTorch's FlopCounterMode has them; else one an element that is
+    written, or read by a reduction. Views and constructors cost nothing. And bytes that are read of
+    some tensors."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self._most = {_storage(t): t.untyped_storage().nbytes() for t in tensors}
+        self._read = dict.fromkeys(self._most, 0)
+
+    @property
+    def read(self) -> int:
+        """Bytes of those tensors, each no more than it has."""
+        return sum(min(count, self._most[at]) for at, count in self._read.items())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if func.is_view or name in _CREATES:
+            return out
+        tensors, results = _tensors((args, kwargs)), _tensors(out)
+        if func.overloadpacket in flop_registry:
+            self.flops += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+        else:
+            self.flops += max((t.numel() for t in (*tensors, *results)), default=0)
+        if name.endswith("_like") or name in ("new_zeros", "new_ones", "new_full"):
+            return out
+        written = sum(_stored(t) for t in results)
+        for at, tensor in enumerate(tensors):
+            if _storage(tensor) in self._read:
+                size = _stored(tensor)
+                picked = at == 0 and name in _PICKS
+                self._read[_storage(tensor)] += min(size, written) if picked else size
+        return out
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _stored(tensor: torch.Tensor) -> int:
+    """Bytes of its elements, those of a broadcast dimension once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return prod(n for n, step in sizes if step) * tensor.element_size()
+
+
+def _tensors(nest: Any) -> list[torch.Tensor]:
+    return [t for t in tree_flatten(nest)[0] if isinstance(t, torch.Tensor)]
+
+
+def flat(returned: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of what a function returned, in order: a tensor, or any nest of tuples, lists,
+    dicts and dataclasses of them."""
+    if isinstance(returned, torch.Tensor):
+        return (returned,)
+    if type(returned) is tuple and all(isinstance(t, torch.Tensor) for t in returned):
+        return returned
+    return tuple(t for t in tree_flatten(returned)[0] if isinstance(t, torch.Tensor))
+
+
+def names_of(returned: Any) -> tuple[str, ...]:
+    """What its tensors are called: by a dict's keys where it is one of tensors, else `out`, or
+    `out0`, `out1` …"""
+    if isinstance(returned, dict) and all(
+        isinstance(k, str) and k.isidentifier() and isinstance(v, torch.Tensor)
+        for k, v in returned.items()
+    ):
+        return tuple(returned)
+    count = len(flat(returned))
+    return ("out",) if count == 1 else tuple(f"out{i}" for i in range(count))
+
+
+def probe(
+    call: Callable[..., Any],
+    tensors: Sequence[torch.Tensor],
+    graded: Sequence[str],
+    names: Sequence[str],
+) -> Facts:
+    """Call a function once, and go back once where an argument is to have a gradient.
+
+    names: of the arguments. graded: those that are to have a gradient. Raises what it raises, and
+    ValueError where it returns no tensor.
+    """
+    chosen = {n: t.requires_grad_() for n, t in zip(names, tensors, strict=True) if n in graded}
+    saved: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    forward, backward = _Counted(tensors), _Counted()
+    keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.set_grad_enabled(bool(chosen)), keep, forward:
+        returned = call(*tensors)
+    outputs = flat(returned)
+    if not outputs:
+        raise ValueError(f"it returns no tensor but {type(returned).__name__}")
+    given = {_storage(t) for t in tensors}
+    described = tuple(
+        Output(name, tuple(t.shape), t.dtype, t.requires_grad, _storage(t) in given)
+        for name, t in zip(names_of(returned), outputs, strict=True)
+    )
+    roots = [t for t in outputs if t.requires_grad]
+    if not roots:
+        return Facts(described, flops=forward.flops, read=forward.read)
+    ones = [torch.ones_like(t) for t in roots]
+    with backward:
+        gradients = torch.autograd.grad(roots, [*chosen.values()], ones, allow_unused=True)
+    found = {n: g for n, g in zip(chosen, gradients, strict=True) if g is not None}
+    return Facts(
+        described,
+        tuple(found),
+        forward.flops,
+        backward.flops,
+        forward.read,
+        _needed(saved, [*tensors, *outputs]),
+        sum(g.numel() * g.element_size() for g in found.values()),
+    )
+
+
+def _needed(saved: Sequence[torch.Tensor], known: Sequence[torch.Tensor]) -> int:
+    """Bytes of those arguments and outputs that a graph saved."""
+    storages = {_storage(tensor) for tensor in saved}
+    return sum(t.numel() * t.element_size() for t in known if _storage(t) in storages)

@@ -1,0 +1,235 @@
+"""What a user names to be measured, and how it is found.
+
+my.py:fused             a function in a file, or one that an object of the file has: ops.fused
+package.module:fused    one of an installed module, such as torch.nn.functional:layer_norm
+my.py:Model(dim=512)    an nn.Module, made with these literals
+torch.ops.my.fused      an operator of torch.library, registered by an --import
+model.pt2               a package of torch.export and AOTInductor
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernelbench.families import plugins
+from kernelbench.families.functions import others
+from kernelbench.families.functions.others import Raised, attempted
+from kernelbench.spec import PluginError, UsageError, suggest
+from kernelbench.spec.raised import named, trace_of, words_of
+
+_FORM = (
+    "expected FILE.py:NAME, package.module:NAME, either with (…) for an nn.Module, "
+    "torch.ops.NAMESPACE.NAME or FILE.pt2"
+)
+_TORCH = Path(str(torch.__file__)).parent
+_TARGET = re.compile(r"(?P<place>[^:()]+):(?P<name>[A-Za-z_][\w.]*)(?:\((?P<literals>.*)\))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """text: as it was named. found: the function, or what makes the module. file: where its code
+    stands, if that is a file. name: of the provider.
+    """
+
+    text: str
+    found: Callable[..., Any]
+    file: Path | None = None
+    is_module: bool = False
+    name: str = ""
+
+    @property
+    def of_torch(self) -> bool:
+        """Whether it is PyTorch's own."""
+        if self.file is not None:
+            return self.file.is_relative_to(_TORCH)
+        return self.text.startswith("torch:") or self.found in vars(torch).values()
+
+    def signature(self) -> inspect.Signature | None:
+        """How it is called, where that can be known."""
+        try:
+            found = inspect.signature(self.made().forward if self.is_module else self.found)
+        except (TypeError, ValueError):
+            return None
+        return found
+
+    def made(self, seed: int = 0) -> Any:
+        """The module, initialised under a seed; torch's own stays as it is. Raises PluginError
+        where it cannot be made."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return others.named(self.text, self.found)
+
+
+def of_callable(found: Any, name: str = "") -> Target:
+    """The target of a function or nn.Module that is at hand.
+
+    Raises UsageError for anything else.
+    """
+    if not callable(found):
+        raise UsageError(f"{found!r} is no function and no nn.Module")
+    name = name or getattr(found, "__name__", type(found).__name__)
+    name = re.sub(r"\W+", "_", name).strip("_") or "function"
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(found))
+    except TypeError:
+        file = inspect.getsourcefile(type(found)) if type(found).__module__ != "builtins" else None
+    path = Path(file) if file and Path(file).is_file() else None
+    if isinstance(found, torch.nn.Module):
+        return Target(name, lambda: found, path, is_module=True, name=name)
+    return Target(name, found, path, name=name)
+
+
+def find(text: str, imports: Sequence[str] = ()) -> Target:
+    """The target that a user named.
+
+    imports: files or modules to import first. Raises UsageError for what cannot be found, and
+    PluginError, with its traceback, for what raises when it is imported.
+    """
+    for place in imports:
+        _module(place, text)
+    if text.startswith("torch.ops."):
+        return Target(text, _operator(text), name=text.rpartition(".")[2])
+    if text.endswith(".pt2"):
+        return _package(text)
+    match = _TARGET.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text}: {_FORM}")
+    module = _module(match["place"], text)
+    found = _attribute(module, match["name"], text)
+    file = getattr(module, "__file__", None)
+    path = Path(file) if file else None
+    name = match["name"].replace(".", "_")
+    if match["literals"] is None and not isinstance(found, torch.nn.Module):
+        return Target(text, _function(found, text), path, name=name)
+    if isinstance(found, torch.nn.Module):
+        return Target(text, partial(_same, found), path, is_module=True, name=name)
+    positional, keywords = _literals(text, match["literals"] or "")
+    make = partial(found, *positional, **keywords)
+    if not isinstance(others.named(text, make), torch.nn.Module):
+        raise UsageError(f"{text}: makes no nn.Module; for a function leave out the (…)")
+    return Target(text, make, path, is_module=True, name=name)
+
+
+def _same(module: Any) -> Any:
+    return module
+
+
+def _function(found: Any, text: str) -> Callable[..., Any]:
+    if isinstance(found, type) and issubclass(found, torch.nn.Module):
+        raise UsageError(f"{text}: a class of nn.Module; say how it is made: '{text}(dim=512)'")
+    if not callable(found):
+        raise UsageError(f"{text}: is a {type(found).__name__}, no function")
+    call: Callable[..., Any] = found
+    return call
+
+
+def _module(place: str, text: str) -> Any:
+    path = Path(place)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UsageError(f"{text}: no file {named(place)}")
+        return others.named(text, partial(_file, path.resolve(), path.stat().st_mtime_ns, text))
+    module = attempted(partial(importlib.import_module, place))
+    if not isinstance(module, Raised):
+        return module
+    name = module.error.name if isinstance(module.error, ModuleNotFoundError) else None
+    if name and (place == name or place.startswith(f"{name}.")):
+        raise UsageError(
+            f"{text}: no module {name!r} is installed; a file is named with its .py"
+        ) from None
+    raise PluginError(f"{text}: {words_of(module.error)}", trace_of(module.error)) from None
+
+
+@cache
+def _file(path: Path, changed_ns: int, text: str) -> Any:
+    """A file's module: one for all that is named in it, until the file changes."""
+    return plugins.load(path, text)
+
+
+def _attribute(module: Any, name: str, text: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [word for word in dir(found) if _is_near(found, word)]
+            near = suggest(part, known) if len(known) <= 40 else ""
+            raise UsageError(f"{text}: there is no {part!r}{near}")
+        found = getattr(found, part)
+    return found
+
+
+def _is_near(owner: Any, word: str) -> bool:
+    value = getattr(owner, word, None)
+    return not word.startswith("_") and callable(value)
+
+
+def _operator(text: str) -> Callable[..., Any]:
+    found: Any = torch.ops
+    for part in text.split(".")[2:]:
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise UsageError(
+                f"{text}: no such operator is registered; --import the file or module that does"
+            ) from None
+    if found is torch.ops or isinstance(found, type(torch.ops.aten)):
+        raise UsageError(f"{text}: a namespace; {_FORM}")
+    call: Callable[..., Any] = found
+    return call
+
+
+def _package(text: str) -> Target:
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"{text}: no such file")
+    load = partial(torch._inductor.aoti_load_package, str(path))
+    return Target(text, others.named(text, load), path, name=re.sub(r"\W", "_", path.stem))
+
+
+def _literals(text: str, inside: str) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        positional = [ast.literal_eval(node) for node in call.args]
+        keywords = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise UsageError(f"{text}: in (…) stand literals, such as (512, bias=False)") from None
+    return positional, keywords
+
+
+def bound(target: Target, names: Sequence[str]) -> tuple[str, ...]:
+    """The arguments that a function gets by name, the others come by position, in their order: all
+    where it knows all of the names, else those that it takes by name alone.
+
+    Raises UsageError where it cannot be called so.
+    """
+    signature = target.signature()
+    if signature is None:
+        return ()
+    parameters = signature.parameters
+    kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    by_name = [n for n, parameter in parameters.items() if parameter.kind in kinds]
+    keywords = tuple(names)
+    if not set(by_name).issuperset(names):
+        keywords = tuple(n for n in names if n in by_name and parameters[n].kind is kinds[0])
+    try:
+        signature.bind(*(n for n in names if n not in keywords), **dict.fromkeys(keywords))
+    except TypeError as error:
+        raise UsageError(
+            f"{target.text} is called as {target.name}{signature}, which the arguments "
+            f"{', '.join(names)} do not fit: {error}"
+        ) from None
+    return keywords
+
+
+def files_of(targets: Sequence[Target]) -> tuple[str, ...]:
+    """Where the code of targets stands, but for installed modules that are not the user's."""
+    found = {str(target.file) for target in targets if target.file and not target.of_torch}
+    return tuple(sorted(found))

@@ -1,0 +1,173 @@
+"""`kernelbench bench`: functions against their reference, without a family file."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kernelbench import families, files
+from kernelbench.families.functions import arguments as grammar
+from kernelbench.families.functions import preflight
+from kernelbench.report.progress import Output
+from kernelbench.report.waits import waiting
+from kernelbench.run.plan import Plan
+from kernelbench.run.runner import Options
+from kernelbench.spec import COMPILE, Declaration, UsageError
+from kernelbench.suite import request as asking
+from kernelbench.suite.request import Selection
+from kernelbench.verbs import run as runs
+from kernelbench.verbs.list import show_jobs
+
+_WORD = re.compile(r"[^A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest(Selection):
+    """What `kernelbench bench` is asked. candidates: TARGET, or NAME=TARGET. against, args, inputs,
+    oracle, imports, grad, max_error: see spec.Declaration. sizes: `M=1024,4096`. compile: whether
+    the reference runs compiled, too. save: the file of a suite. measure: of the suite, by key.
+    """
+
+    candidates: tuple[str, ...] = ()
+    against: str = ""
+    args: str = ""
+    sizes: tuple[str, ...] = ()
+    grad: tuple[str, ...] = ()
+    compile: bool = False
+    inputs: str = ""
+    oracle: str = ""
+    imports: tuple[str, ...] = ()
+    max_error: tuple[str, ...] = ()
+    name: str = ""
+    processes: int = 1
+    save: Path | None = None
+    out: Path = Path("results")
+    timeout_s: float = 300.0
+    dry_run: bool = False
+
+
+def bench(request: BenchRequest, output: Output) -> int:
+    """Prove the candidates right by the reference, time them together, store and show. Exit code 1
+    where one is incorrect or failed, 130 or 143 where it was interrupted.
+
+    Raises UsageError for functions, arguments and options that cannot be used.
+    """
+    declared = declaration_of(request)
+    with waiting("importing the functions, and torch", output.waits):
+        selection = replace(request, plugins=(*request.plugins, declared.as_json()))
+        known = families.load(selection.plugins)
+        facts = suite_of(request, declared)
+    text = json.dumps(facts, indent=2)
+    loaded, jobs = asking.load(selection, known, f"{declared.name}.yaml", text=text)
+    preflight.refuse(known[declared.name], [job.case for job in jobs])
+    if request.save is not None:
+        files.deliver(request.save, saved(facts, declared, request.save))
+    plan = Plan(loaded, jobs, selection)
+    if request.dry_run:
+        show_jobs([plan], output)
+        return 0
+    options = Options(timeout=request.timeout_s)
+    return runs.measure([plan], options, request.out, output)
+
+
+def declaration_of(request: BenchRequest) -> Declaration:
+    """Raises UsageError for what does not go together."""
+    if not request.against:
+        raise UsageError("--against names the reference: --against my.py:reference")
+    if not request.candidates and not request.compile:
+        raise UsageError(
+            "nothing to hold against the reference: name a function, my.py:fused, or --compile"
+        )
+    candidates = named(request.candidates)
+    return Declaration(
+        name=request.name or _name(next(iter(candidates), request.against)),
+        against=request.against,
+        candidates=candidates,
+        args=request.args,
+        grad=request.grad,
+        compile=tuple(COMPILE) if request.compile else (),
+        inputs=request.inputs,
+        oracle=request.oracle,
+        imports=request.imports,
+        max_error=_errors(request.max_error, candidates),
+    )
+
+
+def named(targets: Sequence[str]) -> dict[str, str]:
+    """Candidates by name: `fast=my.py:fused`, or what the target is called, with its file's name
+    before it where two are called alike."""
+    found: dict[str, str] = {}
+    for target in targets:
+        match = re.match(r"([A-Za-z_][\w-]*)=(.+)", target)
+        name, text = (match[1], match[2]) if match else (_name(target), target)
+        if name in found:
+            place = Path(text.partition(":")[0]).stem
+            name = f"{_name(place)}_{name}"
+        if name in found:
+            raise UsageError(f"{target}: a second candidate {name!r}: say NAME={text}")
+        found[name] = text
+    return found
+
+
+def _name(target: str) -> str:
+    """`my.py:ops.Model(dim=3)` → `ops_Model`."""
+    bare = target.partition("(")[0]
+    last = bare.rpartition(":")[2] if ":" in bare else bare.removesuffix(".pt2")
+    last = last.rpartition(".")[2] if last.startswith("torch.ops.") else last
+    return _WORD.sub("_", last).strip("_") or "function"
+
+
+def _errors(options: Sequence[str], candidates: Mapping[str, str]) -> dict[str, float]:
+    """`0.05`, of every candidate, or `fused=0.05`."""
+    errors: dict[str, float] = {}
+    for option in options:
+        name, equals, text = option.rpartition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < 1:
+            raise UsageError(
+                f"--max-error {option}: a relative error such as 0.05, or NAME=0.05 for one"
+            )
+        errors |= {name: value} if equals else dict.fromkeys(candidates, value)
+    return errors
+
+
+def suite_of(request: BenchRequest, declared: Declaration) -> dict[str, Any]:
+    """The suite that was asked for, as plain data. Raises UsageError for arguments and sizes that
+    do not fit."""
+    takes = preflight.takes(declared)
+    arguments = grammar.parse(declared.args, takes)
+    axes = grammar.with_sizes(arguments, grammar.sizes_of(request.sizes))
+    case: dict[str, Any] = {name: _bare(values) for name, values in axes.items()}
+    case["dtype"] = _bare(list(arguments.dtypes))
+    function = {
+        key: _bare(list(value)) if isinstance(value, tuple) else value
+        for key, value in vars(declared).items()
+        if key != "name" and value
+    }
+    family: dict[str, Any] = {"modes": ["fwd", "bwd"] if declared.grad else ["fwd"]}
+    facts = {"name": declared.name, "functions": {declared.name: function}}
+    if request.processes > 1:
+        facts["measure"] = {"processes": request.processes}
+    return facts | {"families": {declared.name: family | {"cases": [case]}}}
+
+
+def _bare(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
+
+
+def saved(facts: Mapping[str, Any], declared: Declaration, path: Path) -> str:
+    """The YAML of a suite, in which files are named from its own folder."""
+    import yaml
+
+    moved = declared.from_folder(path.resolve().parent)
+    function = dict(facts["functions"][declared.name])
+    function |= {key: value for key, value in vars(moved).items() if key in function}
+    function = {k: _bare(v) if isinstance(v, tuple) else v for k, v in function.items()}
+    whole = {**facts, "functions": {declared.name: function}}
+    head = f"# kernelbench run {path.name}\n"
+    return head + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None, width=98)
