@@ -89,6 +89,12 @@ INITCHECK = f"""{START}\
 =========
 ========= ERROR SUMMARY: 1 error
 """
+OF_THE_HOST = f"""{START}\
+========= Host API memory access error at host access to 0x1303fd1400 of size 25600 bytes
+=========     Uninitialized access at 0x1303fd4600 on access by cudaMemcpy source
+=========
+========= ERROR SUMMARY: 1 error
+"""
 SYNCCHECK = f"""{START}\
 ========= Barrier error detected. Divergent thread(s) in block.
 =========     at [clone sum(int *, int *)] outlineSync()+0x11f0 in test.cu:42
@@ -152,6 +158,7 @@ def test_initcheck_and_synccheck() -> None:
             "unsafe.py:58",
         ),
     )
+    assert read(OF_THE_HOST).findings == (Finding("Host API memory access error", "", ""),)
     assert read(SYNCCHECK).findings == (
         Finding("Barrier error detected. Divergent thread(s) in block", "sum", "test.cu:42"),
     )

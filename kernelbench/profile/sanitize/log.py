@@ -21,11 +21,12 @@ PLACES = (
 )
 AT = re.compile(r"(?:^|.*\s)at (.+)")
 FRAME = re.compile(r"Device Frame:\s*(.+)")
-ADDRESS = re.compile(r" at (?:\S+ )?0x[0-9a-f]+.*")
+ADDRESS = re.compile(r" at (?:\S+ ){0,3}0x[0-9a-f]+.*")
 AMISS = re.compile(r"0x[0-9a-f]+ is (out of bounds|misaligned)")
 PARAMETERS = re.compile(r"\([^()]*\)$")
 REFUSED = re.compile(r"Device not supported|injection library|not compatible", re.I)
 FAULT = re.compile(r"(?:Internal Sanitizer Error|Error|Fatal)\b", re.I)
+OF_THE_HOST = ("Host API", "Program hit")  # reports without a kernel
 # The first line, and what follows from the exit code of the program, which is known otherwise.
 USUAL = ("COMPUTE-SANITIZER", "Error: process didn't terminate", "Target application returned")
 
@@ -111,7 +112,7 @@ def _findings(block: Sequence[str]) -> Iterator[Finding]:
         yield from _races(block)
         return
     places = [place for place in map(_at, block[1:]) if place]
-    if not places and not block[0].startswith("Program hit"):
+    if not places and not block[0].startswith(OF_THE_HOST):
         return
     kernel, line = places[0] if places else ("", "")
     frames = [FRAME.fullmatch(text) for text in block[1:]]
