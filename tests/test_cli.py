@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
 VERBS = (
     "run", "check", "list", "profile", "inspect", "report", "compare", "history", "repro", "claims",
-    "doctor", "cache",
+    "doctor", "cache", "new",
 )  # fmt: skip
 
 

@@ -112,7 +112,15 @@ def test_its_entry_point_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(found) == {*own, "softmax"}
 
 
-@pytest.mark.parametrize("command", commands())
+def test_its_first_command_writes_the_file_that_it_shows(folder: Path, tmp_path: Path) -> None:
+    first, *_ = commands()
+    done = kernelbench(first, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "softmax.py").read_bytes() == (folder / "softmax.py").read_bytes()
+    assert (tmp_path / "test_softmax.py").is_file()
+
+
+@pytest.mark.parametrize("command", commands()[1:])
 def test_its_commands_do_what_it_says(command: str, folder: Path) -> None:
     if command.startswith("kernelbench run"):  # as it stands, a minute on a CPU
         command += " --set families.softmax.cases.0.M=64 --set measure.max_seconds=0.1"
@@ -130,7 +138,7 @@ def test_its_commands_do_what_it_says(command: str, folder: Path) -> None:
 
 def test_the_page_shows_commands_at_all() -> None:
     verbs = [command.split()[1] for command in commands()]
-    assert verbs == ["list", "check", "run"]
+    assert verbs == ["new", "list", "check", "run"]
 
 
 def test_the_page_names_every_field_of_a_provider() -> None:

@@ -10,7 +10,7 @@ from kernelbench.cli import app
 
 WIDTHS = (60, 80, 200)
 ROOT: Any = typer.main.get_command(app)
-VERBS = [(), *((name,) for name in ROOT.commands), ("cache", "clear")]
+VERBS = [(), *((name,) for name in ROOT.commands), ("cache", "clear"), ("new", "family")]
 CUT = re.compile(r"[^\].A-Z}]\.\.\.|…")  # `[SUITE]...` and `DIR...` mean several
 
 

@@ -88,7 +88,7 @@ def test_what_it_needs_besides_code_is_in_the_wheel(tmp_path: Path) -> None:
         name
         for name in names
         if name.startswith("kernelbench/")
-        and name.endswith((".py", ".yaml", ".json", ".typed", ".html", ".css", ".js"))
+        and name.endswith((".py", ".yaml", ".json", ".typed", ".html", ".css", ".js", ".template"))
     }
     generated = {"kernelbench/suite.schema.json", "kernelbench/families.json"}
     assert {"kernelbench/py.typed", *generated} <= wanted

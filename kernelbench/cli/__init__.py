@@ -4,6 +4,7 @@
 from kernelbench.cli import measuring  # isort: skip
 from kernelbench.cli import reading  # isort: skip
 from kernelbench.cli import looking  # isort: skip
+from kernelbench.cli import making  # isort: skip
 from kernelbench.cli.app import app
 
-__all__ = ["app", "looking", "measuring", "reading"]
+__all__ = ["app", "looking", "making", "measuring", "reading"]

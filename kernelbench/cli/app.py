@@ -74,6 +74,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(cls=_Group, invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
+new_app = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new_app, name="new")
 
 
 def _version(value: bool) -> None:

@@ -128,6 +128,15 @@ def check(
             "--dump", metavar="DIR", help="Keep inputs, answers and oracle here, as .pt files."
         ),
     ] = None,
+    sanitize: Annotated[
+        str,
+        typer.Option(
+            "--sanitize",
+            metavar="TOOLS",
+            help="Run providers under these tools of NVIDIA's sanitizer, too: memcheck, "
+            "racecheck, initcheck, synccheck.",
+        ),
+    ] = "",
     yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -137,8 +146,12 @@ def check(
 
     Without a suite: on every family's own small cases. Nothing is stored but what --dump asks for.
 
-    Exit code: 0 all are right, 1 a provider is incorrect or failed, 2 bad input, 130 or 143
-    interrupted by Ctrl-C or SIGTERM.
+    --sanitize: one tool, or several separated by commas; needs a GPU and the CUDA toolkit. What
+    kernels do to memory is looked at in processes of their own, one call a case.
+
+    Exit code: 0 all are right, 1 a provider is incorrect or failed, or a tool found something or
+    could not look, 2 bad input, or no GPU or tool for --sanitize, 130 or 143 interrupted by Ctrl-C
+    or SIGTERM.
     """
     from kernelbench.verbs import check as verb
     from kernelbench.verbs.screen import output_of
@@ -152,6 +165,7 @@ def check(
         seed=seed,
         timeout_s=timeout,
         dump=dump,
+        sanitize=sanitize,
         yes=yes,
     )
     output = output_of(quiet=quiet, verbose=verbose, as_json=as_json)

@@ -43,6 +43,24 @@ class Answers:
         self._file.flush()
 
 
+def config_of(provider: Provider[Any], job: Job, device: Device, context: Context) -> Any:
+    """The config that a run would take; None where there is nothing to choose."""
+    if provider.configs is None:
+        return None
+    configs = list(provider.configs(job.case, device))
+    return tune.choose(configs, tune.identity(device, context, job, provider))[0]
+
+
+def built(
+    family: Family[Any], job: Job, provider: Provider[Any], inputs: CaseInputs, config: Any
+) -> Workload:
+    """A provider, compiled and ready to be called."""
+    workload = Workload(family, job.case, provider, inputs, config)
+    set_precision(job.case.dtype)  # what `build` imported may have meddled with it
+    workload.ready()
+    return workload
+
+
 class Child:
     """One job under one tool."""
 
@@ -82,14 +100,8 @@ class Child:
             self.answers.say(provider=provider.name, status="skipped", reason=reason)
             return None
         self.phases.enter("compile")
-        config = None
-        if provider.configs is not None:
-            configs = list(provider.configs(self.job.case, self.device))
-            facts = tune.identity(self.device, self.context, self.job, provider)
-            config, _ = tune.choose(configs, facts)
-        workload = Workload(self.family, self.job.case, provider, inputs, config)
-        set_precision(self.job.case.dtype)  # what `build` imported may have meddled with it
-        workload.ready()
+        config = config_of(provider, self.job, self.device, self.context)
+        workload = built(self.family, self.job, provider, inputs, config)
         self.phases.enter("warmup")
         with workload.grad_mode():
             for _ in range(WARMUP):

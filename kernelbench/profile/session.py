@@ -6,7 +6,6 @@ gets a line that says so, the others are profiled again without it.
 
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any
 
 from kernelbench.profile import ncu, nsys, nvtx
 from kernelbench.profile.phases import call_name
-from kernelbench.profile.tool import RefusedError, ToolError, environment, run
+from kernelbench.profile.tool import RefusedError, ToolError, answers_in, child, environment, run
 from kernelbench.spec import (
     Context,
     Family,
@@ -27,12 +26,7 @@ from kernelbench.spec import (
     Tool,
 )
 
-# The child looks for modules where its parent does, and nowhere else.
-START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from kernelbench.profile.child import serve; serve(sys.argv[1])"
-)
-
+CHILD = "kernelbench.profile.child"
 LONGEST_NAME = 120
 PENDING = "captured; nsys cannot make a report of it here: kernelbench profile --import elsewhere"
 
@@ -145,17 +139,16 @@ class Profiler:
             request.write_text(json.dumps(facts), encoding="utf-8")
         except OSError as error:
             raise ToolError(f"{request}: cannot be written ({error.strerror})") from None
-        child = [sys.executable, "-P", "-c", START, str(request), json.dumps(sys.path)]
         try:
             look = {Tool.nsys: self._by_nsys, Tool.ncu: self._by_ncu, Tool.torch: self._by_torch}
-            return look[self.tool](child, stem, job)
+            return look[self.tool](child(CHILD, request), stem, job)
         finally:
             request.unlink(missing_ok=True)
 
-    def _by_nsys(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
+    def _by_nsys(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         captured = nsys.capture(
             self._found,
-            child,
+            command,
             stem,
             cuda=self._cuda,
             gpu_metrics=self._options.gpu_metrics,
@@ -172,10 +165,10 @@ class Profiler:
         pending = PENDING if captured.qdstrm else ""
         return Observation(captured.version, of, _files(captured), captured.notes, pending)
 
-    def _by_ncu(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
+    def _by_ncu(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         captured = ncu.capture(
             self._found,
-            child,
+            command,
             stem,
             extra=self._options.ncu_args,
             timeout=self._options.timeout,
@@ -195,9 +188,9 @@ class Profiler:
         ]
         return Observation(captured.version, of, (captured.rep,), (*captured.notes, *notes))
 
-    def _by_torch(self, child: Sequence[str], stem: Path, job: Job) -> Observation:
+    def _by_torch(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         log = stem.with_name(f"{stem.name}.log")
-        ended = run(child, log, self._options.timeout, environment())
+        ended = run(command, log, self._options.timeout, environment())
         if ended.code != 0:
             how = "did not end in time" if ended.code is None else f"ended with code {ended.code}"
             last = " | ".join(ended.tail.splitlines()[-4:])
@@ -311,18 +304,10 @@ def _ranges(job: Job) -> Iterable[tuple[str, str]]:
     return [(name, call_name(job.family, name, job.case)) for name in job.providers]
 
 
-def _answers(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of what the child said; none where it said nothing."""
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
-
-
 def _at_work(path: Path) -> str | None:
     """The provider that was at work when the child ended, `` where none was yet; None where the
     child never began, or did its work."""
-    answers = _answers(path)
+    answers = answers_in(path)
     if any("done" in answer for answer in answers):
         return None
     return next((answer["at"] for answer in reversed(answers) if "at" in answer), None)
@@ -330,7 +315,7 @@ def _at_work(path: Path) -> str | None:
 
 def _by_provider(path: Path) -> dict[str, dict[str, Any]]:
     by_provider: dict[str, dict[str, Any]] = {}
-    for answer in _answers(path):
+    for answer in answers_in(path):
         if "provider" in answer:
             name = answer.pop("provider")
             by_provider[name] = by_provider.get(name, {}) | answer

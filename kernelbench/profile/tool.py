@@ -1,16 +1,19 @@
 """External profilers as processes: where they are, how they are started, and how they end."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kernelbench.spec import KernelbenchError
 
@@ -83,6 +86,24 @@ def alone() -> tuple[str, ...]:
             if run([*command, "true"], Path(folder, "log"), 10, environment()).code == 0:
                 return command
     return ()
+
+
+def child(module: str, request: Path) -> list[str]:
+    """The command of a Python process that calls the module's `serve` with the file of a request.
+    It looks for modules where this process does, and nowhere else."""
+    start = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+        f"from {module} import serve; serve(sys.argv[1])"
+    )
+    return [sys.executable, "-P", "-c", start, str(request), json.dumps(sys.path)]
+
+
+def answers_in(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of what a child of ours said; none where it said nothing."""
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def find(name: str, places: Sequence[str] = ()) -> Path | None:

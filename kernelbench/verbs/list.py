@@ -97,6 +97,11 @@ def text() -> str:
     return json.dumps({"source": families.fingerprint(), "families": described()}, indent=1) + "\n"
 
 
+def names() -> set[str]:
+    """Of every family that is here without a plugin file."""
+    return {facts["name"] for facts in _facts(())}
+
+
 def _facts(plugins: tuple[str, ...]) -> list[Facts]:
     if plugins or families.installed():
         return described(plugins)

@@ -172,12 +172,13 @@ def _nvml() -> Iterator[Finding]:
 
 
 def _profilers() -> Iterator[Finding]:
-    from kernelbench.profile import ncu, nsys
+    from kernelbench.profile import ncu, nsys, sanitize
     from kernelbench.profile.tool import ToolError
 
-    for name, find in (("nsys", nsys.find), ("ncu", ncu.find)):
+    finders: dict[str, Any] = {"nsys": nsys.find, "ncu": ncu.find, sanitize.NAME: sanitize.find}
+    for name, find in finders.items():
         try:
-            program: Any = find()
+            program = find()
         except ToolError as error:
             yield Finding(name, None, "not found", str(error), optional.PROFILERS[name])
         else:

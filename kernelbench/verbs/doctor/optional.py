@@ -84,6 +84,7 @@ PROGRAMS = (
 PROFILERS = {  # how to get these, they say themselves
     "nsys": "profile --nsys: timelines, launches, gaps",
     "ncu": "profile --ncu: DRAM bytes that hardware counted",
+    "compute-sanitizer": "check --sanitize: bad addresses, races, memory that nobody wrote",
 }
 DEVELOPING = "dev"  # the extra for work on kernelbench itself
 

@@ -1,14 +1,16 @@
-"""`kernelbench check`: prove providers right without timing them."""
+"""`kernelbench check`: prove providers right without timing them; `--sanitize` looks at what their
+kernels do to memory, too."""
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kernelbench import families, suite
+from kernelbench.profile.sanitize import Look, table
 from kernelbench.report import failures
 from kernelbench.report.progress import Output, result
 from kernelbench.report.waits import waiting
@@ -26,6 +28,7 @@ from kernelbench.spec import (
 )
 from kernelbench.suite import request as asking
 from kernelbench.suite.request import Selection
+from kernelbench.verbs.check import sanitize
 from kernelbench.verbs.run import LOADING, options_of, show_details, without_gpu
 
 UNNAMED = "no suite named, so this checks every family on its own small cases"
@@ -36,20 +39,50 @@ class CheckRequest(Selection):
     """What `kernelbench check` is asked: suites, or without any every family's own small cases.
 
     timeout_s: without a sign of progress. dump: a folder to keep inputs, answers and oracle in.
+    sanitize: tools of compute-sanitizer, separated by commas.
     """
 
     suites: tuple[str, ...] = ()
     timeout_s: float = 300.0
     dump: Path | None = None
+    sanitize: str = ""
     yes: bool = False
+
+
+@dataclass
+class Checked:
+    """What is known so far. wanted: the tools of `sanitize`, if any."""
+
+    wanted: sanitize.Asked | None
+    records: list[RunRecord] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+
+    def whys(self) -> list[str]:
+        """Why the exit code is 1, a line each; none where it is 0."""
+        lines = [failures.why(failures.rows_of(self.records))]
+        if self.wanted:
+            lines.append(table.why(self.looks))
+        return [line for line in lines if line]
+
+    def as_json(self) -> Any:
+        """The records; with `sanitize` an object that holds them and what the tools say."""
+        records = [json.loads(record.to_json()) for record in self.records]
+        if not self.wanted:
+            return records
+        return {"records": records, "sanitize": [*map(table.as_json, self.looks)]}
 
 
 def check(request: CheckRequest, output: Output) -> int:
     """Nothing is stored, but what `dump` asks for. Exit code 1 where a provider is incorrect or
-    failed, 130 or 143 where it was interrupted.
+    failed, or a tool of `sanitize` found something or could not look; 130 or 143 where it was
+    interrupted.
 
-    Raises UsageError for suites and options that cannot be used.
+    Raises UsageError for suites and options that cannot be used, and for `sanitize` without a GPU;
+    ToolError for it without compute-sanitizer.
     """
+    wanted = sanitize.asked(request.sanitize, request.device)
+    if wanted:
+        request = replace(request, device=sanitize.DEVICE)
     if not request.suites:
         output.note(UNNAMED)
     with waiting(LOADING, output.waits):
@@ -57,25 +90,27 @@ def check(request: CheckRequest, output: Output) -> int:
     plans = _plans(request, known, output)
     options = Options(timeout=request.timeout_s, timing=False)
     if request.dump:
-        options = Options(timeout=request.timeout_s, timing=False, dump=str(request.dump.resolve()))
+        options = replace(options, dump=str(request.dump.resolve()))
         _hold_writable(request.dump.resolve())
-    records: list[RunRecord] = []
+    checked = Checked(wanted)
     interrupted = 0
     try:
         for run_plan in plans:
-            _check_one(run_plan, options, output, records)
+            _check_one(run_plan, options, output, checked)
     except KeyboardInterrupt as stop:
         interrupted = exit_code_of(stop)
-    _show(records, output)
+    _show(checked, output)
     if options.dump and not output.as_json:
         output.say(f"inputs, answers and oracles: {options.dump}/FAMILY/CASE/*.pt")
     if interrupted:
-        output.err(f"exit {interrupted}: interrupted; {len(records)} records were looked at")
+        output.err(
+            f"exit {interrupted}: interrupted; {len(checked.records)} records were looked at"
+        )
         return interrupted
-    bad = any(record.status.bad for record in records)
-    if bad:
-        output.err(failures.why(failures.rows_of(records)))
-    return int(bad)
+    whys = checked.whys()
+    for why in whys:
+        output.err(why)
+    return int(bool(whys))
 
 
 def _plans(
@@ -102,14 +137,17 @@ def _hold_writable(folder: Path) -> None:
         raise UsageError(f"--dump {folder}: cannot be written ({error.strerror})") from None
 
 
-def _check_one(plan: Plan, options: Options, output: Output, records: list[RunRecord]) -> None:
+def _check_one(plan: Plan, options: Options, output: Output, checked: Checked) -> None:
     known = families.load(plan.selection.plugins)
     options = options_of(options, plan.selection, plan.device)
+    records = list[RunRecord]()
     with TemporaryDirectory() as folder, output.view() as watcher:
         try:
             runner = Runner(known, options, watcher, Path(folder) / "log")
         except NoGPUError as error:
-            raise without_gpu(error, plan) from None
+            raise (
+                sanitize.without_gpu(error) if checked.wanted else without_gpu(error, plan)
+            ) from None
         with closing(runner):
             watcher.machine(runner.machine)
             runner.ceilings(None)
@@ -119,12 +157,23 @@ def _check_one(plan: Plan, options: Options, output: Output, records: list[RunRe
                 watcher.job(job, number, len(plan.jobs))
                 for some in runner.measure(job, context):
                     records.extend(some)
+                    checked.records.extend(some)
                     watcher.recorded(some)
+    if checked.wanted:
+        settings = sanitize.Settings(
+            plugins=options.plugins,
+            seed=options.seed,
+            timeout=options.timeout,
+            keep=Path(options.dump) if options.dump else None,
+        )
+        for look in sanitize.looks(checked.wanted, plan.jobs, records, settings, output):
+            checked.looks.append(look)
 
 
-def _show(records: Sequence[RunRecord], output: Output) -> None:
+def _show(checked: Checked, output: Output) -> None:
+    records = checked.records
     if output.as_json:
-        print(json.dumps([json.loads(record.to_json()) for record in records], allow_nan=False))
+        print(json.dumps(checked.as_json(), allow_nan=False))
         return
     bad = [record for record in records if record.status.bad]
     for record in bad:
@@ -135,3 +184,5 @@ def _show(records: Sequence[RunRecord], output: Output) -> None:
     output.say(
         f"{right} right, {len(bad)} wrong or failed, {skipped} skipped, each with its reason"
     )
+    if checked.wanted:
+        sanitize.show(checked.looks, checked.wanted.program, output)
