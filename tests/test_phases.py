@@ -10,7 +10,7 @@ from toy import CASE, HostTimes, provider, right, run, toy
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import Request, Session, run_job
-from kernelbench.measure.ranges import Unseen
+from kernelbench.measure.ranges import NoRanges
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.profile import phases
 from kernelbench.profile.phases import Phases
@@ -114,7 +114,7 @@ def toy_clock() -> Any:
     return Script()
 
 
-@pytest.mark.parametrize("ranges", [Unseen(), Phases(None)])
+@pytest.mark.parametrize("ranges", [NoRanges(), Phases(None)])
 def test_nobody_looking_costs_under_a_microsecond(ranges: Any) -> None:
     def once() -> float:
         start = time.perf_counter_ns()

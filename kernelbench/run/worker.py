@@ -62,7 +62,7 @@ def _session(kind: str, asked: dict[str, Any], timing: bool, phases: Any) -> Any
     """The clock and limits of this machine; the limits are measured once a run, what its clock adds
     in each process of it."""
     from kernelbench.measure import environment
-    from kernelbench.measure.ceilings import Ceilings, again, measure
+    from kernelbench.measure.ceilings import Ceilings, measure, recalibrated
     from kernelbench.measure.job import Session
     from kernelbench.measure.telemetry import Telemetry
     from kernelbench.measure.timer import CudaClock, HostClock
@@ -74,7 +74,7 @@ def _session(kind: str, asked: dict[str, Any], timing: bool, phases: Any) -> Any
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
-        known = again(clock, known) if timing and asked["anew"] else known
+        known = recalibrated(clock, known) if timing and asked["anew"] else known
     else:
         known = measure(clock, device) if timing else Ceilings()
     return Session(device, clock, known, Telemetry.open(environment.gpu_uuid()), phases.seen)

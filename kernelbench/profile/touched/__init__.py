@@ -125,7 +125,8 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
 def _names(workload: Workload, results: Sequence[Tensor]) -> dict[int, list[str]]:
     """Of inputs and outputs, by the address of their storage."""
     names: dict[int, list[str]] = {}
-    for name, tensor in (*workload.known().items(), *zip(workload.names, results, strict=True)):
+    tensors = workload.all_tensors()
+    for name, tensor in (*tensors.items(), *zip(workload.names, results, strict=True)):
         known = names.setdefault(tensor.untyped_storage().data_ptr(), [])
         if name not in known:
             known.append(name)
