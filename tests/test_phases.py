@@ -130,14 +130,14 @@ def test_without_a_tool_nothing_is_opened_and_autograd_keeps_its_threads(monkeyp
     monkeypatch.setattr(phases.nvtx, "SIGNS", (("KERNELBENCH_NO_SUCH_VARIABLE", "none"),))
     monkeypatch.setattr(phases.nvtx, "attached", lambda: "")
     before = torch._C._is_multithreading_enabled()
-    assert not phases.watch().seen
+    assert not phases.watch().attached
     assert torch._C._is_multithreading_enabled() == before
 
 
 def test_a_backward_that_is_watched_stays_on_its_thread(monkeypatch) -> None:
     monkeypatch.setattr(phases.nvtx, "attached", lambda: "nsys")
     try:
-        assert phases.watch().seen
+        assert phases.watch().attached
         assert not torch._C._is_multithreading_enabled()
     finally:
         torch.autograd.set_multithreading_enabled(True)

@@ -77,7 +77,7 @@ def _session(kind: str, asked: dict[str, Any], timing: bool, phases: Any) -> Any
         known = recalibrated(clock, known) if timing and asked["anew"] else known
     else:
         known = measure(clock, device) if timing else Ceilings()
-    return Session(device, clock, known, Telemetry.open(environment.gpu_uuid()), phases.seen)
+    return Session(device, clock, known, Telemetry.open(environment.gpu_uuid()), phases.attached)
 
 
 def _freeze_imports() -> None:
