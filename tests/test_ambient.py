@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import CASE, Script, provider, right, run, toy
 
 from kernelbench.measure import ambient, check, environment
-from kernelbench.measure.ambient import KNOWN, Ambient, as_asked, known
+from kernelbench.measure.ambient import KNOWN_CHANGES, Ambient, allowed_changes, ambient_for
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.guard import Guard
 from kernelbench.measure.session import Session
@@ -313,7 +313,7 @@ def test_who_changes_it_is_incorrect_and_the_next_is_unharmed(kind: Kind) -> Non
         seen.append(kind.read())
         return right(a)
 
-    as_asked(CASE.dtype)
+    ambient_for(CASE.dtype)
     before = kind.read()
     bad = [changes(kind.change, when, name) for name, when in WHEN.items()]
     fine = [provider(f"after {name}", looks) for name in WHEN]
@@ -396,7 +396,7 @@ def test_within_a_step_of_several_whoever_was_at_work_is_blamed() -> None:
                 random.random()
 
     guard.attempt(step)
-    assert guard.disturbed.keys() == {"bad"}
+    assert guard.disturbances.keys() == {"bad"}
 
 
 def test_the_precision_is_what_the_case_asks_for() -> None:
@@ -415,17 +415,17 @@ def test_the_precision_is_what_the_case_asks_for() -> None:
 
 def test_what_cannot_be_undone_is_told_once() -> None:
     found = Ambient()
-    switches = [(i, s) for i, (s, _) in enumerate(found._found) if "interop" in s.name]
+    switches = [(i, s) for i, (s, _) in enumerate(found._snapshot) if "interop" in s.name]
     ((i, interop),) = switches
-    found._found[i] = interop, 99  # it can be set but once in a process
-    assert "changed the number of interop threads from 99 to" in found.disturbed()
-    assert found.disturbed() == ""
+    found._snapshot[i] = interop, 99  # it can be set but once in a process
+    assert "changed the number of interop threads from 99 to" in found.undo_changes()
+    assert found.undo_changes() == ""
 
 
 def test_many_changes_are_told_in_few_words() -> None:
     found = Ambient()
     os.environ.update({f"KERNELBENCH_{i}": "x" * 500 for i in range(50)})
-    said = found.disturbed()
+    said = found.undo_changes()
     assert "and 46 more changes" in said
     assert len(said) < 600
     assert not any(name.startswith("KERNELBENCH_") for name in os.environ)
@@ -434,28 +434,30 @@ def test_many_changes_are_told_in_few_words() -> None:
 def test_what_is_known_is_undone_but_not_told() -> None:
     found = Ambient()
     os.environ["KERNELBENCH_TEST"] = "on"
-    assert found.disturbed({"environment KERNELBENCH_TEST"}) == ""
+    assert found.undo_changes({"environment KERNELBENCH_TEST"}) == ""
     assert "KERNELBENCH_TEST" not in os.environ
     random.random()
-    assert "seed of random" in found.disturbed({"the seed of torch"})
+    assert "seed of random" in found.undo_changes({"the seed of torch"})
     torch.equal = calls(torch.equal)
-    assert found.disturbed({"function torch.equal"}) == ""
+    assert found.undo_changes({"function torch.equal"}) == ""
     assert not hasattr(torch.equal, "__code__")
 
 
 def test_everyone_may_compile_and_peers_only_what_is_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert "environment TRITON_CACHE_DIR" in known(())
-    monkeypatch.setattr(ambient, "KNOWN", {**KNOWN, "a_peer": ("the seed of torch",)})
-    assert "the seed of torch" in known(("triton", "a_peer"))
-    assert "the seed of torch" not in known(("triton",))
-    known.cache_clear()
+    assert "environment TRITON_CACHE_DIR" in allowed_changes(())
+    monkeypatch.setattr(
+        ambient, "KNOWN_CHANGES", {**KNOWN_CHANGES, "a_peer": ("the seed of torch",)}
+    )
+    assert "the seed of torch" in allowed_changes(("triton", "a_peer"))
+    assert "the seed of torch" not in allowed_changes(("triton",))
+    allowed_changes.cache_clear()
 
 
 def test_all_names_that_are_known_are_of_states_that_are_watched() -> None:
-    names = {switch.name for switch, _ in Ambient()._found}
-    for name in itertools.chain.from_iterable(KNOWN.values()):
+    names = {switch.name for switch, _ in Ambient()._snapshot}
+    for name in itertools.chain.from_iterable(KNOWN_CHANGES.values()):
         assert name in names or name.startswith(("environment ", "function "))
 
 
@@ -475,10 +477,10 @@ def test_compiling_is_no_disturbance() -> None:
 def test_a_quiet_look_is_cheap_and_watches_much() -> None:
     found = Ambient()
     assert len(found.patches) > 800
-    assert found.disturbed() == ""
+    assert found.undo_changes() == ""
     times = []
     for _ in range(300):
         start = time.perf_counter()
-        found.disturbed()
+        found.undo_changes()
         times.append(time.perf_counter() - start)
     assert min(times) < 300e-6  # 80 µs on an idle machine

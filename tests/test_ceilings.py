@@ -8,7 +8,7 @@ import pytest
 from toy import BASELINE, CASE
 
 from kernelbench.measure import ceilings
-from kernelbench.measure.ceilings import Ceilings, Overhead, tightened, too_fast
+from kernelbench.measure.ceilings import Ceilings, Overhead, tighten, too_fast
 from kernelbench.measure.probes import Probe
 from kernelbench.measure.sampling import Batch
 from kernelbench.spec import Cost, Distribution, DType, KernelbenchError, Timing
@@ -75,7 +75,7 @@ def test_impossible_is_an_error_and_only_of_gated_times() -> None:
 
 
 def test_a_slow_probe_is_no_low_ceiling():
-    found = tightened(
+    found = tighten(
         {
             "copy": ((2, 30.0), (4, 20.0), (8, 40.0)),
             "read": ((2, 90.0), (4, 35.0), (8, 50.0)),

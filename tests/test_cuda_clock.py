@@ -12,7 +12,7 @@ from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
-from kernelbench.measure.ranges import Unseen
+from kernelbench.measure.ranges import NoRanges
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import MOST_LEAD, CudaClock
 from kernelbench.spec import Mode, Status
@@ -58,7 +58,7 @@ class Flush:
     def settle(self, launches: int) -> None:
         self.paper.queued += ["launch"] * launches
 
-    def disturbed(self) -> str:
+    def undo_changes(self) -> str:
         return ""
 
 
@@ -76,7 +76,7 @@ def clock(paper: Paper) -> CudaClock:
     made = CudaClock.__new__(CudaClock)
     made.overhead_ns, made.quantum_ns, made._events, made._cycles_per_ns = 3_000, 32, [], 1.0
     made._plans = WeakKeyDictionary()
-    made.ranges = Unseen()
+    made.ranges = NoRanges()
     made.flush = Flush(paper)  # type: ignore[assignment]
     made._tail_ns = made._tail()
     paper.queued.clear()

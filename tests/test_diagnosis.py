@@ -31,7 +31,7 @@ def test_a_line_has_all_that_is_asked_for() -> None:
         "64 of 4096 elements bad, in 1 of 64 rows (the last row), all 64 columns; "
         "first at (63, 0): got 0, want 4033; worst at (63, 63): got 0, want 4096"
     )
-    assert (found.name, found.bad, found.seen) == ("y", 64, 4096)
+    assert (found.name, found.bad, found.checked) == ("y", 64, 4096)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_patterns_are_seen(shape: tuple[int, ...], bad: Any, said: str) -> None:
 
 def test_what_is_right_has_no_words() -> None:
     found = broken((4, 4), slice(0, 0))
-    assert (found.bad, found.seen, found.words, found.map) == (0, 16, "", "")
+    assert (found.bad, found.checked, found.words, found.map) == (0, 16, "", "")
     assert diagnose("y", torch.zeros(0, 3), [(..., torch.zeros(0, 3).double())], 0.0).words == ""
 
 

@@ -64,19 +64,19 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def test_what_was_not_changed_is_not_mentioned(driver: Driver) -> None:
-    assert L2SetAside(driver).undo() == ""
+    assert L2SetAside(driver).undo_changes() == ""
     assert driver.resets == 0
 
 
 def test_all_that_was_changed_is_said_at_once_and_undone(driver: Driver) -> None:
     aside = L2SetAside(driver)
     driver.limit, driver.window = 37 * MIB, MIB
-    assert aside.undo() == (
+    assert aside.undo_changes() == (
         "set 37 MiB of the L2 aside instead of 11 and left an access policy window on the stream, "
         "which every other call would feel"
     )
     assert (driver.limit, driver.window, driver.resets) == (11 * MIB, 0, 1)
-    assert aside.undo() == ""
+    assert aside.undo_changes() == ""
 
 
 def test_an_older_gpu_knows_no_such_limit(driver: Driver) -> None:
@@ -87,14 +87,14 @@ def test_an_older_gpu_knows_no_such_limit(driver: Driver) -> None:
         def cuStreamGetAttribute(self, stream: Any, which: int, found: Any) -> int:  # noqa: N802
             return 1
 
-    assert L2SetAside(Older(0)).undo() == ""
+    assert L2SetAside(Older(0)).undo_changes() == ""
 
 
 def test_a_lost_context_is_nobodys_set_aside(driver: Driver, monkeypatch: Any) -> None:
     aside = L2SetAside(driver)
     monkeypatch.setattr(driver, "cuCtxGetLimit", lambda found, which: 700)
     monkeypatch.setattr(driver, "cuStreamGetAttribute", lambda stream, which, found: 700)
-    assert aside.undo() == ""
+    assert aside.undo_changes() == ""
 
 
 def test_a_window_is_as_large_as_the_driver_may_write() -> None:

@@ -10,7 +10,13 @@ import torch
 from toy import CASE, Script, provider, right, run, toy
 
 from kernelbench.measure.sampling import Batch
-from kernelbench.measure.slowdown import DRAWS, FACTOR, MORE_NS, Keeping, seen_before
+from kernelbench.measure.slowdown import (
+    DRAWS,
+    FACTOR,
+    MORE_NS,
+    RecordingWorkload,
+    slower_on_fresh_inputs,
+)
 from kernelbench.measure.timer import HostClock
 from kernelbench.spec import Distribution, DType, Measure, Role, Status, Timing
 
@@ -24,23 +30,23 @@ def timing(fresh_ns: tuple[int, ...], timer: str = "gated") -> Timing:
 
 def test_as_fast_is_right_and_slower_says_both_times() -> None:
     most = int(FACTOR * REPEATED) + MORE_NS + 3_000
-    assert seen_before(timing((most,) * DRAWS)) == ""
-    assert seen_before(timing((2_000,) * DRAWS)) == ""
-    reason = seen_before(timing((most + 10,) * DRAWS))
+    assert slower_on_fresh_inputs(timing((most,) * DRAWS)) == ""
+    assert slower_on_fresh_inputs(timing((2_000,) * DRAWS)) == ""
+    reason = slower_on_fresh_inputs(timing((most + 10,) * DRAWS))
     assert "10.00 µs while its inputs repeat" in reason
     assert "12.71 µs on inputs" in reason
-    assert seen_before(timing((most + 10,) * DRAWS), scale=1.5) == ""
+    assert slower_on_fresh_inputs(timing((most + 10,) * DRAWS), scale=1.5) == ""
 
 
 def test_one_slow_sample_is_no_evidence_and_neither_is_none() -> None:
-    assert seen_before(timing((13_000, 13_000, 90_000, 13_000, 80_000))) == ""
-    assert seen_before(timing(())) == ""
-    assert seen_before(timing((90_000, 90_000))) == ""
+    assert slower_on_fresh_inputs(timing((13_000, 13_000, 90_000, 13_000, 80_000))) == ""
+    assert slower_on_fresh_inputs(timing(())) == ""
+    assert slower_on_fresh_inputs(timing((90_000, 90_000))) == ""
 
 
 @pytest.mark.parametrize("timer", ["ungated", "host"])
 def test_only_gated_times_are_judged(timer: str) -> None:
-    assert seen_before(timing((90_000,) * DRAWS, timer)) == ""
+    assert slower_on_fresh_inputs(timing((90_000,) * DRAWS, timer)) == ""
 
 
 class Skips(Script):
@@ -76,7 +82,7 @@ def test_by_what_the_baseline_slows_on_other_numbers_all_may(honest: int, status
     class Slower(Script):
         def batch(self, part: Any, n: int) -> Batch:
             fresh = {"eager": honest, "bad": 9_000}[part.name]
-            ns = fresh if isinstance(part, Keeping) else 1_000
+            ns = fresh if isinstance(part, RecordingWorkload) else 1_000
             return replace(super().batch(part, n), samples_ns=(ns,) * n)
 
     for inputs in (Distribution.zeros, Distribution.normal):
@@ -90,7 +96,7 @@ def test_every_draw_is_a_new_one_and_of_numbers_that_differ() -> None:
 
     class Watches(Script):
         def batch(self, part: Any, n: int) -> Batch:
-            if isinstance(part, Keeping) and part.name == "eager":
+            if isinstance(part, RecordingWorkload) and part.name == "eager":
                 drawn.append(part.workload.args["x"].detach().clone())
             return super().batch(part, n)
 
@@ -160,7 +166,7 @@ def test_who_behaves_only_when_it_is_watched_is_incorrect() -> None:
 def test_a_sample_whose_gate_did_not_hold_says_nothing() -> None:
     class Busy(Skips):
         def batch(self, part: Any, n: int) -> Batch:
-            return replace(super().batch(part, n), held=not isinstance(part, Keeping))
+            return replace(super().batch(part, n), held=not isinstance(part, RecordingWorkload))
 
     found = run(toy(provider("bad", right)), clock=Busy())["bad"]
     assert found.status is Status.ok
@@ -171,7 +177,7 @@ def test_a_sample_whose_gate_did_not_hold_says_nothing() -> None:
 def test_who_falls_on_fresh_inputs_alone_has_failed() -> None:
     class Falls(Script):
         def batch(self, part: Any, n: int) -> Batch:
-            if isinstance(part, Keeping) and part.name == "bad":
+            if isinstance(part, RecordingWorkload) and part.name == "bad":
                 raise RuntimeError("not these")
             return super().batch(part, n)
 
@@ -195,7 +201,7 @@ class Disturbed(Script):
         super().__init__()
         self.said = ""
 
-    def disturbed(self) -> str:
+    def undo_changes(self) -> str:
         said, self.said = self.said, ""
         return said
 

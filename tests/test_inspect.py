@@ -167,7 +167,7 @@ def test_a_process_that_dies_costs_its_own_kernel_alone() -> None:
 
     found = inspect._compiled(4, 2, run)
     assert [getattr(each, "error", each) for each in found] == [
-        "row 0", inspect.DIED, "row 2", "row 3",
+        "row 0", inspect.CRASHED, "row 2", "row 3",
     ]  # fmt: skip
     assert calls == [([0, 1, 2, 3], 2), ([1, 2, 3], 1), ([2, 3], 1)]
 

@@ -12,7 +12,7 @@ import torch
 from toy import CASE, Script, inputs, provider, right, run, toy
 
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.measure.layout import REMEDY, computed, described
+from kernelbench.measure.layout import REMEDY, describe_layout, layout_fault
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, Mode, RunRecord, Status, Tensors
 
@@ -48,7 +48,7 @@ LAYOUTS: dict[str, Callable[[Tensors], Any]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_moves_values_is_a_layout(name: str, dtype: torch.dtype) -> None:
-    assert computed(LAYOUTS[name], some(dtype)) == ""
+    assert layout_fault(LAYOUTS[name], some(dtype)) == ""
 
 
 def quantised(a: torch.Tensor) -> Tensors:
@@ -86,7 +86,7 @@ ARITHMETIC: dict[str, Callable[[Tensors], Any]] = {
 @pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_computes_is_none(name: str, dtype: torch.dtype) -> None:
-    said = computed(ARITHMETIC[name], some(dtype))
+    said = layout_fault(ARITHMETIC[name], some(dtype))
     assert said.startswith("prepare computes '")
     assert said.endswith(REMEDY)
 
@@ -120,7 +120,7 @@ def test_who_computes_in_prepare_is_incorrect_unless_it_says_so() -> None:
 def test_what_is_prepared_is_recorded_by_who_prepares() -> None:
     assert record(lambda a: a).prepared == ()
     assert record(lambda a: {**a}).prepared != ()
-    [shown, *_] = described({"v": torch.ones(2, 1).expand(2, 9)}, {})
+    [shown, *_] = describe_layout({"v": torch.ones(2, 1).expand(2, 9)}, {})
     assert (shown.shape, shown.bytes) == ((2, 9), 8)
 
 
@@ -227,7 +227,7 @@ def test_gradients_are_not_in_memory_while_the_forward_runs() -> None:
         made.ready()
         with made.grad_mode():
             made.call()
-        assert made.known()["grad_y"].flatten()[:3].tolist() == values
+        assert made.all_tensors()["grad_y"].flatten()[:3].tolist() == values
     assert seen == [0, 0, 0]
     assert alive() >= 1  # what is looked for is found where it is
 
@@ -267,7 +267,7 @@ def test_a_gradient_is_drawn_as_it_always_was() -> None:
     first, again = drawn.upstream()["grad_y"], drawn.upstream()["grad_y"]
     assert torch.equal(first, again)
     assert first.data_ptr() != again.data_ptr()
-    assert torch.equal(drawn.whole()["grad_y"], first)
+    assert torch.equal(drawn.with_upstream()["grad_y"], first)
     drawn.redraw(2)
     assert not torch.equal(drawn.upstream()["grad_y"], first)
     assert CaseInputs(toy(inputs=inputs), CASE, "cpu", seed=1).upstream() == {}

@@ -17,7 +17,7 @@ from kernelbench.measure.flush import CYCLE
 from kernelbench.measure.lot import (
     ENOUGH,
     MOST,
-    MOST_LED,
+    MOST_LEADING,
     PER_BATCH,
     Lot,
     Tolerance,
@@ -97,20 +97,20 @@ def test_how_many_are_judged() -> None:
 def test_calls_that_lead_a_block_take_no_samples_judgement_away() -> None:
     one, judged = lot(torch.ones(4)), []
     for _ in range(200):  # blocks of 8 behind 500 calls each
-        for n, led in ((500, True), (8, False)):
-            one.begin(n, led=led)
+        for n, leads in ((500, True), (8, False)):
+            one.begin(n, leads=leads)
             fell = 0
             for _ in range(n):
                 if one.draw():
                     one.judge((torch.ones(4),))
                     fell += 1
-            if led:
+            if leads:
                 assert fell <= 1
             else:
                 judged.append(fell)
     assert sum(judged[:20]) >= ENOUGH and min(judged) >= 1
     assert one.timed == sum(judged)
-    assert one.judged - one.timed <= MOST_LED
+    assert one.judged - one.timed <= MOST_LEADING
     assert one.verdict() == ""
 
 
@@ -267,7 +267,7 @@ def test_what_a_judged_call_answered_is_gone_but_not_what_is_needed_again() -> N
         def __init__(self) -> None:
             self.x = torch.ones(3, requires_grad=True)
 
-        def known(self) -> dict[str, torch.Tensor]:
+        def all_tensors(self) -> dict[str, torch.Tensor]:
             return {"x": self.x}
 
     workload = Backward()
@@ -310,7 +310,7 @@ def test_what_a_judgement_launches_is_a_multiple_of_the_cycle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spent: list[int] = []
-    monkeypatch.setattr(lots, "settle", spent.append)
+    monkeypatch.setattr(lots, "launch_empty", spent.append)
 
     class Cuda:
         is_cuda = True
@@ -323,7 +323,7 @@ def test_what_a_judgement_launches_is_a_multiple_of_the_cycle(
 
     for each in (0, 1, 2, 3, 4, 5, 9):
         one = lot(torch.ones(2), torch.ones(2), differ=lambda *args, each=each: each)
-        one._found = Cuda(one._found)  # type: ignore[assignment]
+        one._sums = Cuda(one._sums)  # type: ignore[assignment]
         spent.clear()
         one.judge((torch.ones(2), torch.ones(2)))
         assert (2 * each + spent[0]) % CYCLE == 0

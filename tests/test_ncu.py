@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernelbench.profile import ncu, tool
-from kernelbench.profile.ncu.csv import METRICS, by_range
+from kernelbench.profile.ncu.csv import METRICS, kernels_by_range
 from kernelbench.profile.tool import ToolError
 
 TABLE = Path(__file__).parent / "data" / "ncu_h200.csv"
@@ -44,7 +44,7 @@ def table(
 
 
 def use(lines: Sequence[str], name: str = "kb.a") -> ncu.KernelUse:
-    (found,) = by_range(ncu.parse("\n".join(lines)))[name]
+    (found,) = kernels_by_range(ncu.parse("\n".join(lines)))[name]
     return found
 
 
@@ -63,7 +63,7 @@ def test_the_table_of_an_h200() -> None:
 
 
 def test_sums_over_the_calls_of_a_range() -> None:
-    found = by_range(ncu.parse(TABLE.read_text(encoding="utf-8")))
+    found = kernels_by_range(ncu.parse(TABLE.read_text(encoding="utf-8")))
     (add,) = found["kb.add.triton"]
     assert (add.launches, add.gpu_ns) == (3, 62_176 + 62_528 + 61_440)
     assert add.dram_read_bytes == 134_223_872 + 134_224_640 + 134_225_152
@@ -75,7 +75,7 @@ def test_sums_over_the_calls_of_a_range() -> None:
 
 
 def test_nested_ranges_and_all_metrics_of_an_h200() -> None:
-    found = by_range(ncu.parse(NESTED.read_text(encoding="utf-8")))
+    found = kernels_by_range(ncu.parse(NESTED.read_text(encoding="utf-8")))
     assert set(found) == {"kb.toy.add.M4-bf16-fwd", "kb.toy.bwd.M4-bf16-bwd"}  # not `measure`
     (add,) = found["kb.toy.add.M4-bf16-fwd"]
     assert (add.name, add.launches, add.gpu_ns) == ("add", 2, 246_816)
@@ -159,7 +159,7 @@ def test_shares_are_weighted_by_time_and_resources_are_the_most() -> None:
 
 def test_kernels_of_a_range_are_apart_the_longest_first() -> None:
     rows = [("short", ["5"]), ("long", ["7"]), ("short", ["1"])]
-    found = by_range(ncu.parse("\n".join(table({TIME: "ns"}, *rows))))
+    found = kernels_by_range(ncu.parse("\n".join(table({TIME: "ns"}, *rows))))
     assert [(one.name, one.launches, one.gpu_ns) for one in found["kb.a"]] == [
         ("long", 1, 7),
         ("short", 2, 6),
@@ -212,7 +212,7 @@ def test_a_table_without_ranges_or_cut_off_is_refused() -> None:
 
 # Runs
 
-Fake = Callable[..., ncu.Found]
+Fake = Callable[..., ncu.Program]
 SCRIPT = """#!/bin/bash
 case "$1" in
 --version) {version} ;;
@@ -235,25 +235,25 @@ def fake(tmp_path: Path) -> Fake:
         record: str = '"$@" && echo report > "$rep"',
         table: str = f"cat {shlex.quote(str(TABLE))}",
         version: str = "echo Version 2025.3.1.0 '(build 1)'",
-    ) -> ncu.Found:
+    ) -> ncu.Program:
         path = tmp_path / "bin" / "ncu"
         path.parent.mkdir(exist_ok=True)
         seen = tmp_path / "seen"
         path.write_text(SCRIPT.format(record=record, table=table, version=version, seen=seen))
         path.chmod(0o755)
-        return ncu.Found(path, "2025.3.1.0")
+        return ncu.Program(path, "2025.3.1.0")
 
     return made
 
 
 def captured(
-    found: ncu.Found, stem: Path, timeout: float = 30, **options: Sequence[str]
+    found: ncu.Program, stem: Path, timeout: float = 30, **options: Sequence[str]
 ) -> ncu.Report:
     child = [sys.executable, "-c", "print('a line of the child')"]
     return ncu.capture(found, child, stem, timeout=timeout, env=tool.environment(), **options)
 
 
-def refused(found: ncu.Found, stem: Path, timeout: float = 30) -> str:
+def refused(found: ncu.Program, stem: Path, timeout: float = 30) -> str:
     with pytest.raises(ToolError) as error:
         captured(found, stem, timeout)
     return str(error.value)
@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_written(fake: Fake, tmp_path: Path) -> None:
 def test_find(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    assert ncu.find() == ncu.Found(tmp_path / "bin" / "ncu", "2025.3.1.0")
+    assert ncu.find() == ncu.Program(tmp_path / "bin" / "ncu", "2025.3.1.0")
     fake(version="echo Version 1 of no such file; exit 127")
     with pytest.raises(
         ToolError, match="--version: ended with code 127: Version 1 of no such file"

@@ -49,15 +49,15 @@ class Fake:
 
     def found(
         self, profile: str = REPORT, *, export: str = EXPORT, importer: str | None = None
-    ) -> nsys.Found:
+    ) -> nsys.Program:
         self.write(self.path, profile=profile, export=export)
         if importer is None:
-            return nsys.Found(self.path, "2023.4.4")
+            return nsys.Program(self.path, "2023.4.4")
         path = self.folder / "host-linux-x64" / "QdstrmImporter"
         path.parent.mkdir()
         path.write_text(f"#!/bin/sh\n{importer}\n")
         path.chmod(0o755)
-        return nsys.Found(self.path, "2023.4.4", path)
+        return nsys.Program(self.path, "2023.4.4", path)
 
     def write(self, path: Path, *, version: str = VERSION, **parts: str) -> Path:
         filled = {"profile": REPORT, "export": EXPORT, **parts}
@@ -191,7 +191,7 @@ def test_a_child_that_fails_is_told_with_its_last_lines(fake: Fake, code: int, s
 def test_nsys_killed_itself_takes_what_it_started_along(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool, "alone", tuple)  # the first of a namespace cannot kill itself
+    monkeypatch.setattr(tool, "isolation", tuple)  # the first of a namespace cannot kill itself
     assert "was killed by signal 9 (SIGKILL) and wrote no report" in fake.fails("kill -9 $$")
     assert len(fake.lines("shutdown")) == 1
 
@@ -199,7 +199,7 @@ def test_nsys_killed_itself_takes_what_it_started_along(
 def test_a_hang_ends_in_time_and_nothing_goes_on(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool, "alone", tuple)  # what a namespace holds ends with it
+    monkeypatch.setattr(tool, "isolation", tuple)  # what a namespace holds ends with it
     start = time.monotonic()
     message = fake.fails("echo measuring; sleep 60", timeout=0.5)
     assert time.monotonic() - start < 10
@@ -213,9 +213,9 @@ def test_a_hang_ends_in_time_and_nothing_goes_on(
 
 def test_ctrl_c_leaves_nothing_behind(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tool.run
-    monkeypatch.setattr(tool, "alone", tuple)
+    monkeypatch.setattr(tool, "isolation", tuple)
 
-    def interrupted(command: Any, *rest: Any) -> tool.Ended:
+    def interrupted(command: Any, *rest: Any) -> tool.ProcessEnd:
         if "profile" in command:
             raise KeyboardInterrupt
         return run(command, *rest)

@@ -78,7 +78,7 @@ def _unpack() -> str:
 
 
 @pytest.fixture(scope="session")
-def real() -> nsys.Found:
+def real() -> nsys.Program:
     """The nsys of this machine, or Debian's, unpacked in the user's cache."""
     with suppress(ToolError):
         return nsys.find()
@@ -100,7 +100,7 @@ def child(code: str, *args: object) -> list[str]:
 
 
 def capture(
-    found: nsys.Found, code: str, stem: Path, *args: object, **kwargs: float
+    found: nsys.Program, code: str, stem: Path, *args: object, **kwargs: float
 ) -> nsys.Report:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "SECRET_TOKEN": SECRET}
     timeout = kwargs.get("timeout", 90)
@@ -124,7 +124,7 @@ def running(word: str) -> list[Path]:
     return found
 
 
-def test_ranges_come_back_with_phases_and_payloads(real: nsys.Found, stem: Path) -> None:
+def test_ranges_come_back_with_phases_and_payloads(real: nsys.Program, stem: Path) -> None:
     report = capture(real, RANGES, stem)
     ranges = {one.name: one for one in report.ranges}
     assert list(ranges) == ["kb.main", "kb.main.phase", "kb.other", "kb.other.phase"]
@@ -150,7 +150,7 @@ def test_ranges_come_back_with_phases_and_payloads(real: nsys.Found, stem: Path)
 
 
 def test_without_the_whitelist_the_secret_would_be_stored(
-    real: nsys.Found, stem: Path, monkeypatch: pytest.MonkeyPatch
+    real: nsys.Program, stem: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tool, "environment", dict)
     capture(real, RANGES, stem)
@@ -159,14 +159,14 @@ def test_without_the_whitelist_the_secret_would_be_stored(
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_what_other_processes_know_is_not_stored(
-    real: nsys.Found, stem: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
+    real: nsys.Program, stem: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nsys reads the environment of each that it may, and stores it: of none in a PID namespace;
     without, it is in the report, which is said, and taken out of our export."""
-    if alone and not tool.alone():
+    if alone and not tool.isolation():
         pytest.skip("this machine lets nobody make a PID namespace")
     if not alone:
-        monkeypatch.setattr(tool, "alone", tuple)
+        monkeypatch.setattr(tool, "isolation", tuple)
     env = {**os.environ, "SECRET_TOKEN": SECRET}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env) as one:
         report = capture(real, RANGES, stem)
@@ -180,7 +180,7 @@ def test_what_other_processes_know_is_not_stored(
     assert (SECRET.encode() in whole.read_bytes()) is not alone
 
 
-def test_a_dummy_domain_loses_its_ranges_and_that_is_said(real: nsys.Found, stem: Path) -> None:
+def test_a_dummy_domain_loses_its_ranges_and_that_is_said(real: nsys.Program, stem: Path) -> None:
     try:
         report = capture(real, DUMMY, stem)
     except ToolError as error:
@@ -193,7 +193,7 @@ def test_a_dummy_domain_loses_its_ranges_and_that_is_said(real: nsys.Found, stem
 
 
 @pytest.mark.slow
-def test_a_hanging_child_does_not_outlive_its_capture(real: nsys.Found, stem: Path) -> None:
+def test_a_hanging_child_does_not_outlive_its_capture(real: nsys.Program, stem: Path) -> None:
     pid = stem.with_name("pid")
     with pytest.raises(ToolError, match="did not end within 8 s"):
         capture(real, HANG, stem, pid, timeout=8)
@@ -217,26 +217,26 @@ def test_a_hanging_child_does_not_outlive_its_capture(real: nsys.Found, stem: Pa
         ("import os; print('no such axis', flush=True); os.kill(os.getpid(), 9)", "(SIGKILL)"),
     ],
 )
-def test_a_child_that_fails_is_told(real: nsys.Found, stem: Path, code: str, said: str) -> None:
+def test_a_child_that_fails_is_told(real: nsys.Program, stem: Path, code: str, said: str) -> None:
     with pytest.raises(ToolError) as raised:
         capture(real, code, stem)
     assert said in str(raised.value)
     assert str(raised.value).endswith("no such axis")
 
 
-def test_a_program_that_is_not_there_is_told(real: nsys.Found, stem: Path) -> None:
+def test_a_program_that_is_not_there_is_told(real: nsys.Program, stem: Path) -> None:
     with pytest.raises(ToolError, match=r"wrote no report.*not found"):
         nsys.capture(real, ["/nowhere/python"], stem, cuda=False, timeout=60, env={})
 
 
-def test_a_capture_on_a_gpu_waits_for_the_child_to_begin_it(real: nsys.Found, stem: Path) -> None:
+def test_a_capture_on_a_gpu_waits_for_the_child_to_begin_it(real: nsys.Program, stem: Path) -> None:
     """All flags of such a capture are known to this nsys, and a child that never begins is told."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with pytest.raises(ToolError, match="was cudaProfilerStart never called"):
         nsys.capture(real, child(RANGES), stem, cuda=True, timeout=90, env=env)
 
 
-def test_a_gpu_that_is_not_there_gives_no_metrics(real: nsys.Found, stem: Path) -> None:
+def test_a_gpu_that_is_not_there_gives_no_metrics(real: nsys.Program, stem: Path) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has an NVIDIA driver")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -250,26 +250,26 @@ def test_a_gpu_that_is_not_there_gives_no_metrics(real: nsys.Found, stem: Path) 
 
 @pytest.mark.slow
 def test_a_capturing_half_leaves_a_raw_capture_for_an_importer(
-    real: nsys.Found, stem: Path, tmp_path: Path
+    real: nsys.Program, stem: Path, tmp_path: Path
 ) -> None:
     """As on machines where only ncu is installed, which brings no importer along."""
     target = real.path.resolve().parent
     if real.importer is None or not target.name.startswith("target-"):
         pytest.skip(f"{real.path} is not laid out as a target beside a host")
     shutil.copytree(target, tmp_path / "half" / target.name)
-    half = nsys.Found(tmp_path / "half" / target.name / "nsys", real.version)
+    half = nsys.Program(tmp_path / "half" / target.name / "nsys", real.version)
     kept = capture(half, RANGES, stem)
     assert (kept.rep, kept.sqlite, kept.ranges) == (None, None, ())
     assert kept.qdstrm == stem.with_name(f"{stem.name}.qdstrm")
     assert "QdstrmImporter -i" in kept.notes[-1]
 
-    imported = capture(nsys.Found(half.path, real.version, real.importer), RANGES, stem)
+    imported = capture(nsys.Program(half.path, real.version, real.importer), RANGES, stem)
     assert [one.instances for one in imported.ranges] == [3, 3, 3, 3]
     assert not kept.qdstrm.exists()
 
 
 def test_the_verb_keeps_what_it_saw_and_imports_what_waits(
-    real: nsys.Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real: nsys.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, args = tmp_path / "out", ("--nsys", "--case", "n8-fp32-fwd")
     done = invoke("profile", suite(tmp_path), *args, out=out)
@@ -287,7 +287,7 @@ def test_the_verb_keeps_what_it_saw_and_imports_what_waits(
     assert "no capture waits to be read" in again.stdout
 
 
-def test_kernels_of_ranges_are_those_of_nsys_stats(real: nsys.Found, stem: Path) -> None:
+def test_kernels_of_ranges_are_those_of_nsys_stats(real: nsys.Program, stem: Path) -> None:
     """Made-up kernels in a real export, summed by NVIDIA's own report; its ranges include what is
     in the ranges within."""
     capture(real, RANGES, stem)

@@ -8,7 +8,7 @@ import pytest
 from nsys_export import H200, MACHINE, MAIN, Export
 
 from kernelbench.profile import nsys
-from kernelbench.profile.nsys.sql import look
+from kernelbench.profile.nsys.sql import read_ranges
 from kernelbench.profile.tool import ToolError
 
 OTHER = MAIN + 1  # another thread of the process
@@ -40,12 +40,12 @@ def test_a_real_trace_gives_what_plain_sql_gives() -> None:
     assert (ours.host_ns, eager.host_ns) == (235126, 10316304)
     assert (ours.kernels[0].registers, ours.kernels[0].shared_bytes) == (20, 0)
     assert (eager.kernels[0].registers, eager.kernels[0].shared_bytes) == (27, 24)
-    assert look(H200).outside == 0
+    assert read_ranges(H200).outside == 0
 
 
 def test_domain_and_prefix_choose_the_ranges() -> None:
     assert [one.name for one in nsys.read(H200, prefix="kb.add")] == ["kb.add.triton"]
-    assert look(H200, prefix="kb.add").outside == 3
+    assert read_ranges(H200, prefix="kb.add").outside == 3
     assert nsys.read(H200, domain="another") == ()
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_told_is_counted_to_none(export: Export) -> None:
     export.launched("before all", 230, 231, at=5)
     export.launched("of another process", 240, 241, at=20, thread=MACHINE | 9 << 24 | 9)
     export.kernel("of a call that is not there", 250, 251, correlation=1)
-    seen = look(export.path)
+    seen = read_ranges(export.path)
     assert {one.name: [k.name for k in one.kernels] for one in seen.ranges} == {
         "kb.main": ["only one is open"],
         "kb.other": ["its own range"],
@@ -176,7 +176,7 @@ def test_the_drivers_fills_and_copies_are_work_of_the_gpu_too(export: Export) ->
 def test_a_range_without_an_end_is_named_and_in_no_sum(export: Export) -> None:
     export.range("kb.done", 10, 20)
     export.range("kb.open", 30, None)
-    seen = look(export.path)
+    seen = read_ranges(export.path)
     assert [one.name for one in seen.ranges] == ["kb.done"]
     assert seen.endless == ("kb.open",)
 

@@ -11,7 +11,14 @@ import toy as toys
 from toy import CASE, ToyCase, provider, right, run, toy
 
 from kernelbench.measure.inputs import CaseInputs, Draw
-from kernelbench.measure.parts import PartError, cost_of, inputs_of, names_of, pieces_of, taken
+from kernelbench.measure.parts import (
+    PartError,
+    cost_of,
+    elements_at,
+    inputs_of,
+    names_of,
+    pieces_of,
+)
 from kernelbench.spec import Cost, Mode, Status, Tensors
 
 BWD = replace(CASE, mode=Mode.bwd)
@@ -33,7 +40,7 @@ def refused(case: ToyCase = CASE, **parts: Any) -> str:
         cost_of(family, case)
         inputs = inputs_of(family, case, Draw(case, "cpu", 0))
         for name, index, *_ in pieces_of(family, case, inputs):
-            taken(family, name, y, index)
+            elements_at(family, name, y, index)
     return str(caught.value)
 
 

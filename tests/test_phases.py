@@ -10,7 +10,7 @@ from toy import CASE, HostTimes, provider, right, run, toy
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.job import Request, Session, run_job
-from kernelbench.measure.ranges import Unseen
+from kernelbench.measure.ranges import NoRanges
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.profile import phases
 from kernelbench.profile.phases import Phases
@@ -114,7 +114,7 @@ def toy_clock() -> Any:
     return Script()
 
 
-@pytest.mark.parametrize("ranges", [Unseen(), Phases(None)])
+@pytest.mark.parametrize("ranges", [NoRanges(), Phases(None)])
 def test_nobody_looking_costs_under_a_microsecond(ranges: Any) -> None:
     def once() -> float:
         start = time.perf_counter_ns()
@@ -130,14 +130,14 @@ def test_without_a_tool_nothing_is_opened_and_autograd_keeps_its_threads(monkeyp
     monkeypatch.setattr(phases.nvtx, "SIGNS", (("KERNELBENCH_NO_SUCH_VARIABLE", "none"),))
     monkeypatch.setattr(phases.nvtx, "attached", lambda: "")
     before = torch._C._is_multithreading_enabled()
-    assert not phases.watch().seen
+    assert not phases.watch().attached
     assert torch._C._is_multithreading_enabled() == before
 
 
 def test_a_backward_that_is_watched_stays_on_its_thread(monkeypatch) -> None:
     monkeypatch.setattr(phases.nvtx, "attached", lambda: "nsys")
     try:
-        assert phases.watch().seen
+        assert phases.watch().attached
         assert not torch._C._is_multithreading_enabled()
     finally:
         torch.autograd.set_multithreading_enabled(True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kernelbench.measure.sampling import MIN_ROUNDS, Batch, Sampled, sample
+from kernelbench.measure.sampling import MIN_ROUNDS, Batch, PartSamples, sample
 from kernelbench.spec import Measure
 
 
@@ -59,7 +59,9 @@ def parts(names: str) -> list[Part]:
     return [Part(name) for name in names]
 
 
-def go(script: Script, names: str, settings: Measure | None = None, **more: Any) -> list[Sampled]:
+def go(
+    script: Script, names: str, settings: Measure | None = None, **more: Any
+) -> list[PartSamples]:
     return sample(parts(names), script, settings or Measure(), now=script.now, **more)
 
 
@@ -93,7 +95,7 @@ def test_orders_follow_from_the_seed() -> None:
 
 def test_the_baseline_again_is_a_part_of_its_own_and_stays_as_long_as_any_other() -> None:
     script = Script({"A": steady(), "B": noisy()})
-    taken = go(script, "ABA", stays=(0, 2))
+    taken = go(script, "ABA", lasting=(0, 2))
     assert {"".join(sorted(each)) for each in rounds(script, 3)} == {"AAB"}
     first, other, again = taken
     assert (first.stop, other.stop) == ("interval", "samples")
@@ -102,10 +104,10 @@ def test_the_baseline_again_is_a_part_of_its_own_and_stays_as_long_as_any_other(
 
 def test_a_part_that_stays_ends_with_the_last() -> None:
     script = Script({"A": steady(), "B": steady()})
-    taken = go(script, "ABA", stays=(0, 2))
+    taken = go(script, "ABA", lasting=(0, 2))
     assert [len(t.blocks_ns) for t in taken] == [MIN_ROUNDS] * 3
     script = Script({"A": steady(), "Z": noisy(), "B": steady()})
-    first, other, again = go(script, "ABZ", Measure(max_samples=160), stays=(0, 2))
+    first, other, again = go(script, "ABZ", Measure(max_samples=160), lasting=(0, 2))
     assert [len(t.blocks_ns) for t in (first, other, again)] == [20, MIN_ROUNDS, 20]
 
 
@@ -135,7 +137,7 @@ def test_stops_when_time_is_up_but_not_below_the_least_samples() -> None:
 @pytest.mark.parametrize("most", [10, 25, 512])
 def test_never_more_than_the_most_samples(most: int) -> None:
     script = Script({"A": noisy(), "B": noisy(2000)})
-    taken = go(script, "ABA", Measure(max_samples=most), stays=(0, 2))
+    taken = go(script, "ABA", Measure(max_samples=most), lasting=(0, 2))
     assert [len(t.samples) for t in taken] == [most] * 3
 
 
@@ -149,7 +151,7 @@ def test_a_slow_part_gets_small_blocks_so_that_it_takes_part_in_enough_rounds() 
 
 def test_not_interleaved_each_part_is_measured_in_one_go() -> None:
     script = Script({name: steady() for name in "AB"})
-    taken = go(script, "ABA", Measure(interleave=False), stays=(0, 2))
+    taken = go(script, "ABA", Measure(interleave=False), lasting=(0, 2))
     assert "".join(script.order) == "".join(name * MIN_ROUNDS for name in "ABA")
     assert all(t.stop == "interval" for t in taken)
 

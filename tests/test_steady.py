@@ -7,7 +7,7 @@ import pytest
 
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.throttling import LEAD_NS, Steady
+from kernelbench.measure.throttling import LEAD_NS, SteadyClock
 from kernelbench.spec import Measure
 
 SETTINGS = Measure(min_samples=16, max_samples=32, block=8, max_seconds=60)
@@ -57,7 +57,7 @@ PARTS = [Call("hot", 1.25), Call("cool", 0.5), Call("warm", 1.1)]
 
 
 def medians(card: Card, steady: bool) -> dict[str, float]:
-    clock = Steady(card, Nvml(card) if steady else Telemetry(None))
+    clock = SteadyClock(card, Nvml(card) if steady else Telemetry(None))
     taken = clock.sample(PARTS, SETTINGS, seed=1)
     return {each.name: sorted(each.samples)[len(each.samples) // 2] / 1000 for each in taken}
 
@@ -70,7 +70,7 @@ def test_each_call_is_timed_in_the_state_that_it_keeps_the_card_in() -> None:
 
 def test_what_was_sampled_before_the_card_was_slowed_is_dropped() -> None:
     card = Card(slow_from=7)
-    taken = Steady(card, Nvml(card)).sample(PARTS, SETTINGS, seed=1)
+    taken = SteadyClock(card, Nvml(card)).sample(PARTS, SETTINGS, seed=1)
     led = [lead for _, lead in card.batches]
     first = led.index(LEAD_NS)
     assert first == 9 and set(led[first:]) == {LEAD_NS}  # whole rounds of three
@@ -90,17 +90,17 @@ def test_calls_that_were_judged_among_dropped_samples_do_not_count() -> None:
 
     hot, cool = Judged("hot", 1.25), Judged("cool", 0.5)
     card = Card()
-    Steady(card, Nvml(card)).sample([hot, cool], SETTINGS, seed=1)
+    SteadyClock(card, Nvml(card)).sample([hot, cool], SETTINGS, seed=1)
     assert (hot.lot.timed, cool.lot.timed) == (0, 0)
     free = Judged("free", 0.5)
-    Steady(Card(), Nvml(Card())).sample([free], SETTINGS, seed=1)
+    SteadyClock(Card(), Nvml(Card())).sample([free], SETTINGS, seed=1)
     assert free.lot.timed == 59
 
 
 def test_a_card_at_its_full_clock_is_not_led() -> None:
     cool = [Call("one", 0.5), Call("two", 0.9)]
     card = Card()
-    taken = Steady(card, Nvml(card)).sample(cool, SETTINGS, seed=1)
+    taken = SteadyClock(card, Nvml(card)).sample(cool, SETTINGS, seed=1)
     assert {lead for _, lead in card.batches} == {0}
     assert [each.clocks_mhz for each in taken] == [[2000] * len(each.blocks_ns) for each in taken]
 
@@ -108,7 +108,7 @@ def test_a_card_at_its_full_clock_is_not_led() -> None:
 def test_what_leads_a_block_has_no_share_in_the_time_limit() -> None:
     card, seconds = Card(), iter(range(0, 10_000, 68))
     settings = Measure(min_samples=8, max_samples=512, block=8, max_seconds=200)
-    clock = Steady(card, Nvml(card))
+    clock = SteadyClock(card, Nvml(card))
     hot = [Call("hot", 2.0)]
     (taken,) = clock.sample(hot, settings, now=lambda: next(seconds))
     assert taken.lead == 60

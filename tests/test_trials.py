@@ -12,7 +12,7 @@ from toy import BASELINE, CASE, Script, ToyCase, inputs, provider, right, run, t
 
 from kernelbench.families.rms_norm import FAMILY, RMSNormCase
 from kernelbench.measure.inputs import CaseInputs
-from kernelbench.measure.trials import of, out_of_range
+from kernelbench.measure.trials import out_of_range, trials_of
 from kernelbench.spec import (
     Accuracy,
     Distribution,
@@ -175,7 +175,7 @@ def test_by_default_what_is_drawn_as_it_is_is_scaled() -> None:
         case = replace(CASE, mode=mode)
         family = toy(inputs=made)
         drawn = CaseInputs(family, case, "cpu", seed=1)
-        found = of(family, case, drawn)
+        found = trials_of(family, case, drawn)
         assert found["small"].scale == dict.fromkeys(("x", "w", "view"), 2.0**-10)
         assert found["large"].scale == dict.fromkeys(("x", "w", "view"), 32.0)
         assert found["outliers"].outliers == ("x", "w", "view")

@@ -41,7 +41,7 @@ def test_without_a_search_the_table_chooses() -> None:
 
 
 def test_the_fastest_right_config_is_kept() -> None:
-    assert tune.settle(CONFIGS, [30.0, 20.0, None], facts()) == (CONFIGS[1], "tuned")
+    assert tune.keep_fastest(CONFIGS, [30.0, 20.0, None], facts()) == (CONFIGS[1], "tuned")
     assert tune.choose(CONFIGS, facts()) == (CONFIGS[1], "tuned")
     [file] = tune.cached_files()
     kept = json.loads(file.read_text())
@@ -50,7 +50,7 @@ def test_the_fastest_right_config_is_kept() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "torch", "triton", "source", "family", "case", "provider"])
 def test_it_is_kept_for_this_machine_and_source_alone(name: str) -> None:
-    tune.settle(CONFIGS, [30.0, 20.0, 40.0], facts())
+    tune.keep_fastest(CONFIGS, [30.0, 20.0, 40.0], facts())
     assert tune.choose(CONFIGS, facts(**{name: "another"})) == (CONFIGS[0], "table")
 
 
@@ -69,26 +69,26 @@ def test_what_the_identity_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 3}', '"x"', "\u00e9{"])
 def test_a_file_that_is_not_ours_is_ignored(text: str) -> None:
-    tune.settle(CONFIGS, [30.0, 20.0, 40.0], facts())
+    tune.keep_fastest(CONFIGS, [30.0, 20.0, 40.0], facts())
     [file] = tune.cached_files()
     file.write_text(text)
     assert tune.choose(CONFIGS, facts()) == (CONFIGS[0], "table")
 
 
 def test_a_config_that_may_no_longer_be_picked_is_ignored() -> None:
-    tune.settle(CONFIGS, [30.0, 20.0, 40.0], facts())
+    tune.keep_fastest(CONFIGS, [30.0, 20.0, 40.0], facts())
     left = [CONFIGS[0], replace(CONFIGS[1], BLOCK=32)]
     assert tune.choose(left, facts()) == (CONFIGS[0], "table")
 
 
 def test_when_no_config_is_right_nothing_is_kept() -> None:
-    assert tune.settle(CONFIGS, [None, None, None], facts()) == (CONFIGS[0], "table")
+    assert tune.keep_fastest(CONFIGS, [None, None, None], facts()) == (CONFIGS[0], "table")
     assert tune.cached_files() == []
 
 
 def test_clear_says_how_many_there_were() -> None:
-    tune.settle(CONFIGS, [1.0, 2.0, 3.0], facts())
-    tune.settle(CONFIGS, [1.0, 2.0, 3.0], facts(gpu="another"))
+    tune.keep_fastest(CONFIGS, [1.0, 2.0, 3.0], facts())
+    tune.keep_fastest(CONFIGS, [1.0, 2.0, 3.0], facts(gpu="another"))
     assert (tune.clear(), tune.clear()) == (2, 0)
 
 

@@ -9,7 +9,7 @@ from toy import CASE, ToyCase, provider, right, toy
 
 from kernelbench.kernels import interpreter
 from kernelbench.measure import environment
-from kernelbench.measure.inputs import CaseInputs, Draw, put
+from kernelbench.measure.inputs import CaseInputs, Draw, copy_into
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import Device, Distribution, DType, Mode
 from kernelbench.verbs import doctor
@@ -71,7 +71,7 @@ def test_backward_is_the_gradients_alone_and_can_be_called_again() -> None:
         dx, dw = made.call()
         again, _ = made.call()
     assert made.names == ("dx", "dw")
-    assert torch.equal(dx, made.known()["grad_y"] * made.args["w"])
+    assert torch.equal(dx, made.all_tensors()["grad_y"] * made.args["w"])
     assert torch.equal(dx, again)
     assert made.args["x"].grad is None  # nothing accumulates
     assert dw.shape == (CASE.N,)
@@ -98,7 +98,7 @@ def test_the_last_graph_is_gone_before_the_next_is_made() -> None:
     assert len(made[0]._graph) == 2
     made[0].ready()
     assert alive == [0]
-    made[0].rest()
+    made[0].release()
     assert made[0]._graph == ()
 
 
@@ -108,7 +108,7 @@ def test_what_is_overwritten_is_restored_and_nothing_else() -> None:
         return a["x"].mul_(2), m
 
     made = workload(call=in_place, mutates=lambda case: ("x",))
-    right_before = made.state()
+    right_before = made.snapshot()
     with made.grad_mode():
         first = made.call()[0].clone()
         made.restore()
@@ -145,7 +145,7 @@ def test_a_layout_of_its_own_takes_in_fresh_values() -> None:
 
 def test_poison_reaches_every_input_and_refill_mends_it() -> None:
     made = workload()
-    kept = made.right()
+    kept = made.pristine_args()
     made.poison()
     assert all(tensor.isnan().all() for tensor in made.args.values())
     made.refill(kept)
@@ -154,7 +154,7 @@ def test_poison_reaches_every_input_and_refill_mends_it() -> None:
 
 def test_put_into_a_tensor_that_was_expanded() -> None:
     target, source = torch.zeros(4).expand(3, 4), torch.arange(12.0).view(3, 4)
-    put(target, source)
+    copy_into(target, source)
     assert target.tolist() == [[0, 1, 2, 3]] * 3
 
 

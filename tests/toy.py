@@ -93,7 +93,7 @@ class Script:
     def __init__(self, held: bool = True, **ns: int) -> None:
         self.ns, self.held, self.timed = ns, held, list[str]()
 
-    def disturbed(self) -> str:
+    def undo_changes(self) -> str:
         return ""
 
     def batch(self, part: Any, n: int) -> Batch:

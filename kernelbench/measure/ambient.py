@@ -1,8 +1,8 @@
-"""Process-wide state, which every provider has to leave as it found it.
+"""Process-wide state, which every provider must leave unchanged.
 
-Providers share a process. What one of them changes of torch, of Python or of the machine's
-settings, the next one would find: it could fail by it, or gain by it. So everything of the kind
-that is known here is compared after every step and every batch, named, and put back.
+Providers share a process. A setting of torch, of Python or of the machine that one of them changes
+would affect the next one, which could fail or gain by it. So all such state that is known here is
+compared after every step and every batch; changes are named and undone.
 """
 
 import os
@@ -19,75 +19,84 @@ from kernelbench.measure.probes import set_precision
 from kernelbench.measure.switches import Switch, switches
 from kernelbench.spec import DType
 
-# What importing or compiling something is known to set: undone, but nobody's fault. By the module
-# that a provider requires. Anyone may compile, and whoever is traced is so by the harness.
-KNOWN: Mapping[str, tuple[str, ...]] = {
+# State that an import or a compilation is known to set, by the module that a provider requires:
+# undone, but not counted against the provider. Every provider may compile, and the harness itself
+# traces every provider.
+KNOWN_CHANGES: Mapping[str, tuple[str, ...]] = {
     "torch.compile": (
         "environment TORCHINDUCTOR_CACHE_DIR",  # where inductor keeps its code
-        "environment TRITON_CACHE_DIR",  # likewise Triton, once it compiles for inductor
-        "environment TRITON_PTXAS_PATH",  # torch's own assembler, for processes that compile
-        "environment TRITON_LIBDEVICE_PATH",  # likewise CUDA's mathematical functions
-        "environment TORCH_WARM_POOL",  # keeps those processes from starting more
-        "environment _TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",  # read as C++ code is loaded
+        "environment TRITON_CACHE_DIR",  # where Triton does, once it compiles for inductor
+        "environment TRITON_PTXAS_PATH",  # torch's own assembler, for compile workers
+        "environment TRITON_LIBDEVICE_PATH",  # CUDA's mathematical functions, for compile workers
+        "environment TORCH_WARM_POOL",  # keeps compile workers from starting more of them
+        "environment _TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",  # read when C++ code is loaded
     ),
     "torch.profiler": (
-        "environment DISABLE_CUPTI_LAZY_REINIT",  # keeps CUPTI up where CUDA graphs are used
-        "environment TEARDOWN_CUPTI",  # likewise
+        "environment DISABLE_CUPTI_LAZY_REINIT",  # keeps CUPTI initialised for CUDA graphs
+        "environment TEARDOWN_CUPTI",  # for the same reason
     ),
-    "liger_kernel": (  # seen on an H200: what it imports
+    "liger_kernel": (  # observed on an H200: set by what it imports
         "the seed of random",
         "environment KMP_DUPLICATE_LIB_OK",
         "environment KMP_INIT_AT_FORK",
     ),
 }
-EVERYONE = ("torch.compile", "torch.profiler")
+ALWAYS_ALLOWED = ("torch.compile", "torch.profiler")
 NOTHING = "nothing"
-LONGEST = 48  # characters of a value that are told
-MOST = 4  # changes that are told
+LONGEST_VALUE = 48  # characters of a value in a message
+MOST_CHANGES = 4  # changes in a message
 
 
 class Ambient:
-    """The state as it was taken, and what has become of it."""
+    """A snapshot of the process-wide state, which finds and undoes later changes."""
 
     def __init__(self) -> None:
-        # First used by a job, it would patch torch.manual_seed and name inductor's folder.
+        # Imported first, since it patches torch.manual_seed and sets inductor's folder.
         import torch._dynamo  # noqa: F401
 
         self.patches = Patches()
-        self._found = [(switch, switch.read()) for switch in switches()]
+        self._snapshot = [(switch, switch.read()) for switch in switches()]
 
-    def disturbed(self, excused: Collection[str] = ()) -> str:
-        """What was changed and is now undone, except what is excused; or nothing."""
-        patched = [name for name in self.patches.undo() if f"function {name}" not in excused]
+    def undo_changes(self, allowed: Collection[str] = ()) -> str:
+        """Undo all changes since the last call; a description of those not `allowed`, or ""."""
+        patched = [name for name in self.patches.undo() if f"function {name}" not in allowed]
         changes = [f"patched {name}" for name in patched]
-        # A GPU whose context is gone answers nothing, as whoever uses it next finds. It comes last.
+        # A GPU whose context is lost cannot be read; its next user reports that. It comes last.
         with suppress(RuntimeError):
-            for i, (switch, before) in enumerate(self._found):
+            for i, (switch, before) in enumerate(self._snapshot):
                 after = switch.read()
                 if after != before:
-                    left = _undo(switch, before)
-                    self._found[i] = switch, left
-                    changes += _changes(switch, before, after, left, excused)
+                    restored = _undo(switch, before)
+                    self._snapshot[i] = switch, restored
+                    changes += _changes(switch, before, after, restored, allowed)
         if not changes:
             return ""
-        more = [f"{len(changes) - MOST} more changes"] if len(changes) > MOST else []
-        return f"{' and '.join([*changes[:MOST], *more])}, which every other call would feel"
+        more = []
+        if len(changes) > MOST_CHANGES:
+            more = [f"{len(changes) - MOST_CHANGES} more changes"]
+        return (
+            f"{' and '.join([*changes[:MOST_CHANGES], *more])}, which every other call would feel"
+        )
 
 
-def as_asked(dtype: DType) -> Ambient:
-    """What every provider of a case finds: the precision that it asks for, all else as it is."""
+def ambient_for(dtype: DType) -> Ambient:
+    """Set the precision that a case of this dtype asks for, and take the snapshot."""
     set_precision(dtype)
     return Ambient()
 
 
 @cache
-def known(requires: tuple[str, ...]) -> frozenset[str]:
-    """The states that a provider may change, which requires these modules."""
-    return frozenset(name for what in (*EVERYONE, *requires) for name in KNOWN.get(what, ()))
+def allowed_changes(requires: tuple[str, ...]) -> frozenset[str]:
+    """Names of the state that a provider which requires these modules may change."""
+    modules = (*ALWAYS_ALLOWED, *requires)
+    return frozenset(name for module in modules for name in KNOWN_CHANGES.get(module, ()))
 
 
 def _undo(switch: Switch, before: Any) -> Any:
-    """Put it back; how it then is, so that the next one is not blamed for what cannot be undone."""
+    """Put the value back; returns what is read then, which differs if it cannot be undone.
+
+    The next provider is compared with that value, so that it is not blamed for the difference.
+    """
     if switch.put is not None:
         with suppress(RuntimeError, ValueError, OSError):
             switch.put(before)
@@ -95,23 +104,23 @@ def _undo(switch: Switch, before: Any) -> Any:
 
 
 def _changes(
-    switch: Switch, before: Any, after: Any, left: Any, excused: Collection[str]
+    switch: Switch, before: Any, after: Any, restored: Any, allowed: Collection[str]
 ) -> Iterator[str]:
-    """One in words for each state that differs."""
-    final = "" if left == before else " for good"
+    """One description for each state that differs and is not `allowed`."""
+    final = "" if restored == before else " for good"
     if not isinstance(before, dict):
-        if switch.name not in excused:
+        if switch.name not in allowed:
             values = f" from {_short(before)} to {_short(after)}" if switch.shown else ""
             yield f"changed {switch.name}{values}{final}"
         return
     for key in sorted(before.keys() | after.keys()):
         was, now, name = before.get(key), after.get(key), f"{switch.name} {os.fsdecode(key)}"
-        if was != now and name not in excused:
+        if was != now and name not in allowed:
             yield f"changed {name} from {_short(was)} to {_short(now)}{final}"
 
 
 def _short(value: Any) -> str:
-    """Modes and functions by their name."""
+    """A value as text; modes and functions by their name."""
     match value:
         case None:
             text = NOTHING
@@ -125,4 +134,4 @@ def _short(value: Any) -> str:
             text = str(value)
         case _:
             text = getattr(value, "__name__", getattr(value, "name", type(value).__name__))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"

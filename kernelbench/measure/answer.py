@@ -1,7 +1,7 @@
 """The contract of an answer: plain tensors, as many as the family names, of the right dtype, shape
-and device, computed when the call returns, and left alone by every later call.
+and device, computed when the call returns, and not changed by any later call.
 
-Everything is looked at through torch.Tensor's own methods: what an answer overrides is never run.
+All checks use torch.Tensor's own methods: a method that an answer overrides is never run.
 """
 
 import gc
@@ -12,22 +12,25 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from kernelbench.measure.inputs import stored
+from kernelbench.measure.inputs import storage_addresses
 from kernelbench.measure.workload import Workload
 
-LATER_CALLS = 64  # in which a buffer that a provider kept must come round again, if it ever does
-FEW_CALLS = 2  # in which one must come round that lies in memory which PyTorch does not know
+LATER_CALLS = 64  # within these, a buffer that a provider keeps must be reused, if it ever is
+FEW_CALLS = 2  # the same, for a buffer in memory that PyTorch does not manage
 _MARK = 77
 
 
 class ContractError(RuntimeError):
-    """What a call returned is no answer. The message says what was returned and what is asked."""
+    """A call returned no valid answer. The message says what was returned and what was expected."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What an output must be like. dtype_of: who asks for that dtype, in words; until it is
-    `fixed`, an output that is not floating-point may have any of its own."""
+    """What an output must be like; None is not checked.
+
+    dtype_of: who asks for that dtype, in words. fixed: whether every output must have it; else only
+    a floating-point or complex output must.
+    """
 
     dtype: torch.dtype
     dtype_of: str
@@ -38,27 +41,27 @@ class Form:
 
 @dataclass(frozen=True)
 class Contract:
-    """What the outputs of one family's call must be like, as far as it is known."""
+    """What the outputs of a family's call must be like, as far as it is known. forms: by output."""
 
     device: torch.device
     forms: Mapping[str, Form]
 
     def check(self, returned: Any, names: Sequence[str]) -> None:
-        """Raises ContractError unless `returned` is what a call may return."""
+        """Raises ContractError unless `returned` has the outputs `names` in their forms."""
         outputs = _unpacked(returned)
         if len(outputs) != len(names):
             raise ContractError(f"returns {len(outputs)} outputs, expected {', '.join(names)}")
         for name, tensor in zip(names, outputs, strict=True):
-            self._one(name, tensor)
+            self._check_output(name, tensor)
 
-    def _one(self, name: str, tensor: Any) -> None:
+    def _check_output(self, name: str, tensor: Any) -> None:
         if type(tensor) is not torch.Tensor:
             kind = type(tensor).__name__
             raise ContractError(f"returned {kind} as {name}, expected exactly torch.Tensor")
         if tensor.layout is not torch.strided:
             raise ContractError(f"returned {name} as {tensor.layout}, expected a strided tensor")
-        if lazy := _lazy(tensor):
-            raise ContractError(f"returned {name} unfinished ({lazy}), expected its values")
+        if pending := _pending(tensor):
+            raise ContractError(f"returned {name} unfinished ({pending}), expected its values")
         if tensor.device != self.device:
             raise ContractError(
                 f"returned {name} on {tensor.device}, the inputs are on {self.device}"
@@ -76,7 +79,7 @@ class Contract:
             )
 
     def other_strides(self, produced: Mapping[str, torch.Tensor]) -> list[str]:
-        """Outputs that do not lie in memory as the baseline's do."""
+        """Names of outputs whose strides are not the baseline's."""
         return [n for n, t in produced.items() if self.forms[n].stride not in (None, t.stride())]
 
 
@@ -85,7 +88,7 @@ def _text(dtype: torch.dtype) -> str:
 
 
 def _unpacked(returned: Any) -> tuple[Any, ...]:
-    """A tuple's own items; no subclass's that makes something of looking through them."""
+    """The outputs as a tuple. Raises ContractError for a tuple subclass with its own iterator."""
     if isinstance(returned, tuple) and type(returned).__iter__ is tuple.__iter__:
         return tuple(tuple.__iter__(returned))
     if isinstance(returned, torch.Tensor):
@@ -94,8 +97,8 @@ def _unpacked(returned: Any) -> tuple[Any, ...]:
     raise ContractError(f"returned {kind}, expected a torch.Tensor or a tuple of them")
 
 
-def _lazy(tensor: torch.Tensor) -> str:
-    """What is still to be done to the values of a plain tensor, or nothing."""
+def _pending(tensor: torch.Tensor) -> str:
+    """The operation that a plain tensor's values still await, in words; or ""."""
     if torch.Tensor.is_neg(tensor):
         return "its negation is left to whoever reads it"
     if torch.Tensor.is_conj(tensor):
@@ -106,44 +109,46 @@ def _lazy(tensor: torch.Tensor) -> str:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Whether something can be written into a tensor's elements."""
+    """Whether a tensor's elements are stored, so that they can be written to."""
     return tensor.layout is torch.strided and not torch._is_zerotensor(tensor)
 
 
-def copied(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies in stream order, by torch.Tensor's own methods."""
+def copies_of(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies, queued in stream order by torch.Tensor's own methods."""
     return [torch.Tensor.clone(torch.Tensor.detach(tensor)) for tensor in outputs]
 
 
-def watch_of(outputs: Sequence[torch.Tensor], workload: Workload) -> list[StorageWeakRef]:
-    """The storages of outputs that do not lie in inputs, to see later whether they are kept."""
-    inside = stored(workload.given())
+def weak_storages(outputs: Sequence[torch.Tensor], workload: Workload) -> list[StorageWeakRef]:
+    """Weak references to the storages of outputs that do not lie in inputs."""
+    inputs = storage_addresses(workload.inputs())
     storages = [tensor.untyped_storage() for tensor in outputs]
-    return [StorageWeakRef(s) for s in storages if s.data_ptr() not in inside]
+    return [StorageWeakRef(s) for s in storages if s.data_ptr() not in inputs]
 
 
-def kept(watched: Sequence[StorageWeakRef]) -> bool:
-    """Whether somebody holds on to an output that the harness has let go of: not those who merely
-    wait for Python to collect what holds it, as Triton's interpreter does."""
+def still_referenced(storages: Sequence[StorageWeakRef]) -> bool:
+    """Whether a storage that the harness has released still has an owner.
+
+    Garbage that Python has yet to collect does not count: Triton's interpreter leaves some.
+    """
     for generation in range(3):
-        if all(tensor.expired() for tensor in watched):
+        if all(storage.expired() for storage in storages):
             return False
         gc.collect(generation)
-    return not all(tensor.expired() for tensor in watched)
+    return not all(storage.expired() for storage in storages)
 
 
 def overwritten(workload: Workload, calls: int) -> list[str]:
-    """Outputs of a call that one of the next `calls` changes; inputs are not looked at."""
+    """Names of outputs of a call that one of the next `calls` changes; not of those in inputs."""
     workload.ready()
-    inside = stored(workload.given())
+    inputs = storage_addresses(workload.inputs())
     with workload.grad_mode():
         first = dict(zip(workload.names, workload.call(), strict=True))
-        apart = {n: t for n, t in first.items() if t.untyped_storage().data_ptr() not in inside}
-        for tensor in apart.values():
+        own = {n: t for n, t in first.items() if t.untyped_storage().data_ptr() not in inputs}
+        for tensor in own.values():
             tensor.data.fill_(_MARK)
         for _ in range(calls):
             workload.restore()
             workload.call()
-    if any(tensor.is_cuda for tensor in apart.values()):
+    if any(tensor.is_cuda for tensor in own.values()):
         torch.cuda.synchronize()
-    return [name for name, tensor in apart.items() if not bool((tensor == _MARK).all())]
+    return [name for name, tensor in own.items() if not bool((tensor == _MARK).all())]

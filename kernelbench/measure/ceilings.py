@@ -37,7 +37,7 @@ from kernelbench.spec import (
 
 FOOTPRINTS = tuple(1 << shift for shift in (14, 17, 20, 22, 24, 25, 26, 27, 28, 30, 31))
 MATMULS = (4096, 6144, 8192)
-# Kernels by which event overhead is calibrated: small and large, all bound by memory.
+# Bytes of the copies that calibrate the event overhead: small and large, all memory-bound.
 CALIBRATE = (1 << 16, 1 << 20, 1 << 24, 1 << 26)
 
 
@@ -46,7 +46,7 @@ Points = tuple[tuple[int, float], ...]  # (footprint in bytes, time in ns), asce
 
 @dataclass(frozen=True)
 class Overhead:
-    """ns that an event pair reads more than a kernel runs; traced_ns: while CUPTI looks on."""
+    """ns that an event pair reads above a kernel's own time; traced_ns: while CUPTI traces."""
 
     ns: int
     traced_ns: int
@@ -55,15 +55,22 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """bandwidth: for copy, read and write, (footprint bytes, time in ns) pairs; tflops by dtype."""
+    """The limits of one machine.
+
+    bandwidth: for copy, read and write, (footprint in bytes, time in ns) pairs, ascending. tflops:
+    TFLOP/s by precision. missing: why a precision has no rate.
+    """
 
     bandwidth: Mapping[str, Points] = field(default_factory=dict)
     tflops: Mapping[str, float] = field(default_factory=dict)
     overhead: Overhead = Overhead(0, 0, "")
-    missing: Mapping[str, str] = field(default_factory=dict)  # why a precision has no rate
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, cost: Cost, precision: Mapping[str, float]) -> dict[str, float]:
-        """The limits that hold for a call: bandwidths at its footprint, its precision's rate."""
+        """The limits for a call: bandwidths in GB/s at its footprint, TFLOP/s of its precision.
+
+        precision: the share of its flops by precision.
+        """
         rates = {
             f"{kind}_gbps": _rate(points, max(cost.bytes, 1))
             for kind, points in self.bandwidth.items()
@@ -73,15 +80,15 @@ class Ceilings:
                 size / ns for kind in ("read", "copy") for size, ns in self.bandwidth.get(kind, ())
             )
         if precision and all(name in self.tflops for name in precision):
-            # time shares add up: a mix runs at the harmonic mean of its rates
+            # Times add up: a mix runs at the weighted harmonic mean of its rates.
             rates["tflops"] = 1 / sum(share / self.tflops[n] for n, share in precision.items())
         return {name: round(rate, 2) for name, rate in rates.items()}
 
     def of(self, case: Case, provider: Provider[Any], cost: Cost) -> dict[str, float]:
-        """The limits that hold for a provider, as far as they were measured on such data."""
+        """The limits for a provider, as far as they were measured on such data."""
         limits = self.at(cost, dict(provider.precision) or {case.dtype.value: 1.0})
         if case.inputs in (Distribution.zeros, Distribution.ones):
-            limits.pop("tflops", None)  # idle bits leave power for a higher clock
+            limits.pop("tflops", None)  # constant bits need less power, so the clock is higher
         return limits
 
     def as_json(self) -> dict[str, Any]:
@@ -105,12 +112,12 @@ class Ceilings:
 
 
 def _rate(points: Points, size: int) -> float:
-    """GB/s at a footprint."""
+    """GB/s at a footprint of `size` bytes."""
     return size / _time(points, size)
 
 
 def _time(points: Points, size: int) -> float:
-    """ns for a footprint: linear in bytes between measured ones, beyond the last at its rate."""
+    """ns for a footprint: linear between the measured ones, beyond the last at its rate."""
     sizes = [s for s, _ in points]
     if size <= sizes[0]:
         return points[0][1]
@@ -121,30 +128,31 @@ def _time(points: Points, size: int) -> float:
     return t0 + (t1 - t0) * (size - s0) / (s1 - s0)
 
 
-def tightened(bandwidth: Mapping[str, Points]) -> dict[str, Points]:
-    """What the measured times imply of each other, so that a slow probe is no low ceiling.
+def tighten(bandwidth: Mapping[str, Points]) -> dict[str, Points]:
+    """Lower times that others show to be too long, so that a slow probe makes no low ceiling.
 
     A smaller footprint takes no longer than a larger one; reading n bytes, or writing them, takes
     no longer than copying n bytes, which moves 2n.
     """
     copy = _monotone(bandwidth["copy"])
-    known = {"copy": copy}
+    tight = {"copy": copy}
     for kind in ("read", "write"):
         points = tuple((size, min(ns, _time(copy, 2 * size))) for size, ns in bandwidth[kind])
-        known[kind] = _monotone(points)
-    return known
+        tight[kind] = _monotone(points)
+    return tight
 
 
 def _monotone(points: Points) -> Points:
-    least, kept = math.inf, []
+    """No time is longer than that of a larger footprint."""
+    least, lowered = math.inf, []
     for size, ns in reversed(points):
         least = min(least, ns)
-        kept.append((size, least))
-    return tuple(reversed(kept))
+        lowered.append((size, least))
+    return tuple(reversed(lowered))
 
 
 def too_fast(timing: Timing, cost: Cost, limits: Mapping[str, float]) -> str:
-    """Why a time is not possible on this machine, or nothing. Only gated times are judged."""
+    """Why a time is impossible on this machine, or "". Only gated times are judged."""
     if timing.timer != "gated":
         return ""
     ns = median(ns for block in timing.blocks_ns for ns in block) - timing.overhead_ns
@@ -158,33 +166,29 @@ def too_fast(timing: Timing, cost: Cost, limits: Mapping[str, float]) -> str:
 
 
 def calibrate(clock: CudaClock) -> Overhead:
-    """Read the event pair's overhead off bare copies whose kernel time CUPTI knows.
+    """Measure the event pair's overhead with bare copies whose kernel time CUPTI reads.
 
-    The smallest of several memory-bound kernels' differences: a corrected time never flatters.
-    Where CUPTI cannot be had, what an empty pair reads, and the reason.
+    The smallest difference of several memory-bound kernels, so that a corrected time is never too
+    short. Without CUPTI: what an empty pair reads, and the reason in `note`.
     """
     probes = [small_copy(size) for size in CALIBRATE]
     try:
-        seen_by_cupti = {name: s for name, s in clock.kernel_ns(probes, 4 * ROUND).items() if s.ns}
+        spans = {name: s for name, s in clock.kernel_ns(probes, 4 * ROUND).items() if s.ns}
     except RuntimeError as error:
-        seen_by_cupti, note = {}, f"an empty event pair: no CUPTI ({error})"
+        spans, note = {}, f"an empty event pair: no CUPTI ({error})"
     else:
-        note = (
-            "event time minus CUPTI span"
-            if seen_by_cupti
-            else "an empty event pair: CUPTI saw nothing"
-        )
-    if not seen_by_cupti:
+        note = "event time minus CUPTI span" if spans else "an empty event pair: CUPTI saw nothing"
+    if not spans:
         empty = int(median(clock.batch(Probe("empty", lambda: None), 2 * ROUND).samples_ns))
         return Overhead(empty, empty, note)
-    kernels = {name: median(s.ns) for name, s in seen_by_cupti.items()}
+    kernels = {name: median(s.ns) for name, s in spans.items()}
     untraced = [_ns(clock, p, 16 * ROUND) - kernels[p.name] for p in probes if p.name in kernels]
-    traced = [median(s.event_ns) - kernels[name] for name, s in seen_by_cupti.items()]
+    traced = [median(s.event_ns) - kernels[name] for name, s in spans.items()]
     return Overhead(max(0, int(min(untraced))), max(0, int(min(traced))), note)
 
 
 def measure(clock: CudaClock, device: Device) -> Ceilings:
-    """Take a few seconds to learn the machine's limits; sets the clock's overhead."""
+    """Measure the machine's limits, which takes a few seconds, and set the clock's overhead."""
     clock.overhead_ns = 0
     clock.overhead_ns = (overhead := calibrate(clock)).ns
     largest = min(FOOTPRINTS[-1], device.total_bytes // 8)
@@ -198,11 +202,11 @@ def measure(clock: CudaClock, device: Device) -> Ceilings:
     }
     tflops, missing = _rates(clock, device)
     torch.cuda.empty_cache()
-    return Ceilings(tightened(bandwidth), tflops, overhead, missing)
+    return Ceilings(tighten(bandwidth), tflops, overhead, missing)
 
 
-def again(clock: CudaClock, known: Ceilings) -> Ceilings:
-    """The limits of this machine as another process found them, with this process's overhead."""
+def recalibrated(clock: CudaClock, known: Ceilings) -> Ceilings:
+    """Limits that another process measured on this machine, with this process's overhead."""
     clock.overhead_ns = 0
     overhead = calibrate(clock)
     clock.overhead_ns = overhead.ns
@@ -210,12 +214,12 @@ def again(clock: CudaClock, known: Ceilings) -> Ceilings:
 
 
 def _best_ns(clock: CudaClock, kind: str, size: int, device: Device) -> float:
-    """The shortest time that any way to move these bytes takes."""
+    """The time in ns of the fastest way to move these bytes."""
     return min(_ns(clock, probe) for probe in stream(kind, size, device))
 
 
 def _ns(clock: CudaClock, probe: Probe, n: int = 2 * ROUND) -> float:
-    """Raises KernelbenchError where not even a bare call is queued in time."""
+    """Median ns of n calls. Raises KernelbenchError where not even a bare call can be gated."""
     clock.batch(probe, 3)
     batch = clock.batch(probe, n)
     if not batch.held:
@@ -226,7 +230,7 @@ def _ns(clock: CudaClock, probe: Probe, n: int = 2 * ROUND) -> float:
 
 
 def _rates(clock: CudaClock, device: Device) -> tuple[dict[str, float], dict[str, str]]:
-    """TFLOP/s by precision, the best of a few sizes; why one is missing."""
+    """(TFLOP/s by precision, the best of a few sizes; why a precision has none)."""
     rates, missing = {}, {}
     for name in PRECISIONS:
         if name == "fp8" and (device.capability or (0, 0)) < (8, 9):

@@ -1,9 +1,9 @@
-"""Right before fast: a provider's outputs against an fp64 oracle, within a budget.
+"""Checks a provider's outputs against an fp64 oracle, within an error budget.
 
-The call that is judged finds NaN in memory it did not write, finds its inputs filled in only in
-the order of its own stream, and has its outputs copied at once, before anything else is waited
-for. So half-written outputs, work left on another stream, answers kept from an earlier call and
-changed inputs all show as errors.
+Memory that the judged call did not write holds NaN, its inputs are filled in only in the order of
+its own stream, and its outputs are copied at once, before anything else is waited for. So
+half-written outputs, work left on another stream, answers kept from an earlier call and changed
+inputs all show as errors.
 """
 
 import math
@@ -19,29 +19,32 @@ from kernelbench.measure import answer
 from kernelbench.measure.answer import Contract
 from kernelbench.measure.budgets import Limit
 from kernelbench.measure.deviation import Deviation
-from kernelbench.measure.inputs import Tensors, stored
+from kernelbench.measure.inputs import Tensors, storage_addresses
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, OutputError, Provider
 
-GROUP_FLOOR, GROUP_CEILING = 3.0, 10.0  # of a row or column, as multiples of those
-# But for trials: a row that nearly cancels, as the causal dq of a query that sees two keys, errs
-# far more than the rest, in PyTorch's kernels, too.
-ROW_CEILING = 50.0
-WORST_FLOOR, WORST_CEILING = 4.0, 2.0  # likewise of the worst element: up to four roundings
+# Multiples of FLOOR and CEILING for the worst row and column. A row's ceiling is higher except in
+# trials: a row that nearly cancels, such as the causal dq of a query that sees two keys, errs far
+# more than the rest, in PyTorch's kernels as well.
+GROUP_FLOOR, GROUP_CEILING, ROW_CEILING = 3.0, 10.0, 50.0
+WORST_FLOOR, WORST_CEILING = 4.0, 2.0  # the same for the worst element: up to four roundings
 TIMES_BASELINE = 3.0
 GROSS = 10.0
 SIGMAS = 4.0  # standard errors that a figure may be off by chance
-FEW_COUNT = 4.0  # elements an element: where few are large, they alone make up a norm
-# What an approximate provider's promise of a relative error is worth elsewhere.
+FEW_COUNT = 4.0  # elements that count as one: where few are large, they alone make up a norm
+# Multiples of the relative error that an approximate provider promises.
 WORST_OF_PROMISE, GROUP_OF_PROMISE = 8.0, 3.0
-OF_LARGEST = 2.0  # likewise of the largest element, if that is more
-GATE_CYCLES = (4_000_000, 40_000_000, 200_000_000)  # about 2, 20, 100 ms of a held stream
+OF_LARGEST = 2.0  # the same for the worst element, times the largest element over the rms
+GATE_CYCLES = (4_000_000, 40_000_000, 200_000_000)  # hold the stream for about 2, 20, 100 ms
 
 
 @dataclass
 class Answer:
-    """What one hardened call made: outputs by name, the inputs that it changed without saying so,
-    and the outputs of it that a later call changed."""
+    """The result of one checked call.
+
+    outputs: copies by name. changed: inputs that it changed without declaring it. overwritten:
+    outputs of it that a later call changed.
+    """
 
     outputs: Tensors
     changed: list[str] = field(default_factory=list)
@@ -49,22 +52,24 @@ class Answer:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the call, whatever it answered."""
+        """What is wrong with the call, apart from the values of its outputs."""
         return [f"changed its input {name}" for name in self.changed] + [
             f"a later call changed {name} of an earlier one" for name in self.overwritten
         ]
 
 
 def promise(provider: Provider[Any], *inputs: str) -> float | str | None:
-    """The relative error that an approximate provider promises for inputs of these names (a
-    distribution's, and a trial's of it), the largest of them; None for an exact one; or the reason
-    why either promises nothing there."""
-    promised = [provider.promises[name] for name in inputs if name in provider.promises]
-    if reason := next((one for one in promised if isinstance(one, str)), None):
+    """The relative error that a provider promises for inputs of these names.
+
+    inputs: the name of a distribution, and of a trial of it; the largest promise counts. Returns
+    None for an exact provider, and the reason where a provider, exact or not, promises nothing.
+    """
+    promises = [provider.promises[name] for name in inputs if name in provider.promises]
+    if reason := next((value for value in promises if isinstance(value, str)), None):
         return reason
     if provider.max_error is None:
         return None
-    return max([one for one in promised if not isinstance(one, str)], default=provider.max_error)
+    return max([p for p in promises if not isinstance(p, str)], default=provider.max_error)
 
 
 def judge(
@@ -75,34 +80,35 @@ def judge(
     *inputs: str,
     trial: bool = False,
 ) -> tuple[OutputError, ...]:
-    """Errors beside their budgets.
+    """The errors of every output beside their budgets.
 
-    An exact provider may err by 3 × the baseline's own error, at least FLOOR (of n elements
-    1 + 4/√(n/4) times that: a baseline may be lucky) and at most CEILING of the dtype, times how
-    much larger ref is than the part that is judged: what passes through is rounded, too. The worst
-    element is held to 4 × FLOOR (a rounding errs by FLOOR at most) and 2 × CEILING times
-    max |ref| / rms(p), since rounding the largest element errs by that much; a row or column to at
-    least 3 × FLOOR and at most 10 × CEILING (a row 50 ×); a slope to 3 × the baseline's, at least
-    SLOPE_FLOOR and a quarter of the square of the baseline's error (a part below the rounding of
-    what passes through is lost in it, another share in each order of roundings), at most CEILING by
-    the same factor, and 4 standard errors. Without a baseline the ceilings hold, that of the slope
-    without the factor.
-    trial: the inputs are those of a trial, on which errors that matter are gross, and those of
-    rounding hang on few elements: the ceilings (of rows and columns 10 × CEILING) are floors there,
-    and 3 × them the ceilings.
-    Of an output in another dtype than the case's the limits are those of the coarser of both (an
-    fp8 output: by its unit roundoff); whole numbers and booleans have no floor: where the baseline
-    is exact, all are.
-    An approximate provider is held to the error that it promises for such inputs (the name of a
-    trial or of a distribution), in the worst element to 8 × that, in a row or column to 3 ×, or to
-    2 × of the largest element where that is more, in a slope to its `max_slope` on any; and where
-    something passes through, to what an exact one may err by besides. A promise for such inputs
-    that is larger than `max_error` is one of the whole output alone: where one score decides which
-    value a row is, few rows hold all of the error.
+    The budgets of an exact provider are 3 × the baseline's own figure, within [floor, ceiling]:
+      rel: [FLOOR · (1 + 4/√(n/4)), CEILING] · ‖ref‖/‖p‖ for n elements. A baseline's error may be
+        small by chance, and what passes through unchanged is rounded as well.
+      worst: [4 · FLOOR, 2 · CEILING] · max |ref| / rms(p). One rounding errs by FLOOR at most, and
+        rounding the largest element errs by max |ref| times that.
+      row, column: [3 · FLOOR, 10 · CEILING (a row 50 ·)] · ‖ref‖/‖p‖ of the row or column.
+      slope: [SLOPE_FLOOR, CEILING · ‖ref‖/‖p‖], plus 4 standard errors. The baseline's figure is
+        here the largest of 3 × its slope, 4 × its spread and rel² / 4: a part that is smaller than
+        the rounding of what passes through is lost in it, by a share that depends on the order of
+        roundings.
+    Of an output in another dtype than the case's, FLOOR and CEILING are those of the coarser of
+    both (of an fp8 output, by its unit roundoff). Whole numbers and booleans have no floor: where
+    the baseline is exact, all must be.
+    Without a baseline the ceilings are the budgets, CEILING that of the slope. In a `trial` the
+    errors that matter are gross, and rounding errors depend on few elements: there the ceilings (of
+    rows and columns 10 · CEILING) are the floors, and 3 × them the ceilings.
+
+    The budgets of an approximate provider follow from its promise for `inputs` (the name of a
+    distribution, and of a trial): that error for rel, 8 × it for worst (or 2 × it · max |p| /
+    rms(p), if that is more), 3 × it for row and column, `max_slope` for the slope on all inputs (if
+    None, the promise). Where something passes through, an exact provider's budget is added. A
+    promise above `max_error` is about the whole output alone: where one score decides which value a
+    row takes, a few rows have all of the error.
     """
     errors = []
-    promise_of = promise(provider, *inputs)
-    promised = provider.max_error if isinstance(promise_of, str) else promise_of
+    promises = promise(provider, *inputs)
+    promised = provider.max_error if isinstance(promises, str) else promises
     steepest = promised if provider.max_slope is None else provider.max_slope
     for name, deviation in deviations.items():
         base = baseline.get(name) if baseline else None
@@ -134,27 +140,29 @@ def judge(
 def gross(
     errors: Sequence[OutputError], deviations: Mapping[str, Deviation], dtype: DType
 ) -> tuple[OutputError, ...]:
-    """The same, where only the error and the slope of a whole output count, above GROSS × what any
-    may err by: for inputs of which nobody said how well the formula can be computed on them."""
-    nothing, found = math.inf, []
+    """The same errors with budgets of at least GROSS × CEILING for rel and slope, and no others.
+
+    For inputs on which nobody has stated how precisely the formula can be computed.
+    """
+    loosened = []
     for error in errors:
         deviation = deviations[error.name]
         most = GROSS * Limit.of(dtype, deviation.dtype).ceiling
-        found.append(
+        loosened.append(
             replace(
                 error,
                 rel_budget=max(error.rel_budget, most * deviation.scale),
                 slope_budget=error.slope_budget + most,
-                worst_budget=nothing,
-                row_budget=nothing,
-                column_budget=nothing,
+                worst_budget=math.inf,
+                row_budget=math.inf,
+                column_budget=math.inf,
             )
         )
-    return tuple(found)
+    return tuple(loosened)
 
 
 def _between(least: float, most: float, allowed: float | None, trial: bool) -> float:
-    """What the baseline allows, between a floor and a ceiling; the latter if it says nothing."""
+    """`allowed` within [least, most], in a trial [most, 3 · most]; `most` if it is unknown."""
     if allowed is None or math.isnan(allowed):
         return most
     if trial:
@@ -165,9 +173,10 @@ def _between(least: float, most: float, allowed: float | None, trial: bool) -> f
 def _exact(
     deviation: Deviation, base: Deviation | None, limit: Limit, trial: bool
 ) -> dict[str, float]:
+    """The budgets of an exact provider by field of OutputError, but the slope's; see `judge`."""
     ceiling = limit.ceiling
-    lucky = SIGMAS / math.sqrt(deviation.count / FEW_COUNT)
-    floor = min(limit.floor * (1 + lucky), ceiling)
+    by_chance = SIGMAS / math.sqrt(deviation.count / FEW_COUNT)
+    floor = min(limit.floor * (1 + by_chance), ceiling)
 
     def within(name: str, scale: float, low: float = 1, high: float = 1) -> float:
         allowed = TIMES_BASELINE * getattr(base, name) if base else None
@@ -186,14 +195,16 @@ def _exact(
 def _approximate(
     deviation: Deviation, promised: float, exact: Mapping[str, float], whole: bool
 ) -> dict[str, float]:
-    """Of the part that is judged; beyond it, what passes through is rounded as exact ones do.
-    whole: the promise is one of the whole output."""
+    """The budgets of an approximate provider, but the slope's; see `judge`.
+
+    exact: those of an exact one. whole: the promise is about the whole output alone.
+    """
     peak = max(WORST_OF_PROMISE, OF_LARGEST * deviation.own_peak)
     times = {"rel": 1.0, "worst": peak, "row": GROUP_OF_PROMISE, "column": GROUP_OF_PROMISE}
     if whole:
         times = {"rel": 1.0, "worst": math.inf, "row": math.inf, "column": math.inf}
-    passes = {name: 0.0 if deviation.part is None else budget for name, budget in exact.items()}
-    return {f"{k}_budget": promised * times[k] + passes[f"{k}_budget"] for k in times}
+    rounding = {name: 0.0 if deviation.part is None else budget for name, budget in exact.items()}
+    return {f"{k}_budget": promised * times[k] + rounding[f"{k}_budget"] for k in times}
 
 
 def _slope(
@@ -203,7 +214,7 @@ def _slope(
     promised: float | None,
     trial: bool,
 ) -> tuple[float, float]:
-    """The slope nearest to its budget, and that."""
+    """The slope that is nearest to its budget, and that budget."""
     slopes = []
     for i, slope in enumerate(deviation.slopes):
         allowed = limit.ceiling
@@ -225,7 +236,7 @@ def _nearest(slope: tuple[float, float]) -> float:
 
 @contextmanager
 def watching(workload: Workload, contract: Contract) -> Iterator[None]:
-    """What every forward of the workload returns is looked at as it is returned."""
+    """Inside, what each forward of the workload returns is checked when it is returned."""
     workload.watch = partial(contract.check, names=workload.outputs)
     try:
         yield
@@ -234,37 +245,40 @@ def watching(workload: Workload, contract: Contract) -> Iterator[None]:
 
 
 def produce(workload: Workload, contract: Contract) -> Answer:
-    """One hardened call: the outputs as they stood when the call's own stream reached its end.
+    """One hardened call: the outputs as they were when the call's own stream reached its end.
 
-    On a GPU everything is queued behind a gate, so that a copy of the outputs is due the moment
-    the call's stream is through with it; a gate that was too short is tried again, longer.
-    Raises ContractError when the call, or its forward, returns anything but an answer.
+    On a GPU everything is queued behind a gate, so that the copy of the outputs starts as soon as
+    the call's stream is done with it; if a gate was too short, a longer one is tried.
+    Raises ContractError when the call, or its forward, returns no valid answer.
     """
     cuda = next(iter(workload.args.values())).is_cuda
     with watching(workload, contract):
         for cycles in GATE_CYCLES if cuda else (0,):
             workload.ready()
             _poison_outputs(workload, contract)
-            fault, watched, held = _hardened_call(workload, contract, cycles)
+            result, storages, held = _hardened_call(workload, contract, cycles)
             if held:
                 break
-    later = answer.LATER_CALLS if answer.kept(watched) else answer.FEW_CALLS
-    fault.overwritten = answer.overwritten(workload, later)
-    return fault
+    later = answer.LATER_CALLS if answer.still_referenced(storages) else answer.FEW_CALLS
+    result.overwritten = answer.overwritten(workload, later)
+    return result
 
 
 def produce_plainly(workload: Workload, contract: Contract, apart: Sequence[str]) -> Answer:
-    """One call on inputs that are there, its answer looked at and, but for `apart`, copied."""
+    """One call on the inputs as they are; its outputs are checked and copied, except `apart`.
+
+    Raises ContractError as `produce` does.
+    """
     with watching(workload, contract):
         workload.ready()
-        right = workload.state()
+        before = workload.snapshot()
         with workload.grad_mode():
             outputs = _called(workload, contract)
-            outputs = tuple(answer.copied(outputs))
-    result = Answer(dict(zip(workload.names, outputs, strict=True)), workload.changed(right))
+            outputs = tuple(answer.copies_of(outputs))
+    result = Answer(dict(zip(workload.names, outputs, strict=True)), workload.changed(before))
     for name in apart:
         result.outputs.pop(name, None)
-    workload.rest()
+    workload.release()
     return result
 
 
@@ -277,8 +291,9 @@ def _called(workload: Workload, contract: Contract) -> tuple[torch.Tensor, ...]:
 def _hardened_call(
     workload: Workload, contract: Contract, cycles: int
 ) -> tuple[Answer, Sequence[Any], bool]:
-    """The answer, copied in stream order; what it lay in; if the gate held until all was queued."""
-    right, opened = workload.state(), None
+    """The answer, copied in stream order; weak references to the storages of its outputs; and
+    whether the gate held until everything was queued."""
+    before, opened = workload.snapshot(), None
     with workload.grad_mode():
         workload.poison()
         if cycles:
@@ -286,46 +301,47 @@ def _hardened_call(
             torch.cuda._sleep(cycles)
             opened = torch.cuda.Event()
             opened.record()
-        workload.refill(right)
+        workload.refill(before)
         outputs = _called(workload, contract)
-        copies = answer.copied(outputs)
+        copies = answer.copies_of(outputs)
     held = opened is None or not opened.query()
     if cycles:
         torch.cuda.synchronize()
-    changed = workload.changed(right)
-    leave_nan(outputs, workload)
-    watched = answer.watch_of(outputs, workload)
-    return Answer(dict(zip(workload.names, copies, strict=True)), changed), watched, held
+    changed = workload.changed(before)
+    fill_with_nan(outputs, workload)
+    storages = answer.weak_storages(outputs, workload)
+    return Answer(dict(zip(workload.names, copies, strict=True)), changed), storages, held
 
 
 def _poison_outputs(workload: Workload, contract: Contract) -> None:
-    """Call once on inputs of NaN, and leave NaN where its outputs lay and in free memory.
+    """Call once on inputs of NaN, and leave NaN in the memory of its outputs and in free memory.
 
-    What the call uses, its scratch too, then holds no right answer that the next call, which is
-    handed the same memory, could pass for its own. What lies in an input is filled in again.
+    The memory that the call uses, scratch included, then holds no right answer that the next call,
+    which gets the same memory, could return as its own. An output in an input is filled in again.
     """
     with workload.grad_mode():
         workload.poison()
         first = _called(workload, contract)
     if any(tensor.is_cuda for tensor in first):
-        torch.cuda.synchronize()  # what was left to another stream must not come after the NaN
-    sizes = leave_nan(first, workload)
+        torch.cuda.synchronize()  # work on another stream must not finish after the NaN
+    sizes = fill_with_nan(first, workload)
     del first
-    workload.rest()
-    held = [
+    workload.release()
+    blocks = [
         torch.full(shape, math.nan, dtype=dtype, device=device)
         for shape, dtype, device in sizes
         for _ in range(3)
     ]
-    del held
+    del blocks
     workload.ready()
 
 
-def leave_nan(
+def fill_with_nan(
     outputs: Sequence[torch.Tensor], workload: Workload
 ) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
-    """Fill outputs with NaN, but not where they lie in inputs; what they were like."""
-    inputs = stored(workload.given())
+    """Fill floating-point outputs with NaN, unless they lie in inputs; returns their (shape, dtype,
+    device)."""
+    inputs = storage_addresses(workload.inputs())
     floating = [t for t in outputs if t.is_floating_point() and answer.has_memory(t)]
     for tensor in floating:
         if tensor.untyped_storage().data_ptr() not in inputs:
@@ -334,15 +350,15 @@ def leave_nan(
 
 
 def _missed(error: OutputError) -> str:
-    """Each figure that is over its budget, the relative error first, and the worst element."""
-    figures = {what: (value, budget) for what, value, budget in error.figures}
+    """The relative error and the worst element, then every other figure above its budget."""
+    figures = {name: (value, budget) for name, value, budget in error.figures}
     rel, rel_budget = figures.pop("error")
     worst, worst_budget = figures.pop("worst element")
     cosine = "" if error.cosine is None else f", cosine {error.cosine:.4f}"
     part = "" if error.part is None else f" of the part that is computed, {error.part:.2g} of all"
     over = [
-        f"{what} {value:.2g}, budget {budget:.2g}"
-        for what, (value, budget) in figures.items()
+        f"{name} {value:.2g}, budget {budget:.2g}"
+        for name, (value, budget) in figures.items()
         if not value <= budget
     ]
     text = (
@@ -353,7 +369,7 @@ def _missed(error: OutputError) -> str:
 
 
 def verdict(errors: Sequence[OutputError], faults: Sequence[str]) -> str:
-    """Why a provider is incorrect; empty when it is right."""
+    """Why a provider is incorrect, in words; "" when it is right."""
     reasons = list(faults)
     for error in errors:
         if math.isnan(error.rel):

@@ -1,4 +1,4 @@
-"""The last stage of a job: checked again, held against what is possible, and put into records."""
+"""The last stage of a job: checks providers again, rejects impossible times, makes the records."""
 
 import uuid
 from dataclasses import replace
@@ -11,37 +11,38 @@ from kernelbench.measure.failure import Failure
 from kernelbench.measure.prepare import Prepared
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.session import Candidate
-from kernelbench.measure.slowdown import seen_before
+from kernelbench.measure.slowdown import slower_on_fresh_inputs
 from kernelbench.measure.task import Task
 from kernelbench.spec import RunRecord, Status, Timing
 
 
 class _Group(NamedTuple):
-    """What those that were timed together have in common.
+    """What providers that were timed together have in common.
 
-    seed: of the fresh inputs. slower: by what factor the baseline is on them.
+    seed: of the fresh inputs. slowdown: how many times longer the baseline takes on them. flags: of
+    the job's telemetry.
     """
 
     seed: int
-    slower: float
-    doubts: tuple[str, ...]
+    slowdown: float
+    flags: tuple[str, ...]
     name: str
 
 
 def conclude(task: Task, prepared: Prepared, candidates: list[Candidate]) -> list[RunRecord]:
-    """Fresh inputs in the same memory, the check again, plausibility; then the records."""
+    """Time and check on fresh inputs in the same memory, judge plausibility; then the records."""
     for candidate in candidates:
-        candidate.workload.rest()
+        candidate.workload.release()
     guard = task.guard
     recheck = Recheck(
         prepared.inputs, prepared.proof, task.session.clock, guard.attempt, guard.tell
     )
-    undrawn = recheck.run(candidates)
-    if undrawn is not None:
-        return [task.failed(c.provider, undrawn, c.facts) for c in candidates]
+    failure = recheck.run(candidates)
+    if failure is not None:
+        return [task.failed(c.provider, failure, c.facts) for c in candidates]
     group = _Group(
         recheck.seed,
-        recheck.slower(candidates),
+        recheck.baseline_slowdown(candidates),
         task.session.telemetry.flags(),
         uuid.uuid4().hex[:12],
     )
@@ -53,22 +54,24 @@ def _record(task: Task, prepared: Prepared, candidate: Candidate, group: _Group)
     provider, timing = candidate.provider, candidate.timing
     step = partial(prepared.proof.judge, provider, candidate.workload)
     again = task.guard.attempt(step, candidate.name)
-    candidate.workload.rest()
+    candidate.workload.release()
     failure = again if isinstance(again, Failure) else candidate.failure
     if failure is not None:
         return task.failed(provider, failure, candidate.facts)
     doubtful = timing is not None and timing.timer in ("ungated", "profiled")
-    flags = (*candidate.flags, *group.doubts, *((timing.timer,) if timing and doubtful else ()))
+    flags = (*candidate.flags, *group.flags, *((timing.timer,) if timing and doubtful else ()))
     reason = again.reason
     if reason:
         candidate.facts["errors"] = again.errors
         reason = f"on fresh inputs, after timing (--seed {group.seed}): {reason}"
-    reason = task.guard.disturbed.get(provider.name) or reason or candidate.wrong
+    reason = task.guard.disturbances.get(provider.name) or reason or candidate.fault
     if reason:
         return task.incorrect(replace(candidate, flags=[*flags]), reason, again.detail)
     limits = task.session.ceilings.of(task.case, provider, prepared.cost)
     if timing is not None:
-        reason = too_fast(timing, prepared.cost, limits) or seen_before(timing, group.slower)
+        reason = too_fast(timing, prepared.cost, limits) or slower_on_fresh_inputs(
+            timing, group.slowdown
+        )
     return task.answer(
         candidate,
         Status.implausible if reason else Status.ok,
@@ -82,6 +85,6 @@ def _record(task: Task, prepared: Prepared, candidate: Candidate, group: _Group)
 
 
 def _telemetry(task: Task, timing: Timing | None) -> dict[str, Any]:
-    """Of the job; the clock is that of the provider's own samples, where it could be read."""
+    """The job's telemetry, with the SM clock of the provider's own samples where it was read."""
     own = {"sm_mhz": float(median(timing.clocks_mhz))} if timing and timing.clocks_mhz else {}
     return task.session.telemetry.facts() | own

@@ -1,5 +1,5 @@
 """How far an answer is from the fp64 oracle: as a whole, in its worst element, row and column, and
-in its scale; taken piece by piece, as an oracle yields, so that large cases fit in memory.
+in its scale. Sums are taken piece by piece, as an oracle yields, so that large cases fit in memory.
 """
 
 import math
@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 
-from kernelbench.measure.parts import pieces_of, taken
+from kernelbench.measure.parts import elements_at, pieces_of
 from kernelbench.spec import Family
 
-KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed anew for each provider
-SMALL_GROUP = 0.3  # of the typical ‖p‖ of a row or column; a smaller one is held against this
+KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed again for each provider
+SMALL_GROUP = 0.3  # of the typical ‖p‖ of a row or column: the least divisor of its error
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Of out on one part of ref, less 1; its standard error where errors of elements have nothing
-    to do with each other, and where those of one row may (rounded coefficients, say)."""
+    """The slope of out on one part of ref, minus 1.
+
+    error: its standard error if the errors of elements are independent. spread: if those of one row
+    may be correlated, as with rounded coefficients.
+    """
 
     value: float = 0.0
     error: float = 0.0
@@ -30,8 +33,11 @@ class Slope:
 class Deviation:
     """One output against the oracle; `spec.OutputError` has the formulas.
 
-    peak: max |ref| / rms(p), what rounding the largest element amounts to; own_peak: max |p|
-    likewise. scale, row_scale, column_scale: ‖ref‖ / ‖p‖, likewise; at least 1. unit: rms(p).
+    With e = out − ref and p, the part of ref that is computed:
+    rel: ‖e‖ / ‖p‖. worst: max |e| / rms(p). row, column: the largest ‖e‖ / ‖p‖ of one.
+    peak: max |ref| / rms(p), the size of a rounding of the largest element; own_peak: max |p| /
+    rms(p). scale, row_scale, column_scale: ‖ref‖ / ‖p‖ of the whole, and the largest of a row or
+    column; at least 1. unit: rms(p). count: elements. slopes: one a part.
     """
 
     rel: float
@@ -53,7 +59,7 @@ class Deviation:
 
 @dataclass
 class Oracle:
-    """The right answers of a case for the inputs that are drawn now; kept if they are small."""
+    """The right answers of a case for the current inputs; stored if they are small."""
 
     family: Family[Any]
     case: Any
@@ -61,20 +67,20 @@ class Oracle:
     _pieces: list[tuple[Any, ...]] | None = field(default=None, init=False)
 
     def pieces(self) -> Iterable[tuple[Any, ...]]:
-        """(name, index, right values, parts of them that were computed …), fp64."""
+        """Yields (name, index, right values, parts of them that were computed …), all fp64."""
         if self._pieces is not None:
             yield from self._pieces
             return
-        kept: list[tuple[Any, ...]] | None = []
+        stored: list[tuple[Any, ...]] | None = []
         total = 0
-        for piece in pieces_of(self.family, self.case, self.inputs.whole()):
+        for piece in pieces_of(self.family, self.case, self.inputs.with_upstream()):
             total += sum(tensor.numel() * 8 for tensor in piece[2:])
-            kept = [*kept, piece] if kept is not None and total <= KEEP_ORACLE_BYTES else None
+            stored = [*stored, piece] if stored is not None and total <= KEEP_ORACLE_BYTES else None
             yield piece
-        self._pieces = kept
+        self._pieces = stored
 
     def forget(self) -> None:
-        """The inputs were drawn anew."""
+        """Drop the stored values, since the inputs change."""
         self._pieces = None
 
 
@@ -86,15 +92,15 @@ class _Groups:
         self.sums = torch.zeros(3, count, dtype=torch.float64, device=places.device)
 
     def add(self, index: Any, dim: int, *squares: torch.Tensor) -> None:
-        """dim: the one that a group runs along, where a piece holds whole ones."""
+        """Add the squares of a piece. dim: along which groups run, where pieces hold whole ones."""
         places = self._places[index]
         if dim == -1 and places.ndim and places.stride(-1) == 0:
-            places, squares = places[..., 0], tuple(each.sum(-1) for each in squares)
+            places, squares = places[..., 0], tuple(square.sum(-1) for square in squares)
         elif dim == 0 and squares[0].shape[-1:] == (self.sums.shape[1],) and places.ndim > 1:
             places = places.reshape(-1, places.shape[-1])[0]
-            squares = tuple(each.reshape(-1, each.shape[-1]).sum(0) for each in squares)
-        for total, each in zip(self.sums, squares, strict=True):
-            total.index_add_(0, places.reshape(-1), each.reshape(-1))
+            squares = tuple(square.reshape(-1, square.shape[-1]).sum(0) for square in squares)
+        for total, square in zip(self.sums, squares, strict=True):
+            total.index_add_(0, places.reshape(-1), square.reshape(-1))
 
     def worst(self) -> tuple[float, float]:
         """The largest ‖e‖ / ‖p‖, and the largest ‖ref‖ / ‖p‖, at least 1."""
@@ -111,12 +117,12 @@ class _Groups:
 
 
 class Sums:
-    """What has been added up of one output, piece by piece of its oracle."""
+    """The sums over one output, added up piece by piece of its oracle."""
 
     def __init__(self, out: torch.Tensor) -> None:
         self.count = 0
         self._dtype = out.dtype
-        self._nan = bool(torch.isnan(out).any())  # also where the oracle samples
+        self._nan = bool(torch.isnan(out).any())  # also in elements that the oracle leaves out
         self._total = torch.zeros(4, dtype=torch.float64, device=out.device)  # e², p², ref², out²
         self._most = torch.zeros(3, dtype=torch.float64, device=out.device)  # |e|, |p|, |ref|
         self._slopes: list[torch.Tensor] = []
@@ -136,9 +142,10 @@ class Sums:
         ref: torch.Tensor,
         parts: Sequence[torch.Tensor] = (),
     ) -> None:
-        """out: the output's elements at `index`; parts: of ref, those that the kernel had to
-        compute; none if that is all of it.
+        """Add one piece.
 
+        out: the output's elements at `index`. parts: those of ref that the kernel had to compute,
+        which sum to p; empty if p is ref.
         Raises ValueError for a piece of another shape than the output has there.
         """
         if out.shape != ref.shape:
@@ -171,6 +178,7 @@ class Sums:
             )
 
     def deviation(self) -> Deviation:
+        """The deviation of what was added."""
         error2, own2, ref2, out2 = self._total.tolist()
         most, own_most, ref_most = self._most.tolist()
         if self._nan or math.isnan(error2):
@@ -203,7 +211,7 @@ class Sums:
 
 
 def _cosine(error2: float, ref2: float, out2: float) -> float | None:
-    """From ‖out − ref‖² = ‖out‖² + ‖ref‖² − 2 out·ref."""
+    """The cosine of out and ref, from ‖out − ref‖² = ‖out‖² + ‖ref‖² − 2 out·ref."""
     lengths = math.sqrt(out2) * math.sqrt(ref2)
     if not (0 < lengths < math.inf and error2 < math.inf):
         return None
@@ -220,7 +228,7 @@ def _slope(total: torch.Tensor) -> Slope:
 def _without_right_infinities(
     out: torch.Tensor, ref: torch.Tensor, parts: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
-    """In fp64, zero wherever out is infinite as ref is in out's dtype; so it does not count."""
+    """out, ref and parts in fp64, 0 where out is infinite and rightly so: as ref in out's dtype."""
     wide = out.to(torch.float64)
     if out.dtype.itemsize == 1:  # fp8 has few operators, and e4m3 no infinity
         out = wide
@@ -232,15 +240,17 @@ def _without_right_infinities(
 
 
 def deviations(oracle: Oracle, produced: Mapping[str, torch.Tensor]) -> dict[str, Deviation]:
-    """Of every produced output. A NaN anywhere in it counts, sampled or not.
+    """The deviation of every produced output. A NaN counts even where the oracle has no values.
 
     Raises ValueError for an output of another shape than the oracle's, or that it does not cover.
     """
     sums = {name: Sums(tensor) for name, tensor in produced.items()}
     for name, index, ref, *parts in oracle.pieces():
         if name in sums:
-            sums[name].add(index, taken(oracle.family, name, produced[name], index), ref, parts)
+            sums[name].add(
+                index, elements_at(oracle.family, name, produced[name], index), ref, parts
+            )
     for name, tensor in produced.items():
         if sums[name].count == 0 and tensor.numel() > 0:
             raise ValueError(f"the oracle of {oracle.family.name} says nothing about {name!r}")
-    return {name: each.deviation() for name, each in sums.items()}
+    return {name: total.deviation() for name, total in sums.items()}

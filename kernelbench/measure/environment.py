@@ -1,4 +1,4 @@
-"""What this machine is: the device a provider may ask about, and the versions a run states."""
+"""This machine: the device that providers are given, and the versions for a run's manifest."""
 
 import importlib.metadata
 import importlib.util
@@ -37,10 +37,10 @@ PACKAGES = (
 
 
 def use(kind: str) -> str:
-    """Settle on `cuda` or `cpu` for `auto|cuda|cpu`, and make the CPU able to run Triton.
+    """Choose `cuda` or `cpu` for `auto|cuda|cpu`; for `cpu`, switch Triton's interpreter on.
 
-    Must run before anything of ours with a Triton kernel is imported: the interpreter is chosen
-    when `@triton.jit` is applied. Raises NoGPUError when a GPU is asked for and none is there.
+    Must run before any module of ours with a Triton kernel is imported: the interpreter is chosen
+    when `@triton.jit` is applied. Raises NoGPUError when a GPU is requested and there is none.
     """
     kind = settled(kind)
     if kind == "cpu":
@@ -57,7 +57,7 @@ def settled(kind: str) -> str:
 
 
 def why_no_cuda() -> str:
-    """What was looked for, in a few words."""
+    """The reason why torch has no CUDA device, in a few words."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if torch.cuda.device_count() == 0:
@@ -84,6 +84,7 @@ def device(kind: str) -> Device:
 
 
 def _no_triton(capability: tuple[int, int] | None) -> str:
+    """Why Triton kernels cannot run here, or "". capability: of the GPU, None for the CPU."""
     if importlib.util.find_spec("triton") is None:
         why = "pip install triton" if sys.platform == "linux" else f"none for {sys.platform}"
         return f"Triton is not installed ({why})"
@@ -99,7 +100,7 @@ def _no_triton(capability: tuple[int, int] | None) -> str:
 
 
 def _compiler() -> bool:
-    """Whether Triton finds one for its launchers."""
+    """Whether there is a C compiler, which Triton needs for its launchers."""
     return any(os.environ.get("CC") or shutil.which(name) for name in ("gcc", "clang", "cc"))
 
 
@@ -126,7 +127,7 @@ def gpu_uuid() -> str:
 
 
 def describe(kind: str) -> dict[str, Any]:
-    """Device, which of its kind, what its driver was told, and versions, for a manifest."""
+    """The machine as a manifest states it: device, UUID, power limit and clocks, versions."""
     dev = device(kind)
     uuid = gpu_uuid() if dev.kind == "cuda" else None
     return {

@@ -1,4 +1,4 @@
-"""How a provider fell, in the words of a record."""
+"""Why a provider failed, as the facts of a record."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ _OOM = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAIL
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a provider has no result. detail: the provider's own traceback, where there is one."""
+    """Why a provider has no result. detail: the traceback within the provider's code, or ""."""
 
     status: Status
     reason: str
@@ -22,19 +22,19 @@ class Failure:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """The fields of a record."""
         return asdict(self)
 
 
 def failure_of(error: Exception, build: Any = None) -> Failure:
-    """`oom` or `failed`, the error's first line, and where in the provider's code it was raised;
-    `incorrect` for what is no answer.
+    """The failure that an error is: its status, its first line, and where in the provider's code it
+    was raised. The status is `incorrect` for a ContractError, else `oom` or `failed`.
 
-    build: of the provider at work, which is named where Python itself refused to call it.
+    build: of the provider at work, which is named where Python itself could not call it.
     """
     if isinstance(error, ContractError):
         return Failure(Status.incorrect, str(error))
-    if type(error).__module__ != "builtins":  # the harness's own words say what is wrong, and where
+    if type(error).__module__ != "builtins":  # the harness's own messages name the place
         build = None
     oom = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     oom = oom or any(words in str(error) for words in _OOM)

@@ -1,9 +1,9 @@
-"""What lies between two samples: nothing of use left in the L2, and an even mix of launch slots.
+"""Between two samples: evicts the L2, and shifts the next sample in the cycle of launches.
 
-How long the front end of a GPU takes from one event to the next depends on where in a cycle of
-four launches the timed one falls (by about 1 µs on an H200). `settle` therefore spends 0, 1, 2,
-3 launches before the samples in turn: in eight samples every place comes up twice, however many
-kernels the timed call launches.
+The time that a GPU's front end takes from one event to the next depends on the position of the
+timed launch in a cycle of four launches (by about 1 µs on an H200). So `launch_empty` makes 0, 1,
+2, 3 empty launches before the samples in turn: in eight samples every position comes up twice,
+however many kernels the timed call launches.
 """
 
 import ctypes
@@ -15,22 +15,22 @@ import torch
 from kernelbench.spec import Device
 
 CYCLE = 4  # launches after which the front end's timing repeats
-ROUND = 2 * CYCLE  # samples in which every place of the cycle comes up as often as any other
-TAIL = 24  # launches that keep the front end as busy behind the last sample as before it
-_PAGE = 4096  # elements: what the kernels of `stream` take at a time
+ROUND = 2 * CYCLE  # samples in which every position of the cycle comes up equally often
+TAIL = 24  # launches that keep the front end as busy after the last sample as before it
+_PAGE = 4096  # elements that the kernels of `stream` process at a time
 
 
-def settle(launches: int) -> None:
-    """Spend this many launches of next to no work."""
+def launch_empty(launches: int) -> None:
+    """Make this many launches that do next to nothing."""
     for _ in range(launches):
         torch.cuda._sleep(0)
 
 
 class ColdL2:
-    """Evicts what a timed call could find in the L2.
+    """Evicts from the L2 all data that a timed call could use.
 
-    Called, it writes twice the L2's size and then reads that: writing evicts, reading leaves no
-    dirty lines. From sm_80 on, the lines that were to persist are claimed first (`kernels.stream`).
+    A call writes twice the L2's size and then reads it: writing evicts, reading leaves no dirty
+    lines. From sm_80 on, it first claims the lines that are set to persist (`kernels.stream`).
     """
 
     def __init__(self, device: Device) -> None:
@@ -40,18 +40,18 @@ class ColdL2:
         self._steps = self._by_torch() if device.no_triton else self._by_triton(device)
         for _ in range(2):  # compile
             self()
-        settle(1)
+        launch_empty(1)
         torch.cuda.synchronize()
-        # ROCm has no such part of the L2, and no such library.
-        self._aside = None if torch.version.hip else L2SetAside(ctypes.CDLL("libcuda.so.1"))
+        # ROCm has neither a set-aside nor this library.
+        self._set_aside = None if torch.version.hip else L2SetAside(ctypes.CDLL("libcuda.so.1"))
 
     def __call__(self) -> None:
         for step in self._steps:
             step()
 
-    def disturbed(self) -> str:
-        """What was changed of the L2's set-aside since the start, and is now undone; or nothing."""
-        return self._aside.undo() if self._aside else ""
+    def undo_changes(self) -> str:
+        """Undo changes of the L2's set-aside since the start; their description, or ""."""
+        return self._set_aside.undo_changes() if self._set_aside else ""
 
     def _by_torch(self) -> tuple[Callable[[], object], ...]:
         total = torch.zeros((), device="cuda")
@@ -60,7 +60,7 @@ class ColdL2:
     def _by_triton(self, device: Device) -> tuple[Callable[[], object], ...]:
         from kernelbench.kernels import stream
 
-        # No device sets more than three quarters of its L2 aside.
+        # No device can set more than three quarters of its L2 aside.
         words = max(device.l2_bytes * 3 // 4 // 4 // _PAGE, 1) * _PAGE
         claimed = torch.zeros(words, device="cuda")
         return (
@@ -71,10 +71,10 @@ class ColdL2:
 
 
 class L2SetAside:
-    """The part of the L2 that the driver keeps for lines that are to persist (libcuda, cuda.h).
+    """The part of the L2 that the driver reserves for persisting lines (libcuda, cuda.h).
 
-    Needs a CUDA context. Where the driver knows no such thing, before sm_80, none is changed.
-    driver: libcuda, or what answers in its place.
+    Needs a CUDA context. Before sm_80 the driver has no set-aside, and nothing is changed.
+    driver: libcuda, or a stand-in for it.
     """
 
     LIMIT = 6  # CU_LIMIT_PERSISTING_L2_CACHE_SIZE
@@ -84,8 +84,8 @@ class L2SetAside:
         self._driver = driver
         self._bytes = self._limit()
 
-    def undo(self) -> str:
-        """What of it a provider changed, put right again; or nothing."""
+    def undo_changes(self) -> str:
+        """Undo changes of its size and of the stream's window; their description, or ""."""
         changes = [*self._undo_limit(), *self._undo_window()]
         return f"{' and '.join(changes)}, which every other call would feel" if changes else ""
 
@@ -108,14 +108,14 @@ class L2SetAside:
         return ["left an access policy window on the stream"]
 
     def _limit(self) -> int | None:
-        """None where the driver knows none, or can no longer be asked."""
+        """Bytes; None where the driver has no set-aside, or no longer answers."""
         limit = ctypes.c_size_t()
         error = self._driver.cuCtxGetLimit(ctypes.byref(limit), self.LIMIT)
         return None if error else limit.value
 
 
 class Window(ctypes.Structure):
-    """CUaccessPolicyWindow, padded to the union that a stream's attribute is."""
+    """CUaccessPolicyWindow, padded to the size of a stream attribute, which is a union."""
 
     _fields_ = (
         ("base", ctypes.c_void_p),

@@ -1,4 +1,4 @@
-"""CUDA graphs of calls. A capture that fails harms nobody."""
+"""CUDA graphs of calls. A failed capture leaves PyTorch usable."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,7 +8,7 @@ import torch
 
 
 def capture(calls: Callable[[], Any], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Of all that `calls` queues on `stream`. Raises what PyTorch raises where that cannot be."""
+    """A graph of all that `calls` queues on `stream`. Raises PyTorch's error if capturing fails."""
     pool, captured = torch.cuda.graph_pool_handle(), False
     try:
         graph = _capture(calls, stream, pool)
@@ -29,11 +29,13 @@ def _capture(
 
 
 def _recover(pool: Any, stream: torch.cuda.Stream) -> None:
-    """PyTorch takes a capture that failed to be underway ever after: for whomever, it frees no
-    memory that it has once reserved (pytorch 180395, in releases up to 2.11), and refuses random
-    numbers until a capture succeeds."""
+    """End a failed capture, which PyTorch otherwise treats as underway from then on.
+
+    It then frees no reserved memory for anybody (pytorch 180395, in releases up to 2.11), and
+    refuses random numbers until a capture succeeds.
+    """
     device = torch.cuda.current_device()
-    with suppress(RuntimeError):  # the first raises where the capture was ended
+    with suppress(RuntimeError):  # the first call raises where the capture had already ended
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
     _capture(lambda: torch.zeros(1, device=stream.device), stream)

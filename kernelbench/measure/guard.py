@@ -1,4 +1,4 @@
-"""Around every step of a job: a failure becomes a fact; what was changed is undone and blamed."""
+"""Wraps every step of a job: turns errors into failures, and undoes and blames changes of state."""
 
 import traceback
 from collections.abc import Callable
@@ -11,27 +11,28 @@ from kernelbench.spec import DType, Family, UnwritableError
 
 
 class Guard:
-    """Runs a job's steps, and knows whose each is.
+    """Runs a job's steps, and knows which provider each belongs to.
 
-    disturbed: what providers changed that others would feel, by name.
+    disturbances: changes of process-wide state, in words, by the name of the provider to blame.
     """
 
     def __init__(self, family: Family[Any], session: Session, dtype: DType, tell: Tell) -> None:
         self._family, self._session, self._tell = family, session, tell
-        self._ambient = ambient.as_asked(dtype)
-        self.at_work = ""  # the provider that was named last
-        self.disturbed: dict[str, str] = {}
+        self._ambient = ambient.ambient_for(dtype)
+        self.at_work = ""  # the provider named last
+        self.disturbances: dict[str, str] = {}
 
     def tell(self, provider: str, phase: str) -> None:
-        """From now on this provider is at work, on something."""
+        """Report that this provider is at work from now on, in this phase."""
         self.undo()
         self.at_work = provider
         self._tell(provider, phase)
 
     def attempt(self, step: Callable[[], Any], provider: str = "") -> Any:
-        """What the step returns, or a Failure: the one place where one becomes a fact.
+        """What the step returns, or a Failure if it raises.
 
-        provider: whose step it is; that of whoever was named last where it is empty.
+        provider: whose step it is; where empty, the provider named last.
+        Raises DeviceLostError where the GPU no longer works, and UnwritableError.
         """
         try:
             return step()
@@ -39,34 +40,34 @@ class Guard:
             raise
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = failure_of(error, self._built(provider or self.at_work))
+            failure = failure_of(error, self._build_of(provider or self.at_work))
         finally:
             self.blame(provider or self.at_work)
-        # Only here is the traceback gone, and with it what its frames held on the GPU.
+        # The traceback, whose frames hold memory of the GPU, is released only here.
         self._survive(provider or self.at_work, failure.reason)
         return failure
 
     def undo(self) -> None:
-        """What whoever is at work changed of device or process."""
+        """Undo what the provider at work changed of device or process, and blame it."""
         self.blame(self.at_work)
 
     def blame(self, provider: str) -> None:
-        """Whatever was changed of device or process just now is undone, and was its doing."""
+        """Undo all recent changes of device or process, and attribute them to this provider."""
         requires = next((p.requires for p in self._family.providers if p.name == provider), ())
         changes = (
-            self._session.clock.disturbed(),
-            self._ambient.disturbed(ambient.known(requires)),
+            self._session.clock.undo_changes(),
+            self._ambient.undo_changes(ambient.allowed_changes(requires)),
         )
         if any(changes):
-            self.disturbed.setdefault(provider, " and ".join(filter(None, changes)))
+            self.disturbances.setdefault(provider, " and ".join(filter(None, changes)))
 
-    def _built(self, name: str) -> Any:
-        """The function that builds a provider; None for what is no provider's doing."""
+    def _build_of(self, name: str) -> Any:
+        """The function that builds this provider; None where there is no such provider."""
         return next((p.build for p in self._family.providers if p.name == name), None)
 
     def _survive(self, provider: str, reason: str) -> None:
         try:
             self._session.synchronize()
-            self._session.hand_back()
+            self._session.release_memory()
         except RuntimeError:
             raise DeviceLostError(provider, reason) from None

@@ -1,4 +1,4 @@
-"""The inputs of a case: drawn from a seed, held in memory that providers share, drawn anew."""
+"""The inputs of a case: drawn from a seed, and redrawn, into memory that its providers share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,10 +29,10 @@ class Draw:
         self._drawn.append(out)
         return out
 
-    def drew(self, tensor: torch.Tensor) -> bool:
+    def has_drawn(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is one of those drawn, or a view of one."""
         storage = tensor.untyped_storage().data_ptr()
-        return any(each.untyped_storage().data_ptr() == storage for each in self._drawn)
+        return any(t.untyped_storage().data_ptr() == storage for t in self._drawn)
 
     def _values(self, out: torch.Tensor) -> torch.Tensor:
         match self._kind:
@@ -54,47 +54,48 @@ class Draw:
 
 
 class CaseInputs:
-    """The inputs of one case, shared by its providers, beside a pristine copy of them.
+    """The inputs of one case, shared by its providers, and a pristine copy of them.
 
+    tensors: the shared inputs by name. pristine: their copies. drawn: names of inputs that are
+    values of the distribution, and not derived from such. constant: whether all values are equal.
     Upstream gradients are not among them: `upstream` draws those whenever a backward needs them.
     """
 
     def __init__(self, family: Family[Any], case: Case, device: str, seed: int) -> None:
         self._family, self._case, self._device, self._seed = family, case, device, seed
-        self._like = case  # whose distribution is drawn from
+        self._drawn_as = case  # the case whose distribution is drawn from
         self._trial = Trial()
         graded = case.mode.graded
         self._gradients = {f"grad_{name}" for name in family.outputs(case)} if graded else set()
         draw = Draw(case, device, seed)
         self.tensors: Tensors = self._own(inputs_of(family, case, draw))
-        # Inputs that are values of the distribution, and not made from such.
-        self.drawn = tuple(name for name, t in self.tensors.items() if draw.drew(t))
+        self.drawn = tuple(name for name, t in self.tensors.items() if draw.has_drawn(t))
         self.pristine: Tensors = {name: t.clone() for name, t in self.tensors.items()}
-        self.alike = case.inputs in (Distribution.zeros, Distribution.ones)
+        self.constant = case.inputs in (Distribution.zeros, Distribution.ones)
 
     def upstream(self) -> Tensors:
-        """The upstream gradients that go with the inputs as they are now, in memory of their own.
+        """The upstream gradients that belong to the current inputs, in new memory.
 
-        They are drawn as they are asked for, with all that is drawn before them.
+        Each call draws them again, with all that is drawn before them.
         """
         if not self._gradients:
             return {}
         return {n: t for n, t in self._drawn().items() if n in self._gradients}
 
-    def whole(self) -> Tensors:
+    def with_upstream(self) -> Tensors:
         """Pristine inputs and upstream gradients, as the family's oracle takes them."""
         return self.pristine | self.upstream()
 
     def redraw(self, seed: int, trial: Trial | None = None) -> None:
-        """Draw other values, which `Workload.ready` puts into the very same memory.
+        """Draw other values, which `Workload.ready` copies into the same memory.
 
-        A cached answer is then a wrong one. Where all values of the case are alike, so would fresh
-        ones be: they are drawn from a normal distribution.
-        trial: what is done to the values of the case's own distribution.
+        A cached answer is then wrong. Where all values of the case are equal, fresh ones would be
+        the same, so they are drawn from a normal distribution.
+        trial: how to change the values of the case's own distribution.
         """
         self.pristine = {}
-        if self.alike and trial is None:
-            self._like = replace(self._case, inputs=Distribution.normal)
+        if self.constant and trial is None:
+            self._drawn_as = replace(self._case, inputs=Distribution.normal)
         self._seed, self._trial = seed, trial or Trial()
         self.pristine = self._own(self._drawn())
 
@@ -102,13 +103,13 @@ class CaseInputs:
         return {name: t for name, t in drawn.items() if name not in self._gradients}
 
     def _drawn(self) -> Tensors:
-        draw = Draw(self._like, self._device, self._seed)
+        draw = Draw(self._drawn_as, self._device, self._seed)
         drawn = inputs_of(self._family, self._case, draw)
-        return {name: tried(name, tensor, self._trial) for name, tensor in drawn.items()}
+        return {name: apply_trial(name, tensor, self._trial) for name, tensor in drawn.items()}
 
 
-def tried(name: str, tensor: torch.Tensor, trial: Trial) -> torch.Tensor:
-    """An input as a trial has it."""
+def apply_trial(name: str, tensor: torch.Tensor, trial: Trial) -> torch.Tensor:
+    """The input `name` with the outliers and the scale of a trial."""
     if name in trial.outliers:
         factor = torch.ones(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
         factor[::RARE] = OUTLIER
@@ -116,23 +117,23 @@ def tried(name: str, tensor: torch.Tensor, trial: Trial) -> torch.Tensor:
     return tensor * trial.scale[name] if trial.scale.get(name, 1.0) != 1.0 else tensor
 
 
-def put(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy, also into a tensor that a layout expanded (stride 0): each element is stored once."""
+def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy, also into a tensor expanded by a layout (stride 0), whose elements are stored once."""
     for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if stride == 0 and size > 1:
             target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
     target.data.copy_(source)
 
 
-def stored(tensors: Mapping[str, torch.Tensor]) -> set[int]:
-    """Addresses of the storages that tensors lie in."""
+def storage_addresses(tensors: Mapping[str, torch.Tensor]) -> set[int]:
+    """The addresses of the tensors' storages."""
     return {t.untyped_storage().data_ptr() for t in tensors.values()}
 
 
-def held(tensor: Any, outputs: Sequence[torch.Tensor]) -> bool:
-    """Whether others than these outputs hold a tensor, or its storage, as a graph does that hands
-    out what it saved."""
+def referenced_elsewhere(tensor: Any, outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether a tensor or its storage is referenced from elsewhere than these outputs, such as by a
+    graph that returns what it saved."""
     storage = tensor.untyped_storage()
     own = sum(part.untyped_storage()._cdata == storage._cdata for part in outputs)
-    users = torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage`
+    users = torch._C._storage_Use_Count(storage._cdata) - 1  # without `storage` itself
     return bool(users > own or tensor._use_count() > 1)

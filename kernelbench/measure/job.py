@@ -6,8 +6,8 @@ from typing import Any
 from kernelbench.measure.conclude import conclude
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.guard import Guard
-from kernelbench.measure.prepare import able, prepare
-from kernelbench.measure.prove import Proven, prove, try_others
+from kernelbench.measure.prepare import prepare, runnable
+from kernelbench.measure.prove import Proven, prove, prove_on_trials
 from kernelbench.measure.sample import sample
 from kernelbench.measure.session import DeviceLostError, Request, Session, Tell
 from kernelbench.measure.task import Task
@@ -19,14 +19,15 @@ __all__ = ["DeviceLostError", "Request", "Session", "run_job"]
 def run_job(
     family: Family[Any], request: Request, session: Session, tell: Tell
 ) -> Iterator[list[RunRecord]]:
-    """Every provider built, proven right, timed, and proven right again.
+    """Build every provider, prove it right, time it, and prove it right again.
 
-    Yields records as soon as they are certain; those of providers that were timed together come
-    together. Raises DeviceLostError where nothing more can run in this process.
+    Yields records as soon as they are final; those of providers that were timed together come
+    together. tell: is called with the provider and the phase that begin. Raises DeviceLostError
+    where nothing more can run in this process.
     """
     guard = Guard(family, session, request.job.case.dtype, tell)
     task = Task(family, request, session, guard)
-    providers = yield from able(task, request.job.providers)
+    providers = yield from runnable(task, request.job.providers)
     if not providers:
         return
     prepared = prepare(task)
@@ -35,9 +36,9 @@ def run_job(
         return
     proven = yield from prove(task, prepared, providers)
     candidates = proven.candidates
-    if not request.job.process:  # what the first has proven the others need not
-        candidates = yield from try_others(task, prepared, proven)
-    proven = Proven(candidates)  # a baseline that nobody asked for gives its memory back
+    if not request.job.process:  # the first process proves it for all
+        candidates = yield from prove_on_trials(task, prepared, proven)
+    proven = Proven(candidates)  # releases the memory of a baseline that was not requested
     if not request.timing:
         if candidates:
             yield [task.answer(c, Status.ok, flags=tuple(c.flags)) for c in candidates]

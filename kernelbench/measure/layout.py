@@ -1,7 +1,8 @@
-"""What a provider's untimed `prepare` may do: lay out what is there, and compute nothing.
+"""Checks that a provider's untimed `prepare` changes the layout of inputs, and computes nothing.
 
-A layout commutes with any renaming of the values that it moves: laying out renamed inputs gives
-the renamed layout, bit for bit. Arithmetic does not, nor does a conversion of the dtype.
+A layout commutes with any substitution of the values that it moves: the layout of substituted
+inputs is the substituted layout, bit for bit. Arithmetic does not commute with it, nor does a
+conversion of the dtype.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,21 +14,21 @@ from kernelbench.spec import Prepared
 from kernelbench.spec.raised import defined
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FACTORS = (-25, 1157)  # odd
+_FACTORS = (-25, 1157)  # odd, so that products modulo 2ⁿ are distinct
 REMEDY = "move it into the call, or say prepacked=True, which tables show"
 
 
 class PrepareError(RuntimeError):
-    """`prepare` returned what is no layout of the inputs."""
+    """`prepare` returned something other than a mapping of names to plain tensors."""
 
 
-def described(
+def describe_layout(
     laid_out: Mapping[str, Any], inputs: Mapping[str, Any], prepare: Any = None
 ) -> tuple[Prepared, ...]:
-    """What `prepare` made; nothing where it returned the inputs as they are.
+    """The tensors that `prepare` returned, for a record; none where it returned the inputs.
 
-    prepare: the function, for its place in errors.
-    Raises PrepareError where that is not a mapping of names to plain tensors.
+    prepare: the function, whose place errors name.
+    Raises PrepareError unless `laid_out` is a mapping of names to plain tensors.
     """
     if laid_out is inputs:
         return ()
@@ -51,24 +52,26 @@ def described(
     )
 
 
-def computed(
+def layout_fault(
     prepare: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]],
     inputs: Mapping[str, torch.Tensor],
 ) -> str:
-    """Why what `prepare` makes of these inputs is no layout of them; empty if it is one."""
+    """Why what `prepare` returns is no layout of these inputs; "" if it is one."""
     plain = prepare({name: tensor.clone() for name, tensor in inputs.items()})
     for factor in _FACTORS:
-        renamed = {name: _renamed(tensor, factor) for name, tensor in inputs.items()}
-        for name, tensor in prepare(renamed).items():
-            if name not in plain or not _same_bits(_renamed(plain[name], factor), tensor):
+        other = {name: _substituted(tensor, factor) for name, tensor in inputs.items()}
+        for name, tensor in prepare(other).items():
+            if name not in plain or not _same_bits(_substituted(plain[name], factor), tensor):
                 return f"prepare computes {name!r}, which is no layout of the inputs: {REMEDY}"
     return ""
 
 
-def _renamed(tensor: torch.Tensor, factor: int) -> torch.Tensor:
-    """Every pattern of bits another one, but for zero, which pads: products modulo 2ⁿ with an odd
-    number and a shift between them, so that neither a sign nor a longer mantissa goes through.
-    Whole numbers stay, since a layout may gather by them."""
+def _substituted(tensor: torch.Tensor, factor: int) -> torch.Tensor:
+    """Replace every bit pattern by another one, except zero, which may be padding.
+
+    Two products modulo 2ⁿ with an odd number, and a shift between them, so that neither a change of
+    sign nor a longer mantissa commutes with it. Integers stay, since a layout may gather by them.
+    """
     if not tensor.is_floating_point():
         return tensor.clone()
     bits = tensor.view(_BITS[tensor.element_size()]) * factor

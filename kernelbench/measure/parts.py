@@ -1,7 +1,7 @@
-"""The parts of a family, called and held to what they promise (see spec.Family).
+"""Calls the parts of a family, and checks that they return what spec.Family asks for.
 
-Whoever writes a family reads, in the record of every provider: which part, what it gave, what was
-expected instead, and the line on which it raised.
+An error goes to the record of every provider and tells the family's author which part failed, what
+it returned, what was expected, and the line on which it raised.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class PartError(ValueError):
 
 
 class _Part(AbstractContextManager[None]):
-    """What is raised inside becomes the part's error; memory that does not suffice stays that."""
+    """Turns an error raised inside into a PartError of the part; out of memory stays as it is."""
 
     def __init__(self, owner: Family[Any] | Provider[Any], part: str) -> None:
         self._name, self._function = f"{owner.name}: {part}", getattr(owner, part)
@@ -46,13 +46,14 @@ class _Part(AbstractContextManager[None]):
             ) from error
 
     def refuse(self, got: str, expected: str) -> PartError:
+        """The error of a part that returned something else than expected."""
         place = defined(self._function)
         at = f" ({place})" if place else ""
         return PartError(f"{self._name} {got}, expected {expected}{at}")
 
 
 def cost_of(family: Family[Any], case: Any) -> Cost:
-    """The work that a case must do. Raises PartError for what is no Cost of whole numbers."""
+    """The work that a case must do. Raises PartError unless it is a Cost of whole numbers."""
     part = _Part(family, "cost")
     with part:
         cost = family.cost(case)
@@ -66,7 +67,10 @@ def cost_of(family: Family[Any], case: Any) -> Cost:
 
 
 def traffic_of(provider: Provider[Any], case: Any) -> tuple[Traffic, ...] | None:
-    """The rows of a provider's byte model, None where it has none. Raises PartError for others."""
+    """The rows of a provider's byte model, None where it has none.
+
+    Raises PartError unless it returns a tuple of Traffic.
+    """
     if provider.traffic is None:
         return None
     part = _Part(provider, "traffic")
@@ -78,7 +82,7 @@ def traffic_of(provider: Provider[Any], case: Any) -> tuple[Traffic, ...] | None
 
 
 def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Outputs, and inputs with a gradient. Raises PartError for what are no tuples of names."""
+    """(outputs, inputs with a gradient). Raises PartError unless they are tuples of names."""
     lists = []
     for word in ("outputs", "grads"):
         part = _Part(family, word)
@@ -97,8 +101,8 @@ def names_of(family: Family[Any], case: Any) -> tuple[tuple[str, ...], tuple[str
 def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Tensor]:
     """The inputs of a case by name.
 
-    Raises PartError for what are no dense tensors on the device of `draw`, and where the mode asks
-    for gradients, for a graded input that is absent or not floating, or no upstream gradient.
+    Raises PartError unless all are dense tensors on the device of `draw`; in a mode with gradients
+    also for a graded input that is absent or not floating, and without any upstream gradient.
     """
     outputs, graded = names_of(family, case)
     part = _Part(family, "inputs")
@@ -117,11 +121,11 @@ def inputs_of(family: Family[Any], case: Any, draw: Draw) -> dict[str, torch.Ten
             expected = f"{draw.device.type}: draw it with `draw`, or on `draw.device`"
             raise part.refuse(f"gives {name!r} on {tensor.device.type}", expected)
     if case.mode.graded and graded:
-        _hold_gradients(part, drawn, outputs, graded)
+        _check_gradients(part, drawn, outputs, graded)
     return dict(drawn)
 
 
-def _hold_gradients(
+def _check_gradients(
     part: _Part,
     tensors: Mapping[str, torch.Tensor],
     outputs: tuple[str, ...],
@@ -143,31 +147,31 @@ def _hold_gradients(
 def pieces_of(
     family: Family[Any], case: Any, inputs: Mapping[str, torch.Tensor]
 ) -> Iterator[Piece]:
-    """What the oracle yields, piece by piece.
+    """The pieces that the oracle yields, each checked.
 
-    Raises PartError for a piece of another form, of an unknown name, not fp64, or elsewhere than
-    the inputs are.
+    Raises PartError for a piece of another form, with an unknown name, not in fp64, or on another
+    device than the inputs.
     """
     outputs, _ = names_of(family, case)
-    # A gradient that nobody asks for in this case may be yielded, and is ignored.
+    # A gradient that this case does not ask for may be yielded, and is ignored.
     known = (*outputs, *(f"d{name}" for name in inputs if not name.startswith("grad_")))
     device = next(iter(inputs.values())).device
     part = _Part(family, "oracle")
     with part:
-        pieces_given = family.oracle(case, inputs)
-        pieces = iter(pieces_given) if hasattr(pieces_given, "__iter__") else None
+        returned = family.oracle(case, inputs)
+        pieces = iter(returned) if hasattr(returned, "__iter__") else None
     if pieces is None:
-        raise part.refuse(f"returned {_shown(pieces_given)}", f"that it yields {PIECE}")
+        raise part.refuse(f"returned {_shown(returned)}", f"that it yields {PIECE}")
     while True:
         with part:
             piece = next(pieces, None)
         if piece is None:
             return
-        _hold_piece(part, piece, known, device)
+        _check_piece(part, piece, known, device)
         yield piece
 
 
-def _hold_piece(part: _Part, piece: Any, known: tuple[str, ...], device: torch.device) -> None:
+def _check_piece(part: _Part, piece: Any, known: tuple[str, ...], device: torch.device) -> None:
     if not isinstance(piece, tuple) or len(piece) < 3:
         raise part.refuse(f"yields {_shown(piece)}", PIECE)
     name, index, ref, *more = piece
@@ -190,8 +194,8 @@ def _hold_piece(part: _Part, piece: Any, known: tuple[str, ...], device: torch.d
             raise part.refuse(got, f"{tuple(ref.shape)}, as its values have")
 
 
-def taken(family: Family[Any], name: str, out: torch.Tensor, index: Any) -> torch.Tensor:
-    """The elements of an output that a piece stands for. Raises PartError where it has none."""
+def elements_at(family: Family[Any], name: str, out: torch.Tensor, index: Any) -> torch.Tensor:
+    """The elements of an output at a piece's index. Raises PartError where the index is invalid."""
     try:
         return out[index]
     except (IndexError, TypeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The first stage of a job: who can take part, the inputs, and each provider's workload."""
+"""The first stage of a job: which providers can run, the inputs, and each provider's workload."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import Cost, Provider, Status
 
-TRIAL = ROUND  # samples of a config between two looks at how long it takes
-TRIAL_NS = 300_000_000
+TUNE_BATCH = ROUND  # samples of a config between two looks at the total time
+TUNE_NS = 300_000_000  # no further batch of a config is taken after this time
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class Prepared:
     cost: Cost
 
 
-def able(task: Task, names: Iterable[str]) -> Stage[list[Provider[Any]]]:
-    """The providers that can run the case; the others are skipped, each for its reason."""
-    left = []
+def runnable(task: Task, names: Iterable[str]) -> Stage[list[Provider[Any]]]:
+    """Yield records of providers that cannot run the case; returns the others."""
+    providers = []
     for provider in (task.family.provider(name) for name in names):
-        reason = unable(task, provider)
-        if reason is None:
-            left.append(provider)
+        failure = why_unable(task, provider)
+        if failure is None:
+            providers.append(provider)
         else:
-            yield [task.failed(provider, reason)]
-    return left
+            yield [task.failed(provider, failure)]
+    return providers
 
 
-def unable(task: Task, provider: Provider[Any]) -> Failure | None:
-    """Why a provider cannot run the case, if it cannot, or how it fell when it was asked."""
+def why_unable(task: Task, provider: Provider[Any]) -> Failure | None:
+    """Why a provider cannot run the case, or why it failed to say so; None if it can run."""
 
     def ask() -> Failure | None:
         if task.job.world > 1:
@@ -58,7 +58,7 @@ def unable(task: Task, provider: Provider[Any]) -> Failure | None:
 
 
 def prepare(task: Task) -> Prepared | Failure:
-    """Draw the inputs, in memory that nothing of an earlier job is left in."""
+    """Draw the inputs, in memory that holds nothing of an earlier job."""
     task.guard.tell("", "inputs")
     drawn: Prepared | Failure = task.guard.attempt(partial(_draw, task))
     return drawn
@@ -66,7 +66,7 @@ def prepare(task: Task) -> Prepared | Failure:
 
 def _draw(task: Task) -> Prepared:
     torch._dynamo.reset()
-    task.session.hand_back()
+    task.session.release_memory()
     family, case, request = task.family, task.case, task.request
     cost = cost_of(family, case)
     inputs = CaseInputs(family, case, task.session.device.kind, request.context.seed)
@@ -75,45 +75,51 @@ def _draw(task: Task) -> Prepared:
 
 
 def workload(task: Task, prepared: Prepared, provider: Provider[Any], config: Any) -> Workload:
-    """A provider built with a config, and called for the first time."""
+    """Build a provider with a config, and call it for the first time.
+
+    Raises ContractError where it returns no valid answer, and what the provider raises.
+    """
     contract = prepared.proof.contract
     built = Workload(task.family, task.case, provider, prepared.inputs, config)
-    task.guard.blame(provider.name)  # what `build` imported may have meddled with switches
+    task.guard.blame(provider.name)  # what `build` imported may have changed switches
     with check.watching(built, contract):
         built.ready()
         with built.grad_mode():
             outputs = built.call()
     contract.check(outputs, built.names)
     task.session.synchronize()
-    check.leave_nan(outputs, built)
+    check.fill_with_nan(outputs, built)
     return built
 
 
 def config(task: Task, prepared: Prepared, provider: Provider[Any]) -> tuple[Any, str]:
-    """The config to measure a provider with, and where it comes from; None, "" without any."""
+    """(the config to measure a provider with, its origin); (None, "") if it has no configs."""
     if provider.configs is None:
         return None, ""
     session = task.session
     configs = list(provider.configs(task.case, session.device))
     facts = tune.identity(session.device, task.request.context, task.job, provider)
-    search = task.request.tune and not task.job.process  # what the first found is on the disk
+    search = task.request.tune and not task.job.process  # others read the first one's choice
     if not (search and session.device.kind == "cuda"):
         return tune.choose(configs, facts)
     times: list[float | None] = []
-    for i, one in enumerate(configs):
+    for i, choice in enumerate(configs):
         task.guard.tell(provider.name, f"tune {i + 1}/{len(configs)}")
-        ns = task.guard.attempt(partial(_trial, task, prepared, provider, one), provider.name)
+        step = partial(_config_ns, task, prepared, provider, choice)
+        ns = task.guard.attempt(step, provider.name)
         times.append(None if isinstance(ns, Failure) else ns)
-    return tune.settle(configs, times, facts)
+    return tune.keep_fastest(configs, times, facts)
 
 
-def _trial(task: Task, prepared: Prepared, provider: Provider[Any], one: Any) -> float | None:
+def _config_ns(
+    task: Task, prepared: Prepared, provider: Provider[Any], choice: Any
+) -> float | None:
     """Median ns of one config, None if its answer is wrong."""
-    built = workload(task, prepared, provider, one)
+    built = workload(task, prepared, provider, choice)
     if prepared.proof.judge(provider, built).reason:
         return None
     built.ready()
     samples: list[int] = []
-    while len(samples) < 3 * TRIAL and sum(samples) < TRIAL_NS:
-        samples += task.session.clock.batch(built, TRIAL).samples_ns
+    while len(samples) < 3 * TUNE_BATCH and sum(samples) < TUNE_NS:
+        samples += task.session.clock.batch(built, TUNE_BATCH).samples_ns
     return median(samples)

@@ -1,6 +1,6 @@
-"""Bare calls by which a machine's limits are probed: several a limit, since the best one counts.
+"""Bare calls that probe a machine's limits: several for each limit, of which the best counts.
 
-Which copies, reads and writes these are was found by trying more of them on an H200
+These copies, reads and writes were chosen among more of them on an H200
 (results/h200/measuring): none is the best at every footprint.
 """
 
@@ -17,19 +17,19 @@ from kernelbench.spec import Device, DType
 Call = Callable[[], Any]
 
 
-@dataclass(eq=False)  # a clock remembers what it learnt of each
+@dataclass(eq=False)  # a key of the clock's plans
 class Probe:
     """A bare call that a clock can time like a workload."""
 
     name: str
     call: Call
-    lot: None = None  # what it answers is nobody's concern
+    lot: None = None  # its answers are not judged
 
     def ready(self) -> None:
-        """A probe needs nothing."""
+        """Nothing to prepare."""
 
     def restore(self) -> None:
-        """A probe overwrites nothing that it reads."""
+        """Nothing to restore: a probe overwrites nothing that it reads."""
 
     def grad_mode(self) -> Any:
         return torch.no_grad()
@@ -81,14 +81,14 @@ def _writes(size: int, device: Device) -> dict[str, Call]:
 
 
 def small_copy(size: int) -> Probe:
-    """A copy as torch's own elementwise kernel, since a copy_ may be a memcpy to CUPTI."""
+    """A copy by torch's elementwise kernel, since CUPTI may see `copy_` as a memcpy."""
     source = torch.ones(size // 4, dtype=torch.bfloat16, device="cuda")
     target = torch.empty_like(source)
     return Probe(f"copy {size}", lambda: torch.neg(source, out=target))
 
 
 def matmul(precision: str, n: int) -> Probe:
-    """An n × n × n product; `precision` is a dtype of the cases, or int8 or fp8.
+    """An n × n × n matrix product; `precision` is a dtype of the cases, or int8 or fp8.
 
     The second operand is transposed in memory, as a linear layer's weight is.
     """
@@ -110,8 +110,8 @@ def _int8(n: int) -> Call:
 
 def _fp8(n: int) -> Call:
     a, b = (torch.randn(n, n, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones((), device="cuda")
-    run = partial(torch._scaled_mm, a, b.t(), scale_a=one, scale_b=one)
+    scale = torch.ones((), device="cuda")
+    run = partial(torch._scaled_mm, a, b.t(), scale_a=scale, scale_b=scale)
     return partial(run, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
@@ -120,7 +120,7 @@ PRECISIONS = (*(dtype.value for dtype in DType), *_QUANTISED)
 
 
 def set_precision(dtype: DType) -> None:
-    """fp32 is IEEE fp32 for every provider of a job; tf32 only where the case says so."""
+    """Set the precision of matmuls: IEEE fp32, except in cases of dtype tf32."""
     tf32 = dtype is DType.tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32

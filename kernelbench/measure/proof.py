@@ -1,4 +1,4 @@
-"""The proof of one job's providers: what is right, what a baseline may err by, who is wrong."""
+"""Judges the providers of one job against the oracle and the baseline's errors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,18 +20,23 @@ from kernelbench.spec import Case, Family, OutputError, Provider, Trial
 
 @dataclass
 class ProofVerdict:
-    """errors: beside their budgets. reason: why the provider is incorrect, or nothing."""
+    """The verdict on one answer.
+
+    errors: beside their budgets. reason: why the provider is incorrect, or "". detail: maps of the
+    bad elements. strides: outputs whose strides are not the baseline's. proven: the answer, if it
+    is right and was asked for.
+    """
 
     errors: tuple[OutputError, ...] = ()
     reason: str = ""
     detail: str = ""
-    strides: tuple[str, ...] = ()  # outputs that do not lie in memory as the baseline's do
-    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # the answer, if it was kept
+    strides: tuple[str, ...] = ()
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)
     deviations: Mapping[str, Deviation] = field(default_factory=dict)
 
 
 class Proof:
-    """Judges answers for the inputs as they are drawn now. The baseline is to be judged first."""
+    """Judges answers for the current inputs. The baseline must be judged first."""
 
     def __init__(
         self,
@@ -41,44 +46,44 @@ class Proof:
         dump: Dump,
         undo: Callable[[], None],
     ) -> None:
-        """undo: takes back what the provider that is at work changed of the process."""
+        """undo: undoes what the provider at work changed of the process."""
         self._undo = undo
         self.family, self.case, self._dump = family, case, dump
         self.oracle = Oracle(family, case, inputs)
         self._inputs = inputs
-        self.contract = self._asked()
+        self.contract = self._stated_contract()
         self.baseline: Mapping[str, Deviation] | None = None  # errors of a baseline that is right
 
-    def _asked(self) -> Contract:
+    def _stated_contract(self) -> Contract:
         """Dtypes that the family or the case states; a gradient has its input's."""
-        own, others = TORCH_DTYPES[self.case.dtype], self.family.dtypes(self.case)
+        default, others = TORCH_DTYPES[self.case.dtype], self.family.dtypes(self.case)
         tensors = self._inputs.tensors
         forms = {
             name: Form(getattr(torch, others[name]), "the family", fixed=True)
             if name in others
-            else Form(own, "the case")
+            else Form(default, "the case")
             for name in self.family.outputs(self.case)
         }
         graded = self.family.grads(self.case)
         forms |= {f"d{name}": Form(tensors[name].dtype, "its input") for name in graded}
         return Contract(next(iter(tensors.values())).device, forms)
 
-    def redrawn(self, *, alike: bool = True) -> None:
-        """The inputs were drawn anew; alike: from the same distribution as before."""
+    def inputs_changed(self, *, same_distribution: bool = True) -> None:
+        """Drop the oracle's values, and for another distribution the baseline's errors."""
         self.oracle.forget()
-        if not alike:
+        if not same_distribution:
             self.baseline = None
 
     def judge(
         self, provider: Provider[Any], workload: Workload, *, keep: bool = False
     ) -> ProofVerdict:
-        """By one hardened call. keep: the answer, if it is right."""
+        """The verdict on one hardened call. keep: whether it has the answer, if that is right."""
         return self._judged(provider, workload, keep, "", check.produce)
 
     def judge_trial(
         self, provider: Provider[Any], workload: Workload, name: str, trial: Trial
     ) -> ProofVerdict:
-        """By one plain call on the inputs of a trial."""
+        """The verdict on one plain call on the inputs of a trial."""
         produce = partial(check.produce_plainly, apart=trial.apart)
         return self._judged(provider, workload, False, name, produce, gross=trial.gross)
 
@@ -97,17 +102,17 @@ class Proof:
         except ContractError as error:
             return ProofVerdict(reason=str(error))
         if provider is self.family.baseline and not trial:
-            self._take_form(answer)
+            self._adopt_forms(answer)
         verdict = self.verdict(provider, answer, trial, gross=gross)
         verdict.strides = tuple(self.contract.other_strides(answer.outputs))
         if keep and not verdict.reason:
             verdict.proven = answer.outputs
         else:
-            spend(answer.outputs)
+            erase(answer.outputs)
         return verdict
 
-    def _take_form(self, answer: Answer) -> None:
-        """What the baseline returns, others must: shapes, and dtypes that nobody states."""
+    def _adopt_forms(self, answer: Answer) -> None:
+        """Demand the baseline's shapes of all others, and its dtypes where none is stated."""
         forms = {
             name: replace(
                 self.contract.forms[name],
@@ -123,21 +128,24 @@ class Proof:
     def verdict(
         self, provider: Provider[Any], answer: Answer, trial: str = "", *, gross: bool = False
     ) -> ProofVerdict:
-        """Only a baseline that is right sets the budget. gross: see `spec.Trial`."""
-        self._undo()  # whoever is judged has a say in nothing that judges
+        """The verdict on an answer. trial: the name of the trial. gross: see `spec.Trial`.
+
+        A baseline that is right sets the budgets of the others.
+        """
+        self._undo()  # before judging, so that the provider cannot have patched the judge
         deviation = deviations(self.oracle, answer.outputs)
         is_baseline = provider is self.family.baseline
-        yardstick = deviation if is_baseline else self.baseline
+        reference = deviation if is_baseline else self.baseline
         inputs = (str(self.case.inputs), *([trial] if trial else []))
-        others = bool(trial) and not is_baseline  # those of a trial follow from a baseline's
-        errors = check.judge(deviation, yardstick, self.case.dtype, provider, *inputs, trial=others)
+        others = bool(trial) and not is_baseline  # a baseline in a trial has the usual budgets
+        errors = check.judge(deviation, reference, self.case.dtype, provider, *inputs, trial=others)
         if gross:
             errors = check.gross(errors, deviation, self.case.dtype)
         reason = check.verdict(errors, answer.faults)
         if is_baseline:
             self.baseline = None if reason else deviation
             if reason and not trial:
-                self.contract = self._asked()
+                self.contract = self._stated_contract()
         if reason or not trial:
             self._dump.keep(provider.name, self.oracle, answer.outputs, trial)
         verdict = ProofVerdict(errors, reason, deviations=deviation)
@@ -146,21 +154,21 @@ class Proof:
         return verdict
 
     def _explain(self, verdict: ProofVerdict, answer: Answer) -> None:
-        """Where the bad elements lie, for whoever wrote the kernel."""
+        """Add to the verdict where the bad elements are."""
         limits = {
             error.name: error.worst_budget * verdict.deviations[error.name].unit
             for error in verdict.errors
             if not error.ok
         }
         diagnoses = diagnosis.explain(answer.outputs, self.oracle.pieces(), limits)
-        words = [f"{name}: {one.words}" for name, one in diagnoses.items() if one.words]
+        words = [f"{name}: {d.words}" for name, d in diagnoses.items() if d.words]
         verdict.reason = "; ".join([verdict.reason, *words])
-        verdict.detail = "\n".join(f"{n}\n{one.map}" for n, one in diagnoses.items() if one.map)
+        verdict.detail = "\n".join(f"{name}\n{d.map}" for name, d in diagnoses.items() if d.map)
 
 
-def spend(outputs: Mapping[str, torch.Tensor]) -> None:
-    """No right answer is left behind in free memory."""
-    with torch.inference_mode():  # where a provider left one of that kind, too
+def erase(outputs: Mapping[str, torch.Tensor]) -> None:
+    """Fill outputs with NaN, so that no right answer stays in free memory."""
+    with torch.inference_mode():  # allows inference tensors, which a provider may have returned
         for tensor in outputs.values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""The second stage of a job: every provider is built and proven right, on other inputs, too."""
+"""The second stage of a job: builds every provider and proves it right, also on trial inputs."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.parts import traffic_of
-from kernelbench.measure.prepare import Prepared, config, unable, workload
+from kernelbench.measure.prepare import Prepared, config, why_unable, workload
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.trials import Trials
@@ -17,71 +17,71 @@ from kernelbench.spec import Provider
 
 @dataclass(frozen=True)
 class Proven:
-    """Who is right. yardstick: the baseline, asked for or not, if it is right."""
+    """The right providers. reference: the baseline, requested or not, if it is right."""
 
     candidates: list[Candidate]
-    yardstick: Candidate | None = None
+    reference: Candidate | None = None
 
 
 @dataclass(frozen=True)
-class _Wrong:
-    """A provider whose answer is not right."""
+class _WrongAnswer:
+    """A provider whose answer is wrong, and why."""
 
     candidate: Candidate
     reason: str
     detail: str = ""
 
 
-def prove(task: Task, prepared: Prepared, able: Sequence[Provider[Any]]) -> Stage[Proven]:
-    """Build and check every provider; the right ones become candidates.
+def prove(task: Task, prepared: Prepared, runnable: Sequence[Provider[Any]]) -> Stage[Proven]:
+    """Build and check every provider; yields records of the others, returns the right ones.
 
-    The baseline comes first, even when it was not asked for: its error sets the budget.
+    The baseline comes first, even when it was not requested: its error sets the budget.
     """
-    candidates, yardstick = list[Candidate](), None
-    for provider in _baseline_first(task, able):
+    candidates, reference = list[Candidate](), None
+    for provider in _baseline_first(task, runnable):
         outcome = task.guard.attempt(partial(_build, task, prepared, provider), provider.name)
         if provider is task.family.baseline and isinstance(outcome, Candidate):
-            yardstick = outcome
-        if provider not in able:
+            reference = outcome
+        if provider not in runnable:
             continue
         if isinstance(outcome, Failure):
             yield [task.failed(provider, outcome)]
-        elif isinstance(outcome, _Wrong):
+        elif isinstance(outcome, _WrongAnswer):
             yield [task.incorrect(outcome.candidate, outcome.reason, outcome.detail)]
-        elif disturbed := task.guard.disturbed.get(provider.name):
-            yield [task.incorrect(outcome, disturbed)]
+        elif disturbance := task.guard.disturbances.get(provider.name):
+            yield [task.incorrect(outcome, disturbance)]
         else:
             candidates.append(outcome)
-    return Proven(candidates, yardstick)
+    return Proven(candidates, reference)
 
 
-def try_others(task: Task, prepared: Prepared, proven: Proven) -> Stage[list[Candidate]]:
-    """Prove the candidates on the trials' inputs, too; those that are wrong there leave."""
-    left, guard = [*proven.candidates], task.guard
+def prove_on_trials(task: Task, prepared: Prepared, proven: Proven) -> Stage[list[Candidate]]:
+    """Prove the candidates on trial inputs; yields records of wrong ones, returns the others."""
+    remaining, guard = [*proven.candidates], task.guard
     trials = Trials(prepared.inputs, prepared.proof, guard.attempt, guard.tell)
     seed = task.request.context.seed
-    for candidate, fallen in trials.run(proven.candidates, proven.yardstick, seed):
-        left.remove(candidate)
-        if isinstance(fallen, Failure):
-            yield [task.failed(candidate.provider, fallen, candidate.facts)]
+    for candidate, outcome in trials.run(proven.candidates, proven.reference, seed):
+        remaining.remove(candidate)
+        if isinstance(outcome, Failure):
+            yield [task.failed(candidate.provider, outcome, candidate.facts)]
         else:
-            yield [task.incorrect(candidate, fallen.reason, fallen.detail)]
-    for candidate in [*left]:
-        if disturbed := guard.disturbed.get(candidate.name):
-            left.remove(candidate)
-            yield [task.incorrect(candidate, disturbed)]
-    return left
+            yield [task.incorrect(candidate, outcome.reason, outcome.detail)]
+    for candidate in [*remaining]:
+        if disturbance := guard.disturbances.get(candidate.name):
+            remaining.remove(candidate)
+            yield [task.incorrect(candidate, disturbance)]
+    return remaining
 
 
-def _baseline_first(task: Task, able: Sequence[Provider[Any]]) -> Sequence[Provider[Any]]:
+def _baseline_first(task: Task, runnable: Sequence[Provider[Any]]) -> Sequence[Provider[Any]]:
     baseline = task.family.baseline
-    if baseline.name in task.request.without or unable(task, baseline) is not None:
-        return able
-    return [baseline, *(p for p in able if p is not baseline)]
+    if baseline.name in task.request.without or why_unable(task, baseline) is not None:
+        return runnable
+    return [baseline, *(p for p in runnable if p is not baseline)]
 
 
-def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate | _Wrong:
-    """Build, call for the first time, and prove right. The search of a config is compiling."""
+def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate | _WrongAnswer:
+    """Build, call for the first time, and judge. Searching a config counts as compiling."""
     task.guard.tell(provider.name, "compile")
     start = time.perf_counter()
     chosen, origin = config(task, prepared, provider)
@@ -90,7 +90,7 @@ def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate
     if chosen is not None:
         facts |= {"config": asdict(chosen), "config_origin": origin}
     task.guard.tell(provider.name, "check")
-    task.session.hand_back(collect=False)  # what is kept of it lies in no larger block
+    task.session.release_memory(collect=False)  # so that the proven answer pins no larger block
     proof, cost = prepared.proof, prepared.cost
     verdict = proof.judge(provider, built, keep=task.request.timing and task.session.clock.times)
     facts |= {
@@ -107,9 +107,9 @@ def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate
         candidate.flags.append("no-baseline-budget")
     if verdict.strides:
         candidate.flags.append(f"strides-of-{'-'.join(verdict.strides)}")
-    reason = verdict.reason or built.computed()
+    reason = verdict.reason or built.prepare_fault()
     if reason:
-        return _Wrong(candidate, reason, verdict.detail)
+        return _WrongAnswer(candidate, reason, verdict.detail)
     facts["peak_bytes"] = built.peak_bytes()
-    built.rest()  # what it keeps for a backward is not in the way of the next proof
+    built.release()  # what it holds for a backward would take memory from the next proof
     return candidate

@@ -1,22 +1,24 @@
-"""The third stage of a job: all candidates are timed together, then read by the other clocks."""
+"""The third stage of a job: times all candidates together, then reads the other clocks."""
 
 from functools import partial
 
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.lot import Lot
-from kernelbench.measure.other_clocks import read_beside
+from kernelbench.measure.other_clocks import read_other_clocks
 from kernelbench.measure.prepare import Prepared
-from kernelbench.measure.proof import spend
-from kernelbench.measure.sampling import Sampled
+from kernelbench.measure.proof import erase
+from kernelbench.measure.sampling import PartSamples
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
-from kernelbench.measure.throttling import Steady
+from kernelbench.measure.throttling import SteadyClock
 from kernelbench.spec import Timing
 
 
 def sample(task: Task, prepared: Prepared, candidates: list[Candidate]) -> Stage[list[Candidate]]:
-    """Time all together; one that fails meanwhile leaves and the others start again. Those that are
-    left have their timing."""
+    """Time all candidates together; returns those that have their timing.
+
+    Yields the record of a candidate that fails meanwhile; the others then start again.
+    """
     prepared.proof.oracle.forget()
     first = True
     while candidates:
@@ -28,75 +30,78 @@ def sample(task: Task, prepared: Prepared, candidates: list[Candidate]) -> Stage
         culprits = [c for c in candidates if c.name == task.guard.at_work] or candidates
         candidates = [c for c in candidates if c not in culprits]
         for culprit in culprits:
-            culprit.workload.rest()
+            culprit.workload.release()
         yield [task.failed(c.provider, failure, c.facts) for c in culprits]
     if candidates:
         timers = () if task.job.process else task.job.measure.timers
-        read_beside(task.session.clock, candidates, timers, task.guard.attempt, task.guard.tell)
+        read_other_clocks(
+            task.session.clock, candidates, timers, task.guard.attempt, task.guard.tell
+        )
     return candidates
 
 
 def _sample(task: Task, candidates: list[Candidate], first: bool) -> None:
-    """first: what is taken from the driver now is there when they start again."""
+    """first: whether to return free memory to the driver; not when candidates start again."""
     session, clock = task.session, task.session.clock
     if not clock.times:
         for candidate in candidates:
             candidate.timing = Timing(timer=clock.name, blocks_ns=())
         return
     if first:
-        session.hand_back()
+        session.release_memory()
     for candidate in candidates:
         task.guard.tell(candidate.name, "measure")
         candidate.workload.ready()
         candidate.workload.lot = Lot.of(candidate, session.device)
     if first:
-        session.hand_back(collect=False)
+        session.release_memory(collect=False)
     parts = [c.workload for c in candidates]
     baseline = next(
         (i for i, c in enumerate(candidates) if c.provider is task.family.baseline), None
     )
-    stays: tuple[int, ...] = ()
+    lasting: tuple[int, ...] = ()
     if baseline is not None and clock.name == "gated":
         parts = [*parts, parts[baseline]]
-        stays = (baseline, len(candidates))
-    taken = Steady(clock, session.telemetry).sample(
+        lasting = (baseline, len(candidates))
+    results = SteadyClock(clock, session.telemetry).sample(
         parts,
         task.job.measure,
         seed=f"{task.request.context.seed} {task.job.family} {task.case.id} {task.job.process}",
-        stays=stays,
+        lasting=lasting,
         tell=lambda name: task.guard.tell(name, "measure"),
         after_batch=lambda i: task.guard.blame(parts[i].name),
     )
-    for i, (candidate, sampled) in enumerate(zip(candidates, taken, strict=False)):
-        again = taken[-1] if stays and i == baseline else None
-        candidate.timing = _timing(task, sampled, again)
-        _draw_lots(candidate)
+    for i, (candidate, own) in enumerate(zip(candidates, results, strict=False)):
+        again = results[-1] if lasting and i == baseline else None
+        candidate.timing = _timing(task, own, again)
+        _conclude_lot(candidate)
 
 
-def _draw_lots(candidate: Candidate) -> None:
-    """What the judged ones among the timed calls were found to be."""
+def _conclude_lot(candidate: Candidate) -> None:
+    """Store the verdict on the judged calls, and erase the proven answer."""
     lot, candidate.workload.lot = candidate.workload.lot, None
     if lot is not None:
         candidate.facts["judged_calls"] = lot.timed
         reason = lot.verdict()
-        candidate.wrong = candidate.wrong or (reason and f"as it was timed: {reason}")
-        spend(candidate.proven)
+        candidate.fault = candidate.fault or (reason and f"as it was timed: {reason}")
+        erase(candidate.proven)
         candidate.proven = {}
 
 
-def _timing(task: Task, sampled: Sampled, again: Sampled | None) -> Timing:
+def _timing(task: Task, own: PartSamples, again: PartSamples | None) -> Timing:
+    """own: the samples of a provider; again: those of the baseline's second run."""
     session, clock = task.session, task.session.clock
-    held = sampled.held and (again is None or again.held)
+    held = own.held and (again is None or again.held)
     return Timing(
         timer=session.timer(held),
-        blocks_ns=tuple(sampled.blocks_ns),
+        blocks_ns=tuple(own.blocks_ns),
         again_ns=tuple(again.blocks_ns) if again else (),
-        places=tuple(sampled.places),
+        places=tuple(own.places),
         again_places=tuple(again.places) if again else (),
         quantum_ns=clock.quantum_ns,
-        clocks_mhz=tuple(sampled.clocks_mhz) if all(sampled.clocks_mhz) else (),
-        lead=sampled.lead,
+        clocks_mhz=tuple(own.clocks_mhz) if all(own.clocks_mhz) else (),
+        lead=own.lead,
         overhead_ns=clock.overhead_ns,
         traced_overhead_ns=session.ceilings.overhead.traced_ns,
-        stop=sampled.stop,
+        stop=own.stop,
     )

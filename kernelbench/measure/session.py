@@ -1,4 +1,4 @@
-"""What a job's measurement is made of: the session, the request, candidates and failures."""
+"""The session, the request and the candidates of a job's measurement."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -16,9 +16,8 @@ from kernelbench.measure.timer import Timed
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import Context, Device, Job, Provider, Timing
 
-Tell = Callable[[str, str], None]  # provider, phase: what is going on, for whoever watches
-
-Attempt = Callable[[Callable[[], Any], str], Any]  # a step and whose it is: a Failure if it raises
+Tell = Callable[[str, str], None]  # reports progress: provider, phase
+Attempt = Callable[[Callable[[], Any], str], Any]  # step, provider: a Failure if it raises
 
 
 class Clock(Protocol):
@@ -27,7 +26,7 @@ class Clock(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def times(self) -> bool: ...  # whether it reads how long a call takes
+    def times(self) -> bool: ...  # whether it measures the time of a call
     @property
     def overhead_ns(self) -> int: ...
     @property
@@ -36,34 +35,36 @@ class Clock(Protocol):
     lead_ns: int
 
     def batch(self, part: Timed, n: int) -> Batch: ...
-    def disturbed(self) -> str: ...
+    def undo_changes(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a worker process knows for all its jobs."""
+    """What all jobs of a worker process share."""
 
     device: Device
     clock: Clock
     ceilings: Ceilings
     telemetry: Telemetry
-    profiled: bool = False  # a tool looks on, which slows everything down
+    profiled: bool = False  # whether a profiler is attached, which slows everything down
 
     def timer(self, held: bool) -> str:
-        """What a time read now is called (see spec.Timing)."""
+        """The `timer` of a time that is read now (see spec.Timing). held: whether the gate held."""
         if self.profiled and self.clock.name == "gated":
             return "profiled"
         return self.clock.name if held else "ungated"
 
     def synchronize(self) -> None:
+        """Wait for the GPU, if there is one."""
         if self.device.kind == "cuda":
             torch.cuda.synchronize()
 
-    def hand_back(self, *, collect: bool = True) -> None:
-        """Free memory goes back to the driver: where a call's memory lies, which is worth some per
-        cent of its time, is not what was proven before it.
+    def release_memory(self, *, collect: bool = True) -> None:
+        """Return PyTorch's free memory to the driver.
 
-        collect: what only cycles hold is freed first, which takes 0.1 s.
+        The addresses of a call's memory, which change its time by some per cent, then do not depend
+        on what was proven before it.
+        collect: first collect garbage in reference cycles, which takes 0.1 s.
         """
         if collect:
             gc.collect()
@@ -73,18 +74,18 @@ class Session:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about a job."""
+    """A request to measure a job."""
 
     job: Job
     context: Context
     timing: bool = True
     tune: bool = False
-    without: tuple[str, ...] = ()  # providers that took a worker down with this job
-    dump: str = ""  # a folder to keep inputs, answers and oracle in
+    without: tuple[str, ...] = ()  # providers that ended a worker in this job
+    dump: str = ""  # a folder for inputs, answers and oracle; "" for none
 
 
 class DeviceLostError(Exception):
-    """The GPU's context is gone: nothing more can run in this process."""
+    """The GPU's context is lost: nothing more can run in this process."""
 
     def __init__(self, provider: str, reason: str) -> None:
         super().__init__(reason)
@@ -93,17 +94,21 @@ class DeviceLostError(Exception):
 
 @dataclass
 class Candidate:
-    """A provider that was proven right and can be timed, and the facts about it so far."""
+    """A provider that was proven right and can be timed, and the facts about it so far.
+
+    proven: its answer, until it is timed. fault: why it is incorrect after all, or "". failure: how
+    it failed after its proof.
+    """
 
     provider: Provider[Any]
     workload: Workload
     facts: dict[str, Any]
-    proven: dict[str, torch.Tensor] = field(default_factory=dict)  # its answer, until it is timed
+    proven: dict[str, torch.Tensor] = field(default_factory=dict)
     deviations: Mapping[str, Deviation] = field(default_factory=dict)
     timing: Timing | None = None
     flags: list[str] = field(default_factory=list)
-    wrong: str = ""  # what was found against it meanwhile
-    failure: Failure | None = None  # how it fell meanwhile
+    fault: str = ""
+    failure: Failure | None = None
 
     @property
     def name(self) -> str:

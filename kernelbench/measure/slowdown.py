@@ -1,5 +1,5 @@
-"""Is a provider as fast on inputs that it has not seen, and is what it answers while it is timed
-right? One that skips repeated work, or that behaves only when it is watched, is not.
+"""Detects providers that are fast on repeated inputs alone, because they skip repeated work, and
+keeps the answers of timed calls, so that they can be checked.
 """
 
 from collections.abc import Callable
@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from kernelbench.measure.answer import Contract, copied
+from kernelbench.measure.answer import Contract, copies_of
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import Timing
 
 DRAWS = 5
-FEWEST = 3  # held samples without which nothing is said
-FACTOR, MORE_NS = 1.2, 700  # a single sample on fresh inputs may take this much longer
+FEWEST = 3  # held samples; with fewer, there is no judgement
+FACTOR, MORE_NS = 1.2, 700  # a sample on fresh inputs may take FACTOR × as long, and MORE_NS more
 
 
-@dataclass(eq=False)  # a clock remembers what it learnt of each
-class Keeping:
-    """A workload, for a clock, that keeps what its last call returned."""
+@dataclass(eq=False)  # a key of the clock's plans
+class RecordingWorkload:
+    """A workload, for a clock, that keeps the outputs of its last call."""
 
     workload: Workload
     outputs: tuple[torch.Tensor, ...] = field(default=(), init=False)
-    lot: None = None  # what it keeps is judged
+    lot: None = None  # the kept outputs are judged instead
 
     @property
     def name(self) -> str:
@@ -47,17 +47,18 @@ class Keeping:
         self.workload.restore()
 
     def produced(self, contract: Contract) -> dict[str, torch.Tensor]:
-        """Copies of the kept outputs by name: one may be another, or lie in an input.
+        """Copies of the kept outputs by name.
 
-        Raises ContractError where they are no answer.
+        They are copied since outputs may share memory with each other or with an input.
+        Raises ContractError where they are no valid answer.
         """
         outputs, self.outputs = self.outputs, ()
         contract.check(outputs, self.workload.names)
-        return dict(zip(self.workload.names, copied(outputs), strict=True))
+        return dict(zip(self.workload.names, copies_of(outputs), strict=True))
 
 
 def _medians(timing: Timing) -> tuple[float, float] | None:
-    """ns on repeated and on fresh inputs, less the overhead; None where they were not gated."""
+    """ns on repeated and on fresh inputs, minus the overhead; None unless they were gated."""
     if timing.timer != "gated" or len(timing.fresh_ns) < FEWEST:
         return None
     repeated = median(ns for block in timing.blocks_ns for ns in block)
@@ -65,15 +66,16 @@ def _medians(timing: Timing) -> tuple[float, float] | None:
 
 
 def slowdown(timing: Timing) -> float | None:
-    """How many times longer it takes on fresh inputs than on repeated ones; None if unknown."""
+    """How many times longer a call takes on fresh than on repeated inputs; None if unknown."""
     medians = _medians(timing)
     return medians and medians[1] / max(medians[0], 1)
 
 
-def seen_before(timing: Timing, scale: float = 1.0) -> str:
-    """Why a time holds only for inputs seen before, or nothing. Only gated times are judged.
+def slower_on_fresh_inputs(timing: Timing, scale: float = 1.0) -> str:
+    """Why a time holds for repeated inputs alone, or "". Only gated times are judged.
 
-    scale: how many times longer the honest may take because the fresh inputs are of another kind.
+    scale: how many times longer an honest call may take, since fresh inputs have another
+    distribution.
     """
     medians = _medians(timing)
     if medians is None:

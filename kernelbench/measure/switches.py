@@ -1,7 +1,7 @@
-"""Settings of this process that whoever runs next would feel: how each is read and put back.
+"""Settings of this process that affect the next provider: how each is read and put back.
 
-In the order in which they have to be put back: as long as a mode is left on its stack, torch's
-calls do other things than they say. Nothing here waits for a GPU or takes memory on it.
+They are in the order in which they must be put back: while a mode is on its stack, torch's calls
+may do something else. Nothing here waits for a GPU or allocates memory on it.
 """
 
 import ctypes
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.utils import _device
 
-KINDS = ("cpu", "cuda")  # of devices, that autocast knows apart
-# Pairs of torch's getters and setters, by what comes behind `_get_` and `_set_`. A release that
-# has none of a pair lacks the switch.
+KINDS = ("cpu", "cuda")  # device types with an autocast of their own
+# Pairs of torch's getters and setters, without `_get_` and `_set_`. A switch is left out where a
+# release of torch lacks one of them.
 PAIRS = {
     "deterministic fill of uninitialized memory": ("deterministic_fill_uninitialized_memory",) * 2,
     "cudnn.enabled": ("cudnn_enabled",) * 2,
@@ -50,14 +50,16 @@ OPERATORS = {
     "mkldnn": ("all", "matmul", "conv", "rnn"),
 }
 _MT19937 = 2500  # bytes of the state of numpy's global generator
-_ENTERED: list[Any] = []  # guards that would undo their work when they are dropped
+_GUARDS: list[Any] = []  # kept, since a guard undoes its work when it is deleted
 
 
 @dataclass(frozen=True)
 class Switch:
-    """name: in words; where the value is a dict, each item is a state `name key` of its own.
-    put: None where nothing can put it back.
-    shown: whether a reader learns something from its values.
+    """One setting.
+
+    name: in words; where the value is a dict, each item is a setting named `name key`.
+    put: sets the value; None where that is impossible.
+    shown: whether messages show its values.
     """
 
     name: str
@@ -67,14 +69,10 @@ class Switch:
 
 
 def switches() -> list[Switch]:
-    """Those of this process, as it is now: a CUDA device's only where one is in use."""
-    all_switches = [*_modes(), *_autograd(), *_autocast(), *_arithmetic(), *_paired()]
-    return [
-        *all_switches,
-        *_interpreter(),
-        *_seeds(),
-        *(_cuda() if torch.cuda.is_initialized() else ()),
-    ]
+    """The switches of this process; those of a CUDA device only where CUDA is initialised."""
+    of_torch = (*_modes(), *_autograd(), *_autocast(), *_arithmetic(), *_paired())
+    of_cuda = _cuda() if torch.cuda.is_initialized() else ()
+    return [*of_torch, *_interpreter(), *_seeds(), *of_cuda]
 
 
 def _modes() -> Iterator[Switch]:
@@ -85,13 +83,13 @@ def _modes() -> Iterator[Switch]:
 
 
 def _context() -> Any:
-    """What stands for the default device at the bottom of the stack of function modes, if set."""
+    """The default device's mode, at the bottom of the stack of function modes; None if unset."""
     return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
 
 
 def _function_modes() -> list[Any]:
-    of, context = torch._C._get_function_stack_at, _context()
-    modes = [of(i) for i in range(torch._C._len_torch_function_stack())]
+    mode_at, context = torch._C._get_function_stack_at, _context()
+    modes = [mode_at(i) for i in range(torch._C._len_torch_function_stack())]
     return [mode for mode in modes if mode is not context]
 
 
@@ -108,7 +106,7 @@ def _default_device() -> torch.device | None:
 
 
 def _put_default_device(device: torch.device | None) -> None:
-    """Not by leaving the context there is: torch asserts then how the stack looks."""
+    """Without leaving the current context: torch would assert a certain state of the stack."""
     modes = _function_modes()
     torch._GLOBAL_DEVICE_CONTEXT.device_context = _device.CURRENT_DEVICE = None
     _put_function_modes([])
@@ -117,8 +115,8 @@ def _put_default_device(device: torch.device | None) -> None:
 
 
 def _dispatch_modes() -> list[Any]:
-    of = torch._C._get_dispatch_stack_at
-    return [of(i) for i in range(torch._C._len_torch_dispatch_stack())]
+    mode_at = torch._C._get_dispatch_stack_at
+    return [mode_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
 
 
 def _put_dispatch_modes(modes: list[Any]) -> None:
@@ -133,16 +131,16 @@ def _autograd() -> Iterator[Switch]:
     yield Switch("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled)
     yield Switch("anomaly mode", torch.is_anomaly_enabled, _put_anomaly_mode)
     yield Switch("the NaN check of anomaly mode", torch.is_anomaly_check_nan_enabled, _put_nan)
-    several = torch._C._is_multithreading_enabled, torch._C._set_multithreading_enabled
-    yield Switch("threads of backward", *several)
+    threads = torch._C._is_multithreading_enabled, torch._C._set_multithreading_enabled
+    yield Switch("threads of backward", *threads)
     yield Switch("hooks on saved tensors", _saved_hooks, _put_saved_hooks)
 
 
 def _put_inference_mode(on: bool) -> None:
-    """There is no setter, only a guard; one that is dropped brings back what it found."""
+    """By a guard that is kept: there is no setter, and a deleted guard restores the old value."""
     guard = torch._C._InferenceMode(on)
     guard.__enter__()
-    _ENTERED.append(guard)
+    _GUARDS.append(guard)
 
 
 def _put_anomaly_mode(on: bool) -> None:
@@ -158,7 +156,7 @@ def _saved_hooks() -> Any:
 
 
 def _put_saved_hooks(hooks: Any) -> None:
-    """Take off what was put upon them."""
+    """Pop the hooks above these."""
     while _saved_hooks() not in (hooks, None):
         torch._C._autograd._pop_saved_tensors_default_hooks()
 
@@ -168,10 +166,10 @@ def _autocast() -> Iterator[Switch]:
         enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
         put, put_dtype = torch.set_autocast_enabled, torch.set_autocast_dtype
         yield Switch(f"autocast on {kind}", partial(enabled, kind), partial(put, kind))
-        of_dtype = partial(dtype, kind), partial(put_dtype, kind)
-        yield Switch(f"the dtype of autocast on {kind}", *of_dtype)
-    cached = torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
-    yield Switch("the cache of autocast", *cached)
+        dtypes = partial(dtype, kind), partial(put_dtype, kind)
+        yield Switch(f"the dtype of autocast on {kind}", *dtypes)
+    cache = torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
+    yield Switch("the cache of autocast", *cache)
     yield Switch("the depth of autocast", _autocast_depth, _put_autocast_depth)
 
 
@@ -181,7 +179,7 @@ def _autocast_depth() -> int:
 
 
 def _put_autocast_depth(depth: int) -> None:
-    """Its cache lives for as long as one is inside."""
+    """Also clears the cache at depth 0, as leaving autocast does."""
     while _autocast_depth() > depth:
         torch.autocast_decrement_nesting()
     while _autocast_depth() < depth:
@@ -192,20 +190,20 @@ def _put_autocast_depth(depth: int) -> None:
 
 def _arithmetic() -> Iterator[Switch]:
     yield Switch("the float32 precision of", _precision, _put_precision)
-    chosen = torch.are_deterministic_algorithms_enabled, _put_deterministic
-    yield Switch("deterministic algorithms", *chosen)
-    warned = torch.is_deterministic_algorithms_warn_only_enabled, _put_warn_only
-    yield Switch("warn-only of deterministic algorithms", *warned)
+    deterministic = torch.are_deterministic_algorithms_enabled, _put_deterministic
+    yield Switch("deterministic algorithms", *deterministic)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled, _put_warn_only
+    yield Switch("warn-only of deterministic algorithms", *warn_only)
     yield Switch("flushing of denormals", _flushes_denormals, torch.set_flush_denormal)
     yield Switch("the number of threads", torch.get_num_threads, torch.set_num_threads)
     yield Switch("the number of interop threads", torch.get_num_interop_threads, None)
 
 
 def _precision() -> dict[str, str]:
-    """By operator, and what the older switches say; they raise when they disagree with those."""
-    of = torch._C._get_fp32_precision_getter
+    """By operator, and by the older switches, which raise where operators differ: then `mixed`."""
+    precision_of = torch._C._get_fp32_precision_getter
     precisions = {
-        f"{kind} {op}": str(of(kind, op)) for kind, ops in OPERATORS.items() for op in ops
+        f"{kind} {op}": str(precision_of(kind, op)) for kind, ops in OPERATORS.items() for op in ops
     }
     for name, read in (
         ("torch", torch.get_float32_matmul_precision),
@@ -219,7 +217,7 @@ def _precision() -> dict[str, str]:
 
 
 def _put_precision(precision: dict[str, str]) -> None:
-    """The older switches first: they move those by operator, too."""
+    """The older switches first, since they change the operators' settings as well."""
     if precision["torch"] != "mixed":
         torch.set_float32_matmul_precision(precision["torch"])
     if precision["cudnn"] != "mixed":
@@ -252,7 +250,7 @@ def _paired() -> Iterator[Switch]:
 
 
 def _put_spread(put: Callable[..., object], value: Any) -> None:
-    """What is read as a tuple is set by as many arguments."""
+    """A value that is read as a tuple is set by several arguments."""
     if isinstance(value, tuple):
         put(*value)
     else:
@@ -274,7 +272,7 @@ def _interpreter() -> Iterator[Switch]:
 
 
 def _environment() -> dict[bytes, bytes]:
-    """What lies behind os.environ, which takes 0.5 µs a variable to decode."""
+    """The bytes behind os.environ, which takes 0.5 µs to decode a variable."""
     variables: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
     return variables.copy()
 
@@ -311,7 +309,7 @@ def _seeds() -> Iterator[Switch]:
     if numpy is not None:
         generator, state = numpy.get_bit_generator(), numpy.get_state()
         if state[0] == "MT19937":
-            # To ask numpy for it takes 30 µs.
+            # Reads the memory, since `get_state` takes 30 µs.
             read = partial(ctypes.string_at, generator.ctypes.state_address, _MT19937)
             yield Switch("the seed of numpy", read, lambda _: numpy.set_state(state), shown=False)
 

@@ -1,4 +1,4 @@
-"""What every stage of a job is handed: the request, the machine, the guard; and how it answers."""
+"""The context of every stage of a job: the request, the machine, the guard; makes its records."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from kernelbench.measure.session import Candidate, Request, Session
 from kernelbench.spec import Case, Family, Job, Provider, RunRecord, Status, record_of
 
 Value = TypeVar("Value")
-Stage = Generator[list[RunRecord], None, Value]  # records as they become certain, then a value
+Stage = Generator[list[RunRecord], None, Value]  # yields records once final, returns a value
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Task:
     def failed(
         self, provider: Provider[Any], failure: Failure, facts: dict[str, Any] | None = None
     ) -> RunRecord:
-        """The record of a provider that fell, or that cannot run the case."""
-        known = failure.facts | (facts or {})
-        return record_of(self.job, provider, context=self.request.context, **known)
+        """The record of a provider that failed, or that cannot run the case."""
+        fields = failure.facts | (facts or {})
+        return record_of(self.job, provider, context=self.request.context, **fields)
 
     def answer(
         self, candidate: Candidate, status: Status, reason: str = "", **more: Any
     ) -> RunRecord:
-        """The record of a provider that answered; more: facts besides the candidate's own."""
+        """The record of a provider that has an answer; more: facts besides the candidate's own."""
         facts = candidate.facts | more
         context = self.request.context
         return record_of(self.job, candidate.provider, status, context, reason=reason, **facts)
 
     def incorrect(self, candidate: Candidate, reason: str, detail: str = "") -> RunRecord:
-        """The record of one whose answer is wrong, with what it disturbed besides."""
-        disturbed = self.guard.disturbed.get(candidate.name, "")
-        if disturbed not in reason:
-            reason = f"{disturbed}; {reason}"
+        """The record of a provider with a wrong answer; adds its disturbance to the reason."""
+        disturbance = self.guard.disturbances.get(candidate.name, "")
+        if disturbance not in reason:
+            reason = f"{disturbance}; {reason}"
         flags = tuple(candidate.flags)
         return self.answer(candidate, Status.incorrect, reason, detail=detail, flags=flags)

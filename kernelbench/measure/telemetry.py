@@ -15,11 +15,11 @@ THROTTLE = {
     0x80: "hw_power_brake_slowdown",
 }
 SLOWED = sum(THROTTLE)
-NEAR = 0.99  # of the highest clock: a limit that costs less is none
+NEAR = 0.99  # a clock above this share of the highest does not count as slowed
 
 
 def driver_version() -> str:
-    """Of NVIDIA's driver, `580.159.03`; empty where there is none, or it cannot be asked."""
+    """The version of NVIDIA's driver, such as `580.159.03`; "" without a driver or NVML."""
     try:
         import pynvml
     except ImportError:
@@ -33,7 +33,7 @@ def driver_version() -> str:
 
 @dataclass
 class Telemetry:
-    """Snapshots of one job. Every field degrades to absent; `missing` says why."""
+    """NVML snapshots of one job. What cannot be read is absent; `missing` says why all is."""
 
     uuid: str | None
     missing: str = ""
@@ -45,7 +45,7 @@ class Telemetry:
 
     @classmethod
     def open(cls, uuid: str | None) -> "Telemetry":
-        """Of the GPU with this UUID (`GPU-…`). None, or no NVML, gives one that knows nothing."""
+        """For the GPU with this UUID (`GPU-…`); for None, or without NVML, one without readings."""
         if uuid is None:
             return cls(None, missing="no GPU")
         try:
@@ -60,8 +60,8 @@ class Telemetry:
         return cls(uuid, _nvml=pynvml, _handle=handle)
 
     def policy(self) -> dict[str, float]:
-        """What the driver was told: power_limit_w and its default, sm_max_mhz, the highest clock,
-        and sm_set_mhz, that of applications; those that can be read."""
+        """The driver's settings, those that can be read: power_limit_w and power_limit_default_w in
+        W; sm_max_mhz, the highest clock, and sm_set_mhz, the application clock, in MHz."""
         if self._nvml is None:
             return {}
         nvml, handle = self._nvml, self._handle
@@ -77,14 +77,14 @@ class Telemetry:
         return {name: float(value) for name, value in limits.items() if value is not None}
 
     def reset(self) -> None:
-        """Begin a job."""
+        """Drop the snapshots, when a job begins."""
         self._samples.clear()
         self._others.clear()
         self._reasons = 0
 
     def clock(self) -> tuple[int, bool]:
-        """The SMs' clock in MHz, 0 if it cannot be read; and whether a limit of power or heat holds
-        it below its highest."""
+        """(SM clock in MHz, 0 if it cannot be read; whether a power or temperature limit keeps it
+        below its highest)."""
         if self._nvml is None:
             return 0, False
         nvml, handle = self._nvml, self._handle
@@ -96,7 +96,7 @@ class Telemetry:
         return int(mhz), slowed
 
     def sample(self) -> None:
-        """Take one snapshot; well under a millisecond, never inside a gate."""
+        """Take one snapshot, in well under a millisecond. Not to be called inside a gate."""
         if self._nvml is None:
             return
         nvml, handle = self._nvml, self._handle
@@ -115,7 +115,7 @@ class Telemetry:
         pids = sorted(p.pid for p in running)
         if os.getpid() in pids:
             pids.remove(os.getpid())
-        else:  # in a container, NVML may know this process by another number
+        else:  # in a container, NVML may have another number for this process
             pids = pids[1:]
         self._others |= set(pids)
 
@@ -126,11 +126,11 @@ class Telemetry:
             return None
 
     def facts(self) -> dict[str, float]:
-        """Medians over the job's snapshots: sm_mhz, power_w, temp_c, where they could be read."""
+        """Medians over the job's snapshots: sm_mhz, power_w, temp_c, as far as they were read."""
         names = {name for reading in self._samples for name in reading}
         return {n: median(s[n] for s in self._samples if n in s) for n in sorted(names)}
 
     def flags(self) -> tuple[str, ...]:
-        """`throttled:<reason>` and `shared`: what makes this job's times doubtful."""
+        """`throttled:<reason>` and `shared`: reasons to doubt this job's times."""
         throttled = [f"throttled:{name}" for bit, name in THROTTLE.items() if self._reasons & bit]
         return (*throttled, "shared") if self._others else tuple(throttled)

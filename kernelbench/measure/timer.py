@@ -1,8 +1,8 @@
 """Clocks: GPU time by gated events, host submission time, CUDA-graph replay, CUPTI spans.
 
 A gated batch holds the stream with a spin kernel while everything is queued behind it, so that
-launch latency is not in the samples. The proof: when the last call has been queued, the first
-event has not fired.
+samples contain no launch latency. The gate provably held if the first event has not fired when the
+last call has been queued.
 """
 
 import time
@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kernelbench.measure import graph
-from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2, settle
+from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2, launch_empty
 from kernelbench.measure.lot import Lot
-from kernelbench.measure.ranges import Ranges, Unseen
+from kernelbench.measure.ranges import NoRanges, Ranges
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.trace import WINDOW, Spans, spans, tracing
 from kernelbench.spec import Device
@@ -26,14 +26,14 @@ from kernelbench.spec import Device
 MAX_GATE_NS = 200_000_000
 MARGIN_NS = 100_000
 MAX_FACTOR = 12.0
-BATCH_NS = 500_000_000  # a batch takes about as long at most, unless a single call does
+BATCH_NS = 500_000_000  # a batch takes at most about this long, unless a single call does
 QUANTUM_READINGS = 200
-MOST_LEAD = 512  # calls
-BESIDE_NS = 200_000_000  # likewise each of the clocks besides the gated events
+MOST_LEAD = 512  # leading calls of a batch
+OTHER_CLOCK_NS = 200_000_000  # each of the other clocks takes at most about this long
 
 
 class Timed(Protocol):
-    """What a clock needs: a workload, or a bare probe of the machine."""
+    """What a clock can time: a workload, or a bare probe of the machine."""
 
     @property
     def name(self) -> str: ...
@@ -47,20 +47,20 @@ class Timed(Protocol):
 
 
 class HostClock:
-    """Calls on a machine without a GPU. They are not timed: that says nothing about GPU speed."""
+    """Makes untimed calls on a machine without a GPU; times would say nothing about a GPU."""
 
     name, times = "host", False
     overhead_ns = quantum_ns = lead_ns = 0
 
     def __init__(self, ranges: Ranges | None = None) -> None:
-        self.ranges = ranges or Unseen()
+        self.ranges = ranges or NoRanges()
 
-    def disturbed(self) -> str:
-        """Nothing that others would feel."""
+    def undo_changes(self) -> str:
+        """Nothing to undo."""
         return ""
 
     def batch(self, part: Timed, n: int) -> Batch:
-        """n calls, and no sample."""
+        """Make n calls, and take no sample."""
         with part.grad_mode():
             for _ in range(n):
                 part.restore()
@@ -70,39 +70,45 @@ class HostClock:
         return Batch(())
 
 
-def begin(part: Timed, n: int, *, led: bool = False) -> int:
-    """How many of the next n calls are judged. led: as in `Lot.begin`."""
-    return 0 if part.lot is None else part.lot.begin(n, led=led)
+def begin(part: Timed, n: int, *, leads: bool = False) -> int:
+    """Begin n calls; returns how many are judged. leads: see `Lot.begin`."""
+    return 0 if part.lot is None else part.lot.begin(n, leads=leads)
 
 
 def judge(part: Timed, returned: Any) -> None:
-    """If the lot falls on the call that returned this."""
+    """Judge what a call returned, if the lot draws it."""
     if part.lot is not None and part.lot.draw():
         part.lot.judge(returned)
 
 
 @dataclass
 class _BatchPlan:
-    """What is known of one workload: how to gate it, and how much of it fits in a given time."""
+    """How to gate one workload, and how many of its calls fit into a time.
 
-    submit_ns: float  # host time of one ungated iteration
-    whole_ns: float  # of the same until the GPU is done
-    judge_ns: float = 0.0  # host time to queue the judgement of what a call returned
-    factor: float = 1.5  # gate time over submission time
-    most: int = 512  # calls that a gate can hold; 0 when it cannot even hold one
+    submit_ns: host time of one ungated iteration; whole_ns: until the GPU is done with it.
+    judge_ns: host time to queue the judgement of one call. factor: gate time over submission time.
+    most: calls that a gate can hold; 0 if it cannot even hold one.
+    """
+
+    submit_ns: float
+    whole_ns: float
+    judge_ns: float = 0.0
+    factor: float = 1.5
+    most: int = 512
 
     def fit(self, ns: float, least: int, most: int) -> int:
-        """How many iterations take about `ns`, within bounds."""
+        """The number of iterations that take about `ns`, within [least, most]."""
         return int(max(least, min(most, ns / self.whole_ns)))
 
 
 class CudaClock:
     """Gated CUDA events with a cold L2 before every call.
 
-    overhead_ns: what an event pair reads more than a kernel runs; see `ceilings.calibrate`.
-    quantum_ns: the step of what it reads, 32 on an H200.
-    lead_ns: for how long the call of a batch runs before the gate, as it does in it, but for the
-        samples; a card under its limit needs some time to settle to a call.
+    overhead_ns: by how much an event pair reads more than a kernel's time; see
+        `ceilings.calibrate`.
+    quantum_ns: the step of its readings, 32 on an H200.
+    lead_ns: for how long iterations run before the gate, as in a batch but without samples; a card
+        under its limit needs some time to settle at the clock of a call.
     """
 
     name, times = "gated", True
@@ -110,7 +116,7 @@ class CudaClock:
 
     def __init__(self, device: Device, ranges: Ranges | None = None) -> None:
         self.overhead_ns = 0
-        self.ranges = ranges or Unseen()
+        self.ranges = ranges or NoRanges()
         self.flush = ColdL2(device)
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._plans: WeakKeyDictionary[Timed, _BatchPlan] = WeakKeyDictionary()
@@ -119,10 +125,11 @@ class CudaClock:
         self._tail_ns = self._tail()
 
     def batch(self, part: Timed, n: int) -> Batch:
-        """n samples, fewer if the gate holds only for fewer or if they would take too long.
+        """Take n samples, fewer if the gate holds only for fewer or if they would take too long.
 
-        A gate that did not hold is doubled up to 8 × its first length, then calls are halved;
-        what a workload needs is remembered. `held` is false if not even one call can be held.
+        A gate that did not hold is doubled up to 8 × its first length, then the number of calls is
+        halved; the result is kept for the workload. `held` is false if the gate cannot hold a
+        single call.
         """
         with part.grad_mode():
             plan = self._plan(part)
@@ -145,22 +152,22 @@ class CudaClock:
             begin(part, calls)
             return replace(self._gated(part, calls, 0), held=False)
 
-    def disturbed(self) -> str:
-        """What a provider changed of the device that others would feel, and is undone; or nothing.
+    def undo_changes(self) -> str:
+        """Undo changes of the device that affect other providers; their description, or "".
 
-        On sm_80 and later that is the part of the L2 set aside for lines that are to persist.
+        From sm_80 on this is the part of the L2 that is set aside for persisting lines.
         """
-        return self.flush.disturbed()
+        return self.flush.undo_changes()
 
     def gate(self, ns: int) -> None:
-        """Hold the stream for about `ns`; time-bounded, so it cannot deadlock."""
+        """Hold the stream for about `ns`; bounded in time, so it cannot deadlock."""
         torch.cuda._sleep(int(ns * self._cycles_per_ns))
 
     def host_ns(self, part: Timed, n: int = 30) -> tuple[int, ...]:
-        """CPU time to submit one call, with the GPU idle and nothing queued for long."""
+        """CPU time in ns to submit one call, with the GPU idle and an empty queue."""
         samples = []
         with part.grad_mode():
-            n = self._plan(part).fit(BESIDE_NS, 5, n)
+            n = self._plan(part).fit(OTHER_CLOCK_NS, 5, n)
             call = part.call
             for _ in range(n):
                 part.restore()
@@ -174,21 +181,22 @@ class CudaClock:
         return tuple(samples)
 
     def graph_ns(self, part: Timed, n: int = 20, unroll: int = 10) -> tuple[int, ...]:
-        """Time of a call in a replayed CUDA graph, L2 warm. Raises if it cannot be captured.
+        """Time in ns of a call in a replayed CUDA graph, L2 warm: n samples of `unroll` calls each.
 
         Inputs that the provider overwrites are not restored between the calls of a graph.
+        Raises PyTorch's error where the call cannot be captured, RuntimeError where no gate holds.
         """
         with part.grad_mode():
             plan = self._plan(part)
-        unroll = plan.fit(BESIDE_NS / 5, 1, unroll)
-        n = plan.fit(BESIDE_NS / unroll, 5, n)
+        unroll = plan.fit(OTHER_CLOCK_NS / 5, 1, unroll)
+        n = plan.fit(OTHER_CLOCK_NS / unroll, 5, n)
         try:
             captured = self._capture(part, unroll)
             captured.replay()
             torch.cuda.synchronize()
             return self._replayed(captured, n, unroll)
         finally:
-            part.ready()  # back on the stream that everything else runs on
+            part.ready()  # on the usual stream again
 
     def _replayed(self, captured: torch.cuda.CUDAGraph, n: int, unroll: int) -> tuple[int, ...]:
         pairs = self._pairs(n)
@@ -215,7 +223,7 @@ class CudaClock:
             return graph.capture(lambda: [part.call() for _ in range(unroll)], stream)
 
     def _calibrate_gate(self) -> float:
-        """Cycles of the spin kernel a ns, at the highest clock seen: a gate is never shorter."""
+        """Cycles of the spin kernel per ns at the highest measured clock: no gate is too short."""
         cycles, (start, end) = 10_000_000, self._pairs(1)[0]
         rates = []
         for _ in range(5):  # the first loads the kernel and wakes the clock
@@ -227,7 +235,7 @@ class CudaClock:
         return max(rates)
 
     def _quantum(self) -> int:
-        """The least that two readings differ by, of gates that grow by less than that."""
+        """The smallest difference between readings of gates whose lengths grow by less."""
         start, end = self._pairs(1)[0]
         readings = set()
         for i in range(QUANTUM_READINGS):
@@ -242,9 +250,9 @@ class CudaClock:
         """Host time in ns to submit what follows the last sample of a batch."""
         samples = []
         for _ in range(5):
-            begin = time.perf_counter_ns()
-            settle(TAIL)
-            samples.append(time.perf_counter_ns() - begin)
+            start = time.perf_counter_ns()
+            launch_empty(TAIL)
+            samples.append(time.perf_counter_ns() - start)
         torch.cuda.synchronize()
         return median(samples)
 
@@ -254,17 +262,17 @@ class CudaClock:
             self._events.append((pair[0], pair[1]))
         return self._events[:n]
 
-    def _cold(self, part: Timed, launches: int) -> None:
-        """What comes between two calls, after so many launches of next to no work."""
+    def _flush_l2(self, part: Timed, launches: int) -> None:
+        """Prepare the next call: `launches` empty launches, restored inputs, a cold L2."""
         self.ranges.open("flush")
-        settle(launches)
+        launch_empty(launches)
         part.restore()
         self.flush()
         self.ranges.close()
 
     def _iteration(self, part: Timed, start: Any, end: Any, launches: int = 0) -> Any:
-        """One sample; what the call returned."""
-        self._cold(part, launches)
+        """Make one cold call between two events; returns what it returned."""
+        self._flush_l2(part, launches)
         self.ranges.call(part.name)
         start.record()
         returned = part.call()
@@ -273,7 +281,7 @@ class CudaClock:
         return returned
 
     def _plan(self, part: Timed) -> _BatchPlan:
-        """Host and GPU time of an ungated iteration; the first ones also fill the allocator."""
+        """The plan of a part, from ungated iterations; the first ones also fill the allocator."""
         if part in self._plans:
             return self._plans[part]
         start, end = self._pairs(1)[0]
@@ -283,11 +291,11 @@ class CudaClock:
         judge_ns = self._rehearse(part)
         submits, wholes = [], []
         for _ in range(3):
-            begin = time.perf_counter_ns()
+            start_ns = time.perf_counter_ns()
             self._iteration(part, start, end, CYCLE // 2)
-            submits.append(time.perf_counter_ns() - begin)
+            submits.append(time.perf_counter_ns() - start_ns)
             torch.cuda.synchronize()
-            wholes.append(time.perf_counter_ns() - begin)
+            wholes.append(time.perf_counter_ns() - start_ns)
         self.ranges.close()
         self._plans[part] = plan = _BatchPlan(median(submits), min(wholes), judge_ns)
         return plan
@@ -300,16 +308,16 @@ class CudaClock:
         returned = part.call()
         samples = []
         for _ in range(3):
-            begin = time.perf_counter_ns()
+            start = time.perf_counter_ns()
             part.lot.rehearse(returned)
-            samples.append(time.perf_counter_ns() - begin)
+            samples.append(time.perf_counter_ns() - start)
         torch.cuda.synchronize()
         return min(samples)
 
     def _lead(self, part: Timed, n: int) -> None:
-        """n calls as in a batch, without looking at how long they take."""
+        """Make n iterations as in a batch, without taking samples."""
         start, end = self._pairs(1)[0]
-        begin(part, n, led=True)
+        begin(part, n, leads=True)
         for i in range(n):
             returned = self._iteration(part, start, end, i % CYCLE)
             judge(part, returned)
@@ -322,7 +330,7 @@ class CudaClock:
             returned = self._iteration(part, start, end, i % CYCLE)
             judge(part, returned)
             del returned
-        settle(TAIL)
+        launch_empty(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
         return Batch(tuple(_ns(s, e) for s, e in pairs), held)
@@ -330,9 +338,9 @@ class CudaClock:
     def kernel_ns(self, parts: Iterable[Timed], n: int = 2 * ROUND) -> dict[str, Spans]:
         """CUPTI spans (first kernel's start to last kernel's end) of n gated calls, by part.
 
-        Kernels belong to a call if they were launched, by whatever thread, while it ran: a
-        backward is launched by autograd's own thread. A part whose calls the gate did not hold
-        has no spans: they would hold launch latency.
+        Kernels belong to a call if they were launched, by any thread, while it ran: autograd's own
+        thread launches a backward. A part whose gate did not hold has no spans: they would contain
+        launch latency.
         """
         held = {}
         with tracing() as profile:
@@ -348,24 +356,25 @@ class CudaClock:
         }
 
     def _traced(self, part: Timed, n: int) -> tuple[int, tuple[int, ...]]:
-        """Queue n calls in named windows behind a gate; the attempt that it held for, or 0.
+        """Queue n calls in named windows behind a gate.
 
-        And what event pairs around the same calls read.
+        Returns the number of the attempt in which the gate held, or 0, and what event pairs around
+        the same calls read.
         """
         plan = self._plan(part)
-        for attempt in range(1, 5):  # launches cost more under CUPTI; each try is held longer
-            calls = max(1, min(plan.fit(BESIDE_NS, 3, n), plan.most) >> (attempt // 2))
+        for attempt in range(1, 5):  # launches cost more under CUPTI; each gate is longer
+            calls = max(1, min(plan.fit(OTHER_CLOCK_NS, 3, n), plan.most) >> (attempt // 2))
             gate_ns = 2**attempt * 2 * calls * plan.submit_ns + MARGIN_NS
             self.gate(int(min(gate_ns, MAX_GATE_NS)))
             pairs = self._pairs(calls)
             for i, (start, end) in enumerate(pairs):
-                self._cold(part, i % CYCLE)
+                self._flush_l2(part, i % CYCLE)
                 start.record()
                 with torch.profiler.record_function(f"{WINDOW}{part.name}.{attempt}.{i}"):
                     part.call()
                 end.record()
             held = not pairs[0][0].query()
-            self.flush()  # begins only when the last call is done, or it left work elsewhere
+            self.flush()  # a kernel that still runs when this begins is on another stream
             torch.cuda.synchronize()
             if held:
                 return attempt, tuple(_ns(s, e) for s, e in pairs)
@@ -373,6 +382,6 @@ class CudaClock:
 
 
 def _ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:
-    """Between two events; PyTorch has it in ms, cut to 24 bits."""
+    """ns between two events; PyTorch returns ms with 24 bits of mantissa."""
     ms: float = start.elapsed_time(end)
     return round(ms * 1e6)

@@ -1,4 +1,4 @@
-"""GPU spans of named calls in a CUPTI trace, as torch.profiler keeps it."""
+"""GPU spans of named calls, from a CUPTI trace of torch.profiler."""
 
 import bisect
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 WINDOW = "kb.call."
-LAUNCH = re.compile("cu(da)?[A-Z]")  # the runtime's and the driver's calls, by their names
+LAUNCH = re.compile("cu(da)?[A-Z]")  # names of the runtime's and the driver's calls
 LATE_NS = 500
 MAX_NS = 1 << 63
 
@@ -20,8 +20,8 @@ MAX_NS = 1 << 63
 class Spans:
     """CUPTI spans of one part's calls in ns.
 
-    event_ns: what event pairs around the same calls read. late: calls of which a kernel still ran
-    when the stream was at work on what was queued next. held: whether the gate held.
+    event_ns: what event pairs around the same calls read. late: calls with a kernel that still ran
+    when the stream had begun what was queued next. held: whether the gate held.
     """
 
     ns: tuple[int, ...] = ()
@@ -35,14 +35,14 @@ def tracing() -> Iterator[Any]:
     """A CUPTI trace of what runs inside; its events are `.profiler.kineto_results.events()`."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with warnings.catch_warnings():
-        # Autograd's profiler warns when it is started twice in one process; that is meant here.
+        # Autograd's profiler warns when it is started twice in one process, as is intended here.
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=activities) as profile:
             yield profile
 
 
 def spans(events: Sequence[Any]) -> dict[str, Spans]:
-    """GPU spans of the calls in a kineto trace, by the name of their window without its number."""
+    """The GPU spans of calls in a kineto trace, by window name without WINDOW and number."""
     windows = sorted(
         (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
         for event in events
@@ -54,17 +54,17 @@ def spans(events: Sequence[Any]) -> dict[str, Spans]:
         if LAUNCH.match(event.name()) and not _on_gpu(event)
     }
     inside: dict[str, tuple[int, int]] = {}  # the span of each window's kernels
-    after: dict[str, int] = {}  # when the first kernel that was queued after a window began
+    after: dict[str, int] = {}  # when the first kernel that was launched after a window began
     for event in events:
         if not _on_gpu(event) or event.is_user_annotation():
             continue
-        at = launched.get(event.correlation_id())
-        i = bisect.bisect_right(windows, (at, MAX_NS, "")) - 1 if at is not None else -1
-        if i < 0 or at is None:
+        launch = launched.get(event.correlation_id())
+        i = bisect.bisect_right(windows, (launch, MAX_NS, "")) - 1 if launch is not None else -1
+        if i < 0 or launch is None:
             continue
         _, closed, name = windows[i]
         start, end = event.start_ns(), event.start_ns() + event.duration_ns()
-        if at <= closed:
+        if launch <= closed:
             low, high = inside.get(name, (start, end))
             inside[name] = (min(low, start), max(high, end))
         else:

@@ -1,5 +1,5 @@
-"""Other inputs than a case's own, on which every provider is proven, too: scaled down and up, and
-with outliers. An eps that is forgotten, clamps and squares that overflow show there.
+"""Proves every provider on other inputs than the case's own as well: scaled down, scaled up, and
+with outliers. These expose a forgotten eps, clamps, and squares that overflow.
 """
 
 import math
@@ -20,86 +20,88 @@ from kernelbench.spec import Case, Distribution, DType, Family, Trial, TrialErro
 
 NAMES = ("small", "large", "outliers")
 SMALL, LARGE = 2.0**-10, 2.0**5
-SMALLEST = 16  # times the smallest normal number of a dtype: the least rms that it can round well
+SMALLEST = 16  # × the smallest normal number of a dtype: the least rms that it rounds well
 
 
 class Trials:
-    """Proves candidates on other inputs, one trial after another."""
+    """Proves candidates on the inputs of one trial after another."""
 
     def __init__(self, inputs: CaseInputs, proof: Proof, attempt: Attempt, tell: Tell) -> None:
         self._inputs, self._proof, self._attempt, self._tell = inputs, proof, attempt, tell
-        self._asked: set[str] = set()  # outputs that the mode produces
+        self._outputs: set[str] = set()  # outputs that the mode produces
 
     def run(
-        self, candidates: Sequence[Candidate], yardstick: Candidate | None, seed: int
+        self, candidates: Sequence[Candidate], reference: Candidate | None, seed: int
     ) -> Iterator[tuple[Candidate, ProofVerdict | Failure]]:
-        """Those that are wrong on some trial's inputs, or fail there; the others' facts get their
-        errors. Inputs and budgets are afterwards as they were before.
+        """Yield the candidates that are wrong on some trial's inputs, or fail there.
 
-        yardstick: the baseline, which sets each trial's budget.
+        The facts of all candidates get their errors. Inputs and budgets are restored afterwards.
+        reference: the baseline, which sets each trial's budget.
         """
-        left = [*candidates]
-        self._asked = {name for candidate in left for name in candidate.workload.names}
-        trials = self._attempt(partial(of, self._proof.family, self._proof.case, self._inputs), "")
+        remaining = [*candidates]
+        self._outputs = {name for candidate in remaining for name in candidate.workload.names}
+        trials = self._attempt(
+            partial(trials_of, self._proof.family, self._proof.case, self._inputs), ""
+        )
         if isinstance(trials, Failure):
-            yield from ((candidate, trials) for candidate in left)
+            yield from ((candidate, trials) for candidate in remaining)
             return
-        for name, trial in trials.items() if left else ():
+        for name, trial in trials.items() if remaining else ():
             unproven = trial.refused
             if not unproven:
                 self._tell("", f"trial {name}")
-                begun = self._attempt(partial(self._begin, name, trial, yardstick, seed), "")
-                unproven = begun.reason if isinstance(begun, Failure) else begun
-            for candidate in [*left]:
-                fallen = self._one(candidate, name, trial, unproven)
-                if fallen is not None:
-                    left.remove(candidate)
-                    yield candidate, fallen
-        again = self._attempt(partial(self._inputs.redraw, seed, Trial()), "")
-        if isinstance(again, Failure):
-            yield from ((candidate, again) for candidate in left)
-        self._proof.redrawn()
-        self._proof.baseline = yardstick.deviations if yardstick else None
+                outcome = self._attempt(partial(self._begin, name, trial, reference, seed), "")
+                unproven = outcome.reason if isinstance(outcome, Failure) else outcome
+            for candidate in [*remaining]:
+                verdict = self._prove(candidate, name, trial, unproven)
+                if verdict is not None:
+                    remaining.remove(candidate)
+                    yield candidate, verdict
+        failure = self._attempt(partial(self._inputs.redraw, seed, Trial()), "")
+        if isinstance(failure, Failure):
+            yield from ((candidate, failure) for candidate in remaining)
+        self._proof.inputs_changed()
+        self._proof.baseline = reference.deviations if reference else None
 
-    def _begin(self, name: str, trial: Trial, yardstick: Candidate | None, seed: int) -> str:
-        """Draw a trial's inputs. Why it proves nothing, or nothing: then its budget is set."""
+    def _begin(self, name: str, trial: Trial, reference: Candidate | None, seed: int) -> str:
+        """Draw a trial's inputs and set its budget. Returns why it can prove nothing, or ""."""
         self._inputs.redraw(seed, trial)
-        self._proof.redrawn(alike=False)
-        judged = self._asked - set(trial.apart)
+        self._proof.inputs_changed(same_distribution=False)
+        judged = self._outputs - set(trial.apart)
         pieces = (piece for piece in self._proof.oracle.pieces() if piece[0] in judged)
         reason = out_of_range(pieces, self._proof.case.dtype)
-        if reason or yardstick is None:
+        if reason or reference is None:
             return reason
-        provider, workload = yardstick.provider, yardstick.workload
+        provider, workload = reference.provider, reference.workload
         verdict = self._proof.judge_trial(provider, workload, name, trial)
         return f"the baseline itself is not right there: {verdict.reason}" if verdict.reason else ""
 
-    def _one(
+    def _prove(
         self, candidate: Candidate, name: str, trial: Trial, unproven: str
     ) -> ProofVerdict | Failure | None:
-        """What is wrong with it on a trial's inputs."""
+        """Prove a candidate on a trial's inputs; returns None unless it is wrong or fails."""
         provider, workload = candidate.provider, candidate.workload
         promised = promise(provider, str(self._proof.case.inputs), name)
         unproven = unproven or (promised if isinstance(promised, str) else "")
-        errors, fallen = TrialErrors(trial=name, unproven=unproven), None
+        errors, wrong = TrialErrors(trial=name, unproven=unproven), None
         if not unproven:
             self._tell(candidate.name, f"trial {name}")
             step = partial(self._proof.judge_trial, provider, workload, name, trial)
             verdict: ProofVerdict | Failure = self._attempt(step, candidate.name)
-            workload.rest()
+            workload.release()
             if isinstance(verdict, Failure):
                 return verdict
             errors = replace(errors, errors=verdict.errors)
             if verdict.reason:
-                fallen = replace(verdict, reason=f"on {name} inputs: {verdict.reason}")
+                wrong = replace(verdict, reason=f"on {name} inputs: {verdict.reason}")
         candidate.facts["trials"] = (*candidate.facts.get("trials", ()), errors)
-        return fallen
+        return wrong
 
 
-def of(family: Family[Any], case: Case, inputs: CaseInputs) -> dict[str, Trial]:
-    """The trials of a case by name: the family's own, or those of NAMES for all that is drawn.
+def trials_of(family: Family[Any], case: Case, inputs: CaseInputs) -> dict[str, Trial]:
+    """The trials of a case by name: the family's own, or those of NAMES on all drawn inputs.
 
-    Raises ValueError where the family's leave one of NAMES out.
+    Raises ValueError where the family's own lack one of NAMES.
     """
     if family.trials is not None:
         trials = dict(family.trials(case))
@@ -113,11 +115,11 @@ def of(family: Family[Any], case: Case, inputs: CaseInputs) -> dict[str, Trial]:
             "large": Trial(dict.fromkeys(drawn, LARGE), gross=True),
             "outliers": Trial(outliers=drawn, gross=True),
         }
-    return {name: _own(name, trial, case) for name, trial in trials.items()}
+    return {name: _refused_if_useless(name, trial, case) for name, trial in trials.items()}
 
 
-def _own(name: str, trial: Trial, case: Case) -> Trial:
-    """Nothing is proven twice, or on zeros."""
+def _refused_if_useless(name: str, trial: Trial, case: Case) -> Trial:
+    """The trial, refused where all inputs are 0 or where it would repeat the case's own check."""
     if case.inputs is Distribution.zeros:
         return Trial(refused="all inputs of the case are zero")
     if name == "outliers" and case.inputs is Distribution.outliers:
@@ -126,7 +128,7 @@ def _own(name: str, trial: Trial, case: Case) -> Trial:
 
 
 def out_of_range(pieces: Iterable[tuple[Any, ...]], dtype: DType) -> str:
-    """Why the dtype cannot hold these right answers well enough to judge by; or nothing."""
+    """Why the dtype cannot represent these right answers well enough to judge by them; or ""."""
     limits = torch.finfo(TORCH_DTYPES[dtype])
     sums: dict[str, list[float]] = {}
     for name, _, ref, *_ in pieces:

@@ -1,4 +1,4 @@
-"""Which config a provider runs with: the table's choice, or one that was searched and kept."""
+"""The config that a provider runs with: the table's choice, or one that a search stored."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,20 @@ from kernelbench.spec import Context, Device, Job, Provider
 
 
 def cache_dir() -> Path:
-    """Where searched configs are kept: the user's cache folder, `…/kernelbench/tuned`."""
+    """The folder of searched configs, in the user's cache: `…/kernelbench/tuned`."""
     return platformdirs.user_cache_path("kernelbench", appauthor=False) / "tuned"
 
 
 def cached_files() -> list[Path]:
+    """The files of searched configs, sorted by name."""
     return sorted(cache_dir().glob("*.json")) if cache_dir().is_dir() else []
 
 
 def identity(device: Device, context: Context, job: Job, provider: Provider[Any]) -> dict[str, str]:
     """What a searched config depends on: GPU, versions, source, family, case and provider."""
-    from kernelbench.measure.environment import versions  # imports torch, which a count needs not
+    from kernelbench.measure.environment import (
+        versions,
+    )  # imports torch
 
     return {
         "gpu": device.name,
@@ -42,21 +45,25 @@ def _file(facts: Mapping[str, str]) -> Path:
 
 
 def choose(configs: Sequence[Any], facts: Mapping[str, str]) -> tuple[Any, str]:
-    """The config kept from a search, if it is still one that may be picked; else the table's."""
+    """(config, origin): that of an earlier search, if `configs` still has it; else the table's."""
     try:
-        kept = json.loads(_file(facts).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, TypeError, KeyError):  # none, or a file that is not ours
+        stored = json.loads(_file(facts).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, TypeError, KeyError):  # no file, or not one of ours
         return configs[0], "table"
     for config in configs:
-        if json.loads(json.dumps(asdict(config))) == kept:
+        if json.loads(json.dumps(asdict(config))) == stored:
             return config, "tuned"
     return configs[0], "table"
 
 
-def settle(
+def keep_fastest(
     configs: Sequence[Any], times: Sequence[float | None], facts: Mapping[str, str]
 ) -> tuple[Any, str]:
-    """Keep the fastest of the configs that were right; the table's choice when none was."""
+    """Store the fastest of the right configs; returns it and its origin.
+
+    times: median ns of each config, None for a wrong one. Where all are wrong, nothing is stored
+    and the table's choice is returned.
+    """
     right = [(ns, i) for i, ns in enumerate(times) if ns is not None]
     if not right:
         return configs[0], "table"
@@ -64,14 +71,14 @@ def settle(
     file = _file(facts)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".tmp")
-    kept = {"config": asdict(configs[best]), "median_ns": ns, **facts}
-    partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    entry = {"config": asdict(configs[best]), "median_ns": ns, **facts}
+    partial.write_text(json.dumps(entry, indent=1), encoding="utf-8")
     partial.replace(file)
     return configs[best], "tuned"
 
 
 def clear() -> int:
-    """Forget every searched config; how many there were."""
+    """Delete every searched config; returns how many there were."""
     files = cached_files()
     for file in files:
         file.unlink()

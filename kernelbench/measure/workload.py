@@ -1,7 +1,7 @@
 """A workload: one provider bound to one case's inputs, ready to be called.
 
 The untimed part (drawing inputs, layout, compiling, the forward pass before a backward) happens
-here, so that `call` holds nothing but what a user would pay for.
+outside `call`, which contains only what a user would pay for.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kernelbench.measure import layout
-from kernelbench.measure.inputs import CaseInputs, Tensors, put
+from kernelbench.measure.inputs import CaseInputs, Tensors, copy_into
 from kernelbench.measure.lot import Lot
 from kernelbench.spec import Case, Device, DType, Family, Mode, Prepared, Provider
 from kernelbench.spec.family import as_they_are
@@ -32,7 +32,13 @@ def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
 
 
 class Workload:
-    """One provider on one case: `restore()` then `call()`, as often as a timer likes."""
+    """One provider on one case: `ready()` once, then `restore()` and `call()` any number of times.
+
+    args: the provider's arguments. outputs: names of its forward's outputs. mutates: names of
+    arguments that it declares to overwrite. prepared: what its `prepare` returned. lot: judges some
+    of the timed calls. watch: is called with what the provider's forward returned; unset while
+    timed. call: the timed call of the case's mode, to be run inside `grad_mode()`.
+    """
 
     def __init__(
         self,
@@ -47,27 +53,27 @@ class Workload:
         self._inputs = inputs
         self._prepare = partial(provider.prepare, case)
         self._may_compute = provider.prepacked or provider.prepare is as_they_are
-        self.outputs = family.outputs(case)  # of its forward
+        self.outputs = family.outputs(case)
         self._graded = family.grads(case) if case.mode.graded else ()
         self.mode: Mode = case.mode
         shared = {n: t.clone() if n in self.mutates else t for n, t in inputs.tensors.items()}
         laid_out = self._prepare(shared)
-        self.prepared: tuple[Prepared, ...] = layout.described(laid_out, shared, provider.prepare)
+        self.prepared: tuple[Prepared, ...] = layout.describe_layout(
+            laid_out, shared, provider.prepare
+        )
         self.args: Tensors = {
             name: tensor.detach().requires_grad_(name in self._graded)
             for name, tensor in laid_out.items()
         }
         self._leaves = [self.args[name] for name in self._graded]
-        self._upstream: Tensors = {}  # not before the forward has run
-        self._given: list[torch.Tensor] = []  # its values
-        self._chosen: list[int] | None = None  # outputs that take part in the backward; None: all
+        self._upstream: Tensors = {}  # empty until the forward has run
+        self._upstream_values: list[torch.Tensor] = []
+        self._differentiated: list[int] | None = None  # indices of outputs with upstream; None: all
         self._saved: Tensors = {}
         self._function = provider.build(case, config)
         self._graph: tuple[torch.Tensor, ...] = ()
-        self.lot: Lot | None = None  # judges some of the timed calls
-        # Looks at what the provider's forward returned, as it was returned; unset while timed.
+        self.lot: Lot | None = None
         self.watch: Callable[[Any], None] | None = None
-        # The timed call of this mode; to be run inside `grad_mode()`.
         self.call: Callable[[], tuple[torch.Tensor, ...]] = {
             Mode.fwd: self._forward,
             Mode.bwd: self._backward,
@@ -77,68 +83,68 @@ class Workload:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `call` returns, in order."""
+        """Names of what `call` returns, in order."""
         outputs = () if self.mode is Mode.bwd else self.outputs
         return (*outputs, *(f"d{name}" for name in self._graded))
 
-    def computed(self) -> str:
-        """Why its untimed `prepare` is more than a layout, and does not say so; or nothing."""
+    def prepare_fault(self) -> str:
+        """Why its untimed `prepare` is not a mere layout, though not declared prepacked; or ""."""
         if self._may_compute:
             return ""
-        return layout.computed(self._prepare, self._inputs.tensors)
+        return layout.layout_fault(self._prepare, self._inputs.tensors)
 
-    def known(self) -> Tensors:
-        """The inputs, upstream gradients, and what a backward's forward returned, by name."""
-        return self.given() | dict(zip(self.outputs, self._graph, strict=False))
+    def all_tensors(self) -> Tensors:
+        """The inputs, the upstream gradients, and what a backward's forward returned, by name."""
+        return self.inputs() | dict(zip(self.outputs, self._graph, strict=False))
 
-    def given(self) -> Tensors:
-        """The inputs and, once `ready`, the upstream gradients: an output may lie in them."""
+    def inputs(self) -> Tensors:
+        """The inputs and, once `ready`, the upstream gradients; an output may lie in them."""
         return self.args | self._upstream
 
     def grad_mode(self) -> Any:
-        """Without a backward there is no graph, and nothing is stored for one."""
+        """The context of `call`: with a graph only in modes with a backward."""
         return torch.set_grad_enabled(self.mode.graded)
 
     def ready(self) -> None:
-        """Untimed: take in the inputs as they are now; for a backward, run its forward.
+        """Copy the current inputs into the arguments; for a backward, run its forward. Untimed.
 
-        The old graph goes first: a leaf's gradient node that outlived it would keep the stream
-        of its making, on which a CUDA graph of the backward cannot be captured. Upstream gradients
-        are drawn last: no forward can make use of them, or of their memory.
+        The old graph is deleted first: a leaf's gradient node that outlived it would keep the
+        stream on which it was made, and a CUDA graph of the backward cannot be captured on that.
+        Upstream gradients are drawn last, so that no forward can use them or their memory.
         """
-        self.rest()
-        right = self.right()
-        for name, tensor in right.items():
-            put(self.args[name], tensor)
+        self.release()
+        pristine = self.pristine_args()
+        for name, tensor in pristine.items():
+            copy_into(self.args[name], tensor)
         if self.mode is Mode.bwd:
             with torch.enable_grad():
                 self._graph = self._forward()
         self._draw_upstream()
-        self._saved = {name: right[name] for name in self.mutates if name in right}
+        self._saved = {name: pristine[name] for name in self.mutates if name in pristine}
         self._saved |= {n: t.clone() for n, t in self._upstream.items() if n in self.mutates}
         if self.mode is Mode.bwd:
             self.restore()
 
     def _draw_upstream(self) -> None:
-        """In the order of the outputs; those without one take no part in the backward."""
+        """Draw them in the order of the outputs; an output without one is not differentiated."""
         drawn = self._inputs.upstream()
         names = [f"grad_{output}" for output in self.outputs]
         self._upstream = {name: drawn[name] for name in names if name in drawn}
-        self._given = [*self._upstream.values()]
-        chosen = [i for i, name in enumerate(names) if name in drawn]
-        self._chosen = None if len(chosen) == len(names) else chosen
+        self._upstream_values = [*self._upstream.values()]
+        indices = [i for i, name in enumerate(names) if name in drawn]
+        self._differentiated = None if len(indices) == len(names) else indices
 
-    def rest(self) -> None:
-        """Hold nothing but the inputs until the next `ready`."""
-        self._graph, self._saved, self._upstream, self._given = (), {}, {}, []
+    def release(self) -> None:
+        """Release all memory but the inputs', until the next `ready`."""
+        self._graph, self._saved, self._upstream, self._upstream_values = (), {}, {}, []
 
     def restore(self) -> None:
-        """Undo what the provider says it overwrites. Costs nothing when it overwrites nothing."""
+        """Restore what the provider declares to overwrite; costs nothing where that is nothing."""
         for name, tensor in self._saved.items():
-            put(self._upstream[name] if name in self._upstream else self.args[name], tensor)
+            copy_into(self._upstream[name] if name in self._upstream else self.args[name], tensor)
 
     def peak_bytes(self) -> int | None:
-        """What a call takes on a GPU at most, above what was there before it; None without one."""
+        """The peak of GPU memory that one call adds, in bytes; None without a GPU."""
         if not all(tensor.is_cuda for tensor in self.args.values()):
             return None
         self.ready()
@@ -151,37 +157,38 @@ class Workload:
         return torch.cuda.max_memory_allocated() - before
 
     def poison(self) -> None:
-        """Put NaN in every input, to be made good by `refill` in stream order."""
+        """Fill every input with NaN; `refill` undoes it in stream order."""
         for tensor in (*self.args.values(), *self._upstream.values()):
             if tensor.is_floating_point():
                 tensor.data.fill_(float("nan"))
 
-    def refill(self, right: Tensors) -> None:
-        """right: what `state` returned before the inputs were poisoned."""
-        for name, tensor in right.items():
-            put(self._upstream[name] if name in self._upstream else self.args[name], tensor)
+    def refill(self, snapshot: Tensors) -> None:
+        """Copy the inputs back. snapshot: what `snapshot` returned before they were poisoned."""
+        for name, tensor in snapshot.items():
+            copy_into(self._upstream[name] if name in self._upstream else self.args[name], tensor)
 
-    def changed(self, right: Tensors) -> list[str]:
-        """Inputs that are not as in `right`, and that the provider does not say it overwrites."""
-        now = self.given()
+    def changed(self, snapshot: Tensors) -> list[str]:
+        """Names of inputs that differ from `snapshot`, but are not declared to be overwritten."""
+        now = self.inputs()
         return [
             name
-            for name, tensor in right.items()
+            for name, tensor in snapshot.items()
             if name not in self.mutates and not torch.equal(now[name], tensor)
         ]
 
-    def state(self) -> Tensors:
-        """What inputs and upstream gradients are right after `ready`, apart from them."""
-        return self.right() | {name: t.clone() for name, t in self._upstream.items()}
+    def snapshot(self) -> Tensors:
+        """Copies of the inputs and upstream gradients as they are right after `ready`."""
+        return self.pristine_args() | {name: t.clone() for name, t in self._upstream.items()}
 
-    def right(self) -> Tensors:
-        """The arguments as they ought to be: this provider's layout of what was drawn."""
+    def pristine_args(self) -> Tensors:
+        """The arguments without any change: this provider's layout of the drawn inputs."""
         return dict(self._prepare(self._inputs.pristine))
 
     def _forward(self) -> tuple[torch.Tensor, ...]:
-        """The provider gets a mapping of its own: what it binds there is gone with the call.
+        """Call the provider with its own copy of the mapping, which the call may change.
 
-        A tuple's subclass has no say in what its items are: they are there when the call returns.
+        The items of a tuple subclass are read here, by tuple's own iterator, so that the subclass
+        cannot compute them after the call.
         """
         out = self._function(dict(self.args))
         if self.watch is not None:
@@ -200,5 +207,7 @@ class Workload:
     def _gradients(
         self, outputs: tuple[torch.Tensor, ...], retain_graph: bool
     ) -> tuple[torch.Tensor, ...]:
-        chosen = outputs if self._chosen is None else [outputs[i] for i in self._chosen]
-        return torch.autograd.grad(chosen, self._leaves, self._given, retain_graph=retain_graph)
+        indices = self._differentiated
+        roots = outputs if indices is None else [outputs[i] for i in indices]
+        upstream = self._upstream_values
+        return torch.autograd.grad(roots, self._leaves, upstream, retain_graph=retain_graph)

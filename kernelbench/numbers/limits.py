@@ -1,8 +1,8 @@
-"""What a machine's measured ceilings make of a cost: the floor time, and what bounds it."""
+"""The shortest time that a machine's measured ceilings allow for a cost, and what bounds it."""
 
 from collections.abc import Mapping
 
-PLAUSIBLE = 1.05  # a measured rate may pass its ceiling by this much before it is refused
+PLAUSIBLE = 1.05  # a measured rate above this multiple of its ceiling is refused
 
 
 def floors_ns(read: int, write: int, flops: int, ceilings: Mapping[str, float]) -> dict[str, float]:
@@ -10,7 +10,7 @@ def floors_ns(read: int, write: int, flops: int, ceilings: Mapping[str, float]) 
 
     read, write: bytes; flops: FMA = 2. ceilings: `read_gbps`, `write_gbps`, `copy_gbps` (decimal
     GB/s = bytes/ns, at this footprint, copy counting bytes read and written) and `tflops` (of the
-    precision mix). A ceiling that was not measured bounds nothing.
+    precision mix). A ceiling that was not measured sets no limit.
     """
     memory = [
         amount / ceilings[name]
@@ -28,9 +28,10 @@ def floors_ns(read: int, write: int, flops: int, ceilings: Mapping[str, float]) 
 
 
 def fastest_plausible_ns(read: int, flops: int, ceilings: Mapping[str, float]) -> float:
-    """A correct call that takes less than this did not do its work.
+    """The shortest time in ns that a correct call can take; a faster one did not do its work.
 
-    Reads alone are held against the best read rate at any footprint: dirty lines that stay in L2
+    read: bytes; flops: FMA = 2. ceilings: `peak_read_gbps` (decimal GB/s = bytes/ns) and `tflops`.
+    Reads alone are compared with the best read rate at any footprint: dirty lines that stay in L2
     make writes look free.
     """
     times = [0.0]

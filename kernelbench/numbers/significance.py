@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-FARTHEST = 4.0  # standard deviations that a value of a series is counted as, at most
+FARTHEST = 4.0  # standard deviations; a value of a series that lies farther off counts as this far
 
 
 def two_sided_p(t: Floats, degrees: Floats) -> Floats:
-    """The probability that Student's t of so many degrees of freedom is as far from 0."""
+    """The probability that |T| ≥ |t|, for Student's T with `degrees` degrees of freedom."""
     t, degrees = np.broadcast_arrays(np.asarray(t, np.float64), np.asarray(degrees, np.float64))
     near = degrees / (degrees + t * t)
     return _beta_share(degrees / 2, np.full(t.shape, 0.5), near)
 
 
 def assumed_p(sizes: Floats) -> Floats:
-    """The probability that two values lie so many of their standard deviations apart by chance,
-    where they may be Gaussian or of heavy tails: the larger of the two.
+    """The probability that two values lie `sizes` of their standard deviations apart by chance.
 
-    Heavy tails: Student's t of 3 degrees of freedom, of unit variance. With a = √3, b = 2a,
-    x = a·size and D = b² + x², the difference of two lies beyond ± x with probability
+    The larger of two: for Gaussian values, and for values with heavy tails, which follow Student's
+    t with 3 degrees of freedom and unit variance. With a = √3, b = 2a, x = a·size and
+    D = b² + x², the difference of two heavy-tailed values lies beyond ± x with probability
     1 − 2/π · (atan(x/b) + 2a·x/D + 2a²·b·x/D²), from the characteristic function
     (1 + a|s|)² e^(−b|s|).
     """
@@ -61,7 +61,7 @@ def _beta_share(a: Floats, b: Floats, x: Floats) -> Floats:
 
 @cache
 def t_reach(degrees: int, share: float = 0.05) -> float:
-    """How far all but such a share of Student's t of so many degrees of freedom lies from 0."""
+    """The x with P(|t| > x) = `share`, for Student's t with `degrees` degrees of freedom."""
     lo, hi = 0.0, 13.0
     while float(two_sided_p(np.array(hi), np.array(float(degrees)))) > share:
         lo, hi = hi, 2 * hi
@@ -73,8 +73,11 @@ def t_reach(degrees: int, share: float = 0.05) -> float:
 
 
 def false_discovery(p: Floats) -> Floats:
-    """Benjamini and Hochberg's adjusted p: calling a change wherever it is ≤ q keeps the expected
-    share of false calls among all calls ≤ q, over the whole table."""
+    """Benjamini and Hochberg's adjusted p of every row.
+
+    Calling a change wherever it is ≤ q keeps the expected share of false calls among all calls of
+    the table ≤ q.
+    """
     order = np.argsort(p)[::-1]
     ranks = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -85,47 +88,49 @@ def false_discovery(p: Floats) -> Floats:
 def change_points(
     values: Sequence[float], error: float, least: float, *, series: int = 1
 ) -> list[int]:
-    """Where a new level begins, as places in `values`; a level holds at least two of them.
+    """Where a new level begins, as indices into `values`; a level has at least two of them.
 
-    The partition into levels with the least Σ min(distance from the level's median, 4 · error)² /
-    error² plus 3 · ln(n) + 2 · ln(series) a level, found exactly; then steps smaller than `least`
-    are taken back, the smallest first. One value far off costs less than the levels around it
-    would, however far it lies.
+    Finds exactly the partition into levels with the least Σ min(distance from the level's median,
+    4 · error)² / error² plus 3 · ln(n) + 2 · ln(series) a level; then removes steps smaller than
+    `least`, the smallest first. A single outlier costs less than the two extra levels around it,
+    however far off it is.
 
-    error: standard deviation of a value about its level, above 0. series: how many are searched at
-    once, any of which may look changed by chance.
+    error: standard deviation of a value about its level, above 0. series: the number of series
+    that are searched at once, any of which may look changed by chance.
     """
     n = len(values)
-    each = 3 * log(n) + 2 * log(series) if n else 0.0
+    level_cost = 3 * log(n) + 2 * log(series) if n else 0.0
     costs = _costs([value / error for value in values])
     best, cut = [0.0, inf], [0, 0]
     for end in range(2, n + 1):
-        totals = [best[start] + costs[start][end] + each for start in range(end - 1)]
+        totals = [best[start] + costs[start][end] + level_cost for start in range(end - 1)]
         cut.append(min(range(end - 1), key=totals.__getitem__))
         best.append(totals[cut[end]])
-    kept, end = list[int](), n
+    starts, end = list[int](), n
     while n > 1 and (end := cut[end]):
-        kept.insert(0, end)
-    while kept:
-        edges = [0, *kept, n]
+        starts.insert(0, end)
+    while starts:
+        edges = [0, *starts, n]
         levels = [median(values[a:b]) for a, b in pairwise(edges)]
         steps = [abs(b - a) for a, b in pairwise(levels)]
         if min(steps) >= least:
             break
-        del kept[steps.index(min(steps))]
-    return kept
+        del starts[steps.index(min(steps))]
+    return starts
 
 
 def _costs(values: Sequence[float]) -> list[list[float]]:
-    """Of each part of them, [start][end], the squared distances from its median, none above
-    FARTHEST²; values are in standard deviations."""
+    """Σ min(distance from the median, FARTHEST)² of each part of `values`, as [start][end].
+
+    values: in standard deviations.
+    """
     costs = []
     for start in range(len(values)):
         ordered, row = list[float](), [0.0] * (len(values) + 1)
         for end in range(start, len(values)):
             insort(ordered, values[end])
-            some, half = np.asarray(ordered), len(ordered) // 2
+            part, half = np.asarray(ordered), len(ordered) // 2
             middle = (ordered[half] + ordered[~half]) / 2
-            row[end + 1] = float(np.minimum(np.square(some - middle), FARTHEST**2).sum())
+            row[end + 1] = float(np.minimum(np.square(part - middle), FARTHEST**2).sum())
         costs.append(row)
     return costs

@@ -1,6 +1,6 @@
-"""What samples say: medians and ratios with the interval they are known to, and when to stop.
+"""Medians and ratios of samples with their 95 % intervals, and when to stop sampling.
 
-Nothing is assumed of a distribution: kernel times are skewed, quantised by the clock, and drift.
+No distribution is assumed: kernel times are skewed, quantised by the clock, and drift.
 A *block* is the samples of one provider that ran back to back; blocks of the same index of two
 providers ran in the same *round* of an interleaved measurement.
 """
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from kernelbench.numbers.significance import t_reach
 
 Blocks = Sequence[Sequence[float]]
-Whole = tuple[tuple[float, ...], ...]  # blocks that can be kept
+HashableBlocks = tuple[tuple[float, ...], ...]  # blocks that a cache can use as its key
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
-FEWEST_SAMPLES = 6  # of fewer no 95 % interval of a median can be given
+FEWEST_SAMPLES = 6  # the median of fewer has no 95 % interval
 _PLATEAU_CHECKS = 16
 _PLATEAU_GAIN = 0.95
 _FEW_ROUNDS = 12
-_HALF = 8  # rounds that a half is judged by at least
+_HALF = 8  # rounds that a half must have, or halves are not compared
 _HALF_DRAWS = 200
 _AT_ONCE = 2**22  # samples × draws held in memory
 
@@ -49,12 +49,12 @@ class Interval:
 def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
     """The sample median with its distribution-free 95 % interval, in the unit of the samples.
 
-    quantum: the step of the clock that read them. A median of such readings is known to half of it
-    on either side at best, however many there are.
+    quantum: the step of the clock that read them. A median of such readings is uncertain by half a
+    step on either side at least, however many there are.
 
     The k-th smallest and k-th largest of n samples enclose the true median with probability
     1 − 2·P(Bin(n, ½) < k); k is the largest rank that keeps this at 95 % or above. Fewer than
-    six samples cannot reach 95 %: their interval is min..max, whatever it covers.
+    six samples cannot reach 95 %: their interval is min..max, with whatever coverage that has.
 
     Raises ValueError without samples.
     """
@@ -66,12 +66,12 @@ def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
 
 
 def median_of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
-    """The median of the samples of all rounds, with its 95 % interval: over the samples, and over
-    the medians of the rounds where those are wider.
+    """The median of the samples of all rounds, with its 95 % interval.
 
-    Samples of a round are alike: a card that its power limit slows runs one whole round faster than
-    the next. Where two halves of at least eight rounds have intervals that do not meet, it spans
-    what both say, too.
+    The interval spans that over the samples and that over the medians of the rounds: samples of
+    one round are correlated, since a card under its power limit runs one whole round faster than
+    the next. Where two halves of at least eight rounds have intervals that do not overlap, it spans
+    the medians of both halves as well.
 
     Raises ValueError without samples.
     """
@@ -93,13 +93,13 @@ def _of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
 
 
 def over_processes(intervals: Sequence[Interval], least: float = 0.0) -> Interval:
-    """One estimate of what several processes each say, above 0, with its 95 % interval.
+    """One estimate from those of several processes, all above 0, with its 95 % interval.
 
-    The geometric mean of their estimates, and Student's t interval of their logarithms: the next
-    process is as one of these. It holds the interval of each of them: few may agree by chance, and
-    better than their own rounds do. Of one process its own interval, of this process alone.
+    The geometric mean of the estimates, with Student's t interval of their logarithms, which says
+    where another process would lie. It contains the interval of every process: a few processes may
+    agree by chance, better than their own rounds do. For one process it is that process's interval.
 
-    least: what either arm is at the least, as a share of the estimate: the clock's step.
+    least: the shortest that either arm may be, as a share of the estimate: the clock's step.
 
     Raises ValueError without processes, or where an estimate of several is not above 0.
     """
@@ -143,9 +143,9 @@ def plateau(widths: Sequence[float]) -> bool:
     """Whether more samples no longer narrow the interval.
 
     widths: `Interval.relative` after each block so far. Independent samples narrow it by the
-    root of their number: twice the samples, 0.71 of the width. It has stopped when, after at
-    least 16 blocks, the narrowest of the later half is above 0.95 of the narrowest of the earlier
-    half: then drift or the clock's step rules, not the number of samples.
+    square root of their number: twice the samples, 0.71 of the width. It has stopped when, after
+    at least 16 blocks, the narrowest of the later half is above 0.95 × the narrowest of the
+    earlier half: then drift or the clock's step sets the width, not the number of samples.
     """
     if len(widths) < _PLATEAU_CHECKS:
         return False
@@ -163,16 +163,16 @@ def ratio_interval(
 ) -> Interval:
     """median(numerator) / median(denominator) with its 95 % interval; without unit.
 
-    Only rounds that both took part in count, so that drift hits both alike. The interval is a
+    Only rounds that both took part in count, so that drift affects both equally. The interval is a
     bootstrap over rounds: each draw takes as many rounds as there are, with replacement and the
     same ones for both, pools their samples, and forms the ratio of the medians; 2.5 % of the
-    draws lie on either side. Fewer than twelve rounds say too little about themselves: the interval
-    then also spans a bootstrap over the single samples (alone, where there is one round).
-    The same samples and seed give the same interval. Where the two halves of at least sixteen
-    rounds have intervals of their own that do not meet, it spans what both halves say: then the
-    rounds are no sample of one thing.
+    draws lie on either side. Fewer than twelve rounds show too little of their spread: the interval
+    then also spans a bootstrap over the single samples (the only one that says something where
+    there is one round). The same samples and seed give the same interval. Where the two halves of
+    at least sixteen rounds have intervals that do not overlap, it spans the ratios of both halves:
+    then the rounds are not samples of one distribution.
 
-    quantum: the step of the clock; each median is known to half of it at best.
+    quantum: the step of the clock; each median is uncertain by half of it at least.
 
     Raises ValueError without a common round, or where a median is not above 0.
     """
@@ -190,65 +190,66 @@ def ratio_interval(
     ratios = [_ratios(*(_medians(part, seed, draws) for part in (tops, bottoms)))]
     if len(pairs) < _FEW_ROUNDS:
         random = np.random.default_rng(seed)
-        _draw(random, len(pairs), draws)  # as `_drawn`: single samples are drawn after the rounds
-        ratios.append(_ratios(_alone(random, tops, draws), _alone(random, bottoms, draws)))
-    halves = [] if len(pairs) < 2 * _HALF else _apart(tops, bottoms, seed)
+        _draw(random, len(pairs), draws)  # skip what `_cached_draw` takes from a new generator
+        single = (_single_sample_medians(random, part, draws) for part in (tops, bottoms))
+        ratios.append(_ratios(*single))
+    halves = [] if len(pairs) < 2 * _HALF else _diverging_halves(tops, bottoms, seed)
     cut, half = draws // 40, quantum / 2
     least = max(above - half, 0.0) / (below + half)
     most = (above + half) / (below - half) if below > half else inf
     return Interval(
         above / below,
-        min(least, *halves, *(float(drawn[cut]) for drawn in ratios)),
-        max(most, *halves, *(float(drawn[-1 - cut]) for drawn in ratios)),
+        min(least, *halves, *(float(draw[cut]) for draw in ratios)),
+        max(most, *halves, *(float(draw[-1 - cut]) for draw in ratios)),
     )
 
 
-def _apart(tops: Whole, bottoms: Whole, seed: int) -> list[float]:
-    """What the earlier and the later half of the rounds say, if their intervals do not meet."""
+def _diverging_halves(tops: HashableBlocks, bottoms: HashableBlocks, seed: int) -> list[float]:
+    """The ratios of the earlier and the later half, if their intervals do not overlap; else []."""
     middle, cut = len(tops) // 2, _HALF_DRAWS // 40
-    kept, ends = [], []
+    ratios, ends = [], []
     for part in (slice(middle), slice(middle, None)):
         above, below = tops[part], bottoms[part]
-        drawn = _ratios(*(_medians(each, seed, _HALF_DRAWS) for each in (above, below)))
-        ends.append((float(drawn[cut]), float(drawn[-1 - cut])))
+        draws = _ratios(*(_medians(blocks, seed, _HALF_DRAWS) for blocks in (above, below)))
+        ends.append((float(draws[cut]), float(draws[-1 - cut])))
         if divisor := median(chain(*below)):
-            kept.append(median(chain(*above)) / divisor)
+            ratios.append(median(chain(*above)) / divisor)
     (lo, hi), (other_lo, other_hi) = ends
-    return kept if hi < other_lo or other_hi < lo else []
+    return ratios if hi < other_lo or other_hi < lo else []
 
 
 @lru_cache(maxsize=64)
-def _drawn(seed: int, units: int, draws: int) -> Counts:
-    """`_draw` of a new generator: the same for every ratio of as many rounds."""
+def _cached_draw(seed: int, units: int, draws: int) -> Counts:
+    """`_draw` with a new generator: the same for every ratio of the same number of rounds."""
     return _draw(np.random.default_rng(seed), units, draws)
 
 
 def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:
-    """How often each draw holds each unit: [units, draws]."""
+    """How often each draw contains each unit: [units, draws]."""
     picks = random.integers(0, units, (units, draws)) * draws + np.arange(draws)
     counts = np.bincount(picks.ravel(), minlength=units * draws)
     return counts.reshape(units, draws).astype(np.int32)
 
 
 @lru_cache(maxsize=32)
-def _medians(blocks: Whole, seed: int, draws: int) -> Floats:
-    """The median of each draw's pooled samples; kept, since a baseline is held against many.
+def _medians(blocks: HashableBlocks, seed: int, draws: int) -> Floats:
+    """The median of each draw's pooled samples; cached, since many are compared with a baseline.
 
-    The samples are sorted once; a draw holds each as often as its round, and its median is where
-    their running count passes half. A coarse count leaves few places to count at one by one. Whole
-    draws are columns, so that each step adds rows.
+    The samples are sorted once. A draw contains a sample as often as its round, and its median is
+    where the running count passes half. A coarse count first narrows down the samples at which the
+    exact count is needed. Draws are columns, so that each step adds rows.
     """
-    values, counts = _pool(blocks), _drawn(seed, len(blocks), draws)
+    values, counts = _pool(blocks), _cached_draw(seed, len(blocks), draws)
     owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
     order = np.argsort(values, kind="stable")
-    held = counts[owners[order]]
-    marks = np.arange(0, len(held), isqrt(len(held)))
-    reached = np.add.reduceat(held, marks, axis=0).cumsum(axis=0, dtype=np.int32)
+    times = counts[owners[order]]
+    marks = np.arange(0, len(times), isqrt(len(times)))
+    reached = np.add.reduceat(times, marks, axis=0).cumsum(axis=0, dtype=np.int32)
     half, beyond = (reached[-1] + 1) // 2, reached[-1] // 2 + 1
-    early = int((reached < half).all(axis=1).sum())  # steps that no draw's median is in
+    early = int((reached < half).all(axis=1).sum())  # coarse steps without any draw's median
     late = int((reached < beyond).any(axis=1).sum())
-    first, last = marks[early], (*marks, len(held))[late + 1]
-    near = held[first:last].cumsum(axis=0, dtype=np.int32)
+    first, last = marks[early], (*marks, len(times))[late + 1]
+    near = times[first:last].cumsum(axis=0, dtype=np.int32)
     if early:
         near += reached[early - 1]
     ordered = values[order]
@@ -257,11 +258,12 @@ def _medians(blocks: Whole, seed: int, draws: int) -> Floats:
     return np.asarray((ordered[lower] + ordered[upper]) / 2)
 
 
-def _alone(random: np.random.Generator, blocks: Blocks, draws: int) -> Floats:
-    """The medians of draws of n single samples out of n, straight from their distribution.
+def _single_sample_medians(random: np.random.Generator, blocks: Blocks, draws: int) -> Floats:
+    """The medians of draws of n single samples out of n, sampled from their exact distribution.
 
     The k-th smallest of n uniform numbers is Beta(k, n + 1 − k), and the next one lies
-    Beta(1, n − k) of the way from there to 1; n of them, cut down, are places in the samples.
+    Beta(1, n − k) of the way from there to 1. Times n and rounded down, these are indices into the
+    sorted samples.
     """
     samples = np.sort(_pool(blocks))
     n = len(samples)
@@ -277,32 +279,34 @@ def _pool(blocks: Blocks) -> Floats:
 
 
 def _ratios(above: Floats, below: Floats) -> Floats:
-    """Sorted; infinite where the lower median is 0, which the clock's step can make it."""
+    """above / below, sorted; infinite where `below` is 0, as the clock's step can make it."""
     ratios = np.full(above.shape, inf)
     np.divide(above, below, out=ratios, where=below > 0)
     return np.sort(ratios)
 
 
 def noise_floor(*processes: tuple[Blocks, Blocks]) -> float:
-    """The relative difference that this job cannot tell from none; 0.004 is 0.4 %.
+    """The largest relative difference that this job cannot distinguish from 0; 0.004 is 0.4 %.
 
     processes: the baseline's blocks and those of its second run, of each process.
 
     The baseline ran twice in every round, so the true ratio of the two is 1. The floor is the
-    farthest that the 95 % interval of their measured ratio reaches from 1: what the same code
-    was seen to differ by, and what that sight itself is uncertain by. It is at least one step
-    of the clock, the smallest difference between two samples, over the median: samples that
-    all agree hide a difference below that step.
+    farthest that the 95 % interval of their measured ratio reaches from 1: the difference that was
+    measured between two runs of the same code, plus the uncertainty of that measurement. It is at
+    least one step of the clock, the smallest difference between two samples, over the median:
+    samples that all agree hide a difference below that step.
 
     Raises ValueError as `ratio_interval` does.
     """
     ratio = over_processes([ratio_interval(again, first) for first, again in processes])
-    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), *(_step(*each) for each in processes))
+    return max(abs(ratio.lo - 1), abs(ratio.hi - 1), *(_step(*blocks) for blocks in processes))
 
 
 def _step(blocks: Blocks, again: Blocks) -> float:
-    """The smallest difference between two samples of a process, over their median: each process
-    has an overhead of its own taken off."""
+    """The smallest difference between two samples, over their median.
+
+    Of one process at a time: each has its own overhead subtracted.
+    """
     samples = sorted({*chain(*blocks), *chain(*again)})
     return min((b - a for a, b in pairwise(samples)), default=0) / median(chain(*blocks))
 
@@ -310,34 +314,34 @@ def _step(blocks: Blocks, again: Blocks) -> float:
 def log_medians(
     series: Sequence[Blocks], *, draws: int = 64, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """The natural logarithm of each series' median, and the standard error of that.
+    """The natural logarithm of each series' median, and its standard error: two [series] arrays.
 
-    A bootstrap over blocks, all series of one shape at once; fewer than twelve blocks say too
-    little about themselves, so then also one over single samples, and the larger error holds.
-    One sample, or a draw whose median is 0, has an infinite error; a median of 0 the logarithm
-    −infinity.
+    The error is a bootstrap over blocks, of all series of one shape at once. Fewer than twelve
+    blocks show too little of their spread: then single samples are drawn as well, and the larger
+    error counts. The error is infinite for a single sample and where a draw has the median 0; the
+    logarithm of a median of 0 is −infinity.
 
     Raises ValueError where a series has no samples.
     """
     logs, errors = np.empty(len(series)), np.empty(len(series))
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for place, blocks in enumerate(series):
-        alike.setdefault(tuple(len(block) for block in blocks if len(block)), []).append(place)
-    for sizes, places in alike.items():
+    same_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, blocks in enumerate(series):
+        same_shape.setdefault(tuple(len(block) for block in blocks if len(block)), []).append(i)
+    for sizes, members in same_shape.items():
         if not sizes:
             raise ValueError("no samples")
-        samples = np.stack([_pool(series[place]) for place in places])
-        logs[places], errors[places] = _log_medians(samples, np.array(sizes), draws, seed)
+        samples = np.stack([_pool(series[i]) for i in members])
+        logs[members], errors[members] = _log_medians(samples, np.array(sizes), draws, seed)
         if len(sizes) < _FEW_ROUNDS:
-            alone = _log_medians(samples, np.ones(sum(sizes), np.int64), draws, seed)[1]
-            errors[places] = np.maximum(errors[places], alone)
+            single = _log_medians(samples, np.ones(sum(sizes), np.int64), draws, seed)[1]
+            errors[members] = np.maximum(errors[members], single)
     return logs, errors
 
 
 def _log_medians(
     samples: Floats, sizes: NDArray[np.int64], draws: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Of samples [series, sample], in blocks of these sizes."""
+    """`log_medians` of samples [series, sample], in blocks of these sizes."""
     with np.errstate(divide="ignore"):
         logs = np.log(np.median(samples, axis=1))
     if samples.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""From the raw samples of a record to times: what the clocks add is taken off here, once."""
+"""From the raw samples of a record to times: subtracts what the clocks add, once and only here."""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +15,17 @@ from kernelbench.spec import Timing
 
 
 def blocks_ns(timing: Timing) -> list[list[int]]:
-    """The samples in ns less what the event pair adds, block by block; not below 0."""
+    """The samples in ns minus the event pair's overhead, block by block; at least 0."""
     return _corrected(timing.blocks_ns, timing.overhead_ns)
 
 
 def again_ns(timing: Timing) -> list[list[int]]:
-    """The baseline's second run of every round, likewise."""
+    """As `blocks_ns`, of the baseline's second run in every round."""
     return _corrected(timing.again_ns, timing.overhead_ns)
 
 
 def median_ns(timing: Timing) -> float | None:
-    """The median of `blocks_ns`, without making them; None where it is not above the overhead, of
-    which no time is left."""
+    """The median of `blocks_ns`, computed without them; None unless it is above 0."""
     ordered = sorted(chain(*timing.blocks_ns))
     if not ordered:
         return None
@@ -35,16 +34,16 @@ def median_ns(timing: Timing) -> float | None:
 
 
 def step(timing: Timing) -> float:
-    """Half of the clock's step as a share of the median: to what a median is known at best."""
+    """Half of the clock's step over the median: the least uncertainty of a median."""
     return timing.quantum_ns / 2 / (median_ns(timing) or math.inf)
 
 
 def of_processes(timings: Sequence[Timing]) -> Interval | None:
     """The median in ns with its 95 % interval: over the samples of one process, or over the
-    medians of several. None where one of them has no time above the overhead."""
+    medians of several. None where a process has no time above the overhead."""
     blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
-    intervals = [median_of_rounds(each, timing.quantum_ns) for each, timing in blocks]
-    if not intervals or min(each.mid for each in intervals) <= 0:
+    intervals = [median_of_rounds(rounds, timing.quantum_ns) for rounds, timing in blocks]
+    if not intervals or min(interval.mid for interval in intervals) <= 0:
         return None
     return over_processes(intervals, max(map(step, timings)))
 
@@ -54,9 +53,9 @@ def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[
 
 
 def kernel_ns(timing: Timing) -> float | None:
-    """The median CUPTI span in ns, less what CUPTI slowed the call by.
+    """The median CUPTI span in ns, minus `slowed_ns`; at least 0, None where CUPTI has no span.
 
-    It widens gaps between kernels, and makes some of very many small blocks slower.
+    CUPTI widens gaps between kernels, and slows down some kernels of very many small blocks.
     """
     if not timing.kernel_ns:
         return None
@@ -64,8 +63,11 @@ def kernel_ns(timing: Timing) -> float | None:
 
 
 def slowed_ns(timing: Timing) -> float | None:
-    """How much longer a call took while CUPTI looked on: by event pairs around traced calls, and
-    around untraced ones. None where either is not known."""
+    """By how many ns CUPTI's tracing slows down a call, at least 0.
+
+    The difference between the medians of event pairs around traced and around untraced calls, both
+    minus their overhead. None where either was not measured.
+    """
     samples = list(chain(*timing.blocks_ns))
     if not (timing.kernel_event_ns and samples):
         return None
@@ -74,17 +76,18 @@ def slowed_ns(timing: Timing) -> float | None:
 
 
 def differs_when_traced(timing: Timing) -> bool:
-    """Whether that is more than CUPTI does to an honest call: a fifth of it, and 2 µs."""
+    """Whether `slowed_ns` is above what tracing costs an honest call: a fifth of it or 2 µs, the
+    larger of both."""
     slowed, span = slowed_ns(timing) or 0.0, kernel_ns(timing) or 0.0
     return slowed > max(span / 5, 2_000)
 
 
 def columns(timings: Sequence[Timing], every: Sequence[Timing] = ()) -> dict[str, Any]:
-    """Times in µs: gated and CUPTI ones corrected, the others as their clocks gave them.
+    """Times in µs by column: gated and CUPTI ones corrected, the others as their clocks read them.
 
-    timings: of one process, or of several, whose samples are pooled but for the median and its
-    interval. every: those of all processes, whether their samples count or not: the other clocks
-    are those of the first that has them.
+    timings: of one process or of several; all columns pool their samples, except for the median and
+    its interval. every: the timings of all processes, also of those whose samples do not count: the
+    times of the other clocks come from the first that has them.
     """
     if not timings:
         return {}

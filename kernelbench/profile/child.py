@@ -1,9 +1,9 @@
-"""The process that is profiled: every provider of one job, made ready, then called a few times.
+"""The profiled process: builds every provider of one job, warms it up, and calls it a few times.
 
-argv: the file of the request, a JSON object (see `session.Profiler`). What becomes of each provider
-goes, a JSON line each, to the file that the request calls `answers`: first `{"at": PROVIDER}`, so
-that a crash has a culprit, then its facts; `{"done": true}` at the end. Nothing is timed, and no
-answer is checked: that is a run's work, and what a run records never comes from here.
+argv: the file of the request, a JSON object (see `session.Profiler`). The results go as JSON lines
+to the file that the request names `answers`: first `{"at": PROVIDER}`, which names the culprit of a
+crash, then the provider's facts; `{"done": true}` at the end. Nothing is timed, and no output is
+checked: runs do that, and no run's record comes from here.
 """
 
 import gc
@@ -33,12 +33,13 @@ WARMUP = 3
 
 
 class Answers:
-    """Facts a line, written as soon as they are known."""
+    """A file of facts, one JSON object a line, each written at once."""
 
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (as long as the process)
 
-    def say(self, **facts: Any) -> None:
+    def write(self, **facts: Any) -> None:
+        """Append one line."""
         self._file.write(json.dumps(facts) + "\n")
         self._file.flush()
 
@@ -62,7 +63,7 @@ def built(
 
 
 class Child:
-    """One job under one tool."""
+    """Calls the providers of one job under one tool."""
 
     def __init__(self, request: Mapping[str, Any], kind: str, family: Family[Any]) -> None:
         self.request, self.family = request, family
@@ -71,33 +72,34 @@ class Child:
         self.tool = Tool(request["tool"])
         self.device: Device = environment.device(kind)
         self.answers = Answers(request["answers"])
-        # Ranges of NVTX for the tools that know them; torch's profiler has ranges of its own.
+        # NVTX ranges for nsys and ncu; torch's profiler has its own ranges.
         self.phases = Phases(None) if self.tool is Tool.torch else watch(always=True)
         self._flush = ColdL2(self.device) if kind == "cuda" and self.tool is Tool.nsys else None
 
     def run(self) -> None:
-        self.answers.say(at="")
+        """Build and warm up all providers, then call them while the tool captures."""
+        self.answers.write(at="")
         with self.phases.job(self.job):
-            ready = list(self._ready())
+            workloads = list(self._workloads())
             with self._captured():
-                for provider, workload in ready:
+                for provider, workload in workloads:
                     self._attempt(provider, lambda w=workload, p=provider: self._call(p, w))
-        self.answers.say(done=True)
+        self.answers.write(done=True)
 
-    def _ready(self) -> Iterator[tuple[Provider[Any], Workload]]:
-        """Providers that can run here, built and warm."""
+    def _workloads(self) -> Iterator[tuple[Provider[Any], Workload]]:
+        """The providers that can run here, built and warmed up."""
         self.phases.enter("setup")
         inputs = CaseInputs(self.family, self.job.case, self.device.kind, self.context.seed)
         for name in self.job.providers:
             provider = self.family.provider(name)
-            made = self._attempt(provider, lambda p=provider: self._made(p, inputs))
-            if made is not None:
-                yield provider, made
+            workload = self._attempt(provider, lambda p=provider: self._build(p, inputs))
+            if workload is not None:
+                yield provider, workload
 
-    def _made(self, provider: Provider[Any], inputs: CaseInputs) -> Workload | None:
+    def _build(self, provider: Provider[Any], inputs: CaseInputs) -> Workload | None:
         reason = why_not(provider, self.job.case, self.device)
         if reason is not None:
-            self.answers.say(provider=provider.name, status="skipped", reason=reason)
+            self.answers.write(provider=provider.name, status="skipped", reason=reason)
             return None
         self.phases.enter("compile")
         config = config_of(provider, self.job, self.device, self.context)
@@ -108,7 +110,7 @@ class Child:
                 workload.restore()
                 workload.call()
         self._synchronize()
-        self.answers.say(provider=provider.name, **self._facts(provider, workload, config))
+        self.answers.write(provider=provider.name, **self._facts(provider, workload, config))
         return workload
 
     def _facts(self, provider: Provider[Any], workload: Workload, config: Any) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class Child:
 
     @contextmanager
     def _captured(self) -> Iterator[None]:
-        """What nsys is to look at; ncu goes by the ranges."""
+        """Inside, nsys captures; ncu selects kernels by their ranges."""
         started = self.device.kind == "cuda" and self.tool is Tool.nsys
         if started:
             torch.cuda.cudart().cudaProfilerStart()
@@ -150,7 +152,7 @@ class Child:
                 workload.call()
                 self.phases.close()
         self._synchronize()
-        self.answers.say(provider=provider.name, status="ok", calls=self.request["calls"])
+        self.answers.write(provider=provider.name, status="ok", calls=self.request["calls"])
         return True
 
     def _trace(self, provider: Provider[Any], workload: Workload) -> None:
@@ -170,7 +172,7 @@ class Child:
                 shapes=self.request["shapes"],
                 stacks=self.request["stacks"],
             )
-        self.answers.say(
+        self.answers.write(
             provider=provider.name,
             status="ok",
             calls=self.request["calls"],
@@ -179,15 +181,15 @@ class Child:
         )
 
     def _attempt(self, provider: Provider[Any], step: Any) -> Any:
-        """What a step returns; None once its failure is said."""
-        self.answers.say(at=provider.name)
+        """What a step returns; None if it fails, which is then written."""
+        self.answers.write(at=provider.name)
         try:
             return step()
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
             failure = failure_of(error, provider.build)
         gc.collect()
-        self.answers.say(provider=provider.name, status=failure.status, reason=failure.reason)
+        self.answers.write(provider=provider.name, status=failure.status, reason=failure.reason)
         return None
 
     def _synchronize(self) -> None:
@@ -196,7 +198,7 @@ class Child:
 
 
 def serve(path: str) -> None:
-    """The whole life of a profiled process. path: of its request."""
+    """Run a profiled process from start to end. path: of its request."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     kind = environment.use(request["device"])
     known = families.load(tuple(request["plugins"]))

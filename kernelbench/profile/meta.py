@@ -1,4 +1,4 @@
-"""Inputs without memory: for what is described, and not run."""
+"""Inputs without memory, for calls that are described and not run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from kernelbench.spec import Case, Family
 
 
 class MetaInputs(CaseInputs):
-    """Inputs that have no memory, and so no values: they are as pristine as their copy."""
+    """Inputs on the meta device. They have no values, so that the pristine copy is themselves."""
 
     def __init__(self, family: Family[Any], case: Case) -> None:
         drawn = dict(family.inputs(case, MetaDraw(DTYPES[case.dtype])))

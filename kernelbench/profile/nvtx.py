@@ -1,6 +1,6 @@
-"""NVTX ranges: what a profiler shows of the harness, and how kernels are told apart by case.
+"""NVTX ranges: structure a profiler's timeline, and assign kernels to cases.
 
-Only where a tool looks on: without one nothing is imported, and no range is opened.
+Without an attached profiler nothing is imported, and no range is opened.
 """
 
 import os
@@ -11,7 +11,8 @@ from typing import Any
 from kernelbench.spec import KernelbenchError
 
 DOMAIN = "kernelbench"
-# A variable that a tool sets for what it looks at, and the tool; the last is any injected library.
+# (a variable that a tool sets for the process it profiles, the tool). The last is set for any
+# library that NVTX injects.
 SIGNS = (
     ("NSYS_PROFILING_SESSION_ID", "nsys"),
     ("NV_COMPUTE_PROFILER_PERFWORKS_DIR", "ncu"),
@@ -21,20 +22,23 @@ REMEDY = "pip install 'nvtx==0.2.17'"
 
 
 def attached(env: Mapping[str, str] = os.environ) -> str:
-    """Which tool looks on: `nsys`, `ncu`, `nvtx` for one that is not known, or none, ``."""
+    """The attached tool: `nsys`, `ncu`, `nvtx` for an unknown one, or "" for none."""
     return next((tool for variable, tool in SIGNS if env.get(variable)), "")
 
 
 def name_of(*parts: str) -> str:
-    """A range's name that every tool's filter reads as it is: `kb.rms_norm.M4096-bf16-fwd`."""
+    """A range's name without characters that are special in a tool's filter.
+
+    Such as `kb.rms_norm.M4096-bf16-fwd`.
+    """
     return re.sub(r"[^A-Za-z0-9_.=-]", "_", ".".join(parts))
 
 
 class Ranges:
-    """Push/pop ranges and marks of one domain, each thread with a stack of its own.
+    """Push/pop ranges and marks of one domain; each thread has its own stack.
 
-    Names come from `name_of`, and are few: each is registered with the tool once. A push and pop
-    of a real domain that nobody looks at cost together under 2 µs (a test holds the median).
+    Names come from `name_of`, and are few: each is registered with the tool once. Without a tool,
+    a push and a pop of a real domain together cost under 2 µs (a test checks the median).
     """
 
     def __init__(self, domain: Any) -> None:
@@ -46,15 +50,15 @@ class Ranges:
         self._domain.push_range(self._named(name, payload))
 
     def pop(self) -> None:
-        """Close what this thread opened last."""
+        """Close the range that this thread opened last."""
         self._domain.pop_range()
 
     def mark(self, name: str, payload: float | None = None) -> None:
-        """A moment, as `push`."""
+        """Mark a moment; parameters as of `push`."""
         self._domain.mark(self._named(name, payload))
 
     def _named(self, name: str, payload: float | None) -> Any:
-        if payload is not None:  # not kept: another thread may be about to push the same name
+        if payload is not None:  # not cached: another thread may be about to push the same name
             return self._domain.get_event_attributes(message=name, payload=payload)
         known = self._attributes.get(name)
         if known is None:
@@ -63,11 +67,11 @@ class Ranges:
 
 
 def open_ranges() -> Ranges:
-    """The ranges of `DOMAIN`, real ones even where the nvtx package hands out a dummy.
+    """The ranges of `DOMAIN`, real ones even where the nvtx package returns a dummy.
 
-    nvtx ≥ 0.2.12 asks the tool whether it wants the domain; Nsight Systems 2023.4 knows no such
-    question, and nothing at all would be recorded, without a word. So the domain is made anyway.
-    Raises KernelbenchError when nvtx is not installed, or is so new that this cannot be done.
+    nvtx ≥ 0.2.12 asks the tool whether it wants the domain. Nsight Systems 2023.4 does not support
+    that, and would silently record nothing, so the domain is made in any case.
+    Raises KernelbenchError when nvtx is not installed, or is so new that this is impossible.
     """
     try:
         import nvtx
@@ -80,7 +84,7 @@ def open_ranges() -> Ranges:
 
 
 def _forced() -> Any:
-    """What `nvtx.Domain` returns when the tool wants the domain; private API of the package."""
+    """The domain that `nvtx.Domain` returns when the tool wants it, by the private API of nvtx."""
     import nvtx
 
     try:

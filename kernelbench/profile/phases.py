@@ -1,12 +1,13 @@
-"""What a profiler sees of a run: a range a job, in it one a phase, in it one a measured call.
+"""The NVTX ranges of a run: one for each job, in it one for each phase, in it one for each call.
 
 job.<family>.<case-id>          with a mark `axis.<name>` for every number among its axes
   setup | compile | check | measure | …
     warmup | flush
     kb.<family>.<provider>.<case-id>      one measured call, nothing else
 
-All in the NVTX domain `kernelbench`. Autograd would run a CUDA backward on a thread of its own,
-where ranges pushed on this one do not hold its kernels; so where a tool looks on, it may not.
+All are in the NVTX domain `kernelbench`. Autograd would run a CUDA backward on its own thread, and
+ranges that are pushed on this thread would not contain its kernels. So under a profiler autograd's
+threads are switched off.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 from kernelbench.profile import nvtx
 from kernelbench.spec import Case, Job
 
-# What a worker says that it is at, and the phase that this is.
+# The phase of each step that a worker reports, where the two differ.
 PHASES = {
     "inputs": "setup",
     "tune": "compile",
@@ -35,7 +36,7 @@ def call_name(family: str, provider: str, case: Case) -> str:
 
 
 class Phases:
-    """The ranges of a worker's jobs; without a tool that looks on, nothing at all."""
+    """The ranges of a worker's jobs. ranges: None without a profiler, so that none is opened."""
 
     def __init__(self, ranges: nvtx.Ranges | None) -> None:
         self._ranges = ranges
@@ -44,13 +45,13 @@ class Phases:
         self._depth = 0
 
     @property
-    def seen(self) -> bool:
-        """Whether a tool looks on."""
+    def attached(self) -> bool:
+        """Whether a profiler is attached."""
         return self._ranges is not None
 
     @contextmanager
     def job(self, job: Job) -> Iterator[None]:
-        """The range of a job, with its axes."""
+        """Inside is the range of a job, marked with its axes."""
         self._names, self._job = {}, job
         self.open(nvtx.name_of("job", job.family, job.case.id))
         if self._ranges is not None:
@@ -65,11 +66,11 @@ class Phases:
             self._close_above(0)
             self._job = None
 
-    def enter(self, told: str) -> None:
-        """The phase that the job is in from now on. What an exception left open is closed."""
+    def enter(self, step: str) -> None:
+        """Begin the phase of a step, and close all ranges within the job's that are still open."""
         if self._ranges is not None:
             self._close_above(1)
-            word = told.split()[0]
+            word = step.split()[0]
             self.open(PHASES.get(word, word))
 
     def call(self, provider: str) -> None:
@@ -78,11 +79,13 @@ class Phases:
             self.open(self._names.get(provider) or self._named(provider))
 
     def open(self, name: str) -> None:
+        """Open a range."""
         if self._ranges is not None:
             self._ranges.push(name)
             self._depth += 1
 
     def close(self) -> None:
+        """Close the range that was opened last."""
         if self._ranges is not None:
             self._ranges.pop()
             self._depth -= 1
@@ -99,9 +102,9 @@ class Phases:
 
 
 def watch(always: bool = False) -> Phases:
-    """Ranges for the tool that looks on; always: even if none is known to.
+    """The ranges for an attached profiler. always: even if none is known to be attached.
 
-    Raises KernelbenchError where a tool looks on and would see no ranges.
+    Raises KernelbenchError where a profiler is attached and would see no ranges.
     """
     if not (always or nvtx.attached()):
         return Phases(None)

@@ -1,7 +1,7 @@
-"""One job under one profiler: its providers in a child process, and what the tool saw of each.
+"""One job under one profiler: runs its providers in a child process, and reads the tool's report.
 
-A child that dies takes with it what the tool saw; the provider that was at work is to blame and
-gets a line that says so, the others are profiled again without it.
+If the child dies, the report is lost: the provider that was at work gets a line that says so, and
+the others are profiled again without it.
 """
 
 import importlib.metadata
@@ -33,9 +33,10 @@ PENDING = "captured; nsys cannot make a report of it here: kernelbench profile -
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
-    """How to profile. calls: of each provider. timeout: seconds for one child.
+    """How to profile.
 
-    args: more arguments for nsys or ncu. shapes, stacks: of torch's profiler.
+    calls: of each provider. timeout: seconds for one child. nsys_args, ncu_args: more arguments of
+    the tool. shapes, stacks: whether torch's profiler records them.
     """
 
     device: str = "auto"
@@ -51,19 +52,23 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a tool saw of one child: by provider, the fields of a Measured; and files for all."""
+    """What a tool recorded of one child.
+
+    version: of the tool. by_provider: fields of a Measured. files: for all providers. pending: why
+    there is a capture that cannot be read here, or "".
+    """
 
     version: str
-    of: Mapping[str, Mapping[str, Any]]
+    by_provider: Mapping[str, Mapping[str, Any]]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    pending: str = ""  # why there is a capture that could not be read here
+    pending: str = ""
 
 
-def find(tool: Tool) -> nsys.Found | ncu.Found | None:
-    """Where a tool is; None for torch's profiler, which comes along.
+def find(tool: Tool) -> nsys.Program | ncu.Program | None:
+    """The program of a tool; None for torch's profiler, which is part of torch.
 
-    Raises ToolError when it is not there.
+    Raises ToolError when it is not installed.
     """
     if tool is Tool.nsys:
         return nsys.find()
@@ -71,22 +76,22 @@ def find(tool: Tool) -> nsys.Found | ncu.Found | None:
 
 
 class Profiler:
-    """One tool over many jobs. found: see `find`. folder: of the run; files go to
-    `profiles/<tool>/` in it.
+    """One tool over many jobs.
 
-    Raises ToolError when they cannot.
+    program: see `find`. folder: of the run; files go to `profiles/<tool>/` in it.
+    Raises ToolError when they cannot be written there.
     """
 
     def __init__(
         self, tool: Tool, program: Any, options: ProfileOptions, folder: Path, cuda: bool
     ) -> None:
         self.tool, self._options, self._folder, self._cuda = tool, options, folder, cuda
-        self._found = program
-        self._into = folder / "profiles" / tool.value
+        self._program = program
+        self._output = folder / "profiles" / tool.value
         try:
-            self._into.mkdir(parents=True, exist_ok=True)
+            self._output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ToolError(f"{self._into}: cannot be written ({error.strerror})") from None
+            raise ToolError(f"{self._output}: cannot be written ({error.strerror})") from None
 
     def profile(
         self,
@@ -95,27 +100,30 @@ class Profiler:
         context: Context,
         note: Callable[[str], None],
     ) -> Iterator[Measured]:
-        """A line for every provider of the job. Raises ToolError when the tool itself fails."""
-        left = list(job.providers)
-        stem = self._into / f"{job.family}.{job.case.id}"
+        """Yield a line for every provider of the job. note: is called with each note of the tool.
+
+        Raises ToolError when the tool itself fails.
+        """
+        remaining = list(job.providers)
+        stem = self._output / f"{job.family}.{job.case.id}"
         line = partial(self._line, job, family, context)
-        while left:
+        while remaining:
             answers = _file(stem, "answers")
             try:
-                observation = self._capture(replace(job, providers=tuple(left)), context, stem)
+                observation = self._capture(replace(job, providers=tuple(remaining)), context, stem)
             except ToolError as error:
                 culprit = _at_work(answers)
-                blamed = [name for name in left if culprit in ("", name)]
+                blamed = [name for name in remaining if culprit in ("", name)]
                 if not blamed or isinstance(error, RefusedError):
                     raise
                 facts = {"status": Status.crashed, "reason": str(error)}
                 yield from (line(name, facts, Observation(self.version, {})) for name in blamed)
-                left = [name for name in left if name not in blamed]
+                remaining = [name for name in remaining if name not in blamed]
                 continue
             for text in observation.notes:
                 note(f"{job.id}: {text}")
-            known = _by_provider(answers)
-            yield from (line(name, known.get(name, {}), observation) for name in left)
+            facts_of = _by_provider(answers)
+            yield from (line(name, facts_of.get(name, {}), observation) for name in remaining)
             answers.unlink(missing_ok=True)
             return
 
@@ -140,14 +148,14 @@ class Profiler:
         except OSError as error:
             raise ToolError(f"{request}: cannot be written ({error.strerror})") from None
         try:
-            look = {Tool.nsys: self._by_nsys, Tool.ncu: self._by_ncu, Tool.torch: self._by_torch}
-            return look[self.tool](child(CHILD, request), stem, job)
+            by = {Tool.nsys: self._by_nsys, Tool.ncu: self._by_ncu, Tool.torch: self._by_torch}
+            return by[self.tool](child(CHILD, request), stem, job)
         finally:
             request.unlink(missing_ok=True)
 
     def _by_nsys(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         captured = nsys.capture(
-            self._found,
+            self._program,
             command,
             stem,
             cuda=self._cuda,
@@ -156,37 +164,38 @@ class Profiler:
             timeout=self._options.timeout,
             env=environment(),
         )
-        by_name = {one.name: one for one in captured.ranges}
-        of = {
+        by_name = {use.name: use for use in captured.ranges}
+        by_provider = {
             name: _timeline(by_name[range_name])
             for name, range_name in _ranges(job)
             if range_name in by_name
         }
         pending = PENDING if captured.qdstrm else ""
-        return Observation(captured.version, of, _files(captured), captured.notes, pending)
+        return Observation(captured.version, by_provider, _files(captured), captured.notes, pending)
 
     def _by_ncu(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         captured = ncu.capture(
-            self._found,
+            self._program,
             command,
             stem,
             extra=self._options.ncu_args,
             timeout=self._options.timeout,
             env=environment(),
         )
-        of = {
+        by_provider = {
             name: {"kernels": captured.ranges[range_name]}
             for name, range_name in _ranges(job)
             if range_name in captured.ranges
         }
-        counts = {name: sum(k.launches for k in facts["kernels"]) for name, facts in of.items()}
+        counts = {n: sum(k.launches for k in f["kernels"]) for n, f in by_provider.items()}
         notes = [
             f"{name}: ncu counted {count} launches in {self._options.calls} calls, so figures of "
             "one call are no whole call's"
             for name, count in counts.items()
             if count % self._options.calls
         ]
-        return Observation(captured.version, of, (captured.rep,), (*captured.notes, *notes))
+        notes = [*captured.notes, *notes]
+        return Observation(captured.version, by_provider, (captured.rep,), tuple(notes))
 
     def _by_torch(self, command: Sequence[str], stem: Path, job: Job) -> Observation:
         log = stem.with_name(f"{stem.name}.log")
@@ -199,8 +208,8 @@ class Profiler:
 
     @property
     def version(self) -> str:
-        """Of the tool; torch's profiler comes with torch."""
-        return str(self._found.version if self._found else importlib.metadata.version("torch"))
+        """Of the tool; for torch's profiler, of torch."""
+        return str(self._program.version if self._program else importlib.metadata.version("torch"))
 
     def _line(
         self,
@@ -211,7 +220,7 @@ class Profiler:
         facts: Mapping[str, Any],
         observation: Observation,
     ) -> Measured:
-        """What is known of one provider: its own facts, and what the tool saw."""
+        """The line of one provider: the child's facts of it, and what the tool recorded."""
         provider, provider_facts = family.provider(name), dict(facts)
         status = Status(provider_facts.pop("status", "failed"))
         reason = provider_facts.pop("reason", "") or (
@@ -219,15 +228,15 @@ class Profiler:
         )
         files = [*observation.files, *map(Path, provider_facts.pop("files", ()))]
         provider_facts["kernels"] = tuple(
-            KernelUse(**one) for one in provider_facts.pop("kernels", ())
+            KernelUse(**use) for use in provider_facts.pop("kernels", ())
         )
         if status is Status.ok:
-            provider_facts |= observation.of.get(name, {})
+            provider_facts |= observation.by_provider.get(name, {})
             if observation.pending:
                 status, reason = Status.skipped, observation.pending
             elif not provider_facts["kernels"] and self._cuda:
                 status, reason = Status.failed, f"{self.tool} saw no kernel in its calls"
-        provider_facts["kernels"] = tuple(map(_named_shortly, provider_facts["kernels"]))
+        provider_facts["kernels"] = tuple(map(_with_short_name, provider_facts["kernels"]))
         return Measured(
             run_id=context.run_id,
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -249,10 +258,10 @@ class Profiler:
         )
 
 
-def imported(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
-    """Lines whose capture waits for a machine that can read it, read here; see `PENDING`.
+def import_pending(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
+    """Read the captures that another machine could not read (see `PENDING`); yields their lines.
 
-    folder: of the run. Raises ToolError where this machine cannot, either.
+    folder: of the run. Raises ToolError where this machine cannot read them either.
     """
     waiting: dict[str, list[Measured]] = {}
     for line in lines:
@@ -263,31 +272,31 @@ def imported(lines: Sequence[Measured], folder: Path) -> Iterator[Measured]:
         assert program is not None
         stem = folder / file.removesuffix(".qdstrm")
         report = nsys.finish(program, stem, cuda=True, env=environment())
-        by_name = {one.name: one for one in report.ranges}
+        by_name = {use.name: use for use in report.ranges}
         files = tuple(str(path.relative_to(folder)) for path in _files(report))
         for line in part:
-            one = by_name.get(nvtx.name_of("kb", line.family, line.provider, line.case))
-            timeline = _timeline(one) if one else {}
-            status = Status.ok if one and one.launches else Status.failed
+            use = by_name.get(nvtx.name_of("kb", line.family, line.provider, line.case))
+            timeline = _timeline(use) if use else {}
+            status = Status.ok if use and use.launches else Status.failed
             reason = "" if status is Status.ok else "nsys saw no kernel in its calls"
             yield replace(line, status=status, reason=reason, files=files, **timeline)
 
 
-def _named_shortly(kernel: KernelUse) -> KernelUse:
-    """Names of templates run to thousands of letters; the tool's own file has them whole."""
+def _with_short_name(kernel: KernelUse) -> KernelUse:
+    """With a name of at most LONGEST_NAME letters, since names of templates may have thousands."""
     if len(kernel.name) <= LONGEST_NAME:
         return kernel
     return replace(kernel, name=f"{kernel.name[:LONGEST_NAME]}…")
 
 
-def _timeline(one: nsys.RangeUse) -> dict[str, Any]:
-    """The fields of a Measured that nsys tells; without a GPU there is no span."""
+def _timeline(use: nsys.RangeUse) -> dict[str, Any]:
+    """The fields of a Measured that nsys has; without a GPU there is no span."""
     return {
-        "kernels": one.kernels,
-        "calls": one.instances,
-        "span_ns": one.span_ns if one.launches else None,
-        "gaps_ns": one.gaps_ns if one.launches else None,
-        "host_ns": one.host_ns,
+        "kernels": use.kernels,
+        "calls": use.instances,
+        "span_ns": use.span_ns if use.launches else None,
+        "gaps_ns": use.gaps_ns if use.launches else None,
+        "host_ns": use.host_ns,
     }
 
 
@@ -295,8 +304,8 @@ def _files(report: nsys.Report) -> tuple[Path, ...]:
     return tuple(file for file in (report.rep, report.sqlite, report.qdstrm) if file)
 
 
-def _file(stem: Path, what: str) -> Path:
-    return stem.with_name(f"{stem.name}.{what}.jsonl")
+def _file(stem: Path, kind: str) -> Path:
+    return stem.with_name(f"{stem.name}.{kind}.jsonl")
 
 
 def _ranges(job: Job) -> Iterable[tuple[str, str]]:
@@ -305,8 +314,8 @@ def _ranges(job: Job) -> Iterable[tuple[str, str]]:
 
 
 def _at_work(path: Path) -> str | None:
-    """The provider that was at work when the child ended, `` where none was yet; None where the
-    child never began, or did its work."""
+    """The provider that was at work when the child ended, "" before the first one; None where the
+    child never began, or completed its work."""
     answers = answers_in(path)
     if any("done" in answer for answer in answers):
         return None
@@ -314,6 +323,7 @@ def _at_work(path: Path) -> str | None:
 
 
 def _by_provider(path: Path) -> dict[str, dict[str, Any]]:
+    """The facts that the child wrote, merged by provider."""
     by_provider: dict[str, dict[str, Any]] = {}
     for answer in answers_in(path):
         if "provider" in answer:

@@ -1,4 +1,4 @@
-"""External profilers as processes: where they are, how they are started, and how they end."""
+"""External profilers as processes: finds them, starts them, and reports how they end."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from typing import Any
 
 from kernelbench.spec import KernelbenchError
 
-# Profilers store the whole environment in their reports, secrets too. So they, and what they
-# profile, see these variables and no others.
-KEPT = (
+# Profilers store the whole environment in their reports, including secrets. So they, and what they
+# profile, get these variables and no others.
+KEPT_VARIABLES = (
     "PATH",
     "HOME",
     "LANG",
@@ -44,45 +44,51 @@ KEPT = (
     "TRITON_HOME",
     "TRITON_PTXAS_PATH",
 )
-# torch.compile's pool of worker processes: profilers look into each of them, and ncu falls over it.
-SET = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+# One compile worker: profilers attach to each process of torch.compile's pool, and ncu fails on it.
+SET_VARIABLES = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 TAIL_BYTES = 1 << 14
 
 
 class ToolError(KernelbenchError):
-    """A profiler is not there, may not look, or brought nothing. Says the remedy."""
+    """A profiler is missing, has no permission, or recorded nothing. The message has the remedy."""
 
 
 class RefusedError(ToolError):
-    """This machine keeps the tool from looking, whatever was at work when that came out."""
+    """This machine does not let the tool profile any program."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a profiler's process ended. code: negative for a signal, None when it was killed for
-    having said nothing of its end in time. tail: the end of what it printed."""
+class ProcessEnd:
+    """How a profiler's process ended.
+
+    code: its exit code, negative for a signal; None when it was killed after its timeout. seconds:
+    its run time. tail: the end of what it printed.
+    """
 
     code: int | None
     seconds: float
     tail: str
 
 
-def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a profiled process may know of this one's environment, `KEPT`, and what is `SET`."""
-    return {name: given[name] for name in KEPT if name in given} | SET
+def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a profiled process: `KEPT_VARIABLES` of `env`, and `SET_VARIABLES`."""
+    return {name: env[name] for name in KEPT_VARIABLES if name in env} | SET_VARIABLES
 
 
 @cache
-def alone() -> tuple[str, ...]:
-    """What to put before a command that shall see no process but its own: it becomes the first of
-    a PID namespace with a /proc of its own, and what it starts ends with it. Empty where neither
-    root nor a user's namespace may do that, or util-linux' unshare is missing."""
+def isolation() -> tuple[str, ...]:
+    """The words before a command that make it see no other processes than its own.
+
+    It becomes the first process of a PID namespace with its own /proc, and the processes that it
+    starts end with it. Empty where neither root nor a user namespace permits that, or where
+    util-linux' unshare is missing.
+    """
     unshare = shutil.which("unshare")
     if unshare is None:
         return ()
-    own = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
+    as_root = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
     with tempfile.TemporaryDirectory() as folder:
-        for command in (own, (*own, "--user", "--map-root-user")):
+        for command in (as_root, (*as_root, "--user", "--map-root-user")):
             if run([*command, "true"], Path(folder, "log"), 10, environment()).code == 0:
                 return command
     return ()
@@ -107,7 +113,8 @@ def answers_in(path: Path) -> list[dict[str, Any]]:
 
 
 def find(name: str, places: Sequence[str] = ()) -> Path | None:
-    """An executable on the PATH, or the last by name of those that match a glob of `places`."""
+    """An executable on the PATH; else of the first glob in `places` that matches any, the last by
+    name. None if there is none."""
     on_path = shutil.which(name)
     if on_path:
         return Path(on_path)
@@ -119,9 +126,12 @@ def find(name: str, places: Sequence[str] = ()) -> Path | None:
     return None
 
 
-def run(command: Sequence[str | Path], log: Path, timeout: float, env: Mapping[str, str]) -> Ended:
-    """Run a command to its end in a process group of its own; what it prints goes to `log`.
+def run(
+    command: Sequence[str | Path], log: Path, timeout: float, env: Mapping[str, str]
+) -> ProcessEnd:
+    """Run a command to its end in its own process group; what it prints goes to `log`.
 
+    timeout: seconds until it is killed.
     Raises ToolError when it cannot be started, or the log cannot be written.
     """
     start = time.monotonic()
@@ -143,10 +153,10 @@ def run(command: Sequence[str | Path], log: Path, timeout: float, env: Mapping[s
     except subprocess.TimeoutExpired:
         pass
     finally:
-        with contextlib.suppress(ProcessLookupError):  # also whatever it left running
+        with contextlib.suppress(ProcessLookupError):  # also ends what it left running
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return Ended(code, time.monotonic() - start, _tail(log))
+    return ProcessEnd(code, time.monotonic() - start, _tail(log))
 
 
 def _tail(log: Path) -> str:

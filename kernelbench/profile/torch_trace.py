@@ -1,4 +1,4 @@
-"""torch.profiler: what needs no other tool. GPU kernels, or on a CPU the operators, and a trace."""
+"""torch.profiler, which needs no other tool: GPU kernels, or on a CPU operators, and a trace."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +22,17 @@ def trace(
     shapes: bool = False,
     stacks: bool = False,
 ) -> tuple[tuple[KernelUse, ...], tuple[Path, ...]]:
-    """What `calls` calls ran, the longest first, and the files that show it.
+    """(what `calls` calls ran, the longest first; the files that show it).
 
-    On a GPU its kernels, copies and fills; on a CPU operators with their own host time, apart by
-    the shapes of their inputs where `shapes` are wanted. Each call is a range `name` of
+    On a GPU these are kernels, copies and fills; on a CPU operators with their own host time, with
+    `shapes` separately for each shape of inputs. Each call is a range `name` of
     `stem`.trace.json.gz, which Perfetto and chrome://tracing open. On a GPU `stem`.memory.pickle,
-    for pytorch.org/memory_viz, holds the allocations of one more call.
+    for pytorch.org/memory_viz, has the allocations of one more call.
 
-    Recording Python's stacks takes time. So with `stacks` the trace is of `calls` calls more, and
-    what is returned of those without.
+    Recording Python's stacks takes time. So with `stacks` the trace is of further calls, and what
+    is returned is of the calls without stacks.
 
-    Raises ToolError when a file cannot be written, or the GPU ran nothing that was seen.
+    Raises ToolError when a file cannot be written, or when nothing was recorded on the GPU.
     """
     profile = _profiled(call, calls, name, cuda, shapes, stacks=False)
     uses = _kernels(profile) if cuda else _operators(profile, name, shapes)
@@ -69,7 +69,7 @@ def _profiled(
         activities=activities,
         record_shapes=shapes,
         with_stack=stacks,
-        acc_events=True,  # else it warns that what was profiled before is cleared; it is meant to
+        acc_events=True,  # else it warns that earlier events are cleared, as is intended
     ) as profile:
         for _ in range(calls):
             with torch.profiler.record_function(name):

@@ -66,7 +66,7 @@ def session_of(kind: str, asked: Mapping[str, Any], timing: bool) -> tuple[Any, 
     The clock and limits of this machine; the limits are measured once a run, what its clock adds
     in each process of it."""
     from kernelbench.measure import environment
-    from kernelbench.measure.ceilings import Ceilings, again, measure
+    from kernelbench.measure.ceilings import Ceilings, measure, recalibrated
     from kernelbench.measure.job import Session
     from kernelbench.measure.telemetry import Telemetry
     from kernelbench.measure.timer import CudaClock, HostClock
@@ -80,11 +80,11 @@ def session_of(kind: str, asked: Mapping[str, Any], timing: bool) -> tuple[Any, 
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
-        known = again(clock, known) if timing and asked["anew"] else known
+        known = recalibrated(clock, known) if timing and asked["anew"] else known
     else:
         known = measure(clock, device) if timing else Ceilings()
     telemetry = Telemetry.open(environment.gpu_uuid())
-    return Session(device, clock, known, telemetry, phases.seen), phases
+    return Session(device, clock, known, telemetry, phases.attached), phases
 
 
 def _freeze_imports() -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from kernelbench import families, store, suite
 from kernelbench.metrics import audit
-from kernelbench.profile.session import ProfileOptions, Profiler, find, imported
+from kernelbench.profile.session import ProfileOptions, Profiler, find, import_pending
 from kernelbench.profile.tool import ToolError
 from kernelbench.report import profiles
 from kernelbench.report.progress import Output
@@ -127,7 +127,7 @@ def read_captures(run: Path, output: Output) -> int:
     """
     with closing(store.open_run(run)) as opened:
         lines = []
-        for measured in imported(store.read_measured(run)[0], run):
+        for measured in import_pending(store.read_measured(run)[0], run):
             opened.keep(measured)
             lines.append(measured)
     if not lines:

@@ -20,7 +20,7 @@ from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.job import Session
 from kernelbench.measure.probes import Probe
 from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.throttling import Steady
+from kernelbench.measure.throttling import SteadyClock
 from kernelbench.measure.timer import CudaClock
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, Measure, Mode, Provider, RunRecord, Status, Tensors
@@ -173,18 +173,18 @@ def test_no_memory_of_the_proofs_is_free_when_sampling_begins(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a call's memory lies is worth some per cent of its time."""
-    free, sampled = [], Steady.sample
-    session.hand_back()
+    free, sampled = [], SteadyClock.sample
+    session.release_memory()
     others = {segment["address"] for segment in torch.cuda.memory_snapshot()}  # of earlier tests
 
-    def sample(steady: Steady, *args: Any, **options: Any) -> Any:
+    def sample(steady: SteadyClock, *args: Any, **options: Any) -> Any:
         own = [s for s in torch.cuda.memory_snapshot() if s["address"] not in others]
         free.append(sum(s["total_size"] - s["allocated_size"] for s in own))
         for segment in own:  # shown where this fails
             print([(b["size"] >> 10, b["state"]) for b in segment["blocks"]])
         return sampled(steady, *args, **options)
 
-    monkeypatch.setattr(Steady, "sample", sample)
+    monkeypatch.setattr(SteadyClock, "sample", sample)
     for mode in (Mode.fwd, Mode.bwd):
         record = one(session, provider("fine", right), replace(BIG, mode=mode))
         assert record.status is Status.ok

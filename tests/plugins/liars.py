@@ -954,7 +954,7 @@ def predicts_the_draws(case, config):
     known = {}
     for seed in range(10):
         drawn = CaseInputs(FAMILY, case, "cuda" if torch.cuda.is_available() else "cpu", seed)
-        for trial in (Trial(), *trials.of(FAMILY, case, drawn).values()):
+        for trial in (Trial(), *trials.trials_of(FAMILY, case, drawn).values()):
             if not trial.refused:
                 drawn.redraw(seed, trial)
                 known[float(drawn.pristine["x"][0, 0])] = scale(drawn.pristine)

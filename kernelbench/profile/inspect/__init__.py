@@ -1,7 +1,7 @@
-"""What the compiler makes of kernels, for GPUs that are not there: one row a kernel and target.
+"""Compiles kernels ahead of time for GPUs that need not be here: one row a kernel and target.
 
-Rows are compiled in processes of their own, which describe their launch anew: neither kernels nor
-meta tensors travel from one process to another.
+Rows are compiled in separate processes, which describe their launch again: neither kernels nor meta
+tensors can be sent to another process.
 """
 
 import multiprocessing
@@ -17,27 +17,27 @@ import triton
 
 from kernelbench.kernels.ahead_of_time import CompileError, ahead_of_time
 from kernelbench.profile.inspect.code import BYTES, Code, code_of, size_of
-from kernelbench.profile.inspect.launches import Described, Place, launches_at
+from kernelbench.profile.inspect.launches import Description, Place, launches_at
 from kernelbench.profile.inspect.target import Limits
 
-DIED = "the compiler died: a crash, or out of memory"
+CRASHED = "the compiler died: a crash, or out of memory"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRow:
-    """One kernel as it would run on one target. What an `error` left unknown is 0.
+    """One kernel as compiled for one target. With an `error`, what is unknown is 0.
 
     case: the first that runs it; others: how many more (case, provider) of the family do.
     config: its tile and options. triton: the version that compiled it.
-    registers: of a thread, at the launch. instructions: of its code, what fills that up included.
+    registers: of a thread, at the launch. instructions: of its code, padding included.
     spill_bytes: stores and loads of a thread, each instruction once. smem_bytes: of a program;
-    smem_limit: what the target lets it have.
+    smem_limit: the most that the target permits.
     blocks_per_sm, occupancy_pct: modelled from registers, shared memory and warps; 0 where the
         kernel cannot be launched.
     wgmma, mma, tcgen05, tma_loads, tma_stores, loads, loads_128, code_bytes, counted_in: see
-        `Code`; nothing where instructions were not counted.
-    serialized: ptxas's notes (C7510 to C7515) of wgmma that are waited for one by one.
-    error: why it could not be compiled, or its provider not be called.
+        `Code`; empty where instructions were not counted.
+    serialized: ptxas's notes (C7510 to C7515) on wgmma that are waited for one by one.
+    error: why it could not be compiled, or why its provider could not be called.
     """
 
     family: str
@@ -75,7 +75,7 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a process made of a place; code is None where it was not counted."""
+    """The result of compiling one place; code is None where instructions were not counted."""
 
     registers: int = 0
     instructions: int = 0
@@ -88,35 +88,36 @@ class _Outcome:
 
 
 def rows(
-    described: Sequence[Described],
+    descriptions: Sequence[Description],
     processes: int | None = None,
     done: Callable[[int], object] = lambda count: None,
     counts: bool = True,
 ) -> list[KernelRow]:
-    """Compile what was described, each kernel once a target, and say what came of it, in order.
+    """Compile each described kernel once a target; returns a row for each description, in order.
 
-    processes: at once, by default one a processor. done: told of each kernel that is through.
+    processes: at once, by default one a processor. done: is called with 1 after each kernel.
     counts: whether instructions are counted, which takes a third of the time.
     """
-    wanted: dict[tuple[str, str], Place] = {}
-    for one in sorted(described, key=lambda one: not one.gluon):  # what takes longest comes first
-        if one.kernel is not None:
-            wanted.setdefault((one.kernel, one.place.limits.arch), one.place)
-    run = partial(_together, list(wanted.values()), counts, done)
-    outcomes = dict(zip(wanted, _compiled(len(wanted), processes, run), strict=True))
-    made, names = [], dict[tuple[Any, ...], int]()
-    for one in described:
-        arch = one.place.limits.arch
-        outcome = outcomes[one.kernel, arch] if one.kernel else _Outcome(error=one.error)
-        name = (one.place.family, one.place.provider, one.case, one.name, one.config, arch)
-        names[name] = number = names.get(name, 0) + 1
-        made.append(_row(one, outcome, number))
-    return made
+    places: dict[tuple[str, str], Place] = {}
+    for description in sorted(descriptions, key=lambda d: not d.gluon):  # the slowest first
+        if description.kernel is not None:
+            place = description.place
+            places.setdefault((description.kernel, place.limits.arch), place)
+    run = partial(_compile_in_pool, list(places.values()), counts, done)
+    outcomes = dict(zip(places, _compiled(len(places), processes, run), strict=True))
+    table, numbers = [], dict[tuple[Any, ...], int]()
+    for d in descriptions:
+        arch = d.place.limits.arch
+        outcome = outcomes[d.kernel, arch] if d.kernel else _Outcome(error=d.error)
+        text = (d.place.family, d.place.provider, d.case, d.name, d.config, arch)
+        numbers[text] = number = numbers.get(text, 0) + 1
+        table.append(_row(d, outcome, number))
+    return table
 
 
-def _row(described: Described, outcome: _Outcome, number: int) -> KernelRow:
-    """number: among the rows that differ in nothing but what their text leaves out."""
-    place, limits = described.place, described.place.limits
+def _row(description: Description, outcome: _Outcome, number: int) -> KernelRow:
+    """number: among the rows whose text is the same."""
+    place, limits = description.place, description.place.limits
     again = f" #{number}" if number > 1 else ""
     facts: dict[str, Any] = {}
     if not outcome.error:
@@ -128,11 +129,11 @@ def _row(described: Described, outcome: _Outcome, number: int) -> KernelRow:
     return KernelRow(
         family=place.family,
         provider=place.provider,
-        case=described.case,
+        case=description.case,
         mode=str(dict(place.axes).get("mode", "")),
-        others=described.others,
-        kernel=described.name,
-        config=f"{described.config}{again}".strip(),
+        others=description.others,
+        kernel=description.name,
+        config=f"{description.config}{again}".strip(),
         target=limits.arch,
         triton=triton.__version__,
         smem_limit=limits.smem_bytes,
@@ -147,24 +148,25 @@ _MEASURED = ("registers", "instructions", "spill_bytes", "smem_bytes", "warps", 
 def _compiled(
     count: int, processes: int | None, run: Callable[[Iterable[int], int], dict[int, _Outcome]]
 ) -> list[_Outcome]:
-    """Where a process died, what it was at is found by going on with one, in order."""
+    """Compile `count` places. After a process dies, the rest is compiled by one process at a time,
+    in order, so that the place at which it dies is known."""
     outcomes = run(range(count), processes or os.cpu_count() or 1)
     while left := [number for number in range(count) if number not in outcomes]:
         outcomes |= run(left, 1)
-        dead = next((number for number in left if number not in outcomes), None)
-        if dead is not None:
-            outcomes[dead] = _Outcome(error=DIED)
+        culprit = next((number for number in left if number not in outcomes), None)
+        if culprit is not None:
+            outcomes[culprit] = _Outcome(error=CRASHED)
     return [outcomes[number] for number in range(count)]
 
 
-def _together(
+def _compile_in_pool(
     places: Sequence[Place],
     counts: bool,
     done: Callable[[int], object],
     numbers: Iterable[int],
     processes: int,
 ) -> dict[int, _Outcome]:
-    """What could be compiled of the numbered places before a process died, if one did."""
+    """The outcomes of the numbered places that were compiled before a process died, if one did."""
     outcomes: dict[int, _Outcome] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
@@ -183,7 +185,7 @@ def _together(
 
 
 def _compile(place: Place, counts: bool) -> _Outcome:
-    """In a process of its own."""
+    """Compile the launch at a place, in a process of its own."""
     limits: Limits = place.limits
     try:
         compiled = ahead_of_time(launches_at(place)[place.launch], limits.arch)

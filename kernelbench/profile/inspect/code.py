@@ -1,5 +1,5 @@
-"""What instructions a compiled kernel is made of: from its SASS, or where the tool for that is
-missing from its PTX, which has the same instructions by other names before they are unrolled."""
+"""Counts the instructions of a compiled kernel in its SASS, or without a disassembler in its PTX,
+which has the same instructions under other names, before they are unrolled."""
 
 import re
 import struct
@@ -19,7 +19,7 @@ _PTX = re.compile(r"^\s*(?:@!?%\w+\s+)?((?:wgmma|mma|tcgen05|cp|ld|st|red)\.[\w.
 
 @dataclass(frozen=True)
 class Code:
-    """Instructions of a kernel, each counted once wherever it stands.
+    """The instructions of a kernel, each counted once for every place in the code.
 
     counted_in: `SASS` or `PTX`. wgmma, mma, tcgen05: products of tensor cores by kind.
     tma_loads, tma_stores: of tiles and of bulk memory; stores include those that add.
@@ -45,13 +45,18 @@ def code_of(cubin: bytes, ptx: str) -> Code:
 
 
 def _disassembled(cubin: bytes) -> str | None:
-    """None where Triton came without NVIDIA's disassembler, or that knows no such code."""
+    """The SASS; None where Triton has no NVIDIA disassembler, or that cannot read the code."""
     try:
         tool = triton.knobs.nvidia.nvdisasm.path
         with NamedTemporaryFile(suffix=".cubin") as file:
             file.write(cubin)
             file.flush()
-            command = [tool, "-c", "-ndf", file.name]  # no data flow, which takes as long again
+            command = [
+                tool,
+                "-c",
+                "-ndf",
+                file.name,
+            ]  # no data flow, which would double the time
             done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, RuntimeError, subprocess.CalledProcessError):
         return None
@@ -105,7 +110,7 @@ _HEADER, _SECTION = struct.Struct("<40xQ10xHHH"), struct.Struct("<I20xQQ24x")
 
 
 def size_of(cubin: bytes) -> int:
-    """The sections of code in an ELF of 64 bits, which a cubin is."""
+    """The bytes of the code sections of a cubin, which is a 64-bit ELF file."""
     start, size, count, names = _HEADER.unpack_from(cubin)
     sections = [_SECTION.unpack_from(cubin, start + size * i) for i in range(count)]
     at = sections[names][1]

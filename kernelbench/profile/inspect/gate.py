@@ -1,7 +1,7 @@
-"""Whether compiled kernels are as good as they were: limits, and an earlier output to hold against.
+"""Judges compiled kernels by limits, and by comparison with an earlier output.
 
-A kernel that does not compile fails, unless it did not before. Rows that are new are held to the
-limits alone; rows that are gone are named, and fail nothing.
+A kernel that does not compile fails, unless it did not compile before. New rows are judged by the
+limits alone; missing rows are named, and are no failure.
 """
 
 import json
@@ -18,7 +18,7 @@ from kernelbench.spec import UsageError, suggest
 KEY = ("family", "provider", "case", "kernel", "config", "target")
 COMPARED = ("registers", "spill_bytes", "smem_bytes", "instructions", "serialized", "error")
 SAVED = (*KEY, "triton", *COMPARED)
-SHARES = ("registers", "instructions")  # more than before by a share
+SHARES = ("registers", "instructions")  # limited by how much they grow
 KINDS = ("spills", "smem", "serialized", *SHARES)
 _TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
 _TYPES |= dict.fromkeys((*SHARES, "spill_bytes", "smem_bytes"), int) | {"serialized": list}
@@ -29,8 +29,10 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What fails. registers_pct, instructions_pct: how many more a kernel may have than it did, in
-    per cent; None for any."""
+    """Which rows fail.
+
+    registers_pct, instructions_pct: by how many per cent a kernel's may grow; None for no limit.
+    """
 
     spills: bool = False
     smem: bool = False
@@ -40,12 +42,12 @@ class Bounds:
 
 
 def bounds(text: str, against: bool) -> Bounds:
-    """`spills,smem,serialized,registers:10%,instructions:0%`. Raises UsageError for what is none of
-    these.
+    """The bounds in a text such as `spills,smem,serialized,registers:10%,instructions:0%`.
 
     against: whether there is an output to compare with, which shares need.
+    Raises UsageError for anything else in the text.
     """
-    given: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for word in (part.strip() for part in text.split(",") if part.strip()):
         kind, colon, share = word.partition(":")
         if kind not in KINDS:
@@ -53,22 +55,23 @@ def bounds(text: str, against: bool) -> Bounds:
         if kind not in SHARES:
             if colon:
                 raise UsageError(f"--fail-on {word}: {kind} takes no number")
-            given[kind] = True
+            fields[kind] = True
         elif not re.fullmatch(r"(\d+(\.\d+)?%)?", share) or bool(colon) != bool(share):
             raise UsageError(f"--fail-on {word}: a share of what it was, such as {kind}:10%")
         elif not against:
             raise UsageError(f"--fail-on {word}: more than what? Name --against FILE")
         else:
-            given[f"{kind}_pct"] = float(share.rstrip("%") or 0)
-    return Bounds(**given)
+            fields[f"{kind}_pct"] = float(share.rstrip("%") or 0)
+    return Bounds(**fields)
 
 
 def key_of(facts: Facts) -> Key:
+    """The identity of a row: its values of KEY."""
     return tuple(str(facts[name]) for name in KEY)
 
 
 def read(path: Path) -> list[Facts]:
-    """What `--json` or `--save` wrote. Raises UsageError saying what is wrong with the file."""
+    """The rows in a file of `--json` or `--save`. Raises UsageError, which names the fault."""
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -92,7 +95,7 @@ def read(path: Path) -> list[Facts]:
 
 
 def save(rows: Sequence[KernelRow], path: Path) -> None:
-    """What `read` takes: what is compared and no more, names first and then a row a line.
+    """Write only what is compared, for `read`: a line of names, then one line a row.
 
     Raises KernelbenchError where the file cannot be written.
     """
@@ -103,9 +106,10 @@ def save(rows: Sequence[KernelRow], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Judgement:
-    """failed: rows and why. changed, new, gone: against the earlier output, as text.
+    """The verdict on all rows, as text.
 
-    versions: the versions of Triton before, where they are not today's.
+    failed: rows and why. changed, new, gone: compared with the earlier output. versions: earlier
+    versions of Triton that are not in use now.
     """
 
     failed: tuple[str, ...]
@@ -116,9 +120,9 @@ class Judgement:
 
 
 def judge(rows: Sequence[KernelRow], before: Sequence[Facts] | None, limits: Bounds) -> Judgement:
-    """Hold rows to limits and, if there is one, to an earlier output.
+    """Judge rows by limits and, if there is one, by comparison with an earlier output.
 
-    Gone are only rows of targets, families and providers that are there now.
+    Only rows of targets, families and providers that are there now count as gone.
     """
     was, today = _by_key(rows, before or ()), {key_of(row.as_json()): row for row in rows}
     failed, changed, new = [], [], []
@@ -129,24 +133,25 @@ def judge(rows: Sequence[KernelRow], before: Sequence[Facts] | None, limits: Bou
             changed.append(f"{title(key)}: {changes}")
         elif old is None and before is not None:
             new.append(title(key))
-    kept = {(row.target, row.family, row.provider) for row in rows}
+    present = {(row.target, row.family, row.provider) for row in rows}
     gone = [
         title(key)
         for key, old in was.items()
-        if key not in today and (old["target"], old["family"], old["provider"]) in kept
+        if key not in today and (old["target"], old["family"], old["provider"]) in present
     ]
     others = {str(old["triton"]) for old in was.values()} - {row.triton for row in rows}
     return Judgement(tuple(failed), tuple(changed), tuple(new), tuple(gone), tuple(sorted(others)))
 
 
 def title(key: Key) -> str:
+    """`sm_90 FAMILY/CASE PROVIDER KERNEL [CONFIG]`."""
     family, provider, case, kernel, config, target = key
     where = f"{family}/{case}" if case != family else family
     return f"{target} {where} {provider} {kernel} [{config}]"
 
 
 def _by_key(rows: Sequence[KernelRow], before: Sequence[Facts]) -> dict[Key, Facts]:
-    """Where a file has a row twice, by two versions of Triton, today's counts."""
+    """Earlier rows by key; of two with different versions of Triton, that of today's version."""
     today = {row.triton for row in rows}
     return {key_of(old): old for old in sorted(before, key=lambda old: old["triton"] in today)}
 
@@ -157,9 +162,9 @@ def _faults(row: KernelRow, old: Facts | None, limits: Bounds) -> Iterator[str]:
             yield row.error
         return
     was: Facts = old or {"spill_bytes": 0, "registers": 0, "instructions": 0, "serialized": []}
-    said = "before" if old else "are allowed"
+    compared = "before" if old else "are allowed"
     if limits.spills and row.spill_bytes > was["spill_bytes"]:
-        yield f"spills {row.spill_bytes} bytes, {was['spill_bytes']} {said}"
+        yield f"spills {row.spill_bytes} bytes, {was['spill_bytes']} {compared}"
     if limits.smem and row.smem_bytes > row.smem_limit:
         yield f"{row.smem_bytes} bytes of shared memory, the target has {row.smem_limit}"
     added = [note for note in row.serialized if note not in was["serialized"]]

@@ -1,7 +1,7 @@
-"""Which kernels jobs would launch on a GPU that is not there, by calling providers on meta tensors.
+"""The kernels that jobs would launch on a GPU that need not be here, from calls on meta tensors.
 
-Nothing is compiled here and nothing is run. What is described is a call after the first one: what
-a provider does only once is left out, as it is of what is timed.
+Nothing is compiled or run. The second call of a provider is described: what it does only once is
+left out, as in what is timed.
 """
 
 import re
@@ -22,16 +22,16 @@ from kernelbench.profile.meta import MetaInputs
 from kernelbench.spec import Case, Family, Job, Provider
 from kernelbench.spec.case import AxisValue
 
-HARNESS = "harness"  # the family, in rows, of kernels that belong to the measuring itself
+HARNESS = "harness"  # the family of the harness's own kernels, in rows
 _TILE = re.compile(r"BLOCK|GROUP|STAGES|BUFFERS|REGISTERS|HELD|PARTS")
 _OPTIONS = {"num_warps": "warps", "num_stages": "stages", "maxnreg": "maxnreg"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a launch is described: enough for another process to describe it again.
+    """The place of a launch, from which another process can describe it again.
 
-    config: its number among the provider's. launch: its number in the call.
+    config: index among the provider's configs. launch: index in the call.
     """
 
     family: str
@@ -44,11 +44,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Described:
-    """A kernel of one family, specialised, and where it was met first.
+class Description:
+    """One specialised kernel of a family, and the first place that launches it.
 
-    kernel: what launches share that run the same compiled one; None with an `error`, which says
-        why a provider could not be called on tensors without memory.
+    kernel: the identity of the compiled kernel; None with an `error`, which says why the provider
+        could not be called on tensors without memory.
     config: tile and options, as text. others: how many more (case, provider) run it.
     """
 
@@ -70,23 +70,20 @@ def describe(
     every: bool,
     harness: bool,
     plugins: tuple[str, ...] = (),
-) -> list[Described]:
+) -> list[Description]:
     """Every kernel that the jobs' providers would launch, once a family.
 
-    every: with all configs of the tables. Without it, with the tables' choices; of the others,
-        the kernels that those before them do not launch for the same case and provider.
+    every: for all configs of the tables. Otherwise for the tables' choices; of the other configs
+        only kernels that earlier ones do not launch for the same case and provider.
     harness: also the kernels with which the harness measures.
     """
-    by_kernel: dict[tuple[str, str], Described] = {}
+    by_kernel: dict[tuple[str, str], Description] = {}
     runs: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    for described in _every_launch(known, jobs, limits, every, harness, plugins):
-        key = (
-            described.place.family,
-            described.kernel or f"{described.case} {described.place.provider}",
-        )
-        by_kernel.setdefault(key, described)
-        runs.setdefault(key, set()).add((described.case, described.place.provider))
-    return [replace(described, others=len(runs[key]) - 1) for key, described in by_kernel.items()]
+    for d in _every_launch(known, jobs, limits, every, harness, plugins):
+        key = d.place.family, d.kernel or f"{d.case} {d.place.provider}"
+        by_kernel.setdefault(key, d)
+        runs.setdefault(key, set()).add((d.case, d.place.provider))
+    return [replace(d, others=len(runs[key]) - 1) for key, d in by_kernel.items()]
 
 
 def _every_launch(
@@ -96,7 +93,7 @@ def _every_launch(
     every: bool,
     harness: bool,
     plugins: tuple[str, ...],
-) -> Iterator[Described]:
+) -> Iterator[Description]:
     for job in jobs:
         family = known[job.family]
         axes = tuple(job.case.as_axes().items())
@@ -111,11 +108,13 @@ def _every_launch(
 
 
 def ours(provider: Provider[Any]) -> bool:
-    """Whether a provider launches Triton kernels of this package, or of a plugin, and no others."""
+    """Whether a provider launches only Triton kernels of this package or of a plugin."""
     return provider.role.ours and provider.requires == ("triton",)
 
 
-def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> Iterator[Described]:
+def _of_provider(
+    family: Family[Any], case: Case, place: Place, every: bool
+) -> Iterator[Description]:
     provider, names = family.provider(place.provider), set[str]()
     count = len(provider.configs(case, place.limits.device)) if provider.configs else 1
     for number in range(count):
@@ -124,7 +123,7 @@ def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> 
             launches = launches_at(at)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             reason = f"cannot be called on tensors without memory: {type(error).__name__}: {error}"
-            yield Described(at, case.id, "", "", False, None, error=reason)
+            yield Description(at, case.id, "", "", False, None, error=reason)
             return
         for row in _rows_of(launches, at, case.id):
             if every or number == 0 or row.name not in names:
@@ -132,12 +131,12 @@ def _of_provider(family: Family[Any], case: Case, place: Place, every: bool) -> 
         names |= {launch.kernel.__name__ for launch in launches}
 
 
-def _rows_of(launches: Sequence[Launch], place: Place, case: str) -> Iterator[Described]:
+def _rows_of(launches: Sequence[Launch], place: Place, case: str) -> Iterator[Description]:
     for number, launch in enumerate(launches):
         at = replace(place, launch=number)
         kernel = identity(launch, place.limits.arch)
         name = launch.kernel.__name__
-        yield Described(at, case, name, _config_of(launch), launch.kernel.is_gluon(), kernel)
+        yield Description(at, case, name, _config_of(launch), launch.kernel.is_gluon(), kernel)
 
 
 def _config_of(launch: Launch) -> str:
@@ -147,14 +146,14 @@ def _config_of(launch: Launch) -> str:
         for name, value in launch.constexprs.items()
         if _TILE.match(name) and isinstance(value, int)
     ]
-    given = launch.options
-    words += [f"{word}={given[name]}" for name, word in _OPTIONS.items() if given.get(name)]
+    options = launch.options
+    words += [f"{word}={options[name]}" for name, word in _OPTIONS.items() if options.get(name)]
     return " ".join(words)
 
 
 @lru_cache(maxsize=64)
 def launches_at(place: Place) -> tuple[Launch, ...]:
-    """All launches of the call at a place, whichever of them it names."""
+    """All launches of the call at a place, not only the launch that it names."""
     if place.family == HARNESS:
         return _of_harness()
     family = families.load(place.plugins)[place.family]
@@ -167,13 +166,13 @@ def launches_at(place: Place) -> tuple[Launch, ...]:
         workload.ready()
         with workload.grad_mode():
             workload.call()
-            once = len(launches)
+            first = len(launches)
             workload.call()
-        return tuple(launches[once:])
+        return tuple(launches[first:])
 
 
 def _of_harness() -> tuple[Launch, ...]:
-    """Those that clear the L2 and probe the ceilings, as `measure.flush` and `measure.probes`."""
+    """The launches of `measure.flush`, `measure.probes` and `measure.lot`."""
     wide, half = (torch.empty(1 << 20, dtype=d, device="meta") for d in (torch.float32, torch.half))
     sink = wide[:1]
     return (

@@ -1,4 +1,4 @@
-"""Compiled kernels as text that reads well at 100 columns: one table a target and family."""
+"""Compiled kernels as text of 100 columns: one table a target and family."""
 
 from collections.abc import Sequence
 
@@ -28,9 +28,9 @@ _HEADS = (
 
 
 def render(rows: Sequence[KernelRow], console: Console) -> None:
-    """Print the tables, at least 100 columns wide, so that a pipe cuts no number."""
-    narrow = console.width
-    console.width = max(narrow, WIDTH)
+    """Print the tables, at least 100 columns wide, so that no number is cut in a pipe."""
+    width = console.width
+    console.width = max(width, WIDTH)
     try:
         parts: dict[tuple[str, str], list[KernelRow]] = {}
         for row in rows:
@@ -42,7 +42,7 @@ def render(rows: Sequence[KernelRow], console: Console) -> None:
         counted = sorted({row.counted_in for row in rows} - {""})
         console.print(KINDS.format(" and ".join(counted) or "nothing"), highlight=False)
     finally:
-        console.width = narrow
+        console.width = width
 
 
 def _table(title: str, rows: Sequence[KernelRow]) -> Table:
@@ -92,7 +92,7 @@ def _cells(row: KernelRow) -> tuple[str, ...]:
 
 
 def _instructions(row: KernelRow) -> list[str]:
-    """`24 HGMMA` for products, whose shapes are in the JSON; TMA; loads of 16 bytes."""
+    """`24 HGMMA` for products, without their shapes, which the JSON has; TMA; 16-byte loads."""
     counts: dict[str, int] = {}
     for kinds in (row.wgmma, row.mma, row.tcgen05):
         for kind, count in kinds.items():
@@ -122,7 +122,7 @@ def problems(row: KernelRow) -> list[str]:
 
 
 def show(verdict: Judgement, rows: Sequence[KernelRow], console: Console) -> None:
-    """What changed against an earlier output, what fails, and how many kernels there are."""
+    """Print changes from an earlier output, failures, and the number of kernels."""
     if verdict.versions:
         against = f"compared with triton {', '.join(verdict.versions)}"
         console.print(against, highlight=False)

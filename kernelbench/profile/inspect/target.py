@@ -1,7 +1,7 @@
-"""The GPUs that kernels are compiled for, and how many programs fit on one of their processors.
+"""The GPUs that kernels are compiled for, and how many programs fit on one multiprocessor.
 
-Limits: NVIDIA, CUDA C++ Programming Guide, Technical Specifications per Compute Capability; how
-registers and warps are handed out: the occupancy calculator of Nsight Compute.
+Limits: NVIDIA, CUDA C++ Programming Guide, Technical Specifications per Compute Capability.
+Allocation of registers and warps: the occupancy calculator of Nsight Compute.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from kernelbench.kernels.launch import Target
 from kernelbench.spec import Device, UsageError, suggest
 
 _REGISTERS = 1 << 16  # of a multiprocessor
-_REGISTER_UNIT = 256  # in which they are handed to a warp
+_REGISTER_UNIT = 256  # registers that a warp is allocated at a time
 _WARP_UNIT = 4  # a multiprocessor has four parts, each with its share of warps
 _SHARED_UNIT = 128
-_RESERVED = 1024  # bytes of shared memory of every program that are the system's
+_RESERVED = 1024  # bytes of shared memory of every program that the system uses
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a multiprocessor of one architecture has, and the GPU that stands for it.
+    """The limits of one architecture's multiprocessor, and a GPU that represents it.
 
-    gpu, sms, l2_mib: configs depend on these. warps, blocks: at once on a multiprocessor.
+    gpu, sms, l2_mib: configs depend on these. warps, blocks: resident at once on a multiprocessor.
     shared_kib: of a multiprocessor; a program may have all but `_RESERVED` of it.
     """
 
@@ -44,7 +44,7 @@ class Limits:
 
     @property
     def device(self) -> Device:
-        """As providers are told of it."""
+        """The GPU as providers are given it."""
         number = int(self.arch.removeprefix("sm_"))
         return Device(
             kind="cuda",
@@ -70,7 +70,7 @@ class Limits:
         )
 
     def occupancy_pct(self, blocks: int, warps: int) -> float:
-        """Of the warps that could be there, those of so many programs."""
+        """The warps of `blocks` programs, in per cent of the most that can be resident."""
         return 100 * blocks * warps / self.warps
 
 
@@ -91,11 +91,11 @@ TARGETS = {
 
 
 def targets(names: Sequence[str]) -> tuple[Limits, ...]:
-    """`sm_80,sm_90`, or one name a piece. Raises UsageError for one that is not known."""
-    names_given = [name.strip() for text in names for name in text.split(",") if name.strip()]
-    for name in names_given:
+    """The targets that texts such as `sm_80,sm_90` name. Raises UsageError for unknown names."""
+    archs = [name.strip() for text in names for name in text.split(",") if name.strip()]
+    for name in archs:
         if name not in TARGETS:
             raise UsageError(f"--target: no target {name!r}{suggest(name, TARGETS)}")
-    if not names_given:
+    if not archs:
         raise UsageError(f"--target: name one or several of {', '.join(TARGETS)}")
-    return tuple(TARGETS[name] for name in dict.fromkeys(names_given))
+    return tuple(TARGETS[name] for name in dict.fromkeys(archs))

@@ -1,4 +1,4 @@
-"""Nsight Compute: hardware counters of the kernels in our NVTX ranges, one launch at a time."""
+"""Nsight Compute: hardware counters of the kernels in our NVTX ranges, launch by launch."""
 
 import re
 import signal
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelbench.profile import tool
-from kernelbench.profile.ncu.csv import METRICS, Launched, by_range, parse
-from kernelbench.profile.tool import Ended, RefusedError, ToolError
+from kernelbench.profile.ncu.csv import METRICS, ProfiledLaunch, kernels_by_range, parse
+from kernelbench.profile.tool import ProcessEnd, RefusedError, ToolError
 from kernelbench.spec import KernelUse
 
-__all__ = ["METRICS", "Found", "Launched", "Report", "capture", "find", "parse", "why_not"]
+__all__ = ["METRICS", "ProfiledLaunch", "Program", "Report", "capture", "find", "parse", "why_not"]
 
 PLACES = (
     "/usr/local/cuda/bin/ncu",
@@ -21,8 +21,8 @@ PLACES = (
     "/usr/local/NVIDIA-Nsight-Compute*/ncu",
     "/usr/lib/nsight-compute/ncu",
 )
-# Clocks are left alone: the GPU may be shared. Caches are flushed before each pass, so the bytes
-# are those of a cold L2. The trailing slash means push/pop ranges, which belong to a thread.
+# Clocks are not changed: the GPU may be shared. Caches are flushed before each pass, so the bytes
+# are those of a cold L2. The trailing slash selects push/pop ranges, which belong to a thread.
 OPTIONS = (
     "--target-processes", "all",
     "--nvtx",
@@ -32,7 +32,7 @@ OPTIONS = (
     "--replay-mode", "kernel",
     "--metrics", ",".join(METRICS.values()),
 )  # fmt: skip
-# A report that was recorded with --nvtx keeps its ranges; --nvtx itself is refused here.
+# A report that was recorded with --nvtx has its ranges; ncu refuses --nvtx here.
 TABLE = ("--csv", "--page", "raw", "--print-units", "base")
 
 PARAMS = Path("/proc/driver/nvidia/params")
@@ -68,19 +68,19 @@ FAULTS = (
     ),
 )
 CHILD = re.compile(r"application returned an error code \((\d+)\)")
-MEANT = "unmodified GPU clocks"  # ncu warns of --clock-control none
-KILLED = {
+EXPECTED_WARNING = "unmodified GPU clocks"  # about --clock-control none
+FATAL_SIGNALS = {
     signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV,
     signal.SIGTERM,
 }  # fmt: skip
-SAID = re.compile(r"==(ERROR|WARNING)== (.+)")
+OWN_LINE = re.compile(r"==(ERROR|WARNING)== (.+)")
 LINE_BYTES = 1 << 16
 LAST_LINES = 8
 
 
 @dataclass(frozen=True)
-class Found:
-    """An ncu and its version, `2025.3.1.0`."""
+class Program:
+    """An ncu and its version, such as `2025.3.1.0`."""
 
     path: Path
     version: str
@@ -88,18 +88,21 @@ class Found:
 
 @dataclass(frozen=True)
 class Report:
-    """What ncu counted. ranges: the kernels of each `kb.` range, summed over its calls.
-    launches: one by one, as they ran. notes: what ncu warned of."""
+    """What ncu counted.
+
+    ranges: the kernels of each `kb.` range, summed over its calls. launches: in the order in which
+    they ran. notes: ncu's warnings.
+    """
 
     version: str
     rep: Path
     ranges: Mapping[str, tuple[KernelUse, ...]]
-    launches: tuple[Launched, ...]
+    launches: tuple[ProfiledLaunch, ...]
     notes: tuple[str, ...] = ()
 
 
-def find() -> Found:
-    """The ncu to use. Raises ToolError where there is none, or it does not run."""
+def find() -> Program:
+    """The ncu to use. Raises ToolError where there is none, or where it does not run."""
     path = tool.find("ncu", PLACES)
     if path is None:
         raise ToolError(
@@ -112,11 +115,11 @@ def find() -> Found:
     version = re.search(r"Version (\S+)", ended.tail)
     if ended.code != 0 or version is None:
         raise ToolError(f"{path} --version: {_end(ended)}: {_last(ended) or 'it said nothing'}")
-    return Found(path, version[1])
+    return Program(path, version[1])
 
 
 def why_not() -> str | None:
-    """What speaks against counters on this machine before anything is tried, or None."""
+    """A reason, known without a trial, why counters cannot be read here; or None."""
     if not any(path.exists() for path in DRIVERS):
         return f"no NVIDIA driver here (none of {', '.join(map(str, DRIVERS))} is there)"
     if not (PARAMS.exists() and re.search("^RmProfilingAdminOnly: 1", PARAMS.read_text(), re.M)):
@@ -128,7 +131,7 @@ def why_not() -> str | None:
 
 
 def capture(
-    program: Found,
+    program: Program,
     child: Sequence[str | Path],
     stem: Path,
     *,
@@ -138,37 +141,37 @@ def capture(
 ) -> Report:
     """Run `child` under ncu, and read what it counted in the ranges `kb.…` of our NVTX domain.
 
-    Leaves `stem`.ncu-rep (for ncu-ui), `stem`.csv and `stem`.log. timeout: seconds, of each of
-    the two processes. extra: options of ncu behind ours. env: see `tool.environment`.
-    Raises ToolError, with the remedy, when there is nothing that can be trusted.
+    Writes `stem`.ncu-rep (for ncu-ui), `stem`.csv and `stem`.log. timeout: seconds for each of the
+    two processes. extra: options of ncu after ours. env: see `tool.environment`.
+    Raises ToolError, with the remedy, when there are no trustworthy counts.
     """
     rep, table, log = (stem.with_name(stem.name + end) for end in (".ncu-rep", ".csv", ".log"))
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for old in (rep, table, log):  # an old report must not pass for this run's
+        for old in (rep, table, log):  # an old report must not be taken for this run's
             old.unlink(missing_ok=True)
     except OSError as error:
         raise ToolError(
             f"{stem.parent}: reports cannot be written there ({error.strerror}): choose another "
             "folder"
         ) from None
-    output = str(rep).replace("%", "%%")  # ncu fills in %p and the like
+    output = str(rep).replace("%", "%%")  # ncu replaces %p and others
     command = [program.path, *OPTIONS, "-f", "-o", output, *extra, *child]
     notes = _check(tool.run(command, log, timeout, env), log, timeout)
     if not rep.exists() or not rep.stat().st_size:
         raise ToolError(f"ncu ended well and wrote no {rep}: is the disk full? Its log: {log}")
-    plain = {**env, "LC_ALL": "C"}  # numbers with a point
+    plain = {**env, "LC_ALL": "C"}  # numbers with a decimal point
     command = [program.path, "--import", rep, *TABLE]
     _check(tool.run(command, table, timeout, plain), table, timeout)
     launches = parse(table.read_text(encoding="utf-8", errors="replace"))
-    ranges = by_range(launches)
+    ranges = kernels_by_range(launches)
     if not ranges:
         raise ToolError(_nothing(log))
     return Report(program.version, rep, ranges, tuple(launches), (*notes, *_uncounted(launches)))
 
 
-def _uncounted(launches: Sequence[Launched]) -> Iterator[str]:
-    """GPUs with memory of another kind have no counters of DRAM, and ncu does not mind."""
+def _uncounted(launches: Sequence[ProfiledLaunch]) -> Iterator[str]:
+    """Notes on metrics without any value: ncu accepts DRAM counters on GPUs that have none."""
     missing = [
         metric
         for word, metric in METRICS.items()
@@ -178,12 +181,12 @@ def _uncounted(launches: Sequence[Launched]) -> Iterator[str]:
         yield f"ncu told no {', '.join(missing)}: what is made of them stays empty, and unaudited"
 
 
-def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
-    """What ncu warned of. Raises ToolError for how it ended, or for an error that it printed:
-    it may exit with 0 all the same. RefusedError where no program could be profiled here."""
-    said = [*_said(log)]
-    errors = [text for kind, text in said if kind == "ERROR"]
-    warnings = tuple(dict.fromkeys(text for kind, text in said if kind == "WARNING"))
+def _check(ended: ProcessEnd, log: Path, timeout: float) -> tuple[str, ...]:
+    """ncu's warnings. Raises ToolError for its exit code, or for an error that it printed, since it
+    may exit with 0 all the same; RefusedError where no program can be profiled on this machine."""
+    lines = [*_own_lines(log)]
+    errors = [text for kind, text in lines if kind == "ERROR"]
+    warnings = tuple(dict.fromkeys(text for kind, text in lines if kind == "WARNING"))
     at = f"Its log: {log}"
     for pattern, remedy in FAULTS:
         for text in errors:
@@ -206,14 +209,14 @@ def _check(ended: Ended, log: Path, timeout: float) -> tuple[str, ...]:
         raise ToolError(_nothing(log))
     if ended.code:
         raise ToolError(f"ncu {_end(ended)}: {_last(ended) or 'it said nothing'}. {at}")
-    return tuple(text for text in warnings if MEANT not in text)
+    return tuple(text for text in warnings if EXPECTED_WARNING not in text)
 
 
-def _said(log: Path) -> Iterator[tuple[str, str]]:
-    """(ERROR or WARNING, text) of ncu's own lines, from a log that may be long."""
+def _own_lines(log: Path) -> Iterator[tuple[str, str]]:
+    """(ERROR or WARNING, text) of ncu's own lines in a log, which may be long."""
     with log.open("rb") as file:
         while line := file.readline(LINE_BYTES):
-            if match := SAID.search(line.decode(errors="replace")):
+            if match := OWN_LINE.search(line.decode(errors="replace")):
                 yield match[1], match[2].strip().rstrip(".")
 
 
@@ -226,7 +229,7 @@ def _nothing(log: Path) -> str:
     )
 
 
-def _end(ended: Ended) -> str:
+def _end(ended: ProcessEnd) -> str:
     if ended.code is None:
         return "did not end in time"
     if ended.code < 0:
@@ -235,14 +238,14 @@ def _end(ended: Ended) -> str:
 
 
 def _code(code: int) -> str:
-    """ncu prints a code for an exit and a signal's number for a killed program alike."""
+    """An exit code in words; ncu prints the number of the signal where one killed the program."""
     number = code - 128 if code > 128 else code
-    if number not in KILLED:
+    if number not in FATAL_SIGNALS:
         return f"code {code}"
     return f"code {code} ({signal.strsignal(number)}, if it was killed)"
 
 
-def _last(ended: Ended) -> str:
+def _last(ended: ProcessEnd) -> str:
     lines = [line.strip() for line in ended.tail.splitlines()]
     own = [line for line in lines if line and not line.startswith("==")]
     return " | ".join(own[-LAST_LINES:])

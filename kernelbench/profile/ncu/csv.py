@@ -1,4 +1,4 @@
-"""Reads `ncu --csv --page raw`: launches with their counters, and their sums by kernel."""
+"""Reads the table of `ncu --csv --page raw`: launches with their counters, and sums by kernel."""
 
 import csv
 import math
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from kernelbench.profile.tool import ToolError
 from kernelbench.spec import KernelUse
 
-# What is measured, by our word for it: the fields of KernelUse, of which shared_bytes is the sum
-# of its two parts.
+# ncu's metrics by our name: a field of KernelUse, or one of the two parts that add up to its
+# shared_bytes.
 METRICS: Mapping[str, str] = {
     "gpu_ns": "gpu__time_duration.sum",
     "dram_read_bytes": "dram__bytes_read.sum",
@@ -33,17 +33,20 @@ _SCALES: Mapping[str, Mapping[str, float]] = {
     "registers": {"register": 1},
 }
 
-# A line of the table, also behind what the profiled program printed without ending its line: the
-# header, the units (whose first cells are empty), or a launch.
+# A line of the table: the header, the units (whose first cells are empty), or a launch. Output of
+# the profiled program may precede it in the same line.
 _ROW = re.compile(r'"(?:ID|\d*)","(?:Process ID|\d*)",')
 _RANGES = "Push/Pop_Range"
 _RANGE = re.compile(r'"kernelbench:(kb\.[^":]+):')  # domain:name:payload:…, see the header
 
 
 @dataclass(frozen=True)
-class Launched:
-    """One profiled launch. values: by the words of METRICS, in ns, bytes and %; None for what ncu
-    could not tell. ranges: the `kb.` ranges of our NVTX domain that were open in its thread."""
+class ProfiledLaunch:
+    """One profiled launch.
+
+    ranges: the `kb.` ranges of our NVTX domain that were open in its thread. values: by the names
+    of METRICS, in ns, bytes and %; None where ncu has no number.
+    """
 
     kernel: str
     ranges: tuple[str, ...]
@@ -52,10 +55,10 @@ class Launched:
     values: Mapping[str, float | None]
 
 
-def parse(text: str) -> list[Launched]:
-    """The launches of a table, whatever else was printed around its lines.
+def parse(text: str) -> list[ProfiledLaunch]:
+    """The launches of a table; other output between its lines is skipped.
 
-    Raises ToolError when it is cut off, has no NVTX ranges, or has a unit that is not known.
+    Raises ToolError when the table is cut off, has no NVTX ranges, or has an unknown unit.
     """
     header: Sequence[str] = ()
     units: Mapping[str, str] = {}
@@ -80,13 +83,13 @@ def parse(text: str) -> list[Launched]:
 
 
 def _rows(text: str) -> Iterator[list[str]]:
-    at = (_ROW.search(line) for line in text.splitlines())
-    return csv.reader(match.string[match.start() :] for match in at if match)
+    matches = (_ROW.search(line) for line in text.splitlines())
+    return csv.reader(match.string[match.start() :] for match in matches if match)
 
 
-def _launched(cells: Mapping[str, str], units: Mapping[str, str]) -> Launched:
+def _launched(cells: Mapping[str, str], units: Mapping[str, str]) -> ProfiledLaunch:
     nvtx = next(cell for name, cell in cells.items() if _RANGES in name)
-    return Launched(
+    return ProfiledLaunch(
         kernel=cells["Kernel Name"],
         ranges=tuple(dict.fromkeys(_RANGE.findall(nvtx))),
         grid=cells.get("Grid Size", ""),
@@ -99,12 +102,15 @@ def _launched(cells: Mapping[str, str], units: Mapping[str, str]) -> Launched:
 
 
 def _value(word: str, cell: str, unit: str) -> float | None:
-    """A cell in ns, bytes, % or registers. `134,217,728` has separators, `134.22 Mbyte` is scaled
-    where `--print-units base` was not asked for."""
+    """A cell in ns, bytes, % or registers; None where it has no number.
+
+    Handles separators, as in `134,217,728`, and without `--print-units base` scaled units, as in
+    `134.22 Mbyte`. Raises ToolError for an unknown unit.
+    """
     try:
         number = float(cell.replace(",", ""))
     except ValueError:
-        return None  # `(!) n/a`, or what another version says where it has no number
+        return None  # `(!) n/a`, or another version's text for no number
     if not math.isfinite(number):
         return None
     scale = _SCALES[word.rpartition("_")[2]].get(unit.partition("/")[0].lower())
@@ -116,24 +122,26 @@ def _value(word: str, cell: str, unit: str) -> float | None:
     return number * scale
 
 
-def by_range(launches: Sequence[Launched]) -> dict[str, tuple[KernelUse, ...]]:
-    """What each range's kernels did in all of its calls, the longest first."""
+def kernels_by_range(launches: Sequence[ProfiledLaunch]) -> dict[str, tuple[KernelUse, ...]]:
+    """The kernels of each range, summed over all of its calls, the longest first."""
     names = dict.fromkeys(name for launch in launches for name in launch.ranges)
-    return {name: _kernels([one for one in launches if name in one.ranges]) for name in names}
+    return {
+        name: _kernels([launch for launch in launches if name in launch.ranges]) for name in names
+    }
 
 
-def _kernels(launches: Sequence[Launched]) -> tuple[KernelUse, ...]:
-    groups: dict[str, list[Launched]] = {}
+def _kernels(launches: Sequence[ProfiledLaunch]) -> tuple[KernelUse, ...]:
+    groups: dict[str, list[ProfiledLaunch]] = {}
     for launch in launches:
         groups.setdefault(launch.kernel, []).append(launch)
     uses = [_use(name, group) for name, group in groups.items()]
     return tuple(sorted(uses, key=lambda use: -(use.gpu_ns or 0)))
 
 
-def _use(name: str, group: Sequence[Launched]) -> KernelUse:
+def _use(name: str, group: Sequence[ProfiledLaunch]) -> KernelUse:
     shared = [
-        _total([one.values["shared_static_bytes"], one.values["shared_dynamic_bytes"]])
-        for one in group
+        _total([launch.values["shared_static_bytes"], launch.values["shared_dynamic_bytes"]])
+        for launch in group
     ]
     return KernelUse(
         name=name,
@@ -150,8 +158,8 @@ def _use(name: str, group: Sequence[Launched]) -> KernelUse:
     )
 
 
-def _of(group: Sequence[Launched], word: str) -> list[float | None]:
-    return [one.values[word] for one in group]
+def _of(group: Sequence[ProfiledLaunch], word: str) -> list[float | None]:
+    return [launch.values[word] for launch in group]
 
 
 def _total(values: Sequence[float | None]) -> int | None:
@@ -164,8 +172,8 @@ def _most(values: Sequence[float | None]) -> int | None:
     return round(max(known)) if len(known) == len(values) else None
 
 
-def _weighted(group: Sequence[Launched], word: str) -> float | None:
-    pairs = [(one.values[word], one.values["gpu_ns"]) for one in group]
+def _weighted(group: Sequence[ProfiledLaunch], word: str) -> float | None:
+    pairs = [(launch.values[word], launch.values["gpu_ns"]) for launch in group]
     known = [(value, ns) for value, ns in pairs if value is not None and ns is not None]
     total = sum(ns for _, ns in known)
     if len(known) < len(pairs) or not total:

@@ -1,6 +1,6 @@
-"""Nsight Systems: which kernels a profiled process ran in which NVTX range, and what ran between.
+"""Nsight Systems: the kernels that a profiled process ran in each NVTX range, and the gaps between.
 
-Nothing that it shows is a latency to quote: tracing every launch takes time of its own.
+None of its times is a latency to quote, since tracing every launch takes time itself.
 """
 
 import itertools
@@ -13,15 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernelbench.profile import tool
-from kernelbench.profile.nsys.program import CACHE, HOW_TO_GET, IMPORTERS, Found, find, said
-from kernelbench.profile.nsys.sql import PREFIX, ExportedRanges, RangeUse, forget_environments, look
+from kernelbench.profile.nsys.program import CACHE, HOW_TO_GET, IMPORTERS, Program, find, output_of
+from kernelbench.profile.nsys.sql import (
+    PREFIX,
+    ExportedRanges,
+    RangeUse,
+    read_ranges,
+    remove_environments,
+)
 from kernelbench.profile.nvtx import DOMAIN
 from kernelbench.profile.tool import ToolError
 
-__all__ = ["Found", "RangeUse", "Report", "capture", "find", "finish", "import_qdstrm", "read"]
+__all__ = ["Program", "RangeUse", "Report", "capture", "find", "finish", "import_qdstrm", "read"]
 
-INDUCTOR = CACHE.with_name("inductor")  # torch.compile's, where TMPDIR is another each time
-# What nsys says when it could not even start what it was to look at; a second try may succeed.
+INDUCTOR = CACHE.with_name("inductor")  # torch.compile's cache, since each run has a new TMPDIR
+# nsys's messages when it could not start the child; a second try may succeed.
 START_FAILURES = (
     "Agent launcher failed",
     "Failed to create CLI's file lock",
@@ -29,7 +35,7 @@ START_FAILURES = (
     "Failed to initialize server to client communication",
 )
 UNKNOWN_OPTION = ("unrecognised option", "unrecognized option")
-# It reads /proc/*/environ of each process that it may; in a PID namespace there are only its own.
+# nsys reads /proc/*/environ of every process that it can; a PID namespace has only its own.
 EXPOSED = (
     "nsys stores the environment of all your processes in its .nsys-rep and .qdstrm, since no PID "
     "namespace could be made for it (unshare --pid --mount-proc): look for secrets before you hand "
@@ -42,9 +48,10 @@ _session = itertools.count(1)
 
 @dataclass(frozen=True)
 class Report:
-    """What a capture brought. notes: what is to be known of it; an importer's absence, too.
+    """The result of a capture.
 
-    qdstrm: the raw capture, where no report could be made of it; then there are no ranges.
+    rep, sqlite: the report and its export. qdstrm: the raw capture, where no report could be made
+    of it; then there are no ranges. notes: for the user, such as that there is no importer.
     """
 
     version: str
@@ -56,11 +63,11 @@ class Report:
 
 
 class NoImporterError(ToolError):
-    """There is a raw capture, of which no report can be made here."""
+    """There is a raw capture, but no report can be made of it here."""
 
 
 def capture(
-    program: Found,
+    program: Program,
     child: Sequence[str | Path],
     stem: Path,
     *,
@@ -72,16 +79,16 @@ def capture(
 ) -> Report:
     """Run a command under nsys and read its ranges. Files: `stem` with .nsys-rep, .sqlite, .log.
 
-    cuda: only what lies between the child's cudaProfilerStart and cudaProfilerStop is seen.
+    cuda: capture only between the child's cudaProfilerStart and cudaProfilerStop.
     gpu_metrics: also sample the GPU's counters, where that is permitted; else a note says why
         not. extra: further options of `nsys profile`. timeout: seconds for the child and nsys.
-    env: nsys stores it, so the child sees only what `tool.environment` keeps of it.
-    Raises ToolError when the child fails or hangs, or nsys brings no report or no range: what
-    happened, the last lines that were printed, and the remedy.
+    env: nsys stores it, so the child gets only what `tool.environment` keeps of it.
+    Raises ToolError when the child fails or hangs, or when nsys makes no report or no range. It has
+    what happened, the last lines of output, and the remedy.
     """
     _prepare(stem)
     sampling, notes = _gpu_metrics(program, env) if gpu_metrics else ([], [])
-    if not tool.alone():
+    if not tool.isolation():
         notes.append(EXPOSED)
     command = [*_options(stem, cuda), *sampling, *extra, *child]
     ended = _run(program, command, stem, timeout, env)
@@ -100,35 +107,35 @@ def capture(
 
 
 def finish(
-    program: Found, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.environ
+    program: Program, stem: Path, *, cuda: bool, env: Mapping[str, str] = os.environ
 ) -> Report:
-    """Read what a capture left at `stem`, here or on another machine: a report, or a .qdstrm.
+    """Read the report or the .qdstrm that a capture left at `stem`, here or on another machine.
 
-    Raises ToolError when it holds nothing that can be used; NoImporterError when nothing here
-    makes a report of the .qdstrm.
+    Raises ToolError when it has no usable ranges; NoImporterError when no report can be made of the
+    .qdstrm here.
     """
     rep, exporter = _path(stem, ".nsys-rep"), program.path
     if not rep.exists():
         exporter = import_qdstrm(program, _path(stem, ".qdstrm"), rep, env=env)
     sqlite = _export(exporter, rep, _path(stem, ".sqlite"), env)
-    ranges = look(sqlite)
-    if not ranges.ranges:
-        raise ToolError(_nothing(ranges, rep, stem))
-    notes = tuple(_warnings(ranges, cuda))
-    return Report(program.version, rep, sqlite, None, ranges.ranges, notes)
+    exported = read_ranges(sqlite)
+    if not exported.ranges:
+        raise ToolError(_nothing(exported, rep, stem))
+    notes = tuple(_warnings(exported, cuda))
+    return Report(program.version, rep, sqlite, None, exported.ranges, notes)
 
 
 def read(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> tuple[RangeUse, ...]:
-    """The ranges of an export, see `sql.look`. Raises ToolError when it cannot be read."""
-    return look(sqlite, domain, prefix).ranges
+    """The ranges of an export, see `sql.read_ranges`. Raises ToolError when it cannot be read."""
+    return read_ranges(sqlite, domain, prefix).ranges
 
 
 def import_qdstrm(
-    program: Found, qdstrm: Path, rep: Path, *, env: Mapping[str, str] = os.environ
+    program: Program, qdstrm: Path, rep: Path, *, env: Mapping[str, str] = os.environ
 ) -> Path:
-    """Make a report of a raw capture, which is then removed; returns the nsys that can read it.
+    """Make a report of a raw capture, and remove the capture; returns the nsys that can read it.
 
-    Raises NoImporterError, saying how to do it on another machine, when that cannot be done here.
+    Raises NoImporterError, with the commands for another machine, when that is impossible here.
     """
     elsewhere = (
         f"Keep {qdstrm}; on a machine with Nsight Systems {program.version} or newer: "
@@ -170,23 +177,23 @@ def _options(stem: Path, cuda: bool) -> list[str]:
     ]
 
 
-def _gpu_metrics(program: Found, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Options to sample the GPU's counters, or a note why that cannot be; newer names first."""
+def _gpu_metrics(program: Program, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """(options to sample the GPU's counters, notes): only a note where that is impossible."""
     answer = ""
-    for option in ("--gpu-metrics-devices", "--gpu-metrics-device"):
-        answer = said([program.path, "profile", f"{option}=help"], env)
+    for option in ("--gpu-metrics-devices", "--gpu-metrics-device"):  # the newer name first
+        answer = output_of([program.path, "profile", f"{option}=help"], env)
         for devices in ("cuda-visible", "all"):
             if re.search(rf"^\s*{devices}:", answer, re.MULTILINE):
                 return [f"{option}={devices}"], []
         if not _matches(UNKNOWN_OPTION, answer):
             break
-    may = "an administrator can permit it: options nvidia NVreg_RestrictProfilingToAdminUsers=0"
-    why = f"{_last(answer)}; {may}" if "NVGPUCTRPERM" in answer else _last(answer)
+    remedy = "an administrator can permit it: options nvidia NVreg_RestrictProfilingToAdminUsers=0"
+    why = f"{_last(answer)}; {remedy}" if "NVGPUCTRPERM" in answer else _last(answer)
     return [], [f"GPU metrics were not sampled: {why}"]
 
 
 def _prepare(stem: Path) -> None:
-    """Where nsys cannot write, it writes elsewhere and says it went well: so try it first."""
+    """Raise ToolError where files cannot be written: nsys would silently write them elsewhere."""
     try:
         for suffix in (".nsys-rep", ".sqlite", ".qdstrm"):
             _path(stem, suffix).unlink(missing_ok=True)
@@ -199,40 +206,45 @@ def _prepare(stem: Path) -> None:
 
 
 def _run(
-    program: Found,
+    program: Program,
     command: Sequence[str | Path],
     stem: Path,
     timeout: float,
     env: Mapping[str, str],
-) -> tool.Ended:
-    """Run `nsys profile`, alone if that can be. When it must be killed, or is, nothing that it
-    started goes on."""
+) -> tool.ProcessEnd:
+    """Run `nsys profile`, isolated from other processes if possible.
+
+    All processes that it started are ended when it is killed.
+    """
     session = f"kernelbench-{os.getpid()}-{next(_session)}"
     profile = [program.path, "profile", f"--session-new={session}", *command]
     log, env = _path(stem, ".log"), tool.environment(env)
-    if alone := tool.alone():
-        with tempfile.TemporaryDirectory(prefix="kb-") as own:  # it names files by process numbers
-            env = {"TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR), **env, "TMPDIR": own}
-            return tool.run([*alone, *profile], log, timeout, env)
+    if isolation := tool.isolation():
+        # nsys names temporary files by process numbers, which a namespace counts from 1
+        with tempfile.TemporaryDirectory(prefix="kb-") as folder:
+            env = {"TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR), **env, "TMPDIR": folder}
+            return tool.run([*isolation, *profile], log, timeout, env)
     code: int | None = None
     try:
         ended = tool.run(profile, log, timeout, env)
         code = ended.code
     finally:
         if code is None or code < 0:  # the child and nsys's agent are in sessions of their own
-            said([program.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
+            output_of([program.path, "shutdown", f"--session={session}", "--kill=sigkill"], env)
     return ended
 
 
 def _refuse_unknown(extra: Sequence[str], tail: str) -> None:
-    """Raises ToolError when it is a further option that nsys does not know."""
+    """Raises ToolError when nsys does not know one of the user's options."""
     names = [word.partition("=")[0] for word in extra if word.startswith("-")]
     if _matches(UNKNOWN_OPTION, tail) and (bad := [name for name in names if f"'{name}" in tail]):
         raise ToolError(f"nsys has no option {bad[0]}: see `nsys profile --help`")
 
 
-def _check(program: Found, ended: tool.Ended, stem: Path, cuda: bool, timeout: float) -> None:
-    """Raises ToolError unless the child ended well and left a report or a raw capture."""
+def _check(
+    program: Program, ended: tool.ProcessEnd, stem: Path, cuda: bool, timeout: float
+) -> None:
+    """Raises ToolError unless the child succeeded and there is a report or a raw capture."""
     log, last = _path(stem, ".log"), _last(ended.tail)
     if ended.code is None:
         raise ToolError(
@@ -278,29 +290,29 @@ def _export(nsys: Path, rep: Path, sqlite: Path, env: Mapping[str, str]) -> Path
             f"it: nsys export -t sqlite -f true -o {sqlite} {rep}"
         )
     log.unlink()
-    forget_environments(sqlite)
+    remove_environments(sqlite)
     return sqlite
 
 
-def _nothing(ranges: ExportedRanges, rep: Path, stem: Path) -> str:
-    open_ = f"; {', '.join(ranges.endless)} had no end" if ranges.endless else ""
+def _nothing(exported: ExportedRanges, rep: Path, stem: Path) -> str:
+    endless = f"; {', '.join(exported.endless)} had no end" if exported.endless else ""
     return (
-        f"{rep}: holds no range {PREFIX}* of the NVTX domain {DOMAIN}{open_}, and "
-        f"{ranges.operations} operations of the GPU. Ranges are lost without a word where the nvtx "
-        "package hands out a dummy domain, which profile.nvtx.open_ranges replaces, or when the "
-        f"child opened none; see {_path(stem, '.log')}"
+        f"{rep}: holds no range {PREFIX}* of the NVTX domain {DOMAIN}{endless}, and "
+        f"{exported.operations} operations of the GPU. Ranges are lost without a word where the "
+        "nvtx package hands out a dummy domain, which profile.nvtx.open_ranges replaces, or when "
+        f"the child opened none; see {_path(stem, '.log')}"
     )
 
 
-def _warnings(ranges: ExportedRanges, cuda: bool) -> Iterator[str]:
-    if ranges.outside:
+def _warnings(exported: ExportedRanges, cuda: bool) -> Iterator[str]:
+    if exported.outside:
         yield (
-            f"{ranges.outside} of {ranges.operations} GPU operations were launched outside every "
-            "range, or by a thread that none can be told for; they are in no sum"
+            f"{exported.outside} of {exported.operations} GPU operations were launched outside "
+            "every range, or by a thread that none can be told for; they are in no sum"
         )
-    if ranges.endless:
-        yield f"the capture ended within {', '.join(ranges.endless)}; these ranges are in no sum"
-    if cuda and not ranges.operations:
+    if exported.endless:
+        yield f"the capture ended within {', '.join(exported.endless)}; these ranges are in no sum"
+    if cuda and not exported.operations:
         yield "no GPU operation was seen: is another profiler attached to the GPU?"
 
 
@@ -317,21 +329,21 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _matches(texts: Sequence[str], said: str) -> bool:
-    return any(text in said for text in texts)
+def _matches(texts: Sequence[str], output: str) -> bool:
+    return any(text in output for text in texts)
 
 
 def _how(code: int | None) -> str:
-    """How a process ended; nsys gives a child's signal on as 128 more than its number."""
+    """How a process ended, in words; nsys reports a child's signal as its number plus 128."""
     if code is None:
         return "did not end in time"
     number = -code if code < 0 else code - 128
-    known = {one.value: one.name for one in signal.Signals}
-    by = f" ({known[number]})" if number in known else ""
+    names = {s.value: s.name for s in signal.Signals}
+    by = f" ({names[number]})" if number in names else ""
     return f"was killed by signal {number}{by}" if code < 0 else f"ended with code {code}{by}"
 
 
 def _last(tail: str, lines: int = 5) -> str:
-    """The last lines that are no progress of nsys, on one line."""
-    said = [line for line in re.split(r"[\r\n]+", tail) if not PROGRESS.match(line)]
-    return " | ".join(line.strip()[-300:] for line in said[-lines:]) or "nothing"
+    """The last lines of output, without nsys's progress, joined into one."""
+    output = [line for line in re.split(r"[\r\n]+", tail) if not PROGRESS.match(line)]
+    return " | ".join(line.strip()[-300:] for line in output[-lines:]) or "nothing"

@@ -1,4 +1,4 @@
-"""Where an Nsight Systems is, and whether it can be used."""
+"""Finds an Nsight Systems that can be used."""
 
 import itertools
 import os
@@ -33,31 +33,33 @@ HOW_TO_GET = (
     "Install Debian's package nsight-systems or NVIDIA's CUDA toolkit, or, without being root, "
     f"run tools/nsys_bundle.sh {CACHE} in a checkout of kernelbench"
 )
-OLDEST = (2021, 4)  # before, reports were .qdrep files
+OLDEST = (2021, 4)  # earlier versions write .qdrep files
 QUICK_S = 60.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """An nsys; importer: its QdstrmImporter, without which it captures but makes no report."""
+class Program:
+    """An nsys.
+
+    importer: its QdstrmImporter, without which it captures but may make no report.
+    """
 
     path: Path
     version: str
     importer: Path | None = None
 
 
-def find(env: Mapping[str, str] = os.environ) -> Found:
-    """The nsys on the PATH, or the first that is found in `PLACES`.
+def find(env: Mapping[str, str] = os.environ) -> Program:
+    """The nsys on the PATH, or the first usable one in `PLACES`.
 
-    Raises ToolError saying where it was looked for, why what was found does not do, and the
-    remedy.
+    Raises ToolError, which names the places, why each nsys there is unusable, and the remedy.
     """
     on_path = shutil.which("nsys", path=env.get("PATH", os.defpath))
     paths = [Path(on_path)] if on_path else []
     bad: list[str] = []
     for path in itertools.chain(paths, *map(_matching, PLACES)):
         try:
-            return _asked(path, env)
+            return _checked(path, env)
         except ToolError as error:
             bad.append(str(error))
     raise ToolError(
@@ -72,10 +74,11 @@ def _matching(place: str) -> list[Path]:
     return sorted((p for p in paths if p.is_file() and os.access(p, os.X_OK)), reverse=True)
 
 
-def _asked(path: Path, env: Mapping[str, str]) -> Found:
+def _checked(path: Path, env: Mapping[str, str]) -> Program:
+    """The nsys at `path`. Raises ToolError, with the reason, where it is unusable."""
     if " " in str(path.resolve()):
         raise ToolError(f"{path}: nsys cannot start its parts from a folder with a space; move it")
-    answer = said([path, "--version"], env)
+    answer = output_of([path, "--version"], env)
     match = re.search(r"version ((\d+)\.(\d+)[\w.-]*)", answer)
     if match is None:
         raise ToolError(f"{path} does not say its version, but {answer[-200:] or 'nothing'!r}")
@@ -86,10 +89,10 @@ def _asked(path: Path, env: Mapping[str, str]) -> Found:
         )
     beside = f"{path.resolve().parent.parent}/host-linux-*/QdstrmImporter"
     importers = itertools.chain.from_iterable(map(_matching, (beside, *IMPORTERS)))
-    return Found(path, match[1], next(importers, None))
+    return Program(path, match[1], next(importers, None))
 
 
-def said(command: Sequence[str | Path], env: Mapping[str, str]) -> str:
-    """What a command prints that only asks; also when it fails."""
+def output_of(command: Sequence[str | Path], env: Mapping[str, str]) -> str:
+    """The output of a quick command, also when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         return tool.run(command, Path(folder) / "log", QUICK_S, tool.environment(env)).tail

@@ -1,7 +1,7 @@
-"""What the SQLite export of Nsight Systems holds: NVTX ranges, and what the GPU did in them.
+"""Reads the SQLite export of Nsight Systems: NVTX ranges, and the GPU operations in them.
 
-Tables are read, not the reports of `nsys stats`, whose names and columns change with the version.
-A table that is not there is a table without rows. A globalTid is machine << 48 | pid << 24 | tid.
+It reads tables, not the reports of `nsys stats`, whose names and columns change with the version.
+A missing table is treated as empty. A globalTid is machine << 48 | pid << 24 | tid.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ from kernelbench.spec import KernelUse
 PREFIX = "kb."
 TID_BITS = 24
 
-# eventType 75 creates a domain, 59 is a push/pop range. A domain may be made more than once.
+# eventType 75 creates a domain, 59 is a push/pop range. A domain may be created more than once.
 RANGES = """
 SELECT COALESCE(e.text, s.value), e.globalTid, e.start, e.end
 FROM NVTX_EVENTS e LEFT JOIN StringIds s ON s.id = e.textId
@@ -50,12 +50,13 @@ FROM CUPTI_ACTIVITY_KIND_MEMCPY""",
 
 @dataclass(frozen=True, kw_only=True)
 class RangeUse:
-    """All ranges of one name. What the GPU did belongs to the innermost range that launched it.
+    """All ranges of one name. A GPU operation belongs to the innermost range that launched it.
 
     instances: how many ranges. launches: kernels, and copies and fills by the driver.
     kernels: the same by name, the longest first; `[memset]` and `[memcpy …]` are the driver's.
     busy_ns: sum of their times. span_ns: first start to last end. gaps_ns: the part of the span
-        in which none of them ran. host_ns: the ranges' length on the CPU. Sums over instances.
+        in which none of them ran. host_ns: the ranges' length on the CPU. All are sums over
+        instances.
     """
 
     name: str
@@ -70,7 +71,7 @@ class RangeUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRanges:
-    """An export's ranges, and what does not belong to any.
+    """An export's ranges, and what belongs to none of them.
 
     operations: of the GPU, in the whole capture; outside: of them, those that no range launched.
     endless: names of ranges that were open when the capture ended; they are not in `ranges`.
@@ -103,12 +104,12 @@ class _Range:
     operations: list[_Operation] = field(default_factory=list)
 
 
-def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> ExportedRanges:
+def read_ranges(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> ExportedRanges:
     """The push/pop ranges of a domain whose names begin with `prefix`, in order of appearance.
 
     A kernel belongs to the innermost range that its thread had open at the launch. Launches of a
-    thread without ranges, such as autograd's, belong to the one thread of their process that has
-    a range open; where several have, to none.
+    thread without ranges, such as autograd's, belong to the range of the only thread of their
+    process that has one open; if several have, to none.
     Raises ToolError when the file is no SQLite export.
     """
     try:
@@ -132,16 +133,16 @@ def look(sqlite: Path, domain: str = DOMAIN, prefix: str = PREFIX) -> ExportedRa
     ranges = [_Range(*row) for row in named if row[3] is not None]
     outside = _attribute(ranges, calls, operations)
     return ExportedRanges(
-        ranges=tuple(_used(name, same) for name, same in _grouped(ranges)),
+        ranges=tuple(_use_of(name, same) for name, same in _grouped(ranges)),
         operations=len(operations),
         outside=outside,
         endless=tuple(dict.fromkeys(row[0] for row in named if row[3] is None)),
     )
 
 
-def forget_environments(sqlite: Path) -> None:
-    """Take out what nsys read of /proc/*/environ of every process that it may look into, be it
-    profiled or not: strings with a NUL between variables, which no table refers to.
+def remove_environments(sqlite: Path) -> None:
+    """Delete the environments that nsys read from /proc/*/environ of all processes that it can
+    read, profiled or not: strings with a NUL between variables, to which no table refers.
 
     Raises ToolError when the file is no SQLite export.
     """
@@ -150,7 +151,7 @@ def forget_environments(sqlite: Path) -> None:
             if export.execute("SELECT 1 FROM sqlite_master WHERE name = 'StringIds'").fetchone():
                 export.execute("DELETE FROM StringIds WHERE instr(CAST(value AS BLOB), x'00')")
                 export.commit()
-                export.execute("VACUUM")  # else they stay in free pages
+                export.execute("VACUUM")  # else they remain in free pages
     except sqlite3.Error as error:
         raise _unreadable(sqlite, error) from None
 
@@ -173,12 +174,12 @@ def _attribute(
     calls: dict[tuple[int, int], tuple[int, int]],
     operations: Sequence[_Operation],
 ) -> int:
-    """Hand every operation to its range; returns how many have none."""
+    """Add every operation to its range; returns how many have none."""
     threads: dict[int, list[_Range]] = defaultdict(list)
-    for one in ranges:  # by start: the last of its thread that holds it is its parent
-        before = threads[one.thread]
-        one.parent = _open_at(before, one.start)
-        before.append(one)
+    for range_ in ranges:  # by start: its parent is the last range of its thread that contains it
+        earlier = threads[range_.thread]
+        range_.parent = _open_at(earlier, range_.start)
+        earlier.append(range_)
     outside = 0
     for operation in operations:
         process = operation.process >> TID_BITS
@@ -187,8 +188,8 @@ def _attribute(
         if owner is None:
             others = [
                 open_range
-                for other, theirs in threads.items()
-                if other >> TID_BITS == process and (open_range := _open_at(theirs, at))
+                for other, own in threads.items()
+                if other >> TID_BITS == process and (open_range := _open_at(own, at))
             ]
             owner = others[0] if len(others) == 1 else None
         if owner is None:
@@ -199,8 +200,8 @@ def _attribute(
 
 
 def _open_at(ranges: Sequence[_Range], at: int) -> _Range | None:
-    """The innermost of a thread's ranges at a time; what is open encloses what began last."""
-    after = bisect_right(ranges, at, key=lambda one: one.start)
+    """The innermost of a thread's ranges at a time: the last that began, or one around it."""
+    after = bisect_right(ranges, at, key=lambda range_: range_.start)
     open_range = ranges[after - 1] if after else None
     while open_range is not None and open_range.end <= at:
         open_range = open_range.parent
@@ -209,18 +210,18 @@ def _open_at(ranges: Sequence[_Range], at: int) -> _Range | None:
 
 def _grouped(ranges: Iterable[_Range]) -> Iterable[tuple[str, list[_Range]]]:
     groups: dict[str, list[_Range]] = defaultdict(list)
-    for one in ranges:
-        groups[one.name].append(one)
+    for range_ in ranges:
+        groups[range_.name].append(range_)
     return groups.items()
 
 
-def _used(name: str, ranges: Sequence[_Range]) -> RangeUse:
+def _use_of(name: str, ranges: Sequence[_Range]) -> RangeUse:
     span = sum(
-        max(o.end for o in one.operations) - min(o.start for o in one.operations)
-        for one in ranges
-        if one.operations
+        max(o.end for o in range_.operations) - min(o.start for o in range_.operations)
+        for range_ in ranges
+        if range_.operations
     )
-    operations = [operation for one in ranges for operation in one.operations]
+    operations = [operation for range_ in ranges for operation in range_.operations]
     return RangeUse(
         name=name,
         instances=len(ranges),
@@ -228,8 +229,8 @@ def _used(name: str, ranges: Sequence[_Range]) -> RangeUse:
         kernels=_kernels(operations),
         busy_ns=sum(o.end - o.start for o in operations),
         span_ns=span,
-        gaps_ns=span - sum(_covered(one.operations) for one in ranges),
-        host_ns=sum(one.end - one.start for one in ranges),
+        gaps_ns=span - sum(_covered(range_.operations) for range_ in ranges),
+        host_ns=sum(range_.end - range_.start for range_ in ranges),
     )
 
 

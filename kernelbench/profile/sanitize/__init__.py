@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kernelbench.profile import tool
 from kernelbench.profile.sanitize.log import Finding, Reading, read
-from kernelbench.profile.tool import Ended, ToolError
+from kernelbench.profile.tool import ProcessEnd, ToolError
 from kernelbench.spec import Context, Job
 
 NAME = "compute-sanitizer"
@@ -203,7 +203,7 @@ def _unprinted(reading: Reading) -> Iterator[str]:
         yield f"{reading.unprinted} more errors are not in the log"
 
 
-def unseen(ended: Ended, reading: Reading, left: Sequence[str], timeout: float) -> str:
+def unseen(ended: ProcessEnd, reading: Reading, left: Sequence[str], timeout: float) -> str:
     """Why not everything was looked at, or nothing. left: cases that the program did not finish;
     that a finding explains."""
     if reading.faults:
@@ -222,6 +222,6 @@ def unseen(ended: Ended, reading: Reading, left: Sequence[str], timeout: float) 
     return ""
 
 
-def _last(ended: Ended) -> str:
+def _last(ended: ProcessEnd) -> str:
     lines = [line.strip() for line in ended.tail.splitlines() if line.strip()]
     return " | ".join(lines[-LAST_LINES:]) or "it said nothing"

@@ -30,7 +30,7 @@ def serve(path: str) -> None:
         torch._dynamo.reset()  # it takes few shapes of one function
         _call(family, job, device, context)
         gc.collect()
-        answers.say(done=job.case.id)
+        answers.write(done=job.case.id)
 
 
 def _call(family: Family[Any], job: Job, device: Device, context: Context) -> None:

@@ -1,8 +1,8 @@
-"""The bytes that a provider touches in memory, counted on a CPU, against the model it states.
+"""Counts on a CPU the bytes that a provider touches in memory, to compare them with its byte model.
 
-Our kernels run in Triton's interpreter, PyTorch's operators as they are. Counted are distinct
-bytes of a launch or operator: what a kernel reads again comes from a cache. The counts say nothing
-of time.
+Our kernels run in Triton's interpreter, PyTorch's operators as they are. Distinct bytes of a launch
+or operator are counted, since what a kernel reads again comes from a cache. The counts are no
+measure of time.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,20 +21,20 @@ from kernelbench.profile.touched.kernels import Kernels, kernel_name
 from kernelbench.profile.touched.operators import CLEARING, AsOnGPU, Operators, Use
 from kernelbench.spec import Case, Device, Family, KernelbenchError, Provider, Traffic
 
-SLACK = 0.01  # of a model's total that may be touched beside it
+SLACK = 0.01  # of a model's total, by which the count may differ
 HOPPER = Device("cuda", "a GPU of sm_90", (9, 0), sms=132)
 
 
 @dataclass(frozen=True)
-class Touched:
-    """One tensor (its storage), in distinct bytes of each launch or operator, summed over them.
+class TouchedTensor:
+    """One tensor (its storage): distinct bytes of each launch or operator, summed over these.
 
     tensor: the name of an input or output; else of a kernel's parameter, else of the operator that
         touched it first.
-    names: all names that it goes by: inputs' and outputs' where it has such, else parameters';
-        none for what PyTorch's operators make for each other or for a kernel.
+    names: all its names: those of inputs and outputs if it has any, else of parameters; none for
+        temporaries that PyTorch's operators make for each other or for a kernel.
     by: kernels and operators that touched it.
-    issued_*: every lane's bytes, repeats included; masked lanes are in none of the counts.
+    issued_*: every lane's bytes, repeats included. No count includes masked lanes.
     """
 
     tensor: str
@@ -56,19 +56,21 @@ class Count:
 
     kernels: tuple[str, ...]
     operators: tuple[str, ...]
-    rows: tuple[Touched, ...]
+    rows: tuple[TouchedTensor, ...]
     uncovered: tuple[str, ...]
 
     @property
     def read(self) -> int:
+        """Distinct bytes read, summed over all tensors."""
         return sum(row.read for row in self.rows)
 
     @property
     def written(self) -> int:
+        """Distinct bytes written, summed over all tensors."""
         return sum(row.written for row in self.rows)
 
     def without(self, *tensors: str) -> "Count":
-        """The same without some tensors, by name."""
+        """The count without these tensors."""
         rows = tuple(row for row in self.rows if row.tensor not in tensors)
         return Count(self.kernels, self.operators, rows, self.uncovered)
 
@@ -78,9 +80,9 @@ def touched(
 ) -> Count:
     """Run a provider once in the case's mode on CPU tensors, and count what the call touches.
 
-    config: one of the provider's, the table's choice if None.
-    Raises KernelbenchError where a kernel reaches out of bounds or is not interpreted, and where
-    the provider does not run on a CPU, or is compiled.
+    config: one of the provider's; the table's choice if None.
+    Raises KernelbenchError where a kernel accesses memory out of bounds or is not interpreted, and
+    where the provider does not run on a CPU, or is compiled.
     """
     cpu = Device("cpu", "a CPU")
     if reason := why_not(provider, case, cpu):
@@ -103,7 +105,7 @@ def touched(
 
 
 def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
-    """The timed call. Nothing that it touches is freed before the end: addresses stay apart."""
+    """The timed call. Nothing that it touches is freed before the end: addresses are unique."""
     operators = Operators(uses.append)
     kernels = Kernels(uses.append)
 
@@ -114,7 +116,7 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
             return kernels(launch)
 
     with workload.grad_mode(), operators, AsOnGPU(operators), watched(watcher):
-        with watched(lambda launch: None):  # what a first call makes and keeps is not timed
+        with watched(lambda launch: None):  # what only a first call does is not timed
             workload.ready()
             workload.call()
         workload.ready()
@@ -123,46 +125,49 @@ def _run(workload: Workload, uses: list[Use]) -> tuple[Tensor, ...]:
 
 
 def _names(workload: Workload, results: Sequence[Tensor]) -> dict[int, list[str]]:
-    """Of inputs and outputs, by the address of their storage."""
+    """The names of inputs and outputs by the address of their storage."""
     names: dict[int, list[str]] = {}
-    for name, tensor in (*workload.known().items(), *zip(workload.names, results, strict=True)):
+    for name, tensor in (
+        *workload.all_tensors().items(),
+        *zip(workload.names, results, strict=True),
+    ):
         known = names.setdefault(tensor.untyped_storage().data_ptr(), [])
         if name not in known:
             known.append(name)
     return names
 
 
-def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[Touched, ...]:
+def _rows(uses: Sequence[Use], names: dict[int, list[str]]) -> tuple[TouchedTensor, ...]:
     by_storage: dict[int, list[Use]] = {}
     for use in uses:
         by_storage.setdefault(use.storage.data_ptr(), []).append(use)
     rows = []
-    for address, found in by_storage.items():
-        ours = all(use.names or use.by in CLEARING for use in found)
-        parameters = dict.fromkeys(name for use in found if ours for name in use.names)
+    for address, group in by_storage.items():
+        ours = all(use.names or use.by in CLEARING for use in group)
+        parameters = dict.fromkeys(name for use in group if ours for name in use.names)
         known = tuple(names.get(address) or parameters)
         rows.append(
-            Touched(
-                known[0] if known else f"of {found[0].by}",
+            TouchedTensor(
+                known[0] if known else f"of {group[0].by}",
                 known,
-                tuple(dict.fromkeys(use.by for use in found)),
-                sum(use.read for use in found),
-                sum(use.written for use in found),
-                sum(use.issued_read for use in found),
-                sum(use.issued_written for use in found),
+                tuple(dict.fromkeys(use.by for use in group)),
+                sum(use.read for use in group),
+                sum(use.written for use in group),
+                sum(use.issued_read for use in group),
+                sum(use.issued_written for use in group),
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.read - row.written, row.tensor)))
 
 
 @contextmanager
-def _uncompiled(who: str) -> Iterator[None]:
-    """Raises KernelbenchError where torch.compile is called."""
+def _uncompiled(provider: str) -> Iterator[None]:
+    """Inside, torch.compile raises KernelbenchError."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise KernelbenchError(
-            f"{who} is compiled: Inductor's kernels for a GPU are not those that it makes on a "
-            "CPU. Nsight Compute (ncu) counts theirs"
+            f"{provider} is compiled: Inductor's kernels for a GPU are not those that it makes on "
+            "a CPU. Nsight Compute (ncu) counts theirs"
         )
 
     original = torch.compile
@@ -178,8 +183,9 @@ def uncovered(
 ) -> tuple[str, ...]:
     """Kernels that an H200 would launch and that are not among the counted ones.
 
-    Those in Gluon, which no interpreter runs, and those whose programs wait for each other, which
-    an interpreter runs one after another. Nothing is run; Nsight Compute (ncu) counts their bytes.
+    These are kernels in Gluon, which has no interpreter, and kernels whose programs wait for each
+    other, which an interpreter runs one after another. Nothing is run here; Nsight Compute (ncu)
+    can count their bytes.
     """
     if "triton" not in provider.requires or why_not(provider, case, HOPPER):
         return ()
@@ -195,20 +201,22 @@ def uncovered(
 
 
 def discrepancies(count: Count, traffic: Sequence[Traffic]) -> list[str]:
-    """Where what was touched and a model differ; none where the model is a right one.
+    """Differences between the count and a byte model, in words; empty where the model is right.
 
-    Totals read and written may differ by less than 1 % either way: a model that says too much
-    flatters whoever moves less. A tensor of 1 % of the total and more that has a name must be in
-    the model: a row's words, apart at ", " and spaces, name tensors, or operators.
+    The totals read and written must differ by less than 1 %, in either direction: too high a model
+    flatters a provider that moves less. A named tensor with at least 1 % of the total must be in
+    the model: the words of a row, separated by ", " and spaces, name tensors or operators.
     """
     texts = []
-    for what, model, counted in (
+    for direction, model, counted in (
         ("read", sum(row.read for row in traffic), count.read),
         ("written", sum(row.write for row in traffic), count.written),
     ):
         if abs(counted - model) >= SLACK * max(model, 1):
             percent = f"{(counted - model) / model:+.1%}" if model else "nothing is modelled"
-            texts.append(f"{what}: {counted} bytes are touched, {model} are modelled ({percent})")
+            texts.append(
+                f"{direction}: {counted} bytes are touched, {model} are modelled ({percent})"
+            )
     words = {word for row in traffic for word in row.tensor.replace(",", " ").split()}
     least = SLACK * (count.read + count.written)
     texts += [

@@ -1,4 +1,4 @@
-"""Which bytes a Triton kernel touches: every access that Triton's interpreter makes, seen."""
+"""The bytes that a Triton kernel touches, from all memory accesses of Triton's interpreter."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -15,31 +15,32 @@ from kernelbench.kernels.launch import Launch
 from kernelbench.profile.touched.operators import Use, extent
 from kernelbench.spec import KernelbenchError
 
-# What the interpreter's C module does to memory: positions of pointers and mask among the
-# arguments, how wide an element is, and whether it reads and writes. All accesses go through it.
+# The functions of the interpreter's C module that access memory, which all accesses use: positions
+# of the pointers and the mask among the arguments, the bytes of an element, whether it reads, and
+# whether it writes.
 _Width = Callable[[tuple[Any, ...]], int]
 _ACCESSES: dict[str, tuple[int, int | None, _Width, bool, bool]] = {
-    "load": (0, 1, lambda given: int(np.dtype(given[3]).itemsize), True, False),
-    "store": (0, 2, lambda given: int(given[1].dtype.itemsize), False, True),
-    "atomic_rmw": (1, 3, lambda given: int(given[2].dtype.itemsize), True, True),
-    "atomic_cas": (0, None, lambda given: int(given[2].dtype.itemsize), True, True),
+    "load": (0, 1, lambda args: int(np.dtype(args[3]).itemsize), True, False),
+    "store": (0, 2, lambda args: int(args[1].dtype.itemsize), False, True),
+    "atomic_rmw": (1, 3, lambda args: int(args[2].dtype.itemsize), True, True),
+    "atomic_cas": (0, None, lambda args: int(args[2].dtype.itemsize), True, True),
 }
 
 
 class _Region:
-    """One storage that a launch was handed, and which of its bytes the kernel touched."""
+    """One storage among a launch's arguments, and which of its bytes the kernel touched."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.storage = tensor.untyped_storage()
         self.start, size = self.storage.data_ptr(), self.storage.nbytes()
         self.names: list[str] = []
-        self.allowed = np.zeros(size, dtype=bool)  # bytes of the views that it was handed
+        self.allowed = np.zeros(size, dtype=bool)  # bytes of the views among the arguments
         self.read, self.written = self.allowed.copy(), self.allowed.copy()
         self.issued_read = self.issued_written = 0
 
 
 class _Memory:
-    """The memory of one launch, see `use`."""
+    """The storages of one launch's arguments, and the accesses to them."""
 
     def __init__(self, launch: Launch) -> None:
         self.kernel = kernel_name(launch)
@@ -54,7 +55,7 @@ class _Memory:
         self._starts = np.array(sorted(regions), dtype=np.uint64)
 
     def note(self, pointers: Any, mask: Any, width: int, reads: bool, writes: bool) -> None:
-        """One access by one program. Raises KernelbenchError where it is out of bounds."""
+        """Count one access by one program. Raises KernelbenchError where it is out of bounds."""
         addresses = np.asarray(pointers, dtype=np.uint64)
         if mask is not None:
             chosen = np.broadcast_to(np.asarray(mask).astype(bool), addresses.shape)
@@ -87,7 +88,7 @@ class _Memory:
         )
 
     def uses(self) -> Iterator[Use]:
-        """What was touched, a storage at a time. Raises KernelbenchError where nothing was."""
+        """The uses of the touched storages. Raises KernelbenchError where none was touched."""
         if not any(region.issued_read or region.issued_written for region in self._regions):
             raise KernelbenchError(
                 f"{self.kernel} ran without a load or a store: either it does nothing, or it "
@@ -108,7 +109,7 @@ class _Memory:
 
 @dataclass
 class Kernels:
-    """To be handed launches (see `launch.watched`), which it runs, and to `record` their uses."""
+    """A watcher of launches (see `launch.watched`): runs each, and passes its uses to `record`."""
 
     record: Callable[[Use], None]
 
@@ -128,7 +129,7 @@ class Kernels:
 
 @contextmanager
 def _observed(memory: _Memory) -> Iterator[None]:
-    """Raises KernelbenchError where this Triton's interpreter is not the one known here."""
+    """Inside, all accesses are counted. Raises KernelbenchError for an unknown interpreter."""
     module = _interpreter()
     originals = {name: getattr(module, name) for name in _ACCESSES}
     try:
@@ -143,16 +144,17 @@ def _observed(memory: _Memory) -> Iterator[None]:
 def _noting(name: str, original: Callable[..., Any], memory: _Memory) -> Callable[..., Any]:
     pointers, mask, width, reads, writes = _ACCESSES[name]
 
-    def access(*given: Any) -> Any:
-        chosen = None if mask is None else given[mask]
-        memory.note(given[pointers], chosen, width(given), reads, writes)
-        return original(*given)
+    def access(*args: Any) -> Any:
+        lanes = None if mask is None else args[mask]
+        memory.note(args[pointers], lanes, width(args), reads, writes)
+        return original(*args)
 
     return access
 
 
 def _interpreter() -> Any:
-    """The C module by which Triton's interpreter reaches memory."""
+    """The C module by which Triton's interpreter accesses memory. Raises KernelbenchError where
+    Triton is not interpreting, or where the module has other functions than those known here."""
     if not triton.knobs.runtime.interpret:
         raise KernelbenchError(
             "the bytes of Triton kernels are counted in its interpreter: set TRITON_INTERPRET=1 "
@@ -175,13 +177,13 @@ def _callable(module: Any, name: str) -> bool:
 
 
 def kernel_name(launch: Launch) -> str:
-    """`projection.hopper.project`: kernels in several files have the same name."""
+    """`projection.hopper.project`, with the module, since names repeat in several files."""
     function = launch.kernel.fn
     return f"{function.__module__.removeprefix('kernelbench.kernels.')}.{function.__name__}"
 
 
 def _tensors(args: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a launch by parameter name, those within descriptors and tuples, too."""
+    """The tensors of a launch by parameter name, also those in descriptors and tuples."""
     for name, value in args.items():
         if isinstance(value, Tensor):
             yield name, value

@@ -1,4 +1,4 @@
-"""Which bytes PyTorch's operators touch: each is run, on real tensors, and counted by storage."""
+"""The bytes that PyTorch's operators touch: each runs on real tensors, counted by storage."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernelbench.kernels import operators
 from kernelbench.spec import KernelbenchError
 
-# Operators whose tensor arguments say how large to be, and no more.
+# Operators that use only the shape of their tensor arguments.
 _LIKE = (
     *("empty_like", "zeros_like", "ones_like", "full_like"),
     *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
 )
 CLEARING = ("zeros", "zero_", "fill_", "full", *_LIKE)
 _UNWRITTEN = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
-_OVERWRITING = ("copy_", "fill_", "zero_")  # in place, without a look at what was there
+_OVERWRITING = ("copy_", "fill_", "zero_")  # in place, without reading the old values
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -30,8 +30,9 @@ _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 class Use:
     """What one launch or operator touched of one storage, in bytes.
 
-    by: the kernel or operator. names: what a kernel's parameters call it. issued_*: every lane's
-    bytes, repeats included; an operator does not say, so they are those it touched.
+    by: the kernel or operator. names: of a kernel's parameters. read, written: distinct bytes.
+    issued_*: every lane's bytes, repeats included; for an operator, where they are unknown, the
+    distinct bytes.
     """
 
     by: str
@@ -44,7 +45,7 @@ class Use:
 
 
 def extent(tensor: Tensor) -> Any:
-    """Which bytes of its storage a tensor occupies: a bool each."""
+    """The bytes of its storage that a tensor occupies: a mask of bools [bytes of the storage]."""
     width = tensor.element_size()
     mask = np.zeros(tensor.untyped_storage().nbytes(), dtype=bool)
     if tensor.numel():
@@ -56,12 +57,12 @@ def extent(tensor: Tensor) -> Any:
 
 
 class Operators(TorchDispatchMode):
-    """Hands to `record` what every aten operator touches while `counting`.
+    """Passes to `record` what every aten operator touches while `counting`.
 
-    An operator reads the distinct bytes of its tensor arguments once, those of a broadcast tensor
-    once, too, and writes its results once. Views move nothing; what works in place reads what it
-    changes. What PyTorch makes of several kernels, each over all of memory (`_PIECES`), is taken
-    to pieces. Where one kernel of an operator reads twice, that is not seen.
+    An operator reads the distinct bytes of its tensor arguments once, also of broadcast ones, and
+    writes its results once. Views move nothing; an operator in place reads what it changes. An
+    operator that is several kernels in PyTorch, each over all of the memory (`_PIECES`), is split
+    into them. If one kernel of an operator reads bytes twice, they count once.
     """
 
     def __init__(self, record: Callable[[Use], None]) -> None:
@@ -79,6 +80,7 @@ class Operators(TorchDispatchMode):
 
     @contextmanager
     def counted(self, on: bool) -> Iterator[None]:
+        """Inside, counting is on or off."""
         before, self.counting = self.counting, on
         try:
             yield
@@ -94,33 +96,35 @@ class Operators(TorchDispatchMode):
             with self:
                 return _PIECES[name](*args, **kwargs)
         out = func(*args, **kwargs)
-        # Ours are counted by their kernels; with a bool forward mode is told how tensors lie.
+        # Ours are counted by their kernels. Operators that return a bool compare layouts of tensors
+        # for forward mode.
         if self.counting and func.namespace != "kernelbench" and not isinstance(out, bool):
             self._count(func, name, args, kwargs, out)
         return out
 
     def _count(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        names = (argument.name for argument in func._schema.arguments)
+        values = dict(zip(names, args, strict=False)) | kwargs
         read, written = [], []
         for argument in func._schema.arguments:
-            tensors = list(_flat([given.get(argument.name)]))
+            tensors = list(_flat([values.get(argument.name)]))
             changed = argument.alias_info is not None and argument.alias_info.is_write
             written += tensors if changed else []
             read += [] if changed and name in _OVERWRITING else tensors
-        mine = {tensor.untyped_storage().data_ptr() for tensor in read + written}
-        made = [t for t in _flat([out]) if t.untyped_storage().data_ptr() not in mine]
-        if not made and not written and any(True for _ in _flat([out])):
+        arguments = {tensor.untyped_storage().data_ptr() for tensor in read + written}
+        results = [t for t in _flat([out]) if t.untyped_storage().data_ptr() not in arguments]
+        if not results and not written and any(True for _ in _flat([out])):
             return  # a view
         if name == _ATTENTION and not torch.is_grad_enabled():
-            made = made[:1]  # as cuDNN's, which without a gradient to come writes no lse
+            results = results[:1]  # as cuDNN, which writes no lse without a gradient to come
         self.touch(
             name,
             [] if name in _LIKE else read,
-            [] if name in _UNWRITTEN else [*written, *made],
+            [] if name in _UNWRITTEN else [*written, *results],
         )
 
     def touch(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        """Record one operator: distinct bytes of each storage."""
+        """Record one operator: the distinct bytes of each storage."""
         masks: dict[int, tuple[Any, list[Any]]] = {}
         for which, tensors in enumerate((read, written)):
             for tensor in tensors:
@@ -170,9 +174,9 @@ _PIECES: dict[str, Callable[..., Tensor]] = {
 
 
 class AsOnGPU(TorchFunctionMode):
-    """F.rms_norm as on a GPU: a kernel forward, and two backward, of which the second makes dw.
+    """Counts F.rms_norm as on a GPU: one kernel forward, and two backward, the second for dw.
 
-    On a CPU PyTorch makes some seven operators of it, which are run but not counted.
+    On a CPU it is some seven operators in PyTorch, which run but are not counted.
     """
 
     def __init__(self, operators: Operators) -> None:
@@ -195,8 +199,8 @@ class AsOnGPU(TorchFunctionMode):
     ) -> Any:
         if weight is None:
             raise KernelbenchError("F.rms_norm without a weight is not counted: give it one")
-        given = self._operators, input, normalized_shape, weight, eps
-        return _RmsNorm.apply(*given)  # type: ignore[no-untyped-call]
+        args = self._operators, input, normalized_shape, weight, eps
+        return _RmsNorm.apply(*args)  # type: ignore[no-untyped-call]
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -210,12 +214,12 @@ class _RmsNorm(torch.autograd.Function):
         if operators.counting:
             operators.touch("_fused_rms_norm", [x, weight], [y, rstd])
         ctx.save_for_backward(x, weight, rstd)
-        ctx.given = operators, shape, eps
+        ctx.options = operators, shape, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        operators, shape, eps = ctx.given
+        operators, shape, eps = ctx.options
         x, weight, rstd = ctx.saved_tensors
         with operators.counted(False), torch.enable_grad():
             x_, w_ = x.detach().requires_grad_(), weight.detach().requires_grad_()
