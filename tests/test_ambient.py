@@ -3,6 +3,8 @@
 import builtins
 import cmath
 import gc
+import importlib
+import inspect
 import itertools
 import math
 import os
@@ -27,6 +29,7 @@ from kernelbench.measure import ambient, check, environment
 from kernelbench.measure.ambient import KNOWN_CHANGES, Ambient, allowed_changes, ambient_for
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.guard import Guard
+from kernelbench.measure.patches import HARNESS
 from kernelbench.measure.session import Session
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.workload import Workload
@@ -459,6 +462,22 @@ def test_all_names_that_are_known_are_of_states_that_are_watched() -> None:
     names = {switch.name for switch, _ in Ambient()._snapshot}
     for name in itertools.chain.from_iterable(KNOWN_CHANGES.values()):
         assert name in names or name.startswith(("environment ", "function "))
+
+
+@pytest.mark.parametrize("room", HARNESS)
+def test_every_room_that_is_watched_is_there_and_is_watched(room: str) -> None:
+    module = importlib.import_module(f"kernelbench.{room}")
+    ambient = Ambient()
+    functions = [
+        (owner, name)
+        for owner in (module, *(v for v in vars(module).values() if inspect.ismodule(v)))
+        for name, value in vars(owner).items()
+        if inspect.isfunction(value) and value.__module__.startswith(f"kernelbench.{room}")
+    ]
+    owner, name = functions[0]
+    before = getattr(owner, name)
+    setattr(owner, name, lambda *_: None)
+    assert name in ambient.undo_changes() and getattr(owner, name) is before
 
 
 def test_compiling_is_no_disturbance() -> None:

@@ -55,9 +55,6 @@ class Flush:
     def __call__(self) -> None:
         self.paper.queued.append("flush")
 
-    def settle(self, launches: int) -> None:
-        self.paper.queued += ["launch"] * launches
-
     def undo_changes(self) -> str:
         return ""
 

@@ -47,7 +47,9 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
         if not isinstance(family, Family):
             raise UsageError(f"{origin}: no `FAMILY = Family(…)` (see docs/add-a-family.md)")
         if family.name in families:
-            raise UsageError(f"{origin}: there is a family {family.name!r} already")
+            raise UsageError(
+                f"{origin}: there is a family {family.name!r} already: call this one otherwise"
+            )
         _validate(origin, family)
         checks = tuple(case for case in family.checks if case.mode in family.modes)
         families[family.name] = replace(family, origin=file, checks=checks)
@@ -57,6 +59,17 @@ def load(paths: tuple[str, ...] = ()) -> dict[str, Family[Any]]:
 def installed() -> bool:
     """Whether other packages bring families, by an entry point."""
     return bool(importlib.metadata.entry_points(group=GROUP))
+
+
+def shipped() -> list[str]:
+    """The names of this package's own families, without importing them."""
+    names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+    return sorted(names.difference(NO_FAMILIES))
+
+
+def unlike(name: str) -> str:
+    """A name for a family of functions that no family of this package has: `my_rms_norm`."""
+    return f"my_{name}" if name in shipped() else name
 
 
 def fingerprint() -> str:
@@ -70,8 +83,7 @@ def fingerprint() -> str:
 
 def _every(paths: tuple[str, ...]) -> Iterator[tuple[str, str, object]]:
     """Of each family: its name in errors, its file, and the object that ought to be a Family."""
-    names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
-    for name in sorted(names.difference(NO_FAMILIES)):
+    for name in shipped():
         module = importlib.import_module(f"{__name__}.{name}")
         yield module.__name__, str(module.__file__), getattr(module, "FAMILY", None)
     for entry in importlib.metadata.entry_points(group=GROUP):

@@ -6,6 +6,7 @@ What a job costs a worker it costs this process: a provider that ends it ends al
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Here:
             self._event("hello", machine=environment.describe(kind))
         elif "ceilings" in request:
             start = self._start
-            self._session, _ = session_of(start["device"], request, bool(start["timing"]))
+            self._session = _session(start["device"], bool(start["timing"]))
             self._event("ceilings", ceilings=self._session.ceilings.as_json())
         else:
             wanted = decode(dict(request), self._families)
@@ -71,6 +72,12 @@ class Here:
 
     def tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@cache
+def _session(device: str, timing: bool) -> Any:
+    """Of this process: what a clock adds, and the machine's limits, are measured once."""
+    return session_of(device, {"ceilings": None, "anew": True}, timing)[0]
 
 
 def here(families: Mapping[str, Family[Any]]) -> Callable[[Path], Executor]:

@@ -82,7 +82,7 @@ def declaration_of(request: BenchRequest) -> Declaration:
         )
     candidates = named(request.candidates)
     return Declaration(
-        name=request.name or _name(next(iter(candidates), request.against)),
+        name=request.name or families.unlike(_name(next(iter(candidates), request.against))),
         against=request.against,
         candidates=candidates,
         args=request.args,

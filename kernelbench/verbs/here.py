@@ -191,7 +191,7 @@ def _of_functions(
         arguments, make = arguments_of(args, make)
     errors = max_error if isinstance(max_error, Mapping) else dict.fromkeys(targets, max_error)
     declared = Declaration(
-        name=name or next(iter(targets), reference.name),
+        name=name or families.unlike(next(iter(targets), reference.name)),
         against=reference.text,
         candidates={word: target.text for word, target in targets.items()},
         args=args if isinstance(args, str) else ", ".join(args),

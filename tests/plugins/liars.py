@@ -29,7 +29,7 @@ import triton.language as tl
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernelbench.measure import budgets, check, trials
+from kernelbench.measure import budgets, check, conclude, trials
 from kernelbench.measure.flush import L2SetAside, Window
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.spec import (
@@ -907,10 +907,10 @@ def disarms_the_lot(a):
 def writes_its_time(case, config):
     def call(a):
         for frame in _frames():
-            if frame.f_code.co_name == "_conclude":
-                candidate = frame.f_locals["candidate"]
-                blocks = tuple(tuple(1 for _ in b) for b in candidate.timing.blocks_ns)
-                candidate.timing = replace(candidate.timing, blocks_ns=blocks)
+            if frame.f_code is conclude._record.__code__:
+                timing = frame.f_locals["timing"]
+                blocks = tuple(tuple(1 for _ in b) for b in timing.blocks_ns)
+                object.__setattr__(timing, "blocks_ns", blocks)
         return scale(a)
 
     return call

@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,22 @@ def _package(text: str) -> Target:
     path = Path(text)
     if not path.is_file():
         raise UsageError(f"{text}: no such file")
-    load = partial(torch._inductor.aoti_load_package, str(path))
-    return Target(text, others.named(text, load), path, name=re.sub(r"\W", "_", path.stem))
+    return Target(text, _Package(path), path, name=re.sub(r"\W", "_", path.stem))
+
+
+class _Package:
+    """A compiled package, which is loaded when it is called: it may need a GPU, which the parent
+    of a worker keeps off."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    @cached_property
+    def _loaded(self) -> Callable[..., Any]:
+        return torch._inductor.aoti_load_package(self._path)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._loaded(*args)
 
 
 def _literals(text: str, inside: str) -> tuple[list[Any], dict[str, Any]]:
