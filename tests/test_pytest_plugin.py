@@ -1,8 +1,10 @@
 """The pytest plugin, in test runs of its own."""
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,19 @@ def test_timed(kernelbench):
 
 
 def pytest_in(folder: Path, *options: str) -> Any:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "-rs"]
+    """A test run with this plugin and no other, whether or not it is installed."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
+    command += ["-p", "kernelbench.pytest_plugin", *options]
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": root}
     return subprocess.run(
-        [*command, *options], cwd=folder, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
 def test_functions_are_proven_and_nothing_is_timed_without_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(TEST)
-    done = pytest_in(tmp_path, "-p", "kernelbench.pytest_plugin", "--kernelbench-skip-timing")
+    done = pytest_in(tmp_path, "--kernelbench-skip-timing")
     assert "1 failed, 1 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
     assert "nothing was timed: no GPU, or --kernelbench-skip-timing" in done.stdout
     assert "x8x33-bf16-fwd lambda: incorrect: out: error" in done.stdout
@@ -56,7 +62,7 @@ def test_a_test_run_that_does_not_use_it_imports_nothing(tmp_path: Path) -> None
         "def test_nothing():\n"
         "    assert not {'torch', 'kernelbench.verbs', 'rich'} & {*sys.modules}\n"
     )
-    done = pytest_in(tmp_path, "-p", "kernelbench.pytest_plugin")
+    done = pytest_in(tmp_path)
     assert "1 passed" in done.stdout and "kernelbench" not in done.stdout.partition("passed")[2]
 
 
@@ -114,3 +120,9 @@ def test_slower_by_more_fails_by_the_rules_of_compare(tmp_path: Path) -> None:
         regressions(after, tmp_path / "none.jsonl", "3%")
     with pytest.raises(UsageError, match="--fail-on"):
         regressions(after, tmp_path / "a", "much")
+
+
+def test_it_is_there_once_installed() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    plugins = tomllib.loads(project)["project"]["entry-points"]["pytest11"]
+    assert plugins == {"kernelbench": "kernelbench.pytest_plugin"}

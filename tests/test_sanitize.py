@@ -17,7 +17,7 @@ from kernelbench.cli import app
 from kernelbench.profile import sanitize
 from kernelbench.profile.sanitize import Check, Look, table
 from kernelbench.profile.sanitize.log import Finding, Reading, read
-from kernelbench.profile.tool import Ended, ToolError
+from kernelbench.profile.tool import ProcessEnd, ToolError
 from kernelbench.verbs.check import sanitize as verb
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -185,8 +185,8 @@ def test_what_kept_the_tool_from_looking() -> None:
 
 # What counts as looked at
 
-WELL = Ended(0, 1.0, "")
-FELL = Ended(1, 1.0, "Traceback\nValueError: no such thing")
+WELL = ProcessEnd(0, 1.0, "")
+FELL = ProcessEnd(1, 1.0, "Traceback\nValueError: no such thing")
 
 
 @pytest.mark.parametrize(
@@ -199,14 +199,14 @@ FELL = Ended(1, 1.0, "Traceback\nValueError: no such thing")
         (FELL, CLEAN, ["n8"], "ended with code 1 at n8: Traceback | ValueError: no such thing"),
         (WELL, CLEAN, ["n8"], "ended with code 0 at n8: it said nothing"),
         (WELL, CLEAN.replace(": 0", ": 3"), [], "3 errors, none of which is understood"),
-        (Ended(None, 9.0, ""), CLEAN, [], "did not end within 9 s"),
+        (ProcessEnd(None, 9.0, ""), CLEAN, [], "did not end within 9 s"),
         (WELL, START + UNTRACKED + CLEAN, [], "Errors might go undetected"),
         (WELL, MEMCHECK + UNTRACKED, [], "Errors might go undetected"),
         (FELL, UNSUPPORTED, ["n8"], "Device not supported"),
     ],
 )
 def test_nothing_is_clean_because_nothing_was_looked_at(
-    ended: Ended, text: str, left: list[str], said: str
+    ended: ProcessEnd, text: str, left: list[str], said: str
 ) -> None:
     why = sanitize.unseen(ended, read(text), left, 9.0)
     assert said in why and bool(why) == bool(said)
