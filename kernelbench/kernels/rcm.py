@@ -63,46 +63,6 @@ def coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION: tl.constexpr):
     return c_skip, c_out, d_skip, d_out
 
 
-@triton.jit
-def widened(stride, WIDE: tl.constexpr):
-    """The stride of rows for products with their number in a tile: see `is_wide`."""
-    return tl.cast(stride, tl.int64) if WIDE else stride
-
-
-def is_wide(rows: int, *tensors: Tensor | None) -> bool:
-    """Whether offsets within a tile of `rows` tokens exceed 32 bits, in any (B,N,..) tensor.
-
-    Few do, and 64 bits cost registers: kernels are compiled for one or the other.
-    """
-    return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
-
-
-def copy_engine_takes(x: Tensor) -> bool:
-    """Whether Hopper's copy engine reads a tensor of 16-bit elements: rows, along its last axis,
-    begin at multiples of 16 bytes, and none lies over another, as in expanded tensors.
-
-    NVIDIA, CUDA Driver API, cuTensorMapEncodeTiled.
-    """
-    row = x.shape[-1]
-    steps = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    disjoint = all(n <= 1 or (step >= row and step % 8 == 0) for n, step in steps)
-    return disjoint and x.data_ptr() % 16 == 0
-
-
-@triton.jit
-def pitch(N):
-    """From one head's statistics to the next: the copy engine takes multiples of 16 bytes."""
-    return (N + 3) // 4 * 4
-
-
-def statistic_of(q: Tensor) -> Tensor:
-    """An empty tensor for one fp32 number per row of q, (B,N,H,D): (B,H,N), heads `pitch(N)`
-    apart."""
-    B, N, H, _ = q.shape
-    stride_H = pitch.fn(N)
-    return q.new_empty_strided((B, H, N), (H * stride_H, stride_H, 1), dtype=torch.float32)
-
-
 class Forward(NamedTuple):
     """The tensors of a forward. q, k, v: (B,N,H,D), x: (B,N,C), of any strides whose last is 1; t:
     (B,). x and t are needed for y alone. y and o: (B,N,C) and contiguous. lse: as `statistic_of`

@@ -18,13 +18,26 @@ dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernelbench.kernels.attention.tiles import (
+    Rows,
+    Variant,
+    is_wide,
+    load_rows,
+    load_tile,
+    pitch,
+    statistic_of,
+    store_tile,
+    tile_of_head,
+    visible,
+    widened,
+)
 from kernelbench.kernels.launch import (
     Launch,
     arch_of,
@@ -53,17 +66,7 @@ from kernelbench.kernels.operators import (
     transformed,
     without_data,
 )
-from kernelbench.kernels.rcm import (
-    Backward,
-    Forward,
-    RcmFormula,
-    coefficients,
-    formula_of,
-    is_wide,
-    pitch,
-    statistic_of,
-    widened,
-)
+from kernelbench.kernels.rcm import Backward, Forward, RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
 from kernelbench.kernels.rcm_attention_hopper import forward_launches as hopper_launches
 from kernelbench.kernels.rcm_attention_hopper_backward import (
@@ -80,104 +83,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
-class Rows(NamedTuple):
-    """The N rows of a head in memory, `stride` elements apart."""
-
-    ptr: Any
-    stride: Any
-    N: Any
-
-
-class Variant(NamedTuple):
-    """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements."""
-
-    D: Any
-    BLOCK: Any
-    BLOCK_D: Any
-    CAUSAL: Any
-    RAGGED: Any
-
-
-@triton.jit
-def _load_tile(
-    rows,
-    start,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    """ROWS rows of D elements from row `start` on; zeros beyond N, where RAGGED, and beyond D."""
-    ptr, stride, N = rows
-    row_R = tl.arange(0, ROWS)
-    d_D = tl.arange(0, BLOCK_D)
-    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
-    if RAGGED:
-        mask_RD = (start + row_R < N)[:, None] & (d_D < D)[None, :]
-        tile_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0)
-    elif D < BLOCK_D:
-        tile_RD = tl.load(ptr_RD, mask=(d_D < D)[None, :], other=0.0)
-    else:
-        tile_RD = tl.load(ptr_RD)
-    return tile_RD
-
-
-@triton.jit
-def _store_tile(
-    rows,
-    tile_RD,
-    start,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    ptr, stride, N = rows
-    row_R = tl.arange(0, ROWS)
-    d_D = tl.arange(0, BLOCK_D)
-    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
-    tile_RD = tile_RD.to(ptr.dtype.element_ty)
-    if RAGGED:
-        tl.store(ptr_RD, tile_RD, mask=(start + row_R < N)[:, None] & (d_D < D)[None, :])
-    elif D < BLOCK_D:
-        tl.store(ptr_RD, tile_RD, mask=(d_D < D)[None, :])
-    else:
-        tl.store(ptr_RD, tile_RD)
-
-
-@triton.jit
-def _load_rows(ptr, start, N, ROWS: tl.constexpr, RAGGED: tl.constexpr):
-    """A statistic of ROWS rows from row `start` on; zeros beyond N."""
-    row_R = start + tl.arange(0, ROWS)
-    if RAGGED:
-        statistic_R = tl.load(ptr + row_R, mask=row_R < N, other=0.0)
-    else:
-        statistic_R = tl.load(ptr + row_R)
-    return statistic_R
-
-
-@triton.jit
-def _tile_of_head(N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
-    """First row, head, sample and row of (B,H) of a program; tiles of a head follow each other."""
-    tiles = tl.cdiv(N, BLOCK)
-    tile = tl.program_id(0) % tiles
-    if REVERSED:
-        tile = tiles - 1 - tile
-    bh = (tl.program_id(0) // tiles).to(tl.int64)
-    return tile * BLOCK, bh % H, bh // H, bh
-
-
 @triton.jit
 def _mix(c_skip, x, c_out, o):
     """c_skip·x + c_out·o; c_skip·x to the bit where c_out is 0, though x be −0."""
     skipped = c_skip * x
     return tl.where(c_out == 0.0, skipped, skipped + c_out * o)
-
-
-@triton.jit
-def _visible(row_M, key_N, N, CAUSAL: tl.constexpr):
-    last_M = row_M[:, None] if CAUSAL else N - 1
-    return key_N[None, :] <= last_M
 
 
 @triton.jit
@@ -201,15 +111,15 @@ def _attend_keys(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = _load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
+            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
         weight_MN = tl.exp2(score_MN * scale - new_max_M[:, None])
         decay_M = tl.exp2(max_M - new_max_M)
-        v_ND = _load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         acc_MD = acc_MD * decay_M[:, None]
         acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
         sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
@@ -254,11 +164,11 @@ def _attend(
     STAGES: tl.constexpr,
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal."""
-    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
     q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
     k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
     v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    q_MD = _load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
@@ -307,14 +217,14 @@ def _attend(
         tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
     if o_ptr is not None:
         o = Rows(o_ptr + out, widened(H * D, WIDE), N)
-        _store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if y_ptr is not None:
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
-        x_MD = _load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        x_MD = load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
         y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
         y = Rows(y_ptr + out, widened(H * D, WIDE), N)
-        _store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -334,7 +244,7 @@ def _skip(
     PARAMETRIZATION: tl.constexpr,
 ):
     """y = c_skip·x + c_out·O of BLOCK_N tokens, BLOCK_C channels of them a program."""
-    token, chunk, b, _ = _tile_of_head(N, tl.cdiv(C, BLOCK_C), BLOCK_N, False)
+    token, chunk, b, _ = tile_of_head(N, tl.cdiv(C, BLOCK_C), BLOCK_N, False)
     c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     token_N = (token + tl.arange(0, BLOCK_N)).to(tl.int64)
     c_C = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -377,27 +287,27 @@ def _differentiate_skip(
 
     Where dq is to be summed, it begins as zeros here.
     """
-    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
     c_skip, _, d_skip, d_out = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
-    dy_MD = _load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
+    dy_MD = load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
     if dx_ptr is not None:
         dx = Rows(dx_ptr + out, widened(H * D, WIDE), N)
-        _store_tile(dx, c_skip * dy_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        store_tile(dx, c_skip * dy_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if total_ptr is not None:
         zero_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        _store_tile(Rows(total_ptr + bh * N * D, D, N), zero_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        store_tile(Rows(total_ptr + bh * N * D, D, N), zero_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if o_ptr is not None:
         o = Rows(o_ptr + out, widened(H * D, WIDE), N)
-        o_MD = _load_tile(o, row, D, BLOCK_M, BLOCK_D, RAGGED)
+        o_MD = load_tile(o, row, D, BLOCK_M, BLOCK_D, RAGGED)
         delta_M = tl.sum(dy_MD * o_MD.to(tl.float32), axis=1)
         if delta_ptr is not None:
             row_M = row + tl.arange(0, BLOCK_M)
             tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
         if partial_ptr is not None:
             x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
-            x_MD = _load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
+            x_MD = load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
             skipped_M = tl.sum(dy_MD * x_MD.to(tl.float32), axis=1)
             part = tl.sum(d_skip * skipped_M + d_out * delta_M, axis=0)
             tl.store(partial_ptr + tl.program_id(0), part)
@@ -443,16 +353,16 @@ def _gather_queries(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     RAGGED: tl.constexpr = variant.RAGGED
     for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
-        q_MD = _load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
-        lse_M = _load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
+        q_MD = load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
+        lse_M = load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
         score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
         if MASKED:
             row_M = start + tl.arange(0, BLOCK_M)
             score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
-        dy_MD = _load_tile(dy, start, D, BLOCK_M, BLOCK_D, RAGGED)
+        dy_MD = load_tile(dy, start, D, BLOCK_M, BLOCK_D, RAGGED)
         dv_ND = tl.dot(p_NM.to(dy_MD.dtype), dy_MD, dv_ND, input_precision="ieee")
-        delta_M = _load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
+        delta_M = load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
         dp_NM = tl.dot(v_ND, tl.trans(dy_MD), input_precision="ieee")
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
         dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
@@ -497,14 +407,14 @@ def _differentiate_keys(
     STAGES: tl.constexpr,
 ):
     """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows."""
-    key, h, b, bh = _tile_of_head(N, H, BLOCK_N, False)
+    key, h, b, bh = tile_of_head(N, H, BLOCK_N, False)
     dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
     q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
     k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
     v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
     statistics = (lse_ptr + bh * pitch(N), delta_ptr + bh * pitch(N))
-    k_ND = _load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
-    v_ND = _load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
     kept = (k_ND, v_ND)
     key_N = key + tl.arange(0, BLOCK_N)
     dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -549,8 +459,8 @@ def _differentiate_keys(
     dv_ND *= c_out
     dk = Rows(dk_ptr + out, widened(H * D, WIDE), N)
     dv = Rows(dv_ptr + out, widened(H * D, WIDE), N)
-    _store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
-    _store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -577,11 +487,11 @@ def _gather_keys(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = _load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        v_ND = _load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = _visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
+            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
         dp_MN = tl.dot(dy_MD, tl.trans(v_ND), input_precision="ieee")
@@ -627,15 +537,15 @@ def _differentiate_queries(
     STAGES: tl.constexpr,
 ):
     """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys."""
-    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
     dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
     q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
     k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
     v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    q_MD = _load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    dy_MD = _load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    lse_M = _load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
-    delta_M = _load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    dy_MD = load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    lse_M = load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    delta_M = load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
     kept = (q_MD, dy_MD, lse_M, delta_M)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -677,7 +587,7 @@ def _differentiate_queries(
     dq_MD *= c_out * scale
     out = b * N * H * D + h * D
     dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
-    _store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -698,13 +608,13 @@ def _scale_queries(
     WIDE: tl.constexpr,
 ):
     """dq = c_out·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32."""
-    row, h, b, bh = _tile_of_head(N, H, BLOCK_M, False)
-    total_MD = _load_tile(Rows(total_ptr + bh * N * D, D, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
+    total_MD = load_tile(Rows(total_ptr + bh * N * D, D, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
     _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
     out = b * N * H * D + h * D
     dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
     dq_MD = total_MD * (c_out * scale)
-    _store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernelbench.kernels.attention.tiles import copy_engine_takes, pitch
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import Forward, RcmFormula, coefficients_of, copy_engine_takes, pitch
+from kernelbench.kernels.rcm import Forward, RcmFormula, coefficients_of
 
 _LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself

@@ -31,8 +31,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernelbench.kernels.attention.tiles import pitch
 from kernelbench.kernels.launch import Launch, ceil_div
-from kernelbench.kernels.rcm import RcmFormula, coefficients, pitch
+from kernelbench.kernels.rcm import RcmFormula, coefficients
 from kernelbench.kernels.rcm_attention_hopper import _descriptor
 
 _KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from kernelbench.kernels import rcm_attention as kernel
-from kernelbench.kernels.rcm import (
-    PARAMETRIZATIONS,
-    SIGMA_DATA,
-    Backward,
-    Forward,
-    formula_of,
-    statistic_of,
-)
+from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, Backward, Forward, formula_of
 from kernelbench.kernels.rcm_attention import (
     RcmAttentionConfig,
     _choose,

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernelbench.kernels.attention.tiles import is_wide, widened
 from kernelbench.kernels.launch import (
     Launch,
     arch_of,
@@ -54,7 +55,7 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.projection.hopper import HopperProjectionTile, suits
 from kernelbench.kernels.projection.hopper import forward_launch as hopper_launch
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
 from kernelbench.kernels.rcm_attention import skip_launch
 from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 

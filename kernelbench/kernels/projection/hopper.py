@@ -25,8 +25,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
+from kernelbench.kernels.rcm import RcmFormula, coefficients
 
 ROWS = 64  # of a consumer warpgroup
 GROUPS = 2

@@ -25,6 +25,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernelbench.kernels.attention.tiles import (
+    Rows,
+    is_wide,
+    load_tile,
+    store_tile,
+    tile_of_head,
+    visible,
+    widened,
+)
 from kernelbench.kernels.launch import (
     Launch,
     arch_of,
@@ -49,19 +58,8 @@ from kernelbench.kernels.operators import (
     transformed,
     without_data,
 )
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of, is_wide, widened
-from kernelbench.kernels.rcm_attention import (
-    Rows,
-    _check_all,
-    _check_skip,
-    _heads_fit,
-    _load_tile,
-    _mixing,
-    _store_tile,
-    _strides,
-    _tile_of_head,
-    _visible,
-)
+from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm_attention import _check_all, _check_skip, _heads_fit, _mixing, _strides
 from kernelbench.kernels.rcm_int8 import hopper
 from kernelbench.kernels.rcm_int8.packed import Packed, RcmInt8Config
 from kernelbench.kernels.sharding import WHOLE, optional, sharded
@@ -381,7 +379,7 @@ def _attend_keys(
         else:
             product_MN = tl.dot(q_MD, k_DN, out_dtype=tl.int32).to(tl.float32)
         if MASKED:
-            visible_MN = _visible(row_M, tile * BLOCK_N + key_N, N, variant.CAUSAL)
+            visible_MN = visible(row_M, tile * BLOCK_N + key_N, N, variant.CAUSAL)
             product_MN = tl.where(visible_MN, product_MN, float("-inf"))
         scale = q_scale * k_scale
         new_max_M = tl.maximum(max_M, (tl.max(product_MN, axis=1) - BIAS) * scale)
@@ -432,7 +430,7 @@ def _attend(
     STAGES: tl.constexpr,
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal."""
-    row, h, b, g = _tile_of_head(N, H, BLOCK_M, CAUSAL)
+    row, h, b, g = tile_of_head(N, H, BLOCK_M, CAUSAL)
     d_D = tl.arange(0, BLOCK_D)
     block = g * q_tiles + row // BLOCK_M
     q8_ptr += block * (BLOCK_M * BLOCK_D)
@@ -486,12 +484,12 @@ def _attend(
         c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
         x_ptr += b * x_stride_B + h * D
         x_stride_N = widened(x_stride_N, WIDE)
-        x_MD = _load_tile(Rows(x_ptr, x_stride_N, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
+        x_MD = load_tile(Rows(x_ptr, x_stride_N, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
         x_MD = c_skip * x_MD.to(tl.float32)
         y_MD = tl.where(c_out == 0.0, x_MD, x_MD + c_out * y_MD)  # x itself, even -0
     y_ptr += b * N * H * D + h * D
     y = Rows(y_ptr, widened(H * D, WIDE), N)
-    _store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 _Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, biased

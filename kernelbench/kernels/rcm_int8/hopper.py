@@ -26,8 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients, copy_engine_takes
+from kernelbench.kernels.rcm import RcmFormula, coefficients
 from kernelbench.kernels.rcm_attention_hopper import _of_heads
 from kernelbench.kernels.rcm_int8.packed import Packed
 

@@ -1,0 +1,1 @@
+"""Attention: what its kernels share."""

@@ -1,0 +1,144 @@
+"""What kernels of attention share: rows of a head in memory, tiles of them, statistics of rows.
+
+Shapes: R rows of a tile, D elements of a head, H heads, B samples, N rows of a head.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """The N rows of a head in memory, `stride` elements apart."""
+
+    ptr: Any
+    stride: Any
+    N: Any
+
+
+class Variant(NamedTuple):
+    """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements."""
+
+    D: Any
+    BLOCK: Any
+    BLOCK_D: Any
+    CAUSAL: Any
+    RAGGED: Any
+
+
+@triton.jit
+def load_tile(
+    rows,
+    start,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """ROWS rows of D elements from row `start` on; zeros beyond N, where RAGGED, and beyond D."""
+    ptr, stride, N = rows
+    row_R = tl.arange(0, ROWS)
+    d_D = tl.arange(0, BLOCK_D)
+    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    if RAGGED:
+        mask_RD = (start + row_R < N)[:, None] & (d_D < D)[None, :]
+        tile_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0)
+    elif D < BLOCK_D:
+        tile_RD = tl.load(ptr_RD, mask=(d_D < D)[None, :], other=0.0)
+    else:
+        tile_RD = tl.load(ptr_RD)
+    return tile_RD
+
+
+@triton.jit
+def store_tile(
+    rows,
+    tile_RD,
+    start,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    ptr, stride, N = rows
+    row_R = tl.arange(0, ROWS)
+    d_D = tl.arange(0, BLOCK_D)
+    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    tile_RD = tile_RD.to(ptr.dtype.element_ty)
+    if RAGGED:
+        tl.store(ptr_RD, tile_RD, mask=(start + row_R < N)[:, None] & (d_D < D)[None, :])
+    elif D < BLOCK_D:
+        tl.store(ptr_RD, tile_RD, mask=(d_D < D)[None, :])
+    else:
+        tl.store(ptr_RD, tile_RD)
+
+
+@triton.jit
+def load_rows(ptr, start, N, ROWS: tl.constexpr, RAGGED: tl.constexpr):
+    """A statistic of ROWS rows from row `start` on; zeros beyond N."""
+    row_R = start + tl.arange(0, ROWS)
+    if RAGGED:
+        statistic_R = tl.load(ptr + row_R, mask=row_R < N, other=0.0)
+    else:
+        statistic_R = tl.load(ptr + row_R)
+    return statistic_R
+
+
+@triton.jit
+def tile_of_head(N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
+    """First row, head, sample and row of (B,H) of a program; tiles of a head follow each other."""
+    tiles = tl.cdiv(N, BLOCK)
+    tile = tl.program_id(0) % tiles
+    if REVERSED:
+        tile = tiles - 1 - tile
+    bh = (tl.program_id(0) // tiles).to(tl.int64)
+    return tile * BLOCK, bh % H, bh // H, bh
+
+
+@triton.jit
+def visible(row_M, key_N, N, CAUSAL: tl.constexpr):
+    last_M = row_M[:, None] if CAUSAL else N - 1
+    return key_N[None, :] <= last_M
+
+
+@triton.jit
+def widened(stride, WIDE: tl.constexpr):
+    """The stride of rows for products with their number in a tile: see `is_wide`."""
+    return tl.cast(stride, tl.int64) if WIDE else stride
+
+
+def is_wide(rows: int, *tensors: Tensor | None) -> bool:
+    """Whether offsets within a tile of `rows` tokens exceed 32 bits, in any (B,N,..) tensor.
+
+    Few do, and 64 bits cost registers: kernels are compiled for one or the other.
+    """
+    return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
+
+
+def copy_engine_takes(x: Tensor) -> bool:
+    """Whether Hopper's copy engine reads a tensor of 16-bit elements: rows, along its last axis,
+    begin at multiples of 16 bytes, and none lies over another, as in expanded tensors.
+
+    NVIDIA, CUDA Driver API, cuTensorMapEncodeTiled.
+    """
+    row = x.shape[-1]
+    steps = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    disjoint = all(n <= 1 or (step >= row and step % 8 == 0) for n, step in steps)
+    return disjoint and x.data_ptr() % 16 == 0
+
+
+@triton.jit
+def pitch(N):
+    """From one head's statistics to the next: the copy engine takes multiples of 16 bytes."""
+    return (N + 3) // 4 * 4
+
+
+def statistic_of(q: Tensor) -> Tensor:
+    """An empty tensor for one fp32 number per row of q, (B,N,H,D): (B,H,N), heads `pitch(N)`
+    apart."""
+    B, N, H, _ = q.shape
+    stride_H = pitch.fn(N)
+    return q.new_empty_strided((B, H, N), (H * stride_H, stride_H, 1), dtype=torch.float32)
