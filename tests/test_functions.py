@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 
 import kernelbench
 from kernelbench.families.functions import arguments as grammar
-from kernelbench.families.functions import of_declaration
+from kernelbench.families.functions import family_of, of_declaration
 from kernelbench.families.functions.exact import widely
-from kernelbench.families.functions.functions import FP32_ORACLE
-from kernelbench.families.functions.targets import find
+from kernelbench.families.functions.functions import FP32_ORACLE, Functions
+from kernelbench.families.functions.targets import find, of_callable
 from kernelbench.source import source_hash
 from kernelbench.spec import Declaration, PluginError, Status, UsageError
 
@@ -100,7 +101,10 @@ def test_the_arguments_of_a_line() -> None:
         ("i=3:int64", "whole numbers say their range"),
         ("x=3:bf16[0:2]", "other dtypes have none"),
         ("x=3:bf16, x=4:bf16", "stands twice"),
-        ("mode=3", "a word of kernelbench"),
+        ("mode=3", "a word of Python or kernelbench"),
+        ("id=3", "a word of Python or kernelbench"),
+        ("class=3", "a word of Python or kernelbench"),
+        ("x=8x8", "a tensor says its dtype: x=8x8:bf16"),
         ("x=m:bf16", "a size is in capitals"),
         ("x=3:bf16, y=3:{bf16,fp16}", "stands at the first floating tensor"),
         ("k={1,a}", "of one type"),
@@ -198,6 +202,10 @@ def test_what_does_not_fit_is_named_before_anything_is_measured() -> None:
         kernelbench.bench("nothing", M=3)
     with pytest.raises(UsageError, match="stand in `args`"):
         kernelbench.bench(product, against=product, args="a=3x4:bf16", M=3)
+    with pytest.raises(UsageError, match="are for functions"):
+        kernelbench.bench("rms_norm", M=3, N=8, grad=True)
+    with pytest.raises(UsageError, match="no field 'max_second'; did you mean 'max_seconds'"):
+        kernelbench.bench("rms_norm", M=3, N=8, measure={"max_second": 1})
     with pytest.raises(UsageError, match=r"grad: no tensor 'c'\. Known: a, b"):
         kernelbench.bench(product, against=product, args="a=3x4:bf16, b=4x3:bf16", grad=["c"])
     with pytest.raises(UsageError, match="returns no tensor"):
@@ -260,6 +268,114 @@ def test_modules_get_the_same_weights_and_are_told_where_they_cannot() -> None:
         kernelbench.bench(Other(), against=Same(), args="x=5x6:fp32", **QUICK)
 
 
+def test_every_weight_counts_and_the_users_module_stays_as_it_is() -> None:
+    """Ones and zeros, which a candidate could leave out unseen, too."""
+
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(16)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(x)
+
+    class Unweighted(Norm):
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.layer_norm(x, (16,))
+
+    module = Norm().train()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    records = kernelbench.bench(Unweighted(), Norm(), against=module, args="x=4x16:bf16", **QUICK)
+    found = {r.provider: r.status for r in records}
+    assert found["Unweighted"] is Status.incorrect and found["Norm"] is Status.ok, records
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+
+
+def test_tied_weights_are_one_input() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(8, 8, bias=False)
+            self.second = torch.nn.Linear(8, 8, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Any) -> Any:
+            return self.second(torch.relu(self.first(x)))
+
+    records = kernelbench.bench(Tied(), against=Tied(), args="x=4x8:bf16", grad=True, **QUICK)
+    assert {r.status for r in records} == {Status.ok}, records
+
+
+def test_modules_that_cannot_be_given_weights_are_refused() -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = torch.nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Any) -> Any:
+            return x * self.x
+
+    with pytest.raises(UsageError, match="both its x and another argument"):
+        kernelbench.bench(Own(), against=Own(), args="x=4x8:fp32", **QUICK)
+    with pytest.raises(UsageError, match="the reference, a function, has none to give it"):
+        kernelbench.bench(torch.nn.Linear(8, 8), against=torch.relu, args="x=4x8:fp32", **QUICK)
+    records = kernelbench.bench(torch.nn.SiLU(), against=torch.nn.functional.silu,
+                                args="input=4x8:fp32", **QUICK)  # fmt: skip
+    assert {r.status for r in records} == {Status.ok}
+
+
+def test_outputs_of_every_kind() -> None:
+    @dataclass
+    class Pair:
+        low: Any
+        high: Any
+
+    def parts(x: Any) -> dict[str, Any]:
+        return {"low": x.clamp(max=0), "high": x.clamp(min=0)}
+
+    def other_order(x: Any) -> dict[str, Any]:
+        return {"high": x.clamp(min=0), "low": x.clamp(max=0)}
+
+    def swapped(x: Any) -> dict[str, Any]:
+        return {"low": x.clamp(min=0), "high": x.clamp(max=0)}
+
+    def as_dataclass(x: Any) -> Pair:
+        return Pair(**parts(x))
+
+    records = kernelbench.bench(other_order, as_dataclass, swapped, against=parts,
+                                args="x=4x8:fp32", **QUICK)  # fmt: skip
+    found = {r.provider: r.status for r in records}
+    assert found.pop("swapped") is Status.incorrect and {*found.values()} == {Status.ok}, records
+    assert {e.name for r in records for e in r.errors} == {"low", "high"}
+
+    records = kernelbench.bench(lambda x: x > 0, lambda_wrong, against=torch.signbit,
+                                args="x=4x8:fp32", **QUICK)  # fmt: skip
+    assert [r.status.bad for r in records if r.provider == "signbit"] == [False]
+    for reference, said in (
+        (lambda x: torch.fft.rfft(x), "complex numbers: return torch.view_as_real"),
+        (lambda x: (x, 3.5), "returns float beside tensors"),
+        (lambda x: None, "returns no tensor but NoneType"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            kernelbench.bench(torch.relu, against=reference, args="x=4x8:fp32", **QUICK)
+    with pytest.raises(UsageError, match="no gradient leads"):
+        kernelbench.bench(torch.sign, against=lambda x: x > 0, args="x=4:fp32", grad=True, **QUICK)
+
+
+def lambda_wrong(x: Any) -> Any:
+    return x > 0.5
+
+
+def test_what_inputs_draw_of_torchs_generator_is_nobodys_fault() -> None:
+    def make(M: int, device: Any) -> Any:
+        return torch.randn(M, 8, device=device)
+
+    records = kernelbench.bench(torch.relu, against=torch.relu, name="r", args="x", inputs=make,
+                                sizes={"M": 5}, **QUICK)  # fmt: skip
+    assert {r.status for r in records} == {Status.ok}, records
+
+
 def test_tensors_at_hand_stand_for_their_like() -> None:
     table, index = torch.randn(10, 4), torch.tensor([[1, 2], [9, 0]])
     embedding = torch.nn.functional.embedding
@@ -299,6 +415,21 @@ def test_costs_are_modelled_from_the_operators() -> None:
     assert (cost.flops, cost.read, cost.write) == (2 * 8 * 4 * 16, (8 * 16 + 16 * 4) * 2, 64)
     cost = family.cost(bwd)  # dy, a and b in, da and db out
     assert (cost.flops, cost.read, cost.write) == (4 * 8 * 4 * 16, 64 + 384, 384)
+
+    def cost_of(function: Any, args: str) -> Any:
+        target = of_callable(function, "f")
+        functions = Functions("f", target, {}, grammar.parse(args))
+        made = family_of(functions, Declaration(name="f", against="f", args=args))
+        axes = {name: values[0] for name, values in functions.arguments.axes.items()}
+        return made.cost(made.case.from_axes({**axes, "dtype": "fp32"}))
+
+    table = "i=64:int64[0:1000], w=1000x32:fp32"
+    cost = cost_of(torch.nn.functional.embedding, table)
+    assert (cost.read, cost.write) == (64 * 8 + 64 * 32 * 4, 64 * 32 * 4)
+    assert cost_of(lambda x, y: torch.empty_like(x).copy_(y), "x=8:fp32, y=8:fp32").read == 32
+    put = cost_of(lambda w, i, v: w.index_copy_(0, i, v),
+                  "w=1000x32:fp32, i=4:int64[0:1000], v=4x32:fp32")  # fmt: skip
+    assert (put.read, put.write) == (4 * 8 + 4 * 32 * 4, 0)
 
 
 def test_the_source_hash_follows_the_files_and_what_was_declared(tmp_path: Path) -> None:

@@ -144,11 +144,19 @@ def overwritten(workload: Workload, calls: int) -> list[str]:
     with workload.grad_mode():
         first = dict(zip(workload.names, workload.call(), strict=True))
         own = {n: t for n, t in first.items() if t.untyped_storage().data_ptr() not in inputs}
-        for tensor in own.values():
-            tensor.data.fill_(_MARK)
+        marked = {name: _marked(tensor) for name, tensor in own.items()}
         for _ in range(calls):
             workload.restore()
             workload.call()
     if any(tensor.is_cuda for tensor in own.values()):
         torch.cuda.synchronize()
-    return [name for name, tensor in own.items() if not bool((tensor == _MARK).all())]
+    return [name for name, tensor in own.items() if not bool((tensor == marked[name]).all())]
+
+
+def _marked(tensor: torch.Tensor) -> Any:
+    """Fill an output with what a call would not write there, and return that. A boolean has but
+    two values: each element becomes the other one."""
+    if tensor.dtype is torch.bool:
+        return tensor.data.logical_not_().clone()
+    tensor.data.fill_(_MARK)
+    return _MARK

@@ -44,6 +44,11 @@ class Declaration:
             if name not in self.candidates:
                 hint = suggest(name, self.candidates)
                 raise UsageError(f"{self.name}: max_error: no candidate {name!r}{hint}")
+            if not 0 < self.max_error[name] < 1:
+                raise UsageError(
+                    f"{self.name}: max_error: a relative error between 0 and 1, got "
+                    f"{self.max_error[name]}"
+                )
         if not self.args and not self.inputs:
             raise UsageError(f"{self.name}: says neither args nor inputs: nothing to call it with")
 

@@ -20,6 +20,7 @@ from kernelbench.suite.request import Selection
 from kernelbench.verbs import run as runs
 from kernelbench.verbs.list import show_jobs
 
+HEAD = "# kernelbench run"  # how a suite begins that was written here
 _WORD = re.compile(r"[^A-Za-z0-9_]+")
 
 
@@ -63,6 +64,7 @@ def bench(request: BenchRequest, output: Output) -> int:
     loaded, jobs = asking.load(selection, known, f"{declared.name}.yaml", text=text)
     preflight.refuse(known[declared.name], [job.case for job in jobs])
     if request.save is not None:
+        _hold_suite(request.save)
         files.deliver(request.save, saved(facts, declared, request.save))
     plan = Plan(loaded, jobs, selection)
     if request.dry_run:
@@ -93,6 +95,14 @@ def declaration_of(request: BenchRequest) -> Declaration:
         imports=request.imports,
         max_error=_errors(request.max_error, candidates),
     )
+
+
+def _hold_suite(path: Path) -> None:
+    """Raises UsageError for a file that is no suite's, whatever is in it."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--save {path}: a suite's file ends in .yaml")
+    if path.exists() and not path.read_bytes().startswith(HEAD.encode()):
+        raise UsageError(f"--save {path}: is there, and was not written by bench: name another")
 
 
 def named(targets: Sequence[str]) -> dict[str, str]:
@@ -169,5 +179,5 @@ def saved(facts: Mapping[str, Any], declared: Declaration, path: Path) -> str:
     function |= {key: value for key, value in vars(moved).items() if key in function}
     function = {k: _bare(v) if isinstance(v, tuple) else v for k, v in function.items()}
     whole = {**facts, "functions": {declared.name: function}}
-    head = f"# kernelbench run {path.name}\n"
+    head = f"{HEAD} {path.name}\n"
     return head + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None, width=98)

@@ -7,6 +7,7 @@ hang, switches that a function sets) is then the caller's.
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ from kernelbench.spec import (
     Mode,
     RunRecord,
     UsageError,
+    suggest,
 )
 from kernelbench.suite.request import Selection
 
@@ -80,6 +82,10 @@ def bench(
     NoGPUError for a GPU that is not there.
     """
     if against is None:
+        if args or sizes or grad or compile or inputs or oracle or max_error:
+            raise UsageError(
+                "bench: args and the like are for functions: name a reference, against=…"
+            )
         family, cases = _of_family(candidates, axes)
     else:
         if axes:
@@ -92,11 +98,19 @@ def bench(
             family=family.name,
             case=case,
             providers=tuple(p.name for p in family.providers if not p.on_request),
-            measure=Measure(**(measure or {})),
+            measure=_measure(measure or {}),
         )
         for case in cases
     ]
     return measured(family, jobs, Selection(device=device, seed=seed), timing=timing, out=out)
+
+
+def _measure(facts: Mapping[str, Any]) -> Measure:
+    known = [f.name for f in fields(Measure)]
+    for name in facts:
+        if name not in known:
+            raise UsageError(f"bench: measure: no field {name!r}{suggest(name, known)}")
+    return Measure(**facts)
 
 
 def measured(

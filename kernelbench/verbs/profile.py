@@ -93,7 +93,8 @@ def profile(request: ProfileRequest, output: Output) -> int:
     tools, errors = _found(request.tools or (_best(cuda, output),))
     lines = list[Measured]()
     if tools:
-        options = replace(options, device=machine["kind"])
+        plugins = chosen.selection.plugins  # with what the suite declares
+        options = replace(options, device=machine["kind"], plugins=plugins)
         with closing(_open(chosen, request.out, machine)) as opened:
             for tool, program in tools.items():
                 try:

@@ -90,7 +90,8 @@ def family_of(functions: Functions, declared: Declaration) -> Family[Any]:
 
 def _unlike(name: str, taken: Mapping[str, Any]) -> str:
     """The reference's name, where no candidate is called so."""
-    return "reference" if name in taken or name in COMPILE.values() else name
+    used = {*taken, *COMPILE.values()}
+    return next(n for n in (name, "reference", "the_reference", "against") if n not in used)
 
 
 def _candidate(name: str, functions: Functions, max_error: float | None) -> Provider[Any]:

@@ -13,12 +13,13 @@ dtype of the first floating tensor is the case's, and whatever has the same foll
 """
 
 import ast
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernelbench.spec import DTYPE_ALIASES, DType, UsageError, suggest
+from kernelbench.spec import DTYPE_ALIASES, Case, DType, UsageError, suggest
 
 SIZE = re.compile(r"[A-Z][A-Z0-9_]*")
 FLOATING = {
@@ -31,7 +32,7 @@ FLOATING = {
     "fp8": "float8_e4m3fn",
 }
 WHOLE = ("int8", "uint8", "int16", "int32", "int64")
-RESERVED = ("dtype", "mode", "inputs", "label", "zip", "providers", "world")
+RESERVED = {*dir(Case), *keyword.kwlist, "label", "zip", "providers", "world"}
 MOST_VALUES = 1000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TENSOR = re.compile(
@@ -177,6 +178,8 @@ def sizes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     sizes: dict[str, tuple[int, ...]] = {}
     for option in options:
         name, equals, text = (piece.strip() for piece in option.partition("="))
+        if name in sizes:
+            raise UsageError(f"--size {name} stands twice: give its values in one, {name}=4,8")
         if not equals or not SIZE.fullmatch(name):
             raise UsageError(
                 f"--size {option}: expected NAME=VALUES, a name in capitals, such as M=1024,4096 "
@@ -210,6 +213,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 def _evaluated(node: ast.expr, sizes: Sizes) -> int:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluated(node.operand, sizes)
     if isinstance(node, ast.Name) and isinstance(sizes.get(node.id), int):
         return int(sizes[node.id])
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
@@ -235,10 +240,20 @@ def _hold_name(part: str, name: str, whole: bool, taken: Sequence[str]) -> None:
         raise UsageError(
             f"--args: {part!r} is no NAME=VALUE. A tensor is x=4096x1024:bf16, a number k=8"
         )
-    if name in RESERVED or name.startswith(("grad_", "tangent_")):
-        raise UsageError(f"--args: {name!r} is a word of kernelbench; call the argument otherwise")
+    hold_free(name)
     if name in taken:
         raise UsageError(f"--args: {name!r} stands twice")
+
+
+def hold_free(name: str) -> None:
+    """Raises UsageError for an argument's name that means something else."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--args: {name!r} is no name of an argument")
+    if name in RESERVED or name.startswith(("grad_", "tangent_")):
+        raise UsageError(
+            f"--args: {name!r} is a word of Python or kernelbench: call the argument otherwise; "
+            "functions that do not know that name are called by position"
+        )
 
 
 def _tensor(
@@ -313,6 +328,8 @@ def _literal(name: str, word: str) -> int | float | bool | str:
     except ValueError:
         pass
     word = word.strip("'\"")
+    if re.fullmatch(r"\d+(x[\dA-Z]+)+", word):
+        raise UsageError(f"--args: {name}={word}: a tensor says its dtype: {name}={word}:bf16")
     if not _WORD.fullmatch(word):
         raise UsageError(
             f"--args: {name}={word}: a number, true, false, none, or a word of A-Z a-z 0-9 _ . = -"

@@ -11,6 +11,7 @@ from kernelbench.families.functions.arguments import (
     MadeArgument,
     ScalarArgument,
     TensorArgument,
+    hold_free,
 )
 from kernelbench.families.functions.targets import Target, find, of_callable
 from kernelbench.spec import UsageError
@@ -36,6 +37,7 @@ def arguments_of(given: Mapping[str, Any], make: Target | None) -> tuple[Argumen
     kept: dict[str, Any] = {}
     dtypes = [_OWN[t.dtype] for t in given.values() if _drawn(t) and t.dtype in _OWN]
     for name, value in given.items():
+        hold_free(name)
         if _drawn(value):
             if not value.is_contiguous():
                 raise UsageError(f"args: {name} is not contiguous: make it by inputs=function")

@@ -12,30 +12,53 @@ from kernelbench.spec import UsageError
 ByName = Callable[[Mapping[str, Any]], Any]  # of every argument, and every parameter, by name
 
 
+SPREAD = 0.1  # by how much a parameter differs from what the module initialises it with
+
+
 class Parameters:
     """The parameters and buffers of a reference that is a module, as inputs of a case: the one at
-    `layers.0.weight` is `layers_0_weight`."""
+    `layers.0.weight` is `layers_0_weight`. Tied ones are one input.
 
-    def __init__(self, target: Target) -> None:
+    Raises UsageError where an argument, or another parameter, is called so.
+    """
+
+    def __init__(self, target: Target, arguments: Sequence[str]) -> None:
         self._target = target
-        module = target.made()
-        trained = dict(module.named_parameters())
-        self.keys = {key.replace(".", "_"): key for key in (*trained, *_buffers(module))}
-        self.trained = tuple(key.replace(".", "_") for key in trained)
+        trained, buffers = _named(target.made())
+        self.keys: dict[str, tuple[str, ...]] = {}
+        by_tensor: dict[int, str] = {}
+        for key, tensor in {**trained, **buffers}.items():
+            name = by_tensor.setdefault(id(tensor), key.replace(".", "_"))
+            taken = name in arguments or (name in self.keys and name == key.replace(".", "_"))
+            if taken:
+                raise UsageError(
+                    f"{target.text}: the input {name!r} is both its {key} and another argument or "
+                    "parameter: rename one"
+                )
+            self.keys[name] = (*self.keys.get(name, ()), key)
+        self.trained = tuple(n for n, keys in self.keys.items() if keys[0] in trained)
 
     def drawn(self, seed: int, device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """As the module initialises them under a seed, floating ones in the case's dtype."""
-        module = self._target.made(seed)
-        state = {**dict(module.named_parameters()), **_buffers(module)}
-        values = {name: state[key].detach() for name, key in self.keys.items()}
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in values.items()
-        }
+        """As the module initialises them under a seed, each parameter then scaled by up to
+        1 ± SPREAD, zeros moved by up to SPREAD, and so are buffers that are constant: a candidate
+        that leaves out a weight of ones or a bias of zeros is found. Floating ones are in the
+        case's dtype."""
+        trained, buffers = _named(self._target.made(seed))
+        generator = torch.Generator().manual_seed(seed)
+        values = {}
+        for name, (key, *_) in self.keys.items():
+            value = {**trained, **buffers}[key].detach()
+            if value.is_floating_point() and (key in trained or _is_constant(value)):
+                noise = torch.empty(value.shape).uniform_(-SPREAD, SPREAD, generator=generator)
+                value = torch.where(value == 0, noise, value * (1 + noise)).to(value.dtype)
+            kind = dtype if value.is_floating_point() else value.dtype
+            values[name] = value.to(device, kind, copy=True)
+        return values
 
     def hold_alike(self, target: Target, module: torch.nn.Module) -> None:
         """Raises UsageError for a candidate that has other parameters or buffers."""
-        have, wanted = {*dict(module.named_parameters()), *_buffers(module)}, {*self.keys.values()}
+        trained, buffers = _named(module)
+        have, wanted = {*trained, *buffers}, {key for keys in self.keys.values() for key in keys}
         if have == wanted:
             return
         lacks = ", ".join(sorted(wanted - have)[:4]) or "nothing"
@@ -46,8 +69,14 @@ class Parameters:
         )
 
 
-def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return dict(module.named_buffers())
+def _named(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Parameters and buffers by their keys, tied ones by each of theirs."""
+    trained: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    return trained, dict(module.named_buffers(remove_duplicate=False))
+
+
+def _is_constant(value: torch.Tensor) -> bool:
+    return value.numel() > 0 and bool((value == value.flatten()[0]).all())
 
 
 class Callee:
@@ -65,13 +94,20 @@ class Callee:
         self._parameters = parameters if target.is_module else None
         if self._parameters is not None:
             self._parameters.hold_alike(target, target.made())
+        elif target.is_module and any(map(len, _named(target.made()))):
+            raise UsageError(
+                f"{target.text} has weights, and the reference, a function, has none to give it: "
+                "name a module as the reference, or make these arguments of a function"
+            )
 
     def instance(self) -> ByName:
         """What a provider calls: a module holds the case's tensors in place of its own."""
         if self._parameters is None:
-            return self._by_name(self.target.made() if self.target.is_module else self.target.found)
+            found = self.target.made().eval() if self.target.is_module else self.target.found
+            return self._by_name(found)
         module = self.target.made().eval()
-        places = [(*_place(module, key), name) for name, key in self._parameters.keys.items()]
+        keys = self._parameters.keys.items()
+        places = [(*_place(module, key), name) for name, same in keys for key in same]
         call = self._by_name(module)
 
         def with_tensors(a: Mapping[str, Any]) -> Any:
@@ -89,7 +125,7 @@ class Callee:
         module, keys = self.target.made().eval(), self._parameters.keys
 
         def with_state(a: Mapping[str, Any]) -> Any:
-            state = {key: a[name] for name, key in keys.items()}
+            state = {key: a[name] for name, same in keys.items() for key in same}
             given = {name: a[name] for name in self._keywords}
             return functional_call(module, state, tuple(a[n] for n in self._positional), given)
 

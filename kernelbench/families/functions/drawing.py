@@ -47,6 +47,12 @@ def drawn(
         low, high = (value_of(text, axes, argument.name) for text in argument.bounds)
         if low >= high:
             raise UsageError(f"argument {argument.name}: no whole number is in [{low}:{high}]")
+        limits = torch.iinfo(dtype)
+        if low < limits.min or high > limits.max + 1:
+            raise UsageError(
+                f"argument {argument.name}: {argument.dtype} holds {limits.min} to {limits.max}, "
+                f"not [{low}:{high}]"
+            )
         tensor = draw.integers(low, high, *shape).to(dtype)
     elif dtype.itemsize == 1:
         tensor = draw(*shape, dtype=torch.float32).mul_(argument.scale).to(dtype)

@@ -20,6 +20,8 @@ from kernelbench.spec import Call, Cost, Draw, Mode, Tensors, UsageError
 SAME_FP64, SAME_FP32 = 1e-9, 1e-4  # relative difference of two calls that differ by order alone
 ALL = "all"
 FP32_ORACLE = "oracle-fp32"
+# What a reference raises that does not take another dtype than its own.
+OTHERWISE = (NotImplementedError, RuntimeError, TypeError, ValueError, AssertionError, KeyError)
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Functions:
     _narrow: set[str] = field(default_factory=set, init=False)  # cases whose oracle is in fp32
 
     def __post_init__(self) -> None:
-        self.parameters = Parameters(self.reference) if self.reference.is_module else None
         names = self.arguments.names
+        self.parameters = Parameters(self.reference, names) if self.reference.is_module else None
         self.callee = Callee(self.reference, names, self.parameters)
         self.oracle_callee = Callee(self.right or self.reference, names, self.parameters)
         self.callees = {n: Callee(t, names, self.parameters) for n, t in self.candidates.items()}
@@ -98,7 +100,9 @@ class Functions:
         }
         signature = self.make.signature()
         takes = known if signature is None else signature.parameters
-        made = self.make.found(**{name: known[name] for name in takes if name in known})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(known["seed"])
+            made = self.make.found(**{name: known[name] for name in takes if name in known})
         if not isinstance(made, Mapping):
             values = made if isinstance(made, (tuple, list)) else (made,)
             made = dict(zip(names, values, strict=False))
@@ -169,7 +173,7 @@ class Functions:
                 found = self._answer(case, a, torch.float64)
             except torch.OutOfMemoryError:
                 raise
-            except (NotImplementedError, RuntimeError, TypeError):
+            except OTHERWISE:
                 self._narrow.add(case.id)
         if case.id in self._narrow:
             found = self._in_fp32(case, a)
@@ -178,10 +182,12 @@ class Functions:
     def _in_fp32(self, case: Any, a: Tensors) -> list[tuple[str, Any, torch.Tensor]]:
         try:
             return self._answer(case, a, torch.float32)
-        except (NotImplementedError, RuntimeError, TypeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except OTHERWISE as error:
             raise UsageError(
                 f"the reference {self.oracle_callee.target.text} runs neither in fp64 nor in fp32: "
-                f"{error}. Name a function that does: --oracle FILE.py:NAME"
+                f"{error or type(error).__name__}. Name a function that does: --oracle FILE.py:NAME"
             ) from None
 
     def _answer(
@@ -193,7 +199,8 @@ class Functions:
         call = _by_position(self.oracle_callee.pure(), names, self.constants(case))
         with torch.set_grad_enabled(bool(graded)):
             returned, wide = widely(call, tensors, dtype)
-        outputs = flat(returned)
+        names_out = [output.name for output in facts.outputs]
+        outputs = flat(returned, names_out)
         if len(outputs) != len(facts.outputs):
             raise UsageError(
                 f"{self.oracle_callee.target.text} returns {len(outputs)} tensors as the oracle, "
@@ -202,7 +209,6 @@ class Functions:
         if case.id not in self._steady:
             self._hold_same(call, tensors, outputs, dtype)
             self._steady.add(case.id)
-        names_out = [output.name for output in facts.outputs]
         found = [
             (name, ..., t.detach().double()) for name, t in zip(names_out, outputs, strict=True)
         ]
@@ -251,14 +257,16 @@ class Functions:
 
     def build(self, callee: Callee, case: Any, config: Any) -> Call:
         call, constants = callee.instance(), self.constants(case)
+        names = self.outputs(case)
         if constants:
-            return lambda a: flat(call({**a, **constants}))
-        return lambda a: flat(call(a))
+            return lambda a: flat(call({**a, **constants}), names)
+        return lambda a: flat(call(a), names)
 
     def build_compiled(self, mode: str, case: Any, config: Any) -> Call:
         names = self.tensor_names(case)
         call = compiled(_by_position(self.callee.pure(), names, self.constants(case)), mode)
-        return lambda a: flat(call(*[a[name] for name in names]))
+        outputs = self.outputs(case)
+        return lambda a: flat(call(*[a[name] for name in names]), outputs)
 
 
 def _by_position(

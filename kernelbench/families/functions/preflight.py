@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from kernelbench.families.functions.functions import Functions
+from kernelbench.families.functions.functions import ALL, Functions
 from kernelbench.families.functions.others import Raised, attempted
+from kernelbench.families.functions.probe import Facts
 from kernelbench.families.functions.targets import find
 from kernelbench.families.providing import DTYPES, MetaDraw
 from kernelbench.spec import Case, Declaration, Family, UsageError
@@ -30,11 +31,28 @@ def refuse(family: Family[Any], cases: Sequence[Case]) -> None:
     assert isinstance(functions, Functions)
     for case in cases:
         draw = MetaDraw(DTYPES[case.dtype])
+        if isinstance(attempted(partial(functions.tensors, case, draw)), Raised):
+            continue  # a function of `inputs` that makes real tensors alone
         facts = attempted(partial(functions.facts_on, case, draw))
-        if not isinstance(facts, Raised) or isinstance(facts.error, NotImplementedError):
+        if not isinstance(facts, Raised):
+            _hold_gradients(functions, facts)
             continue
-        if not any(word in str(facts.error) for word in _NO_MEMORY):
+        if isinstance(facts.error, NotImplementedError):
+            continue
+        if not any(word in str(facts.error).lower() for word in _NO_MEMORY):
             raise UsageError(_refused(functions, case, draw, facts.error)) from None
+
+
+def _hold_gradients(functions: Functions, facts: Facts) -> None:
+    """Raises UsageError for arguments that are to have a gradient, and to which none leads."""
+    lacking = [n for n in functions.grad if n != ALL and n not in facts.reached]
+    if functions.grad and not facts.reached:
+        lacking = lacking or ["any argument"]
+    if lacking:
+        raise UsageError(
+            f"{functions.reference.text}: no gradient leads from what it returns to {lacking[0]}: "
+            "leave it out of the backward"
+        )
 
 
 def _refused(functions: Functions, case: Case, draw: MetaDraw, error: BaseException) -> str:

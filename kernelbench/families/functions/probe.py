@@ -1,7 +1,7 @@
 """What a function returns and does, found by running it on tensors without memory."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Any
 
@@ -10,9 +10,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
+from kernelbench.spec import UsageError
+
 _CREATES = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias")
-# What reads of its first floating argument no more than it writes.
-_PICKS = ("embedding", "index", "gather", "index_select", "take", "select_scatter", "index_put")
+# What reads of its first argument no more than it writes, and what writes a part of it in place.
+_PICKS = (
+    "embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "gather", "index_select",
+    "take", "nll_loss_forward", "nll_loss", "grid_sampler_2d", "grid_sampler_3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+)  # fmt: skip
+_PUTS = (
+    "index_put_", "_index_put_impl_", "index_copy_", "index_add_", "index_fill_", "scatter_",
+    "scatter_add_", "scatter_reduce_", "masked_fill_", "masked_scatter_",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ class Facts:
 
 
 class _Counted(TorchDispatchMode):
-    """Flops: of products as PyTorch's FlopCounterMode has them; else one an element that is
-    written, or read by a reduction. Views and constructors cost nothing. And bytes that are read of
-    some tensors."""
+    """Flops: of products as PyTorch's FlopCounterMode has them, of causal attention half of that;
+    else one an element that is written. Views, constructors and lookups cost nothing. And bytes
+    that are read of some tensors."""
 
     def __init__(self, tensors: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,18 +84,31 @@ class _Counted(TorchDispatchMode):
             return out
         tensors, results = _tensors((args, kwargs)), _tensors(out)
         if func.overloadpacket in flop_registry:
-            self.flops += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-        else:
-            self.flops += max((t.numel() for t in (*tensors, *results)), default=0)
+            flops = int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+            self.flops += flops // 2 if _is_causal(func, args, kwargs) else flops
+        elif name not in _PICKS + _PUTS:
+            self.flops += max((t.numel() for t in results), default=0)
         if name.endswith("_like") or name in ("new_zeros", "new_ones", "new_full"):
             return out
         written = sum(_stored(t) for t in results)
         for at, tensor in enumerate(tensors):
             if _storage(tensor) in self._read:
                 size = _stored(tensor)
-                picked = at == 0 and name in _PICKS
-                self._read[_storage(tensor)] += min(size, written) if picked else size
+                if at == 0 and name in _PUTS:
+                    size = 0
+                elif at == 0 and name in _PICKS:
+                    size = min(size, written)
+                self._read[_storage(tensor)] += size
         return out
+
+
+def _is_causal(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an attention operator leaves out what comes later."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "is_causal" not in names:
+        return False
+    at = names.index("is_causal")
+    return bool(kwargs.get("is_causal", args[at] if at < len(args) else False))
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -102,19 +125,28 @@ def _tensors(nest: Any) -> list[torch.Tensor]:
     return [t for t in tree_flatten(nest)[0] if isinstance(t, torch.Tensor)]
 
 
-def flat(returned: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors of what a function returned, in order: a tensor, or any nest of tuples, lists,
-    dicts and dataclasses of them."""
+def flat(returned: Any, names: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
+    """The tensors of what a function returned, in order: a tensor, any nest of tuples, lists and
+    dicts of them, or a dataclass.
+
+    names: of the outputs, by which those of a dict are put in order.
+    """
     if isinstance(returned, torch.Tensor):
         return (returned,)
     if type(returned) is tuple and all(isinstance(t, torch.Tensor) for t in returned):
         return returned
+    if is_dataclass(returned) and not isinstance(returned, type):
+        returned = {field.name: getattr(returned, field.name) for field in fields(returned)}
+    if isinstance(returned, dict) and {*names} == {*returned}:
+        returned = [returned[name] for name in names]
     return tuple(t for t in tree_flatten(returned)[0] if isinstance(t, torch.Tensor))
 
 
 def names_of(returned: Any) -> tuple[str, ...]:
-    """What its tensors are called: by a dict's keys where it is one of tensors, else `out`, or
-    `out0`, `out1` …"""
+    """What its tensors are called: by a dict's keys, or a dataclass' fields, where it is one of
+    tensors, else `out`, or `out0`, `out1` …"""
+    if is_dataclass(returned) and not isinstance(returned, type):
+        returned = {field.name: getattr(returned, field.name) for field in fields(returned)}
     if isinstance(returned, dict) and all(
         isinstance(k, str) and k.isidentifier() and isinstance(v, torch.Tensor)
         for k, v in returned.items()
@@ -133,7 +165,7 @@ def probe(
     """Call a function once, and go back once where an argument is to have a gradient.
 
     names: of the arguments. graded: those that are to have a gradient. Raises what it raises, and
-    ValueError where it returns no tensor.
+    UsageError where it returns what cannot be compared.
     """
     chosen = {n: t.requires_grad_() for n, t in zip(names, tensors, strict=True) if n in graded}
     saved: list[torch.Tensor] = []
@@ -147,8 +179,7 @@ def probe(
     with torch.set_grad_enabled(bool(chosen)), keep, forward:
         returned = call(*tensors)
     outputs = flat(returned)
-    if not outputs:
-        raise ValueError(f"it returns no tensor but {type(returned).__name__}")
+    _hold_tensors(returned, outputs)
     given = {_storage(t) for t in tensors}
     described = tuple(
         Output(name, tuple(t.shape), t.dtype, t.requires_grad, _storage(t) in given)
@@ -170,6 +201,27 @@ def probe(
         _needed(saved, [*tensors, *outputs]),
         sum(g.numel() * g.element_size() for g in found.values()),
     )
+
+
+def _hold_tensors(returned: Any, outputs: Sequence[torch.Tensor]) -> None:
+    """Raises UsageError for what nothing can be held against."""
+    if not outputs:
+        raise UsageError(f"the reference returns no tensor but {type(returned).__name__}")
+    others = {type(v).__name__ for v in tree_flatten(returned)[0] if not _may_be_left_out(v)}
+    if others:
+        raise UsageError(
+            f"the reference returns {', '.join(sorted(others))} beside tensors: only tensors are "
+            "compared, so return it as one, or not at all"
+        )
+    if any(tensor.is_complex() for tensor in outputs):
+        raise UsageError(
+            "the reference returns complex numbers: return torch.view_as_real of them, and so in "
+            "each candidate"
+        )
+
+
+def _may_be_left_out(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, torch.Tensor) or is_dataclass(leaf)
 
 
 def _needed(saved: Sequence[torch.Tensor], known: Sequence[torch.Tensor]) -> int:

@@ -8,9 +8,11 @@ model.pt2               a package of torch.export and AOTInductor
 """
 
 import ast
+import copy
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -83,7 +85,7 @@ def of_callable(found: Any, name: str = "") -> Target:
         file = inspect.getsourcefile(type(found)) if type(found).__module__ != "builtins" else None
     path = Path(file) if file and Path(file).is_file() else None
     if isinstance(found, torch.nn.Module):
-        return Target(name, lambda: found, path, is_module=True, name=name)
+        return Target(name, partial(copy.deepcopy, found), path, is_module=True, name=name)
     return Target(name, found, path, name=name)
 
 
@@ -110,16 +112,12 @@ def find(text: str, imports: Sequence[str] = ()) -> Target:
     if match["literals"] is None and not isinstance(found, torch.nn.Module):
         return Target(text, _function(found, text), path, name=name)
     if isinstance(found, torch.nn.Module):
-        return Target(text, partial(_same, found), path, is_module=True, name=name)
+        return Target(text, partial(copy.deepcopy, found), path, is_module=True, name=name)
     positional, keywords = _literals(text, match["literals"] or "")
     make = partial(found, *positional, **keywords)
     if not isinstance(others.named(text, make), torch.nn.Module):
         raise UsageError(f"{text}: makes no nn.Module; for a function leave out the (…)")
     return Target(text, make, path, is_module=True, name=name)
-
-
-def _same(module: Any) -> Any:
-    return module
 
 
 def _function(found: Any, text: str) -> Callable[..., Any]:
@@ -137,6 +135,8 @@ def _module(place: str, text: str) -> Any:
         if not path.is_file():
             raise UsageError(f"{text}: no file {named(place)}")
         return others.named(text, partial(_file, path.resolve(), path.stat().st_mtime_ns, text))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where a user's own packages are
     module = attempted(partial(importlib.import_module, place))
     if not isinstance(module, Raised):
         return module
@@ -220,7 +220,7 @@ def _literals(text: str, inside: str) -> tuple[list[Any], dict[str, Any]]:
 
 def bound(target: Target, names: Sequence[str]) -> tuple[str, ...]:
     """The arguments that a function gets by name, the others come by position, in their order: all
-    where it knows all of the names, else those that it takes by name alone.
+    where it knows all of the names, but in another order, else those that it takes by name alone.
 
     Raises UsageError where it cannot be called so.
     """
@@ -230,8 +230,9 @@ def bound(target: Target, names: Sequence[str]) -> tuple[str, ...]:
     parameters = signature.parameters
     kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     by_name = [n for n, parameter in parameters.items() if parameter.kind in kinds]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     keywords = tuple(names)
-    if not set(by_name).issuperset(names):
+    if [*parameters][: len(names)] == [*names] or not (takes_any or {*by_name} >= {*names}):
         keywords = tuple(n for n in names if n in by_name and parameters[n].kind is kinds[0])
     try:
         signature.bind(*(n for n in names if n not in keywords), **dict.fromkeys(keywords))
