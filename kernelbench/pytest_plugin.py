@@ -97,9 +97,9 @@ class Kernelbench:
         records = _hold_right(bench(*candidates, out=out, **asked))
         self._properties.append((TABLES, str(records)))
         if file := self._config.getoption("--kernelbench-save"):
-            from kernelbench.verbs.regression import keep
+            from kernelbench import files
 
-            keep(records, Path(file))
+            files.append(file, "".join(f"{record.to_json()}\n" for record in records))
         return records
 
     def assert_not_slower(self, records: "Records", *, than: str | Path, by: str = "3%") -> None:
@@ -109,7 +109,7 @@ class Kernelbench:
         Skips the test where nothing was timed. Raises AssertionError where a function is slower by
         more, beyond noise, and UsageError for a file that has none of these records.
         """
-        from kernelbench.verbs.regression import regressions
+        from kernelbench.compare.regression import regressions
 
         if not any(record.timing for record in records):
             pytest.skip("nothing was timed: no GPU, or --kernelbench-skip-timing")

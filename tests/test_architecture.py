@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "run": {"spec", "source", "store", "suite", "metrics", "families", "measure", "profile"},
     "verbs": set(),  # all that is above it
     "__init__": {"verbs"},
-    "pytest_plugin": {"spec", "report", "verbs"},
+    "pytest_plugin": {"spec", "files", "report", "compare", "verbs"},
     "cli": {"spec", "verbs"},
     "__main__": {"cli"},
 }

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from test_compare import job, saved
 
-from kernelbench import store
+from kernelbench import files, store
+from kernelbench.compare.regression import regressions
 from kernelbench.pytest_plugin import Kernelbench
 from kernelbench.report.records import Records
 from kernelbench.spec import UsageError
-from kernelbench.verbs.regression import keep, regressions
 
 TEST = """
 import torch
@@ -106,7 +106,8 @@ def test_what_is_timed_is_kept_and_shown(tmp_path: Path, monkeypatch: pytest.Mon
 def test_slower_by_more_fails_by_the_rules_of_compare(tmp_path: Path) -> None:
     before = store.read(saved(tmp_path / "a", job()))
     after = store.read(saved(tmp_path / "b", job(120)))
-    keep(before, tmp_path / "main.jsonl")
+    lines = "".join(f"{record.to_json()}\n" for record in before)
+    files.append(tmp_path / "main.jsonl", lines)
     for than in (tmp_path / "a", tmp_path / "main.jsonl"):
         found = regressions(after, than, "3%")
         assert found and "SLOWER" in found[0] and "100.0 µs → 120.0 µs" in found[0]

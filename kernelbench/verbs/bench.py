@@ -10,6 +10,7 @@ from typing import Any
 from kernelbench import families, files
 from kernelbench.families.functions import arguments as grammar
 from kernelbench.families.functions import preflight
+from kernelbench.families.functions.targets import find, takes, word_of
 from kernelbench.report.progress import Output
 from kernelbench.report.waits import waiting
 from kernelbench.run.plan import Plan
@@ -21,7 +22,6 @@ from kernelbench.verbs import run as runs
 from kernelbench.verbs.list import show_jobs
 
 HEAD = "# kernelbench run"  # how a suite begins that was written here
-_WORD = re.compile(r"[^A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _name(target: str) -> str:
     bare = target.partition("(")[0]
     last = bare.rpartition(":")[2] if ":" in bare else bare.removesuffix(".pt2")
     last = last.rpartition(".")[2] if last.startswith("torch.ops.") else last
-    return _WORD.sub("_", last).strip("_") or "function"
+    return word_of(last)
 
 
 def _errors(options: Sequence[str], candidates: Mapping[str, str]) -> dict[str, float]:
@@ -149,8 +149,8 @@ def _errors(options: Sequence[str], candidates: Mapping[str, str]) -> dict[str, 
 def suite_of(request: BenchRequest, declared: Declaration) -> dict[str, Any]:
     """The suite that was asked for, as plain data. Raises UsageError for arguments and sizes that
     do not fit."""
-    takes = preflight.takes(declared)
-    arguments = grammar.parse(declared.args, takes)
+    make = find(declared.inputs, declared.imports) if declared.inputs else None
+    arguments = grammar.parse(declared.args, takes(make))
     axes = grammar.with_sizes(arguments, grammar.sizes_of(request.sizes))
     case: dict[str, Any] = {name: _bare(values) for name, values in axes.items()}
     case["dtype"] = _bare(list(arguments.dtypes))

@@ -20,6 +20,7 @@ from kernelbench.families import functions as made
 from kernelbench.families.functions import arguments as grammar
 from kernelbench.families.functions import preflight
 from kernelbench.families.functions.at_hand import arguments_of, target_of
+from kernelbench.families.functions.targets import takes
 from kernelbench.report.progress import Silent
 from kernelbench.report.records import Records
 from kernelbench.run.here import here
@@ -198,9 +199,7 @@ def _of_functions(
         raise UsageError("bench: two candidates of one name; give one a __name__ of its own")
     reference, make = target_of(against)[1], None if inputs is None else target_of(inputs)[1]
     if isinstance(args, str):
-        signature = make.signature() if make else None
-        takes = tuple(signature.parameters) if signature is not None else ()
-        arguments = grammar.parse(args, None if make is None else takes)
+        arguments = grammar.parse(args, takes(make))
     else:
         arguments, make = arguments_of(args, make)
     errors = max_error if isinstance(max_error, Mapping) else dict.fromkeys(targets, max_error)

@@ -14,7 +14,7 @@ from typing import Any
 from kernelbench.families.functions import arguments as grammar
 from kernelbench.families.functions.arguments import Arguments, TensorArgument
 from kernelbench.families.functions.functions import Functions
-from kernelbench.families.functions.targets import files_of, find
+from kernelbench.families.functions.targets import files_of, find, takes
 from kernelbench.families.providing import MAX_AUTOTUNE, no_autotuner, no_compiler
 from kernelbench.spec import (
     COMPILE,
@@ -109,9 +109,7 @@ def of_declaration(declared: Declaration) -> Family[Any]:
     """Its family. Raises UsageError or PluginError for what a declaration has wrong."""
     imports = declared.imports
     make = find(declared.inputs, imports) if declared.inputs else None
-    signature = make.signature() if make else None
-    takes = tuple(signature.parameters) if signature is not None else ()
-    arguments = grammar.parse(declared.args, None if make is None else takes)
+    arguments = grammar.parse(declared.args, takes(make))
     functions = Functions(
         name=declared.name,
         reference=find(declared.against, imports),

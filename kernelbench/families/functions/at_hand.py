@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from kernelbench.families.functions.arguments import (
     Argument,
@@ -22,8 +23,7 @@ _OWN = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 def target_of(function: Callable[..., Any] | str) -> tuple[str, Target]:
     """What a candidate is called, and its target. Raises UsageError for what is no function."""
     target = find(function) if isinstance(function, str) else of_callable(function)
-    word = "".join(char if char.isalnum() or char == "_" else "_" for char in target.name)
-    return word.strip("_") or "function", target
+    return target.name, target
 
 
 def arguments_of(given: Mapping[str, Any], make: Target | None) -> tuple[Arguments, Target | None]:
@@ -69,7 +69,7 @@ class _Kept:
         self._kept = kept
 
     def __call__(self, device: Any) -> dict[str, Any]:
-        return {
-            name: value.to(device, copy=True) if isinstance(value, torch.Tensor) else value
-            for name, value in self._kept.items()
-        }
+        copies: dict[str, Any] = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.to(device, copy=True), dict(self._kept)
+        )
+        return copies

@@ -7,21 +7,12 @@ from typing import Any
 from kernelbench.families.functions.functions import ALL, Functions
 from kernelbench.families.functions.others import Raised, attempted
 from kernelbench.families.functions.probe import Facts
-from kernelbench.families.functions.targets import find
 from kernelbench.families.providing import DTYPES, MetaDraw
-from kernelbench.spec import Case, Declaration, Family, UsageError
+from kernelbench.spec import Case, Family, UsageError
 from kernelbench.spec.raised import words_of
 
 # What a reference that does not run without memory says, which real tensors will not.
 _NO_MEMORY = ("meta", "item()", "data-dependent", "storage", "data_ptr", "fake", "0 active drivers")
-
-
-def takes(declared: Declaration) -> tuple[str, ...] | None:
-    """What the function of `inputs` takes, None without one."""
-    if not declared.inputs:
-        return None
-    signature = find(declared.inputs, declared.imports).signature()
-    return tuple(signature.parameters) if signature is not None else ()
 
 
 def refuse(family: Family[Any], cases: Sequence[Case]) -> None:

@@ -78,7 +78,7 @@ def of_callable(found: Any, name: str = "") -> Target:
     if not callable(found):
         raise UsageError(f"{found!r} is no function and no nn.Module")
     name = name or getattr(found, "__name__", type(found).__name__)
-    name = re.sub(r"\W+", "_", name).strip("_") or "function"
+    name = word_of(name)
     try:
         file = inspect.getsourcefile(inspect.unwrap(found))
     except TypeError:
@@ -108,7 +108,7 @@ def find(text: str, imports: Sequence[str] = ()) -> Target:
     found = _attribute(module, match["name"], text)
     file = getattr(module, "__file__", None)
     path = Path(file) if file else None
-    name = match["name"].replace(".", "_")
+    name = word_of(match["name"])
     if match["literals"] is None and not isinstance(found, torch.nn.Module):
         return Target(text, _function(found, text), path, name=name)
     if isinstance(found, torch.nn.Module):
@@ -189,7 +189,7 @@ def _package(text: str) -> Target:
     path = Path(text)
     if not path.is_file():
         raise UsageError(f"{text}: no such file")
-    return Target(text, _Package(path), path, name=re.sub(r"\W", "_", path.stem))
+    return Target(text, _Package(path), path, name=word_of(path.stem))
 
 
 class _Package:
@@ -216,6 +216,19 @@ def _literals(text: str, inside: str) -> tuple[list[Any], dict[str, Any]]:
     except (SyntaxError, ValueError):
         raise UsageError(f"{text}: in (…) stand literals, such as (512, bias=False)") from None
     return positional, keywords
+
+
+def takes(make: Target | None) -> tuple[str, ...] | None:
+    """The names that a function of `inputs` takes, None without one."""
+    if make is None:
+        return None
+    signature = make.signature()
+    return tuple(signature.parameters) if signature is not None else ()
+
+
+def word_of(text: str) -> str:
+    """A name as tables and axes have it: `ops.Model` → `ops_Model`."""
+    return re.sub(r"\W+", "_", text).strip("_") or "function"
 
 
 def bound(target: Target, names: Sequence[str]) -> tuple[str, ...]:

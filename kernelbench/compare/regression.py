@@ -1,9 +1,9 @@
-"""Records held against earlier ones by the rules of `compare`; for tests."""
+"""Records held against earlier ones, row by row, by the rules of a comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernelbench import files, store
+from kernelbench import store
 from kernelbench.compare.gate import gate_of
 from kernelbench.compare.rows import RowChange
 from kernelbench.compare.sides import Run, Side, read_runs
@@ -29,11 +29,6 @@ def regressions(records: Sequence[RunRecord], than: Path, by: str) -> list[str]:
     earlier = Side(str(than), (Run(than, {}, tuple(before)),))
     now = Side("now", (Run(Path("now"), {}, tuple(records)),))
     return [_line(row) for row in compare(earlier, now, gate).rows if row.regression]
-
-
-def keep(records: Sequence[RunRecord], file: Path) -> None:
-    """At the end of a file of records, that later ones are held against."""
-    files.append(file, "".join(f"{record.to_json()}\n" for record in records))
 
 
 def _runs(than: Path) -> Sequence[Run]:
