@@ -23,7 +23,7 @@ QUICK: dict[str, Any] = {"device": "cpu", "measure": {"max_seconds": 0.05, "time
 
 
 def of_others(name: str) -> Any:
-    return find(f"{OTHERS}:{name}").found
+    return find(f"{OTHERS}:{name}").function
 
 
 def status(records: Any) -> dict[str, Status]:
@@ -224,7 +224,7 @@ def test_targets(tmp_path: Path) -> None:
     )
     assert find(f"{file}:ops.fused").name == "ops_fused"
     assert find("torch.nn.functional:layer_norm").of_torch
-    assert find("torch.ops.aten.mm").found is torch.ops.aten.mm
+    assert find("torch.ops.aten.mm").function is torch.ops.aten.mm
     assert find(f"{file}:Net(dim=4)").is_module
     for text, error, said in (
         (f"{file}:fuse", UsageError, "there is no 'fuse'. Known: Net, ops"),

@@ -96,9 +96,9 @@ def main(
     """Is this fused GPU kernel right, how much faster is it, and why?"""
 
 
-def plugins_of(given: Words) -> tuple[str, ...]:
+def plugins_of(values: Words) -> tuple[str, ...]:
     """Absolute: the worker reads them, too."""
-    return tuple(str(Path(plugin).resolve()) for plugin in given or ())
+    return tuple(str(Path(plugin).resolve()) for plugin in values or ())
 
 
 def narrow_of(
@@ -112,4 +112,4 @@ def narrow_of(
 ) -> dict[str, Any]:
     lists = {"family": family, "provider": provider, "skip": skip, "case": case}
     lists |= {"mode": mode, "dtype": dtype}
-    return {**{name: given or [] for name, given in lists.items()}, "filter": filter}
+    return {**{name: values or [] for name, values in lists.items()}, "filter": filter}

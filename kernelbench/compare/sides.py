@@ -179,4 +179,4 @@ def of_one_machine(a: Side, b: Side) -> tuple[Side, Side, bool]:
 
 def _only(side: Side, gpus: set[str]) -> Side:
     records = [(run, tuple(r for r in run.records if r.gpu in gpus)) for run in side.runs]
-    return replace(side, runs=tuple(replace(run, records=kept) for run, kept in records if kept))
+    return replace(side, runs=tuple(replace(run, records=left) for run, left in records if left))

@@ -421,9 +421,9 @@ def _differentiate_keys(
     dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     state = (dk_ND, dv_ND)
     scale_2 = scale * _LOG2E
-    seen = 0
+    first_whole = 0
     if CAUSAL:
-        seen = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
+        first_whole = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
         state = _gather_queries(
             state,
             kept,
@@ -432,7 +432,7 @@ def _differentiate_keys(
             statistics,
             key_N,
             key // BLOCK_M * BLOCK_M,
-            seen,
+            first_whole,
             scale_2,
             Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
             True,
@@ -445,7 +445,7 @@ def _differentiate_keys(
         dy,
         statistics,
         key_N,
-        seen,
+        first_whole,
         N,
         scale_2,
         Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),

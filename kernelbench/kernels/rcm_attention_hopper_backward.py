@@ -256,14 +256,14 @@ def _consume_rows(
     state = (dk_KD, dv_KD)
     scale_2 = scale * _LOG2E
     first_key = key + G * 64
-    seen = first
+    first_whole = first
     mbarrier.wait(bars.kv_full, 0)
     if CAUSAL:
-        seen = gl.minimum(first + 128, N)
-        for row in range(first, seen, BLOCK_M):
+        first_whole = gl.minimum(first + 128, N)
+        for row in range(first, first_whole, BLOCK_M):
             i = (row - first) // BLOCK_M
             state = _gather_rows(state, smem, bars, i, row, first_key, scale_2, G, True)
-    for row in range(seen, N, BLOCK_M):
+    for row in range(first_whole, N, BLOCK_M):
         i = (row - first) // BLOCK_M
         state = _gather_rows(state, smem, bars, i, row, first_key, scale_2, G, False)
     dk_KD, dv_KD = state

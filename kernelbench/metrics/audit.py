@@ -117,7 +117,7 @@ def frame(measured: Sequence[Measured]) -> "DataFrame":
     """A table of COLUMNS, a line a row."""
     import pandas as pd
 
-    return pd.DataFrame([row(one) for one in measured], columns=list(COLUMNS))
+    return pd.DataFrame([row(entry) for entry in measured], columns=list(COLUMNS))
 
 
 def to_csv(measured: Sequence[Measured], path: Path) -> None:
@@ -127,4 +127,4 @@ def to_csv(measured: Sequence[Measured], path: Path) -> None:
 
 def failed_audits(measured: Sequence[Measured]) -> list[Measured]:
     """Those whose reads the model misses."""
-    return [one for one in measured if one.status is Status.ok and audit(one) == "off"]
+    return [entry for entry in measured if entry.status is Status.ok and audit(entry) == "off"]

@@ -21,15 +21,17 @@ MIB = 2**20
 def clocked(record: RunRecord) -> tuple[RunRecord, ...]:
     """Of its processes those whose gate held, and that took longer than the clock's overhead."""
     return tuple(
-        each
-        for each in record.processes
-        if each.timing and each.timing.timer == "gated" and times.median_ns(each.timing)
+        process
+        for process in record.processes
+        if process.timing and process.timing.timer == "gated" and times.median_ns(process.timing)
     )
 
 
 def timings(record: RunRecord) -> tuple[Timing, ...]:
     """What its times come from: its processes that are `clocked`, else whatever was read."""
-    return tuple(each.timing for each in clocked(record) or record.processes if each.timing)
+    return tuple(
+        process.timing for process in clocked(record) or record.processes if process.timing
+    )
 
 
 def median_ns(record: RunRecord) -> float | None:
@@ -113,8 +115,10 @@ def speedup(record: RunRecord, against: RunRecord) -> Speedup | None:
     """Only inside one group, that is, one interleaved measurement; several have one a process."""
     if not (timed(record) and timed(against)):
         return None
-    theirs = {each.group: each.timing for each in clocked(against) if each.group}
-    both = {each.process: (each.timing, theirs.get(each.group)) for each in clocked(record)}
+    theirs = {process.group: process.timing for process in clocked(against) if process.group}
+    both = {
+        process.process: (process.timing, theirs.get(process.group)) for process in clocked(record)
+    }
     pairs = {n: (mine, other) for n, (mine, other) in both.items() if mine and other}
     try:
         ratios = {
@@ -151,7 +155,7 @@ def best_other(group: Iterable[RunRecord], accuracy: str) -> RunRecord | None:
 def worst_element(record: RunRecord) -> OutputError | None:
     """The output that has the largest element error over rms(oracle), in any process; NaN counts
     as infinite."""
-    errors = (e for each in record.processes for e in each.errors)
+    errors = (e for process in record.processes for e in process.errors)
     return max(errors, key=lambda error: finite(error.worst), default=None)
 
 
@@ -161,7 +165,7 @@ def tightest(record: RunRecord) -> OutputError | None:
     def used(error: OutputError) -> float:
         return finite(error.rel) / error.rel_budget if error.rel_budget else math.inf
 
-    return max((e for each in record.processes for e in each.errors), key=used, default=None)
+    return max((e for process in record.processes for e in process.errors), key=used, default=None)
 
 
 def finite(value: float) -> float:

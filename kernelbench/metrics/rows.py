@@ -142,13 +142,13 @@ def _against(record: RunRecord, other: RunRecord | None, column: str) -> dict[st
     speedup = of.speedup(record, other) if other else None
     if speedup is None:
         return {}
-    over, each = speedup.over, speedup.each
-    slots = (f"{each[n]:.6g}" if n in each else "" for n in range(max(each) + 1))
+    over, process = speedup.over, speedup.each
+    slots = (f"{process[n]:.6g}" if n in process else "" for n in range(max(process) + 1))
     return {
         column: over.mid,
         f"{column}_lo": over.lo,
         f"{column}_hi": over.hi,
-        f"{column}_each": ";".join(slots) if len(each) > 1 else "",
+        f"{column}_each": ";".join(slots) if len(process) > 1 else "",
     }
 
 
@@ -191,6 +191,6 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
 
 def _told(record: RunRecord, name: str) -> float | None:
     """The median of what telemetry told of its processes."""
-    readings = [(each.telemetry or {}).get(name) for each in record.processes]
+    readings = [(process.telemetry or {}).get(name) for process in record.processes]
     values = [value for value in readings if value is not None]
     return median(values) if values else None

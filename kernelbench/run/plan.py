@@ -71,8 +71,8 @@ def resumed(folder: Path, suites: Sequence[str], selection: Selection) -> list[P
     _refuse_changes(selection.as_json(), before.as_json())
     known = families.load(before.plugins)
     if suites:
-        given, _ = request.load(before, known, suite.find(suites[0]))
-        request.same_suite(given, manifest, folder)
+        named, _ = request.load(before, known, suite.find(suites[0]))
+        request.same_suite(named, manifest, folder)
     if selection.device != "auto":
         before = replace(before, device=selection.device)
     name = f"{manifest['suite']}.yaml"

@@ -174,8 +174,8 @@ def _typed(ax: Axis, value: AxisValue) -> AxisValue:
             return ax.type(str(value))
         except ValueError:
             names = [member.value for member in ax.type]
-            said = f"axis {ax.name!r}: no value {value!r}{suggest(str(value), names)}"
-            raise UsageError(said) from None
+            message = f"axis {ax.name!r}: no value {value!r}{suggest(str(value), names)}"
+            raise UsageError(message) from None
     if ax.type is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not ax.type:

@@ -54,8 +54,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 Read = Callable[[Any], Any]
@@ -88,7 +88,7 @@ def _reader(kind: Any) -> Read:
     if kind is Any:
         return _anything
     if isinstance(kind, UnionType):
-        return partial(_one_of, {each: _reader(each) for each in inner}, _reader(inner[0]))
+        return partial(_one_of, {item: _reader(item) for item in inner}, _reader(inner[0]))
     if kind is int:
         return _whole
     if kind is float:
@@ -136,13 +136,13 @@ def _wholes(value: Any) -> tuple[int, ...]:
 def _tuple(kind: Any, inner: Read, value: Any) -> tuple[Any, ...]:
     if type(value) is not list:
         raise _refuse(kind, value)
-    return tuple([inner(each) for each in value])
+    return tuple([inner(item) for item in value])
 
 
 def _mapping(kind: Any, inner: Read, value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise _refuse(kind, value)
-    return {_text(str, name): inner(each) for name, each in value.items()}
+    return {_text(str, name): inner(item) for name, item in value.items()}
 
 
 def _dataclass(kind: type[Any], value: Any) -> Any:

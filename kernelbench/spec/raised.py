@@ -50,12 +50,12 @@ def words_of(error: BaseException, most: int = MOST, function: Any = None) -> st
     at = f" ({place})" if place else ""
     message = error.msg if place and isinstance(error, SyntaxError) else str(error)
     lines = (line.strip() for line in without_paths(message).splitlines())
-    said = f"{type(error).__name__}: {next(filter(None, lines), '')}"
+    words = f"{type(error).__name__}: {next(filter(None, lines), '')}"
     whole = f" ({place}: {place.code})" if place and place.code else at
-    if len(said) + len(whole) <= most:
-        return said + whole
+    if len(words) + len(whole) <= most:
+        return words + whole
     room = max(most - len(at), LEAST)
-    return (said if len(said) <= room else f"{said[: room - 1]}…") + at
+    return (words if len(words) <= room else f"{words[: room - 1]}…") + at
 
 
 def place_of(error: BaseException) -> Place | None:
@@ -180,8 +180,8 @@ def _of_others(filename: str) -> bool:
         return _of_the_harness(filename)
     modules = (getattr(sys.modules.get(name), "__file__", None) for name in ("torch", "triton"))
     folders = [*_LIBRARIES, *(str(Path(file).parent) for file in modules if file)]
-    made = filename.startswith("<") or "torchinductor" in filename
-    return made or any(path.is_relative_to(folder) for folder in folders)
+    generated = filename.startswith("<") or "torchinductor" in filename
+    return generated or any(path.is_relative_to(folder) for folder in folders)
 
 
 def _home(filename: str) -> str:

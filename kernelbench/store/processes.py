@@ -24,19 +24,19 @@ def together(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _one(records: list[RunRecord]) -> RunRecord:
     first, *others = records
-    others = [each for each in others if _build(each) == _build(first)]
+    others = [record for record in others if _build(record) == _build(first)]
     if first.status is not Status.ok:
         return first
-    bad = next((each for each in others if each.status is not Status.ok), None)
+    bad = next((record for record in others if record.status is not Status.ok), None)
     if bad is not None:  # whatever its config: who fell early has none
         return replace(bad, reason=f"in process {bad.process + 1}: {bad.reason}")
-    further = tuple(each for each in others if each.config == first.config)
+    further = tuple(record for record in others if record.config == first.config)
     if not further:
         return first
-    flags = dict.fromkeys(chain.from_iterable(each.flags for each in (first, *further)))
-    if any(each.timing and each.timing.timer == "gated" for each in (first, *further)):
+    flags = dict.fromkeys(chain.from_iterable(record.flags for record in (first, *further)))
+    if any(record.timing and record.timing.timer == "gated" for record in (first, *further)):
         flags = {flag: None for flag in flags if flag not in UNTIMED}
-    peaks = [each.peak_bytes for each in (first, *further) if each.peak_bytes is not None]
+    peaks = [record.peak_bytes for record in (first, *further) if record.peak_bytes is not None]
     return replace(first, flags=tuple(flags), peak_bytes=max(peaks, default=None), further=further)
 
 

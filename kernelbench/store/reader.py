@@ -150,10 +150,10 @@ def _parsed(
         if not line.strip():
             continue
         try:
-            one = parse(line.decode())
+            entry = parse(line.decode())
             first = seen.setdefault(line.strip(), number)
             if first == number:
-                yield one
+                yield entry
             else:
                 problems.append(f"{file}:{number}: line {first} once more; left out")
         except UnicodeDecodeError as error:
@@ -169,8 +169,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     Raises UsageError for a path that does not exist.
     """
     runs: dict[Path, Path] = {}
-    for given in paths:
-        path = Path(given)
+    for place in paths:
+        path = Path(place)
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         if path.is_file():

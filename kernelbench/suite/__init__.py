@@ -118,8 +118,8 @@ def _root(text: str, source: str) -> Node:
     if root.value is None:
         raise refusal([Problem(Where(source, 1, 1), "empty; a suite has a name and families")])
     if not isinstance(root.value, dict):
-        said = f"a suite is a mapping with a name and families, got {shown(root.value)}"
-        raise refusal([Problem(root.where, said)])
+        message = f"a suite is a mapping with a name and families, got {shown(root.value)}"
+        raise refusal([Problem(root.where, message)])
     return root
 
 

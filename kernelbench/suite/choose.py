@@ -28,9 +28,9 @@ def find(name_or_path: str) -> Path:
     known = shipped()
     if name_or_path in known:
         return known[name_or_path]
-    said = "is a directory" if path.name and _is_dir(path) else "no such file"
+    message = "is a directory" if path.name and _is_dir(path) else "no such file"
     hint = suggest(path.stem if path.suffix in (".yaml", ".yml") else name_or_path, known)
-    raise UsageError(f"{name_or_path}: {said}, and no suite of kernelbench{hint}")
+    raise UsageError(f"{name_or_path}: {message}, and no suite of kernelbench{hint}")
 
 
 def _is_dir(path: Path) -> bool:
@@ -78,15 +78,15 @@ def narrow(
         and (kept := _kept(job.providers, provider, skip))
     ]
     if not left:
-        given = {"family": family, "provider": provider, "skip": skip, "case": case}
-        given |= {"filter": [filter] * bool(filter), "mode": mode, "dtype": dtype}
-        raise UsageError(_nothing(jobs, given))
+        options = {"family": family, "provider": provider, "skip": skip, "case": case}
+        options |= {"filter": [filter] * bool(filter), "mode": mode, "dtype": dtype}
+        raise UsageError(_nothing(jobs, options))
     return tuple(left)
 
 
-def _known(option: str, given: Sequence[str], names: Iterable[str]) -> None:
+def _known(option: str, options: Sequence[str], names: Iterable[str]) -> None:
     known = list(dict.fromkeys(names))
-    for name in given:
+    for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=8, cutoff=0.0) if len(known) > 40 else known
             more = f", … ({len(known)} in all)" if len(known) > len(near) else ""
@@ -105,8 +105,10 @@ def _kept(have: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> tupl
     return tuple(name for name in have if (not only or name in only) and name not in skip)
 
 
-def _nothing(jobs: Sequence[Job], given: Mapping[str, Sequence[str]]) -> str:
-    asked = " ".join(f"--{option} {value}" for option, values in given.items() for value in values)
+def _nothing(jobs: Sequence[Job], options: Mapping[str, Sequence[str]]) -> str:
+    asked = " ".join(
+        f"--{option} {value}" for option, values in options.items() for value in values
+    )
     there = {
         "families": [job.family for job in jobs],
         "providers": [name for job in jobs for name in job.providers],

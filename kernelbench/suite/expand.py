@@ -64,8 +64,8 @@ def expand(
     for block in blocks:
         total += len(block)
         if total > MAX_POINTS:
-            said = f"the suite has more than {MAX_POINTS} points from here on"
-            return [], [*problems, Problem(root.spot(block.loc), said)]
+            message = f"the suite has more than {MAX_POINTS} points from here on"
+            return [], [*problems, Problem(root.spot(block.loc), message)]
     jobs: dict[tuple[str, str], Job] = {}
     for block in blocks:
         cases, refused = _cases(root, block)
@@ -100,8 +100,8 @@ def _blocks(
     defaults = _mapping(data.get("defaults"))
     listed = _mapping(data.get("families"))
     spoilt = {loc[:4] for loc in bad if loc[:1] == ("families",)}
-    for name, given in listed.items():
-        cases = _mapping(given).get("cases")
+    for name, settings in listed.items():
+        cases = _mapping(settings).get("cases")
         if name not in families or not isinstance(cases, list):
             continue
         whole = not any(loc[0] == "defaults" for loc in bad) and not any(
@@ -111,7 +111,7 @@ def _blocks(
             loc: Loc = ("families", name, "cases", at)
             if not isinstance(case, dict):
                 continue
-            block = _block(families[name], loc, case, given, defaults)
+            block = _block(families[name], loc, case, settings, defaults)
             wrong = _shape(root, block, case)
             problems += wrong
             if whole and not wrong and loc not in spoilt:
@@ -159,8 +159,8 @@ def _shape(root: Node, block: Block, case: Mapping[str, Any]) -> list[Problem]:
     axes = block.family.case.axes()
     missing = [ax.name for ax in axes if ax.required and ax.name not in given]
     if missing:
-        said = f"{block.family.name} needs a value for {', '.join(missing)}"
-        problems.append(Problem(root.spot(block.loc, key=True), said))
+        message = f"{block.family.name} needs a value for {', '.join(missing)}"
+        problems.append(Problem(root.spot(block.loc, key=True), message))
     lengths = {
         axis: len(value)
         for axis, value in case.items()
@@ -169,9 +169,9 @@ def _shape(root: Node, block: Block, case: Mapping[str, Any]) -> list[Problem]:
     if block.zipped and len(set(lengths.values())) > 1:
         first = next(iter(lengths.values()))
         odd = next(axis for axis, length in lengths.items() if length != first)
-        each = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
-        said = f"zip takes lists of equal length: {each}"
-        problems.append(Problem(root.spot((*block.loc, odd), key=True), said))
+        lengths_text = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+        message = f"zip takes lists of equal length: {lengths_text}"
+        problems.append(Problem(root.spot((*block.loc, odd), key=True), message))
     return problems
 
 
@@ -183,24 +183,24 @@ def _cases(root: Node, block: Block) -> tuple[list[Case], list[Problem]]:
         try:
             case: Case = block.family.case.from_axes(point)
         except (UsageError, ArithmeticError) as error:  # M % heads with heads = 0
-            said = str(error)
+            message = str(error)
         except MISTAKES as error:
-            said = words_of(error)
+            message = words_of(error)
         else:
             cases.append(case)
             continue
         at = ", ".join(f"{axis}={value}" for axis, value in point.items())
-        refused.setdefault(said, f"{block.family.name} refuses {at}: {said}")
-    return cases, [Problem(root.spot(block.loc), said) for said in refused.values()]
+        refused.setdefault(message, f"{block.family.name} refuses {at}: {message}")
+    return cases, [Problem(root.spot(block.loc), message) for message in refused.values()]
 
 
 def measure_of(root: Node) -> tuple[Measure, list[Problem]]:
     """The suite's Measure; its constraints are reported at the one key that breaks them."""
     node = _mapping(root.value).get("measure")
-    given = node.plain() if node else {}
+    settings = node.plain() if node else {}
     # YAML has 1 for 1.0, and a list for a tuple.
     kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(Measure)}
-    typed: dict[str, Any] = {key: kinds[key](value) for key, value in given.items()}
+    typed: dict[str, Any] = {key: kinds[key](value) for key, value in settings.items()}
     try:
         return Measure(**typed), []
     except UsageError as error:

@@ -173,8 +173,8 @@ def _defaults(root: Node, given: Mapping[str, Any], listed: Families) -> list[tu
     for key in given:
         if listed and key not in known and key != "modes":
             where = root.spot(("defaults", key), key=True)
-            said = f"no family of this suite has an axis {key!r}{suggest(key, known)}"
-            problems.append((("defaults", key), Problem(where, said)))
+            message = f"no family of this suite has an axis {key!r}{suggest(key, known)}"
+            problems.append((("defaults", key), Problem(where, message)))
     for family in listed.values():
         own = {ax.name for ax in family.case.axes()}
         part = {key: value for key, value in given.items() if key in own}
@@ -223,7 +223,7 @@ TAKES = {
 
 
 def _message(error: Any, loc: Loc, families: Families) -> str:
-    kind, given = error["type"], error["input"]
+    kind, value = error["type"], error["input"]
     context = error.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown(str(loc[-1]), loc[:-1], families)
@@ -234,14 +234,14 @@ def _message(error: Any, loc: Loc, families: Families) -> str:
         return f"{thing} is empty"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        if not isinstance(given, str):
-            return f"{thing} takes a word, got {shown(given)}. Known: {', '.join(known)}"
-        return f"{thing}: no value {given!r}{suggest(given, known)}"
+        if not isinstance(value, str):
+            return f"{thing} takes a word, got {shown(value)}. Known: {', '.join(known)}"
+        return f"{thing}: no value {value!r}{suggest(value, known)}"
     if kind == "string_pattern_mismatch":
-        return f"{thing} takes {_ALLOWED[context['pattern']]}, got {shown(given)}"
+        return f"{thing} takes {_ALLOWED[context['pattern']]}, got {shown(value)}"
     takes = TAKES.get(kind, error["msg"])
-    quote = "; put it in quotes" if kind == "string_type" and _is_scalar(given) else ""
-    return f"{thing} {takes}, got {shown(given)}{quote}"
+    quote = "; put it in quotes" if kind == "string_type" and _is_scalar(value) else ""
+    return f"{thing} {takes}, got {shown(value)}{quote}"
 
 
 def _is_scalar(value: Any) -> bool:
@@ -297,8 +297,8 @@ def _unknown(key: str, parent: Loc, families: Families) -> str:
     if parent == ("measure",):
         return f"no key {key!r} of measure{suggest(key, [f.name for f in fields(Measure)])}"
     if len(parent) == 2:
-        said = f"no key {key!r} of {parent[1]}"
-        return said + suggest(key, ["providers", "modes", "cases"])
+        message = f"no key {key!r} of {parent[1]}"
+        return message + suggest(key, ["providers", "modes", "cases"])
     axes = [ax.name for ax in families[str(parent[1])].case.axes()]
     return f"no {parent[1]} axis {key!r}{suggest(key, [*axes, *BLOCK_KEYS])}"
 

@@ -168,8 +168,8 @@ class _Reader:
             self._stop(where, f"the character {chr(error.character)!r} may not stand here")
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            said = ": ".join(part for part in (error.context, error.problem) if part)
-            self._stop(self._where(mark) if mark else self.last, f"not YAML: {said}")
+            message = ": ".join(part for part in (error.context, error.problem) if part)
+            self._stop(self._where(mark) if mark else self.last, f"not YAML: {message}")
         except (ValueError, OverflowError) as error:  # PyYAML lets "\U00110000" through to chr()
             self._stop(self._where(self.parser.get_mark()), f"not YAML: {error}")
         if self.problems:
@@ -240,8 +240,8 @@ class _Reader:
                 self.problems.append(Problem(key.where, f"a key is a word, got {_shown(key)}"))
             elif key.value in keys:
                 first = keys[key.value]
-                said = f" (first at line {first.line})" if first.line else ""
-                self.problems.append(Problem(key.where, f"duplicate key {key.value!r}{said}"))
+                message = f" (first at line {first.line})" if first.line else ""
+                self.problems.append(Problem(key.where, f"duplicate key {key.value!r}{message}"))
             else:
                 keys[key.value] = key.where
                 items[key.value] = value
@@ -296,8 +296,8 @@ class _Reader:
             else:
                 return number
         elif "_" in text and _PARTED.fullmatch(text.replace("_", "")):
-            said = f"{text[:24]} is no number of YAML 1.2: no underscores, or quotes for text"
-            self.problems.append(Problem(where, said))
+            message = f"{text[:24]} is no number of YAML 1.2: no underscores, or quotes for text"
+            self.problems.append(Problem(where, message))
         elif _ENDLESS.fullmatch(text):
             self.problems.append(Problem(where, f"the number {text} is not finite"))
         return text

@@ -46,9 +46,9 @@ class Selection:
         """The inverse; what else a request says is left out. Raises UsageError for what another
         version asked."""
         try:
-            given = {name: facts[name] for name in SELECTS}
-            lists = {name: tuple(given[name]) for name in ("overrides", "plugins")}
-            return Selection(**{**given, **lists})
+            fields_given = {name: facts[name] for name in SELECTS}
+            lists = {name: tuple(fields_given[name]) for name in ("overrides", "plugins")}
+            return Selection(**{**fields_given, **lists})
         except (TypeError, KeyError) as error:
             raise UsageError(f"what was asked of this run is not understood: {error}") from None
 
@@ -75,8 +75,8 @@ class RunRequest(Selection):
 
     def as_json(self) -> dict[str, Any]:
         """Without folders, which are this machine's."""
-        kept = ("suites", "timeout_s", "budget_s", "fail_fast")
-        return super().as_json() | {name: getattr(self, name) for name in kept}
+        stored = ("suites", "timeout_s", "budget_s", "fail_fast")
+        return super().as_json() | {name: getattr(self, name) for name in stored}
 
 
 S = TypeVar("S", bound=Selection)
@@ -128,11 +128,11 @@ def _without_request(family: Family[Any], selection: Selection) -> tuple[str, ..
     return tuple(p.name for p in family.providers if not p.on_request or p.name in named)
 
 
-def same_suite(given: suite.Suite, manifest: Mapping[str, Any], folder: Path) -> None:
+def same_suite(fields_given: suite.Suite, manifest: Mapping[str, Any], folder: Path) -> None:
     """Raises UsageError when a run is to be continued with another suite than its own."""
-    if given.text != manifest.get("suite_text"):
+    if fields_given.text != manifest.get("suite_text"):
         raise UsageError(
-            f"{given.path}: not the suite that {folder} was begun with (its name is "
+            f"{fields_given.path}: not the suite that {folder} was begun with (its name is "
             f"{manifest.get('suite')!r}). Resume without naming a suite, or start a new run"
         )
 

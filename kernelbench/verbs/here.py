@@ -194,7 +194,7 @@ def _of_functions(
     max_error: float | Mapping[str, float] | None,
     name: str,
 ) -> tuple[Family[Any], list[Any]]:
-    targets = dict(target_of(one) for one in candidates)
+    targets = dict(target_of(candidate) for candidate in candidates)
     if len(targets) < len(candidates):
         raise UsageError("bench: two candidates of one name; give one a __name__ of its own")
     reference, make = target_of(against)[1], None if inputs is None else target_of(inputs)[1]
@@ -219,11 +219,11 @@ def _of_functions(
         arguments=arguments,
         grad=declared.grad,
         make=make,
-        right=None if oracle is None else target_of(oracle)[1],
+        oracle_target=None if oracle is None else target_of(oracle)[1],
     )
     family = made.family_of(parts, declared)
-    given = {k: [v] if isinstance(v, int) else [*v] for k, v in sizes.items()}
-    values = grammar.with_sizes(arguments, given)
+    values_of_sizes = {k: [v] if isinstance(v, int) else [*v] for k, v in sizes.items()}
+    values = grammar.with_sizes(arguments, values_of_sizes)
     modes = [Mode.fwd, Mode.bwd] if declared.grad else [Mode.fwd]
     cases = list(family.case.grid(**values, dtype=list(arguments.dtypes), mode=modes))
     preflight.refuse(family, cases)

@@ -41,7 +41,7 @@ def history(request: HistoryRequest, output: Output) -> int:
     with waiting("looking for levels", say):
         lines = series(runs, request.metric, narrowing)
     if request.format == "json":
-        print(json.dumps([asdict(one) for one in lines], allow_nan=False))
+        print(json.dumps([asdict(line) for line in lines], allow_nan=False))
     elif request.format == "csv":
         print(trends.as_csv(lines), end="")
     else:

@@ -105,6 +105,6 @@ def names() -> set[str]:
 def _facts(plugins: tuple[str, ...]) -> list[Facts]:
     if plugins or families.installed():
         return described(plugins)
-    kept = json.loads(SHIPPED.read_text(encoding="utf-8"))
-    shipped: list[Facts] = kept["families"]
-    return shipped if kept["source"] == families.fingerprint() else described()
+    file = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    shipped: list[Facts] = file["families"]
+    return shipped if file["source"] == families.fingerprint() else described()

@@ -139,7 +139,7 @@ def read_captures(run: Path, output: Output) -> int:
 
 def _code(lines: Sequence[Measured], output: Output) -> int:
     """1, and why, where a provider failed."""
-    bad = [one for one in lines if one.status.bad]
+    bad = [line for line in lines if line.status.bad]
     if bad:
         first = f"{bad[0].family}/{bad[0].case} {bad[0].provider}: {bad[0].status}"
         output.err(f"exit 1: {len(bad)} of {len(lines)} failed, the first {first}")
@@ -222,7 +222,7 @@ def _holding(
         if not _absent(cases, suites[path].jobs):
             output.note(f"{', '.join(cases)}: of {path.stem}, a suite that kernelbench ships")
             return [path]
-    every = [*ours, *(job for one in suites.values() for job in one.jobs)]
+    every = [*ours, *(job for line in suites.values() for job in line.jobs)]
     for case in _absent(cases, every):
         _refuse(case, every)
     raise UsageError(f"{' and '.join(cases)}: of several suites; profile those of one at a time")
@@ -303,8 +303,8 @@ def _best(cuda: bool, output: Output) -> Tool:
         else:
             if tool is Tool.nsys or cuda:
                 return tool
-    said = "\n".join([*missing, "so torch's profiler looks, which needs no other tool"])
-    output.errors.print(said, highlight=False, markup=False, soft_wrap=True)
+    message = "\n".join([*missing, "so torch's profiler looks, which needs no other tool"])
+    output.errors.print(message, highlight=False, markup=False, soft_wrap=True)
     return Tool.torch
 
 
@@ -331,7 +331,7 @@ def _finish(measured: Sequence[Measured], folder: Path, output: Output) -> None:
     if measured:
         audit.to_csv(store.read_measured(folder)[0], folder / store.MEASURED_CSV)
     if output.as_json:
-        lines = [json.loads(one.to_json()) for one in measured]
+        lines = [json.loads(line.to_json()) for line in measured]
         print(json.dumps({"run": str(folder), "measured": lines}, allow_nan=False))
         return
     if not output.quiet:

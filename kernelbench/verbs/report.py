@@ -67,13 +67,13 @@ class _Report:
 
     @cached_property
     def shown(self) -> Choice:
-        given = sheet.source(
+        source = sheet.source(
             self.gathered.rows,
             self.gathered.measured,
             self.gathered.manifests,
             self.request.baseline,
         )
-        return choice(self.request.tables, given)
+        return choice(self.request.tables, source)
 
     def markdown(self) -> str:
         text = markdown(self.shown, self.request.baseline)
@@ -146,12 +146,12 @@ def report(request: ReportRequest, output: Output) -> int:
     _refuse_baseline(request.baseline, gathered)
     for text in (*gathered.problems, *gathered.notes):
         output.warn(text)
-    made = _Report(gathered, request)
-    _main(made, output, say)
+    report = _Report(gathered, request)
+    _main(report, output, say)
     if request.junit:
-        files.deliver(request.junit, junit(made.frame))
+        files.deliver(request.junit, junit(report.frame))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
-        append_summary(made.markdown())
+        append_summary(report.markdown())
     differing = ", ".join(sheets.differences(gathered.manifests))
     if differing and "environment" not in table_names(request.tables):
         output.err(f"runs differ in {differing} (--tables environment)")
@@ -163,19 +163,19 @@ def report(request: ReportRequest, output: Output) -> int:
     return int(bool(gathered.problems or why))
 
 
-def _main(made: _Report, output: Output, say: Say | None) -> None:
+def _main(report: _Report, output: Output, say: Say | None) -> None:
     """The one thing that goes to the terminal, or to `out`."""
-    request = made.request
+    request = report.request
     if request.to in export.TRACKERS:
         folder = request.out or Path()
-        for line in trackers.log(request.to, made.frame, made.gathered.manifests, folder):
+        for line in trackers.log(request.to, report.frame, report.gathered.manifests, folder):
             output.err(line)
     elif request.out is None and request.format == "table" and not request.to:
-        made.show(output.console)
+        report.show(output.console)
     else:
-        what = f"{request.to or request.format} of {len(made.gathered.rows)} records"
+        what = f"{request.to or request.format} of {len(report.gathered.rows)} records"
         with waiting(f"making {what}", say):
-            text = made.written()
+            text = report.written()
         if request.out is None:
             files.write(files.STDOUT, text)
         else:

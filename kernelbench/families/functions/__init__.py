@@ -40,9 +40,9 @@ def case_of(name: str, arguments: Arguments) -> type[Case]:
         if isinstance(argument, TensorArgument):
             doc = f"the shape of {key}"
         fields.append((key, type(values[0]), axis(doc)))
-    made = make_dataclass(f"{name}_case", fields, bases=(Case,), frozen=True, kw_only=True)
-    made.__module__ = __name__
-    return made
+    case = make_dataclass(f"{name}_case", fields, bases=(Case,), frozen=True, kw_only=True)
+    case.__module__ = __name__
+    return case
 
 
 def family_of(functions: Functions, declared: Declaration) -> Family[Any]:
@@ -66,7 +66,7 @@ def family_of(functions: Functions, declared: Declaration) -> Family[Any]:
         _candidate(name, functions, declared.max_error.get(name)) for name in functions.candidates
     ]
     modes = (Mode.fwd, Mode.bwd, Mode.full) if functions.grad else (Mode.fwd,)
-    targets = [reference, *functions.candidates.values(), functions.make, functions.right]
+    targets = [reference, *functions.candidates.values(), functions.make, functions.oracle_target]
     files = files_of([target for target in targets if target is not None])
     return Family(
         name=functions.name,
@@ -117,6 +117,6 @@ def of_declaration(declared: Declaration) -> Family[Any]:
         arguments=arguments,
         grad=declared.grad,
         make=make,
-        right=find(declared.oracle, imports) if declared.oracle else None,
+        oracle_target=find(declared.oracle, imports) if declared.oracle else None,
     )
     return family_of(functions, declared)

@@ -24,7 +24,7 @@ class Parameters:
 
     def __init__(self, target: Target, arguments: Sequence[str]) -> None:
         self._target = target
-        trained, buffers = _named(target.made())
+        trained, buffers = _named(target.module())
         self.keys: dict[str, tuple[str, ...]] = {}
         by_tensor: dict[int, str] = {}
         for key, tensor in {**trained, **buffers}.items():
@@ -43,7 +43,7 @@ class Parameters:
         1 ± SPREAD, zeros moved by up to SPREAD, and so are buffers that are constant: a candidate
         that leaves out a weight of ones or a bias of zeros is found. Floating ones are in the
         case's dtype."""
-        trained, buffers = _named(self._target.made(seed))
+        trained, buffers = _named(self._target.module(seed))
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, (key, *_) in self.keys.items():
@@ -93,8 +93,8 @@ class Callee:
         self._positional = [name for name in names if name not in self._keywords]
         self._parameters = parameters if target.is_module else None
         if self._parameters is not None:
-            self._parameters.hold_alike(target, target.made())
-        elif target.is_module and any(map(len, _named(target.made()))):
+            self._parameters.hold_alike(target, target.module())
+        elif target.is_module and any(map(len, _named(target.module()))):
             raise UsageError(
                 f"{target.text} has weights, and the reference, a function, has none to give it: "
                 "name a module as the reference, or make these arguments of a function"
@@ -103,9 +103,11 @@ class Callee:
     def instance(self) -> ByName:
         """What a provider calls: a module holds the case's tensors in place of its own."""
         if self._parameters is None:
-            found = self.target.made().eval() if self.target.is_module else self.target.found
-            return self._by_name(found)
-        module = self.target.made().eval()
+            function = (
+                self.target.module().eval() if self.target.is_module else self.target.function
+            )
+            return self._by_name(function)
+        module = self.target.module().eval()
         keys = self._parameters.keys.items()
         places = [(*_place(module, key), name) for name, same in keys for key in same]
         call = self._by_name(module)
@@ -122,12 +124,12 @@ class Callee:
         """The same, leaving the module as it is: for fp64, and for torch.compile."""
         if self._parameters is None:
             return self.instance()
-        module, keys = self.target.made().eval(), self._parameters.keys
+        module, keys = self.target.module().eval(), self._parameters.keys
 
         def with_state(a: Mapping[str, Any]) -> Any:
             state = {key: a[name] for name, same in keys.items() for key in same}
-            given = {name: a[name] for name in self._keywords}
-            return functional_call(module, state, tuple(a[n] for n in self._positional), given)
+            keywords = {name: a[name] for name in self._keywords}
+            return functional_call(module, state, tuple(a[n] for n in self._positional), keywords)
 
         return with_state
 

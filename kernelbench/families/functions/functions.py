@@ -34,7 +34,7 @@ class Functions:
     arguments: Arguments
     grad: tuple[str, ...] = ()
     make: Target | None = None  # of the arguments, in place of those that are drawn
-    right: Target | None = None  # the oracle, in place of the reference in fp64
+    oracle_target: Target | None = None  # the oracle, in place of the reference in fp64
     _facts: dict[str, Facts] = field(default_factory=dict, init=False)
     _constants: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
     _steady: set[str] = field(default_factory=set, init=False)  # cases whose oracle answers alike
@@ -44,14 +44,14 @@ class Functions:
         names = self.arguments.names
         self.parameters = Parameters(self.reference, names) if self.reference.is_module else None
         self.callee = Callee(self.reference, names, self.parameters)
-        self.oracle_callee = Callee(self.right or self.reference, names, self.parameters)
+        self.oracle_callee = Callee(self.oracle_target or self.reference, names, self.parameters)
         self.callees = {n: Callee(t, names, self.parameters) for n, t in self.candidates.items()}
         known = [a.name for a in self.arguments.arguments if not isinstance(a, ScalarArgument)]
         known += self.parameters.keys if self.parameters else ()
         for name in self.grad:
             if name != ALL and name not in known:
-                said = f"{self.name}: grad: no tensor {name!r}. Known: {', '.join(known)}"
-                raise UsageError(said)
+                message = f"{self.name}: grad: no tensor {name!r}. Known: {', '.join(known)}"
+                raise UsageError(message)
 
     def tensor_names(self, case: Any) -> tuple[str, ...]:
         """Every tensor that goes in, in order, parameters last."""
@@ -68,18 +68,18 @@ class Functions:
                 for a in self.arguments.arguments
                 if isinstance(a, ScalarArgument)
             }
-            made = attempted(partial(self._made, case, MetaDraw(DTYPES[case.dtype])))
-            if isinstance(made, Raised):  # whatever it is, real tensors will tell
-                made = self._made(case, RealDraw(DTYPES[case.dtype], "cpu"))
-            constants |= {n: v for n, v in made.items() if not isinstance(v, torch.Tensor)}
+            arguments = attempted(partial(self._made_arguments, case, MetaDraw(DTYPES[case.dtype])))
+            if isinstance(arguments, Raised):  # whatever it is, real tensors will tell
+                arguments = self._made_arguments(case, RealDraw(DTYPES[case.dtype], "cpu"))
+            constants |= {n: v for n, v in arguments.items() if not isinstance(v, torch.Tensor)}
             self._constants[case.id] = constants
         return self._constants[case.id]
 
     def tensors(self, case: Any, draw: Draw) -> dict[str, Any]:
         """The tensors that go in, without upstream gradients."""
-        axes, made = case.as_axes(), self._made(case, draw)
+        axes, arguments = case.as_axes(), self._made_arguments(case, draw)
         tensors = {
-            a.name: made[a.name] if isinstance(a, MadeArgument) else drawn(a, axes, draw)
+            a.name: arguments[a.name] if isinstance(a, MadeArgument) else drawn(a, axes, draw)
             for a in self.arguments.arguments
             if not isinstance(a, ScalarArgument)
         }
@@ -87,7 +87,7 @@ class Functions:
             tensors |= self.parameters.drawn(seed_of(draw), draw.device, DTYPES[case.dtype])
         return {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
 
-    def _made(self, case: Any, draw: Draw) -> dict[str, Any]:
+    def _made_arguments(self, case: Any, draw: Draw) -> dict[str, Any]:
         """What the function of `inputs` makes, by name."""
         if self.make is None:
             return {}
@@ -102,13 +102,15 @@ class Functions:
         takes = known if signature is None else signature.parameters
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(known["seed"])
-            made = self.make.found(**{name: known[name] for name in takes if name in known})
-        if not isinstance(made, Mapping):
-            values = made if isinstance(made, (tuple, list)) else (made,)
-            made = dict(zip(names, values, strict=False))
-        if lacking := [name for name in names if name not in made]:
-            raise UsageError(f"{self.make.text} makes {', '.join(made)}, but no {lacking[0]!r}")
-        return {name: made[name] for name in names}
+            arguments = self.make.function(**{name: known[name] for name in takes if name in known})
+        if not isinstance(arguments, Mapping):
+            values = arguments if isinstance(arguments, (tuple, list)) else (arguments,)
+            arguments = dict(zip(names, values, strict=False))
+        if lacking := [name for name in names if name not in arguments]:
+            raise UsageError(
+                f"{self.make.text} makes {', '.join(arguments)}, but no {lacking[0]!r}"
+            )
+        return {name: arguments[name] for name in names}
 
     def inputs(self, case: Any, draw: Draw) -> Tensors:
         drawn = self.tensors(case, draw)
@@ -170,14 +172,14 @@ class Functions:
         """The reference in fp64, and its gradients by autograd."""
         if case.id not in self._narrow:
             try:
-                found = self._answer(case, a, torch.float64)
+                pieces = self._answer(case, a, torch.float64)
             except torch.OutOfMemoryError:
                 raise
             except OTHERWISE:
                 self._narrow.add(case.id)
         if case.id in self._narrow:
-            found = self._in_fp32(case, a)
-        yield from found
+            pieces = self._in_fp32(case, a)
+        yield from pieces
 
     def _in_fp32(self, case: Any, a: Tensors) -> list[tuple[str, Any, torch.Tensor]]:
         try:
@@ -209,7 +211,7 @@ class Functions:
         if case.id not in self._steady:
             self._hold_same(call, tensors, outputs, dtype)
             self._steady.add(case.id)
-        found = [
+        pieces = [
             (name, ..., t.detach().double()) for name, t in zip(names_out, outputs, strict=True)
         ]
         if graded:
@@ -217,12 +219,12 @@ class Functions:
             upstream = [a[f"grad_{o.name}"].to(dtype) for o in facts.outputs if o.graded]
             leaves = [t for n, t in zip(names, wide, strict=True) if n in graded]
             gradients = torch.autograd.grad(roots, leaves, upstream, allow_unused=True)
-            found += [
+            pieces += [
                 (f"d{name}", ..., g.double())
                 for name, g in zip([n for n in names if n in graded], gradients, strict=True)
                 if g is not None
             ]
-        return found
+        return pieces
 
     def _hold_same(
         self,

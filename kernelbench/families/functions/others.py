@@ -29,6 +29,6 @@ def named(text: str, call: Callable[[], Any]) -> Any:
     """What a call returns. Raises PluginError, with the traceback, that names what was called."""
     value = attempted(call)
     if isinstance(value, Raised):
-        said = f"{text}: {words_of(value.error)}"
-        raise PluginError(said, trace_of(value.error)) from None
+        message = f"{text}: {words_of(value.error)}"
+        raise PluginError(message, trace_of(value.error)) from None
     return value

@@ -47,12 +47,12 @@ def _hold_gradients(functions: Functions, facts: Facts) -> None:
 
 
 def _refused(functions: Functions, case: Case, draw: MetaDraw, error: BaseException) -> str:
-    made = attempted(partial(functions.tensors, case, draw))
-    tensors = {} if isinstance(made, Raised) else made
+    drawn = attempted(partial(functions.tensors, case, draw))
+    tensors = {} if isinstance(drawn, Raised) else drawn
     shapes = ", ".join(
         f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
         for name, t in tensors.items()
     )
     constants = ", ".join(f"{name} {value!r}" for name, value in functions.constants(case).items())
-    given = ", ".join(filter(None, [shapes, constants]))
-    return f"{functions.reference.text} refuses {given}: {words_of(error)}"
+    shown = ", ".join(filter(None, [shapes, constants]))
+    return f"{functions.reference.text} refuses {shown}: {words_of(error)}"

@@ -180,9 +180,9 @@ def probe(
         returned = call(*tensors)
     outputs = flat(returned)
     _hold_tensors(returned, outputs)
-    given = {_storage(t) for t in tensors}
+    arguments = {_storage(t) for t in tensors}
     described = tuple(
-        Output(name, tuple(t.shape), t.dtype, t.requires_grad, _storage(t) in given)
+        Output(name, tuple(t.shape), t.dtype, t.requires_grad, _storage(t) in arguments)
         for name, t in zip(names_of(returned), outputs, strict=True)
     )
     roots = [t for t in outputs if t.requires_grad]
@@ -191,15 +191,15 @@ def probe(
     ones = [torch.ones_like(t) for t in roots]
     with backward:
         gradients = torch.autograd.grad(roots, [*chosen.values()], ones, allow_unused=True)
-    found = {n: g for n, g in zip(chosen, gradients, strict=True) if g is not None}
+    reached = {n: g for n, g in zip(chosen, gradients, strict=True) if g is not None}
     return Facts(
         described,
-        tuple(found),
+        tuple(reached),
         forward.flops,
         backward.flops,
         forward.read,
         _needed(saved, [*tensors, *outputs]),
-        sum(g.numel() * g.element_size() for g in found.values()),
+        sum(g.numel() * g.element_size() for g in reached.values()),
     )
 
 

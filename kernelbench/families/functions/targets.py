@@ -37,12 +37,12 @@ _TARGET = re.compile(r"(?P<place>[^:()]+):(?P<name>[A-Za-z_][\w.]*)(?:\((?P<lite
 
 @dataclass(frozen=True)
 class Target:
-    """text: as it was named. found: the function, or what makes the module. file: where its code
+    """text: as it was named. function: it, or what makes the module. file: where its code
     stands, if that is a file. name: of the provider.
     """
 
     text: str
-    found: Callable[..., Any]
+    function: Callable[..., Any]
     file: Path | None = None
     is_module: bool = False
     name: str = ""
@@ -52,22 +52,24 @@ class Target:
         """Whether it is PyTorch's own."""
         if self.file is not None:
             return self.file.is_relative_to(_TORCH)
-        return self.text.startswith("torch:") or self.found in vars(torch).values()
+        return self.text.startswith("torch:") or self.function in vars(torch).values()
 
     def signature(self) -> inspect.Signature | None:
         """How it is called, where that can be known."""
         try:
-            found = inspect.signature(self.made().forward if self.is_module else self.found)
+            signature = inspect.signature(
+                self.module().forward if self.is_module else self.function
+            )
         except (TypeError, ValueError):
             return None
-        return found
+        return signature
 
-    def made(self, seed: int = 0) -> Any:
+    def module(self, seed: int = 0) -> Any:
         """The module, initialised under a seed; torch's own stays as it is. Raises PluginError
         where it cannot be made."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return others.named(self.text, self.found)
+            return others.named(self.text, self.function)
 
 
 def of_callable(found: Any, name: str = "") -> Target:
@@ -105,16 +107,16 @@ def find(text: str, imports: Sequence[str] = ()) -> Target:
     if match is None:
         raise UsageError(f"{text}: {_FORM}")
     module = _module(match["place"], text)
-    found = _attribute(module, match["name"], text)
+    target = _attribute(module, match["name"], text)
     file = getattr(module, "__file__", None)
     path = Path(file) if file else None
     name = word_of(match["name"])
-    if match["literals"] is None and not isinstance(found, torch.nn.Module):
-        return Target(text, _function(found, text), path, name=name)
-    if isinstance(found, torch.nn.Module):
-        return Target(text, partial(copy.deepcopy, found), path, is_module=True, name=name)
+    if match["literals"] is None and not isinstance(target, torch.nn.Module):
+        return Target(text, _function(target, text), path, name=name)
+    if isinstance(target, torch.nn.Module):
+        return Target(text, partial(copy.deepcopy, target), path, is_module=True, name=name)
     positional, keywords = _literals(text, match["literals"] or "")
-    make = partial(found, *positional, **keywords)
+    make = partial(target, *positional, **keywords)
     if not isinstance(others.named(text, make), torch.nn.Module):
         raise UsageError(f"{text}: makes no nn.Module; for a function leave out the (…)")
     return Target(text, make, path, is_module=True, name=name)
@@ -155,14 +157,14 @@ def _file(path: Path, changed_ns: int, text: str) -> Any:
 
 
 def _attribute(module: Any, name: str, text: str) -> Any:
-    found = module
+    value = module
     for part in name.split("."):
-        if not hasattr(found, part):
-            known = [word for word in dir(found) if _is_near(found, word)]
+        if not hasattr(value, part):
+            known = [word for word in dir(value) if _is_near(value, word)]
             near = suggest(part, known) if len(known) <= 40 else ""
             raise UsageError(f"{text}: there is no {part!r}{near}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def _is_near(owner: Any, word: str) -> bool:
@@ -171,17 +173,17 @@ def _is_near(owner: Any, word: str) -> bool:
 
 
 def _operator(text: str) -> Callable[..., Any]:
-    found: Any = torch.ops
+    operator: Any = torch.ops
     for part in text.split(".")[2:]:
         try:
-            found = getattr(found, part)
+            operator = getattr(operator, part)
         except AttributeError:
             raise UsageError(
                 f"{text}: no such operator is registered; --import the file or module that does"
             ) from None
-    if found is torch.ops or isinstance(found, type(torch.ops.aten)):
+    if operator is torch.ops or isinstance(operator, type(torch.ops.aten)):
         raise UsageError(f"{text}: a namespace; {_FORM}")
-    call: Callable[..., Any] = found
+    call: Callable[..., Any] = operator
     return call
 
 
@@ -259,5 +261,5 @@ def bound(target: Target, names: Sequence[str]) -> tuple[str, ...]:
 
 def files_of(targets: Sequence[Target]) -> tuple[str, ...]:
     """Where the code of targets stands, but for installed modules that are not the user's."""
-    found = {str(target.file) for target in targets if target.file and not target.of_torch}
-    return tuple(sorted(found))
+    files = {str(target.file) for target in targets if target.file and not target.of_torch}
+    return tuple(sorted(files))

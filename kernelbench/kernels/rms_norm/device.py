@@ -290,10 +290,12 @@ def normalise_split_rows(
             ).to(tl.float32)
             tl.store(sum_ptr + row * N + column_N, x_N.to(dtype), mask=mask_N)
             x_N = _round(x_N, dtype)
-        told = _tell(word_ptr + row * PARTS + part, tl.sum(_square(x_N, dtype, CASTING), axis=0))
+        published = _tell(
+            word_ptr + row * PARTS + part, tl.sum(_square(x_N, dtype, CASTING), axis=0)
+        )
         # The first time round there is no row before: this one is awaited, nothing written.
         before = tl.cast(tl.maximum(i - groups, group), tl.int64)
-        squares = _hear(word_ptr + before * PARTS + told, PARTS, WORDS)
+        squares = _hear(word_ptr + before * PARTS + published, PARTS, WORDS)
         rstd = _reciprocal_rms(squares, eps, N, dtype, CASTING)
         y_N = _scale(last_N, rstd, weight_N, dtype, CASTING)
         tl.store(y_ptr + before * N + column_N, y_N, mask=mask_N & (i > group))
@@ -466,9 +468,9 @@ def differentiate_split_rows(
         m_N = dy_N * weight_N
         if partial_ptr is not None:
             dw_N += dy_N * unit_N
-        told = _tell(word_ptr + row * PARTS + part, tl.sum(m_N * unit_N, axis=0))
+        published = _tell(word_ptr + row * PARTS + part, tl.sum(m_N * unit_N, axis=0))
         before = tl.cast(tl.maximum(i - groups, group), tl.int64)
-        projection = _hear(word_ptr + before * PARTS + told, PARTS, WORDS) / N
+        projection = _hear(word_ptr + before * PARTS + published, PARTS, WORDS) / N
         dx_N = last_m_N - last_unit_N * projection
         if dsum_ptr is not None:
             dx_N += tl.load(dsum_ptr + before * dsum_stride + column_N, mask=mask_N, other=0.0).to(

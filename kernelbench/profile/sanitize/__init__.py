@@ -215,8 +215,8 @@ def unseen(ended: ProcessEnd, reading: Reading, left: Sequence[str], timeout: fl
     if left:
         return f"the program ended with code {ended.code} at {left[0]}: {_last(ended)}"
     if reading.summed is None:
-        said = "; ".join(reading.notes) or "it wrote no log"
-        return f"{NAME} ended with code {ended.code} and without a summary: {said}"
+        reason = "; ".join(reading.notes) or "it wrote no log"
+        return f"{NAME} ended with code {ended.code} and without a summary: {reason}"
     if reading.summed:
         return f"{NAME} counts {reading.summed} errors, none of which is understood"
     return ""

@@ -21,10 +21,10 @@ def render(looks: Sequence[Look], console: Console) -> None:
     narrow = console.width
     console.width = max(narrow, WIDTH)
     try:
-        found = sorted((look for look in looks if look.findings), key=_name)
-        if found:
+        with_findings = sorted((look for look in looks if look.findings), key=_name)
+        if with_findings:
             console.print(_grid([tuple(name for name, _ in HEADS)]))
-        for name, part in groupby(found, _name):
+        for name, part in groupby(with_findings, _name):
             console.print(Text(name, "cyan"), soft_wrap=True)
             console.print(_grid([row for look in part for row in _rows(look)]))
         for look in looks:
@@ -57,10 +57,10 @@ def _name(look: Look) -> str:
 
 def why(looks: Sequence[Look]) -> str:
     """Why the exit code is 1, in a line; nothing where all was looked at and nothing found."""
-    found = [look for look in looks if look.findings]
+    with_findings = [look for look in looks if look.findings]
     unseen = [look for look in looks if look.unseen]
-    if found:
-        count, first = sum(len(look.findings) for look in found), found[0]
+    if with_findings:
+        count, first = sum(len(look.findings) for look in with_findings), with_findings[0]
         return (
             f"exit 1: {count} findings, the first {first.check} {_name(first)}: "
             f"{first.findings[0].kind}"

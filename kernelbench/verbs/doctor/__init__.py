@@ -72,15 +72,15 @@ def foreign_distributions() -> list[str]:
 
 
 def _foreign() -> Iterator[Finding]:
-    said = f"version {kernelbench.__version__}"
+    message = f"version {kernelbench.__version__}"
     others = [*map(str, foreign_packages(sys.path)), *foreign_distributions()]
     if not others:
-        yield Finding("kernelbench", True, said)
+        yield Finding("kernelbench", True, message)
         return
     yield Finding(
         "kernelbench",
         False,
-        f"{said}, and another package of that name: {', '.join(others)}",
+        f"{message}, and another package of that name: {', '.join(others)}",
         "ScalingIntelligence/KernelBench uses the same import name; keep one of the two in an "
         "environment",
     )
@@ -215,8 +215,8 @@ def _developing() -> Finding:
     missing = optional.developing()
     if not missing:
         return Finding("extra dev", True, "all installed", adds=adds)
-    said = f"not installed: {', '.join(missing)}"
-    return Finding("extra dev", None, said, "pip install 'kernelbench[dev]'", adds)
+    message = f"not installed: {', '.join(missing)}"
+    return Finding("extra dev", None, message, "pip install 'kernelbench[dev]'", adds)
 
 
 def doctor(output: Output) -> int:
