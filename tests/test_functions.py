@@ -292,6 +292,17 @@ def test_every_weight_counts_and_the_users_module_stays_as_it_is() -> None:
     assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
 
 
+def test_a_candidate_without_a_backward_is_told_so() -> None:
+    def no_backward(x: Any) -> Any:
+        return torch.relu(x.detach())
+
+    records = kernelbench.bench(no_backward, against=torch.relu, args="x=4x8:fp32", grad=True,
+                                **QUICK)  # fmt: skip
+    (record,) = (r for r in records if r.provider == "no_backward" and r.mode == "bwd")
+    assert record.status is Status.failed
+    assert "it has no backward, which a torch.autograd.Function would give it" in record.reason
+
+
 def test_tied_weights_are_one_input() -> None:
     class Tied(torch.nn.Module):
         def __init__(self) -> None:

@@ -31,6 +31,10 @@ def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
     return provider.unsupported(case, device)
 
 
+class NoBackwardError(Exception):
+    """A provider that is asked for gradients has none to give."""
+
+
 class Workload:
     """One provider on one case: `ready()` once, then `restore()` and `call()` any number of times.
 
@@ -119,6 +123,11 @@ class Workload:
         if self.mode is Mode.bwd:
             with torch.enable_grad():
                 self._graph = self._forward()
+            if self._graded and not any(getattr(o, "requires_grad", False) for o in self._graph):
+                raise NoBackwardError(
+                    "no gradient leads back from its outputs: it has no backward, which a "
+                    "torch.autograd.Function would give it"
+                )
         self._draw_upstream()
         self._saved = {name: pristine[name] for name in self.mutates if name in pristine}
         self._saved |= {n: t.clone() for n, t in self._upstream.items() if n in self.mutates}
