@@ -464,6 +464,10 @@ def test_all_names_that_are_known_are_of_states_that_are_watched() -> None:
         assert name in names or name.startswith(("environment ", "function "))
 
 
+def test_what_measures_and_what_it_computes_with_is_watched() -> None:
+    assert {"measure", "spec", "families", "numbers"} <= {*HARNESS}
+
+
 @pytest.mark.parametrize("room", HARNESS)
 def test_every_room_that_is_watched_is_there_and_is_watched(room: str) -> None:
     module = importlib.import_module(f"kernelbench.{room}")

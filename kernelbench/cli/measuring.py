@@ -9,13 +9,16 @@ from kernelbench.cli.app import app, cache_app, narrow_of, plugins_of
 from kernelbench.cli.options import (
     CaseOption,
     DeviceOption,
+    DryRunOption,
     DTypeOption,
     FamilyOption,
     FilterOption,
     JsonOption,
     ModeOption,
+    OutOption,
     PluginOption,
     ProviderOption,
+    QuickOption,
     QuietOption,
     SeedOption,
     SetOption,
@@ -43,9 +46,7 @@ def run(
     plugin: PluginOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Make the run's folder in this one.")
-    ] = Path("results"),
+    out: OutOption = Path("results"),
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN_DIR", help="Measure what this run still lacks."),
@@ -55,9 +56,7 @@ def run(
         str,
         typer.Option("--budget", metavar="TIME", help="Stop after 90s or 10m, say; go on later."),
     ] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Take few samples, with one clock, in one process.")
-    ] = False,
+    quick: QuickOption = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="Search the best kernel configs first, and keep them.")
     ] = False,
@@ -67,9 +66,7 @@ def run(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first provider that fails.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the jobs, and measure nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -263,16 +260,10 @@ def bench(
     ] = 1,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Make the run's folder in this one.")
-    ] = Path("results"),
+    out: OutOption = Path("results"),
     timeout: TimeoutOption = 300.0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Take few samples, with one clock, in one process.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the jobs, and measure nothing.")
-    ] = False,
+    quick: QuickOption = False,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,

@@ -1,5 +1,6 @@
 """Options of the command line that several verbs take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -84,6 +85,15 @@ TimeoutOption = Annotated[
         max=604800,
         help="End a worker that has made no progress for so long.",
     ),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Make the run's folder in this one.")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Take few samples, with one clock, in one process.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="List the jobs, and measure nothing.")
 ]
 YesOption = Annotated[
     bool, typer.Option("--yes", help="Go on where there are more than 10,000 jobs, too.")

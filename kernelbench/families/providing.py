@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernelbench.spec import Call, Device, Mode, Tensors, Traffic
 
@@ -99,11 +100,11 @@ class _OpBytes(TorchDispatchMode):
         if isinstance(out, bool):  # forward mode compares the layouts of two tensors
             return out
         targets = [out] if isinstance(out, torch.Tensor) else list(out)
-        sources = _flat([*args, *(kwargs or {}).values()])
+        sources = tensors_in([*args, *(kwargs or {}).values()])
         if name == "copy_":
             sources = sources[1:]
-        read = sum(_stored(t) for t in sources if not name.endswith("_like"))
-        write = sum(_stored(t) for t in targets if isinstance(t, torch.Tensor))
+        read = sum(stored_bytes(t) for t in sources if not name.endswith("_like"))
+        write = sum(stored_bytes(t) for t in targets if isinstance(t, torch.Tensor))
         if name in ("slice_backward", "select_backward"):  # zeros, then a copy into them
             write += read
         if name == "masked_fill":  # a copy, then a pass over it
@@ -112,17 +113,12 @@ class _OpBytes(TorchDispatchMode):
         return out
 
 
-def _flat(values: list[Any]) -> list[torch.Tensor]:
-    tensors = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif isinstance(value, (list, tuple)):
-            tensors.extend(_flat(list(value)))
-    return tensors
+def tensors_in(nest: Any) -> list[torch.Tensor]:
+    """The tensors of any nest of lists, tuples and dicts, in order."""
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)]
 
 
-def _stored(tensor: torch.Tensor) -> int:
+def stored_bytes(tensor: torch.Tensor) -> int:
     """Bytes that a tensor's elements occupy; a broadcast dimension is stored once."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):

@@ -1,10 +1,11 @@
 """The loop: jobs → worker → records, on the disk before the next job begins."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kernelbench import metrics
@@ -145,6 +146,28 @@ def _account(store: Store, spent_s: Mapping[str, float], watcher: Watcher) -> No
         store.update_manifest(spent_s=added(store.manifest.get("spent_s", {}), spent_s))
     except KernelbenchError as error:
         watcher.note(str(error))
+
+
+def prove_jobs(
+    jobs: Sequence[Job], families: Mapping[str, Family[Any]], options: Options, watcher: Watcher
+) -> Generator[list[RunRecord], None, None]:
+    """Records of jobs that are proven and not timed, which no folder keeps.
+
+    Raises KernelbenchError where nothing can be proven at all.
+    """
+    with (
+        TemporaryDirectory() as folder,
+        closing(Runner(families, options, watcher, Path(folder) / "log")) as runner,
+    ):
+        watcher.machine(runner.machine)
+        runner.ceilings(None)
+        gpu = runner.machine["name"]
+        context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
+        for number, job in enumerate(jobs, 1):
+            watcher.job(job, number, len(jobs))
+            for records in runner.measure(job, context):
+                yield records
+                watcher.recorded(records)
 
 
 def sources_of(jobs: Sequence[Job], families: Mapping[str, Family[Any]]) -> dict[str, str]:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).parent.parent
 MEASURED = ("families", "kernels", "nn", "parallel")  # of this package; the rest is the harness
-LOADING = ("__init__.py", "plugins.py", "providing.py")  # of `families`, which is no family's code
+# Of `families`, what is no family's code.
+LOADING = ("__init__.py", "functions", "plugins.py", "providing.py")
 MOST = 200  # characters of what tables show in one line
 LEAST = 80  # characters that an error's own words get, however long the path beside them
 MOST_DETAIL = 8000  # characters; the end of a longer traceback is what tells
@@ -168,9 +169,8 @@ def _of_the_harness(filename: str) -> bool:
     if not path.is_relative_to(PACKAGE):
         return filename.startswith("<frozen importlib")  # through which it loads plugins
     inside = path.relative_to(PACKAGE)
-    if inside.parts[:2] == ("families", "functions"):
-        return True
-    return inside.parts[0] not in MEASURED or inside.parts in [("families", f) for f in LOADING]
+    room, *below = inside.parts
+    return room not in MEASURED or (room == "families" and below[0] in LOADING)
 
 
 def _of_others(filename: str) -> bool:

@@ -59,13 +59,15 @@ def bench(request: BenchRequest, output: Output) -> int:
     with waiting("importing the functions, and torch", output.waits):
         selection = replace(request, plugins=(*request.plugins, declared.as_json()))
         known = families.load(selection.plugins)
-        facts = suite_of(request, declared)
-    text = json.dumps(facts, indent=2)
+        cases = cases_of(request, declared)
+    text = json.dumps(suite_of(declared, cases, request.processes), indent=2)
     loaded, jobs = asking.load(selection, known, f"{declared.name}.yaml", text=text)
     preflight.refuse(known[declared.name], [job.case for job in jobs])
     if request.save is not None:
         _hold_suite(request.save)
-        files.deliver(request.save, saved(facts, declared, request.save))
+        moved = declared.from_folder(request.save.resolve().parent)
+        facts = suite_of(moved, cases, request.processes)
+        files.deliver(request.save, saved(facts, request.save))
     plan = Plan(loaded, jobs, selection)
     if request.dry_run:
         show_jobs([plan], output)
@@ -146,38 +148,38 @@ def _errors(options: Sequence[str], candidates: Mapping[str, str]) -> dict[str, 
     return errors
 
 
-def suite_of(request: BenchRequest, declared: Declaration) -> dict[str, Any]:
-    """The suite that was asked for, as plain data. Raises UsageError for arguments and sizes that
-    do not fit."""
+def cases_of(request: BenchRequest, declared: Declaration) -> dict[str, Any]:
+    """The values of every axis of its cases, a list of one without its brackets. Raises UsageError
+    for arguments and sizes that do not fit."""
     make = find(declared.inputs, declared.imports) if declared.inputs else None
     arguments = grammar.parse(declared.args, takes(make))
     axes = grammar.with_sizes(arguments, grammar.sizes_of(request.sizes))
-    case: dict[str, Any] = {name: _bare(values) for name, values in axes.items()}
-    case["dtype"] = _bare(list(arguments.dtypes))
+    return {name: _bare(values) for name, values in {**axes, "dtype": arguments.dtypes}.items()}
+
+
+def suite_of(declared: Declaration, cases: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """A suite of one family, as plain data."""
     function = {
-        key: _bare(list(value)) if isinstance(value, tuple) else value
+        key: _bare(value) if isinstance(value, tuple) else value
         for key, value in vars(declared).items()
         if key != "name" and value
     }
-    family: dict[str, Any] = {"modes": ["fwd", "bwd"] if declared.grad else ["fwd"]}
-    facts = {"name": declared.name, "functions": {declared.name: function}}
-    if request.processes > 1:
-        facts["measure"] = {"processes": request.processes}
-    return facts | {"families": {declared.name: family | {"cases": [case]}}}
+    modes = ["fwd", "bwd"] if declared.grad else ["fwd"]
+    return {
+        "name": declared.name,
+        "functions": {declared.name: function},
+        **({"measure": {"processes": processes}} if processes > 1 else {}),
+        "families": {declared.name: {"modes": modes, "cases": [cases]}},
+    }
 
 
 def _bare(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else list(values)
 
 
-def saved(facts: Mapping[str, Any], declared: Declaration, path: Path) -> str:
-    """The YAML of a suite, in which files are named from its own folder."""
+def saved(facts: Mapping[str, Any], path: Path) -> str:
+    """The YAML of a suite."""
     import yaml
 
-    moved = declared.from_folder(path.resolve().parent)
-    function = dict(facts["functions"][declared.name])
-    function |= {key: value for key, value in vars(moved).items() if key in function}
-    function = {k: _bare(v) if isinstance(v, tuple) else v for k, v in function.items()}
-    whole = {**facts, "functions": {declared.name: function}}
-    head = f"{HEAD} {path.name}\n"
-    return head + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None, width=98)
+    text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=98)
+    return f"{HEAD} {path.name}\n{text}"

@@ -6,9 +6,10 @@ hang, switches that a function sets) is then the caller's.
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,18 +25,16 @@ from kernelbench.families.functions.targets import takes
 from kernelbench.report.progress import Silent
 from kernelbench.report.records import Records
 from kernelbench.run.here import here
-from kernelbench.run.loop import run_jobs
+from kernelbench.run.loop import prove_jobs, run_jobs
 from kernelbench.run.plan import Plan
-from kernelbench.run.runner import Options, Runner
+from kernelbench.run.runner import Options
 from kernelbench.spec import (
     COMPILE,
-    Context,
     Declaration,
     Family,
     Job,
     Measure,
     Mode,
-    RunRecord,
     UsageError,
     suggest,
 )
@@ -129,7 +128,7 @@ def measured(
     )
     watcher = Silent(Console(file=io.StringIO()))
     if not timing:
-        return Records(_proven(jobs, known, options, watcher))
+        return Records(chain.from_iterable(prove_jobs(jobs, known, options, watcher)))
     with _folder(out) as folder:
         asked = suite.Suite(family.name, family.title, "auto", "", tuple(jobs), "", Path("here"))
         make = partial(_store, Plan(asked, tuple(jobs), selection), folder)
@@ -138,21 +137,6 @@ def measured(
         if outcome.interrupted:
             raise KeyboardInterrupt
         return Records(store.read(opened.path), None if out is None else opened.path)
-
-
-def _proven(
-    jobs: Sequence[Job], known: Mapping[str, Family[Any]], options: Options, watcher: Silent
-) -> Iterator[RunRecord]:
-    """Records that nothing was timed for, and that no folder keeps."""
-    with TemporaryDirectory() as folder:
-        runner = Runner(known, options, watcher, Path(folder) / "log")
-        with closing(runner):
-            runner.ceilings(None)
-            gpu = runner.machine["name"]
-            context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
-            for job in jobs:
-                for records in runner.measure(job, context):
-                    yield from records
 
 
 def _store(plan: Plan, folder: Path, machine: dict[str, Any]) -> store.Store:
@@ -194,10 +178,10 @@ def _of_functions(
     max_error: float | Mapping[str, float] | None,
     name: str,
 ) -> tuple[Family[Any], list[Any]]:
-    targets = dict(target_of(candidate) for candidate in candidates)
+    targets = {target.name: target for target in map(target_of, candidates)}
     if len(targets) < len(candidates):
         raise UsageError("bench: two candidates of one name; give one a __name__ of its own")
-    reference, make = target_of(against)[1], None if inputs is None else target_of(inputs)[1]
+    reference, make = target_of(against), None if inputs is None else target_of(inputs)
     if isinstance(args, str):
         arguments = grammar.parse(args, takes(make))
     else:
@@ -219,7 +203,7 @@ def _of_functions(
         arguments=arguments,
         grad=declared.grad,
         make=make,
-        oracle_target=None if oracle is None else target_of(oracle)[1],
+        oracle_target=None if oracle is None else target_of(oracle),
     )
     family = made.family_of(parts, declared)
     values_of_sizes = {k: [v] if isinstance(v, int) else [*v] for k, v in sizes.items()}

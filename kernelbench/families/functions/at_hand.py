@@ -20,10 +20,9 @@ from kernelbench.spec import UsageError
 _OWN = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def target_of(function: Callable[..., Any] | str) -> tuple[str, Target]:
-    """What a candidate is called, and its target. Raises UsageError for what is no function."""
-    target = find(function) if isinstance(function, str) else of_callable(function)
-    return target.name, target
+def target_of(function: Callable[..., Any] | str) -> Target:
+    """The target of a function, or of its name. Raises UsageError for what is no function."""
+    return find(function) if isinstance(function, str) else of_callable(function)
 
 
 def arguments_of(given: Mapping[str, Any], make: Target | None) -> tuple[Arguments, Target | None]:

@@ -1,6 +1,7 @@
 """A function or module as it is called with a case's arguments by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class Parameters:
 
     def __init__(self, target: Target, arguments: Sequence[str]) -> None:
         self._target = target
-        trained, buffers = _named(target.module())
+        trained, buffers = _named(target.example)
         self.keys: dict[str, tuple[str, ...]] = {}
         by_tensor: dict[int, str] = {}
         for key, tensor in {**trained, **buffers}.items():
@@ -36,7 +37,7 @@ class Parameters:
                     "parameter: rename one"
                 )
             self.keys[name] = (*self.keys.get(name, ()), key)
-        self.trained = tuple(n for n, keys in self.keys.items() if keys[0] in trained)
+        self.buffers = tuple(n for n, keys in self.keys.items() if keys[0] not in trained)
 
     def drawn(self, seed: int, device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """As the module initialises them under a seed, each parameter then scaled by up to
@@ -55,9 +56,9 @@ class Parameters:
             values[name] = value.to(device, kind, copy=True)
         return values
 
-    def hold_alike(self, target: Target, module: torch.nn.Module) -> None:
+    def hold_alike(self, target: Target) -> None:
         """Raises UsageError for a candidate that has other parameters or buffers."""
-        trained, buffers = _named(module)
+        trained, buffers = _named(target.example)
         have, wanted = {*trained, *buffers}, {key for keys in self.keys.values() for key in keys}
         if have == wanted:
             return
@@ -93,8 +94,8 @@ class Callee:
         self._positional = [name for name in names if name not in self._keywords]
         self._parameters = parameters if target.is_module else None
         if self._parameters is not None:
-            self._parameters.hold_alike(target, target.module())
-        elif target.is_module and any(map(len, _named(target.module()))):
+            self._parameters.hold_alike(target)
+        elif target.is_module and any(map(len, _named(target.example))):
             raise UsageError(
                 f"{target.text} has weights, and the reference, a function, has none to give it: "
                 "name a module as the reference, or make these arguments of a function"
@@ -120,6 +121,7 @@ class Callee:
 
         return with_tensors
 
+    @cached_property
     def pure(self) -> ByName:
         """The same, leaving the module as it is: for fp64, and for torch.compile."""
         if self._parameters is None:

@@ -122,28 +122,29 @@ class Functions:
 
     def facts(self, case: Any) -> Facts:
         """What the reference returns and does: without memory, or else on real tensors."""
-        if case.id not in self._facts:
-            facts = attempted(partial(self.facts_on, case, MetaDraw(DTYPES[case.dtype])))
-            if isinstance(facts, Raised):  # likewise
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-                facts = self.facts_on(case, RealDraw(DTYPES[case.dtype], device))
-            self._facts[case.id] = facts
+        if case.id not in self._facts and isinstance(self.without_memory(case), Raised):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._facts[case.id] = self._facts_on(case, RealDraw(DTYPES[case.dtype], device))
         return self._facts[case.id]
 
-    def facts_on(self, case: Any, draw: Draw) -> Facts:
-        """The same on tensors of one kind. Raises whatever the reference raises."""
+    def without_memory(self, case: Any) -> Facts | Raised:
+        """The same without memory alone, or what the reference raises there."""
+        draw = MetaDraw(DTYPES[case.dtype])
+        facts: Facts | Raised = attempted(partial(self._facts_on, case, draw))
+        if not isinstance(facts, Raised):
+            self._facts[case.id] = facts
+        return facts
+
+    def _facts_on(self, case: Any, draw: Draw) -> Facts:
         drawn, constants = self.tensors(case, draw), self.constants(case)
-        call, names = self.callee.pure(), tuple(drawn)
+        call, names = self.callee.pure, tuple(drawn)
         graded = [n for n in names if drawn[n].is_floating_point() and self._wants(n)]
         by_position = _by_position(call, names, constants)
         return probe(by_position, [*drawn.values()], graded, names)
 
     def _wants(self, name: str) -> bool:
-        trained = self.parameters.trained if self.parameters else ()
-        buffer = (
-            self.parameters is not None and name in self.parameters.keys and name not in trained
-        )
-        return not buffer and (name in self.grad or ALL in self.grad)
+        buffers = self.parameters.buffers if self.parameters else ()
+        return name not in buffers and (name in self.grad or ALL in self.grad)
 
     def outputs(self, case: Any) -> tuple[str, ...]:
         return tuple(output.name for output in self.facts(case).outputs)
@@ -198,7 +199,7 @@ class Functions:
         facts, names = self.facts(case), self.tensor_names(case)
         graded = facts.reached if case.mode.graded else ()
         tensors = [a[n].detach().requires_grad_(n in graded) for n in names]
-        call = _by_position(self.oracle_callee.pure(), names, self.constants(case))
+        call = _by_position(self.oracle_callee.pure, names, self.constants(case))
         with torch.set_grad_enabled(bool(graded)):
             returned, wide = widely(call, tensors, dtype)
         names_out = [output.name for output in facts.outputs]
@@ -266,7 +267,7 @@ class Functions:
 
     def build_compiled(self, mode: str, case: Any, config: Any) -> Call:
         names = self.tensor_names(case)
-        call = compiled(_by_position(self.callee.pure(), names, self.constants(case)), mode)
+        call = compiled(_by_position(self.callee.pure, names, self.constants(case)), mode)
         outputs = self.outputs(case)
         return lambda a: flat(call(*[a[name] for name in names]), outputs)
 

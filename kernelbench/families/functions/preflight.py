@@ -22,14 +22,14 @@ def refuse(family: Family[Any], cases: Sequence[Case]) -> None:
     assert isinstance(functions, Functions)
     for case in cases:
         draw = MetaDraw(DTYPES[case.dtype])
-        if isinstance(attempted(partial(functions.tensors, case, draw)), Raised):
-            continue  # a function of `inputs` that makes real tensors alone
-        facts = attempted(partial(functions.facts_on, case, draw))
+        facts = functions.without_memory(case)
         if not isinstance(facts, Raised):
             _hold_gradients(functions, facts)
             continue
         if isinstance(facts.error, NotImplementedError):
             continue
+        if functions.make and isinstance(attempted(partial(functions.tensors, case, draw)), Raised):
+            continue  # it makes real tensors alone
         if not any(word in str(facts.error).lower() for word in _NO_MEMORY):
             raise UsageError(_refused(functions, case, draw, facts.error)) from None
 

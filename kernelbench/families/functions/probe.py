@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import prod
+from types import NoneType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from kernelbench.families.providing import stored_bytes, tensors_in
 from kernelbench.spec import UsageError
 
 _CREATES = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias")
@@ -82,7 +84,7 @@ class _Counted(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.is_view or name in _CREATES:
             return out
-        tensors, results = _tensors((args, kwargs)), _tensors(out)
+        tensors, results = tensors_in((args, kwargs)), tensors_in(out)
         if func.overloadpacket in flop_registry:
             flops = int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
             self.flops += flops // 2 if _is_causal(func, args, kwargs) else flops
@@ -90,10 +92,10 @@ class _Counted(TorchDispatchMode):
             self.flops += max((t.numel() for t in results), default=0)
         if name.endswith("_like") or name in ("new_zeros", "new_ones", "new_full"):
             return out
-        written = sum(_stored(t) for t in results)
+        written = sum(stored_bytes(t) for t in results)
         for at, tensor in enumerate(tensors):
             if _storage(tensor) in self._read:
-                size = _stored(tensor)
+                size = stored_bytes(tensor)
                 if at == 0 and name in _PUTS:
                     size = 0
                 elif at == 0 and name in _PICKS:
@@ -115,16 +117,6 @@ def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _stored(tensor: torch.Tensor) -> int:
-    """Bytes of its elements, those of a broadcast dimension once."""
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return prod(n for n, step in sizes if step) * tensor.element_size()
-
-
-def _tensors(nest: Any) -> list[torch.Tensor]:
-    return [t for t in tree_flatten(nest)[0] if isinstance(t, torch.Tensor)]
-
-
 def flat(returned: Any, names: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
     """The tensors of what a function returned, in order: a tensor, any nest of tuples, lists and
     dicts of them, or a dataclass.
@@ -135,18 +127,23 @@ def flat(returned: Any, names: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
         return (returned,)
     if type(returned) is tuple and all(isinstance(t, torch.Tensor) for t in returned):
         return returned
-    if is_dataclass(returned) and not isinstance(returned, type):
-        returned = {field.name: getattr(returned, field.name) for field in fields(returned)}
+    returned = _opened(returned)
     if isinstance(returned, dict) and {*names} == {*returned}:
         returned = [returned[name] for name in names]
-    return tuple(t for t in tree_flatten(returned)[0] if isinstance(t, torch.Tensor))
+    return tuple(tensors_in(returned))
+
+
+def _opened(returned: Any) -> Any:
+    """A dataclass as a dict of its fields, all else as it is."""
+    if is_dataclass(returned) and not isinstance(returned, type):
+        return {field.name: getattr(returned, field.name) for field in fields(returned)}
+    return returned
 
 
 def names_of(returned: Any) -> tuple[str, ...]:
     """What its tensors are called: by a dict's keys, or a dataclass' fields, where it is one of
     tensors, else `out`, or `out0`, `out1` …"""
-    if is_dataclass(returned) and not isinstance(returned, type):
-        returned = {field.name: getattr(returned, field.name) for field in fields(returned)}
+    returned = _opened(returned)
     if isinstance(returned, dict) and all(
         isinstance(k, str) and k.isidentifier() and isinstance(v, torch.Tensor)
         for k, v in returned.items()
@@ -207,7 +204,8 @@ def _hold_tensors(returned: Any, outputs: Sequence[torch.Tensor]) -> None:
     """Raises UsageError for what nothing can be held against."""
     if not outputs:
         raise UsageError(f"the reference returns no tensor but {type(returned).__name__}")
-    others = {type(v).__name__ for v in tree_flatten(returned)[0] if not _may_be_left_out(v)}
+    leaves = tree_leaves(_opened(returned))
+    others = {type(v).__name__ for v in leaves if not isinstance(v, (torch.Tensor, NoneType))}
     if others:
         raise UsageError(
             f"the reference returns {', '.join(sorted(others))} beside tensors: only tensors are "
@@ -218,10 +216,6 @@ def _hold_tensors(returned: Any, outputs: Sequence[torch.Tensor]) -> None:
             "the reference returns complex numbers: return torch.view_as_real of them, and so in "
             "each candidate"
         )
-
-
-def _may_be_left_out(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, torch.Tensor) or is_dataclass(leaf)
 
 
 def _needed(saved: Sequence[torch.Tensor], known: Sequence[torch.Tensor]) -> int:

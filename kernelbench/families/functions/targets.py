@@ -57,12 +57,14 @@ class Target:
     def signature(self) -> inspect.Signature | None:
         """How it is called, where that can be known."""
         try:
-            signature = inspect.signature(
-                self.module().forward if self.is_module else self.function
-            )
+            return inspect.signature(self.example.forward if self.is_module else self.function)
         except (TypeError, ValueError):
             return None
-        return signature
+
+    @cached_property
+    def example(self) -> Any:
+        """A module to look at, not to compute with."""
+        return self.module()
 
     def module(self, seed: int = 0) -> Any:
         """The module, initialised under a seed; torch's own stays as it is. Raises PluginError

@@ -29,35 +29,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 from kernelbench.kernels.rcm import RcmFormula, coefficients
-from kernelbench.kernels.rcm_attention_hopper import _of_heads
+from kernelbench.kernels.rcm_attention_hopper import Barriers, Tiles, _of_heads
 from kernelbench.kernels.rcm_int8.packed import Packed
 
 _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
 _GROUPS = gl.constexpr(2)  # consumer warpgroups of 64 query rows each
 _coefficients = gluon.jit(coefficients.fn)
-
-
-class Tiles(NamedTuple):
-    """Shared memory: q and y (x before it) of each consumer, buffers of k and v."""
-
-    q: Any
-    k: Any
-    v: Any
-    y: Any
-
-
-class Barriers(NamedTuple):
-    """Whether tiles are there (full), and whether they have been read (empty)."""
-
-    q_full: Any
-    q_empty: Any
-    k_full: Any
-    k_empty: Any
-    v_full: Any
-    v_empty: Any
-    x_full: Any
-    x_empty: Any
 
 
 class Descriptors(NamedTuple):

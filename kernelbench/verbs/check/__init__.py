@@ -15,10 +15,10 @@ from kernelbench.report import failures
 from kernelbench.report.progress import Output, result
 from kernelbench.report.waits import waiting
 from kernelbench.run import plan
+from kernelbench.run.loop import prove_jobs
 from kernelbench.run.plan import Plan
-from kernelbench.run.runner import Options, Runner
+from kernelbench.run.runner import Options
 from kernelbench.spec import (
-    Context,
     Family,
     NoGPUError,
     RunRecord,
@@ -141,24 +141,18 @@ def _check_one(plan: Plan, options: Options, output: Output, checked: Checked) -
     known = families.load(plan.selection.plugins)
     options = options_of(options, plan.selection, plan.device)
     records = list[RunRecord]()
-    with TemporaryDirectory() as folder, output.view() as watcher:
+    with (
+        output.view() as watcher,
+        closing(prove_jobs(plan.jobs, known, options, watcher)) as proven,
+    ):
         try:
-            runner = Runner(known, options, watcher, Path(folder) / "log")
+            for some in proven:
+                records.extend(some)
+                checked.records.extend(some)
         except NoGPUError as error:
             raise (
                 sanitize.without_gpu(error) if checked.wanted else without_gpu(error, plan)
             ) from None
-        with closing(runner):
-            watcher.machine(runner.machine)
-            runner.ceilings(None)
-            gpu = runner.machine["name"]
-            context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
-            for number, job in enumerate(plan.jobs, 1):
-                watcher.job(job, number, len(plan.jobs))
-                for some in runner.measure(job, context):
-                    records.extend(some)
-                    checked.records.extend(some)
-                    watcher.recorded(some)
     if checked.wanted:
         settings = sanitize.Settings(
             plugins=options.plugins,
