@@ -9,6 +9,10 @@ import pytest
 import torch
 from toy import CASE, Script, provider, right, run, toy
 
+from kernelbench.measure import environment
+from kernelbench.measure.ceilings import Ceilings
+from kernelbench.measure.conclude import BEYOND_MODEL
+from kernelbench.measure.job import Session
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.slowdown import (
     DRAWS,
@@ -17,8 +21,9 @@ from kernelbench.measure.slowdown import (
     RecordingWorkload,
     slower_on_fresh_inputs,
 )
+from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import HostClock
-from kernelbench.spec import Distribution, DType, Measure, Role, Status, Timing
+from kernelbench.spec import Cost, Distribution, DType, Measure, Role, Status, Timing
 
 REPEATED = 10_000
 
@@ -75,6 +80,30 @@ def test_who_skips_repeated_work_is_implausible() -> None:
     fine = found["fine"].timing
     assert fine is not None
     assert fine.fresh_ns == (1_000,) * DRAWS
+
+
+def test_faster_than_counted_work_is_a_flag_and_than_stated_work_implausible() -> None:
+    limits = Ceilings(tflops={"fp32": 60.0})
+    session = Session(environment.device("cpu"), Script(), limits, Telemetry.open(None))
+    stated = toy(provider("fast", right), cost=lambda case: Cost(1_000_000_000, 1, 1))
+    found = run(stated, session=session)["fast"]
+    assert found.status is Status.implausible
+    assert "1000000000 flops" in found.reason
+    assert BEYOND_MODEL not in found.flags
+
+    found = run(replace(stated, declared="functions/toy.yaml"), session=session)["fast"]
+    assert found.status is Status.ok
+    assert not found.reason
+    assert BEYOND_MODEL in found.flags
+
+
+def test_counted_work_excuses_nobody_who_skips_repeated_work() -> None:
+    limits = Ceilings(tflops={"fp32": 60.0})
+    session = Session(environment.device("cpu"), Skips(), limits, Telemetry.open(None))
+    family = toy(provider("bad", right), cost=lambda case: Cost(1_000_000_000, 1, 1))
+    found = run(replace(family, declared="functions/toy.yaml"), session=session)["bad"]
+    assert found.status is Status.implausible
+    assert "not seen before" in found.reason
 
 
 @pytest.mark.parametrize(("honest", "status"), [(9_000, Status.ok), (2_000, Status.implausible)])
