@@ -14,6 +14,7 @@ from kernelbench.families.functions import arguments as grammar
 from kernelbench.families.functions import family_of, of_declaration
 from kernelbench.families.functions.exact import widely
 from kernelbench.families.functions.functions import FP32_ORACLE, Functions
+from kernelbench.families.functions.others import seeded
 from kernelbench.families.functions.targets import find, of_callable
 from kernelbench.source import source_hash
 from kernelbench.spec import Declaration, PluginError, Status, UsageError
@@ -385,6 +386,17 @@ def test_what_inputs_draw_of_torchs_generator_is_nobodys_fault() -> None:
     records = kernelbench.bench(torch.relu, against=torch.relu, name="r", args="x", inputs=make,
                                 sizes={"M": 5}, **QUICK)  # fmt: skip
     assert {r.status for r in records} == {Status.ok}, records
+
+
+def test_the_generators_of_gpus_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {0: torch.ones(16), 1: torch.zeros(16)}  # of two GPUs that are in use
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda i: states[i].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, i: states.update({i: state}))
+    with seeded(1):
+        states.update({0: torch.full((16,), 5.0), 1: torch.full((16,), 6.0)})
+    assert [float(state[0]) for state in states.values()] == [1, 0]
 
 
 def test_tensors_at_hand_stand_for_their_like() -> None:

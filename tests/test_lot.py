@@ -22,6 +22,7 @@ from kernelbench.measure.lot import (
     Lot,
     Tolerance,
     differ_by_torch,
+    differ_by_triton,
 )
 from kernelbench.measure.lot import tolerance as tolerance_of
 from kernelbench.measure.sampling import Batch
@@ -357,3 +358,20 @@ def test_the_kernel_counts_what_torch_counts(dtype: torch.dtype, n: int, device:
     finite = proven.nan_to_num(0, 1, -1) if dtype.is_floating_point else proven
     stream.differ(finite, finite.clone(), 0.0, same).run()
     assert same.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_is_judged_like_the_others(dtype: torch.dtype, device: str) -> None:
+    proven = torch.linspace(-3, 3, 5000, device=device).to(dtype)
+    other = proven.float()
+    other[7], other[4999] = 3.0, math.nan
+    for differ in (differ_by_torch, differ_by_triton):
+        judged = lot(proven, differ=differ)
+        assert not job(judged, [8], lambda i: (proven.clone(),))
+        assert "in up to 2 elements" in job(judged, [8], lambda i: (other.to(dtype),))
+
+
+def test_no_other_floating_dtype_is_taken_for_whole_numbers() -> None:
+    tensor = torch.ones(4).to(torch.float8_e4m3fn)
+    with pytest.raises(KeyError):
+        stream.differ(tensor, tensor, 0.0, torch.zeros(3))

@@ -12,6 +12,7 @@ from toy import BASELINE, CASE, Script, ToyCase, inputs, provider, right, run, t
 
 from kernelbench.families.rms_norm import FAMILY, RMSNormCase
 from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.session import Session
 from kernelbench.measure.trials import out_of_range, trials_of
 from kernelbench.spec import (
     Accuracy,
@@ -232,6 +233,29 @@ def off(error: float) -> Callable[[Tensors], Any]:
         return (y * (1 + error * sign) if large else y), m
 
     return call
+
+
+@pytest.mark.parametrize("mode", [Mode.fwd, Mode.bwd])
+def test_the_cases_own_inputs_lie_in_no_block_of_a_trial(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn into a larger block would keep it from being returned to the driver."""
+    redraw, events = CaseInputs.redraw, []
+    drawn: list[CaseInputs] = []
+
+    def redrawn(self: CaseInputs, seed: int, trial: Trial | None = None) -> None:
+        drawn.append(self)
+        events.append("own inputs" if trial == Trial() else "a trial")
+        redraw(self, seed, trial)
+
+    def release(self: Session, *, collect: bool = True) -> None:
+        if drawn:
+            events.append("returned with inputs" if drawn[-1].pristine else "returned")
+
+    monkeypatch.setattr(CaseInputs, "redraw", redrawn)
+    monkeypatch.setattr(Session, "release_memory", release)
+    run(toy(), replace(CASE, mode=mode), timing=False)
+    assert events == ["a trial"] * 3 + ["returned", "own inputs"]
 
 
 def test_a_promise_for_a_trial_holds_there_alone() -> None:

@@ -133,19 +133,24 @@ def write(target: Tensor, block: int) -> Launch:
     return Launch(_write, (ceil_div(n, block),), args, {"BLOCK": block}, {"num_warps": 4})
 
 
-_WIDE = {torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
+_WIDE = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.float32,
+    torch.float16: tl.float32,
+}
 
 
 def differ(out: Tensor, proven: Tensor, element: float, into: Tensor) -> Launch:
     """Add to `into`, three float32: how many elements differ by more than `element` or are NaN,
     Σ (out − proven)², Σ (out − proven)·proven. Equal infinities do not differ.
 
-    out, proven: of one dtype, shape and strides, dense.
+    out, proven: of one dtype, shape and strides, dense; fp8 is not served.
     """
     if out.dtype is torch.bool:
         out, proven = out.view(torch.uint8), proven.view(torch.uint8)
     n = out.numel()
-    wide = tl.float32 if out.dtype is torch.float32 else _WIDE.get(out.dtype, tl.int64)
+    wide = _WIDE[out.dtype] if out.is_floating_point() else tl.int64
     args = {"out": out, "proven": proven, "into": into, "n": n, "element": element}
     constexprs = {"BLOCK": _BLOCK, "WIDE": wide}
     return Launch(_differ, (ceil_div(n, _BLOCK),), args, constexprs, {"num_warps": 4})

@@ -96,14 +96,12 @@ class Lot:
         )
 
     def __post_init__(self) -> None:
-        norms = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in self._floating())
+        wide = (t if _has_norm(t) else t.double() for t in self.proven.values())
+        norms = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in wide)
         self._squares = [max(float(norm) ** 2, 1e-300) for norm in norms]
         device = next(iter(self.proven.values())).device
         shape = (MOST, len(self.proven), 3)
         self._sums = torch.zeros(shape, dtype=torch.float32, device=device)
-
-    def _floating(self) -> list[torch.Tensor]:
-        return [t if t.is_floating_point() else t.double() for t in self.proven.values()]
 
     def begin(self, n: int, *, leads: bool = False) -> int:
         """Begin n calls; returns about how many are judged. Which ones is drawn once they return.
@@ -212,16 +210,29 @@ def differ_by_torch(
 def differ_by_triton(
     out: torch.Tensor, proven: torch.Tensor, element: float, into: torch.Tensor
 ) -> int:
-    """`Lot.differ` in one launch where both are dense with equal strides; else after two copies."""
+    """`Lot.differ` in one launch where both are dense with equal strides and not of fp8; else after
+    two copies, or more."""
     from kernelbench.kernels import stream
 
     launches = 1
     out = torch.Tensor.detach(out)
+    if _is_fp8(out):  # which Triton loads on some GPUs alone
+        out, proven = out.float(), proven.float()
+        launches += 2
     if out.stride() != proven.stride() or not _dense(proven):
         out, proven = out.contiguous(), proven.contiguous()
         launches += 2
     stream.differ(out, proven, element, into).run()
     return launches
+
+
+def _is_fp8(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize == 1
+
+
+def _has_norm(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch takes the norm of such a tensor in fp64."""
+    return tensor.is_floating_point() and not _is_fp8(tensor)
 
 
 def _dense(tensor: torch.Tensor) -> bool:

@@ -58,7 +58,8 @@ def prove(task: Task, prepared: Prepared, runnable: Sequence[Provider[Any]]) -> 
 def prove_on_trials(task: Task, prepared: Prepared, proven: Proven) -> Stage[list[Candidate]]:
     """Prove the candidates on trial inputs; yields records of wrong ones, returns the others."""
     remaining, guard = [*proven.candidates], task.guard
-    trials = Trials(prepared.inputs, prepared.proof, guard.attempt, guard.tell)
+    release = partial(task.session.release_memory, collect=False)
+    trials = Trials(prepared.inputs, prepared.proof, guard.attempt, guard.tell, release)
     seed = task.request.context.seed
     for candidate, outcome in trials.run(proven.candidates, proven.reference, seed):
         remaining.remove(candidate)

@@ -3,7 +3,7 @@ with outliers. These expose a forgotten eps, clamps, and squares that overflow.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,8 +26,17 @@ SMALLEST = 16  # × the smallest normal number of a dtype: the least rms that it
 class Trials:
     """Proves candidates on the inputs of one trial after another."""
 
-    def __init__(self, inputs: CaseInputs, proof: Proof, attempt: Attempt, tell: Tell) -> None:
+    def __init__(
+        self,
+        inputs: CaseInputs,
+        proof: Proof,
+        attempt: Attempt,
+        tell: Tell,
+        release: Callable[[], None],
+    ) -> None:
+        """release: returns free memory to the driver."""
         self._inputs, self._proof, self._attempt, self._tell = inputs, proof, attempt, tell
+        self._release = release
         self._outputs: set[str] = set()  # outputs that the mode produces
 
     def run(
@@ -57,11 +66,17 @@ class Trials:
                 if verdict is not None:
                     remaining.remove(candidate)
                     yield candidate, verdict
-        failure = self._attempt(partial(self._inputs.redraw, seed, Trial()), "")
+        failure = self._attempt(partial(self._draw_own, seed), "")
         if isinstance(failure, Failure):
             yield from ((candidate, failure) for candidate in remaining)
-        self._proof.inputs_changed()
         self._proof.baseline = reference.deviations if reference else None
+
+    def _draw_own(self, seed: int) -> None:
+        """Draw the case's own inputs again, where they pin no larger block that a trial used."""
+        self._proof.inputs_changed()
+        self._inputs.pristine = {}
+        self._release()
+        self._inputs.redraw(seed, Trial())
 
     def _begin(self, name: str, trial: Trial, reference: Candidate | None, seed: int) -> str:
         """Draw a trial's inputs and set its budget. Returns why it can prove nothing, or ""."""

@@ -16,7 +16,7 @@ pytestmark = [
 OTHERS = Path(__file__).parent.parent / "functions" / "others.py"
 QUICK: dict[str, Any] = {"measure": {"max_seconds": 0.1}}
 TEN = {
-    "layer_norm": "x=4096x1024:bf16, weight=1024:bf16, bias=1024:bf16",
+    "layer_norm": "x=16384x256:bf16, weight=256:bf16, bias=256:bf16",
     "softmax": "logits=4096x1024:fp16",
     "cross_entropy": "logits=2048x8192:fp32, target=2048:int64[0:8192]",
     "geglu": "gate=4096x1024:bf16, up=4096x1024:bf16",

@@ -899,7 +899,8 @@ def disarms_the_lot(a):
 
 @liar(
     "writes_its_time",
-    "finds its own record in the making on the stack, and divides its times",
+    "finds its own record in the making on the stack, and makes its times shorter, though not so "
+    "short that nobody would believe them",
     None,
     "providers share a process with the harness",
     seen=TIMER_PATCH,
@@ -909,7 +910,7 @@ def writes_its_time(case, config):
         for frame in _frames():
             if frame.f_code is conclude._record.__code__:
                 timing = frame.f_locals["timing"]
-                blocks = tuple(tuple(1 for _ in b) for b in timing.blocks_ns)
+                blocks = tuple(tuple(ns * 9 // 10 for ns in b) for b in timing.blocks_ns)
                 object.__setattr__(timing, "blocks_ns", blocks)
         return scale(a)
 

@@ -11,7 +11,7 @@ from kernelbench.families.functions.arguments import Arguments, MadeArgument, Sc
 from kernelbench.families.functions.callee import Callee, Parameters
 from kernelbench.families.functions.drawing import RealDraw, drawn, scalar, seed_of
 from kernelbench.families.functions.exact import widely
-from kernelbench.families.functions.others import Raised, attempted
+from kernelbench.families.functions.others import Raised, attempted, seeded
 from kernelbench.families.functions.probe import Facts, flat, probe
 from kernelbench.families.functions.targets import Target
 from kernelbench.families.providing import DTYPES, MetaDraw, compiled
@@ -100,8 +100,7 @@ class Functions:
         }
         signature = self.make.signature()
         takes = known if signature is None else signature.parameters
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(known["seed"])
+        with seeded(known["seed"]):
             arguments = self.make.function(**{name: known[name] for name in takes if name in known})
         if not isinstance(arguments, Mapping):
             values = arguments if isinstance(arguments, (tuple, list)) else (arguments,)

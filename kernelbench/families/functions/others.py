@@ -1,8 +1,11 @@
 """Code of others, which may raise anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from kernelbench.spec import PluginError, UsageError
 from kernelbench.spec.raised import trace_of, words_of
@@ -32,3 +35,12 @@ def named(text: str, call: Callable[[], Any]) -> Any:
         message = f"{text}: {words_of(value.error)}"
         raise PluginError(message, trace_of(value.error)) from None
     return value
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's generators under a seed; afterwards they are as before, those of the GPUs too."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(seed)
+        yield

@@ -69,8 +69,7 @@ class Target:
     def module(self, seed: int = 0) -> Any:
         """The module, initialised under a seed; torch's own stays as it is. Raises PluginError
         where it cannot be made."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with others.seeded(seed):
             return others.named(self.text, self.function)
 
 
