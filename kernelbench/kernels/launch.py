@@ -118,6 +118,7 @@ def describing() -> bool:
 
 _values_of_devices: list[dict[Hashable, Any]] = []
 Value = TypeVar("Value")
+Plan = TypeVar("Plan")
 
 
 def of_devices(values: dict[Hashable, Value]) -> dict[Hashable, Value]:
@@ -134,32 +135,57 @@ def _forget_devices() -> None:
         values.clear()
 
 
+_NOWHERE = -16  # the address of a tensor that is None
+
+
 class _Prepared:
     """A launch that was run, to be repeated for other tensors of the same layout.
 
     Triton takes some 10 µs of host time to find the compiled kernel for the arguments of a call.
     This stores it, for any tensors of the same dtypes at addresses that are multiples of 16: Triton
     compiles for dtypes, for that, and for the values of scalars.
-    The kernel's tensors are its first parameters.
+    The kernel's tensors, and its descriptors of tensors, are its first parameters.
     """
 
     def __init__(self, launch: Launch, tensors: Sequence[Tensor | None], compiled: Any) -> None:
+        """tensors: those that the launch takes, themselves or in descriptors, and others."""
         values = {**launch.args, **launch.constexprs}
-        ordered = [values[name] for name in launch.kernel.arg_names]
-        first, rest = ordered[: len(tensors)], ordered[len(tensors) :]
-        assert all(map(operator.is_, first, tensors)), launch.kernel.arg_names
-        assert not any(isinstance(value, Tensor) for value in rest), launch.kernel.arg_names
-        self._rest = tuple(rest)
+        args = [values[name] for name in launch.kernel.arg_names]
+        bases = [getattr(value, "base", value) for value in args]
+        first = max(i for i, base in enumerate(bases) if isinstance(base, Tensor)) + 1
+        numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        numbers[id(None)] = len(tensors)
+        self._descriptors: list[tuple[int, type, dict[str, Any]]] = []
+        order = []  # of the first arguments, in the addresses, None, and descriptors
+        for name, value, base in zip(launch.kernel.arg_names, args, bases[:first], strict=False):
+            assert id(base) in numbers, f"{launch.kernel}: {name}"
+            if base is value:
+                order.append(numbers[id(base)])
+            else:
+                order.append(len(tensors) + 1 + len(self._descriptors))
+                self._descriptors.append((numbers[id(base)], type(value), vars(value)))
+        # A tuple, since None is got, too: no metadata for hooks.
+        self._none_first = operator.itemgetter(len(tensors), *order)
+        self._rest = tuple(args[first:])
         self._grid = (*launch.grid, 1, 1)[:3]
         self._compiled = compiled
-        self._unhooked = compiled.function, compiled.packed_metadata, None, None, None
+        self._unhooked = compiled.function, compiled.packed_metadata, None, None  # and one more
 
-    def run(self, addresses: Sequence[int | None], stream: int) -> None:
+    def run(self, tensors: Sequence[Tensor | None], addresses: list[Any], stream: int) -> None:
+        """addresses: of the tensors, then None."""
+        if self._descriptors:
+            addresses = addresses.copy()
+            for number, kind, fields in self._descriptors:
+                descriptor: Any = object.__new__(kind)  # its checks were made
+                descriptor.__dict__ = {**fields, "base": tensors[number]}
+                addresses.append(descriptor)
         hooks = triton.knobs.runtime
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
-            self._compiled[self._grid](*addresses, *self._rest, stream=stream)
+            _, *first = self._none_first(addresses)
+            self._compiled[self._grid](*first, *self._rest, stream=stream)
         else:  # the same, without collecting arguments for hooks
-            self._compiled.run(*self._grid, stream, *self._unhooked, *addresses, *self._rest)
+            none_first = self._none_first(addresses)
+            self._compiled.run(*self._grid, stream, *self._unhooked, *none_first, *self._rest)
 
 
 class Repeats:
@@ -172,61 +198,68 @@ class Repeats:
     def run(
         self,
         kind: Hashable,
-        tensors: Sequence[Sequence[Tensor | None]],
-        describe: Callable[[], Sequence[Launch]],
+        tensors: Sequence[Tensor | None],
+        describe: Callable[[Any, Any], Sequence[Launch]],
     ) -> None:
-        """Queue the launches that `describe` describes.
+        """Queue the launches that `describe(kind, tensors)` describes.
 
-        kind: what else of the launches, besides addresses, differs from call to call.
-        tensors: of each launch, in the order of the kernel's parameters.
+        kind: what else of the launches, besides addresses, differs from call to call; also which
+            tensors are None.
+        tensors: all that the launches take. While one of them stands there twice, nothing is
+            prepared: another call may have two.
         """
-        addresses, aligned, all_allocated = _addresses(tensors)
+        addresses: list[Any] = [_NOWHERE if t is None else t.data_ptr() for t in tensors]
+        bits = 0
+        for address in addresses:
+            bits |= address
+        addresses.append(None)
+        aligned = not bits & 15
         ready = self._prepared.get(kind) if _watcher.get() is None else None
-        if ready is not None and aligned and self._device.index == torch.cuda.current_device():
-            if not all_allocated:
-                for tensor in (x for row in tensors for x in row if x is not None):
-                    check_memory("a tensor", tensor)
-            stream = triton.runtime.driver.active.get_current_stream(self._device.index)
-            for prepared, row in zip(ready, addresses, strict=True):
-                prepared.run(row, stream)
+        index = self._device.index
+        if ready is not None and aligned and index == torch.cuda.current_device():
+            if 0 in addresses:
+                for tensor in tensors:
+                    if tensor is not None:
+                        check_memory("a tensor", tensor)
+            stream = triton.runtime.driver.active.get_current_stream(index)
+            for prepared in ready:
+                prepared.run(tensors, addresses, stream)
             return
         with on_device(self._device):
-            launches = describe()
+            launches = describe(kind, tensors)
             compiled = [launch.run() for launch in launches]
-        if aligned and None not in compiled:
+        present = [id(tensor) for tensor in tensors if tensor is not None]
+        if aligned and None not in compiled and len({*present}) == len(present):
             self._prepared[kind] = [
-                _Prepared(*parts) for parts in zip(launches, tensors, compiled, strict=True)
+                _Prepared(launch, tensors, kernel)
+                for launch, kernel in zip(launches, compiled, strict=True)
             ]
+
+
+class Plans(dict[Hashable, Plan]):
+    """Plans of calls, by what besides addresses decides about them."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        of_devices(self)
+
+    def add(self, key: Hashable, plan: Plan) -> Plan:
+        """Keep a plan and return it; where there are too many, the others go."""
+        if len(self) >= self.MOST:
+            self.clear()
+        self[key] = plan
+        return plan
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Raise RuntimeError for a tensor at address 0 that has elements."""
     if not tensor.data_ptr() and tensor.numel():
         raise RuntimeError(
-            f"{name} of shape {tuple(tensor.shape)} has no memory: .clone() a ZeroTensor, gather a "
-            "parameter that lies elsewhere"
+            f"{name} of shape {tuple(tensor.shape)} has no memory on {tensor.device}: .clone() a "
+            "ZeroTensor, move a meta tensor to the others' device, gather a parameter that lies "
+            "elsewhere"
         )
-
-
-def _addresses(
-    tensors: Sequence[Sequence[Tensor | None]],
-) -> tuple[list[list[int | None]], bool, bool]:
-    """The addresses of each launch's tensors, whether all are multiples of 16, and whether none
-    is 0."""
-    bits, all_allocated = 0, True
-    rows: list[list[int | None]] = []
-    for row in tensors:
-        addresses: list[int | None] = []
-        for tensor in row:
-            if tensor is None:
-                addresses.append(None)
-            else:
-                address = tensor.data_ptr()
-                bits |= address
-                all_allocated = all_allocated and address != 0
-                addresses.append(address)
-        rows.append(addresses)
-    return rows, bits & 15 == 0, all_allocated
 
 
 @cache

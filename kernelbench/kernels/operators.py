@@ -49,7 +49,10 @@ def direct(*tensors: Tensor | None) -> bool:
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
+        if tensor is None:
+            continue
+        kind = type(tensor)
+        if (kind is not Tensor and kind is not Parameter) or tensor.is_neg():
             return False
     return True
 

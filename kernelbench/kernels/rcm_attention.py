@@ -15,10 +15,10 @@ dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_o
 dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,11 +40,12 @@ from kernelbench.kernels.attention.tiles import (
 )
 from kernelbench.kernels.launch import (
     Launch,
+    Plans,
+    Repeats,
     arch_of,
     ceil_div,
     check_device,
     check_powers_of_2,
-    on_device,
     packed_rows,
     power_of_2,
     refusal,
@@ -81,6 +82,8 @@ from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, s
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LOG2E = tl.constexpr(1.4426950408889634)
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # q, k, v, x, t
+How = tuple[float | None, str, bool, float | None]  # sigma_data, parametrization, causal, scale
 
 
 @triton.jit
@@ -978,60 +981,77 @@ def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormu
     return Launch(_skip, grid, args, constexprs, {"num_warps": 4, "num_stages": 1})
 
 
-def backward_launches(
-    tensors: Backward, *, formula: RcmFormula, config: RcmAttentionConfig
-) -> tuple[Launch, ...]:
-    """The launches, in order, that write the gradients. Scratch memory is allocated here."""
-    q, lse, wants_q, wants_k = (
-        tensors.q,
-        tensors.lse,
-        tensors.dq is not None,
-        tensors.dk is not None,
-    )
+class Scratch(NamedTuple):
+    """Memory that the backward's kernels share, each where it is needed. delta: δ, as
+    `statistic_of` makes it. total: the sum of dq, fp32 (B,H,N,D). partial: parts of dt, fp32."""
+
+    delta: Tensor | None
+    total: Tensor | None
+    partial: Tensor | None
+
+
+def backward_scratch(tensors: Backward, config: RcmAttentionConfig) -> Scratch:
+    """Scratch memory for `backward_launches`."""
+    q, dq, dk, dt = tensors.q, tensors.dq, tensors.dk, tensors.dt
     B, N, H, D = q.shape
-    delta = statistic_of(q) if wants_q or wants_k else None
     tile = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
-    fused = tile.fused if tile is not None and wants_q and wants_k else None
-    total = None if fused is None else lse.new_empty(B, H, N, D)
-    launches = _skip_launches(tensors, delta, total, formula)
+    sums = tile is not None and tile.fused is not None and dq is not None and dk is not None
+    return Scratch(
+        None if dq is None and dk is None else statistic_of(q),
+        tensors.lse.new_empty(B, H, N, D) if sums else None,
+        None if dt is None else tensors.lse.new_empty(B, _narrow_programs(q)[1]),
+    )
+
+
+def backward_launches(
+    tensors: Backward, scratch: Scratch, *, formula: RcmFormula, config: RcmAttentionConfig
+) -> tuple[Launch, ...]:
+    """The launches, in order, that write the gradients."""
+    delta, total, _ = scratch
+    tile = config.bwd_hopper if tensors.q.numel() else None  # nothing has no descriptor
+    launches = _skip_launches(tensors, scratch, formula)
     if delta is None:
         return tuple(launches)
-    if fused is not None and total is not None:
-        launches.append(_fused_launch(tensors, delta, total, formula, fused))
+    if tile is not None and tile.fused is not None and total is not None:
+        launches.append(_fused_launch(tensors, delta, total, formula, tile.fused))
         launches.append(_scale_launch(tensors, total, formula))
         return tuple(launches)
-    if wants_k:
+    if tensors.dk is not None:
         launches.append(_keys_launch(tensors, delta, formula, config, tile))
-    if wants_q:
+    if tensors.dq is not None:
         launches.append(_queries_launch(tensors, delta, formula, config, tile))
     return tuple(launches)
+
+
+def _narrow_programs(q: Tensor) -> tuple[int, int]:
+    """The rows of a program that goes through them once, and how many programs a sample has."""
+    _, N, H, D = q.shape
+    block_M = min(max(8, 2048 // max(16, power_of_2(D))), power_of_2(N))
+    return block_M, ceil_div(N, block_M) * H
 
 
 def _narrow(q: Tensor, *read: Tensor | None) -> tuple[int, dict[str, Any]]:
     """How many programs go once through all rows of a sample, and their constexprs. read: tensors
     with the strides that they go by."""
-    _, N, H, D = q.shape
-    block_D = max(16, power_of_2(D))
-    block_M = min(max(8, 2048 // block_D), power_of_2(N))
+    _, N, _, D = q.shape
+    block_M, programs = _narrow_programs(q)
     constexprs = {
         "D": D,
-        "BLOCK_D": block_D,
+        "BLOCK_D": max(16, power_of_2(D)),
         "BLOCK_M": block_M,
         "RAGGED": N % block_M != 0,
         "WIDE": is_wide(block_M, *read),
     }
-    return ceil_div(N, block_M) * H, constexprs
+    return programs, constexprs
 
 
-def _skip_launches(
-    tensors: Backward, delta: Tensor | None, total: Tensor | None, formula: RcmFormula
-) -> list[Launch]:
+def _skip_launches(tensors: Backward, scratch: Scratch, formula: RcmFormula) -> list[Launch]:
     """The launches that write dx and δ, zeros to `total`, and dt."""
     dy, q, o, t, dt = tensors.dy, tensors.q, tensors.o, tensors.t, tensors.dt
+    delta, total, partial = scratch
     B, N, H, _ = q.shape
     x = None if dt is None else tensors.x
     parts, narrow = _narrow(q, dy, x, o)
-    partial = None if dt is None else tensors.lse.new_empty(B, parts)
     mixing, constexprs = _mixing(t, formula)
     args: dict[str, Any] = {
         "dy_ptr": dy,
@@ -1155,83 +1175,115 @@ def _gradient_launch(
     return Launch(kernel, grid, args, constexprs, {"num_warps": warps, "num_stages": stages})
 
 
-def _run_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
-    fused: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y, and attention's result and lse when they are to be saved."""
-    B, N, H, D = q.shape
-    y = q.new_empty(B, N, H * D)
-    fused = fused and formula.skips
-    o = y if not formula.skips else torch.empty_like(y) if save or not fused else None
-    lse = statistic_of(q) if save else None
-    mixed = y if fused else None
-    tensors = Forward(q, k, v, x, t, mixed, o, lse)
-    with on_device(q.device):
-        if config.hopper is None:
-            forward_launch(tensors, formula=formula, config=config).run()
+class _Plan:
+    """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
+
+    def __init__(
+        self,
+        tensors: Inputs,
+        how: How,
+        config: RcmAttentionConfig | None,
+        fused: bool,
+        save: bool,
+    ) -> None:
+        """save: for a gradient to come."""
+        self.how, self.fused = how, fused
+        self.formula, self.config = _parsed(tensors, how, config, fused, save)
+        self._repeats = Repeats(tensors[0].device)
+
+    def forward(self, tensors: Inputs, save: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """y, and attention's result and lse when they are to be saved."""
+        q, k, v, x, t = tensors
+        B, N, H, D = q.shape
+        skips = self.formula.skips
+        y = q.new_empty(B, N, H * D)
+        o = torch.empty_like(y) if skips and (save or not self.fused) else None
+        lse = statistic_of(q) if save else None
+        self._repeats.run(save, (q, k, v, x, t, y, o, lse), self._forward_launches)
+        return y, o if skips else y, lse
+
+    def _forward_launches(self, save: bool, tensors: Sequence[Any]) -> Sequence[Launch]:
+        q, k, v, x, t, y, o, lse = tensors
+        mixes = self.fused and self.formula.skips
+        attention = o if self.formula.skips else y
+        arguments = Forward(q, k, v, x, t, y if mixes else None, attention, lse)
+        if self.config.hopper is None:
+            launches = [forward_launch(arguments, formula=self.formula, config=self.config)]
         else:
-            for launch in hopper_launches(tensors, formula=formula, tile=config.hopper):
-                launch.run()
-        if mixed is None and o is not None and x is not None and t is not None:
-            skip_launch(o, x, t, y, formula=formula).run()
-    return y, o, lse
+            tile = self.config.hopper
+            launches = [*hopper_launches(arguments, formula=self.formula, tile=tile)]
+        if self.formula.skips and not mixes:
+            launches.append(skip_launch(o, x, t, y, formula=self.formula))
+        return launches
+
+    def backward(
+        self, dy: Tensor, tensors: Inputs, o: Tensor, lse: Tensor, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """dq, dk, dv, dx, dt, each where it is needed; x is read for dt alone."""
+        q, k, v, x, t = tensors
+        needs_q, needs_k, needs_v, needs_x, needs_t = needs
+        q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
+        dy = packed_rows(dy)
+        if self.config.bwd_hopper is not None:
+            q = _as_suited(q, q)
+            k, v, dy = _as_suited(k, q), _as_suited(v, q), _as_suited(dy, q)
+        packed = torch.contiguous_format
+        dq = torch.empty_like(q, memory_format=packed) if needs_q else None
+        dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
+        dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
+        dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
+        dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
+        arguments = Backward(dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt)
+        scratch = backward_scratch(arguments, self.config)
+        strides = (x if x is None else x.stride(), t if t is None else t.stride())
+        kind = (*needs, dy.stride(), q.stride(), k.stride(), v.stride(), *strides)
+        self._repeats.run(kind, (*arguments, *scratch), self._backward_launches)
+        return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
+
+    def _backward_launches(self, kind: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
+        arguments, scratch = Backward(*tensors[:-3]), Scratch(*tensors[-3:])
+        return backward_launches(arguments, scratch, formula=self.formula, config=self.config)
 
 
-def _run_backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """dq, dk, dv, dx, dt, each where it is needed; x is read for dt alone."""
-    needs_q, needs_k, needs_v, needs_x, needs_t = needs
-    q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
-    dy = packed_rows(dy)
-    if config.bwd_hopper is not None:
-        q = _as_suited(q, q)
-        k, v, dy = _as_suited(k, q), _as_suited(v, q), _as_suited(dy, q)
-    packed = torch.contiguous_format
-    dq = torch.empty_like(q, memory_format=packed) if needs_q else None
-    dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
-    dv = torch.empty_like(v, memory_format=packed) if needs_k or needs_v else None
-    dx = torch.empty_like(dy, memory_format=packed) if needs_x else None
-    dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
-    tensors = Backward(dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt)
-    with on_device(q.device):
-        for launch in backward_launches(tensors, formula=formula, config=config):
-            launch.run()
-    return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
+_PLANS: Plans[_Plan] = Plans()
+
+
+def layouts_of(tensors: Inputs) -> tuple[Hashable, ...]:
+    """What of the tensors, besides their addresses, decides about their launches."""
+    q, k, v, x, t = tensors
+    return (
+        (q.shape, q.stride(), q.dtype, q.device, q.data_ptr() & 15),
+        (k.shape, k.stride(), k.dtype, k.device, k.data_ptr() & 15),
+        (v.shape, v.stride(), v.dtype, v.device, v.data_ptr() & 15),
+        x if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() & 15),
+        t if t is None else (t.shape, t.stride(), t.dtype, t.device),
+    )
+
+
+def _plan(
+    tensors: Inputs, how: How, config: RcmAttentionConfig | None, fused: bool, save: bool
+) -> _Plan:
+    """tensors: with packed rows. save: for a gradient to come."""
+    key = (*layouts_of(tensors), how, config, fused, save, _deterministic())
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _PLANS.add(key, _Plan(tensors, how, config, fused, save))
+    return plan
 
 
 class _RcmAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, x, t, formula, config, fused):
-        ctx.formula, ctx.config = formula, config
-        y, o, lse = _run_forward(q, k, v, x, t, formula, config, fused, save=True)
+    def forward(ctx, q, k, v, x, t, plan):
+        ctx.plan = plan
+        y, o, lse = plan.forward((q, k, v, x, t), save=True)
         ctx.save_for_backward(q, k, v, x if ctx.needs_input_grad[4] else None, t, o, lse)
         return y
 
     @staticmethod
     @differentiable_once
     def backward(ctx, dy):
-        how = {"formula": ctx.formula, "config": ctx.config, "needs": ctx.needs_input_grad[:5]}
-        gradients = _run_backward(dy, *ctx.saved_tensors, **how)
-        return *gradients, None, None, None
+        *tensors, o, lse = ctx.saved_tensors
+        return *ctx.plan.backward(dy, tensors, o, lse, ctx.needs_input_grad[:5]), None
 
 
 @torch.library.custom_op("kernelbench::rcm_attention", mutates_args=())
@@ -1251,11 +1303,10 @@ def _operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and attention's result and lse when they are to be saved; else, and for what is y itself,
     `absent`."""
-    parsed = of_numbers(RcmAttentionConfig, config)
-    arguments = _arguments(
-        q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed, fused, save
-    )
-    y, o, lse = _run_forward(*arguments, fused, save)
+    how = sigma_data, parametrization, causal, scale
+    tensors = inputs_of(q, k, v, x, t, parametrization)
+    plan = _plan(tensors, how, of_numbers(RcmAttentionConfig, config), fused, save)
+    y, o, lse = plan.forward(tensors, save)
     o = absent(y) if o is None or o is y or not save else o
     return y, o, absent(y).float() if lse is None else lse
 
@@ -1286,11 +1337,10 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, dx, dt; `absent` for what is not needed."""
-    parsed = of_numbers(RcmAttentionConfig, config)
-    q, k, v, x, t, formula, chosen = _arguments(
-        q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed, fused, True
-    )
-    gradients = _run_backward(dy, q, k, v, x, t, o, lse, formula, chosen, needs)
+    how = sigma_data, parametrization, causal, scale
+    tensors = inputs_of(q, k, v, x, t, parametrization)
+    plan = _plan(tensors, how, of_numbers(RcmAttentionConfig, config), fused, True)
+    gradients = plan.backward(dy, tensors, o, lse, needs)
     dq, dk, dv, dx, dt = gradients_of(gradients, q)
     return dq, dk, dv, dx, dt
 
@@ -1406,11 +1456,6 @@ def _check_skip(q: Tensor, x: Tensor | None, t: Tensor | None, parametrization: 
         )
 
 
-_Arguments = tuple[
-    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, RcmFormula, RcmAttentionConfig
-]
-
-
 def _check_all(
     q: Tensor,
     k: Tensor,
@@ -1432,35 +1477,33 @@ def _check_all(
     return skips
 
 
-def _arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    sigma_data: float | None,
-    parametrization: str,
-    causal: bool,
-    scale: float | None,
-    config: RcmAttentionConfig | None,
-    fused: bool,
-    save: bool,
-) -> _Arguments:
-    """The arguments, checked and laid out for the launches, with formula and config. save: for a
-    gradient to come."""
-    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale):
+def inputs_of(
+    q: Tensor, k: Tensor, v: Tensor, x: Tensor | None, t: Tensor | None, parametrization: str
+) -> Inputs:
+    """What takes part, with rows as the kernels read them."""
+    if parametrization == "none":
         x = t = None
-    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
-    device = check_device(q=q, k=k, v=v, x=x, t=t)
-    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
     x = None if x is None else packed_rows(x)
+    return packed_rows(q), packed_rows(k), packed_rows(v), x, t
+
+
+def _parsed(
+    tensors: Inputs, how: How, config: RcmAttentionConfig | None, fused: bool, save: bool
+) -> tuple[RcmFormula, RcmAttentionConfig]:
+    """Formula and config of tensors that are checked. save: for a gradient to come."""
+    q, k, v, x, t = tensors
+    _, parametrization, causal, scale = how
+    _check_all(*tensors, *how)
+    formula = formula_of(parametrization, how[0], causal, scale, q.shape[3])
+    device = check_device(q=q, k=k, v=v, x=x, t=t)
     suited = suits(q, k, v, x)
     if config is None:
-        B, N, H, D = q.shape
         fits = suited and q.numel() > 0
         arch, itemsize = arch_of(device), q.element_size()
         mixes = fused and formula.skips
-        config = _choose((B, N, H, D), arch, itemsize, save, fits, causal, mixes, _deterministic())
+        config = _choose(
+            tuple(q.shape), arch, itemsize, save, fits, causal, mixes, _deterministic()
+        )
     elif (tile := config.hopper or config.bwd_hopper) is not None and not (
         suited and arch_of(device) == "sm_90"
     ):
@@ -1470,7 +1513,7 @@ def _arguments(
             f"{q.dtype}, D = {q.shape[3]} on {arch_of(device)}: pass config=None for a kernel "
             "that takes these"
         )
-    return q, k, v, x, t, formula, config
+    return formula, config
 
 
 def _attend_and_skip(
@@ -1488,19 +1531,21 @@ def _attend_and_skip(
 ) -> Tensor:
     if parametrization == "none":
         x = t = None
-    tensors = q, k, v, x, t
+    tensors: Inputs = q, k, v, x, t
     if direct(*tensors) and not (q.is_meta and refusal(q.device)):
         save = graded(*tensors)
         how = sigma_data, parametrization, causal, scale
         try:
-            arguments = _arguments(*tensors, *how, config, fused, save)
-        except RuntimeError:
-            admit("rcm_attention", *tensors)  # may raise a clearer error
+            tensors = inputs_of(*tensors, parametrization)
+            plan = _plan(tensors, how, config, fused, save)
+        except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
+            admit("rcm_attention", *tensors)
+            _check_all(*tensors, *how)
             raise
         if save:
-            y: Tensor = _RcmAttention.apply(*arguments, fused)
+            y: Tensor = _RcmAttention.apply(*tensors, plan)
             return y
-        return _run_forward(*arguments, fused, save=False)[0]
+        return plan.forward(tensors, save=False)[0]
     admit("rcm_attention", *tensors)
     _check_all(*tensors, sigma_data, parametrization, causal, scale)
     rest = sigma_data, parametrization, causal, scale, numbers_of(config), fused

@@ -658,10 +658,12 @@ def suits(*tensors: Tensor | None) -> bool:
     return all(tensor is None or copy_engine_takes(tensor) for tensor in tensors)
 
 
-def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
-    B, N, H, D = tensor.shape
+def _descriptor(tensor: Tensor, rows: int, H: int | None = None) -> TensorDescriptor:
+    """Of `rows` rows of a head at a time. tensor: (B,N,H,D), or (B,N,H·D) where H is given."""
+    view = tensor if H is None else tensor.unflatten(2, (H, -1))
+    B, N, H, D = view.shape
     block = [1, rows, 1, D]
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    sizes = zip(view.shape, view.stride(), strict=True)
     strides = [step if n > 1 else D for n, step in sizes]  # the stride of an axis of 1 is arbitrary
     strides[-1] = 1
     element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
@@ -670,7 +672,7 @@ def _descriptor(tensor: Tensor, rows: int) -> TensorDescriptor:
 
 
 def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
-    return None if tensor is None else _descriptor(tensor.unflatten(2, (H, -1)), 64)
+    return None if tensor is None else _descriptor(tensor, 64, H)
 
 
 def forward_launches(

@@ -725,12 +725,12 @@ def keys_launch(
     q, k, v: (B,N,H,D) and dy: (B,N,C), such as `suits` them all; t: (B,). lse and delta: as
     `statistic_of` makes them. dk, dv: (B,N,H,D) and contiguous.
     """
-    B, N, H, D = q.shape
+    B, N, H, _ = q.shape
     args: dict[str, Any] = {
         "q_desc": _descriptor(q, tile.block_m),
         "k_desc": _descriptor(k, 64),
         "v_desc": _descriptor(v, 64),
-        "dy_desc": _descriptor(dy.unflatten(2, (H, D)), tile.block_m),
+        "dy_desc": _descriptor(dy, tile.block_m, H),
         "dk_desc": _descriptor(dk, 64),
         "dv_desc": _descriptor(dv, 64),
         "lse_desc": _of_rows(lse, tile.block_m),
@@ -762,12 +762,12 @@ def queries_launch(
     tile: HopperQueriesTile,
 ) -> Launch:
     """The launch that writes dq, (B,N,H,D) and contiguous; the rest as `keys_launch` takes it."""
-    B, N, H, D = q.shape
+    B, N, H, _ = q.shape
     args: dict[str, Any] = {
         "q_desc": _descriptor(q, 64),
         "k_desc": _descriptor(k, tile.block_n),
         "v_desc": _descriptor(v, tile.block_n),
-        "dy_desc": _descriptor(dy.unflatten(2, (H, D)), 64),
+        "dy_desc": _descriptor(dy, 64, H),
         "dq_desc": _descriptor(dq, 64),
         "lse_ptr": lse,
         "delta_ptr": delta,

@@ -505,7 +505,7 @@ def fused_launch(
         "q_desc": _descriptor(q, rows),
         "k_desc": _descriptor(k, 64),
         "v_desc": _descriptor(v, 64),
-        "dy_desc": _descriptor(dy.unflatten(2, (H, D)), rows),
+        "dy_desc": _descriptor(dy, rows, H),
         "dk_desc": _descriptor(dk, 64),
         "dv_desc": _descriptor(dv, 64),
         "total_desc": TensorDescriptor(total, [B * H, N, D], [N * D, D, 1], [1, 64, 64], layout),

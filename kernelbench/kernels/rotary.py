@@ -20,11 +20,11 @@ from torch import Tensor
 
 from kernelbench.kernels.launch import (
     Launch,
+    Plans,
     Repeats,
     ceil_div,
     check_device,
     check_powers_of_2,
-    of_devices,
     packed_rows,
     power_of_2,
     refusal,
@@ -344,6 +344,11 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor | Non
 _INTEGERS = (torch.int32, torch.int64)
 
 
+def _has_pairs(q: Tensor, table: Tensor) -> bool:
+    """Whether a table has one column for each pair of a head."""
+    return bool(q.dim() and table.dim() and 2 * table.shape[-1] == q.shape[-1])
+
+
 def _tables(
     q: Tensor,
     cos: Tensor,
@@ -551,7 +556,7 @@ class _RotaryPlan:
 
     def overwrite(self, kind: Hashable, xs: Sequence[Tensor], angles: _Angles) -> None:
         """Rotate in place outside of autograd, and increment the version counters."""
-        self.rotate(kind, xs, xs, angles)
+        self.rotate(kind, xs, None, angles)
         tracked = [x for x in xs if not x.is_inference()]
         torch.autograd.graph.increment_version(tracked)
 
@@ -559,51 +564,58 @@ class _RotaryPlan:
         self,
         kind: Hashable,
         xs: Sequence[Tensor],
-        outs: Sequence[Tensor],
+        outs: Sequence[Tensor] | None,
         angles: _Angles,
         *,
         inverse: bool = False,
     ) -> None:
-        """Rotate q and k, or one of them: then the other has no heads. kind: see `Repeats`."""
+        """Rotate q and k, or one of them, into `outs` or in place. kind: see `Repeats`."""
         q, k = xs if len(xs) == 2 else (xs[0], xs[0][:, :, :0])
-        q_out, k_out = outs if len(outs) == 2 else (outs[0], k)
-        tensors = q, k, q_out, k_out, *angles
+        q_out, k_out = (None, None) if outs is None else outs if len(outs) == 2 else (*outs, None)
+        self.repeats.run((inverse, kind), (q, k, q_out, k_out, *angles), self._launches)
 
-        def launches() -> tuple[Launch, ...]:
-            return (
-                rotary_launch(
-                    *tensors, interleaved=self.interleaved, inverse=inverse, config=self.config
-                ),
-            )
+    def _launches(
+        self, kind: tuple[bool, Hashable], tensors: Sequence[Tensor | None]
+    ) -> tuple[Launch, ...]:
+        """One alone is rotated with another that has no heads."""
+        q, k, q_out, k_out, cos, sin, offsets = tensors
+        assert q is not None and k is not None and cos is not None and sin is not None
+        q_out = q if q_out is None else q_out
+        k_out = k if k_out is None else k_out
+        how: Any = {"interleaved": self.interleaved, "inverse": kind[0], "config": self.config}
+        return (rotary_launch(q, k, q_out, k_out, cos, sin, offsets, **how),)
 
-        self.repeats.run(kind, (tensors,), launches)
 
-
-_MOST_PLANS = 4096
 _MOST_DISTANCES = 256
-_PLANS: dict[Hashable, _RotaryPlan] = of_devices({})
+_PLANS: Plans[_RotaryPlan] = Plans()
+
+
+def _key(
+    q: Tensor, k: Tensor, angles: _Angles, interleaved: bool, config: RotaryConfig | None
+) -> Hashable:
+    """All that decides about a plan. Of most devices the number suffices: a plan is of one device,
+    and memory that is elsewhere is no CUDA device's."""
+    cos, sin, offsets = angles
+    return (
+        (q.shape, q.stride(), q.dtype, q.device),
+        (k.shape, k.stride(), k.dtype, k.get_device()),
+        (cos.shape, cos.stride(), cos.dtype, cos.get_device(), cos.requires_grad),
+        (sin.shape, sin.stride(), sin.dtype, sin.get_device(), sin.requires_grad),
+        offsets
+        if offsets is None
+        else (offsets.shape, offsets.stride(), offsets.dtype, offsets.get_device()),
+        interleaved,
+        config,
+    )
 
 
 def _plan(
     q: Tensor, k: Tensor, angles: _Angles, interleaved: bool, config: RotaryConfig | None
 ) -> _RotaryPlan:
-    cos, sin, offsets = angles
-    key = (
-        (q.shape, q.stride(), q.dtype, q.device),
-        (k.shape, k.stride(), k.dtype, k.device),
-        (cos.shape, cos.stride(), cos.dtype, cos.device, cos.requires_grad),
-        (sin.shape, sin.stride(), sin.dtype, sin.device, sin.requires_grad),
-        offsets
-        if offsets is None
-        else (offsets.shape, offsets.stride(), offsets.dtype, offsets.device),
-        (interleaved, config),
-    )
+    key = _key(q, k, angles, interleaved, config)
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _RotaryPlan(q, k, cos, sin, offsets, interleaved, config)
-        if len(_PLANS) >= _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+        plan = _PLANS.add(key, _RotaryPlan(q, k, *angles, interleaved, config))
     return plan
 
 
@@ -619,10 +631,11 @@ class _Rotary(torch.autograd.Function):
         ctx.plan = plan
         ctx.save_for_backward(cos, sin, offsets)
         xs = (x,) if k is None else (x, k)
-        outs = xs if inplace else tuple(torch.empty_like(x) for x in xs)
+        outs = None if inplace else tuple(torch.empty_like(x) for x in xs)
         plan.rotate((name, inplace), xs, outs, (cos, sin, offsets))
-        if inplace:
+        if outs is None:
             ctx.mark_dirty(*xs)
+            return xs
         return outs
 
     @staticmethod
@@ -811,12 +824,14 @@ def apply_rotary(
         admit("apply_rotary", q, k, cos, sin)
     angles: _Angles = cos, sin, None
     try:
-        plainly = rotary_dim is None and offsets is None and cos.dim() and q.dim()
-        if not plainly or 2 * cos.shape[-1] != q.shape[-1]:
-            angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
-        if not plain or (q.is_meta and refusal(q.device)):
-            return _by_operator(q, k, angles, interleaved, inplace, config)
-        plan = _plan(q, k, angles, interleaved, config)
+        known = plain and rotary_dim is None and offsets is None
+        plan = _PLANS.get(_key(q, k, angles, interleaved, config)) if known else None
+        if plan is None:
+            if not known or not _has_pairs(q, cos):
+                angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
+            if not plain or (q.is_meta and refusal(q.device)):
+                return _by_operator(q, k, angles, interleaved, inplace, config)
+            plan = _plan(q, k, angles, interleaved, config)
     except RuntimeError:
         admit("apply_rotary", q, k, cos, sin)  # may raise a clearer error
         raise

@@ -10,8 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelbench.kernels import interpreter, launch, rms_norm, rotary
+from kernelbench.kernels import (
+    interpreter,
+    launch,
+    projection,
+    rcm_attention,
+    rcm_int8,
+    rms_norm,
+    rotary,
+)
 from kernelbench.kernels.launch import Launch, check_device, on_device, power_of_2, refusal
 
 
@@ -67,10 +76,11 @@ def repeats(monkeypatch):
 
 
 def run(repeats, kernel, x, y=None, kind="kind"):
-    def describe():
+    def describe(kind, tensors):
+        x, y = tensors
         return (Launch(kernel, (3,), {"x_ptr": x, "y_ptr": y, "M": 5}, {"BLOCK": 8}, {}),)
 
-    repeats.run(kind, ((x, y),), describe)
+    repeats.run(kind, (x, y), describe)
 
 
 def test_a_repeated_launch_passes_addresses_to_the_compiled_kernel(repeats):
@@ -124,11 +134,52 @@ def test_another_current_device_goes_the_slow_way(repeats, monkeypatch):
     assert (kernel.slow, len(kernel.fast)) == (2, 0)
 
 
-def test_tensors_in_another_order_than_the_kernel_s_are_a_mistake(repeats):
+def test_a_tensor_that_repeats_would_not_find_again_is_a_mistake(repeats):
     kernel, x, y = Kernel(), torch.empty(64), torch.empty(64)
     described = Launch(kernel, (3,), {"x_ptr": x, "y_ptr": y, "M": 5}, {"BLOCK": 8}, {})
-    with pytest.raises(AssertionError, match="x_ptr"):
-        repeats.run("kind", ((y, x),), lambda: (described,))
+    with pytest.raises(AssertionError, match="y_ptr"):
+        repeats.run("kind", (x, None), lambda *_: (described,))
+
+
+def test_one_tensor_in_two_places_says_nothing_about_two(repeats):
+    kernel, x, y = Kernel(), torch.empty(64), torch.empty(64)
+    run(repeats, kernel, x, x)
+    run(repeats, kernel, x, y)
+    assert (kernel.slow, len(kernel.fast)) == (2, 0)
+    for pair in ((x, x), (y, x)):
+        run(repeats, kernel, *pair)
+    assert [args[-4:-2] for args in kernel.fast] == [
+        (x.data_ptr(), x.data_ptr()),
+        (y.data_ptr(), x.data_ptr()),
+    ]
+
+
+def test_too_many_plans_are_forgotten(monkeypatch):
+    monkeypatch.setattr(launch.Plans, "MOST", 2)
+    plans = launch.Plans()
+    for number in range(3):
+        assert plans.add(number, f"plan {number}") == f"plan {number}"
+    assert plans == {2: "plan 2"}
+
+
+def test_a_descriptor_is_repeated_for_other_tensors(repeats):
+    """Also one of a view, whose shape it has itself."""
+    kernel = Kernel()
+
+    def describe(kind, tensors):
+        x, y = tensors
+        args = {"x_ptr": TensorDescriptor(x, [8, 16], [16, 1], [8, 16]), "y_ptr": y, "M": 5}
+        return (Launch(kernel, (3,), args, {"BLOCK": 8}, {}),)
+
+    for number in range(3):
+        x, y = torch.empty(128), torch.empty(64)
+        repeats.run("kind", (x, y), describe)
+        if number:
+            *_, descriptor, address, M, BLOCK = kernel.fast[-1]
+            assert type(descriptor) is TensorDescriptor and descriptor.base is x
+            assert (descriptor.shape, descriptor.strides) == ([8, 16], [16, 1])
+            assert (address, M, BLOCK) == (y.data_ptr(), 5, 8)
+    assert kernel.slow == 1
 
 
 def test_shared_memory_is_what_remains_for_each_program():
@@ -255,7 +306,13 @@ def kept(monkeypatch):
     known = {}
 
     def run(repeats, kind, tensors, describe):
-        for number, one in enumerate(describe()):
+        present = [t is not None for t in tensors]
+        assert known.setdefault((id(repeats), kind), (repeats, present))[1] == present, kind
+        own = {id(tensor) for tensor in tensors}
+        for number, one in enumerate(describe(kind, tensors)):
+            for value in one.args.values():
+                base = getattr(value, "base", value)
+                assert not isinstance(base, torch.Tensor) or id(base) in own, one
             values = {**one.args, **one.constexprs}
             fixed = {n: v for n, v in values.items() if not isinstance(v, torch.Tensor)}
             first = known.setdefault((id(repeats), kind, number), (repeats, one.grid, fixed))
@@ -318,3 +375,49 @@ def test_a_kind_of_norm_is_one_launch(kept, device):
     for save in (True, False):
         rms_norm._operator(x, weight, r, 1e-6, "fp32", [], save)
     assert len(kept) > 8
+
+
+NEEDS = [(True,) * 5, (True, False, False, False, False), (False, True, False, True, False)]
+
+
+@pytest.mark.parametrize(
+    "function", [rcm_attention.rcm_attention, rcm_attention.rcm_attention_unfused]
+)
+def test_a_kind_of_attention_is_one_launch(function, kept, device):
+    q, k, v = torch.randn(3, 2, 9, 2, 16, device=device)
+    x, t = torch.randn(2, 9, 32, device=device), torch.rand(2, device=device)
+    for causal in (False, True):
+        call = partial(function, causal=causal)
+        for wanted in (*NEEDS, (False, False, True, False, True)):
+            differentiate(call, (q, k, v, x, t), wanted)
+        for q_by in (q, q.transpose(1, 2).contiguous().transpose(1, 2)):
+            call(q_by, k, v, x, t)
+            call(q_by, k, v, None, None, parametrization="none")
+    for save in (True, False):
+        rest = None, "edm", False, None, [], True, save
+        y, o, lse = rcm_attention._operator(q, k, v, x, t, *rest)
+        if save:
+            arguments = q, k, v, x, t, o, lse, *rest[:-1]
+            rcm_attention._operator_backward(torch.ones_like(y), *arguments, [True] * 5)
+    assert len(kept) > 15
+
+
+def test_a_kind_of_projection_is_one_launch(kept, device):
+    shapes = (2, 9, 32), (16, 32), (16,), (2, 9, 16), (2,)
+    a, weight, bias, x, t = (torch.randn(*shape, device=device) for shape in shapes)
+    for function in (projection.project_and_skip, projection.project_and_skip_unfused):
+        for wanted in (*NEEDS, (False, False, True, False, True)):
+            differentiate(function, (a, weight, bias, x, t.abs()), wanted)
+        function(a, weight, None, x, t.abs())
+        function(a, weight, bias, None, None, parametrization="none")
+    assert len(kept) > 10
+
+
+def test_a_kind_of_8_bit_attention_is_one_launch(kept, device):
+    q, k, v = torch.randn(3, 2, 40, 2, 16, device=device).half()
+    x, t = torch.randn(2, 40, 32, device=device).half(), torch.rand(2, device=device)
+    for causal in (False, True):
+        for q_by in (q, q.transpose(1, 2).contiguous().transpose(1, 2)):
+            rcm_int8.rcm_attention_int8(q_by, k, v, x, t, causal=causal)
+    rcm_int8.rcm_attention_int8(q, k, v, None, None, parametrization="none")
+    assert len(kept) > 4

@@ -9,11 +9,13 @@ import torch
 
 from kernelbench.kernels import rcm_attention as kernel
 from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.launch import Plans
 from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, Backward, Forward, formula_of
 from kernelbench.kernels.rcm_attention import (
     RcmAttentionConfig,
     _choose,
     backward_launches,
+    backward_scratch,
     configs,
     rcm_attention,
     rcm_attention_unfused,
@@ -405,6 +407,7 @@ def test_torch_says_whether_bits_must_be_the_same(asked, warn_only, expected, mo
         return LARGE
 
     monkeypatch.setattr(kernel, "_choose", choose)
+    monkeypatch.setattr(kernel, "_PLANS", Plans())
     inputs, _ = draw(1, 16, 1, 64, torch.float16, device)
     torch.use_deterministic_algorithms(asked, warn_only=warn_only)
     try:
@@ -428,7 +431,8 @@ def test_a_sum_of_dq_begins_as_zeros_and_is_scaled(N, parametrization, device):
     tensors = Backward(
         dy, q, k, v, x, t, torch.ones_like(dy), statistic_of(q), dq, dk, dv, None, None
     )
-    zeros, fused, scaled = backward_launches(tensors, formula=formula, config=config)
+    scratch = backward_scratch(tensors, config)
+    zeros, fused, scaled = backward_launches(tensors, scratch, formula=formula, config=config)
     total = fused.args["total_desc"].base.fill_(math.nan)
     zeros.run()
     assert torch.equal(total, torch.zeros_like(total))
@@ -452,7 +456,8 @@ def test_one_kernel_computes_all_or_is_not_taken(wanted, device):
     config = configs(1, 16, 2, 128, arch="sm_90", mode="bwd")[0]
     tensors = Backward(dy, q, k, v, x, t, dy, statistic_of(q), dq, dk, dv, None, None)
     formula = formula_of("edm", None, False, None, 128)
-    _, launch = backward_launches(tensors, formula=formula, config=config)
+    scratch = backward_scratch(tensors, config)
+    _, launch = backward_launches(tensors, scratch, formula=formula, config=config)
     expected = "differentiate_queries" if wanted == "q" else "differentiate_keys"
     assert launch.kernel.fn.__name__ == expected
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelbench.kernels import rms_norm as module
-from kernelbench.kernels.launch import watched
+from kernelbench.kernels.launch import Plans, watched
 from kernelbench.kernels.rms_norm import (
     CASTINGS,
     RmsNormConfig,
@@ -357,7 +357,7 @@ def test_upstream_gradients_that_do_not_arrive(device):
 @pytest.fixture
 def launches(monkeypatch):
     """Every launch of a forward pass that is described, as none is ready."""
-    monkeypatch.setattr(module, "_PLANS", {})
+    monkeypatch.setattr(module, "_PLANS", Plans())
     made = []
 
     def recorded(*args, **named):

@@ -375,13 +375,6 @@ def test_a_config_must_be_powers_of_two():
         RotaryConfig(4, 3, 4)
 
 
-def test_plans_are_forgotten_beyond_a_limit(monkeypatch, device):
-    monkeypatch.setattr(rotary, "_MOST_PLANS", 2)
-    monkeypatch.setattr(rotary, "_PLANS", dict.fromkeys(range(5)))
-    ok(device)
-    assert len(rotary._PLANS) == 1
-
-
 def test_distances_are_forgotten_beyond_a_limit(monkeypatch, device):
     monkeypatch.setattr(rotary, "_MOST_DISTANCES", 2)
     memory = draw(1, 3, 9, 8, torch.float32, device)

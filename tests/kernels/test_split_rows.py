@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from kernelbench.families.rms_norm import RMSNormCase, triton_configs
-from kernelbench.kernels import rms_norm as module
 from kernelbench.kernels.launch import Launch, Target, ceil_div, described_for, watched
 from kernelbench.kernels.rms_norm import RmsNormConfig, configs, rms_norm
 from kernelbench.spec import Device
@@ -269,12 +268,3 @@ def test_a_given_config_that_the_driver_refuses_is_a_mistake():
 def test_other_errors_of_the_driver_are_raised():
     with refused("an illegal memory access", ALL), pytest.raises(RuntimeError, match="an illegal"):
         call(64, 262_144)
-
-
-def test_plans_are_forgotten_when_they_are_more_than_the_most(monkeypatch):
-    plans = dict.fromkeys(range(3))
-    monkeypatch.setattr(module, "_PLANS", plans)
-    monkeypatch.setattr(module, "_MOST_PLANS", 2)
-    with described_for(Target("sm_90", 132)):
-        call(2, 64)
-    assert len(plans) == 1

@@ -16,6 +16,7 @@ dbias = Σ_rows G, dt = c_skip'·Σ dy⊙x + c_out'·Σ dy⊙F. F is not kept: �
 Σ (dy W)⊙a + Σ dy⊙bias, so where dt is wanted da is c_out·(dy W). The matrix products are cuBLAS's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -28,11 +29,12 @@ from torch import Tensor
 from kernelbench.kernels.attention.tiles import is_wide, widened
 from kernelbench.kernels.launch import (
     Launch,
+    Plans,
+    Repeats,
     arch_of,
     ceil_div,
     check_device,
     check_powers_of_2,
-    on_device,
     packed_rows,
     power_of_2,
     refusal,
@@ -642,90 +644,168 @@ def scale_launch(
     return Launch(_scale, (_parts(K, N) * B,), args, constexprs, options)
 
 
-def _run_forward(
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x: Tensor | None,
-    t: Tensor | None,
-    formula: RcmFormula,
-    config: ProjectionConfig,
-    fused: bool,
-) -> Tensor:
-    like = a if x is None else x
-    y = like.new_empty(*a.shape[:2], weight.shape[0])
-    with on_device(a.device):
-        if fused or x is None or t is None:
-            forward_launch(a, weight, bias, x, t, y, formula=formula, config=config).run()
+_Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # a to t
+
+
+class _Plan:
+    """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
+
+    def __init__(
+        self,
+        tensors: _Inputs,
+        sigma_data: float | None,
+        parametrization: str,
+        config: ProjectionConfig | None,
+        fused: bool,
+    ) -> None:
+        a, weight, _, x, _ = tensors
+        self._formula = _check_all(*tensors, sigma_data, parametrization)
+        device = check_device(**dict(zip(("a", "weight", "bias", "x", "t"), tensors, strict=True)))
+        self._config = _suited_config(a, weight, x, arch_of(device), config)
+        self._fused = fused or not self._formula.skips
+        self._repeats = Repeats(device)
+
+    def forward(self, tensors: _Inputs) -> Tensor:
+        a, weight, _, x, _ = tensors
+        like = a if x is None else x
+        y = like.new_empty(*a.shape[:2], weight.shape[0])
+        F = None if self._fused else a.new_empty(y.shape)
+        self._repeats.run("forward", (*tensors, y, F), self._forward_launches)
+        return y
+
+    def _forward_launches(self, kind: str, tensors: Sequence[Any]) -> Sequence[Launch]:
+        a, weight, bias, x, t, y, F = tensors
+        formula, config = self._formula, self._config
+        if F is None:
+            return (forward_launch(a, weight, bias, x, t, y, formula=formula, config=config),)
+        return (
+            forward_launch(a, weight, bias, None, None, F, formula=formula, config=config),
+            skip_launch(F, x, t, y, formula=formula),
+        )
+
+    def backward(
+        self, dy: Tensor, tensors: _Inputs, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """da, dweight, dbias, dx, dt, each where it is needed; bias and x are read for dt alone.
+
+        Hooks on saved tensors may return them with other strides.
+        """
+        a, weight, bias, x, t = _packed(tensors)
+        dy = packed_rows(dy)
+        dx = dt = parts = None
+        if t is None:
+            dy_MC = g_MC = dy.reshape(-1, dy.shape[2]).to(a.dtype)
+            dbias = g_MC.sum(0) if needs[2] else None
         else:
-            F = a.new_empty(y.shape)
-            forward_launch(a, weight, bias, None, None, F, formula=formula, config=config).run()
-            skip_launch(F, x, t, y, formula=formula).run()
-    return y
+            dx, g_MC, dbias, parts = self._skip_backward(dy, a, bias, x, t, needs)
+            dy_MC = dy.reshape(-1, dy.shape[2]).to(a.dtype) if needs[4] else g_MC
+        da = torch.mm(dy_MC, weight).view(a.shape) if needs[0] or needs[4] else None
+        dweight = torch.mm(g_MC.t(), a.reshape(-1, a.shape[2])) if needs[1] else None
+        if t is not None and da is not None and parts is not None:
+            scale_parts = parts[:, _parts(dy.shape[2], dy.shape[1]) :]
+            kind = "scale", needs[0], a.stride(), t.stride()
+            self._repeats.run(kind, (da, a, t, scale_parts), self._scale_launches)
+            dt = parts.sum(1).to(t.dtype)
+        return da if needs[0] else None, dweight, dbias, dx, dt
 
-
-def _run_backward(
-    dy: Tensor,
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x: Tensor | None,
-    t: Tensor | None,
-    formula: RcmFormula,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """da, dweight, dbias, dx, dt, each where it is needed; bias and x are read for dt alone.
-
-    Hooks on saved tensors may return them with other strides.
-    """
-    dy, a, weight = packed_rows(dy), packed_rows(a), packed_rows(weight)
-    bias = None if bias is None else bias.contiguous()
-    x = None if x is None else packed_rows(x)
-    dx = dt = dbias = parts = None
-    if t is None:
-        dy_MC = g_MC = dy.reshape(-1, dy.shape[2]).to(a.dtype)
-        dbias = g_MC.sum(0) if needs[2] else None
-    else:
+    def _skip_backward(
+        self,
+        dy: Tensor,
+        a: Tensor,
+        bias: Tensor | None,
+        x: Tensor | None,
+        t: Tensor,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """dx, G = c_out·dy of (B·N,C), dbias, and memory for all parts of dt, half of it filled."""
         B, N, C = dy.shape
-        if needs[4]:
-            parts = torch.empty(
-                B, _parts(C, N) + _parts(a.shape[2], N), device=a.device, dtype=torch.float32
-            )
-        dx = torch.empty(B, N, C, device=a.device, dtype=dy.dtype) if needs[3] else None
-        wants_g = needs[1] or (needs[0] and not needs[4])
-        g = torch.empty(B, N, C, device=a.device, dtype=a.dtype) if wants_g else None
+        count = _parts(C, N) + _parts(a.shape[2], N)
+        parts = a.new_empty(B, count, dtype=torch.float32) if needs[4] else None
+        dx = a.new_empty(B, N, C, dtype=dy.dtype) if needs[3] else None
+        g = a.new_empty(B, N, C) if needs[1] or (needs[0] and not needs[4]) else None
         rows = B * ceil_div(N, _cut(C, N)[0])
         sums = dy.new_empty(rows, C, dtype=torch.float32) if needs[2] else None
-        with on_device(a.device):
-            skip_backward_launch(dy, x, bias, t, dx, g, sums, parts, formula=formula).run()
-        dbias = None if sums is None else sums.sum(0).to(weight.dtype)
-        g_MC = dy.new_empty(0, C) if g is None else g.view(-1, C)
-        dy_MC = dy.reshape(-1, C).to(a.dtype) if needs[4] else g_MC
-    da = torch.mm(dy_MC, weight).view(a.shape) if needs[0] or needs[4] else None
-    dweight = torch.mm(g_MC.t(), a.reshape(-1, a.shape[2])) if needs[1] else None
-    if t is not None and da is not None and parts is not None:
-        scale_parts = parts[:, _parts(dy.shape[2], dy.shape[1]) :]
-        with on_device(a.device):
-            scale_launch(da, a, t, scale_parts, formula=formula, stores=needs[0]).run()
-        dt = parts.sum(1).to(t.dtype)
-    return da if needs[0] else None, dweight, dbias, dx, dt
+        read = (x, bias) if needs[4] else (None, None)
+        kind = "skip", *needs, dy.stride(), t.stride(), x if x is None else x.stride()
+        self._repeats.run(kind, (dy, *read, t, dx, g, sums, parts), self._skip_launches)
+        dbias = None if sums is None else sums.sum(0).to(a.dtype)
+        return dx, dy.new_empty(0, C) if g is None else g.view(-1, C), dbias, parts
+
+    def _skip_launches(self, kind: Any, tensors: Sequence[Any]) -> Sequence[Launch]:
+        return (skip_backward_launch(*tensors, formula=self._formula),)
+
+    def _scale_launches(self, kind: Any, tensors: Sequence[Any]) -> Sequence[Launch]:
+        return (scale_launch(*tensors, formula=self._formula, stores=kind[1]),)
+
+
+def _packed(tensors: _Inputs) -> _Inputs:
+    """The tensors with rows as the kernels read them."""
+    a, weight, bias, x, t = tensors
+    bias = bias if bias is None else bias.contiguous()
+    x = x if x is None else packed_rows(x)
+    return packed_rows(a), packed_rows(weight), bias, x, t
+
+
+def _suited_config(
+    a: Tensor, weight: Tensor, x: Tensor | None, arch: str, config: ProjectionConfig | None
+) -> ProjectionConfig:
+    """The table's config for None. Raises ValueError for one that does not take these tensors."""
+    suited = suits(a, weight, x)
+    if config is None:
+        rows = a.shape[0] * a.shape[1]
+        return _choose(rows, *weight.shape, arch, a.element_size(), suited)
+    if config.hopper is not None and not (suited and arch == "sm_90"):
+        raise ValueError(
+            f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
+            "of 64, and tensors, none of them expanded, whose addresses and strides are multiples "
+            "of 16 bytes, on sm_90, "
+            f"got {a.dtype}, N, K = {tuple(a.shape[1:])}, C = {weight.shape[0]} on "
+            f"{arch}: pass config=None for a kernel that takes these"
+        )
+    return config
+
+
+_PLANS: Plans[_Plan] = Plans()
+
+
+def _plan(
+    tensors: _Inputs,
+    sigma_data: float | None,
+    parametrization: str,
+    config: ProjectionConfig | None,
+    fused: bool,
+) -> _Plan:
+    """tensors: `_packed`."""
+    a, weight, bias, x, t = tensors
+    key = (
+        (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15),
+        (weight.shape, weight.stride(), weight.dtype, weight.device, weight.data_ptr() & 15),
+        bias if bias is None else (bias.shape, bias.dtype, bias.device),
+        x if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() & 15),
+        t if t is None else (t.shape, t.stride(), t.dtype, t.device),
+        sigma_data,
+        parametrization,
+        config,
+        fused,
+    )
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _PLANS.add(key, _Plan(tensors, sigma_data, parametrization, config, fused))
+    return plan
 
 
 class _ProjectAndSkip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, weight, bias, x, t, formula, config, fused):
-        ctx.formula = formula
+    def forward(ctx, a, weight, bias, x, t, plan):
+        ctx.plan = plan
         wants_dt = ctx.needs_input_grad[4]
         ctx.save_for_backward(a, weight, bias if wants_dt else None, x if wants_dt else None, t)
-        return _run_forward(a, weight, bias, x, t, formula, config, fused)
+        return plan.forward((a, weight, bias, x, t))
 
     @staticmethod
     @differentiable_once
     def backward(ctx, dy):
-        a, weight, bias, x, t = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:5]
-        gradients = _run_backward(dy, a, weight, bias, x, t, ctx.formula, needs)
-        return *gradients, None, None, None
+        return *ctx.plan.backward(dy, ctx.saved_tensors, ctx.needs_input_grad[:5]), None
 
 
 @torch.library.custom_op("kernelbench::project_and_skip", mutates_args=())
@@ -741,9 +821,9 @@ def _operator(
     fused: bool,
 ) -> Tensor:
     """y."""
+    tensors = _packed((a, weight, bias, *_mixed(x, t, parametrization)))
     parsed = of_numbers(ProjectionConfig, config)
-    arguments = _arguments(a, weight, bias, x, t, sigma_data, parametrization, parsed)
-    return _run_forward(*arguments, fused)
+    return _plan(tensors, sigma_data, parametrization, parsed, fused).forward(tensors)
 
 
 @without_data(_operator)
@@ -765,10 +845,8 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """da, dweight, dbias, dx, dt; `absent` for what is not needed."""
-    a, weight, bias, x, t, formula, _ = _arguments(
-        a, weight, bias, x, t, sigma_data, parametrization, None
-    )
-    gradients = _run_backward(dy, a, weight, bias, x, t, formula, tuple(needs))
+    tensors = _packed((a, weight, bias, *_mixed(x, t, parametrization)))
+    gradients = _plan(tensors, sigma_data, parametrization, None, True).backward(dy, tensors, needs)
     da, dweight, dbias, dx, dt = gradients_of(gradients, a)
     return da, dweight, dbias, dx, dt
 
@@ -892,42 +970,11 @@ def _check_all(
     return formula
 
 
-_Arguments = tuple[
-    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, RcmFormula, ProjectionConfig
-]
-
-
-def _arguments(
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x: Tensor | None,
-    t: Tensor | None,
-    sigma_data: float | None,
-    parametrization: str,
-    config: ProjectionConfig | None,
-) -> _Arguments:
-    """The arguments, checked and laid out for the launches, with formula and config."""
-    formula = _check_all(a, weight, bias, x, t, sigma_data, parametrization)
-    if not formula.skips:
-        x = t = None
-    device = check_device(a=a, weight=weight, bias=bias, x=x, t=t)
-    a, weight = packed_rows(a), packed_rows(weight)
-    bias = bias if bias is None else bias.contiguous()
-    x = None if x is None else packed_rows(x)
-    suited = suits(a, weight, x)
-    if config is None:
-        rows = a.shape[0] * a.shape[1]
-        config = _choose(rows, *weight.shape, arch_of(device), a.element_size(), suited)
-    if config.hopper is not None and not (suited and arch_of(device) == "sm_90"):
-        raise ValueError(
-            f"{config.hopper} takes bfloat16 or float16, x of a's dtype, N, K and C in multiples "
-            "of 64, and tensors, none of them expanded, whose addresses and strides are multiples "
-            "of 16 bytes, on sm_90, "
-            f"got {a.dtype}, N, K = {tuple(a.shape[1:])}, C = {weight.shape[0]} on "
-            f"{arch_of(device)}: pass config=None for a kernel that takes these"
-        )
-    return a, weight, bias, x, t, formula, config
+def _mixed(
+    x: Tensor | None, t: Tensor | None, parametrization: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """x and t where they take part."""
+    return (None, None) if parametrization == "none" else (x, t)
 
 
 def _project_and_skip(
@@ -941,19 +988,19 @@ def _project_and_skip(
     config: ProjectionConfig | None,
     fused: bool,
 ) -> Tensor:
-    if parametrization == "none":
-        x = t = None
-    tensors = a, weight, bias, x, t
+    tensors: _Inputs = (a, weight, bias, *_mixed(x, t, parametrization))
     if direct(*tensors) and not (a.is_meta and refusal(a.device)):
         try:
-            arguments = _arguments(*tensors, sigma_data, parametrization, config)
-        except RuntimeError:
-            admit("project_and_skip", *tensors)  # may raise a clearer error
+            packed = _packed(tensors)
+            plan = _plan(packed, sigma_data, parametrization, config, fused)
+        except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
+            admit("project_and_skip", *tensors)
+            _check_all(*tensors, sigma_data, parametrization)
             raise
-        if graded(*arguments[:5]):
-            y: Tensor = _ProjectAndSkip.apply(*arguments, fused)
+        if graded(*packed):
+            y: Tensor = _ProjectAndSkip.apply(*packed, plan)
             return y
-        return _run_forward(*arguments, fused)
+        return plan.forward(packed)
     admit("project_and_skip", *tensors)
     _check_all(*tensors, sigma_data, parametrization)
     rest = sigma_data, parametrization, numbers_of(config), fused

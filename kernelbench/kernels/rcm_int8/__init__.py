@@ -16,6 +16,7 @@ Nothing returns to the host in between.
 Zhang et al., SageAttention2, 2024 (arXiv:2411.10958).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from kernelbench.kernels.attention.tiles import (
 )
 from kernelbench.kernels.launch import (
     Launch,
+    Plans,
+    Repeats,
     arch_of,
     ceil_div,
     check_device,
@@ -59,7 +62,17 @@ from kernelbench.kernels.operators import (
     without_data,
 )
 from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
-from kernelbench.kernels.rcm_attention import _check_all, _check_skip, _heads_fit, _mixing, _strides
+from kernelbench.kernels.rcm_attention import (
+    How,
+    Inputs,
+    _check_all,
+    _check_skip,
+    _heads_fit,
+    _mixing,
+    _strides,
+    inputs_of,
+    layouts_of,
+)
 from kernelbench.kernels.rcm_int8 import hopper
 from kernelbench.kernels.rcm_int8.packed import Packed, RcmInt8Config
 from kernelbench.kernels.sharding import WHOLE, optional, sharded
@@ -556,42 +569,59 @@ def _empty_packed(q: Tensor, scale: float, config: RcmInt8Config, arch: str) -> 
     B, N, H, D = q.shape
     G, E = B * H, _buffer_size(D)
     q_tiles, k_tiles = ceil_div(N, config.block_m), ceil_div(N, config.block_n)
-    value_dtype = _value_dtype(arch)
-    return Packed(
-        q8=q.new_empty(G, q_tiles * config.block_m, E, dtype=torch.int8),
-        k8=q.new_empty(G, k_tiles * config.block_n, E, dtype=torch.int8),
-        v8=q.new_empty(G, k_tiles, E, config.block_n, dtype=value_dtype),
-        q_scale=q.new_empty(G, q_tiles, dtype=torch.float32),
-        k_scale=q.new_empty(G, k_tiles, dtype=torch.float32),
-        v_scale=q.new_empty(G, E, dtype=torch.float32),
-        permuted=value_dtype is torch.float8_e4m3fn or arch == "cpu",
-        dtype=q.dtype,
-        B=B,
-        N=N,
-        H=H,
-        D=D,
-        scale=scale,
-        config=config,
+    buffers = (
+        q.new_empty(G, q_tiles * config.block_m, E, dtype=torch.int8),
+        q.new_empty(G, k_tiles * config.block_n, E, dtype=torch.int8),
+        q.new_empty(G, k_tiles, E, config.block_n, dtype=_value_dtype(arch)),
+        q.new_empty(G, q_tiles, dtype=torch.float32),
+        q.new_empty(G, k_tiles, dtype=torch.float32),
+        q.new_empty(G, E, dtype=torch.float32),
     )
+    return _packed(buffers, q, scale, config, arch)
+
+
+def _packed(
+    buffers: Sequence[Tensor], q: Tensor, scale: float, config: RcmInt8Config, arch: str
+) -> Packed:
+    """buffers: as `Packed.buffers`."""
+    q8, k8, v8, q_scale, k_scale, v_scale = buffers
+    permuted = _value_dtype(arch) is torch.float8_e4m3fn or arch == "cpu"
+    B, N, H, D = q.shape
+    shape: Any = {"B": B, "N": N, "H": H, "D": D, "dtype": q.dtype}
+    how: Any = {"permuted": permuted, "scale": scale, "config": config}
+    return Packed(q8, k8, v8, q_scale, k_scale, v_scale, **shape, **how)
+
+
+def quantise_scratch(packed: Packed) -> Tensor:
+    """Scratch memory for `quantise_launches`: the sums and maxima of the parts of each head."""
+    G, _, E = packed.q8.shape
+    parts = ceil_div(packed.N, _part_tokens(packed))
+    return packed.q8.new_empty(G, 2, parts, E, dtype=torch.float32)
+
+
+def _rows(packed: Packed) -> int:
+    """Tokens that are quantised at a time."""
+    return max(packed.config.block_m, packed.config.block_n)
+
+
+def _part_tokens(packed: Packed) -> int:
+    """Tokens of a part of a head."""
+    G, rows = packed.q8.shape[0], _rows(packed)
+    steps = ceil_div(packed.N, rows)
+    wanted = G * steps // (_PARTS * sm_count(packed.q8.device))
+    return rows * max(wanted, ceil_div(steps, 64), 1)
 
 
 def quantise_launches(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, partial: Tensor
 ) -> tuple[Launch, Launch]:
-    """The launches, in order, that fill `packed`. Scratch memory is allocated here.
+    """The launches, in order, that fill `packed`.
 
-    q, k, v: (B,N,H,D) of any strides whose last is 1. The first launch has three programs for each
-    part of a head.
+    q, k, v: (B,N,H,D) of any strides whose last is 1. partial: as `quantise_scratch` makes it. The
+    first launch has three programs for each part of a head.
     """
     G, _, E = packed.q8.shape
-    rows = max(packed.config.block_m, packed.config.block_n)
-    steps = ceil_div(packed.N, rows)
-    part_steps = max(G * steps // (_PARTS * sm_count(q.device)), ceil_div(steps, 64), 1)
-    P = ceil_div(steps, part_steps)
-    partial = q.new_empty(G, 2, P, E, dtype=torch.float32)
+    rows, P = _rows(packed), partial.shape[2]
     early = starts_early(arch_of(q.device))
     args = {"N": packed.N, "H": packed.H, "P": P, "partial_ptr": partial}
     constexprs = {"D": packed.D, "BLOCK_D": E, "DEPENDENT": early}
@@ -599,7 +629,7 @@ def quantise_launches(
     first = Launch(
         _quantise_queries,
         (G * P * 3,),
-        _queries_args(q, k, v, packed, part_steps * rows) | args | _strides(q=q, k=k, v=v),
+        _queries_args(q, k, v, packed, _part_tokens(packed)) | args | _strides(q=q, k=k, v=v),
         constexprs
         | {
             "BLOCK_M": packed.config.block_m,
@@ -703,23 +733,6 @@ def _attend_launch(
     return attend_launch(packed, x, t, y, formula=formula)
 
 
-def launches(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    x: Tensor | None,
-    t: Tensor | None,
-    y: Tensor,
-    *,
-    formula: RcmFormula,
-    config: RcmInt8Config,
-    arch: str,
-) -> tuple[Launch, ...]:
-    """All launches of a call, in order; tensors as `attend_launch` and `quantise_launches` take."""
-    packed = _empty_packed(q, formula.scale, config, arch)
-    return (*quantise_launches(q, k, v, packed), _attend_launch(packed, x, t, y, formula, arch))
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise TypeError(
@@ -747,32 +760,53 @@ def _refuse_gradients(*tensors: Tensor | None) -> None:
         )
 
 
+class _Plan:
+    """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
+
+    def __init__(self, tensors: Inputs, how: How, config: RcmInt8Config | None) -> None:
+        q, k, v, x, t = tensors
+        sigma_data, parametrization, causal, scale = how
+        _check_all(*tensors, *how, _check)
+        D = q.shape[3]
+        self._formula = formula_of(parametrization, sigma_data, causal, scale, D)
+        device = check_device(q=q, k=k, v=v, x=x, t=t)
+        self._arch = arch_of(device)
+        self._config = config or _choose(q.shape[1], D, self._arch)
+        self._repeats = Repeats(device)
+
+    def run(self, tensors: Inputs) -> Tensor:
+        q = tensors[0]
+        y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
+        packed = _empty_packed(q, self._formula.scale, self._config, self._arch)
+        memory = *packed.buffers, quantise_scratch(packed)
+        self._repeats.run(None, (*tensors, y, *memory), self._launches)
+        return y
+
+    def _launches(self, kind: None, tensors: Sequence[Any]) -> Sequence[Launch]:
+        q, k, v, x, t, y, *buffers, partial = tensors
+        packed = _packed(buffers, q, self._formula.scale, self._config, self._arch)
+        attend = _attend_launch(packed, x, t, y, self._formula, self._arch)
+        return *quantise_launches(q, k, v, packed, partial), attend
+
+
+_PLANS: Plans[_Plan] = Plans()
+
+
 def _run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     x: Tensor | None,
     t: Tensor | None,
-    sigma_data: float | None,
-    parametrization: str,
-    causal: bool,
-    scale: float | None,
+    how: How,
     config: RcmInt8Config | None,
 ) -> Tensor:
-    if not _check_all(q, k, v, x, t, sigma_data, parametrization, causal, scale, _check):
-        x = t = None
-    formula = formula_of(parametrization, sigma_data, causal, scale, q.shape[3])
-    device = check_device(q=q, k=k, v=v, x=x, t=t)
-    arch = arch_of(device)
-    if config is None:
-        config = _choose(q.shape[1], q.shape[3], arch)
-    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
-    x = None if x is None else packed_rows(x)
-    y = q.new_empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3])
-    with on_device(device):
-        for launch in launches(q, k, v, x, t, y, formula=formula, config=config, arch=arch):
-            launch.run()
-    return y
+    tensors = inputs_of(q, k, v, x, t, how[1])
+    key = (*layouts_of(tensors), how, config)
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _PLANS.add(key, _Plan(tensors, how, config))
+    return plan.run(tensors)
 
 
 @torch.library.custom_op("kernelbench::rcm_attention_int8", mutates_args=())
@@ -789,8 +823,8 @@ def _operator(
     config: list[int],
 ) -> Tensor:
     """y."""
-    parsed = of_numbers(RcmInt8Config, config)
-    return _run(q, k, v, x, t, sigma_data, parametrization, causal, scale, parsed)
+    how = sigma_data, parametrization, causal, scale
+    return _run(q, k, v, x, t, how, of_numbers(RcmInt8Config, config))
 
 
 @without_data(_operator)
@@ -839,7 +873,7 @@ def prepack(
     q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
     packed = _empty_packed(q, scale, config, arch)
     with on_device(device):
-        for launch in quantise_launches(q, k, v, packed):
+        for launch in quantise_launches(q, k, v, packed, quantise_scratch(packed)):
             launch.run()
     return packed
 
@@ -909,14 +943,15 @@ def rcm_attention_int8(
         x = t = None
     tensors = q, k, v, x, t
     _refuse_gradients(*tensors)
-    options = sigma_data, parametrization, causal, scale
+    how = sigma_data, parametrization, causal, scale
     if direct(*tensors) and not (q.is_meta and refusal(q.device)):
         try:
-            return _run(*tensors, *options, config)
-        except RuntimeError:
-            admit("rcm_attention_int8", *tensors)  # may raise a clearer error
+            return _run(*tensors, how, config)
+        except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
+            admit("rcm_attention_int8", *tensors)
+            _check_all(*tensors, *how, _check)
             raise
     admit("rcm_attention_int8", *tensors)
-    _check_all(*tensors, *options, _check)
-    y: Tensor = _operator(*tensors, *options, numbers_of(config))
+    _check_all(*tensors, *how, _check)
+    y: Tensor = _operator(*tensors, *how, numbers_of(config))
     return y

@@ -530,11 +530,11 @@ def suits(packed: Packed, x: Tensor | None, y: Tensor) -> bool:
 
 def _of_rows(tensor: Tensor, rows: int) -> TensorDescriptor:
     """All rows of a contiguous 8-bit tensor, `rows` at a time."""
-    flat = tensor.flatten(0, -2)
-    block = [rows, flat.shape[1]]
+    N = tensor.shape[-1]
+    block = [rows, N]
     element = {torch.int8: gl.int8, torch.float8_e4m3fn: gl.float8e4nv}[tensor.dtype]
     layout = gl.NVMMASharedLayout.get_default_for(block, element)
-    return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), block, layout)
+    return TensorDescriptor(tensor, [tensor.numel() // N, N], [N, 1], block, layout)
 
 
 def attend_launch(

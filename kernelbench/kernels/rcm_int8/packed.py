@@ -64,3 +64,7 @@ class Packed:
     D: int
     scale: float
     config: RcmInt8Config
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        return self.q8, self.k8, self.v8, self.q_scale, self.k_scale, self.v_scale

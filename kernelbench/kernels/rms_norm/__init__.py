@@ -9,7 +9,7 @@ second time from L1; still wider ones are shared by several programs, which exch
 the sum. The backward reads once, too, through a pipeline in shared memory.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from kernelbench.kernels.launch import (
     Launch,
+    Plans,
     Repeats,
     arch_of,
     ceil_div,
     check_device,
     check_powers_of_2,
-    of_devices,
     on_device,
     power_of_2,
     refusal,
@@ -594,14 +594,13 @@ class _NormPlan:
         total = None if residual is None else torch.empty_like(y)
         rstd_M = x.new_empty(self.M, dtype=torch.float32) if save else None
         words = forward_words(x, self.N, self.config)
-        tensors = rows, residual, weight, y, total, rstd_M
-
-        def launches() -> tuple[Launch, ...]:
-            options: dict[str, Any] = {"casting": self.casting, "config": self.config}
-            return (forward_launch(*tensors, words, eps=self.eps, **options),)
-
-        self.repeats.run(save, (tensors if words is None else (*tensors, words),), launches)
+        tensors = rows, residual, weight, y, total, rstd_M, words
+        self.repeats.run(save, tensors, self._forward_launches)
         return y, total, rstd_M
+
+    def _forward_launches(self, save: bool, tensors: Sequence[Any]) -> tuple[Launch, ...]:
+        how: Any = {"eps": self.eps, "casting": self.casting, "config": self.config}
+        return (forward_launch(*tensors, **how),)
 
     def backward(
         self,
@@ -630,30 +629,14 @@ class _NormPlan:
         scratch = backward_scratch(
             rstd_M, self.N, self.config, wants_dx=wants_dx, wants_dweight=dweight is not None
         )
-        partial_PN, projection_M, words = scratch
-        read = dy, x, weight, rstd_M
-        tensors: list[tuple[Tensor | None, ...]] = []
-        if projection_M is not None:
-            tensors.append((*read, projection_M))
-        shared = projection_M if words is None else words
-        tensors.append((*read, shared, dtotal, dx, partial_PN))
-        if dweight is not None:
-            tensors.append((partial_PN, dweight))
-
-        def launches() -> tuple[Launch, ...]:
-            return backward_launches(
-                *read,
-                dtotal,
-                dx,
-                dweight,
-                scratch,
-                casting=self.casting,
-                arch=self.arch,
-                config=self.config,
-            )
-
-        self.repeats.run(kind, tensors, launches)
+        tensors = dy, x, weight, rstd_M, dtotal, dx, dweight, *scratch
+        self.repeats.run(kind, tensors, self._backward_launches)
         return dx, dweight
+
+    def _backward_launches(self, kind: Hashable, tensors: Sequence[Any]) -> tuple[Launch, ...]:
+        arguments: Any = *tensors[:-3], Scratch(*tensors[-3:])
+        how: Any = {"casting": self.casting, "arch": self.arch, "config": self.config}
+        return backward_launches(*arguments, **how)
 
 
 class _SplitPlan:
@@ -719,8 +702,7 @@ def _make_plan(
     return _SplitPlan(plan, fallback, sm_count(x.device))
 
 
-_MOST_PLANS = 4096
-_PLANS: dict[Hashable, _NormPlan | _SplitPlan] = of_devices({})
+_PLANS: Plans[_NormPlan | _SplitPlan] = Plans()
 
 
 def _plan(
@@ -733,18 +715,19 @@ def _plan(
 ) -> _NormPlan | _SplitPlan:
     key = (
         (x.shape, x.stride(), x.dtype, x.device),
-        weight if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
+        weight
+        if weight is None
+        else (weight.shape, weight.stride(), weight.dtype, weight.get_device()),
         residual
         if residual is None
-        else (residual.shape, residual.stride(), residual.dtype, residual.device),
-        (eps, casting, config),
+        else (residual.shape, residual.stride(), residual.dtype, residual.get_device()),
+        eps,
+        casting,
+        config,
     )
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _make_plan(x, weight, residual, eps, casting, config)
-        if len(_PLANS) >= _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+        plan = _PLANS.add(key, _make_plan(x, weight, residual, eps, casting, config))
     return plan
 
 
