@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,8 +25,8 @@ class Launch:
 
     kernel: a function made by `triton.jit`.
     grid: programs along each axis.
-    args: tensors and scalars by parameter name; None for an absent tensor, which Triton treats as
-        a constant, so the code for it is not compiled.
+    args: tensors, descriptors, scalars and tuples of these by parameter name; None for an absent
+        tensor, which Triton treats as a constant, so the code for it is not compiled.
     constexprs: compile-time constants by parameter name.
     options: `num_warps`, `num_stages`; `launch_cooperative_grid` where all programs must run at
         once; `launch_pdl` where the kernel may start before the previous one ends.
@@ -49,14 +49,26 @@ class Launch:
         watcher = _watcher.get()
         if watcher is not None:
             return watcher(self)
-        for name, value in self.args.items():
-            if isinstance(value, Tensor):
-                check_memory(name, value)
+        for name, tensor in tensors_of(self.args):
+            check_memory(name, tensor)
         return self.queue()
 
     def queue(self) -> Any:
         """As `run`, watched or not; the grid is not empty."""
         return self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
+
+
+def tensors_of(args: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a launch by parameter name, also those in descriptors, and in tuples, there by
+    the name of the field."""
+    for name, value in args.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            names = getattr(value, "_fields", [f"{name}.{i}" for i in range(len(value))])
+            yield from tensors_of(dict(zip(names, value, strict=True)))
+        elif isinstance(getattr(value, "base", None), Tensor):
+            yield name, value.base
 
 
 def refused_at_once(error: RuntimeError) -> bool:
@@ -144,48 +156,67 @@ class _Prepared:
     Triton takes some 10 µs of host time to find the compiled kernel for the arguments of a call.
     This stores it, for any tensors of the same dtypes at addresses that are multiples of 16: Triton
     compiles for dtypes, for that, and for the values of scalars.
-    The kernel's tensors, and its descriptors of tensors, are its first parameters.
+    The kernel's first parameters are its tensors, its descriptors of tensors, and tuples of these.
     """
 
     def __init__(self, launch: Launch, tensors: Sequence[Tensor | None], compiled: Any) -> None:
-        """tensors: those that the launch takes, themselves or in descriptors, and others."""
+        """tensors: those that the launch takes, themselves or within others, and more."""
         values = {**launch.args, **launch.constexprs}
         args = [values[name] for name in launch.kernel.arg_names]
-        bases = [getattr(value, "base", value) for value in args]
-        first = max(i for i, base in enumerate(bases) if isinstance(base, Tensor)) + 1
-        numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
-        numbers[id(None)] = len(tensors)
-        self._descriptors: list[tuple[int, type, dict[str, Any]]] = []
-        order = []  # of the first arguments, in the addresses, None, and descriptors
-        for name, value, base in zip(launch.kernel.arg_names, args, bases[:first], strict=False):
-            assert id(base) in numbers, f"{launch.kernel}: {name}"
-            if base is value:
-                order.append(numbers[id(base)])
-            else:
-                order.append(len(tensors) + 1 + len(self._descriptors))
-                self._descriptors.append((numbers[id(base)], type(value), vars(value)))
+        self._first = 1 + max(i for i, value in enumerate(args) if any(tensors_of({"": value})))
+        self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        self._numbers[id(None)] = len(tensors)
+        for name, tensor in tensors_of(values):
+            assert id(tensor) in self._numbers, f"{name} is none of the tensors"
+        self._addresses = len(tensors) + 1
+        # What stands behind the addresses and None, each made of those before it.
+        self._makers: list[Callable[[Sequence[Any], Sequence[Any]], Any]] = []
+        order = [self._number(value) for value in args[: self._first]]
         # A tuple, since None is got, too: no metadata for hooks.
         self._none_first = operator.itemgetter(len(tensors), *order)
-        self._rest = tuple(args[first:])
+        self._rest = tuple(args[self._first :])
         self._grid = (*launch.grid, 1, 1)[:3]
         self._compiled = compiled
         self._unhooked = compiled.function, compiled.packed_metadata, None, None  # and one more
 
+    def _number(self, value: Any) -> int:
+        """Where an argument stands among the addresses, None, and what is made."""
+        base = getattr(value, "base", value)
+        if isinstance(value, tuple):
+            picked = operator.itemgetter(*map(self._number, value))
+            self._makers.append(lambda tensors, values: picked(values))
+        elif isinstance(base, Tensor) or value is None:
+            if base is value:
+                return self._numbers[id(base)]
+            fields = {name: part for name, part in vars(value).items() if part is not base}
+            self._makers.append(partial(_described, type(value), fields, self._numbers[id(base)]))
+        else:
+            self._makers.append(lambda tensors, values: value)
+        return self._addresses + len(self._makers) - 1
+
     def run(self, tensors: Sequence[Tensor | None], addresses: list[Any], stream: int) -> None:
         """addresses: of the tensors, then None."""
-        if self._descriptors:
-            addresses = addresses.copy()
-            for number, kind, fields in self._descriptors:
-                descriptor: Any = object.__new__(kind)  # its checks were made
-                descriptor.__dict__ = {**fields, "base": tensors[number]}
-                addresses.append(descriptor)
+        values = addresses
+        if self._makers:
+            values = addresses.copy()
+            for make in self._makers:
+                values.append(make(tensors, values))
         hooks = triton.knobs.runtime
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
-            _, *first = self._none_first(addresses)
+            _, *first = self._none_first(values)
             self._compiled[self._grid](*first, *self._rest, stream=stream)
         else:  # the same, without collecting arguments for hooks
-            none_first = self._none_first(addresses)
+            none_first = self._none_first(values)
             self._compiled.run(*self._grid, stream, *self._unhooked, *none_first, *self._rest)
+
+
+def _described(
+    kind: type, fields: dict[str, Any], number: int, tensors: Sequence[Any], values: Sequence[Any]
+) -> Any:
+    """A descriptor of this tensor, whose checks another of the same layout has passed."""
+    descriptor: Any = object.__new__(kind)
+    descriptor.__dict__ = {**fields, "base": tensors[number]}
+    return descriptor
 
 
 class Repeats:

@@ -4,15 +4,12 @@ one kernel, and its gradients.
 Shapes: B samples, N tokens, H heads, D head size, C = H·D channels, M query rows of a tile. q, k, v
 are (B,N,H,D), x and y (B,N,C), t (B,). Tensors are read where they lie, by their strides: views of
 a packed qkv cost no copy. What is made here is contiguous; statistics of rows are (B,H,N) in fp32,
-laid out by `rcm.statistic_of`.
+laid out by `attention.tiles.statistic_of`.
 
-Softmax is taken online, in powers of two, over tiles of keys: the scores never leave the chip. The
-x tile is read once the loop over keys has ended, so that the skip costs one read of x where a
-kernel of its own costs two reads and a write.
-
-Backward, with O = softmax(..) v, P the probabilities and δ = rowsum(dy⊙O), per sample:
-dv = c_out·Pᵀdy, dS = P⊙(dy vᵀ − δ), dq = c_out·scale·dS k, dk = c_out·scale·dSᵀ q, dx = c_skip·dy,
-dt = c_skip'·Σ dy⊙x + c_out'·Σ δ. The factor c_out is applied once, to fp32 sums.
+Attention itself is `attention`'s. The x tile is read once its loop over keys has ended, so that the
+skip costs one read of x where a kernel of its own costs two reads and a write. Its gradients are
+those of attention, with c_out as the factor of a sample, and with dx = c_skip·dy and
+dt = c_skip'·Σ dy⊙x + c_out'·Σ δ, which the kernel that finds δ writes as well.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -25,17 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernelbench.kernels.attention import backward, forward
 from kernelbench.kernels.attention.tiles import (
+    Hook,
     Rows,
-    Variant,
-    is_wide,
-    load_rows,
     load_tile,
     pitch,
     statistic_of,
     store_tile,
+    strides_of,
     tile_of_head,
-    visible,
     widened,
 )
 from kernelbench.kernels.launch import (
@@ -81,7 +77,6 @@ from kernelbench.kernels.rcm_attention_hopper_fused import fused_launch
 from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_LOG2E = tl.constexpr(1.4426950408889634)
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # q, k, v, x, t
 How = tuple[float | None, str, bool, float | None]  # sigma_data, parametrization, causal, scale
 
@@ -93,141 +88,49 @@ def _mix(c_skip, x, c_out, o):
     return tl.where(c_out == 0.0, skipped, skipped + c_out * o)
 
 
-@triton.jit
-def _attend_keys(
-    state,
-    q_MD,
-    k,
-    v,
-    row_M,
-    first,
-    end,
-    scale,
-    variant,
-    MASKED: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far."""
-    acc_MD, sum_M, max_M = state
-    D: tl.constexpr = variant.D
-    BLOCK_N: tl.constexpr = variant.BLOCK
-    BLOCK_D: tl.constexpr = variant.BLOCK_D
-    RAGGED: tl.constexpr = MASKED and variant.RAGGED
-    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
-        if MASKED:
-            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
-            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
-        new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
-        weight_MN = tl.exp2(score_MN * scale - new_max_M[:, None])
-        decay_M = tl.exp2(max_M - new_max_M)
-        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        acc_MD = acc_MD * decay_M[:, None]
-        acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
-        sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
-        max_M = new_max_M
-    return acc_MD, sum_M, max_M
+class Mixing(NamedTuple):
+    """What the coefficients of a sample follow from."""
+
+    t: Any
+    t_stride: Any
+    sigma: Any
+
+
+class Skip(NamedTuple):
+    """What the skip reads and writes as a tile of attention is finished."""
+
+    x: Any
+    mixing: Any
+    y: Any
+    x_stride_B: Any
+    x_stride_N: Any
 
 
 @triton.jit
-def _attend(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    x_ptr,
-    t_ptr,
-    y_ptr,
-    o_ptr,
-    lse_ptr,
-    q_stride_B,
-    q_stride_N,
-    q_stride_H,
-    k_stride_B,
-    k_stride_N,
-    k_stride_H,
-    v_stride_B,
-    v_stride_N,
-    v_stride_H,
-    x_stride_B,
-    x_stride_N,
-    t_stride,
-    scale,
-    sigma,
-    N,
-    H,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARAMETRIZATION: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    RAGGED: tl.constexpr,
-    WIDE: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """BLOCK_M query rows of one head a program, the longest first where causal."""
-    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    row_M = row + tl.arange(0, BLOCK_M)
-    acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    sum_M = tl.zeros([BLOCK_M], tl.float32)
-    max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    state = (acc_MD, sum_M, max_M)
-    scale_2 = scale * _LOG2E
-    if CAUSAL:
-        whole = row // BLOCK_N * BLOCK_N
-        end = tl.minimum(row + BLOCK_M, N)
-    else:
-        whole = N // BLOCK_N * BLOCK_N
-        end = N
-    state = _attend_keys(
-        state,
-        q_MD,
-        k,
-        v,
-        row_M,
-        0,
-        whole,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
-        False,
-        STAGES,
-    )
-    if CAUSAL or RAGGED:  # few turns: a pipeline here would make every wgmma wait for the last
-        state = _attend_keys(
-            state,
-            q_MD,
-            k,
-            v,
-            row_M,
-            whole,
-            end,
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
-            True,
-            1,
-        )
-    acc_MD, sum_M, max_M = state
+def _factor(mixing, b, KIND: tl.constexpr):
+    """The factor of sample b's gradients."""
+    t, t_stride, sigma = mixing
+    _, c_out, _, _ = coefficients(t, b, t_stride, sigma, KIND)
+    return c_out
 
-    o_MD = acc_MD * (1.0 / sum_M)[:, None]
-    out = b * N * H * D + h * D
-    if lse_ptr is not None:
-        lse_M = max_M + tl.log2(sum_M)
-        tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
-    if o_ptr is not None:
-        o = Rows(o_ptr + out, widened(H * D, WIDE), N)
-        store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    if y_ptr is not None:
-        c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-        x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
-        x_MD = load_tile(x, row, D, BLOCK_M, BLOCK_D, RAGGED)
-        y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
-        y = Rows(y_ptr + out, widened(H * D, WIDE), N)
-        store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+
+@triton.jit
+def _mix_in(skip, o_MD, tile, KIND: tl.constexpr, work):
+    """y = c_skip·x + c_out·O of a tile."""
+    x_ptr, mixing, y_ptr, x_stride_B, x_stride_N = skip
+    t, t_stride, sigma = mixing
+    row, h, b, out, N, H = tile
+    D: tl.constexpr = work.D
+    ROWS: tl.constexpr = work.ROWS
+    BLOCK_D: tl.constexpr = work.BLOCK_D
+    RAGGED: tl.constexpr = work.RAGGED
+    WIDE: tl.constexpr = work.WIDE
+    c_skip, c_out, _, _ = coefficients(t, b, t_stride, sigma, KIND)
+    x = Rows(x_ptr + b * x_stride_B + h * D, widened(x_stride_N, WIDE), N)
+    x_MD = load_tile(x, row, D, ROWS, BLOCK_D, RAGGED)
+    y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
+    y = Rows(y_ptr + out, widened(H * D, WIDE), N)
+    store_tile(y, y_MD, row, D, ROWS, BLOCK_D, RAGGED)
 
 
 @triton.jit
@@ -326,298 +229,6 @@ def _sum_partials(partial_ptr, dt_ptr, P, BLOCK_P: tl.constexpr):
         total_P += tl.load(partial_ptr + part_P, mask=part_P < P, other=0.0)
     dt = tl.sum(total_P, axis=0)
     tl.store(dt_ptr + tl.program_id(0), dt.to(dt_ptr.dtype.element_ty))
-
-
-@triton.jit
-def _gather_queries(
-    state,
-    kept,
-    q,
-    dy,
-    statistics,
-    key_N,
-    first,
-    end,
-    scale,
-    variant,
-    MASKED: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
-
-    kept: tiles of k and v. statistics: lse and δ, in memory. Rows beyond N are all zeros, which add
-    nothing.
-    """
-    dk_ND, dv_ND = state
-    k_ND, v_ND = kept
-    lse_ptr, delta_ptr = statistics
-    D: tl.constexpr = variant.D
-    BLOCK_M: tl.constexpr = variant.BLOCK
-    BLOCK_D: tl.constexpr = variant.BLOCK_D
-    RAGGED: tl.constexpr = variant.RAGGED
-    for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
-        q_MD = load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
-        lse_M = load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
-        score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
-        if MASKED:
-            row_M = start + tl.arange(0, BLOCK_M)
-            score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
-        p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
-        dy_MD = load_tile(dy, start, D, BLOCK_M, BLOCK_D, RAGGED)
-        dv_ND = tl.dot(p_NM.to(dy_MD.dtype), dy_MD, dv_ND, input_precision="ieee")
-        delta_M = load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
-        dp_NM = tl.dot(v_ND, tl.trans(dy_MD), input_precision="ieee")
-        ds_NM = p_NM * (dp_NM - delta_M[None, :])
-        dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
-    return dk_ND, dv_ND
-
-
-@triton.jit
-def _differentiate_keys(
-    dy_ptr,
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    t_ptr,
-    lse_ptr,
-    delta_ptr,
-    dk_ptr,
-    dv_ptr,
-    dy_stride_B,
-    dy_stride_N,
-    q_stride_B,
-    q_stride_N,
-    q_stride_H,
-    k_stride_B,
-    k_stride_N,
-    k_stride_H,
-    v_stride_B,
-    v_stride_N,
-    v_stride_H,
-    t_stride,
-    scale,
-    sigma,
-    N,
-    H,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARAMETRIZATION: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    RAGGED: tl.constexpr,
-    WIDE: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows."""
-    key, h, b, bh = tile_of_head(N, H, BLOCK_N, False)
-    dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    statistics = (lse_ptr + bh * pitch(N), delta_ptr + bh * pitch(N))
-    k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
-    v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
-    kept = (k_ND, v_ND)
-    key_N = key + tl.arange(0, BLOCK_N)
-    dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    state = (dk_ND, dv_ND)
-    scale_2 = scale * _LOG2E
-    first_whole = 0
-    if CAUSAL:
-        first_whole = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
-        state = _gather_queries(
-            state,
-            kept,
-            q,
-            dy,
-            statistics,
-            key_N,
-            key // BLOCK_M * BLOCK_M,
-            first_whole,
-            scale_2,
-            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
-            True,
-            STAGES,
-        )
-    state = _gather_queries(
-        state,
-        kept,
-        q,
-        dy,
-        statistics,
-        key_N,
-        first_whole,
-        N,
-        scale_2,
-        Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
-        False,
-        STAGES,
-    )
-    dk_ND, dv_ND = state
-    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-    out = b * N * H * D + h * D
-    dk_ND *= c_out * scale
-    dv_ND *= c_out
-    dk = Rows(dk_ptr + out, widened(H * D, WIDE), N)
-    dv = Rows(dv_ptr + out, widened(H * D, WIDE), N)
-    store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
-    store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
-
-
-@triton.jit
-def _gather_keys(
-    dq_MD,
-    kept,
-    k,
-    v,
-    row_M,
-    first,
-    end,
-    scale,
-    variant,
-    MASKED: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Keys `first` to `end`: what they add to dq, still to be scaled.
-
-    kept: tiles of q and dy, lse and δ of their rows.
-    """
-    q_MD, dy_MD, lse_M, delta_M = kept
-    D: tl.constexpr = variant.D
-    BLOCK_N: tl.constexpr = variant.BLOCK
-    BLOCK_D: tl.constexpr = variant.BLOCK_D
-    RAGGED: tl.constexpr = MASKED and variant.RAGGED
-    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
-        if MASKED:
-            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
-            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
-        p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
-        dp_MN = tl.dot(dy_MD, tl.trans(v_ND), input_precision="ieee")
-        ds_MN = p_MN * (dp_MN - delta_M[:, None])
-        dq_MD = tl.dot(ds_MN.to(k_ND.dtype), k_ND, dq_MD, input_precision="ieee")
-    return dq_MD
-
-
-@triton.jit
-def _differentiate_queries(
-    dy_ptr,
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    t_ptr,
-    lse_ptr,
-    delta_ptr,
-    dq_ptr,
-    dy_stride_B,
-    dy_stride_N,
-    q_stride_B,
-    q_stride_N,
-    q_stride_H,
-    k_stride_B,
-    k_stride_N,
-    k_stride_H,
-    v_stride_B,
-    v_stride_N,
-    v_stride_H,
-    t_stride,
-    scale,
-    sigma,
-    N,
-    H,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARAMETRIZATION: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    RAGGED: tl.constexpr,
-    WIDE: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys."""
-    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
-    dy = Rows(dy_ptr + b * dy_stride_B + h * D, widened(dy_stride_N, WIDE), N)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    dy_MD = load_tile(dy, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    lse_M = load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
-    delta_M = load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
-    kept = (q_MD, dy_MD, lse_M, delta_M)
-    row_M = row + tl.arange(0, BLOCK_M)
-    dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    scale_2 = scale * _LOG2E
-    if CAUSAL:
-        whole = row // BLOCK_N * BLOCK_N
-        end = tl.minimum(row + BLOCK_M, N)
-    else:
-        whole = N // BLOCK_N * BLOCK_N
-        end = N
-    dq_MD = _gather_keys(
-        dq_MD,
-        kept,
-        k,
-        v,
-        row_M,
-        0,
-        whole,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
-        False,
-        STAGES,
-    )
-    if CAUSAL or RAGGED:  # as in `_attend`
-        dq_MD = _gather_keys(
-            dq_MD,
-            kept,
-            k,
-            v,
-            row_M,
-            whole,
-            end,
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
-            True,
-            1,
-        )
-    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-    dq_MD *= c_out * scale
-    out = b * N * H * D + h * D
-    dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
-    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
-
-
-@triton.jit
-def _scale_queries(
-    total_ptr,
-    t_ptr,
-    dq_ptr,
-    t_stride,
-    scale,
-    sigma,
-    N,
-    H,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARAMETRIZATION: tl.constexpr,
-    RAGGED: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """dq = c_out·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32."""
-    row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
-    total_MD = load_tile(Rows(total_ptr + bh * N * D, D, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
-    _, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-    out = b * N * H * D + h * D
-    dq = Rows(dq_ptr + out, widened(H * D, WIDE), N)
-    dq_MD = total_MD * (c_out * scale)
-    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
 @dataclass(frozen=True)
@@ -908,18 +519,6 @@ def _capped(forward: _Tile, backward: _Tile, N: int) -> RcmAttentionConfig:
     )
 
 
-def _strides(**tensors: Tensor | None) -> dict[str, int | None]:
-    """Kernel arguments `<name>_stride_B`, `_N` and, of four axes, `_H`; None for None."""
-    strides: dict[str, int | None] = {}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            strides |= {f"{name}_stride_B": None, f"{name}_stride_N": None}
-            continue
-        for axis, stride in zip("BNH", tensor.stride()[:-1], strict=False):
-            strides[f"{name}_stride_{axis}"] = stride
-    return strides
-
-
 def _mixing(t: Tensor | None, formula: RcmFormula) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments and constexprs of every kernel that needs the coefficients."""
     args = {
@@ -930,42 +529,33 @@ def _mixing(t: Tensor | None, formula: RcmFormula) -> tuple[dict[str, Any], dict
     return args, {"PARAMETRIZATION": formula.parametrization}
 
 
+def _mixed_by(t: Tensor, formula: RcmFormula) -> Mixing:
+    return Mixing(t, t.stride(0), formula.sigma_data)
+
+
+def _factor_hook(t: Tensor | None, formula: RcmFormula) -> Hook:
+    if t is None or not formula.skips:
+        return Hook()
+    return Hook(_factor, _mixed_by(t, formula), formula.parametrization)
+
+
 def forward_launch(tensors: Forward, *, formula: RcmFormula, config: RcmAttentionConfig) -> Launch:
     """The launch that writes y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
 
     Without a skip, what is wanted is o.
     """
     q, k, v, x, t, y, o, lse = tensors
-    B, N, H, D = q.shape
-    if y is None:
-        x = t = None
-    mixing, constexprs = _mixing(t, formula)
-    args: dict[str, Any] = {
-        "q_ptr": q,
-        "k_ptr": k,
-        "v_ptr": v,
-        "x_ptr": x,
-        "y_ptr": y,
-        "o_ptr": o,
-        "lse_ptr": lse,
-        "scale": formula.scale,
-        "N": N,
-        "H": H,
-    }
-    args |= mixing | _strides(q=q, k=k, v=v, x=x)
-    constexprs |= {
-        "D": D,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": max(16, power_of_2(D)),
-        "CAUSAL": formula.causal,
-        "RAGGED": N % max(config.block_m, config.block_n) != 0,
-        "WIDE": is_wide(max(config.block_m, config.block_n), q, k, v, x, y, o),
-        "STAGES": config.stages,
-    }
-    grid = (ceil_div(N, config.block_m) * H * B,)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return Launch(_attend, grid, args, constexprs, options)
+    finish = Hook()
+    if y is not None and x is not None and t is not None:
+        skip = Skip(x, _mixed_by(t, formula), y, x.stride(0), x.stride(1))
+        finish = Hook(_mix_in, skip, formula.parametrization, (x, y))
+    return forward.forward_launch(
+        forward.Forward(q, k, v, o, lse),
+        scale=formula.scale,
+        causal=formula.causal,
+        blocks=(config.block_m, config.block_n, config.warps, config.stages),
+        finish=finish,
+    )
 
 
 def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormula) -> Launch:
@@ -975,7 +565,7 @@ def skip_launch(o: Tensor, x: Tensor, t: Tensor, y: Tensor, *, formula: RcmFormu
     block_N = min(4096 // block_C, power_of_2(N))
     mixing, constexprs = _mixing(t, formula)
     args: dict[str, Any] = {"o_ptr": o, "x_ptr": x, "y_ptr": y, "N": N}
-    args |= mixing | _strides(x=x)
+    args |= mixing | strides_of(x=x)
     constexprs |= {"C": C, "BLOCK_N": block_N, "BLOCK_C": block_C}
     grid = (ceil_div(N, block_N) * ceil_div(C, block_C) * B,)
     return Launch(_skip, grid, args, constexprs, {"num_warps": 4, "num_stages": 1})
@@ -999,7 +589,7 @@ def backward_scratch(tensors: Backward, config: RcmAttentionConfig) -> Scratch:
     return Scratch(
         None if dq is None and dk is None else statistic_of(q),
         tensors.lse.new_empty(B, H, N, D) if sums else None,
-        None if dt is None else tensors.lse.new_empty(B, _narrow_programs(q)[1]),
+        None if dt is None else tensors.lse.new_empty(B, backward.rows_once(q)[1]),
     )
 
 
@@ -1023,36 +613,14 @@ def backward_launches(
     return tuple(launches)
 
 
-def _narrow_programs(q: Tensor) -> tuple[int, int]:
-    """The rows of a program that goes through them once, and how many programs a sample has."""
-    _, N, H, D = q.shape
-    block_M = min(max(8, 2048 // max(16, power_of_2(D))), power_of_2(N))
-    return block_M, ceil_div(N, block_M) * H
-
-
-def _narrow(q: Tensor, *read: Tensor | None) -> tuple[int, dict[str, Any]]:
-    """How many programs go once through all rows of a sample, and their constexprs. read: tensors
-    with the strides that they go by."""
-    _, N, _, D = q.shape
-    block_M, programs = _narrow_programs(q)
-    constexprs = {
-        "D": D,
-        "BLOCK_D": max(16, power_of_2(D)),
-        "BLOCK_M": block_M,
-        "RAGGED": N % block_M != 0,
-        "WIDE": is_wide(block_M, *read),
-    }
-    return programs, constexprs
-
-
 def _skip_launches(tensors: Backward, scratch: Scratch, formula: RcmFormula) -> list[Launch]:
     """The launches that write dx and δ, zeros to `total`, and dt."""
     dy, q, o, t, dt = tensors.dy, tensors.q, tensors.o, tensors.t, tensors.dt
     delta, total, partial = scratch
     B, N, H, _ = q.shape
     x = None if dt is None else tensors.x
-    parts, narrow = _narrow(q, dy, x, o)
-    mixing, constexprs = _mixing(t, formula)
+    grid, constexprs = backward.once(q, dy, x, o)
+    mixing, parametrization = _mixing(t, formula)
     args: dict[str, Any] = {
         "dy_ptr": dy,
         "o_ptr": None if delta is None and partial is None else o,
@@ -1064,26 +632,24 @@ def _skip_launches(tensors: Backward, scratch: Scratch, formula: RcmFormula) -> 
         "N": N,
         "H": H,
     }
-    args |= mixing | _strides(dy=dy, x=x)
-    options = {"num_warps": 4, "num_stages": 1}
-    launches = [Launch(_differentiate_skip, (parts * B,), args, constexprs | narrow, options)]
+    args |= mixing | strides_of(dy=dy, x=x)
+    constexprs |= parametrization
+    launches = [Launch(_differentiate_skip, grid, args, constexprs, backward.LIGHT)]
     if partial is not None:
+        parts = partial.shape[1]
         sums = {"partial_ptr": partial, "dt_ptr": dt, "P": parts}
         block_P = min(1024, power_of_2(parts))
-        launches.append(Launch(_sum_partials, (B,), sums, {"BLOCK_P": block_P}, options))
+        launches.append(Launch(_sum_partials, (B,), sums, {"BLOCK_P": block_P}, backward.LIGHT))
     return launches
 
 
 def _scale_launch(tensors: Backward, total: Tensor, formula: RcmFormula) -> Launch:
     """The launch that writes dq from its sum over all keys."""
-    q = tensors.q
-    B, N, H, _ = q.shape
+    dy, t, o, dq = tensors.dy, tensors.t, tensors.o, tensors.dq
+    assert dq is not None
     x = None if tensors.dt is None else tensors.x
-    parts, narrow = _narrow(q, tensors.dy, x, tensors.o)
-    mixing, constexprs = _mixing(tensors.t, formula)
-    args = {"total_ptr": total, "dq_ptr": tensors.dq, "scale": formula.scale, "N": N, "H": H}
-    options = {"num_warps": 4, "num_stages": 1}
-    return Launch(_scale_queries, (parts * B,), args | mixing, constexprs | narrow, options)
+    factor = _factor_hook(t, formula)
+    return backward.scale_launch(total, dq, scale=formula.scale, factor=factor, read=(dy, x, o))
 
 
 def _fused_launch(
@@ -1106,9 +672,15 @@ def _keys_launch(
     assert dk is not None and dv is not None
     if tile is not None:
         return keys_launch(dy, q, k, v, t, lse, delta, dk, dv, formula=formula, tile=tile)
-    blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
-    written = {"dk_ptr": dk, "dv_ptr": dv}
-    return _gradient_launch(_differentiate_keys, tensors, delta, written, formula, blocks)
+    return backward.keys_launch(
+        backward.Gradients(dy, q, k, v, lse, delta, tensors.o),
+        dk,
+        dv,
+        scale=formula.scale,
+        causal=formula.causal,
+        blocks=(config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages),
+        factor=_factor_hook(t, formula),
+    )
 
 
 def _queries_launch(
@@ -1127,52 +699,14 @@ def _queries_launch(
     blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
     if tile is not None:
         blocks = tile.keys, tile.rows, tile.warps, tile.stages
-    written = {"dq_ptr": dq}
-    return _gradient_launch(_differentiate_queries, tensors, delta, written, formula, blocks)
-
-
-def _gradient_launch(
-    kernel: Any,
-    tensors: Backward,
-    delta: Tensor,
-    written: dict[str, Tensor],
-    formula: RcmFormula,
-    blocks: _Tile,
-) -> Launch:
-    """The launch of one of the two `tl` kernels.
-
-    blocks: the block that it takes at a time, the block that it keeps, warps, stages.
-    """
-    dy, q, k, v, lse = tensors.dy, tensors.q, tensors.k, tensors.v, tensors.lse
-    B, N, H, D = q.shape
-    taken, kept, warps, stages = blocks
-    rows = max(taken, kept)
-    keeps_keys = kernel is _differentiate_keys
-    mixing, constexprs = _mixing(tensors.t, formula)
-    args: dict[str, Any] = {
-        "dy_ptr": dy,
-        "q_ptr": q,
-        "k_ptr": k,
-        "v_ptr": v,
-        "lse_ptr": lse,
-        "delta_ptr": delta,
-        "scale": formula.scale,
-        "N": N,
-        "H": H,
-    }
-    args |= written | mixing | _strides(dy=dy, q=q, k=k, v=v)
-    constexprs |= {
-        "D": D,
-        "BLOCK_D": max(16, power_of_2(D)),
-        "CAUSAL": formula.causal,
-        "BLOCK_M": taken if keeps_keys else kept,
-        "BLOCK_N": kept if keeps_keys else taken,
-        "RAGGED": N % rows != 0,
-        "WIDE": is_wide(rows, dy, q, k, v, tensors.o),
-        "STAGES": stages,
-    }
-    grid = (ceil_div(N, kept) * H * B,)
-    return Launch(kernel, grid, args, constexprs, {"num_warps": warps, "num_stages": stages})
+    return backward.queries_launch(
+        backward.Gradients(dy, q, k, v, lse, delta, tensors.o),
+        dq,
+        scale=formula.scale,
+        causal=formula.causal,
+        blocks=blocks,
+        factor=_factor_hook(t, formula),
+    )
 
 
 class _Plan:

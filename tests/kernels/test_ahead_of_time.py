@@ -96,10 +96,10 @@ def compiled_by(script: str) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
 def test_kernels_for_offsets_of_64_bits_compile() -> None:
     assert compiled_by(WIDE) == [
-        "rcm_attention _attend",
+        "attention.forward attend",
         "rcm_attention _differentiate_skip",
-        "rcm_attention _differentiate_keys",
-        "rcm_attention _differentiate_queries",
+        "attention.backward differentiate_keys",
+        "attention.backward differentiate_queries",
         "rcm_int8 _quantise_queries",
         "rcm_int8 _quantise_pairs",
         "rcm_int8 _attend",

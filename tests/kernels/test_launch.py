@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -152,6 +154,40 @@ def test_one_tensor_in_two_places_says_nothing_about_two(repeats):
         (x.data_ptr(), x.data_ptr()),
         (y.data_ptr(), x.data_ptr()),
     ]
+
+
+class Pair(NamedTuple):
+    tensor: object
+    number: object
+
+
+def test_a_tuple_is_repeated_with_other_tensors_and_the_same_numbers(repeats):
+    """Tuples in tuples, and what has no memory, too."""
+    kernel = Kernel()
+
+    def describe(kind, tensors):
+        x, y = tensors
+        args = {"x_ptr": Pair(Pair(y, 3), None), "y_ptr": Pair(x, y), "M": 5}
+        return (Launch(kernel, (3,), args, {"BLOCK": 8}, {}),)
+
+    for number in range(3):
+        x, y = torch.empty(64), torch.empty(64)
+        repeats.run("kind", (x, y), describe)
+        if number:
+            *_, first, second, M, BLOCK = kernel.fast[-1]
+            assert first == ((y.data_ptr(), 3), None)
+            assert second == (x.data_ptr(), y.data_ptr()) and (M, BLOCK) == (5, 8)
+
+
+def test_what_is_repeated_keeps_no_tensor_alive(repeats):
+    kernel, x, y = Kernel(), torch.empty(128), torch.empty(64)
+    args = {"x_ptr": TensorDescriptor(x, [8, 16], [16, 1], [8, 16]), "y_ptr": Pair(y, 2), "M": 5}
+    made = [Launch(kernel, (3,), args, {"BLOCK": 8}, {})]
+    repeats.run("kind", (x, y), lambda *_: made)
+    alive = [weakref.ref(x), weakref.ref(y)]
+    del x, y, args
+    made.clear()
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_too_many_plans_are_forgotten(monkeypatch):
@@ -300,6 +336,12 @@ def test_power_of_2(least, power):
     assert power_of_2(least) == power
 
 
+def numbers(values):
+    """All but the tensors of arguments, also within tuples."""
+    inner = {n: numbers(v._asdict()) for n, v in values.items() if hasattr(v, "_asdict")}
+    return {n: v for n, v in values.items() if not isinstance(v, (torch.Tensor, tuple))} | inner
+
+
 @pytest.fixture
 def kept(monkeypatch):
     """What launches of one plan and kind have in common: grid and all but tensors."""
@@ -310,11 +352,8 @@ def kept(monkeypatch):
         assert known.setdefault((id(repeats), kind), (repeats, present))[1] == present, kind
         own = {id(tensor) for tensor in tensors}
         for number, one in enumerate(describe(kind, tensors)):
-            for value in one.args.values():
-                base = getattr(value, "base", value)
-                assert not isinstance(base, torch.Tensor) or id(base) in own, one
-            values = {**one.args, **one.constexprs}
-            fixed = {n: v for n, v in values.items() if not isinstance(v, torch.Tensor)}
+            assert all(id(tensor) in own for _, tensor in launch.tensors_of(one.args)), one
+            fixed = numbers({**one.args, **one.constexprs})
             first = known.setdefault((id(repeats), kind, number), (repeats, one.grid, fixed))
             assert first[1:] == (one.grid, fixed), kind
             one.run()

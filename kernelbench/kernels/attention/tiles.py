@@ -3,6 +3,7 @@
 Shapes: R rows of a tile, D elements of a head, H heads, B samples, N rows of a head.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,43 @@ class Variant(NamedTuple):
     BLOCK_D: Any
     CAUSAL: Any
     RAGGED: Any
+
+
+class Tile(NamedTuple):
+    """The rows of a head that a program computes: the first of them, head, sample; where the head
+    begins in what is contiguous."""
+
+    row: Any
+    h: Any
+    b: Any
+    out: Any
+    N: Any
+    H: Any
+
+
+class Work(NamedTuple):
+    """What a hook is compiled for: ROWS rows of D elements."""
+
+    D: Any
+    ROWS: Any
+    BLOCK_D: Any
+    RAGGED: Any
+    WIDE: Any
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What a kernel of attention does besides.
+
+    function: made by `triton.jit`, called where the kernel says; None for nothing.
+    extra: what it reads and writes, a NamedTuple of tensors and numbers. kind: what it is compiled
+        for. rows: the (B,N,..) tensors among `extra`, by whose strides rows are found.
+    """
+
+    function: Any = None
+    extra: tuple[Any, ...] | None = None
+    kind: str = ""
+    rows: tuple[Tensor | None, ...] = ()
 
 
 @triton.jit
@@ -116,6 +154,18 @@ def is_wide(rows: int, *tensors: Tensor | None) -> bool:
     Few do, and 64 bits cost registers: kernels are compiled for one or the other.
     """
     return any(x is not None and rows * x.stride(1) >= 1 << 31 for x in tensors)
+
+
+def strides_of(**tensors: Tensor | None) -> dict[str, int | None]:
+    """Kernel arguments `<name>_stride_B`, `_N` and, of four axes, `_H`; None for None."""
+    strides: dict[str, int | None] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            strides |= {f"{name}_stride_B": None, f"{name}_stride_N": None}
+            continue
+        for axis, stride in zip("BNH", tensor.stride()[:-1], strict=False):
+            strides[f"{name}_stride_{axis}"] = stride
+    return strides
 
 
 def copy_engine_takes(x: Tensor) -> bool:

@@ -31,6 +31,7 @@ from kernelbench.kernels.attention.tiles import (
     is_wide,
     load_tile,
     store_tile,
+    strides_of,
     tile_of_head,
     visible,
     widened,
@@ -69,7 +70,6 @@ from kernelbench.kernels.rcm_attention import (
     _check_skip,
     _heads_fit,
     _mixing,
-    _strides,
     inputs_of,
     layouts_of,
 )
@@ -629,7 +629,7 @@ def quantise_launches(
     first = Launch(
         _quantise_queries,
         (G * P * 3,),
-        _queries_args(q, k, v, packed, _part_tokens(packed)) | args | _strides(q=q, k=k, v=v),
+        _queries_args(q, k, v, packed, _part_tokens(packed)) | args | strides_of(q=q, k=k, v=v),
         constexprs
         | {
             "BLOCK_M": packed.config.block_m,
@@ -642,7 +642,7 @@ def quantise_launches(
     second = Launch(
         _quantise_pairs,
         (packed.k_scale.numel() * 2,),
-        _pairs_args(k, v, packed) | args | _strides(k=k, v=v),
+        _pairs_args(k, v, packed) | args | strides_of(k=k, v=v),
         constexprs
         | {
             "BLOCK_N": packed.config.block_n,
@@ -721,7 +721,7 @@ def attend_launch(
     }
     grid = (packed.q_scale.numel(),)
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    return Launch(_attend, grid, args | mixing | _strides(x=x), constexprs, options)
+    return Launch(_attend, grid, args | mixing | strides_of(x=x), constexprs, options)
 
 
 def _attend_launch(

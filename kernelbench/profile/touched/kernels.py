@@ -1,7 +1,7 @@
 """The bytes that a Triton kernel touches, from all memory accesses of Triton's interpreter."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
-from kernelbench.kernels.launch import Launch
+from kernelbench.kernels.launch import Launch, tensors_of
 from kernelbench.profile.touched.operators import Use, extent
 from kernelbench.spec import KernelbenchError
 
@@ -45,7 +45,7 @@ class _Memory:
     def __init__(self, launch: Launch) -> None:
         self.kernel = kernel_name(launch)
         regions: dict[int, _Region] = {}
-        for name, tensor in _tensors(launch.args):
+        for name, tensor in tensors_of(launch.args):
             if tensor.untyped_storage().nbytes():
                 address = tensor.untyped_storage().data_ptr()
                 region = regions.setdefault(address, _Region(tensor))
@@ -180,14 +180,3 @@ def kernel_name(launch: Launch) -> str:
     """`projection.hopper.project`, with the module, since names repeat in several files."""
     function = launch.kernel.fn
     return f"{function.__module__.removeprefix('kernelbench.kernels.')}.{function.__name__}"
-
-
-def _tensors(args: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a launch by parameter name, also those in descriptors and tuples."""
-    for name, value in args.items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, tuple):
-            yield from _tensors({f"{name}.{i}": part for i, part in enumerate(value)})
-        elif isinstance(getattr(value, "base", None), Tensor):
-            yield name, value.base

@@ -1,0 +1,469 @@
+"""The gradients of attention on any GPU, and in the interpreter.
+
+With O = softmax(q kᵀ·scale) v, P the probabilities and δ = rowsum(dO⊙O): dv = Pᵀ dO,
+dS = P⊙(dO vᵀ − δ), dq = scale·dS k, dk = scale·dSᵀ q. P is computed again from the statistics that
+the forward saved. What else a sample's gradients are multiplied by, its factor, is applied once, to
+fp32 sums.
+
+Shapes: as in `forward`; N keys of a tile.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernelbench.kernels.attention.forward import LOG2E
+from kernelbench.kernels.attention.tiles import (
+    Hook,
+    Rows,
+    Variant,
+    is_wide,
+    load_rows,
+    load_tile,
+    pitch,
+    store_tile,
+    strides_of,
+    tile_of_head,
+    visible,
+    widened,
+)
+from kernelbench.kernels.launch import Launch, ceil_div, power_of_2
+
+
+class Gradients(NamedTuple):
+    """The tensors of a backward. do: (B,N,H·D) of any strides whose last is 1; q, k, v and lse: as
+    the forward took and left them. delta: as `statistic_of` makes it. wide: a tensor laid out as
+    the gradients are, by whose strides their rows are found."""
+
+    do: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lse: Tensor
+    delta: Tensor
+    wide: Tensor
+
+
+@triton.jit
+def _gather_queries(
+    state,
+    kept,
+    q,
+    do,
+    statistics,
+    key_N,
+    first,
+    end,
+    scale,
+    variant,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
+
+    kept: tiles of k and v. statistics: lse and δ, in memory. Rows beyond N are all zeros, which add
+    nothing.
+    """
+    dk_ND, dv_ND = state
+    k_ND, v_ND = kept
+    lse_ptr, delta_ptr = statistics
+    D: tl.constexpr = variant.D
+    BLOCK_M: tl.constexpr = variant.BLOCK
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    RAGGED: tl.constexpr = variant.RAGGED
+    for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
+        q_MD = load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
+        lse_M = load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
+        score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
+        if MASKED:
+            row_M = start + tl.arange(0, BLOCK_M)
+            score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
+        p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
+        do_MD = load_tile(do, start, D, BLOCK_M, BLOCK_D, RAGGED)
+        dv_ND = tl.dot(p_NM.to(do_MD.dtype), do_MD, dv_ND, input_precision="ieee")
+        delta_M = load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
+        dp_NM = tl.dot(v_ND, tl.trans(do_MD), input_precision="ieee")
+        ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
+    return dk_ND, dv_ND
+
+
+@triton.jit
+def differentiate_keys(
+    do_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    extra,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    do_stride_B,
+    do_stride_N,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    scale,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+    FACTOR: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows.
+
+    FACTOR(extra, b, KIND) is the factor of sample b, if there is such a hook.
+    """
+    key, h, b, bh = tile_of_head(N, H, BLOCK_N, False)
+    do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
+    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
+    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
+    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    statistics = (lse_ptr + bh * pitch(N), delta_ptr + bh * pitch(N))
+    k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    kept = (k_ND, v_ND)
+    key_N = key + tl.arange(0, BLOCK_N)
+    dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    state = (dk_ND, dv_ND)
+    scale_2 = scale * LOG2E
+    first_whole = 0
+    if CAUSAL:
+        first_whole = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
+        state = _gather_queries(
+            state,
+            kept,
+            q,
+            do,
+            statistics,
+            key_N,
+            key // BLOCK_M * BLOCK_M,
+            first_whole,
+            scale_2,
+            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
+            True,
+            STAGES,
+        )
+    state = _gather_queries(
+        state,
+        kept,
+        q,
+        do,
+        statistics,
+        key_N,
+        first_whole,
+        N,
+        scale_2,
+        Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
+        False,
+        STAGES,
+    )
+    dk_ND, dv_ND = state
+    if FACTOR is not None:
+        factor = FACTOR(extra, b, KIND)
+        dk_ND *= factor * scale
+        dv_ND *= factor
+    else:
+        dk_ND *= scale
+    out = b * N * H * D + h * D
+    dk = Rows(dk_ptr + out, widened(H * D, WIDE), N)
+    dv = Rows(dv_ptr + out, widened(H * D, WIDE), N)
+    store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
+    store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _gather_keys(
+    dq_MD,
+    kept,
+    k,
+    v,
+    row_M,
+    first,
+    end,
+    scale,
+    variant,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Keys `first` to `end`: what they add to dq, still to be scaled.
+
+    kept: tiles of q and do, lse and δ of their rows.
+    """
+    q_MD, do_MD, lse_M, delta_M = kept
+    D: tl.constexpr = variant.D
+    BLOCK_N: tl.constexpr = variant.BLOCK
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    RAGGED: tl.constexpr = MASKED and variant.RAGGED
+    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
+        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+        if MASKED:
+            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
+            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
+        p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
+        dp_MN = tl.dot(do_MD, tl.trans(v_ND), input_precision="ieee")
+        ds_MN = p_MN * (dp_MN - delta_M[:, None])
+        dq_MD = tl.dot(ds_MN.to(k_ND.dtype), k_ND, dq_MD, input_precision="ieee")
+    return dq_MD
+
+
+@triton.jit
+def differentiate_queries(
+    do_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    extra,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    do_stride_B,
+    do_stride_N,
+    q_stride_B,
+    q_stride_N,
+    q_stride_H,
+    k_stride_B,
+    k_stride_N,
+    k_stride_H,
+    v_stride_B,
+    v_stride_N,
+    v_stride_H,
+    scale,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+    FACTOR: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. FACTOR: as in
+    `differentiate_keys`."""
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
+    do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
+    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
+    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
+    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    lse_M = load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    delta_M = load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    kept = (q_MD, do_MD, lse_M, delta_M)
+    row_M = row + tl.arange(0, BLOCK_M)
+    dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    scale_2 = scale * LOG2E
+    if CAUSAL:
+        whole = row // BLOCK_N * BLOCK_N
+        end = tl.minimum(row + BLOCK_M, N)
+    else:
+        whole = N // BLOCK_N * BLOCK_N
+        end = N
+    dq_MD = _gather_keys(
+        dq_MD,
+        kept,
+        k,
+        v,
+        row_M,
+        0,
+        whole,
+        scale_2,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+        False,
+        STAGES,
+    )
+    if CAUSAL or RAGGED:  # as in `forward.attend`
+        dq_MD = _gather_keys(
+            dq_MD,
+            kept,
+            k,
+            v,
+            row_M,
+            whole,
+            end,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+            True,
+            1,
+        )
+    dq_MD *= _scaled(extra, b, scale, FACTOR, KIND)
+    dq = Rows(dq_ptr + (b * N * H * D + h * D), widened(H * D, WIDE), N)
+    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _scaled(extra, b, scale, FACTOR: tl.constexpr, KIND: tl.constexpr):
+    """The scale, by the factor of sample b."""
+    if FACTOR is not None:
+        scale = FACTOR(extra, b, KIND) * scale
+    return scale
+
+
+@triton.jit
+def scale_queries(
+    total_ptr,
+    extra,
+    dq_ptr,
+    scale,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
+    FACTOR: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """dq = factor·scale·total of BLOCK_M tokens of one head; total is (B,H,N,D), in fp32. FACTOR:
+    as in `differentiate_keys`."""
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
+    total_MD = load_tile(Rows(total_ptr + bh * N * D, D, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
+    dq = Rows(dq_ptr + (b * N * H * D + h * D), widened(H * D, WIDE), N)
+    dq_MD = total_MD * _scaled(extra, b, scale, FACTOR, KIND)
+    store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+
+
+LIGHT = {"num_warps": 4, "num_stages": 1}  # of kernels that go through all rows once
+
+
+def rows_once(q: Tensor) -> tuple[int, int]:
+    """The rows of a program that goes through them once, and how many programs a sample has."""
+    _, N, H, D = q.shape
+    block_M = min(max(8, 2048 // max(16, power_of_2(D))), power_of_2(N))
+    return block_M, ceil_div(N, block_M) * H
+
+
+def once(q: Tensor, *read: Tensor | None) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and constexprs of such a kernel. read: tensors with the strides that it goes by."""
+    B, N, _, D = q.shape
+    block_M, programs = rows_once(q)
+    constexprs = {
+        "D": D,
+        "BLOCK_D": max(16, power_of_2(D)),
+        "BLOCK_M": block_M,
+        "RAGGED": N % block_M != 0,
+        "WIDE": is_wide(block_M, *read),
+    }
+    return (programs * B,), constexprs
+
+
+def scale_launch(
+    total: Tensor, dq: Tensor, *, scale: float, factor: Hook, read: tuple[Tensor | None, ...]
+) -> Launch:
+    """The launch that writes dq, (B,N,H,D) and contiguous, from its sum over all keys.
+
+    read: tensors by whose strides the launch that finds δ goes, whose grid this has, too.
+    """
+    _, N, H, _ = dq.shape
+    grid, constexprs = once(dq, *read)
+    args = {"total_ptr": total, "dq_ptr": dq, "extra": factor.extra, "scale": scale}
+    args |= {"N": N, "H": H}
+    constexprs |= {"FACTOR": factor.function, "KIND": factor.kind}
+    return Launch(scale_queries, grid, args, constexprs, LIGHT)
+
+
+def keys_launch(
+    tensors: Gradients,
+    dk: Tensor,
+    dv: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    blocks: tuple[int, int, int, int],
+    factor: Hook,
+) -> Launch:
+    """The launch that writes dk and dv, (B,N,H,D) and contiguous.
+
+    blocks: query rows at a time, keys of a program, warps, stages.
+    """
+    rows, keys, *_ = blocks
+    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal}
+    written = {"dk_ptr": dk, "dv_ptr": dv}
+    return _gradient_launch(differentiate_keys, tensors, written, scale, constexprs, blocks, factor)
+
+
+def queries_launch(
+    tensors: Gradients,
+    dq: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    blocks: tuple[int, int, int, int],
+    factor: Hook,
+) -> Launch:
+    """The launch that writes dq, (B,N,H,D) and contiguous.
+
+    blocks: keys at a time, query rows of a program, warps, stages.
+    """
+    keys, rows, *_ = blocks
+    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal}
+    written = {"dq_ptr": dq}
+    return _gradient_launch(
+        differentiate_queries, tensors, written, scale, constexprs, blocks, factor
+    )
+
+
+def _gradient_launch(
+    kernel: Any,
+    tensors: Gradients,
+    written: Mapping[str, Tensor],
+    scale: float,
+    constexprs: dict[str, Any],
+    blocks: tuple[int, int, int, int],
+    factor: Hook,
+) -> Launch:
+    """blocks: what it takes at a time, what it keeps, warps, stages."""
+    do, q, k, v, lse, delta, wide = tensors
+    B, N, H, D = q.shape
+    taken, kept, warps, stages = blocks
+    rows = max(taken, kept)
+    args: dict[str, Any] = {
+        "do_ptr": do,
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+        **written,
+        "extra": factor.extra,
+        "scale": scale,
+        "N": N,
+        "H": H,
+    }
+    constexprs |= {
+        "D": D,
+        "BLOCK_D": max(16, power_of_2(D)),
+        "RAGGED": N % rows != 0,
+        "WIDE": is_wide(rows, do, q, k, v, wide),
+        "STAGES": stages,
+        "FACTOR": factor.function,
+        "KIND": factor.kind,
+    }
+    grid = (ceil_div(N, kept) * H * B,)
+    options = {"num_warps": warps, "num_stages": stages}
+    return Launch(kernel, grid, args | strides_of(do=do, q=q, k=k, v=v), constexprs, options)
