@@ -82,6 +82,36 @@ for launch in launches:
 """
 
 
+# What attention's core does for sequences that are packed, or have other numbers of keys, and for
+# heads that share keys.
+PLACED = """
+import torch
+from kernelbench.kernels.ahead_of_time import ahead_of_time
+from kernelbench.kernels.attention.backward import Gradients, keys_launch, queries_launch
+from kernelbench.kernels.attention.forward import Forward, forward_launch
+from kernelbench.kernels.attention.places import Packed
+from kernelbench.kernels.attention.tiles import statistic_of
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+starts = meta(9, dtype=torch.int32)
+for place, rows in ((Packed(starts, starts, 8, 4096), 4096), (None, 1000)):
+    q, do = meta(1, rows, 32, 128), meta(1, rows, 4096)
+    k, v, dk, dv = (meta(1, 4096, 8, 128) for _ in range(4))
+    lse = statistic_of(q)
+    how = {"scale": 0.1, "causal": True, "place": place}
+    gradients, blocks = Gradients(do, q, k, v, lse, lse, do), (32, 64, 4, 2)
+    for launch in (
+        forward_launch(Forward(q, k, v, do, lse), blocks=(128, 64, 8, 2), **how),
+        keys_launch(gradients, dk, dv, blocks=blocks, adds=True, **how),
+        queries_launch(gradients, q, blocks=blocks, **how),
+    ):
+        ahead_of_time(launch, "sm_80")
+        print(launch.kernel.__module__, launch.kernel.__name__)
+"""
+
+
 def compiled_by(script: str) -> list[str]:
     """The kernels that a script prints, in a process where they can be compiled."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -116,3 +146,13 @@ def test_kernels_compile_without_what_may_be_left_out() -> None:
         "normalise_rows", "normalise_wide_rows", "normalise_split_rows", "differentiate",
         "differentiate_split_rows", "sum_partials", "push_rows", "_rotate",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
+def test_kernels_compile_for_packed_sequences_and_shared_heads() -> None:
+    assert compiled_by(PLACED) == 2 * [
+        "attention.forward attend",
+        "attention.backward differentiate_keys",
+        "attention.backward differentiate_queries",
+    ]

@@ -1,2 +1,2 @@
-"""Attention: tiles of rows in memory, the forward, the gradients; what else an operator does in
-the same kernels are hooks (`tiles.Hook`)."""
+"""Attention: tiles of rows in memory, the places where a program finds its rows, the forward, the
+gradients. What else an operator does in the same kernels are hooks (`tiles.Hook`)."""

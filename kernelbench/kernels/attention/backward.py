@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.forward import LOG2E
+from kernelbench.kernels.attention.forward import LOG2E, keys_of
+from kernelbench.kernels.attention.places import Packed, one_a_sample, packed, sharing, tiles_of
 from kernelbench.kernels.attention.tiles import (
+    NO_HOOK,
     Hook,
     Rows,
     Variant,
@@ -48,6 +50,42 @@ class Gradients(NamedTuple):
 
 
 @triton.jit
+def find_deltas(
+    do_ptr,
+    o_ptr,
+    delta_ptr,
+    total_ptr,
+    do_stride_B,
+    do_stride_N,
+    N,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """δ of BLOCK_M tokens of one head. Where dq is to be summed, it begins as zeros here."""
+    row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
+    do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
+    do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
+    if total_ptr is not None:
+        zero_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        store_tile(Rows(total_ptr + bh * N * D, D, N), zero_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    o = Rows(o_ptr + (b * N * H * D + h * D), widened(H * D, WIDE), N)
+    o_MD = load_tile(o, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    row_M = row + tl.arange(0, BLOCK_M)
+    delta_M = tl.sum(do_MD * o_MD.to(tl.float32), axis=1)
+    tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
+
+
+@triton.jit
+def _seeing(lse_M):
+    """Statistics by which all weights of a row that sees no key are 0: its own is −∞."""
+    return tl.where(lse_M == float("-inf"), float("inf"), lse_M)
+
+
+@triton.jit
 def _gather_queries(
     state,
     kept,
@@ -64,8 +102,8 @@ def _gather_queries(
 ):
     """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
 
-    kept: tiles of k and v. statistics: lse and δ, in memory. Rows beyond N are all zeros, which add
-    nothing.
+    kept: tiles of k and v. statistics: lse and δ, in memory. key_N: for each key, the first row
+    that sees it where causal. Rows beyond N are all zeros, which add nothing.
     """
     dk_ND, dv_ND = state
     k_ND, v_ND = kept
@@ -81,6 +119,8 @@ def _gather_queries(
         if MASKED:
             row_M = start + tl.arange(0, BLOCK_M)
             score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
+            if variant.BLIND:
+                lse_M = _seeing(lse_M)
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
         do_MD = load_tile(do, start, D, BLOCK_M, BLOCK_D, RAGGED)
         dv_ND = tl.dot(p_NM.to(do_MD.dtype), do_MD, dv_ND, input_precision="ieee")
@@ -102,6 +142,7 @@ def differentiate_keys(
     delta_ptr,
     dk_ptr,
     dv_ptr,
+    place,
     do_stride_B,
     do_stride_N,
     q_stride_B,
@@ -124,30 +165,65 @@ def differentiate_keys(
     RAGGED: tl.constexpr,
     WIDE: tl.constexpr,
     STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
+    PLACE: tl.constexpr,
+    SQUARE: tl.constexpr,
+    ADDS: tl.constexpr,
     FACTOR: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """dk and dv of BLOCK_N keys of one head a program, over tiles of BLOCK_M query rows.
+    """dk and dv of BLOCK_N keys of one of their heads a program, over tiles of BLOCK_M query rows
+    of every head that shares it.
 
-    FACTOR(extra, b, KIND) is the factor of sample b, if there is such a hook.
+    GROUP, PLACE, SQUARE: as in `forward.attend`. ADDS: to what is there. FACTOR(extra, b, KIND) is
+    the factor of sample b, if there is such a hook.
     """
-    key, h, b, bh = tile_of_head(N, H, BLOCK_N, False)
-    do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
-    statistics = (lse_ptr + bh * pitch(N), delta_ptr + bh * pitch(N))
+    kv_H = H // GROUP
+    key, h, b, bh, q0, k0, rows, keys = PLACE(place, N, kv_H, BLOCK_N, False, True)
+    k_ptr += b * k_stride_B + k0 * k_stride_N + h * k_stride_H
+    v_ptr += b * v_stride_B + k0 * v_stride_N + h * v_stride_H
+    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
+    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
     k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
     v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
     kept = (k_ND, v_ND)
-    key_N = key + tl.arange(0, BLOCK_N)
+    ahead = 0 if SQUARE else keys - rows
+    key_N = key - ahead + tl.arange(0, BLOCK_N)
     dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     state = (dk_ND, dv_ND)
     scale_2 = scale * LOG2E
-    first_whole = 0
-    if CAUSAL:
-        first_whole = tl.minimum(tl.cdiv(key + BLOCK_N, BLOCK_M) * BLOCK_M, N)
+    for member in tl.static_range(GROUP):
+        q_h = h * GROUP + member
+        q_bh = bh if GROUP == 1 else b * H + q_h
+        do_start = do_ptr + b * do_stride_B + q0 * do_stride_N + q_h * D
+        q_start = q_ptr + b * q_stride_B + q0 * q_stride_N + q_h * q_stride_H
+        do = Rows(do_start, widened(do_stride_N, WIDE), rows)
+        q = Rows(q_start, widened(q_stride_N, WIDE), rows)
+        statistics = (lse_ptr + q_bh * pitch(N) + q0, delta_ptr + q_bh * pitch(N) + q0)
+        first_whole = 0
+        if CAUSAL:
+            if SQUARE:
+                first = key // BLOCK_M * BLOCK_M
+                beyond = key + BLOCK_N
+            else:
+                first = tl.maximum(key - ahead, 0) // BLOCK_M * BLOCK_M
+                beyond = tl.maximum(key + BLOCK_N - ahead, 0)
+            first_whole = tl.minimum(tl.cdiv(beyond, BLOCK_M) * BLOCK_M, rows)
+            state = _gather_queries(
+                state,
+                kept,
+                q,
+                do,
+                statistics,
+                key_N,
+                first,
+                first_whole,
+                scale_2,
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
+                True,
+                STAGES,
+            )
         state = _gather_queries(
             state,
             kept,
@@ -155,27 +231,13 @@ def differentiate_keys(
             do,
             statistics,
             key_N,
-            key // BLOCK_M * BLOCK_M,
             first_whole,
+            rows,
             scale_2,
-            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
-            True,
+            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
+            False,
             STAGES,
         )
-    state = _gather_queries(
-        state,
-        kept,
-        q,
-        do,
-        statistics,
-        key_N,
-        first_whole,
-        N,
-        scale_2,
-        Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED),
-        False,
-        STAGES,
-    )
     dk_ND, dv_ND = state
     if FACTOR is not None:
         factor = FACTOR(extra, b, KIND)
@@ -183,9 +245,12 @@ def differentiate_keys(
         dv_ND *= factor
     else:
         dk_ND *= scale
-    out = b * N * H * D + h * D
-    dk = Rows(dk_ptr + out, widened(H * D, WIDE), N)
-    dv = Rows(dv_ptr + out, widened(H * D, WIDE), N)
+    out = (b * keys + k0) * kv_H * D + h * D
+    dk = Rows(dk_ptr + out, widened(kv_H * D, WIDE), keys)
+    dv = Rows(dv_ptr + out, widened(kv_H * D, WIDE), keys)
+    if ADDS:
+        dk_ND += load_tile(dk, key, D, BLOCK_N, BLOCK_D, RAGGED)
+        dv_ND += load_tile(dv, key, D, BLOCK_N, BLOCK_D, RAGGED)
     store_tile(dk, dk_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
     store_tile(dv, dv_ND, key, D, BLOCK_N, BLOCK_D, RAGGED)
 
@@ -237,6 +302,7 @@ def differentiate_queries(
     lse_ptr,
     delta_ptr,
     dq_ptr,
+    place,
     do_stride_B,
     do_stride_N,
     q_stride_B,
@@ -259,40 +325,46 @@ def differentiate_queries(
     RAGGED: tl.constexpr,
     WIDE: tl.constexpr,
     STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
+    PLACE: tl.constexpr,
+    SQUARE: tl.constexpr,
+    ADDS: tl.constexpr,
     FACTOR: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. FACTOR: as in
-    `differentiate_keys`."""
-    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
-    do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last six: as
+    in `differentiate_keys`."""
+    row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    kv_h = h // GROUP
+    do_ptr += b * do_stride_B + q0 * do_stride_N + h * D
+    q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
+    k_ptr += b * k_stride_B + k0 * k_stride_N + kv_h * k_stride_H
+    v_ptr += b * v_stride_B + k0 * v_stride_N + kv_h * v_stride_H
+    do = Rows(do_ptr, widened(do_stride_N, WIDE), rows)
+    q = Rows(q_ptr, widened(q_stride_N, WIDE), rows)
+    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
+    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
     q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    lse_M = load_rows(lse_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
-    delta_M = load_rows(delta_ptr + bh * pitch(N), row, N, BLOCK_M, RAGGED)
+    lse_M = load_rows(lse_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
+    delta_M = load_rows(delta_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
+    if not SQUARE:
+        lse_M = _seeing(lse_M)
     kept = (q_MD, do_MD, lse_M, delta_M)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale_2 = scale * LOG2E
-    if CAUSAL:
-        whole = row // BLOCK_N * BLOCK_N
-        end = tl.minimum(row + BLOCK_M, N)
-    else:
-        whole = N // BLOCK_N * BLOCK_N
-        end = N
+    whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     dq_MD = _gather_keys(
         dq_MD,
         kept,
         k,
         v,
-        row_M,
+        last_M,
         0,
         whole,
         scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
         False,
         STAGES,
     )
@@ -302,16 +374,18 @@ def differentiate_queries(
             kept,
             k,
             v,
-            row_M,
+            last_M,
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
             True,
             1,
         )
     dq_MD *= _scaled(extra, b, scale, FACTOR, KIND)
-    dq = Rows(dq_ptr + (b * N * H * D + h * D), widened(H * D, WIDE), N)
+    dq = Rows(dq_ptr + ((b * N + q0) * H * D + h * D), widened(H * D, WIDE), rows)
+    if ADDS:
+        dq_MD += load_tile(dq, row, D, BLOCK_M, BLOCK_D, RAGGED)
     store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
 
 
@@ -372,6 +446,19 @@ def once(q: Tensor, *read: Tensor | None) -> tuple[tuple[int], dict[str, Any]]:
     return (programs * B,), constexprs
 
 
+def deltas_launch(do: Tensor, q: Tensor, o: Tensor, delta: Tensor, total: Tensor | None) -> Launch:
+    """The launch that writes δ, and zeros to `total`, if that is given.
+
+    do: (B,N,H·D) of any strides whose last is 1. q: of the shape of the queries. o: as the forward
+    left it. total: (B,H,N,D), fp32.
+    """
+    _, N, H, _ = q.shape
+    grid, constexprs = once(q, do, o)
+    args: dict[str, Any] = {"do_ptr": do, "o_ptr": o, "delta_ptr": delta, "total_ptr": total}
+    args |= {"N": N, "H": H} | strides_of(do=do)
+    return Launch(find_deltas, grid, args, constexprs, LIGHT)
+
+
 def scale_launch(
     total: Tensor, dq: Tensor, *, scale: float, factor: Hook, read: tuple[Tensor | None, ...]
 ) -> Launch:
@@ -395,16 +482,29 @@ def keys_launch(
     scale: float,
     causal: bool,
     blocks: tuple[int, int, int, int],
-    factor: Hook,
+    factor: Hook = NO_HOOK,
+    place: Packed | None = None,
+    adds: bool = False,
 ) -> Launch:
-    """The launch that writes dk and dv, (B,N,H,D) and contiguous.
+    """The launch that writes dk and dv, (B,keys,heads,D) and contiguous, or adds to them.
 
-    blocks: query rows at a time, keys of a program, warps, stages.
+    blocks: query rows at a time, keys of a program, warps, stages. place: see
+    `forward.forward_launch`.
     """
     rows, keys, *_ = blocks
-    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal}
-    written = {"dk_ptr": dk, "dv_ptr": dv}
-    return _gradient_launch(differentiate_keys, tensors, written, scale, constexprs, blocks, factor)
+    _, N, heads, _ = dk.shape
+    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal, "ADDS": adds}
+    return _gradient_launch(
+        differentiate_keys,
+        tensors,
+        {"dk_ptr": dk, "dv_ptr": dv},
+        scale,
+        constexprs,
+        blocks,
+        factor,
+        place,
+        tiles_of(N, place, keys) * heads,
+    )
 
 
 def queries_launch(
@@ -414,17 +514,27 @@ def queries_launch(
     scale: float,
     causal: bool,
     blocks: tuple[int, int, int, int],
-    factor: Hook,
+    factor: Hook = NO_HOOK,
+    place: Packed | None = None,
+    adds: bool = False,
 ) -> Launch:
-    """The launch that writes dq, (B,N,H,D) and contiguous.
+    """The launch that writes dq, (B,N,H,D) and contiguous, or adds to it.
 
     blocks: keys at a time, query rows of a program, warps, stages.
     """
     keys, rows, *_ = blocks
-    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal}
-    written = {"dq_ptr": dq}
+    _, N, H, _ = dq.shape
+    constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal, "ADDS": adds}
     return _gradient_launch(
-        differentiate_queries, tensors, written, scale, constexprs, blocks, factor
+        differentiate_queries,
+        tensors,
+        {"dq_ptr": dq},
+        scale,
+        constexprs,
+        blocks,
+        factor,
+        place,
+        tiles_of(N, place, rows) * H,
     )
 
 
@@ -436,21 +546,26 @@ def _gradient_launch(
     constexprs: dict[str, Any],
     blocks: tuple[int, int, int, int],
     factor: Hook,
+    place: Packed | None,
+    programs: int,
 ) -> Launch:
-    """blocks: what it takes at a time, what it keeps, warps, stages."""
+    """blocks: what it takes at a time, what it keeps, warps, stages. programs: of a sample."""
     do, q, k, v, lse, delta, wide = tensors
     B, N, H, D = q.shape
+    keys = k.shape[1]
     taken, kept, warps, stages = blocks
     rows = max(taken, kept)
+    whole = place is None and keys == N
     args: dict[str, Any] = {
         "do_ptr": do,
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
+        "extra": factor.extra,
         "lse_ptr": lse,
         "delta_ptr": delta,
         **written,
-        "extra": factor.extra,
+        "place": place or (None if whole else keys),
         "scale": scale,
         "N": N,
         "H": H,
@@ -458,12 +573,15 @@ def _gradient_launch(
     constexprs |= {
         "D": D,
         "BLOCK_D": max(16, power_of_2(D)),
-        "RAGGED": N % rows != 0,
+        "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
         "WIDE": is_wide(rows, do, q, k, v, wide),
         "STAGES": stages,
+        "GROUP": sharing(q, k),
+        "PLACE": one_a_sample if place is None else packed,
+        "SQUARE": whole,
         "FACTOR": factor.function,
         "KIND": factor.kind,
     }
-    grid = (ceil_div(N, kept) * H * B,)
     options = {"num_warps": warps, "num_stages": stages}
-    return Launch(kernel, grid, args | strides_of(do=do, q=q, k=k, v=v), constexprs, options)
+    args |= strides_of(do=do, q=q, k=k, v=v)
+    return Launch(kernel, (programs * B,), args, constexprs, options)

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernelbench.kernels.attention.places import Packed, one_a_sample, packed, sharing, tiles_of
 from kernelbench.kernels.attention.tiles import (
+    NO_HOOK,
     Hook,
     Rows,
     Tile,
@@ -23,19 +25,18 @@ from kernelbench.kernels.attention.tiles import (
     pitch,
     store_tile,
     strides_of,
-    tile_of_head,
     visible,
     widened,
 )
-from kernelbench.kernels.launch import Launch, ceil_div, power_of_2
+from kernelbench.kernels.launch import Launch, power_of_2
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Forward(NamedTuple):
-    """The tensors of a forward. q, k, v: (B,N,H,D) of any strides whose last is 1. o: (B,N,H·D) and
-    contiguous. lse: as `statistic_of` makes it, gets the logarithms to base 2 of the sums of
-    2^(score·log2 e). What is not wanted is None."""
+    """The tensors of a forward. q: (B,N,H,D), k and v: (B,keys,heads,D), where heads divides H, of
+    any strides whose last is 1. o: (B,N,H·D) and contiguous. lse: as `statistic_of` makes it, gets
+    the logarithms to base 2 of the sums of 2^(score·log2 e). What is not wanted is None."""
 
     q: Tensor
     k: Tensor
@@ -58,7 +59,10 @@ def _attend_keys(
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far."""
+    """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far.
+
+    row_M: for each row, the last key that it sees where causal.
+    """
     acc_MD, sum_M, max_M = state
     D: tl.constexpr = variant.D
     BLOCK_N: tl.constexpr = variant.BLOCK
@@ -71,14 +75,47 @@ def _attend_keys(
             visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
-        weight_MN = tl.exp2(score_MN * scale - new_max_M[:, None])
-        decay_M = tl.exp2(max_M - new_max_M)
+        if MASKED and variant.BLIND:  # −∞ less −∞ is no number
+            finite_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
+        else:
+            finite_M = new_max_M
+        weight_MN = tl.exp2(score_MN * scale - finite_M[:, None])
+        decay_M = tl.exp2(max_M - finite_M)
         v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         acc_MD = acc_MD * decay_M[:, None]
         acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
         sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
         max_M = new_max_M
     return acc_MD, sum_M, max_M
+
+
+@triton.jit
+def keys_of(
+    row,
+    row_M,
+    rows,
+    keys,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SQUARE: tl.constexpr,
+):
+    """What a tile of query rows sees: how many keys without a mask, how many at all, and where
+    causal the last key of each row."""
+    if not CAUSAL:
+        whole = keys // BLOCK_N * BLOCK_N
+        end = keys
+        last_M = row_M
+    elif SQUARE:
+        whole = row // BLOCK_N * BLOCK_N
+        end = tl.minimum(row + BLOCK_M, keys)
+        last_M = row_M
+    else:  # the last query sees the last key
+        ahead = keys - rows
+        whole = tl.maximum(row + ahead, 0) // BLOCK_N * BLOCK_N
+        end = tl.minimum(row + BLOCK_M + ahead, keys)
+        last_M = row_M + ahead
+    return whole, end, last_M
 
 
 @triton.jit
@@ -89,6 +126,7 @@ def attend(
     extra,
     o_ptr,
     lse_ptr,
+    place,
     q_stride_B,
     q_stride_N,
     q_stride_H,
@@ -109,17 +147,26 @@ def attend(
     RAGGED: tl.constexpr,
     WIDE: tl.constexpr,
     STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
+    PLACE: tl.constexpr,
+    SQUARE: tl.constexpr,
     FINISH: tl.constexpr,
     KIND: tl.constexpr,
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal.
 
-    FINISH(extra, o_MD, tile, KIND, work) gets the result in fp32, if there is such a hook.
+    GROUP: heads of q that share one of k and v. PLACE: see `places`. SQUARE: a sequence has as many
+    queries as keys; else the last query sees the last key. FINISH(extra, o_MD, tile, KIND, work)
+    gets the result in fp32, if there is such a hook.
     """
-    row, h, b, bh = tile_of_head(N, H, BLOCK_M, CAUSAL)
-    q = Rows(q_ptr + b * q_stride_B + h * q_stride_H, widened(q_stride_N, WIDE), N)
-    k = Rows(k_ptr + b * k_stride_B + h * k_stride_H, widened(k_stride_N, WIDE), N)
-    v = Rows(v_ptr + b * v_stride_B + h * v_stride_H, widened(v_stride_N, WIDE), N)
+    row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    kv_h = h // GROUP
+    q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
+    k_ptr += b * k_stride_B + k0 * k_stride_N + kv_h * k_stride_H
+    v_ptr += b * v_stride_B + k0 * v_stride_N + kv_h * v_stride_H
+    q = Rows(q_ptr, widened(q_stride_N, WIDE), rows)
+    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
+    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
     q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -127,22 +174,17 @@ def attend(
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     state = (acc_MD, sum_M, max_M)
     scale_2 = scale * LOG2E
-    if CAUSAL:
-        whole = row // BLOCK_N * BLOCK_N
-        end = tl.minimum(row + BLOCK_M, N)
-    else:
-        whole = N // BLOCK_N * BLOCK_N
-        end = N
+    whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     state = _attend_keys(
         state,
         q_MD,
         k,
         v,
-        row_M,
+        last_M,
         0,
         whole,
         scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
         False,
         STAGES,
     )
@@ -152,28 +194,29 @@ def attend(
             q_MD,
             k,
             v,
-            row_M,
+            last_M,
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
             True,
             1,
         )
     acc_MD, sum_M, max_M = state
 
+    if not SQUARE:  # who sees no key gets zeros, and −∞ for its statistic
+        sum_M = tl.where(sum_M == 0.0, 1.0, sum_M)
     o_MD = acc_MD * (1.0 / sum_M)[:, None]
-    out = b * N * H * D + h * D
+    out = (b * N + q0) * H * D + h * D
     if lse_ptr is not None:
         lse_M = max_M + tl.log2(sum_M)
-        tl.store(lse_ptr + bh * pitch(N) + row_M, lse_M, mask=row_M < N)
+        tl.store(lse_ptr + bh * pitch(N) + q0 + row_M, lse_M, mask=row_M < rows)
     if o_ptr is not None:
-        o = Rows(o_ptr + out, widened(H * D, WIDE), N)
+        o = Rows(o_ptr + out, widened(H * D, WIDE), rows)
         store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
     if FINISH is not None:
-        FINISH(
-            extra, o_MD, Tile(row, h, b, out, N, H), KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE)
-        )
+        tile = Tile(row, h, b, out, rows, H)
+        FINISH(extra, o_MD, tile, KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE))
 
 
 def forward_launch(
@@ -182,38 +225,47 @@ def forward_launch(
     scale: float,
     causal: bool,
     blocks: tuple[int, int, int, int],
-    finish: Hook,
+    finish: Hook = NO_HOOK,
+    place: Packed | None = None,
 ) -> Launch:
     """The launch that writes o and lse, each where it is wanted.
 
-    blocks: query rows of a program, keys at a time, warps, stages.
+    blocks: query rows of a program, keys at a time, warps, stages. place: of packed sequences,
+    which are the one sample of the tensors.
     """
     q, k, v, o, lse = tensors
     B, N, H, D = q.shape
+    keys = k.shape[1]
     block_m, block_n, warps, stages = blocks
+    whole = place is None and keys == N
     args: dict[str, Any] = {
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
+        "extra": finish.extra,
         "o_ptr": o,
         "lse_ptr": lse,
-        "extra": finish.extra,
+        "place": place or (None if whole else keys),
         "scale": scale,
         "N": N,
         "H": H,
     }
+    rows = max(block_m, block_n)
     constexprs = {
         "D": D,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_D": max(16, power_of_2(D)),
         "CAUSAL": causal,
-        "RAGGED": N % max(block_m, block_n) != 0,
-        "WIDE": is_wide(max(block_m, block_n), q, k, v, o, *finish.rows),
+        "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
+        "WIDE": is_wide(rows, q, k, v, o, *finish.rows),
         "STAGES": stages,
+        "GROUP": sharing(q, k),
+        "PLACE": one_a_sample if place is None else packed,
+        "SQUARE": whole,
         "FINISH": finish.function,
         "KIND": finish.kind,
     }
-    grid = (ceil_div(N, block_m) * H * B,)
+    grid = (tiles_of(N, place, block_m) * H * B,)
     options = {"num_warps": warps, "num_stages": stages}
     return Launch(attend, grid, args | strides_of(q=q, k=k, v=v), constexprs, options)

@@ -21,13 +21,15 @@ class Rows(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements."""
+    """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements. BLIND: some
+    query may see no key."""
 
     D: Any
     BLOCK: Any
     BLOCK_D: Any
     CAUSAL: Any
     RAGGED: Any
+    BLIND: Any
 
 
 class Tile(NamedTuple):
@@ -65,6 +67,9 @@ class Hook:
     extra: tuple[Any, ...] | None = None
     kind: str = ""
     rows: tuple[Tensor | None, ...] = ()
+
+
+NO_HOOK = Hook()
 
 
 @triton.jit

@@ -1,0 +1,72 @@
+"""Where a program of attention finds its rows: one sequence a sample, or sequences packed one after
+another."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernelbench.kernels.attention.tiles import tile_of_head
+from kernelbench.kernels.launch import ceil_div
+
+
+class Packed(NamedTuple):
+    """Sequences one after another: where each begins, and the last one ends, among queries and
+    among keys, (S+1,) of int32; how many sequences; how many keys there are in all."""
+
+    q_starts: Any
+    k_starts: Any
+    S: Any
+    keys: Any
+
+
+@triton.jit
+def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
+    """First row of a program, head, sample and row of (B,H); where the sequence begins, and its
+    lengths, among queries and among keys. place: the number of keys, None for that of queries."""
+    keys = N if place is None else place
+    row, h, b, bh = tile_of_head(keys if OF_KEYS else N, H, BLOCK, REVERSED)
+    return row, h, b, bh, 0, 0, N, keys
+
+
+@triton.jit
+def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
+    """The same of a sequence of `Packed`; of a tile behind its last row the lengths are 0.
+
+    Tile number start_s // BLOCK + s is the first of sequence s: that many there are before it at
+    most, and these numbers rise with s, so that they can be searched without a table.
+    """
+    q_starts, k_starts, S, keys = place
+    starts = k_starts if OF_KEYS else q_starts
+    tiles = (keys if OF_KEYS else N) // BLOCK + S
+    tile = tl.program_id(0) % tiles
+    if REVERSED:
+        tile = tiles - 1 - tile
+    h = (tl.program_id(0) // tiles).to(tl.int64)
+    low = 0
+    high = S - 1
+    while low < high:  # the last sequence whose first tile is not behind this one
+        middle = (low + high + 1) // 2
+        if tl.load(starts + middle) // BLOCK + middle <= tile:
+            low = middle
+        else:
+            high = middle - 1
+    q0 = tl.load(q_starts + low)
+    k0 = tl.load(k_starts + low)
+    start = k0 if OF_KEYS else q0
+    row = (tile - (start // BLOCK + low)) * BLOCK
+    rows = tl.load(q_starts + low + 1) - q0
+    keys = tl.load(k_starts + low + 1) - k0
+    none = row >= (keys if OF_KEYS else rows)
+    return row, h, h * 0, h, q0, k0, tl.where(none, 0, rows), tl.where(none, 0, keys)
+
+
+def tiles_of(rows: int, place: Any, block: int) -> int:
+    """Programs along the rows of a head and sample."""
+    return rows // block + place.S if isinstance(place, Packed) else ceil_div(rows, block)
+
+
+def sharing(q: Tensor, k: Tensor) -> int:
+    """How many heads of q share one of k."""
+    return q.shape[2] // k.shape[2] if k.shape[2] else 1
