@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -40,16 +39,27 @@ def test_the_pieces_are_the_suites_each_job_once() -> None:
 def test_a_piece_is_begun_then_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], **options: Any) -> Any:
-        commands.append(command)
-        left = 2 - len(commands)
-        shown = [{"jobs_left": left, "records": [{"status": "ok"}, {"status": "skipped"}]}]
-        return subprocess.CompletedProcess(command, 0, json.dumps(shown))
+    class Run:
+        returncode = 0
 
-    monkeypatch.setattr(campaign.subprocess, "run", run)
+        def __init__(self, command: list[str], **options: Any) -> None:
+            commands.append(command)
+
+        def communicate(self, timeout: float) -> tuple[str, None]:
+            left = 2 - len(commands)
+            shown = [{"jobs_left": left, "records": [{"status": "ok"}, {"status": "skipped"}]}]
+            return json.dumps(shown), None
+
+    monkeypatch.setattr(campaign.subprocess, "Popen", Run)
     assert campaign.measure(["smoke"], tmp_path, 60.4) == (False, "1 jobs left")
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "manifest.json").write_text("{}")
     assert campaign.measure(["smoke"], tmp_path, 60.4) == (True, "whole")
     assert commands[0][4:] == ["smoke", "--out", str(tmp_path), "--budget", "60s", "--json"]
     assert commands[1][4:6] == ["--resume", str(tmp_path / "one")]
+
+
+def test_a_job_that_takes_too_long_is_interrupted_and_its_run_goes_on(tmp_path: Path) -> None:
+    words = ["smoke", "--family", "rms_norm", "--provider", "eager", "--quick"]
+    assert campaign.measure(words, tmp_path, 0.2) == (False, "interrupted")
+    assert campaign.measure(words, tmp_path, 120) == (True, "whole")

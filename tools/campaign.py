@@ -10,6 +10,7 @@ asked is whole, 1 time ran out first or a provider was wrong.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -50,19 +51,25 @@ def main() -> int:
 
 
 def measure(words: list[str], out: Path, seconds: float) -> tuple[bool, str]:
-    """Begin a piece or go on with it; whether it is whole and right, and in words."""
+    """Begin a piece or go on with it; whether it is whole and right, and in words.
+
+    A job that has begun when the time is over, as it may be with a compiler that tries everything,
+    is interrupted: the run keeps what it has, and the job is done again.
+    """
     runs = sorted(out.glob("*/manifest.json"))
     what = ["--resume", str(runs[-1].parent)] if runs else words
-    options = ["--out", str(out), "--budget", f"{seconds:.0f}s"]
-    done = subprocess.run(
-        [sys.executable, "-m", "kernelbench", "run", *what, *options, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode not in (0, 1):
-        return False, f"exit code {done.returncode}"
-    (run,) = json.loads(done.stdout)
+    options = ["--out", str(out), "--budget", f"{seconds:.0f}s", "--json"]
+    command = [sys.executable, "-m", "kernelbench", "run", *what, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        shown, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        return False, "interrupted"
+    if process.returncode not in (0, 1):
+        return False, f"exit code {process.returncode}"
+    (run,) = json.loads(shown)
     bad = sorted({r["status"] for r in run["records"]} - {"ok", "skipped"})
     left = f"{run['jobs_left']} jobs left" if run["jobs_left"] else "whole"
     return not (bad or run["jobs_left"]), f"{left}{', ' + ' '.join(bad) if bad else ''}"
