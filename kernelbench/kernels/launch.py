@@ -183,8 +183,8 @@ class _Prepared:
         """Where an argument stands among the addresses, None, and what is made."""
         base = getattr(value, "base", value)
         if isinstance(value, tuple):
-            picked = operator.itemgetter(*map(self._number, value))
-            self._makers.append(lambda tensors, values: picked(values))
+            numbers = [self._number(part) for part in value]
+            self._makers.append(lambda tensors, values: tuple([values[n] for n in numbers]))
         elif isinstance(base, Tensor) or value is None:
             if base is value:
                 return self._numbers[id(base)]
@@ -333,6 +333,11 @@ def check_device(**tensors: Tensor | None) -> torch.device:
     if reason := refusal(device):
         raise RuntimeError(reason)
     return device
+
+
+def layout_of(x: Tensor | None) -> Hashable:
+    """All that a launch depends on of a tensor, but for its address."""
+    return None if x is None else (x.shape, x.stride(), x.dtype, x.device)
 
 
 def packed_rows(x: Tensor) -> Tensor:

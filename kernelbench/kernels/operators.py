@@ -91,6 +91,15 @@ def admit(name: str, *tensors: Tensor | None) -> None:
             announce()
 
 
+def refuse_some_on_meta(name: str, *tensors: Tensor | None) -> None:
+    """Raise RuntimeError where some tensors are on meta and others are not: an operator would
+    answer without memory, on the others' device."""
+    if len({tensor.is_meta for tensor in tensors if tensor is not None}) > 1:
+        raise RuntimeError(
+            f"{name} takes no tensors on several devices, some of them meta: move them to one"
+        )
+
+
 def without_data(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates the fake implementation of an operator, which gives shapes alone. Where launches
     are described, the real implementation runs instead, so that no launch is missed."""

@@ -42,6 +42,7 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    layout_of,
     packed_rows,
     power_of_2,
     refusal,
@@ -60,6 +61,7 @@ from kernelbench.kernels.operators import (
     needed_gradients,
     numbers_of,
     of_numbers,
+    refuse_some_on_meta,
     transformed,
     without_data,
 )
@@ -769,8 +771,7 @@ class _Plan:
         dt = None if t is None or not needs_t else torch.empty_like(t, memory_format=packed)
         arguments = Backward(dy, q, k, v, x, t, o, lse, dq, dk, dv, dx, dt)
         scratch = backward_scratch(arguments, self.config)
-        strides = (x if x is None else x.stride(), t if t is None else t.stride())
-        kind = (*needs, dy.stride(), q.stride(), k.stride(), v.stride(), *strides)
+        kind = (*needs, dy.stride(), *map(layout_of, (q, k, v, x, t, o, lse)))
         self._repeats.run(kind, (*arguments, *scratch), self._backward_launches)
         return dq, dk if needs_k else None, dv if needs_v else None, dx, dt
 
@@ -1072,14 +1073,15 @@ def _attend_and_skip(
         try:
             tensors = inputs_of(*tensors, parametrization)
             plan = _plan(tensors, how, config, fused, save)
+            if save:
+                y: Tensor = _RcmAttention.apply(*tensors, plan)
+                return y
+            return plan.forward(tensors, save=False)[0]
         except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
             admit("rcm_attention", *tensors)
             _check_all(*tensors, *how)
             raise
-        if save:
-            y: Tensor = _RcmAttention.apply(*tensors, plan)
-            return y
-        return plan.forward(tensors, save=False)[0]
+    refuse_some_on_meta("rcm_attention", *tensors)
     admit("rcm_attention", *tensors)
     _check_all(*tensors, sigma_data, parametrization, causal, scale)
     rest = sigma_data, parametrization, causal, scale, numbers_of(config), fused

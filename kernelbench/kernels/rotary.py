@@ -25,6 +25,7 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    layout_of,
     packed_rows,
     power_of_2,
     refusal,
@@ -35,6 +36,7 @@ from kernelbench.kernels.operators import (
     direct,
     numbers_of,
     of_numbers,
+    refuse_some_on_meta,
     transformed,
     without_data,
 )
@@ -588,6 +590,9 @@ class _RotaryPlan:
 
 _MOST_DISTANCES = 256
 _PLANS: Plans[_RotaryPlan] = Plans()
+_CALLS: Plans[_RotaryPlan] = (
+    Plans()
+)  # of calls that were made before, whose tables are read as given
 
 
 def _key(
@@ -653,8 +658,8 @@ class _Rotary(torch.autograd.Function):
         if upstream:
             # Hooks on saved tensors may return the tables with other strides.
             cos, sin = packed_rows(cos), packed_rows(sin)
-            tables = cos.stride(), sin.stride(), offsets is not None and offsets.stride()
-            kind = *tables, *((g.shape, g.stride()) for g in upstream)
+            tables = layout_of(cos), layout_of(sin), layout_of(offsets)
+            kind = *tables, *map(layout_of, upstream)
             ctx.plan.rotate(kind, upstream, outs, (cos, sin, offsets), inverse=True)
         rotated = iter(outs)
         dq, dk = (None if g is None else next(rotated) for g in (*needed, None)[:2])
@@ -762,6 +767,7 @@ def _by_operator(
     inplace: bool,
     config: RotaryConfig | None,
 ) -> tuple[Tensor, Tensor]:
+    refuse_some_on_meta("apply_rotary", q, k, *angles)
     _check(q, k, *angles)
     arguments = q, k, *angles, interleaved, numbers_of(config), False
     if inplace:
@@ -824,14 +830,18 @@ def apply_rotary(
         admit("apply_rotary", q, k, cos, sin)
     angles: _Angles = cos, sin, None
     try:
-        known = plain and rotary_dim is None and offsets is None
-        plan = _PLANS.get(_key(q, k, angles, interleaved, config)) if known else None
+        whole = plain and rotary_dim is None and offsets is None
+        key = _key(q, k, angles, interleaved, config) if whole else None
+        plan = None if key is None else _CALLS.get(key)
         if plan is None:
-            if not known or not _has_pairs(q, cos):
+            as_given = rotary_dim is None and offsets is None and _has_pairs(q, cos)
+            if not as_given:
                 angles = _tables(q, cos, sin, interleaved, rotary_dim, offsets)
             if not plain or (q.is_meta and refusal(q.device)):
                 return _by_operator(q, k, angles, interleaved, inplace, config)
             plan = _plan(q, k, angles, interleaved, config)
+            if as_given:
+                _CALLS.add(key, plan)
     except RuntimeError:
         admit("apply_rotary", q, k, cos, sin)  # may raise a clearer error
         raise

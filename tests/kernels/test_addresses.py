@@ -7,6 +7,15 @@ would read lies in the same memory, in front of them, so that it gives another a
 import pytest
 import torch
 
+from kernelbench.kernels.attention.backward import (
+    Gradients,
+    deltas_launch,
+    keys_launch,
+    queries_launch,
+)
+from kernelbench.kernels.attention.forward import Forward, forward_launch
+from kernelbench.kernels.attention.places import Packed
+from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import Target, described_for
 from kernelbench.kernels.projection import ProjectionConfig, project_and_skip
 from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfused
@@ -59,6 +68,30 @@ def attention(B, H, D, device):
     torch.manual_seed(D)
     inputs = [draw(B, TOKENS, H, D, device=device) for _ in "qkv"]
     return [*inputs, draw(B, TOKENS, H * D, device=device)], torch.rand(B, device=device) + 0.3
+
+
+def packed_attention(q, k, v, do, starts):
+    """o, dq, dk and dv of sequences one after another."""
+    place = Packed(starts, starts, len(starts) - 1, TOKENS)
+    o = torch.empty(1, TOKENS, q.shape[2] * q.shape[3], dtype=q.dtype, device=q.device)
+    lse, delta = statistic_of(q), statistic_of(q)
+    how = {"scale": 0.3, "causal": True, "place": place, "blocks": (16, 16, 4, 1)}
+    forward_launch(Forward(q, k, v, o, lse), **how).run()
+    deltas_launch(do, q, o, delta, None).run()
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    tensors = Gradients(do, q, k, v, lse, delta, o)
+    queries_launch(tensors, grads[0], **how).run()
+    keys_launch(tensors, *grads[1:], **how).run()
+    return o, *grads
+
+
+def test_where_packed_sequences_begin(spread, device):
+    (q, k, v, do), _ = attention(1, 2, 16, device)
+    starts = torch.tensor([0, 20, 47, TOKENS], dtype=torch.int32, device=device)
+    near = packed_attention(q, k, v, do, starts)
+    far = packed_attention(*spread(q, k, v, do), starts)
+    for found, expected in zip(far, near, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ from kernelbench.kernels.attention.backward import (
 from kernelbench.kernels.attention.forward import Forward, forward_launch
 from kernelbench.kernels.attention.places import Packed
 from kernelbench.kernels.attention.tiles import Hook, Rows, load_tile, statistic_of, store_tile
+from kernelbench.kernels.launch import watched
+from kernelbench.profile.touched.kernels import Kernels
+from kernelbench.profile.touched.operators import Use
 
 SCALE = 0.3
 BLOCKS = (32, 16, 4, 1)
@@ -113,19 +116,26 @@ def test_heads_may_share_keys_and_keys_be_more_or_fewer(
             close(found, wanted)
 
 
+def packed_draw(
+    lengths: tuple[tuple[int, ...], tuple[int, ...]], device: str
+) -> tuple[Packed, tuple[Tensor, ...]]:
+    starts = [
+        torch.tensor([0, *torch.tensor(each).cumsum(0)], dtype=torch.int32, device=device)
+        for each in lengths
+    ]
+    rows, keys = map(sum, lengths)
+    tensors = draw((1, rows, keys, 4, 2, 32), device)
+    return Packed(*starts, len(lengths[0]), keys), tensors
+
+
 @CAUSAL
 @pytest.mark.parametrize("lengths", PACKED)
 def test_packed_sequences_know_nothing_of_each_other(
     lengths: tuple[tuple[int, ...], tuple[int, ...]], causal: bool, device: str
 ) -> None:
     """Neither of a neighbour's NaN."""
-    starts = [
-        torch.tensor([0, *torch.tensor(each).cumsum(0)], dtype=torch.int32, device=device)
-        for each in lengths
-    ]
-    rows, keys = map(sum, lengths)
-    q, k, v, do = draw((1, rows, keys, 4, 2, 32), device)
-    place = Packed(*starts, len(lengths[0]), keys)
+    place, (q, k, v, do) = packed_draw(lengths, device)
+    starts = place.q_starts, place.k_starts
     o, lse = forward(q, k, v, causal=causal, place=place)
     found = backward(q, k, v, do, causal=causal, place=place)
     for number in range(len(lengths[0])):
@@ -142,6 +152,38 @@ def test_packed_sequences_know_nothing_of_each_other(
             tensor[:, : part.start] = tensor[:, part.stop :] = math.nan
         again, _ = forward(*others, causal=causal, place=place)
         assert torch.equal(again[:, at], o[:, at])
+
+
+@CAUSAL
+@pytest.mark.parametrize("lengths", PACKED)
+def test_nothing_beyond_the_tensors_is_read_or_written(
+    lengths: tuple[tuple[int, ...], tuple[int, ...]], causal: bool
+) -> None:
+    """Programs for which there are no rows are among them."""
+    if torch.cuda.is_available():
+        pytest.skip("accesses are seen in the interpreter alone")
+    place, tensors = packed_draw(lengths, "cpu")
+    uses: list[Use] = []
+    with watched(Kernels(uses.append)):
+        backward(*tensors, causal=causal, place=place)
+    assert {use.by.rpartition(".")[2] for use in uses} == {
+        "attend",
+        "find_deltas",
+        "differentiate_keys",
+        "differentiate_queries",
+    }
+
+
+def test_rows_of_no_sequence_are_left_alone(device: str) -> None:
+    """In front of the first, and behind the last."""
+    q, k, v, do = draw((1, 80, 80, 2, 1, 16), device)
+    starts = torch.tensor([40, 47, 60], dtype=torch.int32, device=device)
+    place = Packed(starts, starts, 2, 80)
+    for tensor in (forward(q, k, v, causal=True, place=place)[0], *backward(
+        q, k, v, do, causal=True, place=place
+    )):  # fmt: skip
+        of_rows = tensor.isnan().flatten(2).all(-1)[0]
+        assert of_rows.tolist() == [not 40 <= row < 60 for row in range(80)]
 
 
 class Added(NamedTuple):

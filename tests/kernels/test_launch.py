@@ -167,7 +167,7 @@ def test_a_tuple_is_repeated_with_other_tensors_and_the_same_numbers(repeats):
 
     def describe(kind, tensors):
         x, y = tensors
-        args = {"x_ptr": Pair(Pair(y, 3), None), "y_ptr": Pair(x, y), "M": 5}
+        args = {"x_ptr": Pair(Pair(y, 3), (x,)), "y_ptr": Pair(x, y), "M": ()}
         return (Launch(kernel, (3,), args, {"BLOCK": 8}, {}),)
 
     for number in range(3):
@@ -175,8 +175,8 @@ def test_a_tuple_is_repeated_with_other_tensors_and_the_same_numbers(repeats):
         repeats.run("kind", (x, y), describe)
         if number:
             *_, first, second, M, BLOCK = kernel.fast[-1]
-            assert first == ((y.data_ptr(), 3), None)
-            assert second == (x.data_ptr(), y.data_ptr()) and (M, BLOCK) == (5, 8)
+            assert first == ((y.data_ptr(), 3), (x.data_ptr(),))
+            assert second == (x.data_ptr(), y.data_ptr()) and (M, BLOCK) == ((), 8)
 
 
 def test_what_is_repeated_keeps_no_tensor_alive(repeats):
@@ -460,3 +460,32 @@ def test_a_kind_of_8_bit_attention_is_one_launch(kept, device):
             rcm_int8.rcm_attention_int8(q_by, k, v, x, t, causal=causal)
     rcm_int8.rcm_attention_int8(q, k, v, None, None, parametrization="none")
     assert len(kept) > 4
+
+
+@pytest.mark.parametrize("changed", ["float16", "no memory"])
+def test_what_hooks_hand_back_otherwise_is_another_kind(changed, kept, device):
+    """Such as a copy in another dtype: the launch that is kept would read it as its own."""
+    q, k, v = torch.randn(3, 1, 16, 1, 16, device=device)
+    x, t = torch.randn(1, 16, 16, device=device), torch.rand(1, device=device)
+    a, weight = torch.randn(1, 9, 32, device=device), torch.randn(16, 32, device=device)
+    skip, times = torch.randn(1, 9, 16, device=device), torch.rand(1, device=device)
+    calls = {
+        rcm_attention.rcm_attention: (q, k, v, x, t),
+        projection.project_and_skip: (a, weight, None, skip, times),
+        rms_norm.rms_norm: (a, weight[0]),
+    }
+
+    def other(tensor):
+        return tensor.half() if changed == "float16" else tensor.to("meta")
+
+    for function, tensors in calls.items():
+        leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
+        for hook in (lambda tensor: tensor, other):
+            before = len(kept)
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, hook):
+                y = function(*leaves)
+            try:
+                y.sum().backward()
+            except Exception:  # noqa: BLE001
+                assert hook is other
+            assert len(kept) > before or hook is not other, function

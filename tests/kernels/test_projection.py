@@ -384,3 +384,13 @@ def test_configs_fit_the_shared_memory_of_an_architecture():
             for config in configs(1 << 16, 2048, 2048, arch=arch, itemsize=itemsize):
                 assert projection._bytes(config, itemsize) < limit * 1024
                 assert config.hopper is None or config.hopper.shared_bytes < 225 * 1024
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_tensors_some_of_which_have_no_memory_are_refused(moved, device):
+    """They are no fake ones: an answer of the others' kind would be none."""
+    shapes = (1, 9, 32), (16, 32), (16,), (1, 9, 16), (1,)
+    tensors = [torch.ones(*shape, device=device) for shape in shapes]
+    tensors[moved] = tensors[moved].to("meta")
+    with pytest.raises(RuntimeError, match=r"several devices|no memory"):
+        project_and_skip(*tensors)

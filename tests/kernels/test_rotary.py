@@ -485,3 +485,14 @@ def test_offsets_are_whole_numbers(offsets, device):
     cos, sin = angles(6, 4, device=device)
     found = apply_rotary(q, k, cos, sin, offsets=np.int64(2))
     assert all(map(torch.equal, found, apply_rotary(q, k, cos[2:5], sin[2:5])))
+
+
+def test_what_a_part_of_the_head_takes_is_refused_for_all_of_it(device):
+    """Also after a call that turned that part, whose plan is of the same tables."""
+    q, k = draw(1, 3, 2, 64, torch.float32, device), draw(1, 3, 1, 64, torch.float32, device)
+    cos, sin = angles(3, 16, device=device)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="takes cos of shape"):
+            apply_rotary(q, k, cos, sin)
+        apply_rotary(q, k, cos, sin, rotary_dim=32)
+        rotary._operator(q, k, cos, sin, None, False, [], False)

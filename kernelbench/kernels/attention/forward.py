@@ -112,7 +112,7 @@ def keys_of(
         last_M = row_M
     else:  # the last query sees the last key
         ahead = keys - rows
-        whole = tl.maximum(row + ahead, 0) // BLOCK_N * BLOCK_N
+        whole = tl.minimum(tl.maximum(row + ahead, 0), keys) // BLOCK_N * BLOCK_N
         end = tl.minimum(row + BLOCK_M + ahead, keys)
         last_M = row_M + ahead
     return whole, end, last_M

@@ -13,7 +13,8 @@ from kernelbench.kernels.launch import ceil_div
 
 class Packed(NamedTuple):
     """Sequences one after another: where each begins, and the last one ends, among queries and
-    among keys, (S+1,) of int32; how many sequences; how many keys there are in all."""
+    among keys, (S+1,) of int32; how many sequences, one or more; how many keys there are in all.
+    What belongs to rows of no sequence is not written."""
 
     q_starts: Any
     k_starts: Any
@@ -32,7 +33,7 @@ def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KE
 
 @triton.jit
 def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
-    """The same of a sequence of `Packed`; of a tile behind its last row the lengths are 0.
+    """The same of a sequence of `Packed`; of a tile with no row of it the lengths are 0.
 
     Tile number start_s // BLOCK + s is the first of sequence s: that many there are before it at
     most, and these numbers rise with s, so that they can be searched without a table.
@@ -58,8 +59,11 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
     row = (tile - (start // BLOCK + low)) * BLOCK
     rows = tl.load(q_starts + low + 1) - q0
     keys = tl.load(k_starts + low + 1) - k0
-    none = row >= (keys if OF_KEYS else rows)
-    return row, h, h * 0, h, q0, k0, tl.where(none, 0, rows), tl.where(none, 0, keys)
+    none = (row < 0) | (row >= (keys if OF_KEYS else rows))
+    row = tl.where(none, 0, row)
+    rows = tl.where(none, 0, rows)
+    keys = tl.where(none, 0, keys)
+    return row, h, h * 0, h, q0.to(tl.int64), k0.to(tl.int64), rows, keys
 
 
 def tiles_of(rows: int, place: Any, block: int) -> int:

@@ -35,6 +35,7 @@ from kernelbench.kernels.launch import (
     ceil_div,
     check_device,
     check_powers_of_2,
+    layout_of,
     packed_rows,
     power_of_2,
     refusal,
@@ -52,6 +53,7 @@ from kernelbench.kernels.operators import (
     needed_gradients,
     numbers_of,
     of_numbers,
+    refuse_some_on_meta,
     transformed,
     without_data,
 )
@@ -703,7 +705,7 @@ class _Plan:
         dweight = torch.mm(g_MC.t(), a.reshape(-1, a.shape[2])) if needs[1] else None
         if t is not None and da is not None and parts is not None:
             scale_parts = parts[:, _parts(dy.shape[2], dy.shape[1]) :]
-            kind = "scale", needs[0], a.stride(), t.stride()
+            kind = "scale", needs[0], layout_of(a), layout_of(t)
             self._repeats.run(kind, (da, a, t, scale_parts), self._scale_launches)
             dt = parts.sum(1).to(t.dtype)
         return da if needs[0] else None, dweight, dbias, dx, dt
@@ -726,7 +728,7 @@ class _Plan:
         rows = B * ceil_div(N, _cut(C, N)[0])
         sums = dy.new_empty(rows, C, dtype=torch.float32) if needs[2] else None
         read = (x, bias) if needs[4] else (None, None)
-        kind = "skip", *needs, dy.stride(), t.stride(), x if x is None else x.stride()
+        kind = "skip", *needs, dy.stride(), *map(layout_of, (*read, t))
         self._repeats.run(kind, (dy, *read, t, dx, g, sums, parts), self._skip_launches)
         dbias = None if sums is None else sums.sum(0).to(a.dtype)
         return dx, dy.new_empty(0, C) if g is None else g.view(-1, C), dbias, parts
@@ -993,14 +995,15 @@ def _project_and_skip(
         try:
             packed = _packed(tensors)
             plan = _plan(packed, sigma_data, parametrization, config, fused)
+            if graded(*packed):
+                y: Tensor = _ProjectAndSkip.apply(*packed, plan)
+                return y
+            return plan.forward(packed)
         except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
             admit("project_and_skip", *tensors)
             _check_all(*tensors, sigma_data, parametrization)
             raise
-        if graded(*packed):
-            y: Tensor = _ProjectAndSkip.apply(*packed, plan)
-            return y
-        return plan.forward(packed)
+    refuse_some_on_meta("project_and_skip", *tensors)
     admit("project_and_skip", *tensors)
     _check_all(*tensors, sigma_data, parametrization)
     rest = sigma_data, parametrization, numbers_of(config), fused

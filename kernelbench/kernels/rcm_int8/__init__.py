@@ -58,6 +58,7 @@ from kernelbench.kernels.operators import (
     is_plain,
     numbers_of,
     of_numbers,
+    refuse_some_on_meta,
     refuse_tangents,
     transformed,
     without_data,
@@ -951,6 +952,7 @@ def rcm_attention_int8(
             admit("rcm_attention_int8", *tensors)
             _check_all(*tensors, *how, _check)
             raise
+    refuse_some_on_meta("rcm_attention_int8", *tensors)
     admit("rcm_attention_int8", *tensors)
     _check_all(*tensors, *how, _check)
     y: Tensor = _operator(*tensors, *how, numbers_of(config))

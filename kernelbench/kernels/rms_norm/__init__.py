@@ -45,6 +45,7 @@ from kernelbench.kernels.operators import (
     graded,
     numbers_of,
     of_numbers,
+    refuse_some_on_meta,
     transformed,
     without_data,
 )
@@ -625,7 +626,8 @@ class _NormPlan:
         dy, x, rstd_M = _as_rows(dy, self.N), _as_rows(x, self.N), rstd_M.contiguous()
         dtotal = None if dtotal is None or dx is None else _as_rows(dtotal, self.N)
         of_total = "none" if dtotal is None else _row_stride(dtotal)
-        kind = (_row_stride(dy), _row_stride(x), of_total, wants_dx, dweight is not None)
+        saved = x.dtype, x.device, rstd_M.dtype, rstd_M.device, weight is not None and weight.dtype
+        kind = (_row_stride(dy), _row_stride(x), of_total, wants_dx, dweight is not None, *saved)
         scratch = backward_scratch(
             rstd_M, self.N, self.config, wants_dx=wants_dx, wants_dweight=dweight is not None
         )
@@ -914,6 +916,7 @@ def _by_operator(
     casting: str,
     config: RmsNormConfig | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
+    refuse_some_on_meta("rms_norm", x, weight, residual)
     admit("rms_norm", x, weight, residual)
     _check(x, weight, residual, eps, casting)
     numbers = numbers_of(config)
