@@ -129,7 +129,9 @@ def packed_draw(
 
 
 @CAUSAL
-@pytest.mark.parametrize("lengths", PACKED)
+@pytest.mark.parametrize(
+    "lengths", [*PACKED[:1], *(pytest.param(each, marks=pytest.mark.slow) for each in PACKED[1:])]
+)
 def test_packed_sequences_know_nothing_of_each_other(
     lengths: tuple[tuple[int, ...], tuple[int, ...]], causal: bool, device: str
 ) -> None:

@@ -419,6 +419,7 @@ def test_a_kind_of_norm_is_one_launch(kept, device):
 NEEDS = [(True,) * 5, (True, False, False, False, False), (False, True, False, True, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function", [rcm_attention.rcm_attention, rcm_attention.rcm_attention_unfused]
 )
