@@ -399,6 +399,24 @@ def test_the_generators_of_gpus_are_as_they_were(monkeypatch: pytest.MonkeyPatch
     assert [float(state[0]) for state in states.values()] == [1, 0]
 
 
+def test_modules_may_draw_their_weights_of_any_generator(tmp_path: Path) -> None:
+    """They are initialised alike, and nobody is to blame for it."""
+    file = tmp_path / "drawn.py"
+    file.write_text(
+        "import random\nimport numpy as np\nimport torch\nfrom torch import nn\n\n"
+        "class Scale(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        drawn = [random.random(), np.random.rand(), *torch.rand(2).tolist()]\n"
+        "        self.w = nn.Parameter(torch.tensor(drawn, dtype=torch.float32))\n"
+        "    def forward(self, x):\n        return x * self.w\n\n"
+        "class Same(Scale): pass\n"
+    )
+    records = kernelbench.bench(f"{file}:Same()", against=f"{file}:Scale()", args="x=8x4:fp32")
+    assert {record.status for record in records} == {Status.ok}, records
+    target = find(f"{file}:Scale()")
+    one, same, other = (target.module(seed).w.tolist() for seed in (1, 1, 2))
+    assert one == same and not set(one) & set(other)
+
+
 def test_tensors_at_hand_stand_for_their_like() -> None:
     table, index = torch.randn(10, 4), torch.tensor([[1, 2], [9, 0]])
     embedding = torch.nn.functional.embedding

@@ -1,10 +1,12 @@
 """Code of others, which may raise anything."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kernelbench.spec import PluginError, UsageError
@@ -39,8 +41,16 @@ def named(text: str, call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's generators under a seed; afterwards they are as before, those of the GPUs too."""
+    """The generators of PyTorch, Python and NumPy under a seed; afterwards they are as before,
+    those of the GPUs too."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
