@@ -163,36 +163,36 @@ class _Prepared:
         """tensors: those that the launch takes, themselves or within others, and more."""
         values = {**launch.args, **launch.constexprs}
         args = [values[name] for name in launch.kernel.arg_names]
-        self._first = 1 + max(i for i, value in enumerate(args) if any(tensors_of({"": value})))
-        self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
-        self._numbers[id(None)] = len(tensors)
+        first = 1 + max(i for i, value in enumerate(args) if any(tensors_of({"": value})))
+        numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        numbers[id(None)] = len(tensors)
         for name, tensor in tensors_of(values):
-            assert id(tensor) in self._numbers, f"{name} is none of the tensors"
-        self._addresses = len(tensors) + 1
+            assert id(tensor) in numbers, f"{name} is none of the tensors"
         # What stands behind the addresses and None, each made of those before it.
         self._makers: list[Callable[[Sequence[Any], Sequence[Any]], Any]] = []
-        order = [self._number(value) for value in args[: self._first]]
+        order = [self._number(value, numbers, len(tensors) + 1) for value in args[:first]]
         # A tuple, since None is got, too: no metadata for hooks.
         self._none_first = operator.itemgetter(len(tensors), *order)
-        self._rest = tuple(args[self._first :])
+        self._rest = tuple(args[first:])
         self._grid = (*launch.grid, 1, 1)[:3]
         self._compiled = compiled
         self._unhooked = compiled.function, compiled.packed_metadata, None, None  # and one more
 
-    def _number(self, value: Any) -> int:
-        """Where an argument stands among the addresses, None, and what is made."""
+    def _number(self, value: Any, numbers: Mapping[int, int], made: int) -> int:
+        """Where an argument stands among the addresses, None, and from `made` on what is made.
+        numbers: of tensors and None, by id."""
         base = getattr(value, "base", value)
         if isinstance(value, tuple):
-            numbers = [self._number(part) for part in value]
-            self._makers.append(lambda tensors, values: tuple([values[n] for n in numbers]))
+            parts = [self._number(part, numbers, made) for part in value]
+            self._makers.append(lambda tensors, values: tuple([values[n] for n in parts]))
         elif isinstance(base, Tensor) or value is None:
             if base is value:
-                return self._numbers[id(base)]
+                return numbers[id(base)]
             fields = {name: part for name, part in vars(value).items() if part is not base}
-            self._makers.append(partial(_described, type(value), fields, self._numbers[id(base)]))
+            self._makers.append(partial(_described, type(value), fields, numbers[id(base)]))
         else:
             self._makers.append(lambda tensors, values: value)
-        return self._addresses + len(self._makers) - 1
+        return made + len(self._makers) - 1
 
     def run(self, tensors: Sequence[Tensor | None], addresses: list[Any], stream: int) -> None:
         """addresses: of the tensors, then None."""
@@ -338,6 +338,11 @@ def check_device(**tensors: Tensor | None) -> torch.device:
 def layout_of(x: Tensor | None) -> Hashable:
     """All that a launch depends on of a tensor, but for its address."""
     return None if x is None else (x.shape, x.stride(), x.dtype, x.device)
+
+
+def layouts_of(tensors: Sequence[Tensor | None]) -> tuple[Hashable, ...]:
+    """Those of tensors, and how far each is from a multiple of 16 bytes."""
+    return tuple([None if x is None else (layout_of(x), x.data_ptr() & 15) for x in tensors])
 
 
 def packed_rows(x: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     layout_of,
+    layouts_of,
     packed_rows,
     power_of_2,
     refusal,
@@ -723,7 +724,7 @@ class _Plan:
         save: bool,
     ) -> None:
         """save: for a gradient to come."""
-        self.how, self.fused = how, fused
+        self.fused = fused
         self.formula, self.config = _parsed(tensors, how, config, fused, save)
         self._repeats = Repeats(tensors[0].device)
 
@@ -781,18 +782,6 @@ class _Plan:
 
 
 _PLANS: Plans[_Plan] = Plans()
-
-
-def layouts_of(tensors: Inputs) -> tuple[Hashable, ...]:
-    """What of the tensors, besides their addresses, decides about their launches."""
-    q, k, v, x, t = tensors
-    return (
-        (q.shape, q.stride(), q.dtype, q.device, q.data_ptr() & 15),
-        (k.shape, k.stride(), k.dtype, k.device, k.data_ptr() & 15),
-        (v.shape, v.stride(), v.dtype, v.device, v.data_ptr() & 15),
-        x if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() & 15),
-        t if t is None else (t.shape, t.stride(), t.dtype, t.device),
-    )
 
 
 def _plan(

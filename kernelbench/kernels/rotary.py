@@ -590,9 +590,8 @@ class _RotaryPlan:
 
 _MOST_DISTANCES = 256
 _PLANS: Plans[_RotaryPlan] = Plans()
-_CALLS: Plans[_RotaryPlan] = (
-    Plans()
-)  # of calls that were made before, whose tables are read as given
+# The same by the arguments of calls that were made, where the tables are read as they were given.
+_CALLS: Plans[_RotaryPlan] = Plans()
 
 
 def _key(

@@ -225,12 +225,17 @@ def _slope(total: torch.Tensor) -> Slope:
     return Slope(product / own2, math.sqrt(squared) / own2, math.sqrt(rows) / own2)
 
 
+def is_fp8(tensor: torch.Tensor) -> bool:
+    """Whether it is of one of the 8-bit floating dtypes, for which PyTorch has few operators."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize == 1
+
+
 def _without_right_infinities(
     out: torch.Tensor, ref: torch.Tensor, parts: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
     """out, ref and parts in fp64, 0 where out is infinite and rightly so: as ref in out's dtype."""
     wide = out.to(torch.float64)
-    if out.dtype.itemsize == 1:  # fp8 has few operators, and e4m3 no infinity
+    if is_fp8(out):  # of which e4m3 has no infinity
         out = wide
     if not out.is_floating_point() or not bool(torch.isinf(out).any()):
         return wide, ref, parts

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.measure.deviation import is_fp8
 from kernelbench.measure.patterns import pattern, tile_map
 
 
@@ -53,7 +54,7 @@ class _Scan:
         got = self._out[index]
         off = (got.to(torch.float64) - ref).abs()
         right = ref.to(got.dtype)
-        if got.dtype.itemsize == 1 and got.is_floating_point():  # fp8 has few operators
+        if is_fp8(got):
             got, right = got.float(), right.float()
         infinite = torch.isinf(got) | torch.isinf(right)
         bad = torch.where(infinite, got != right, ~(off <= self._tolerance))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.measure.deviation import is_fp8
 from kernelbench.measure.flush import CYCLE, launch_empty
 from kernelbench.measure.inputs import referenced_elsewhere, storage_addresses
 from kernelbench.spec import Device, Mode, OutputError
@@ -216,7 +217,7 @@ def differ_by_triton(
 
     launches = 1
     out = torch.Tensor.detach(out)
-    if _is_fp8(out):  # which Triton loads on some GPUs alone
+    if is_fp8(out):  # which Triton loads on some GPUs alone
         out, proven = out.float(), proven.float()
         launches += 2
     if out.stride() != proven.stride() or not _dense(proven):
@@ -226,13 +227,9 @@ def differ_by_triton(
     return launches
 
 
-def _is_fp8(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.dtype.itemsize == 1
-
-
 def _has_norm(tensor: torch.Tensor) -> bool:
     """Whether PyTorch takes the norm of such a tensor in fp64."""
-    return tensor.is_floating_point() and not _is_fp8(tensor)
+    return tensor.is_floating_point() and not is_fp8(tensor)
 
 
 def _dense(tensor: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernelbench.kernels.attention.forward import LOG2E, keys_of
-from kernelbench.kernels.attention.places import Packed, one_a_sample, packed, sharing, tiles_of
+from kernelbench.kernels.attention.places import Packed, placing, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
     Hook,
@@ -552,10 +552,9 @@ def _gradient_launch(
     """blocks: what it takes at a time, what it keeps, warps, stages. programs: of a sample."""
     do, q, k, v, lse, delta, wide = tensors
     B, N, H, D = q.shape
-    keys = k.shape[1]
     taken, kept, warps, stages = blocks
     rows = max(taken, kept)
-    whole = place is None and keys == N
+    where, placed = placing(q, k, place, rows)
     args: dict[str, Any] = {
         "do_ptr": do,
         "q_ptr": q,
@@ -565,7 +564,7 @@ def _gradient_launch(
         "lse_ptr": lse,
         "delta_ptr": delta,
         **written,
-        "place": place or (None if whole else keys),
+        "place": where,
         "scale": scale,
         "N": N,
         "H": H,
@@ -573,12 +572,9 @@ def _gradient_launch(
     constexprs |= {
         "D": D,
         "BLOCK_D": max(16, power_of_2(D)),
-        "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
         "WIDE": is_wide(rows, do, q, k, v, wide),
         "STAGES": stages,
-        "GROUP": sharing(q, k),
-        "PLACE": one_a_sample if place is None else packed,
-        "SQUARE": whole,
+        **placed,
         "FACTOR": factor.function,
         "KIND": factor.kind,
     }

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.places import Packed, one_a_sample, packed, sharing, tiles_of
+from kernelbench.kernels.attention.places import Packed, placing, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
     Hook,
@@ -235,9 +235,9 @@ def forward_launch(
     """
     q, k, v, o, lse = tensors
     B, N, H, D = q.shape
-    keys = k.shape[1]
     block_m, block_n, warps, stages = blocks
-    whole = place is None and keys == N
+    rows = max(block_m, block_n)
+    where, placed = placing(q, k, place, rows)
     args: dict[str, Any] = {
         "q_ptr": q,
         "k_ptr": k,
@@ -245,24 +245,20 @@ def forward_launch(
         "extra": finish.extra,
         "o_ptr": o,
         "lse_ptr": lse,
-        "place": place or (None if whole else keys),
+        "place": where,
         "scale": scale,
         "N": N,
         "H": H,
     }
-    rows = max(block_m, block_n)
     constexprs = {
         "D": D,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_D": max(16, power_of_2(D)),
         "CAUSAL": causal,
-        "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
         "WIDE": is_wide(rows, q, k, v, o, *finish.rows),
         "STAGES": stages,
-        "GROUP": sharing(q, k),
-        "PLACE": one_a_sample if place is None else packed,
-        "SQUARE": whole,
+        **placed,
         "FINISH": finish.function,
         "KIND": finish.kind,
     }

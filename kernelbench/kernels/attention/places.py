@@ -71,6 +71,16 @@ def tiles_of(rows: int, place: Any, block: int) -> int:
     return rows // block + place.S if isinstance(place, Packed) else ceil_div(rows, block)
 
 
-def sharing(q: Tensor, k: Tensor) -> int:
-    """How many heads of q share one of k."""
-    return q.shape[2] // k.shape[2] if k.shape[2] else 1
+def placing(
+    q: Tensor, k: Tensor, place: Packed | None, rows: int
+) -> tuple[Packed | int | None, dict[str, Any]]:
+    """A kernel's argument `place`, and the constexprs that go with it. rows: of the larger tile."""
+    N, keys = q.shape[1], k.shape[1]
+    square = place is None and keys == N
+    constexprs = {
+        "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
+        "GROUP": q.shape[2] // k.shape[2] if k.shape[2] else 1,
+        "PLACE": one_a_sample if place is None else packed,
+        "SQUARE": square,
+    }
+    return place or (None if square else keys), constexprs

@@ -36,6 +36,7 @@ from kernelbench.kernels.launch import (
     check_device,
     check_powers_of_2,
     layout_of,
+    layouts_of,
     packed_rows,
     power_of_2,
     refusal,
@@ -778,18 +779,7 @@ def _plan(
     fused: bool,
 ) -> _Plan:
     """tensors: `_packed`."""
-    a, weight, bias, x, t = tensors
-    key = (
-        (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15),
-        (weight.shape, weight.stride(), weight.dtype, weight.device, weight.data_ptr() & 15),
-        bias if bias is None else (bias.shape, bias.dtype, bias.device),
-        x if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() & 15),
-        t if t is None else (t.shape, t.stride(), t.dtype, t.device),
-        sigma_data,
-        parametrization,
-        config,
-        fused,
-    )
+    key = (*layouts_of(tensors), sigma_data, parametrization, config, fused)
     plan = _PLANS.get(key)
     if plan is None:
         plan = _PLANS.add(key, _Plan(tensors, sigma_data, parametrization, config, fused))

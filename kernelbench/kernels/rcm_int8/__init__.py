@@ -43,6 +43,7 @@ from kernelbench.kernels.launch import (
     arch_of,
     ceil_div,
     check_device,
+    layouts_of,
     on_device,
     packed_rows,
     power_of_2,
@@ -72,7 +73,6 @@ from kernelbench.kernels.rcm_attention import (
     _heads_fit,
     _mixing,
     inputs_of,
-    layouts_of,
 )
 from kernelbench.kernels.rcm_int8 import hopper
 from kernelbench.kernels.rcm_int8.packed import Packed, RcmInt8Config
