@@ -2,12 +2,16 @@
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():  # before any @triton.jit is applied
     os.environ["TRITON_INTERPRET"] = "1"
+
+from kernelbench.families import plugins
 
 # Tensors are small: threads that wait for each other take longer than what they compute, all the
 # more beside other workers. Programs that tests start inherit it.
@@ -19,6 +23,18 @@ def pytest_collection_finish() -> None:
     """Every job begins by collecting garbage; spare it a walk over all that was imported."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test finds what another one has imported from its folder, or lets it find its own."""
+    before = {*sys.modules}
+    others = [each for each in sys.meta_path if not isinstance(each, plugins._Neighbours)]
+    monkeypatch.setattr(sys, "meta_path", others)
+    yield
+    for name in {*sys.modules} - before:
+        if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture

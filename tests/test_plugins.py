@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from kernelbench import families, store
 from kernelbench.cli import app
-from kernelbench.families import plugins
 from kernelbench.repro.record import repro
 from kernelbench.source import source_hash
 from kernelbench.spec import UsageError
@@ -90,18 +89,6 @@ def plugin(folder: Path, text: str = MINE, name: str = "mine") -> Path:
 
 def kb(*words: str):
     return CliRunner().invoke(app, [*words])
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """No test finds what another one has imported, or lets it find its own."""
-    before = {*sys.modules}
-    others = [each for each in sys.meta_path if not isinstance(each, plugins._Neighbours)]
-    monkeypatch.setattr(sys, "meta_path", others)
-    yield
-    for name in {*sys.modules} - before:
-        if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def said(path: Path) -> tuple[int, str]:
