@@ -13,8 +13,7 @@ dt = c_skip'·Σ dy⊙x + c_out'·Σ δ, which the kernel that finds δ writes a
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention import backward, forward
+from kernelbench.kernels.attention import backward
+from kernelbench.kernels.attention import forward as attention
+from kernelbench.kernels.attention.configs import AttentionConfig, choose
+from kernelbench.kernels.attention.hopper.channel import suits
+from kernelbench.kernels.attention.hopper.forward import HopperHook
+from kernelbench.kernels.attention.launches import attend, differentiate, sums_queries
+from kernelbench.kernels.attention.plans import Planned, as_saved, check_tile, must_repeat
 from kernelbench.kernels.attention.tiles import (
     Hook,
     Rows,
@@ -41,19 +46,16 @@ from kernelbench.kernels.launch import (
     arch_of,
     ceil_div,
     check_device,
-    check_powers_of_2,
     layout_of,
     layouts_of,
     packed_rows,
     power_of_2,
     refusal,
-    shared_memory,
 )
 from kernelbench.kernels.operators import (
     Transform,
     absent,
     admit,
-    differentiable_once,
     direct,
     empty_gradients,
     final,
@@ -66,17 +68,14 @@ from kernelbench.kernels.operators import (
     transformed,
     without_data,
 )
-from kernelbench.kernels.rcm import Backward, Forward, RcmFormula, coefficients, formula_of
-from kernelbench.kernels.rcm_attention_hopper import HopperTile, suits
-from kernelbench.kernels.rcm_attention_hopper import forward_launches as hopper_launches
-from kernelbench.kernels.rcm_attention_hopper_backward import (
-    HopperBackwardTile,
-    HopperFusedTile,
-    HopperQueriesTile,
-    keys_launch,
-    queries_launch,
+from kernelbench.kernels.rcm import (
+    Backward,
+    Forward,
+    RcmFormula,
+    coefficients,
+    coefficients_of,
+    formula_of,
 )
-from kernelbench.kernels.rcm_attention_hopper_fused import fused_launch
 from kernelbench.kernels.sharding import PARTIAL, WHOLE, needed_cut, optional, sharded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -134,6 +133,25 @@ def _mix_in(skip, o_MD, tile, KIND: tl.constexpr, work):
     y_MD = _mix(c_skip, x_MD.to(tl.float32), c_out, o_MD)
     y = Rows(y_ptr + out, widened(H * D, WIDE), N)
     store_tile(y, y_MD, row, D, ROWS, BLOCK_D, RAGGED)
+
+
+@triton.jit
+def _time(mixing, b, KIND: tl.constexpr):
+    """The time of sample b, in fp32."""
+    return tl.load(mixing.t + b.to(tl.int64) * mixing.t_stride).to(tl.float32)
+
+
+@triton.jit
+def _weights(t, mixing, KIND: tl.constexpr):
+    c_skip, c_out, _, _ = coefficients_of(t, mixing.sigma, KIND)
+    return c_skip, c_out
+
+
+@triton.jit
+def _mix_fetched(weights, o_MD, x_MD):
+    """y = c_skip·x + c_out·O of a tile whose x was fetched."""
+    c_skip, c_out = weights
+    return _mix(c_skip, x_MD, c_out, o_MD)
 
 
 @triton.jit
@@ -234,294 +252,6 @@ def _sum_partials(partial_ptr, dt_ptr, P, BLOCK_P: tl.constexpr):
     tl.store(dt_ptr + tl.program_id(0), dt.to(dt_ptr.dtype.element_ty))
 
 
-@dataclass(frozen=True)
-class RcmAttentionConfig:
-    """How the kernels cut up their work. Blocks, at least 16, and warps are powers of two.
-
-    block_m, block_n: query rows of a program, and keys it takes at a time, in a software pipeline
-        of `stages`.
-    warps: of a forward program.
-    hopper: the forward by `rcm_attention_hopper`, which the four above then say nothing about; for
-        tensors that it `suits`.
-    bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
-        dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
-    bwd_hopper: the backward by `rcm_attention_hopper_backward`, likewise; with its `fused`, the
-        bits of dq differ from call to call.
-    """
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-    bwd_block_m: int
-    bwd_block_n: int
-    bwd_warps: int
-    bwd_stages: int
-    hopper: HopperTile | None = None
-    bwd_hopper: HopperBackwardTile | None = None
-
-    def __post_init__(self) -> None:
-        blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
-        check_powers_of_2(self, *blocks, "warps", "bwd_warps")
-        for name in blocks:
-            if getattr(self, name) < 16:
-                raise ValueError(
-                    f"RcmAttentionConfig: {name} is {getattr(self, name)}, but a dot takes 16"
-                )
-
-
-_Tile = tuple[int, int, int, int]  # block_m, block_n, warps, stages
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A row of the table: tiles for heads of at most `D` elements of at most `itemsize` bytes.
-
-    The first tile that fits an architecture's shared memory is its choice. archs: where the row
-    holds; everywhere when empty.
-    """
-
-    D: int
-    itemsize: int
-    forward: tuple[_Tile, ...]
-    backward: tuple[_Tile, ...]
-    archs: tuple[str, ...] = ()
-
-
-# None of these spills registers on the architectures of its row, causal or not (triton 3.6).
-_TABLE = (
-    _Choice(
-        64,
-        2,
-        ((64, 128, 4, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
-        ((64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
-        ("sm_90",),
-    ),
-    _Choice(
-        128,
-        2,
-        ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
-        ((32, 128, 8, 2), (32, 64, 4, 2)),
-        ("sm_90",),
-    ),
-    _Choice(
-        256,
-        2,
-        ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
-        ((16, 64, 8, 2), (32, 32, 4, 1)),
-        ("sm_90",),
-    ),
-    _Choice(
-        64,
-        2,
-        ((128, 64, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)),
-        ((64, 128, 8, 2), (32, 128, 8, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
-    ),
-    _Choice(
-        128,
-        2,
-        ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3)),
-        ((32, 64, 4, 2), (32, 64, 8, 2)),
-    ),
-    _Choice(
-        256,
-        2,
-        ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2)),
-        ((32, 64, 8, 2), (16, 64, 8, 2)),
-    ),
-    _Choice(
-        64,
-        4,
-        ((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 2)),
-        ((32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 2)),
-    ),
-    _Choice(
-        128,
-        4,
-        ((32, 16, 8, 2), (32, 16, 4, 1), (16, 32, 4, 2)),
-        ((16, 32, 8, 1), (16, 32, 4, 2)),
-    ),
-    _Choice(
-        256,
-        4,
-        ((32, 16, 8, 1), (16, 16, 4, 1), (32, 32, 8, 1)),
-        ((16, 32, 8, 1), (16, 16, 8, 1)),
-    ),
-)
-
-
-def configs(
-    B: int,
-    N: int,
-    H: int,
-    D: int,
-    *,
-    arch: str,
-    mode: str,
-    itemsize: int = 2,
-    causal: bool = False,
-    mixes: bool = True,
-    deterministic: bool = False,
-) -> tuple[RcmAttentionConfig, ...]:
-    """The table's choice for B samples of N tokens, H heads of D elements, then what else a tuner
-    may pick.
-
-    arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
-    pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. causal: what they
-    are for. mixes: whether the skip is in the kernel. deterministic: those whose gradients have the
-    same bits on every call come first. Raises ValueError for an unknown mode.
-    """
-    if mode not in ("fwd", "bwd", "full"):
-        raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
-    forward, backward = _tiles(D, arch, itemsize)
-    polynomial = 8 if mixes and mode == "fwd" else 4
-    runs = arch == "sm_90" and itemsize == 2
-    hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if runs else ()
-    plain = [_capped(tile, backward[0], N) for tile in forward]
-    pairs = [replace(plain[0], hopper=tile) for tile in hopper]
-    if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
-        pairs.insert(0, _capped(_SMALL, backward[0], N))
-    pairs += plain
-    if mode == "fwd":
-        return tuple(dict.fromkeys(pairs))
-    if mode == "bwd":
-        pairs = pairs[:1]
-    candidates = []
-    for i in range(max(len(pairs), len(backward))):
-        either = _capped(forward[0], backward[i % len(backward)], N)
-        pair = pairs[min(i, len(pairs) - 1)]
-        m, n, warps, stages = pair.block_m, pair.block_n, pair.warps, pair.stages
-        candidates.append(
-            replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
-        )
-    if hopper:
-        fused = _hopper_backward(D, causal)
-        tiles = [fused, replace(fused, fused=None)]
-        if deterministic:
-            tiles.reverse()
-        candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
-    return tuple(dict.fromkeys(candidates))
-
-
-def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
-    if D == 64:
-        return HopperBackwardTile(64, 2, 2, fused=HopperFusedTile(2, 2, rotated=True))
-    fused = HopperFusedTile(2, 2, late=causal)
-    return HopperBackwardTile(64, 4, 3, queries=HopperQueriesTile(64, 3), fused=fused)
-
-
-_HOPPER_SMS = 132  # of an H100 or H200 with SXM
-_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128: measured on an H200
-_ANOTHER_LAUNCH = 400  # at most 3 µs for a second launch, in rounds of 128 rows by one key
-_SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
-
-
-def _hopper_tiles(
-    B: int, N: int, H: int, D: int, causal: bool, polynomial: int
-) -> tuple[HopperTile, ...]:
-    """The forward tiles of `rcm_attention_hopper` by how long they take for these sizes.
-
-    Programs take tiles in rounds: a half-empty last round costs as much as a full one. Wide tiles
-    cost less a row; where they leave a round half empty, some of a head's rows go to narrow ones,
-    in a second launch. Causal tiles have different lengths, and gain nothing by that.
-    polynomial: of narrow tiles; 8 is 6 % faster than 4 with the skip, and 6 % slower without.
-    """
-    if D == 128:
-        return (HopperTile(2, 128, 2, 240),)
-    if D != 64:
-        return ()
-    narrow = HopperTile(2, 128, 4, 240, polynomial=polynomial)
-    wide = HopperTile(3, 128, 4, 160, late=True)
-
-    def rounds(wides: int) -> float:
-        """In rounds of 128 rows, when each head has that many wide tiles, the rest narrow."""
-        first = ceil_div(wides * B * H, _HOPPER_SMS)
-        second = ceil_div(max(0, ceil_div(N - 192 * wides, 128)) * B * H, _HOPPER_SMS)
-        between = _ANOTHER_LAUNCH / N if first and second else 0.0
-        return _WIDE_ROUND * first + second + between
-
-    wides = ceil_div(N, 192)
-    costs = {narrow: rounds(0), wide: rounds(wides)}
-    if wides > 1 and not causal:
-        tiles = min(range(1, wides), key=rounds)
-        costs[replace(wide, tiles=tiles, rest=narrow, early=True)] = rounds(tiles)
-    return tuple(sorted(costs, key=lambda tile: costs[tile]))
-
-
-def _deterministic() -> bool:
-    """Whether PyTorch requires the same bits on every call; `warn_only` does not, as in torch's own
-    attention.
-    """
-    if not torch.are_deterministic_algorithms_enabled():
-        return False
-    return not torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-@lru_cache(maxsize=4096)
-def _choose(
-    shape: tuple[int, int, int, int],
-    arch: str,
-    itemsize: int,
-    graded: bool,
-    hopper_suits: bool,
-    causal: bool,
-    mixes: bool,
-    deterministic: bool,
-) -> RcmAttentionConfig:
-    candidates = configs(
-        *shape,
-        arch=arch,
-        mode="full" if graded else "fwd",
-        itemsize=itemsize,
-        causal=causal,
-        mixes=mixes,
-        deterministic=deterministic,
-    )
-    return next(c for c in candidates if hopper_suits or not (c.hopper or c.bwd_hopper))
-
-
-def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:
-    """The table's forward and backward tiles that fit the architecture's shared memory."""
-    row = next(
-        c
-        for c in _TABLE
-        if c.D >= D and c.itemsize >= itemsize and (not c.archs or arch in c.archs)
-    )
-    limit = shared_memory(arch, 1)
-    row_bytes = max(16, power_of_2(D)) * itemsize
-    forward = [tile for tile in row.forward if _forward_bytes(tile, row_bytes) <= limit]
-    backward = [tile for tile in row.backward if _backward_bytes(tile, row_bytes) <= limit]
-    return forward, backward
-
-
-def _forward_bytes(tile: _Tile, row_bytes: int) -> int:
-    block_m, block_n, _, stages = tile
-    return (block_m + 2 * stages * block_n) * row_bytes
-
-
-def _backward_bytes(tile: _Tile, row_bytes: int) -> int:
-    block_m, block_n, _, stages = tile
-    tiles = (2 * block_n + max(2 * stages, 3) * block_m) * row_bytes
-    return tiles + 8 * stages * block_m
-
-
-def _capped(forward: _Tile, backward: _Tile, N: int) -> RcmAttentionConfig:
-    """A config whose blocks are no larger than N needs."""
-    most = max(16, power_of_2(N))
-    block_m, block_n, warps, stages = forward
-    bwd_block_m, bwd_block_n, bwd_warps, bwd_stages = backward
-    return RcmAttentionConfig(
-        min(block_m, most),
-        min(block_n, most),
-        warps,
-        stages,
-        min(bwd_block_m, most),
-        min(bwd_block_n, most),
-        bwd_warps,
-        bwd_stages,
-    )
-
-
 def _mixing(t: Tensor | None, formula: RcmFormula) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments and constexprs of every kernel that needs the coefficients."""
     args = {
@@ -542,22 +272,26 @@ def _factor_hook(t: Tensor | None, formula: RcmFormula) -> Hook:
     return Hook(_factor, _mixed_by(t, formula), formula.parametrization)
 
 
-def forward_launch(tensors: Forward, *, formula: RcmFormula, config: RcmAttentionConfig) -> Launch:
-    """The launch that writes y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
+def forward_launches(
+    tensors: Forward, *, formula: RcmFormula, config: AttentionConfig
+) -> tuple[Launch, ...]:
+    """The launches that write y, o = softmax(q kᵀ·scale) v and lse, each where it is wanted.
 
     Without a skip, what is wanted is o.
     """
     q, k, v, x, t, y, o, lse = tensors
-    finish = Hook()
+    finish, hook = Hook(), HopperHook()
     if y is not None and x is not None and t is not None:
-        skip = Skip(x, _mixed_by(t, formula), y, x.stride(0), x.stride(1))
-        finish = Hook(_mix_in, skip, formula.parametrization, (x, y))
-    return forward.forward_launch(
-        forward.Forward(q, k, v, o, lse),
+        kind, mixing = formula.parametrization, _mixed_by(t, formula)
+        finish = Hook(_mix_in, Skip(x, mixing, y, x.stride(0), x.stride(1)), kind, (x, y))
+        hook = HopperHook(_time, _weights, _mix_fetched, mixing, kind, x, y)
+    return attend(
+        attention.Forward(q, k, v, o, lse),
         scale=formula.scale,
         causal=formula.causal,
-        blocks=(config.block_m, config.block_n, config.warps, config.stages),
+        config=config,
         finish=finish,
+        hook=hook,
     )
 
 
@@ -583,37 +317,35 @@ class Scratch(NamedTuple):
     partial: Tensor | None
 
 
-def backward_scratch(tensors: Backward, config: RcmAttentionConfig) -> Scratch:
+def backward_scratch(tensors: Backward, config: AttentionConfig) -> Scratch:
     """Scratch memory for `backward_launches`."""
     q, dq, dk, dt = tensors.q, tensors.dq, tensors.dk, tensors.dt
     B, N, H, D = q.shape
-    tile = config.bwd_hopper if q.numel() else None  # nothing has no descriptor
-    sums = tile is not None and tile.fused is not None and dq is not None and dk is not None
     return Scratch(
         None if dq is None and dk is None else statistic_of(q),
-        tensors.lse.new_empty(B, H, N, D) if sums else None,
+        tensors.lse.new_empty(B, H, N, D) if sums_queries(config, q, dq, dk) else None,
         None if dt is None else tensors.lse.new_empty(B, backward.rows_once(q)[1]),
     )
 
 
 def backward_launches(
-    tensors: Backward, scratch: Scratch, *, formula: RcmFormula, config: RcmAttentionConfig
+    tensors: Backward, scratch: Scratch, *, formula: RcmFormula, config: AttentionConfig
 ) -> tuple[Launch, ...]:
     """The launches, in order, that write the gradients."""
-    delta, total, _ = scratch
-    tile = config.bwd_hopper if tensors.q.numel() else None  # nothing has no descriptor
     launches = _skip_launches(tensors, scratch, formula)
-    if delta is None:
+    if scratch.delta is None:
         return tuple(launches)
-    if tile is not None and tile.fused is not None and total is not None:
-        launches.append(_fused_launch(tensors, delta, total, formula, tile.fused))
-        launches.append(_scale_launch(tensors, total, formula))
-        return tuple(launches)
-    if tensors.dk is not None:
-        launches.append(_keys_launch(tensors, delta, formula, config, tile))
-    if tensors.dq is not None:
-        launches.append(_queries_launch(tensors, delta, formula, config, tile))
-    return tuple(launches)
+    dy, q, k, v, x, t, o, lse, dq, dk, dv, _, dt = tensors
+    return *launches, *differentiate(
+        backward.Gradients(dy, q, k, v, lse, scratch.delta, o),
+        (dq, dk, dv),
+        scratch.total,
+        scale=formula.scale,
+        causal=formula.causal,
+        config=config,
+        read=(dy, None if dt is None else x, o),
+        factor=_factor_hook(t, formula),
+    )
 
 
 def _skip_launches(tensors: Backward, scratch: Scratch, formula: RcmFormula) -> list[Launch]:
@@ -646,72 +378,6 @@ def _skip_launches(tensors: Backward, scratch: Scratch, formula: RcmFormula) -> 
     return launches
 
 
-def _scale_launch(tensors: Backward, total: Tensor, formula: RcmFormula) -> Launch:
-    """The launch that writes dq from its sum over all keys."""
-    dy, t, o, dq = tensors.dy, tensors.t, tensors.o, tensors.dq
-    assert dq is not None
-    x = None if tensors.dt is None else tensors.x
-    factor = _factor_hook(t, formula)
-    return backward.scale_launch(total, dq, scale=formula.scale, factor=factor, read=(dy, x, o))
-
-
-def _fused_launch(
-    tensors: Backward, delta: Tensor, total: Tensor, formula: RcmFormula, tile: HopperFusedTile
-) -> Launch:
-    dy, q, k, v, _, t, _, lse, _, dk, dv, _, _ = tensors
-    assert dk is not None and dv is not None
-    return fused_launch(dy, q, k, v, t, lse, delta, total, dk, dv, formula=formula, tile=tile)
-
-
-def _keys_launch(
-    tensors: Backward,
-    delta: Tensor,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
-    tile: HopperBackwardTile | None,
-) -> Launch:
-    """The launch that writes dk and dv."""
-    dy, q, k, v, _, t, _, lse, _, dk, dv, _, _ = tensors
-    assert dk is not None and dv is not None
-    if tile is not None:
-        return keys_launch(dy, q, k, v, t, lse, delta, dk, dv, formula=formula, tile=tile)
-    return backward.keys_launch(
-        backward.Gradients(dy, q, k, v, lse, delta, tensors.o),
-        dk,
-        dv,
-        scale=formula.scale,
-        causal=formula.causal,
-        blocks=(config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages),
-        factor=_factor_hook(t, formula),
-    )
-
-
-def _queries_launch(
-    tensors: Backward,
-    delta: Tensor,
-    formula: RcmFormula,
-    config: RcmAttentionConfig,
-    tile: HopperBackwardTile | None,
-) -> Launch:
-    """The launch that writes dq."""
-    dy, q, k, v, _, t, _, lse, dq, _, _, _, _ = tensors
-    assert dq is not None
-    if tile is not None and tile.queries is not None:
-        rows = tile.queries
-        return queries_launch(dy, q, k, v, t, lse, delta, dq, formula=formula, tile=rows)
-    blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
-    if tile is not None:
-        blocks = tile.keys, tile.rows, tile.warps, tile.stages
-    return backward.queries_launch(
-        backward.Gradients(dy, q, k, v, lse, delta, tensors.o),
-        dq,
-        scale=formula.scale,
-        causal=formula.causal,
-        blocks=blocks,
-        factor=_factor_hook(t, formula),
-    )
-
-
 class _Plan:
     """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
 
@@ -719,7 +385,7 @@ class _Plan:
         self,
         tensors: Inputs,
         how: How,
-        config: RcmAttentionConfig | None,
+        config: AttentionConfig | None,
         fused: bool,
         save: bool,
     ) -> None:
@@ -744,14 +410,29 @@ class _Plan:
         mixes = self.fused and self.formula.skips
         attention = o if self.formula.skips else y
         arguments = Forward(q, k, v, x, t, y if mixes else None, attention, lse)
-        if self.config.hopper is None:
-            launches = [forward_launch(arguments, formula=self.formula, config=self.config)]
-        else:
-            tile = self.config.hopper
-            launches = [*hopper_launches(arguments, formula=self.formula, tile=tile)]
+        launches = [*forward_launches(arguments, formula=self.formula, config=self.config)]
         if self.formula.skips and not mixes:
             launches.append(skip_launch(o, x, t, y, formula=self.formula))
         return launches
+
+    def results(
+        self, tensors: Inputs, needs: Sequence[bool]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """For `Planned`: y, and what `gradients` takes. needs: which gradients are to come."""
+        q, k, v, x, t = tensors
+        y, o, lse = self.forward(tensors, save=True)
+        return y, (q, k, v, x if needs[4] else None, t, o, lse)
+
+    def gradients(
+        self, grads: Sequence[Tensor | None], saved: Sequence[Any], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """For `Planned`: as `backward`."""
+        *tensors, o, lse = saved
+        [dy] = grads
+        if dy is None:
+            return (None,) * len(needs)
+        q, k, v, x, t = tensors
+        return self.backward(dy, (q, k, v, x, t), o, lse, needs)
 
     def backward(
         self, dy: Tensor, tensors: Inputs, o: Tensor, lse: Tensor, needs: Sequence[bool]
@@ -759,11 +440,8 @@ class _Plan:
         """dq, dk, dv, dx, dt, each where it is needed; x is read for dt alone."""
         q, k, v, x, t = tensors
         needs_q, needs_k, needs_v, needs_x, needs_t = needs
-        q, k, v, x, o, lse = _as_saved(q, k, v, x, o, lse)
-        dy = packed_rows(dy)
-        if self.config.bwd_hopper is not None:
-            q = _as_suited(q, q)
-            k, v, dy = _as_suited(k, q), _as_suited(v, q), _as_suited(dy, q)
+        dy, q, k, v, lse = as_saved(dy, q, k, v, lse, self.config)
+        x, o = None if x is None else packed_rows(x), o.contiguous()
         packed = torch.contiguous_format
         dq = torch.empty_like(q, memory_format=packed) if needs_q else None
         dk = torch.empty_like(k, memory_format=packed) if needs_k or needs_v else None
@@ -785,29 +463,14 @@ _PLANS: Plans[_Plan] = Plans()
 
 
 def _plan(
-    tensors: Inputs, how: How, config: RcmAttentionConfig | None, fused: bool, save: bool
+    tensors: Inputs, how: How, config: AttentionConfig | None, fused: bool, save: bool
 ) -> _Plan:
     """tensors: with packed rows. save: for a gradient to come."""
-    key = (*layouts_of(tensors), how, config, fused, save, _deterministic())
+    key = (*layouts_of(tensors), how, config, fused, save, must_repeat())
     plan = _PLANS.get(key)
     if plan is None:
         plan = _PLANS.add(key, _Plan(tensors, how, config, fused, save))
     return plan
-
-
-class _RcmAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, x, t, plan):
-        ctx.plan = plan
-        y, o, lse = plan.forward((q, k, v, x, t), save=True)
-        ctx.save_for_backward(q, k, v, x if ctx.needs_input_grad[4] else None, t, o, lse)
-        return y
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx, dy):
-        *tensors, o, lse = ctx.saved_tensors
-        return *ctx.plan.backward(dy, tensors, o, lse, ctx.needs_input_grad[:5]), None
 
 
 @torch.library.custom_op("kernelbench::rcm_attention", mutates_args=())
@@ -829,7 +492,7 @@ def _operator(
     `absent`."""
     how = sigma_data, parametrization, causal, scale
     tensors = inputs_of(q, k, v, x, t, parametrization)
-    plan = _plan(tensors, how, of_numbers(RcmAttentionConfig, config), fused, save)
+    plan = _plan(tensors, how, of_numbers(AttentionConfig, config), fused, save)
     y, o, lse = plan.forward(tensors, save)
     o = absent(y) if o is None or o is y or not save else o
     return y, o, absent(y).float() if lse is None else lse
@@ -863,7 +526,7 @@ def _operator_backward(
     """dq, dk, dv, dx, dt; `absent` for what is not needed."""
     how = sigma_data, parametrization, causal, scale
     tensors = inputs_of(q, k, v, x, t, parametrization)
-    plan = _plan(tensors, how, of_numbers(RcmAttentionConfig, config), fused, True)
+    plan = _plan(tensors, how, of_numbers(AttentionConfig, config), fused, True)
     gradients = plan.backward(dy, tensors, o, lse, needs)
     dq, dk, dv, dx, dt = gradients_of(gradients, q)
     return dq, dk, dv, dx, dt
@@ -922,22 +585,6 @@ sharded(_operator_backward, _ways_backward)
 _TRANSFORM = Transform(
     "rcm_attention", _operator, _keep, partial(_gradients, call=final(_operator_backward))
 )
-
-
-def _as_saved(
-    q: Tensor, k: Tensor, v: Tensor, x: Tensor | None, o: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """The saved tensors with their original layout: hooks on saved tensors may change strides."""
-    statistic = statistic_of(q)
-    if lse.stride() != statistic.stride() or lse.data_ptr() % 16:
-        lse = statistic.copy_(lse)
-    q, k, v = packed_rows(q), packed_rows(k), packed_rows(v)
-    return q, k, v, None if x is None else packed_rows(x), o.contiguous(), lse
-
-
-def _as_suited(x: Tensor, q: Tensor) -> Tensor:
-    """x itself where the copy engine takes it together with q, else a copy."""
-    return x if suits(q, x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -1012,31 +659,20 @@ def inputs_of(
 
 
 def _parsed(
-    tensors: Inputs, how: How, config: RcmAttentionConfig | None, fused: bool, save: bool
-) -> tuple[RcmFormula, RcmAttentionConfig]:
+    tensors: Inputs, how: How, config: AttentionConfig | None, fused: bool, save: bool
+) -> tuple[RcmFormula, AttentionConfig]:
     """Formula and config of tensors that are checked. save: for a gradient to come."""
     q, k, v, x, t = tensors
     _, parametrization, causal, scale = how
     _check_all(*tensors, *how)
     formula = formula_of(parametrization, how[0], causal, scale, q.shape[3])
     device = check_device(q=q, k=k, v=v, x=x, t=t)
-    suited = suits(q, k, v, x)
+    suited, arch = suits(q, k, v, x), arch_of(device)
     if config is None:
-        fits = suited and q.numel() > 0
-        arch, itemsize = arch_of(device), q.element_size()
+        fits, itemsize = suited and q.numel() > 0, q.element_size()
         mixes = fused and formula.skips
-        config = _choose(
-            tuple(q.shape), arch, itemsize, save, fits, causal, mixes, _deterministic()
-        )
-    elif (tile := config.hopper or config.bwd_hopper) is not None and not (
-        suited and arch_of(device) == "sm_90"
-    ):
-        raise ValueError(
-            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
-            "expanded, whose addresses and strides are multiples of 16 bytes, on sm_90, got "
-            f"{q.dtype}, D = {q.shape[3]} on {arch_of(device)}: pass config=None for a kernel "
-            "that takes these"
-        )
+        config = choose(tuple(q.shape), arch, itemsize, save, fits, causal, mixes, must_repeat())
+    check_tile(config, q, suited, arch)
     return formula, config
 
 
@@ -1050,7 +686,7 @@ def _attend_and_skip(
     parametrization: str,
     causal: bool,
     scale: float | None,
-    config: RcmAttentionConfig | None,
+    config: AttentionConfig | None,
     fused: bool,
 ) -> Tensor:
     if parametrization == "none":
@@ -1063,7 +699,7 @@ def _attend_and_skip(
             tensors = inputs_of(*tensors, parametrization)
             plan = _plan(tensors, how, config, fused, save)
             if save:
-                y: Tensor = _RcmAttention.apply(*tensors, plan)
+                y: Tensor = Planned.apply(plan, *tensors)
                 return y
             return plan.forward(tensors, save=False)[0]
         except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
@@ -1092,7 +728,7 @@ def rcm_attention(
     parametrization: str = "edm",
     causal: bool = False,
     scale: float | None = None,
-    config: RcmAttentionConfig | None = None,
+    config: AttentionConfig | None = None,
 ) -> Tensor:
     """y = c_skip(t_b)·x + c_out(t_b)·softmax(q kᵀ·scale) v, attention and skip in one kernel.
 
@@ -1146,7 +782,7 @@ def rcm_attention_unfused(
     parametrization: str = "edm",
     causal: bool = False,
     scale: float | None = None,
-    config: RcmAttentionConfig | None = None,
+    config: AttentionConfig | None = None,
 ) -> Tensor:
     """`rcm_attention` in two kernels: attention, rounded to q's dtype, then the skip.
 

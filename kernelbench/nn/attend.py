@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernelbench.kernels.attention.configs import configs
 from kernelbench.kernels.launch import arch_of, refusal
 from kernelbench.kernels.operators import graded
-from kernelbench.kernels.rcm_attention import configs, rcm_attention
+from kernelbench.kernels.rcm_attention import rcm_attention
 from kernelbench.nn.sdpa import sdpa
 
 Attention = Literal["triton", "sdpa"]
@@ -55,7 +56,7 @@ def _pairs(B: int, N: int, H: int, D: int) -> bool:
     """Whether our forward would run with two warpgroups a program at D = 64: for sizes that do not
     fill programs of three. There cuDNN is 5 % faster ((2,2048,8,64) on an H200). With a gradient to
     come the forward saves more, and loses more time than the backward gains."""
-    tile = configs(B, N, H, D, arch="sm_90", mode="fwd", mixes=False)[0].hopper
+    tile = configs(B, N, H, D, arch="sm_90", mode="fwd")[0].hopper
     return D == 64 and tile is not None and tile.groups == 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernelbench.kernels import projection, rcm_attention, rcm_int8, rms_norm, rotary
+from kernelbench.kernels import attention, projection, rcm_attention, rcm_int8, rms_norm, rotary
 from kernelbench.nn import skip
 
 YES = "yes"
@@ -74,6 +74,31 @@ def _attended(q, k, v, x, t):
     return _mixed(a.flatten(2), x, t)
 
 
+def _softmaxed(q, k, v):
+    """Causal, the last query at the last key; heads of q share those of k and v."""
+    k, v = (tensor.repeat_interleave(q.shape[2] // k.shape[2], 2) for tensor in (k, v))
+    N, K = q.shape[1], k.shape[1]
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+    key, last = torch.arange(K, device=q.device), torch.arange(N, device=q.device) + K - N
+    scores = scores.masked_fill(key > last[:, None], -torch.inf)
+    return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+_LENGTHS = (4, 5)
+
+
+def _packed(device):
+    drawn = _draw(*[(9, 2, 16)] * 3)(device)
+    return [*drawn, torch.tensor([0, 4, 9], dtype=torch.int32, device=device)]
+
+
+def _softmaxed_apart(q, k, v, starts):
+    parts = zip(*(tensor.split(_LENGTHS) for tensor in (q, k, v)), strict=True)
+    results = [_softmaxed(*(tensor[None] for tensor in part)) for part in parts]
+    o, lse = zip(*results, strict=True)
+    return torch.cat([each[0] for each in o]), torch.cat([each[0] for each in lse], 1)
+
+
 _HEADS = [(2, 5, 2, 16)] * 3
 _SKIP = {"parametrization": "edm", "sigma_data": 1.0}
 _OF_ATTENTION = {"batch": (0, 0, 0, 0, 0), "heads": (2, 2, 2, 2, None)}
@@ -96,6 +121,26 @@ FUNCTIONS = {
         rotary._operator,
         (None, False, [], False),
         {"batch": (0, 0, None, None), "tokens": (1, 1, 0, 0), "heads": (2, 2, None, None)},
+    ),
+    "attention": Function(
+        _draw((2, 3, 4, 16), (2, 5, 2, 16), (2, 5, 2, 16)),
+        lambda q, k, v: attention.attention(q, k, v, causal=True, return_lse=True),
+        _softmaxed,
+        3,
+        attention.operator._operator,
+        (None, None, True, None, -1, -1, None, [], True),
+        {"batch": (0, 0, 0), "heads": (2, 2, 2)},
+    ),
+    "attention, packed": Function(
+        _packed,
+        lambda q, k, v, starts: attention.attention(
+            q, k, v, cu_seqlens_q=starts, causal=True, return_lse=True
+        ),
+        _softmaxed_apart,
+        3,
+        attention.operator._operator,
+        (None, True, None, -1, -1, None, [], True),
+        {"heads": (1, 1, 1, None)},
     ),
     "rcm_attention": Function(
         _with_time(*_HEADS, (2, 5, 32)),
@@ -186,7 +231,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
     "`use_deterministic_algorithms`: the same bits": _all(),
     "CUDA graphs, once it has run": _all(),
     "gradients in a batch, `is_grads_batched`": _all(
-        Refused(RuntimeError, "doesn't have storage"),
+        Refused(RuntimeError, "doesn't have storage|Batching rule not implemented"),
         rcm_attention_int8=_NO_GRADIENT,
         skip=YES,
     ),

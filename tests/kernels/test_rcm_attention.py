@@ -8,23 +8,22 @@ import pytest
 import torch
 
 from kernelbench.kernels import rcm_attention as kernel
+from kernelbench.kernels.attention.configs import AttentionConfig, choose, configs
+from kernelbench.kernels.attention.forward import Forward
+from kernelbench.kernels.attention.hopper.forward import HopperTile, forward_launches
 from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import Plans
-from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, Backward, Forward, formula_of
+from kernelbench.kernels.rcm import PARAMETRIZATIONS, SIGMA_DATA, Backward, formula_of
 from kernelbench.kernels.rcm_attention import (
-    RcmAttentionConfig,
-    _choose,
     backward_launches,
     backward_scratch,
-    configs,
     rcm_attention,
     rcm_attention_unfused,
 )
-from kernelbench.kernels.rcm_attention_hopper import HopperTile, forward_launches
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
 NAMES = ("q", "k", "v", "x", "t")
-LARGE = RcmAttentionConfig(32, 64, 4, 1, 64, 32, 4, 1)  # few programs, one after another on a CPU
+LARGE = AttentionConfig(32, 64, 4, 1, 64, 32, 4, 1)  # few programs, one after another on a CPU
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -204,7 +203,7 @@ def test_the_table_splits_rows_where_that_fills_the_rounds():
     """At (1,8192,8) 256 wide tiles take two rounds, and 128 narrow ones a third."""
 
     def tiles(*shape, **changed):
-        found = configs(*shape, **({"arch": "sm_90", "mode": "fwd"} | changed))
+        found = configs(*shape, **({"arch": "sm_90", "mode": "fwd", "mixes": True} | changed))
         return [c.hopper for c in found if c.hopper]
 
     first, *others = tiles(1, 8192, 8, 64)
@@ -223,8 +222,9 @@ def test_the_launches_of_a_split_share_out_every_row(N, early):
     narrow = HopperTile(2, 128, 4, 240)
     q, o = torch.empty(2, N, 3, 64).half(), torch.empty(2, N, 192).half()
     launches = forward_launches(
-        Forward(q, q, q, None, None, None, o, None),
-        formula=formula_of("none", None, False, None, 64),
+        Forward(q, q, q, o, None),
+        scale=1.0,
+        causal=False,
         tile=HopperTile(3, 128, 4, 160, tiles=33, rest=narrow, early=early),
     )
     end = 0
@@ -402,11 +402,11 @@ def test_saved_tensors_that_come_back_laid_out_otherwise(unpack, packed, D, devi
 def test_torch_says_whether_bits_must_be_the_same(asked, warn_only, expected, monkeypatch, device):
     seen = []
 
-    def choose(shape, arch, itemsize, graded, suits, causal, mixes, deterministic):
+    def chosen_by(shape, arch, itemsize, graded, suits, causal, mixes, deterministic):
         seen.append(deterministic)
         return LARGE
 
-    monkeypatch.setattr(kernel, "_choose", choose)
+    monkeypatch.setattr(kernel, "choose", chosen_by)
     monkeypatch.setattr(kernel, "_PLANS", Plans())
     inputs, _ = draw(1, 16, 1, 64, torch.float16, device)
     torch.use_deterministic_algorithms(asked, warn_only=warn_only)
@@ -415,7 +415,7 @@ def test_torch_says_whether_bits_must_be_the_same(asked, warn_only, expected, mo
     finally:
         torch.use_deterministic_algorithms(False)
     assert seen == [expected]
-    chosen = _choose((1, 16, 1, 64), "sm_90", 2, True, True, False, True, expected)
+    chosen = choose((1, 16, 1, 64), "sm_90", 2, True, True, False, True, expected)
     assert chosen.bwd_hopper is not None and (chosen.bwd_hopper.fused is None) == expected
 
 
@@ -467,7 +467,7 @@ def test_one_kernel_computes_all_or_is_not_taken(wanted, device):
 def test_causal_tiles_of_either_shape(stride, N, device):
     inputs, dy = draw(1, N, 1, 16, torch.float32, device, seed=N)
     m, n = (16, 64) if stride == "keys wider" else (64, 16)
-    config = RcmAttentionConfig(m, n, 4, 1, m, n, 4, 1)
+    config = AttentionConfig(m, n, 4, 1, m, n, 4, 1)
     check(inputs, dy, config=config, causal=True)
     check(inputs, dy, config=config, causal=False)
 
@@ -681,10 +681,10 @@ def test_errors_say_what_to_do(changed, error, message, device):
 
 
 def test_a_config_must_be_powers_of_two_that_a_dot_takes():
-    with pytest.raises(ValueError, match="RcmAttentionConfig: block_n is 48, not a power of two"):
-        RcmAttentionConfig(64, 48, 4, 2, 64, 64, 4, 2)
+    with pytest.raises(ValueError, match="AttentionConfig: block_n is 48, not a power of two"):
+        AttentionConfig(64, 48, 4, 2, 64, 64, 4, 2)
     with pytest.raises(ValueError, match="bwd_block_m is 8, but a dot takes 16"):
-        RcmAttentionConfig(64, 64, 4, 2, 8, 64, 4, 2)
+        AttentionConfig(64, 64, 4, 2, 8, 64, 4, 2)
 
 
 def test_it_is_not_differentiable_twice(device):

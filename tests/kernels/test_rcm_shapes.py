@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_rcm_attention import FLOOR, check, draw, in_fp64, reference, relative
 
+from kernelbench.kernels.attention.configs import configs
 from kernelbench.kernels.launch import arch_of
-from kernelbench.kernels.rcm_attention import configs, rcm_attention, rcm_attention_unfused
+from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfused
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 KINDS = [torch.bfloat16, torch.float16, torch.float32]

@@ -68,7 +68,7 @@ def ours(fused: bool) -> Callable[[RCMAttentionCase, Any], Call]:
 
 
 def triton_configs(fused: bool, case: RCMAttentionCase, device: Device) -> tuple[Any, ...]:
-    from kernelbench.kernels.rcm_attention import configs
+    from kernelbench.kernels.attention.configs import configs
 
     return configs(
         case.B,

@@ -48,7 +48,7 @@ def launches(
 
     All other heads run between the two, so k and v are read from HBM again.
     """
-    from kernelbench.kernels.rcm_attention import configs
+    from kernelbench.kernels.attention.configs import configs
 
     axes: dict[str, Any] = {"itemsize": itemsize, "causal": causal, "mixes": mixes}
     tile = configs(*shape, arch="sm_90", mode=mode.value, **axes)[0].hopper

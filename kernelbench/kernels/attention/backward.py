@@ -15,11 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.forward import LOG2E, keys_of
+from kernelbench.kernels.attention.forward import LOG2E, keys_of, seen
 from kernelbench.kernels.attention.places import Packed, placing, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
+    NO_MASK,
     Hook,
+    Mask,
     Rows,
     Variant,
     is_wide,
@@ -29,7 +31,6 @@ from kernelbench.kernels.attention.tiles import (
     store_tile,
     strides_of,
     tile_of_head,
-    visible,
     widened,
 )
 from kernelbench.kernels.launch import Launch, ceil_div, power_of_2
@@ -55,6 +56,7 @@ def find_deltas(
     o_ptr,
     delta_ptr,
     total_ptr,
+    dlse_ptr,
     do_stride_B,
     do_stride_N,
     N,
@@ -65,7 +67,8 @@ def find_deltas(
     RAGGED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """δ of BLOCK_M tokens of one head. Where dq is to be summed, it begins as zeros here."""
+    """δ of BLOCK_M tokens of one head, less the gradient of lse, which changes dS as δ does. Where
+    dq is to be summed, it begins as zeros here."""
     row, h, b, bh = tile_of_head(N, H, BLOCK_M, False)
     do = Rows(do_ptr + b * do_stride_B + h * D, widened(do_stride_N, WIDE), N)
     do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED).to(tl.float32)
@@ -76,6 +79,9 @@ def find_deltas(
     o_MD = load_tile(o, row, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     delta_M = tl.sum(do_MD * o_MD.to(tl.float32), axis=1)
+    if dlse_ptr is not None:
+        dlse_M = tl.load(dlse_ptr + bh * N + row_M, mask=row_M < N, other=0.0)
+        delta_M -= dlse_M * LOG2E
     tl.store(delta_ptr + bh * pitch(N) + row_M, delta_M, mask=row_M < N)
 
 
@@ -92,7 +98,7 @@ def _gather_queries(
     q,
     do,
     statistics,
-    key_N,
+    keys,
     first,
     end,
     scale,
@@ -102,12 +108,14 @@ def _gather_queries(
 ):
     """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
 
-    kept: tiles of k and v. statistics: lse and δ, in memory. key_N: for each key, the first row
-    that sees it where causal. Rows beyond N are all zeros, which add nothing.
+    kept: tiles of k and v. statistics: lse and δ, in memory. keys: for each key, the first row that
+    sees it where causal; how far a row's position is ahead of its number, and what a mask reads.
+    Rows beyond N are all zeros, which add nothing.
     """
     dk_ND, dv_ND = state
     k_ND, v_ND = kept
     lse_ptr, delta_ptr = statistics
+    key_N, ahead, mask = keys
     D: tl.constexpr = variant.D
     BLOCK_M: tl.constexpr = variant.BLOCK
     BLOCK_D: tl.constexpr = variant.BLOCK_D
@@ -118,7 +126,11 @@ def _gather_queries(
         score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
         if MASKED:
             row_M = start + tl.arange(0, BLOCK_M)
-            score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
+            if variant.CAUSAL:
+                score_NM = tl.where(key_N[:, None] <= row_M[None, :], score_NM, float("-inf"))
+            if variant.VISIBLE is not None:
+                seen_NM = variant.VISIBLE(mask, (row_M + ahead)[None, :], (key_N + ahead)[:, None])
+                score_NM = tl.where(seen_NM, score_NM, float("-inf"))
             if variant.BLIND:
                 lse_M = _seeing(lse_M)
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
@@ -143,6 +155,7 @@ def differentiate_keys(
     dk_ptr,
     dv_ptr,
     place,
+    mask,
     do_stride_B,
     do_stride_N,
     q_stride_B,
@@ -168,6 +181,8 @@ def differentiate_keys(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     SQUARE: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    QUERIES: tl.constexpr,
     ADDS: tl.constexpr,
     FACTOR: tl.constexpr,
     KIND: tl.constexpr,
@@ -175,7 +190,8 @@ def differentiate_keys(
     """dk and dv of BLOCK_N keys of one of their heads a program, over tiles of BLOCK_M query rows
     of every head that shares it.
 
-    GROUP, PLACE, SQUARE: as in `forward.attend`. ADDS: to what is there. FACTOR(extra, b, KIND) is
+    GROUP, PLACE, SQUARE, VISIBLE: as in `forward.attend`. QUERIES: see `Mask`. ADDS: to what is
+    there. FACTOR(extra, b, KIND) is
     the factor of sample b, if there is such a hook.
     """
     kv_H = H // GROUP
@@ -193,7 +209,7 @@ def differentiate_keys(
     dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     state = (dk_ND, dv_ND)
     scale_2 = scale * LOG2E
-    for member in tl.static_range(GROUP):
+    for member in tl.range(0, GROUP):
         q_h = h * GROUP + member
         q_bh = bh if GROUP == 1 else b * H + q_h
         do_start = do_ptr + b * do_stride_B + q0 * do_stride_N + q_h * D
@@ -202,7 +218,26 @@ def differentiate_keys(
         q = Rows(q_start, widened(q_stride_N, WIDE), rows)
         statistics = (lse_ptr + q_bh * pitch(N) + q0, delta_ptr + q_bh * pitch(N) + q0)
         first_whole = 0
-        if CAUSAL:
+        if VISIBLE is not None:
+            begin, stop = QUERIES(mask, key, key + BLOCK_N)
+            begin = tl.maximum(begin - ahead, 0)
+            if CAUSAL:
+                begin = tl.maximum(begin, key - ahead)
+            state = _gather_queries(
+                state,
+                kept,
+                q,
+                do,
+                statistics,
+                (key_N, ahead, mask),
+                begin // BLOCK_M * BLOCK_M,
+                tl.minimum(stop - ahead, rows),
+                scale_2,
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
+                True,
+                STAGES,
+            )
+        elif CAUSAL:
             if SQUARE:
                 first = key // BLOCK_M * BLOCK_M
                 beyond = key + BLOCK_N
@@ -216,28 +251,29 @@ def differentiate_keys(
                 q,
                 do,
                 statistics,
-                key_N,
+                (key_N, 0, None),
                 first,
                 first_whole,
                 scale_2,
-                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
                 True,
                 STAGES,
             )
-        state = _gather_queries(
-            state,
-            kept,
-            q,
-            do,
-            statistics,
-            key_N,
-            first_whole,
-            rows,
-            scale_2,
-            Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
-            False,
-            STAGES,
-        )
+        if VISIBLE is None:
+            state = _gather_queries(
+                state,
+                kept,
+                q,
+                do,
+                statistics,
+                (key_N, 0, None),
+                first_whole,
+                rows,
+                scale_2,
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+                False,
+                STAGES,
+            )
     dk_ND, dv_ND = state
     if FACTOR is not None:
         factor = FACTOR(extra, b, KIND)
@@ -261,7 +297,7 @@ def _gather_keys(
     kept,
     k,
     v,
-    row_M,
+    rows,
     first,
     end,
     scale,
@@ -271,7 +307,7 @@ def _gather_keys(
 ):
     """Keys `first` to `end`: what they add to dq, still to be scaled.
 
-    kept: tiles of q and do, lse and δ of their rows.
+    kept: tiles of q and do, lse and δ of their rows. rows: see `forward.seen`.
     """
     q_MD, do_MD, lse_M, delta_M = kept
     D: tl.constexpr = variant.D
@@ -283,7 +319,7 @@ def _gather_keys(
         v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
+            visible_MN = seen(rows, start + tl.arange(0, BLOCK_N), k.N, variant)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         p_MN = tl.exp2(score_MN * scale - lse_M[:, None])
         dp_MN = tl.dot(do_MD, tl.trans(v_ND), input_precision="ieee")
@@ -303,6 +339,7 @@ def differentiate_queries(
     delta_ptr,
     dq_ptr,
     place,
+    mask,
     do_stride_B,
     do_stride_N,
     q_stride_B,
@@ -328,12 +365,14 @@ def differentiate_queries(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     SQUARE: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    KEYS: tl.constexpr,
     ADDS: tl.constexpr,
     FACTOR: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last six: as
-    in `differentiate_keys`."""
+    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last eight:
+    as in `differentiate_keys`. KEYS: see `Mask`."""
     row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
     do_ptr += b * do_stride_B + q0 * do_stride_N + h * D
@@ -348,37 +387,54 @@ def differentiate_queries(
     do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED)
     lse_M = load_rows(lse_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
     delta_M = load_rows(delta_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
-    if not SQUARE:
+    if not SQUARE or VISIBLE is not None:
         lse_M = _seeing(lse_M)
     kept = (q_MD, do_MD, lse_M, delta_M)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
-    dq_MD = _gather_keys(
-        dq_MD,
-        kept,
-        k,
-        v,
-        last_M,
-        0,
-        whole,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
-        False,
-        STAGES,
-    )
-    if CAUSAL or RAGGED:  # as in `forward.attend`
+    if VISIBLE is not None:
+        position = row + (keys - rows)
+        first, stop = KEYS(mask, position, position + BLOCK_M)
         dq_MD = _gather_keys(
             dq_MD,
             kept,
             k,
             v,
-            last_M,
+            (row_M + (keys - rows), mask),
+            first // BLOCK_N * BLOCK_N,
+            tl.minimum(end, stop),
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
+            True,
+            STAGES,
+        )
+    else:
+        dq_MD = _gather_keys(
+            dq_MD,
+            kept,
+            k,
+            v,
+            (last_M, None),
+            0,
+            whole,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            False,
+            STAGES,
+        )
+    if VISIBLE is None and (CAUSAL or RAGGED):  # as in `forward.attend`
+        dq_MD = _gather_keys(
+            dq_MD,
+            kept,
+            k,
+            v,
+            (last_M, None),
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
             True,
             1,
         )
@@ -446,15 +502,23 @@ def once(q: Tensor, *read: Tensor | None) -> tuple[tuple[int], dict[str, Any]]:
     return (programs * B,), constexprs
 
 
-def deltas_launch(do: Tensor, q: Tensor, o: Tensor, delta: Tensor, total: Tensor | None) -> Launch:
+def deltas_launch(
+    do: Tensor,
+    q: Tensor,
+    o: Tensor,
+    delta: Tensor,
+    total: Tensor | None,
+    dlse: Tensor | None = None,
+) -> Launch:
     """The launch that writes δ, and zeros to `total`, if that is given.
 
     do: (B,N,H·D) of any strides whose last is 1. q: of the shape of the queries. o: as the forward
-    left it. total: (B,H,N,D), fp32.
+    left it. total: (B,H,N,D), fp32. dlse: of lse to base 2, (B,H,N) and contiguous.
     """
     _, N, H, _ = q.shape
     grid, constexprs = once(q, do, o)
     args: dict[str, Any] = {"do_ptr": do, "o_ptr": o, "delta_ptr": delta, "total_ptr": total}
+    args["dlse_ptr"] = dlse
     args |= {"N": N, "H": H} | strides_of(do=do)
     return Launch(find_deltas, grid, args, constexprs, LIGHT)
 
@@ -483,6 +547,7 @@ def keys_launch(
     causal: bool,
     blocks: tuple[int, int, int, int],
     factor: Hook = NO_HOOK,
+    mask: Mask = NO_MASK,
     place: Packed | None = None,
     adds: bool = False,
 ) -> Launch:
@@ -494,11 +559,12 @@ def keys_launch(
     rows, keys, *_ = blocks
     _, N, heads, _ = dk.shape
     constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal, "ADDS": adds}
+    constexprs |= {"VISIBLE": mask.visible, "QUERIES": mask.queries}
     return _gradient_launch(
         differentiate_keys,
         tensors,
         {"dk_ptr": dk, "dv_ptr": dv},
-        scale,
+        {"mask": mask.extra, "scale": scale},
         constexprs,
         blocks,
         factor,
@@ -515,6 +581,7 @@ def queries_launch(
     causal: bool,
     blocks: tuple[int, int, int, int],
     factor: Hook = NO_HOOK,
+    mask: Mask = NO_MASK,
     place: Packed | None = None,
     adds: bool = False,
 ) -> Launch:
@@ -525,11 +592,12 @@ def queries_launch(
     keys, rows, *_ = blocks
     _, N, H, _ = dq.shape
     constexprs = {"BLOCK_M": rows, "BLOCK_N": keys, "CAUSAL": causal, "ADDS": adds}
+    constexprs |= {"VISIBLE": mask.visible, "KEYS": mask.keys}
     return _gradient_launch(
         differentiate_queries,
         tensors,
         {"dq_ptr": dq},
-        scale,
+        {"mask": mask.extra, "scale": scale},
         constexprs,
         blocks,
         factor,
@@ -542,7 +610,7 @@ def _gradient_launch(
     kernel: Any,
     tensors: Gradients,
     written: Mapping[str, Tensor],
-    scale: float,
+    given: Mapping[str, Any],
     constexprs: dict[str, Any],
     blocks: tuple[int, int, int, int],
     factor: Hook,
@@ -565,7 +633,7 @@ def _gradient_launch(
         "delta_ptr": delta,
         **written,
         "place": where,
-        "scale": scale,
+        **given,
         "N": N,
         "H": H,
     }

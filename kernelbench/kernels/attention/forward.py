@@ -15,7 +15,9 @@ from torch import Tensor
 from kernelbench.kernels.attention.places import Packed, placing, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
+    NO_MASK,
     Hook,
+    Mask,
     Rows,
     Tile,
     Variant,
@@ -46,12 +48,23 @@ class Forward(NamedTuple):
 
 
 @triton.jit
+def seen(rows, key_N, N, variant):
+    """Which of these keys each row sees. rows: the last that it sees where causal, its own position
+    for a mask, and what the mask reads."""
+    last_M, mask = rows
+    seen_MN = visible(last_M, key_N, N, variant.CAUSAL)
+    if variant.VISIBLE is not None:
+        seen_MN &= variant.VISIBLE(mask, last_M[:, None], key_N[None, :])
+    return seen_MN
+
+
+@triton.jit
 def _attend_keys(
     state,
     q_MD,
     k,
     v,
-    row_M,
+    rows,
     first,
     end,
     scale,
@@ -61,7 +74,7 @@ def _attend_keys(
 ):
     """Keys `first` to `end`: unnormalised result, sum of weights, and largest score so far.
 
-    row_M: for each row, the last key that it sees where causal.
+    rows: see `seen`.
     """
     acc_MD, sum_M, max_M = state
     D: tl.constexpr = variant.D
@@ -72,7 +85,7 @@ def _attend_keys(
         k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible_MN = visible(row_M, start + tl.arange(0, BLOCK_N), k.N, variant.CAUSAL)
+            visible_MN = seen(rows, start + tl.arange(0, BLOCK_N), k.N, variant)
             score_MN = tl.where(visible_MN, score_MN, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
         if MASKED and variant.BLIND:  # −∞ less −∞ is no number
@@ -127,6 +140,7 @@ def attend(
     o_ptr,
     lse_ptr,
     place,
+    mask,
     q_stride_B,
     q_stride_N,
     q_stride_H,
@@ -150,14 +164,16 @@ def attend(
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
     SQUARE: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    KEYS: tl.constexpr,
     FINISH: tl.constexpr,
     KIND: tl.constexpr,
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal.
 
     GROUP: heads of q that share one of k and v. PLACE: see `places`. SQUARE: a sequence has as many
-    queries as keys; else the last query sees the last key. FINISH(extra, o_MD, tile, KIND, work)
-    gets the result in fp32, if there is such a hook.
+    queries as keys; else the last query sees the last key. VISIBLE, KEYS: see `Mask`. FINISH(extra,
+    o_MD, tile, KIND, work) gets the result in fp32, if there is such a hook.
     """
     row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
@@ -175,36 +191,57 @@ def attend(
     state = (acc_MD, sum_M, max_M)
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
-    state = _attend_keys(
-        state,
-        q_MD,
-        k,
-        v,
-        last_M,
-        0,
-        whole,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
-        False,
-        STAGES,
-    )
-    if CAUSAL or RAGGED:  # few turns: a pipeline here would make every wgmma wait for the last
+    if VISIBLE is not None:
+        row_end = row + (keys - rows)
+        first, stop = KEYS(mask, row_end, row_end + BLOCK_M)
+        first = first // BLOCK_N * BLOCK_N
+        last_M = row_M + (keys - rows)
         state = _attend_keys(
             state,
             q_MD,
             k,
             v,
-            last_M,
+            (last_M, mask),
+            first,
+            tl.minimum(end, stop),
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
+            True,
+            STAGES,
+        )
+    else:
+        state = _attend_keys(
+            state,
+            q_MD,
+            k,
+            v,
+            (last_M, None),
+            0,
+            whole,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            False,
+            STAGES,
+        )
+    if VISIBLE is None and (
+        CAUSAL or RAGGED
+    ):  # few turns: a pipeline here would make every wgmma wait for the last
+        state = _attend_keys(
+            state,
+            q_MD,
+            k,
+            v,
+            (last_M, None),
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
             True,
             1,
         )
     acc_MD, sum_M, max_M = state
 
-    if not SQUARE:  # who sees no key gets zeros, and −∞ for its statistic
+    if not SQUARE or VISIBLE is not None:  # who sees no key gets zeros, and −∞ for its statistic
         sum_M = tl.where(sum_M == 0.0, 1.0, sum_M)
     o_MD = acc_MD * (1.0 / sum_M)[:, None]
     out = (b * N + q0) * H * D + h * D
@@ -226,6 +263,7 @@ def forward_launch(
     causal: bool,
     blocks: tuple[int, int, int, int],
     finish: Hook = NO_HOOK,
+    mask: Mask = NO_MASK,
     place: Packed | None = None,
 ) -> Launch:
     """The launch that writes o and lse, each where it is wanted.
@@ -246,6 +284,7 @@ def forward_launch(
         "o_ptr": o,
         "lse_ptr": lse,
         "place": where,
+        "mask": mask.extra,
         "scale": scale,
         "N": N,
         "H": H,
@@ -259,6 +298,8 @@ def forward_launch(
         "WIDE": is_wide(rows, q, k, v, o, *finish.rows),
         "STAGES": stages,
         **placed,
+        "VISIBLE": mask.visible,
+        "KEYS": mask.keys,
         "FINISH": finish.function,
         "KIND": finish.kind,
     }

@@ -14,7 +14,9 @@ from kernelbench.kernels.launch import ceil_div
 class Packed(NamedTuple):
     """Sequences one after another: where each begins, and the last one ends, among queries and
     among keys, (S+1,) of int32; how many sequences, one or more; how many keys there are in all.
-    What belongs to rows of no sequence is not written."""
+
+    Rows behind the last sequence are one more, which has no keys, or no queries: what belongs to
+    them is zeros. What belongs to rows in front of the first is not written."""
 
     q_starts: Any
     k_starts: Any
@@ -33,20 +35,22 @@ def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KE
 
 @triton.jit
 def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
-    """The same of a sequence of `Packed`; of a tile with no row of it the lengths are 0.
+    """The same of a sequence of `Packed`, or of the rows behind the last one; of a tile with no row
+    of it the lengths are 0.
 
     Tile number start_s // BLOCK + s is the first of sequence s: that many there are before it at
     most, and these numbers rise with s, so that they can be searched without a table.
     """
     q_starts, k_starts, S, keys = place
     starts = k_starts if OF_KEYS else q_starts
-    tiles = (keys if OF_KEYS else N) // BLOCK + S
+    all_rows = keys if OF_KEYS else N
+    tiles = all_rows // BLOCK + S + 1
     tile = tl.program_id(0) % tiles
     if REVERSED:
         tile = tiles - 1 - tile
     h = (tl.program_id(0) // tiles).to(tl.int64)
     low = 0
-    high = S - 1
+    high = S
     while low < high:  # the last sequence whose first tile is not behind this one
         middle = (low + high + 1) // 2
         if tl.load(starts + middle) // BLOCK + middle <= tile:
@@ -57,8 +61,14 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
     k0 = tl.load(k_starts + low)
     start = k0 if OF_KEYS else q0
     row = (tile - (start // BLOCK + low)) * BLOCK
-    rows = tl.load(q_starts + low + 1) - q0
-    keys = tl.load(k_starts + low + 1) - k0
+    behind = low == S
+    below = tl.minimum(low + 1, S)
+    rows = tl.load(q_starts + below) - q0
+    keys = tl.load(k_starts + below) - k0
+    if OF_KEYS:
+        keys = tl.where(behind, all_rows - k0, keys)
+    else:
+        rows = tl.where(behind, all_rows - q0, rows)
     none = (row < 0) | (row >= (keys if OF_KEYS else rows))
     row = tl.where(none, 0, row)
     rows = tl.where(none, 0, rows)
@@ -68,7 +78,7 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
 
 def tiles_of(rows: int, place: Any, block: int) -> int:
     """Programs along the rows of a head and sample."""
-    return rows // block + place.S if isinstance(place, Packed) else ceil_div(rows, block)
+    return rows // block + place.S + 1 if isinstance(place, Packed) else ceil_div(rows, block)
 
 
 def placing(

@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
 class Variant(NamedTuple):
     """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements. BLIND: some
-    query may see no key."""
+    query may see no key. VISIBLE: see `Mask`."""
 
     D: Any
     BLOCK: Any
@@ -30,6 +30,7 @@ class Variant(NamedTuple):
     CAUSAL: Any
     RAGGED: Any
     BLIND: Any
+    VISIBLE: Any
 
 
 class Tile(NamedTuple):
@@ -70,6 +71,29 @@ class Hook:
 
 
 NO_HOOK = Hook()
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees, besides that it sees none beyond the last and, where causal, none
+    behind its own.
+
+    Functions made by `triton.jit`, of positions among keys: the last query's is that of the last
+    key, or, of as many queries as keys, a query's is its number.
+    visible: VISIBLE(extra, query, key), whether; both are tensors that broadcast.
+    keys: KEYS(extra, first, end), which keys, first (at least 0) and end, any of those queries may
+        see.
+    queries: QUERIES(extra, first, end), which queries may see any of those keys.
+    extra: what they read, a NamedTuple of tensors and numbers.
+    """
+
+    visible: Any = None
+    keys: Any = None
+    queries: Any = None
+    extra: tuple[Any, ...] | None = None
+
+
+NO_MASK = Mask()
 
 
 @triton.jit

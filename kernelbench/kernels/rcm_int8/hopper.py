@@ -1,7 +1,7 @@
 """The attention and skip of `rcm_int8` for Hopper (sm_90): INT8 scores, FP8 values, one kernel.
 
-The programs are those of `rcm_attention_hopper`: one warp that loads and two warpgroups of 64 query
-rows each that multiply, tile after tile. The scores of a block of keys are INT32 sums of INT8
+The programs are those of `attention.hopper.forward`: one warp that loads and two warpgroups of 64
+query rows each that multiply, tile after tile. The scores of a block of keys are INT32 sums of INT8
 products; the weights go from the registers that they come from into the FP8 product, as `rcm_int8`
 has permuted the keys of v8. A block's product is summed on its own and joins the result in fp32
 once the next block's scores and their maxima are there.
@@ -26,10 +26,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernelbench.kernels.attention.hopper.channel import (
+    arm,
+    load,
+    new_barrier,
+    new_barriers,
+    of_heads,
+    store,
+)
+from kernelbench.kernels.attention.hopper.forward import Barriers, Tiles
 from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 from kernelbench.kernels.rcm import RcmFormula, coefficients
-from kernelbench.kernels.rcm_attention_hopper import Barriers, Tiles, _of_heads
 from kernelbench.kernels.rcm_int8.packed import Packed
 
 _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
@@ -158,8 +166,6 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     D: gl.constexpr = smem.k.shape[2]
-    y_layout: gl.constexpr = descs.y.layout
-    dtype: gl.constexpr = smem.y.dtype
     taken = 0
     done = 0
     for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
@@ -190,11 +196,13 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
             for g in gl.static_range(_GROUPS):
                 mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
                 mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
-                tma.async_copy_global_to_shared(
+                load(
                     descs.x,
-                    [bh // call.H, row + g * 64, bh % call.H, 0],
                     bars.x_full.index(g),
-                    smem.y.index(g)._reinterpret(dtype, [1, 64, 1, D], y_layout),
+                    smem.y.index(g),
+                    bh // call.H,
+                    row + g * 64,
+                    bh % call.H,
                 )
         done += 1
 
@@ -267,7 +275,6 @@ def _attend_tile(
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     D: gl.constexpr = smem.k.shape[2]
-    dtype: gl.constexpr = smem.y.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 32]
     )
@@ -276,7 +283,6 @@ def _attend_tile(
     )
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=4)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
-    y_layout: gl.constexpr = descs.y.layout
     first_M = row + G * 64
     k_scale_ptr = call.k_scale_ptr + bh * call.k_tiles
     q_scale = gl.load(
@@ -374,14 +380,7 @@ def _attend_tile(
         mbarrier.wait(bars.x_full.index(G), phase)
         y_MD = c_skip * y.load(acc_layout).to(gl.float32)
         o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
-    y.store(o_MD.to(dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(
-        descs.y,
-        [bh // call.H, first_M, bh % call.H, 0],
-        y._reinterpret(dtype, [1, 64, 1, D], y_layout),
-    )
-    tma.store_wait(0)
+    store(descs.y, y, o_MD, bh // call.H, first_M, bh % call.H)
     if variant.PARAMETRIZATION != "none":
         mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
@@ -450,24 +449,22 @@ def attend(
     k_smem = gl.allocate_shared_memory(gl.int8, [BUFFERS, BLOCK_N, D], k_desc.layout)
     v_smem = gl.allocate_shared_memory(gl.float8e4nv, [BUFFERS, D, BLOCK_N], v_desc.layout)
     y_smem = gl.allocate_shared_memory(dtype, [_GROUPS, 64, D], y_layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [_GROUPS, 1], mbarrier.MBarrierLayout())
-    x_empty = gl.allocate_shared_memory(gl.int64, [_GROUPS, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_full, count=1)
-    mbarrier.init(q_empty, count=_GROUPS)
-    for i in gl.static_range(BUFFERS):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=_GROUPS)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=_GROUPS)
-    for g in gl.static_range(_GROUPS):
-        mbarrier.init(x_full.index(g), count=1)
-        mbarrier.init(x_empty.index(g), count=1)
+    q_full = new_barrier()
+    q_empty = new_barrier()
+    k_full = new_barriers(BUFFERS)
+    k_empty = new_barriers(BUFFERS)
+    v_full = new_barriers(BUFFERS)
+    v_empty = new_barriers(BUFFERS)
+    x_full = new_barriers(_GROUPS)
+    x_empty = new_barriers(_GROUPS)
+    arm(q_full, 1)
+    arm(q_empty, _GROUPS)
+    arm(k_full, 1)
+    arm(k_empty, _GROUPS)
+    arm(v_full, 1)
+    arm(v_empty, _GROUPS)
+    arm(x_full, 1)
+    arm(x_empty, 1)
     fence_async_shared()
     smem = Tiles(q_smem, k_smem, v_smem, y_smem)
     bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
@@ -556,8 +553,8 @@ def attend_launch(
         "q_desc": _of_rows(packed.q8, 64),
         "k_desc": _of_rows(packed.k8, config.block_n),
         "v_desc": _of_rows(packed.v8, packed.D),
-        "x_desc": _of_heads(x, packed.H),
-        "y_desc": _of_heads(y, packed.H),
+        "x_desc": of_heads(x, packed.H),
+        "y_desc": of_heads(y, packed.H),
         "q_scale_ptr": packed.q_scale,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,

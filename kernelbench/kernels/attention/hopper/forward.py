@@ -1,19 +1,16 @@
-"""The forward of `rcm_attention` for Hopper (sm_90): warps that load and warps that multiply.
+"""The forward of attention for Hopper: o = softmax(q kᵀ·scale) v.
 
-A program is one producer warp and some consumer warpgroups of 64 query rows each. The producer
-copies tiles of q, k, v and x to shared memory (TMA), as far ahead as buffers allow; a consumer
-multiplies the next scores while it takes the softmax of the last ones, and mixes the skip in from
-an x tile that has arrived meanwhile. Programs stay and take tile after tile, so that the next
-tile's loads run during this one's epilogue. Shah et al., FlashAttention-3, 2024 (arXiv:2407.08608).
+A consumer multiplies the next scores while it takes the softmax of the last ones. Programs stay and
+take tile after tile, so that the next tile's loads run during this one's epilogue. What else an
+operator computes of a tile is a hook, for which a tile of another tensor, x, may have been fetched
+meanwhile.
 
-Shapes: as in `rcm_attention`; M is 64. Gluon has no interpreter: on a CPU the `tl` kernel of
-`rcm_attention` computes the same function.
+Shapes: as in `attention.forward`; M is 64.
 """
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
@@ -21,20 +18,49 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernelbench.kernels.attention.tiles import copy_engine_takes, pitch
+from kernelbench.kernels.attention.forward import Forward
+from kernelbench.kernels.attention.hopper.channel import (
+    LOG2E,
+    arm,
+    descriptor,
+    in_gluon,
+    load,
+    new_barrier,
+    new_barriers,
+    of_heads,
+    store,
+)
+from kernelbench.kernels.attention.tiles import pitch
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import Forward, RcmFormula, coefficients_of
 
-_LOG2E = gl.constexpr(1.4426950408889634)
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
-_coefficients_of = gluon.jit(coefficients_of.fn)
 _pitch = gluon.jit(pitch.fn)
+
+
+@dataclass(frozen=True)
+class HopperHook:
+    """What the kernel does besides, as `tiles.Hook`, in three steps.
+
+    begin: BEGIN(extra, b, KIND), early in a tile of sample b, of what takes a while to arrive.
+    settle: SETTLE(begun, extra, KIND), once it has, and the tile's softmax has ended.
+    finish: FINISH(settled, o_MD, x_MD) is what is written to y in the place of o_MD.
+    x: (B,N,H·D), of which a tile is fetched. y: (B,N,H·D).
+    """
+
+    begin: Any = None
+    settle: Any = None
+    finish: Any = None
+    extra: tuple[Any, ...] | None = None
+    kind: str = ""
+    x: Tensor | None = None
+    y: Tensor | None = None
+
+
+NO_HOPPER_HOOK = HopperHook()
 
 
 class Tiles(NamedTuple):
@@ -60,7 +86,7 @@ class Barriers(NamedTuple):
 
 
 class Descriptors(NamedTuple):
-    """What the copy engine reads and writes; o where it is wanted beside y."""
+    """What the copy engine reads and writes; y is what is wanted first, o what is besides."""
 
     q: Any
     k: Any
@@ -71,7 +97,7 @@ class Descriptors(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What is the same for every tile: the rows of this launch, sizes, and the formula's numbers.
+    """What is the same for every tile: the rows of this launch, sizes, and what a hook reads.
 
     begin, tiles: the first row, and tiles of each head from there; total: of all heads.
     scale: to base 2.
@@ -82,22 +108,23 @@ class Call(NamedTuple):
     N: Any
     H: Any
     total: Any
-    t_ptr: Any
-    lse_ptr: Any
-    t_stride: Any
+    extra: Any
     scale: Any
-    sigma: Any
+    lse_ptr: Any
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for; see `HopperTile` and `RcmFormula`."""
+    """What a kernel is compiled for; see `HopperTile` and `HopperHook`."""
 
     GROUPS: Any
     CAUSAL: Any
     RAGGED: Any
-    PARAMETRIZATION: Any
     POLYNOMIAL: Any
     LATE: Any
+    BEGIN: Any
+    SETTLE: Any
+    FINISH: Any
+    KIND: Any
 
 
 def _exponentials(n: int) -> str:
@@ -207,14 +234,11 @@ def _tile(
 
 @gluon.jit
 def _produce(
-    smem, bars, descs, call, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SKIPS: gl.constexpr
+    smem, bars, descs, call, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SHARED: gl.constexpr
 ):
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     D: gl.constexpr = smem.k.shape[2]
-    kv_layout: gl.constexpr = descs.k.layout
-    q_layout: gl.constexpr = descs.q.layout
-    dtype: gl.constexpr = smem.q.dtype
     taken = 0
     done = 0
     for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
@@ -223,43 +247,24 @@ def _produce(
         mbarrier.wait(bars.q_empty, phase ^ 1)
         mbarrier.expect(bars.q_full, GROUPS * 64 * D * 2)
         for g in gl.static_range(GROUPS):
-            tma.async_copy_global_to_shared(
-                descs.q,
-                [b, row + g * 64, h, 0],
-                bars.q_full,
-                smem.q.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
-            )
+            load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
+        kv_h = h // SHARED
         for i in range(blocks):
             start = (blocks - 1 - i) * BLOCK_N
             buffer = taken % BUFFERS
             turn = (taken // BUFFERS) & 1
             mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
             mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
-            tma.async_copy_global_to_shared(
-                descs.k,
-                [b, start, h, 0],
-                bars.k_full.index(buffer),
-                smem.k.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
-            )
+            load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, start, kv_h)
             mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
             mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
-            tma.async_copy_global_to_shared(
-                descs.v,
-                [b, start, h, 0],
-                bars.v_full.index(buffer),
-                smem.v.index(buffer)._reinterpret(dtype, [1, BLOCK_N, 1, D], kv_layout),
-            )
+            load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, start, kv_h)
             taken += 1
-        if SKIPS:
+        if descs.x is not None:
             for g in gl.static_range(GROUPS):
                 mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
                 mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
-                tma.async_copy_global_to_shared(
-                    descs.x,
-                    [b, row + g * 64, h, 0],
-                    bars.x_full.index(g),
-                    smem.y.index(g)._reinterpret(dtype, [1, 64, 1, D], q_layout),
-                )
+                load(descs.x, bars.x_full.index(g), smem.y.index(g), b, row + g * 64, h)
         done += 1
 
 
@@ -351,14 +356,13 @@ def _attend_tile(
     )
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
-    y_layout: gl.constexpr = descs.y.layout
     first_M = row + G * 64
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = smem.q.index(G)
-    if variant.PARAMETRIZATION != "none":
-        t = gl.load(call.t_ptr + b.to(gl.int64) * call.t_stride).to(gl.float32)  # arrives meanwhile
+    if variant.FINISH is not None:
+        begun = variant.BEGIN(call.extra, b, variant.KIND)
     mbarrier.wait(bars.q_full, phase)
     buffer = taken % BUFFERS
     mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
@@ -403,7 +407,8 @@ def _attend_tile(
         gl.convert_layout(weight_MN, p_layout), smem.v.index(last), acc_MD, is_async=True
     )
     y = smem.y.index(G)
-    if descs.o is not None:  # x makes room for it
+    x_MD = None
+    if descs.x is not None and descs.o is not None:  # x makes room for it
         mbarrier.wait(bars.x_full.index(G), phase)
         x_MD = y.load(acc_layout).to(gl.float32)
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
@@ -413,27 +418,16 @@ def _attend_tile(
         row_M = first_M + gl.arange(0, 64, row_layout)
         lse_ptr = call.lse_ptr + (b * call.H + h).to(gl.int64) * _pitch(call.N)
         gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < call.N)
-    if variant.PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients_of(t, call.sigma, variant.PARAMETRIZATION)
-        if descs.o is None:
+    if variant.FINISH is not None:
+        settled = variant.SETTLE(begun, call.extra, variant.KIND)
+        if descs.o is not None:
+            store(descs.o, y, o_MD, b, first_M, h)
+        elif descs.x is not None:
             mbarrier.wait(bars.x_full.index(G), phase)
             x_MD = y.load(acc_layout).to(gl.float32)
-        else:
-            y.store(o_MD.to(dtype))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(
-                descs.o, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
-            )
-            tma.store_wait(0)
-        y_MD = c_skip * x_MD
-        o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
-    y.store(o_MD.to(dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(
-        descs.y, [b, first_M, h, 0], y._reinterpret(dtype, [1, 64, 1, D], y_layout)
-    )
-    tma.store_wait(0)
-    if variant.PARAMETRIZATION != "none":
+        o_MD = variant.FINISH(settled, o_MD, x_MD)
+    store(descs.y, y, o_MD, b, first_M, h)
+    if descs.x is not None:
         mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
 
@@ -475,11 +469,9 @@ def attend(
     x_desc,
     y_desc,
     o_desc,
-    t_ptr,
+    extra,
     lse_ptr,
-    t_stride,
     scale,
-    sigma,
     begin,
     tiles,
     N,
@@ -491,12 +483,19 @@ def attend(
     REGISTERS: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     LATE: gl.constexpr,
     LEADS: gl.constexpr,
     FOLLOWS: gl.constexpr,
+    SHARED: gl.constexpr,
+    BEGIN: gl.constexpr,
+    SETTLE: gl.constexpr,
+    FINISH: gl.constexpr,
+    KIND: gl.constexpr,
 ):
+    """Tiles of 64·GROUPS query rows of a head, one after another. SHARED: heads of q that share one
+    of k and v. LEADS, FOLLOWS: of launches that overlap. BEGIN, SETTLE, FINISH, KIND: see
+    `HopperHook`."""
     if LEADS:  # what follows reads nothing that is written here
         tl.extra.cuda.gdc_launch_dependents()
     D: gl.constexpr = q_desc.block_type.shape[3]
@@ -507,30 +506,27 @@ def attend(
     k_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
     v_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
     y_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], q_layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    x_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_full, count=1)
-    mbarrier.init(q_empty, count=GROUPS)
-    for i in gl.static_range(BUFFERS):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=GROUPS)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=GROUPS)
-    for g in gl.static_range(GROUPS):
-        mbarrier.init(x_full.index(g), count=1)
-        mbarrier.init(x_empty.index(g), count=1)
+    q_full = new_barrier()
+    q_empty = new_barrier()
+    k_full = new_barriers(BUFFERS)
+    k_empty = new_barriers(BUFFERS)
+    v_full = new_barriers(BUFFERS)
+    v_empty = new_barriers(BUFFERS)
+    x_full = new_barriers(GROUPS)
+    x_empty = new_barriers(GROUPS)
+    arm(q_full, 1)
+    arm(q_empty, GROUPS)
+    arm(k_full, 1)
+    arm(k_empty, GROUPS)
+    arm(v_full, 1)
+    arm(v_empty, GROUPS)
+    arm(x_full, 1)
+    arm(x_empty, 1)
     fence_async_shared()
     smem = Tiles(q_smem, k_smem, v_smem, y_smem)
     bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    call = Call(begin, tiles, N, H, total, t_ptr, lse_ptr, t_stride, scale * _LOG2E, sigma)
-    SKIPS: gl.constexpr = PARAMETRIZATION != "none"
+    call = Call(begin, tiles, N, H, total, extra, scale * LOG2E, lse_ptr)
     if GROUPS == 2:
         gl.warp_specialize(
             [
@@ -542,7 +538,9 @@ def attend(
                         descs,
                         call,
                         0,
-                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
+                        Variant(
+                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                        ),
                     ),
                 ),
                 (
@@ -553,10 +551,12 @@ def attend(
                         descs,
                         call,
                         1,
-                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
+                        Variant(
+                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                        ),
                     ),
                 ),
-                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SKIPS)),
+                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SHARED)),
             ],
             [4, 1],
             [REGISTERS, 24],
@@ -572,7 +572,9 @@ def attend(
                         descs,
                         call,
                         0,
-                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
+                        Variant(
+                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                        ),
                     ),
                 ),
                 (
@@ -583,7 +585,9 @@ def attend(
                         descs,
                         call,
                         1,
-                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
+                        Variant(
+                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                        ),
                     ),
                 ),
                 (
@@ -594,10 +598,12 @@ def attend(
                         descs,
                         call,
                         2,
-                        Variant(GROUPS, CAUSAL, RAGGED, PARAMETRIZATION, POLYNOMIAL, LATE),
+                        Variant(
+                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                        ),
                     ),
                 ),
-                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SKIPS)),
+                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SHARED)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],
@@ -649,43 +655,20 @@ class HopperTile:
             raise ValueError(f"HopperTile: early is for one rest, got {self}")
 
 
-def suits(*tensors: Tensor | None) -> bool:
-    """Whether the copy engine takes these tensors, q first: see `rcm_attention`."""
-    q = tensors[0]
-    assert q is not None
-    if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in (64, 128):
-        return False
-    return all(tensor is None or copy_engine_takes(tensor) for tensor in tensors)
-
-
-def _descriptor(tensor: Tensor, rows: int, H: int | None = None) -> TensorDescriptor:
-    """Of `rows` rows of a head at a time. tensor: (B,N,H,D), or (B,N,H·D) where H is given."""
-    view = tensor if H is None else tensor.unflatten(2, (H, -1))
-    B, N, H, D = view.shape
-    block = [1, rows, 1, D]
-    sizes = zip(view.shape, view.stride(), strict=True)
-    strides = [step if n > 1 else D for n, step in sizes]  # the stride of an axis of 1 is arbitrary
-    strides[-1] = 1
-    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
-    layout = gl.NVMMASharedLayout.get_default_for(block, element)
-    return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)
-
-
-def _of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
-    return None if tensor is None else _descriptor(tensor, 64, H)
-
-
 def forward_launches(
     tensors: Forward,
     *,
-    formula: RcmFormula,
+    scale: float,
+    causal: bool,
     tile: HopperTile,
+    hook: HopperHook = NO_HOPPER_HOOK,
 ) -> tuple[Launch, ...]:
-    """What `rcm_attention.forward_launch` describes, by the kernel for Hopper: a launch of `tile`
-    and of each `rest`, in any order, without those that no row is left for. Raises ValueError for
-    a causal formula with a `rest`, whose rows would begin within a block of keys.
+    """What `attention.forward.forward_launch` describes, by the kernel for Hopper, of tensors that
+    `suits` all: a launch of `tile` and of each `rest`, in any order, without those that no row is
+    left for. o is wanted, or what a hook makes of it, or both. Raises ValueError for causal
+    attention with a `rest`, whose rows would begin within a block of keys.
     """
-    if formula.causal and tile.rest is not None:
+    if causal and tile.rest is not None:
         raise ValueError(f"causal attention takes a tile without rest, got {tile}")
     N = tensors.q.shape[1]
     launches: list[Launch] = []
@@ -698,52 +681,42 @@ def forward_launches(
             ceil_div(rows_left, rows) if part.tiles is None else min(part.tiles, rows_left // rows)
         )
         if tiles > 0:
-            launches.append(
-                forward_launch(
-                    tensors,
-                    formula=formula,
-                    tile=part,
-                    begin=begin,
-                    tiles=tiles,
-                    follows=tile.early and len(launches) > 0,
-                )
-            )
+            follows = tile.early and len(launches) > 0
+            part_launch = _part_launch(tensors, scale, causal, part, hook, (begin, tiles), follows)
+            launches.append(part_launch)
         begin += tiles * rows
         part = part.rest
     return tuple(launches)
 
 
-def forward_launch(
+def _part_launch(
     tensors: Forward,
-    *,
-    formula: RcmFormula,
+    scale: float,
+    causal: bool,
     tile: HopperTile,
-    begin: int = 0,
-    tiles: int | None = None,
-    follows: bool = False,
+    hook: HopperHook,
+    part: tuple[int, int],
+    follows: bool,
 ) -> Launch:
-    """The launch for so many tiles of each head from row `begin` on; to the last row for None.
+    """The launch for a part of each head's rows: the first of them, and how many tiles from there.
 
     follows: it may begin before the launch in front of it, which is `early`, has ended.
     """
-    q, k, v, x, t, y, o, lse = tensors
+    q, k, v, o, lse = tensors
     B, N, H, _ = q.shape
-    tiles = ceil_div(N - begin, tile.groups * 64) if tiles is None else tiles
-    total, kind = tiles * H * B, "none" if y is None else formula.parametrization
-    if y is None:
-        x, t, y, o = None, None, o, None
+    begin, tiles = part
+    total = tiles * H * B
+    y, o = (o, None) if hook.y is None else (hook.y, o)
     args: dict[str, Any] = {
-        "q_desc": _descriptor(q, 64),
-        "k_desc": _descriptor(k, tile.block_n),
-        "v_desc": _descriptor(v, tile.block_n),
-        "x_desc": _of_heads(x, H),
-        "y_desc": _of_heads(y, H),
-        "o_desc": _of_heads(o, H),
-        "t_ptr": t,
+        "q_desc": descriptor(q, 64),
+        "k_desc": descriptor(k, tile.block_n),
+        "v_desc": descriptor(v, tile.block_n),
+        "x_desc": of_heads(hook.x, H),
+        "y_desc": of_heads(y, H),
+        "o_desc": of_heads(o, H),
+        "extra": hook.extra,
         "lse_ptr": lse,
-        "t_stride": None if t is None else t.stride(0),
-        "scale": formula.scale,
-        "sigma": None if kind == "none" else formula.sigma_data,
+        "scale": scale,
         "begin": begin,
         "tiles": tiles,
         "N": N,
@@ -755,13 +728,17 @@ def forward_launch(
         "BLOCK_N": tile.block_n,
         "BUFFERS": tile.buffers,
         "REGISTERS": tile.registers,
-        "CAUSAL": formula.causal,
+        "CAUSAL": causal,
         "RAGGED": N % tile.block_n != 0,
-        "PARAMETRIZATION": kind,
         "POLYNOMIAL": tile.polynomial,
         "LATE": tile.late,
         "LEADS": tile.early,
         "FOLLOWS": follows,
+        "SHARED": H // k.shape[2],
+        "BEGIN": in_gluon(hook.begin),
+        "SETTLE": in_gluon(hook.settle),
+        "FINISH": in_gluon(hook.finish),
+        "KIND": hook.kind,
     }
     programs = min(total, sm_count(q.device))
     options = {"num_warps": 4, "launch_pdl": follows}

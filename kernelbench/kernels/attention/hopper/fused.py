@@ -1,17 +1,16 @@
-"""The backward of `rcm_attention` for Hopper (sm_90) in one kernel: dq, dk and dv at once.
+"""The backward of attention for Hopper in one kernel: dq, dk and dv at once.
 
 A program keeps 128 keys, 64 to each of two consumer warpgroups, and takes tiles of query rows, as
-`rcm_attention_hopper_backward.differentiate_keys` does. There dq has a kernel of its own, which
+`hopper.backward.differentiate_keys` does. There dq has a kernel of its own, which
 computes the scores again; here dS goes through shared memory, so that a program has its part of dq
 with one product more. The copy engine adds these parts in global memory, in fp32:
 
-    dQ_n = Σ over programs of dS k,  dq = c_out·scale·dQ,
+    dQ_n = Σ over programs of dS k,  dq = f·scale·dQ,
 
 five products instead of seven. Programs add in the order in which they get there, so the bits of
-dq differ from call to call; those of dk and dv do not. Shah et al., FlashAttention-3, 2024
-(arXiv:2407.08608).
+dq differ from call to call; those of dk and dv do not.
 
-Shapes: as in `rcm_attention_hopper_backward`. Gluon has no interpreter.
+Shapes: as in `hopper.backward`.
 """
 
 from typing import Any, NamedTuple
@@ -30,30 +29,36 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernelbench.kernels.launch import Launch, ceil_div
-from kernelbench.kernels.rcm import RcmFormula
-from kernelbench.kernels.rcm_attention_hopper import _descriptor
-from kernelbench.kernels.rcm_attention_hopper_backward import (
-    _KEPT,
-    _LOG2E,
+from kernelbench.kernels.attention.backward import Gradients
+from kernelbench.kernels.attention.hopper.backward import (
+    KEPT,
     HopperFusedTile,
-    _coefficients,
-    _common,
-    _load,
-    _load_statistic,
-    _of_rows,
-    _store,
+    RowBarriers,
 )
+from kernelbench.kernels.attention.hopper.channel import (
+    LOG2E,
+    arm,
+    descriptor,
+    factor_of,
+    load,
+    load_statistic,
+    new_barrier,
+    new_barriers,
+    of_statistic,
+    store,
+)
+from kernelbench.kernels.attention.tiles import NO_HOOK, Hook
+from kernelbench.kernels.launch import Launch, ceil_div
 
 _TILE = 8192  # elements of a tile of query rows: dq of one is 64×64 to each consumer
 
 
 class Tiles(NamedTuple):
-    """Shared memory: buffers of q, dy and their statistics, the keys kept, two turns of dS, and dq
+    """Shared memory: buffers of q, do and their statistics, the keys kept, two turns of dS, and dq
     on its way out."""
 
     q: Any
-    dy: Any
+    do: Any
     k: Any
     v: Any
     lse: Any
@@ -62,15 +67,15 @@ class Tiles(NamedTuple):
     dq: Any
 
 
-class Barriers(NamedTuple):
-    """Whether tiles are there (full), and whether they have been read (empty)."""
+class Variant(NamedTuple):
+    """What the kernel is compiled for; FACTOR and KIND: see `attention.backward`."""
 
-    kv_full: Any
-    q_full: Any
-    q_empty: Any
-    dy_full: Any
-    dy_empty: Any
-    ds_full: Any
+    CAUSAL: Any
+    RAGGED: Any
+    ROTATED: Any
+    LATE: Any
+    FACTOR: Any
+    KIND: Any
 
 
 class Descriptors(NamedTuple):
@@ -79,7 +84,7 @@ class Descriptors(NamedTuple):
     q: Any
     k: Any
     v: Any
-    dy: Any
+    do: Any
     dk: Any
     dv: Any
     total: Any
@@ -111,28 +116,28 @@ def _row_of(i, key, tiles, BLOCK_M: gl.constexpr, CAUSAL: gl.constexpr, ROTATED:
 
 @gluon.jit
 def _produce(smem, bars, descs, at, CAUSAL: gl.constexpr, ROTATED: gl.constexpr):
-    """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
+    """k and v of the program, then q, lse, do and δ of tile after tile of query rows."""
     b, h, bh, key, tiles, N = at
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
-    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
     mbarrier.expect(bars.kv_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
-        _load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
+        load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
+        load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
     for i in range(tiles):
         row = _row_of(i, key, tiles, BLOCK_M, CAUSAL, ROTATED)
         buffer = i % Q_BUFFERS
         mbarrier.wait(bars.q_empty.index(buffer), ((i // Q_BUFFERS) & 1) ^ 1)
         mbarrier.expect(bars.q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
-        _load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
-        buffer = i % DY_BUFFERS
-        mbarrier.wait(bars.dy_empty.index(buffer), ((i // DY_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bars.dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(descs.dy, bars.dy_full.index(buffer), smem.dy.index(buffer), b, row, h)
-        _load_statistic(descs.delta, bars.dy_full.index(buffer), smem.delta.index(buffer), bh, row)
+        load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
+        load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
+        buffer = i % DO_BUFFERS
+        mbarrier.wait(bars.do_empty.index(buffer), ((i // DO_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.do_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        load(descs.do, bars.do_full.index(buffer), smem.do.index(buffer), b, row, h)
+        load_statistic(descs.delta, bars.do_full.index(buffer), smem.delta.index(buffer), bh, row)
 
 
 @gluon.jit
@@ -216,7 +221,7 @@ def _gather(
     at, scale_2 = place
     b, h, bh, key, tiles, N = at
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
-    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     dtype: gl.constexpr = smem.q.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -227,9 +232,9 @@ def _gather(
     )
     row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
     q_buffer = i % Q_BUFFERS
-    dy_buffer = i % DY_BUFFERS
+    do_buffer = i % DO_BUFFERS
     q = smem.q.index(q_buffer)
-    dy = smem.dy.index(dy_buffer)
+    do = smem.do.index(do_buffer)
     zero_KM = gl.zeros([64, BLOCK_M], gl.float32, score_layout)
     mbarrier.wait(bars.q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
     score = warpgroup_mma(smem.k.index(G), q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
@@ -240,9 +245,9 @@ def _gather(
         dq = _start_queries(smem, bars, i - 1, G)
         score_KM = warpgroup_mma_wait(2, deps=(score,))
     else:
-        mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+        mbarrier.wait(bars.do_full.index(do_buffer), (i // DO_BUFFERS) & 1)
         dp = warpgroup_mma(
-            smem.v.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
+            smem.v.index(G), do.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
         score_KM = warpgroup_mma_wait(1, deps=(score,))
     p_KM = gl.exp2(score_KM * scale_2 - gl.expand_dims(lse_M, 0))
@@ -254,18 +259,18 @@ def _gather(
         else:
             p_KM = gl.where(gl.expand_dims(key_K < N, 1), p_KM, 0.0)
     if LATE:
-        mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+        mbarrier.wait(bars.do_full.index(do_buffer), (i // DO_BUFFERS) & 1)
         if not FIRST:
             dq = warpgroup_mma_wait(0, deps=(dq,))
             _add_queries(dq, smem, descs, at, i - 1, G, CAUSAL, ROTATED)
         dp = warpgroup_mma(
-            smem.v.index(G), dy.permute((1, 0)), zero_KM, use_acc=False, is_async=True
+            smem.v.index(G), do.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
-        dv = warpgroup_mma(gl.convert_layout(p_KM.to(dtype), p_layout), dy, dv_KD, is_async=True)
-        delta_M = smem.delta.index(dy_buffer).load(row_layout)
+        dv = warpgroup_mma(gl.convert_layout(p_KM.to(dtype), p_layout), do, dv_KD, is_async=True)
+        delta_M = smem.delta.index(do_buffer).load(row_layout)
         dp_KM = warpgroup_mma_wait(1, deps=(dp,))
     else:
-        delta_M = smem.delta.index(dy_buffer).load(row_layout)
+        delta_M = smem.delta.index(do_buffer).load(row_layout)
         weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
         dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype)
@@ -275,14 +280,14 @@ def _gather(
     if LATE:
         dk = warpgroup_mma(gl.convert_layout(ds_KM, p_layout), q, dk_KD, is_async=True)
         dv_KD = warpgroup_mma_wait(1, deps=(dv,))
-        mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
+        mbarrier.arrive(bars.do_empty.index(do_buffer), count=1)
     else:
         operand_KM = gl.convert_layout(ds_KM, p_layout)
-        dv = warpgroup_mma(weight_KM, dy, dv_KD, is_async=True)
+        dv = warpgroup_mma(weight_KM, do, dv_KD, is_async=True)
         dq = _start_queries(smem, bars, i, G)
         dk = warpgroup_mma(operand_KM, q, dk_KD, is_async=True)
         dq, dv_KD = warpgroup_mma_wait(1, deps=(dq, dv))
-        mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
+        mbarrier.arrive(bars.do_empty.index(do_buffer), count=1)
         _add_queries(dq, smem, descs, at, i, G, CAUSAL, ROTATED)
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
     mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
@@ -295,18 +300,17 @@ def _consume(
     bars,
     descs,
     at,
-    mixing,
-    t_ptr,
+    extra,
+    scale,
     G: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    ROTATED: gl.constexpr,
-    LATE: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    variant,
 ):
     """dk and dv of 64 keys, and half of what the program adds to dq."""
     b, h, bh, key, tiles, N = at
-    scale, t_stride, sigma = mixing
+    CAUSAL: gl.constexpr = variant.CAUSAL
+    RAGGED: gl.constexpr = variant.RAGGED
+    ROTATED: gl.constexpr = variant.ROTATED
+    LATE: gl.constexpr = variant.LATE
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -316,8 +320,9 @@ def _consume(
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
     MASKED: gl.constexpr = CAUSAL or RAGGED
     state = (dk_KD, dv_KD)
-    place = (at, scale * _LOG2E)
-    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
+    place = (at, scale * LOG2E)
+    if variant.FACTOR is not None:
+        factor = variant.FACTOR(extra, b.to(gl.int64), variant.KIND)
     done = 0
     mbarrier.wait(bars.kv_full, 0)
     if LATE:
@@ -347,8 +352,11 @@ def _consume(
         dq = warpgroup_mma_wait(0, deps=(_start_queries(smem, bars, tiles - 1, G),))
         _add_queries(dq, smem, descs, at, tiles - 1, G, CAUSAL, ROTATED)
     tma.store_wait(0)
-    _store(descs.dv, smem.v.index(G), dv_KD * c_out, b, key + G * 64, h)
-    _store(descs.dk, smem.v.index(G), dk_KD * (c_out * scale), b, key + G * 64, h)
+    if variant.FACTOR is not None:
+        dv_KD = dv_KD * factor
+        scale = factor * scale
+    store(descs.dv, smem.v.index(G), dv_KD, b, key + G * 64, h)
+    store(descs.dk, smem.v.index(G), dk_KD * scale, b, key + G * 64, h)
 
 
 @gluon.jit
@@ -356,26 +364,25 @@ def differentiate(
     q_desc,
     k_desc,
     v_desc,
-    dy_desc,
+    do_desc,
     dk_desc,
     dv_desc,
     total_desc,
     lse_desc,
     delta_desc,
-    t_ptr,
-    t_stride,
+    extra,
     scale,
-    sigma,
     N,
     H,
     Q_BUFFERS: gl.constexpr,
-    DY_BUFFERS: gl.constexpr,
+    DO_BUFFERS: gl.constexpr,
     REGISTERS: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
     ROTATED: gl.constexpr,
     LATE: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    FACTOR: gl.constexpr,
+    KIND: gl.constexpr,
 ):
     """dk and dv of 128 keys of one head a program, and what they add to dq, over tiles of query
     rows. The longest programs come first where causal.
@@ -399,34 +406,31 @@ def differentiate(
     ds_smem = gl.allocate_shared_memory(dtype, [4, 64, BLOCK_M], ds_layout)
     dq_smem = gl.allocate_shared_memory(gl.float32, [2, 64, 64], dq_layout)
     q_smem = gl.allocate_shared_memory(dtype, [Q_BUFFERS, BLOCK_M, D], row_layout)
-    dy_smem = gl.allocate_shared_memory(dtype, [DY_BUFFERS, BLOCK_M, D], row_layout)
+    do_smem = gl.allocate_shared_memory(dtype, [DO_BUFFERS, BLOCK_M, D], row_layout)
     k_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
     v_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
     lse_smem = gl.allocate_shared_memory(gl.float32, [Q_BUFFERS, BLOCK_M], statistic_layout)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [DY_BUFFERS, BLOCK_M], statistic_layout)
-    kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_full = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
-    dy_full = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
-    dy_empty = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
-    ds_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(kv_full, count=1)
-    for i in gl.static_range(2):
-        mbarrier.init(ds_full.index(i), count=2)
-    for i in gl.static_range(Q_BUFFERS):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=2)
-    for i in gl.static_range(DY_BUFFERS):
-        mbarrier.init(dy_full.index(i), count=1)
-        mbarrier.init(dy_empty.index(i), count=2)
+    delta_smem = gl.allocate_shared_memory(gl.float32, [DO_BUFFERS, BLOCK_M], statistic_layout)
+    kv_full = new_barrier()
+    q_full = new_barriers(Q_BUFFERS)
+    q_empty = new_barriers(Q_BUFFERS)
+    do_full = new_barriers(DO_BUFFERS)
+    do_empty = new_barriers(DO_BUFFERS)
+    ds_full = new_barriers(2)
+    arm(kv_full, 1)
+    arm(q_full, 1)
+    arm(q_empty, 2)
+    arm(do_full, 1)
+    arm(do_empty, 2)
+    arm(ds_full, 2)
     fence_async_shared()
-    smem = Tiles(q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem)
-    bars = Barriers(kv_full, q_full, q_empty, dy_full, dy_empty, ds_full)
+    smem = Tiles(q_smem, do_smem, k_smem, v_smem, lse_smem, delta_smem, ds_smem, dq_smem)
+    bars = RowBarriers(kv_full, q_full, q_empty, do_full, do_empty, ds_full)
     descs = Descriptors(
         q_desc,
         k_desc,
         v_desc,
-        dy_desc,
+        do_desc,
         dk_desc,
         dv_desc,
         total_desc,
@@ -435,7 +439,6 @@ def differentiate(
     )
     tiles = (rows + 127) // 128 * (128 // BLOCK_M)  # as many as cross the diagonal, or more
     at = (bh // H, bh % H, bh, key, tiles, N)
-    mixing = (scale, t_stride, sigma)
     gl.warp_specialize(
         [
             (
@@ -445,14 +448,10 @@ def differentiate(
                     bars,
                     descs,
                     at,
-                    mixing,
-                    t_ptr,
+                    extra,
+                    scale,
                     0,
-                    CAUSAL,
-                    RAGGED,
-                    ROTATED,
-                    LATE,
-                    PARAMETRIZATION,
+                    Variant(CAUSAL, RAGGED, ROTATED, LATE, FACTOR, KIND),
                 ),
             ),
             (
@@ -462,14 +461,10 @@ def differentiate(
                     bars,
                     descs,
                     at,
-                    mixing,
-                    t_ptr,
+                    extra,
+                    scale,
                     1,
-                    CAUSAL,
-                    RAGGED,
-                    ROTATED,
-                    LATE,
-                    PARAMETRIZATION,
+                    Variant(CAUSAL, RAGGED, ROTATED, LATE, FACTOR, KIND),
                 ),
             ),
             (_produce, (smem, bars, descs, at, CAUSAL, ROTATED)),
@@ -480,48 +475,48 @@ def differentiate(
 
 
 def fused_launch(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    t: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
+    tensors: Gradients,
     total: Tensor,
     dk: Tensor,
     dv: Tensor,
     *,
-    formula: RcmFormula,
+    scale: float,
+    causal: bool,
     tile: HopperFusedTile,
+    factor: Hook = NO_HOOK,
 ) -> Launch:
     """The launch that writes dk and dv and adds dq, still to be scaled, to `total`.
 
-    total: (B,H,N,D), fp32 and contiguous; the rest as `keys_launch` takes it.
+    total: (B,H,N,D), fp32 and contiguous; the rest as `backward.keys_launch` takes it.
     """
+    do, q, k, v, lse, delta, _ = tensors
     B, N, H, D = q.shape
     rows = _TILE // D
     layout = gl.NVMMASharedLayout.get_default_for([1, 64, 64], gl.float32)
     args: dict[str, Any] = {
-        "q_desc": _descriptor(q, rows),
-        "k_desc": _descriptor(k, 64),
-        "v_desc": _descriptor(v, 64),
-        "dy_desc": _descriptor(dy, rows, H),
-        "dk_desc": _descriptor(dk, 64),
-        "dv_desc": _descriptor(dv, 64),
+        "q_desc": descriptor(q, rows),
+        "k_desc": descriptor(k, 64),
+        "v_desc": descriptor(v, 64),
+        "do_desc": descriptor(do, rows, H),
+        "dk_desc": descriptor(dk, 64),
+        "dv_desc": descriptor(dv, 64),
         "total_desc": TensorDescriptor(total, [B * H, N, D], [N * D, D, 1], [1, 64, 64], layout),
-        "lse_desc": _of_rows(lse, rows),
-        "delta_desc": _of_rows(delta, rows),
+        "lse_desc": of_statistic(lse, rows),
+        "delta_desc": of_statistic(delta, rows),
+        "extra": factor.extra,
+        "scale": scale,
+        "N": N,
+        "H": H,
     }
     constexprs = {
         "Q_BUFFERS": tile.q_buffers,
-        "DY_BUFFERS": tile.dy_buffers,
+        "DO_BUFFERS": tile.do_buffers,
         "REGISTERS": tile.registers,
-        "CAUSAL": formula.causal,
-        "RAGGED": N % _KEPT != 0,
+        "CAUSAL": causal,
+        "RAGGED": N % KEPT != 0,
         "ROTATED": tile.rotated,
         "LATE": tile.late,
-        "PARAMETRIZATION": formula.parametrization,
+        **factor_of(factor),
     }
-    args |= _common(t, N, H, formula)
-    grid = (ceil_div(N, _KEPT) * H * B,)
+    grid = (ceil_div(N, KEPT) * H * B,)
     return Launch(differentiate, grid, args, constexprs, {"num_warps": 4})

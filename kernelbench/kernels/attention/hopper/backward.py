@@ -1,19 +1,17 @@
-"""The backward of `rcm_attention` for Hopper (sm_90) that has the same bits on every call: warps
-that load and warps that multiply.
+"""The backward of attention for Hopper that has the same bits on every call.
 
 Two kernels, each of one producer warp and two consumer warpgroups a program. `differentiate_keys`
 keeps 128 keys, 64 to a consumer, and takes tiles of query rows; `differentiate_queries` keeps 128
 query rows and takes tiles of keys. Per sample and head, with P = 2^(S·scale·log2 e − lse) the
-probabilities, S = q kᵀ, and δ = rowsum(dy⊙O):
+probabilities, S = q kᵀ, δ = rowsum(dO⊙O), and f the factor of a sample, if there is such a hook:
 
-    dS = P⊙(dy vᵀ − δ),  dv = c_out·Pᵀdy,  dk = c_out·scale·dSᵀ q,  dq = c_out·scale·dS k.
+    dS = P⊙(dO vᵀ − δ),  dv = f·PᵀdO,  dk = f·scale·dSᵀ q,  dq = f·scale·dS k.
 
 Every sum is taken in one order by one warpgroup, so the gradients have the same bits on every
-call. Shah et al., FlashAttention-3, 2024 (arXiv:2407.08608).
+call.
 
-Shapes: as in `rcm_attention`; K is 64 of the keys kept, L 64 of the query rows kept, M and N are
-the rows and keys of a tile that is taken. Gluon has no interpreter: on a CPU the `tl` kernels of
-`rcm_attention` compute the same functions.
+Shapes: as in `attention.backward`; K is 64 of the keys kept, L 64 of the query rows kept, M and N
+are the rows and keys of a tile that is taken.
 """
 
 from dataclasses import dataclass
@@ -25,29 +23,36 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernelbench.kernels.attention.tiles import pitch
+from kernelbench.kernels.attention.backward import Gradients
+from kernelbench.kernels.attention.hopper.channel import (
+    LOG2E,
+    arm,
+    descriptor,
+    factor_of,
+    load,
+    load_statistic,
+    new_barrier,
+    new_barriers,
+    of_statistic,
+    store,
+)
+from kernelbench.kernels.attention.tiles import NO_HOOK, Hook, pitch
 from kernelbench.kernels.launch import Launch, ceil_div
-from kernelbench.kernels.rcm import RcmFormula, coefficients
-from kernelbench.kernels.rcm_attention_hopper import _descriptor
 
-_KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers
-_LOG2E = gl.constexpr(1.4426950408889634)
-_coefficients = gluon.jit(coefficients.fn)
+KEPT = 128  # keys or query rows of a program, 64 to each of its two consumers
 _pitch = gluon.jit(pitch.fn)
 
 
 class RowTiles(NamedTuple):
-    """Shared memory of `differentiate_keys`: buffers of q, dy and their statistics, and the keys
+    """Shared memory of `differentiate_keys`: buffers of q, do and their statistics, and the keys
     kept."""
 
     q: Any
-    dy: Any
+    do: Any
     k: Any
     v: Any
     lse: Any
@@ -55,13 +60,15 @@ class RowTiles(NamedTuple):
 
 
 class RowBarriers(NamedTuple):
-    """Of `RowTiles`: whether tiles are there (full), and whether they have been read (empty)."""
+    """Of `RowTiles`: whether tiles are there (full), and whether they have been read (empty);
+    whether dS is there, where it goes through shared memory."""
 
     kv_full: Any
     q_full: Any
     q_empty: Any
-    dy_full: Any
-    dy_empty: Any
+    do_full: Any
+    do_empty: Any
+    ds_full: Any
 
 
 class RowDescriptors(NamedTuple):
@@ -70,7 +77,7 @@ class RowDescriptors(NamedTuple):
     q: Any
     k: Any
     v: Any
-    dy: Any
+    do: Any
     dk: Any
     dv: Any
     lse: Any
@@ -81,7 +88,7 @@ class KeyTiles(NamedTuple):
     """Shared memory of `differentiate_queries`: the query rows kept, and buffers of k and v."""
 
     q: Any
-    dy: Any
+    do: Any
     k: Any
     v: Any
 
@@ -102,66 +109,43 @@ class KeyDescriptors(NamedTuple):
     q: Any
     k: Any
     v: Any
-    dy: Any
+    do: Any
     dq: Any
 
 
-@gluon.jit
-def _load(desc, bar, smem, b, row, h):
-    """Queue a tile (rows, D) of one head; rows beyond N arrive as zeros."""
-    tma.async_copy_global_to_shared(
-        desc,
-        [b, row, h, 0],
-        bar,
-        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
-    )
+class Variant(NamedTuple):
+    """What a kernel is compiled for; FACTOR and KIND: see `attention.backward`."""
 
-
-@gluon.jit
-def _store(desc, smem, tile, b, row, h):
-    """Write a tile (rows, D) of one head by way of `smem`; rows beyond N are left out."""
-    smem.store(tile.to(smem.dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(
-        desc,
-        [b, row, h, 0],
-        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
-    )
-    tma.store_wait(0)
-
-
-@gluon.jit
-def _load_statistic(desc, bar, smem, bh, row):
-    """Queue a statistic of the rows of a tile; rows beyond N arrive as zeros."""
-    tma.async_copy_global_to_shared(
-        desc, [bh, row], bar, smem._reinterpret(desc.dtype, [1, smem.shape[0]], desc.layout)
-    )
+    CAUSAL: Any
+    RAGGED: Any
+    FACTOR: Any
+    KIND: Any
 
 
 @gluon.jit
 def _produce_rows(smem, bars, descs, at):
-    """k and v of the program, then q, lse, dy and δ of tile after tile of query rows."""
+    """k and v of the program, then q, lse, do and δ of tile after tile of query rows."""
     b, h, bh, key, first, N = at
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
-    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
     mbarrier.expect(bars.kv_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
-        _load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
+        load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
+        load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
     taken = 0
     for row in range(first, N, BLOCK_M):
         buffer = taken % Q_BUFFERS
         mbarrier.wait(bars.q_empty.index(buffer), ((taken // Q_BUFFERS) & 1) ^ 1)
         mbarrier.expect(bars.q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
-        _load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
-        buffer = taken % DY_BUFFERS
-        mbarrier.wait(bars.dy_empty.index(buffer), ((taken // DY_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bars.dy_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        _load(descs.dy, bars.dy_full.index(buffer), smem.dy.index(buffer), b, row, h)
-        _load_statistic(descs.delta, bars.dy_full.index(buffer), smem.delta.index(buffer), bh, row)
+        load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
+        load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
+        buffer = taken % DO_BUFFERS
+        mbarrier.wait(bars.do_empty.index(buffer), ((taken // DO_BUFFERS) & 1) ^ 1)
+        mbarrier.expect(bars.do_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
+        load(descs.do, bars.do_full.index(buffer), smem.do.index(buffer), b, row, h)
+        load_statistic(descs.delta, bars.do_full.index(buffer), smem.delta.index(buffer), bh, row)
         taken += 1
 
 
@@ -183,7 +167,7 @@ def _gather_rows(
     """
     dk_KD, dv_KD = state
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
-    DY_BUFFERS: gl.constexpr = smem.dy.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     dtype: gl.constexpr = smem.q.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -194,7 +178,7 @@ def _gather_rows(
     )
     row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
     q_buffer = i % Q_BUFFERS
-    dy_buffer = i % DY_BUFFERS
+    do_buffer = i % DO_BUFFERS
     mbarrier.wait(bars.q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
     score = warpgroup_mma(
         smem.k.index(G),
@@ -204,10 +188,10 @@ def _gather_rows(
         is_async=True,
     )
     lse_M = smem.lse.index(q_buffer).load(row_layout)
-    mbarrier.wait(bars.dy_full.index(dy_buffer), (i // DY_BUFFERS) & 1)
+    mbarrier.wait(bars.do_full.index(do_buffer), (i // DO_BUFFERS) & 1)
     dp = warpgroup_mma(
         smem.v.index(G),
-        smem.dy.index(dy_buffer).permute((1, 0)),
+        smem.do.index(do_buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_M], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
@@ -218,14 +202,14 @@ def _gather_rows(
         row_M = row + gl.arange(0, BLOCK_M, row_layout)
         key_K = first_key + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
         p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
-    delta_M = smem.delta.index(dy_buffer).load(row_layout)
+    delta_M = smem.delta.index(do_buffer).load(row_layout)
     weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
     dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = gl.convert_layout((p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype), p_layout)
-    dv = warpgroup_mma(weight_KM, smem.dy.index(dy_buffer), dv_KD, is_async=True)
+    dv = warpgroup_mma(weight_KM, smem.do.index(do_buffer), dv_KD, is_async=True)
     dk = warpgroup_mma(ds_KM, smem.q.index(q_buffer), dk_KD, is_async=True)
     dv_KD = warpgroup_mma_wait(1, deps=(dv,))
-    mbarrier.arrive(bars.dy_empty.index(dy_buffer), count=1)
+    mbarrier.arrive(bars.do_empty.index(do_buffer), count=1)
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
     mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
     return dk_KD, dv_KD
@@ -237,15 +221,14 @@ def _consume_rows(
     bars,
     descs,
     at,
-    mixing,
-    t_ptr,
+    extra,
+    scale,
     G: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    variant,
 ):
     """dk and dv of 64 keys."""
     b, h, bh, key, first, N = at
-    scale, t_stride, sigma = mixing
+    CAUSAL: gl.constexpr = variant.CAUSAL
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -254,7 +237,7 @@ def _consume_rows(
     dk_KD = gl.zeros([64, D], gl.float32, acc_layout)
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
     state = (dk_KD, dv_KD)
-    scale_2 = scale * _LOG2E
+    scale_2 = scale * LOG2E
     first_key = key + G * 64
     first_whole = first
     mbarrier.wait(bars.kv_full, 0)
@@ -267,9 +250,12 @@ def _consume_rows(
         i = (row - first) // BLOCK_M
         state = _gather_rows(state, smem, bars, i, row, first_key, scale_2, G, False)
     dk_KD, dv_KD = state
-    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
-    _store(descs.dv, smem.v.index(G), dv_KD * c_out, b, first_key, h)
-    _store(descs.dk, smem.v.index(G), dk_KD * (c_out * scale), b, first_key, h)
+    if variant.FACTOR is not None:
+        factor = variant.FACTOR(extra, b.to(gl.int64), variant.KIND)
+        dv_KD = dv_KD * factor
+        scale = factor * scale
+    store(descs.dv, smem.v.index(G), dv_KD, b, first_key, h)
+    store(descs.dk, smem.v.index(G), dk_KD * scale, b, first_key, h)
 
 
 @gluon.jit
@@ -277,22 +263,21 @@ def differentiate_keys(
     q_desc,
     k_desc,
     v_desc,
-    dy_desc,
+    do_desc,
     dk_desc,
     dv_desc,
     lse_desc,
     delta_desc,
-    t_ptr,
-    t_stride,
+    extra,
     scale,
-    sigma,
     N,
     H,
     Q_BUFFERS: gl.constexpr,
-    DY_BUFFERS: gl.constexpr,
+    DO_BUFFERS: gl.constexpr,
     REGISTERS: gl.constexpr,
     CAUSAL: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    FACTOR: gl.constexpr,
+    KIND: gl.constexpr,
 ):
     """dk and dv of 128 keys of one head a program, over tiles of query rows, q's first.
 
@@ -313,33 +298,36 @@ def differentiate_keys(
         swizzle_byte_width=0, element_bitwidth=32, rank=1
     )
     q_smem = gl.allocate_shared_memory(dtype, [Q_BUFFERS, BLOCK_M, D], row_layout)
-    dy_smem = gl.allocate_shared_memory(dtype, [DY_BUFFERS, BLOCK_M, D], row_layout)
+    do_smem = gl.allocate_shared_memory(dtype, [DO_BUFFERS, BLOCK_M, D], row_layout)
     k_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
     v_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
     lse_smem = gl.allocate_shared_memory(gl.float32, [Q_BUFFERS, BLOCK_M], statistic_layout)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [DY_BUFFERS, BLOCK_M], statistic_layout)
-    kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_full = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [Q_BUFFERS, 1], mbarrier.MBarrierLayout())
-    dy_full = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
-    dy_empty = gl.allocate_shared_memory(gl.int64, [DY_BUFFERS, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(kv_full, count=1)
-    for i in gl.static_range(Q_BUFFERS):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=2)
-    for i in gl.static_range(DY_BUFFERS):
-        mbarrier.init(dy_full.index(i), count=1)
-        mbarrier.init(dy_empty.index(i), count=2)
+    delta_smem = gl.allocate_shared_memory(gl.float32, [DO_BUFFERS, BLOCK_M], statistic_layout)
+    kv_full = new_barrier()
+    q_full = new_barriers(Q_BUFFERS)
+    q_empty = new_barriers(Q_BUFFERS)
+    do_full = new_barriers(DO_BUFFERS)
+    do_empty = new_barriers(DO_BUFFERS)
+    arm(kv_full, 1)
+    arm(q_full, 1)
+    arm(q_empty, 2)
+    arm(do_full, 1)
+    arm(do_empty, 2)
     fence_async_shared()
-    smem = RowTiles(q_smem, dy_smem, k_smem, v_smem, lse_smem, delta_smem)
-    bars = RowBarriers(kv_full, q_full, q_empty, dy_full, dy_empty)
-    descs = RowDescriptors(q_desc, k_desc, v_desc, dy_desc, dk_desc, dv_desc, lse_desc, delta_desc)
+    smem = RowTiles(q_smem, do_smem, k_smem, v_smem, lse_smem, delta_smem)
+    bars = RowBarriers(kv_full, q_full, q_empty, do_full, do_empty, None)
+    descs = RowDescriptors(q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, lse_desc, delta_desc)
     at = (bh // H, bh % H, bh, key, first, N)
-    mixing = (scale, t_stride, sigma)
     gl.warp_specialize(
         [
-            (_consume_rows, (smem, bars, descs, at, mixing, t_ptr, 0, CAUSAL, PARAMETRIZATION)),
-            (_consume_rows, (smem, bars, descs, at, mixing, t_ptr, 1, CAUSAL, PARAMETRIZATION)),
+            (
+                _consume_rows,
+                (smem, bars, descs, at, extra, scale, 0, Variant(CAUSAL, False, FACTOR, KIND)),
+            ),
+            (
+                _consume_rows,
+                (smem, bars, descs, at, extra, scale, 1, Variant(CAUSAL, False, FACTOR, KIND)),
+            ),
             (_produce_rows, (smem, bars, descs, at)),
         ],
         [4, 1],
@@ -349,29 +337,29 @@ def differentiate_keys(
 
 @gluon.jit
 def _produce_keys(smem, bars, descs, at):
-    """q and dy of the program, then k and v of tile after tile of keys."""
+    """q and do of the program, then k and v of tile after tile of keys."""
     b, h, bh, row, blocks, N = at
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     D: gl.constexpr = smem.k.shape[2]
     mbarrier.expect(bars.rows_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
-        _load(descs.q, bars.rows_full, smem.q.index(g), b, row + g * 64, h)
-        _load(descs.dy, bars.rows_full, smem.dy.index(g), b, row + g * 64, h)
+        load(descs.q, bars.rows_full, smem.q.index(g), b, row + g * 64, h)
+        load(descs.do, bars.rows_full, smem.do.index(g), b, row + g * 64, h)
     for i in range(blocks):
         buffer = i % BUFFERS
         turn = (i // BUFFERS) & 1
         mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
         mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
-        _load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, i * BLOCK_N, h)
+        load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, i * BLOCK_N, h)
         mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
         mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
-        _load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, i * BLOCK_N, h)
+        load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, i * BLOCK_N, h)
 
 
 @gluon.jit
 def _start_scores(smem, bars, i, G: gl.constexpr, score_layout: gl.constexpr):
-    """Queues q kᵀ and dy vᵀ of tile i of keys, not to be waited for here."""
+    """Queues q kᵀ and do vᵀ of tile i of keys, not to be waited for here."""
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     buffer = i % BUFFERS
@@ -386,7 +374,7 @@ def _start_scores(smem, bars, i, G: gl.constexpr, score_layout: gl.constexpr):
     )
     mbarrier.wait(bars.v_full.index(buffer), turn)
     dp = warpgroup_mma(
-        smem.dy.index(G),
+        smem.do.index(G),
         smem.v.index(buffer).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
@@ -468,18 +456,17 @@ def _consume_keys(
     bars,
     descs,
     at,
-    mixing,
-    t_ptr,
+    extra,
+    scale,
     lse_ptr,
     delta_ptr,
     G: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    variant,
 ):
     """dq of 64 query rows."""
     b, h, bh, row, blocks, N = at
-    scale, t_stride, sigma = mixing
+    CAUSAL: gl.constexpr = variant.CAUSAL
+    RAGGED: gl.constexpr = variant.RAGGED
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     D: gl.constexpr = smem.k.shape[2]
@@ -496,7 +483,7 @@ def _consume_keys(
     lse_L = gl.load(lse_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
     delta_L = gl.load(delta_ptr + first_of_head + row_L, mask=row_L < N, other=0.0)
     statistics = (lse_L, delta_L)
-    scale_2 = scale * _LOG2E
+    scale_2 = scale * LOG2E
     dq_LD = gl.zeros([64, D], gl.float32, acc_layout)
     mbarrier.wait(bars.rows_full, 0)
     score, dp = _start_scores(smem, bars, 0, G, score_layout)
@@ -531,8 +518,9 @@ def _consume_keys(
             )
     dq_LD, ds_LN = state
     dq_LD = warpgroup_mma(ds_LN, smem.k.index((blocks - 1) % BUFFERS), dq_LD)
-    _, c_out, _, _ = _coefficients(t_ptr, b.to(gl.int64), t_stride, sigma, PARAMETRIZATION)
-    _store(descs.dq, smem.q.index(G), dq_LD * (c_out * scale), b, first_row, h)
+    if variant.FACTOR is not None:
+        scale = variant.FACTOR(extra, b.to(gl.int64), variant.KIND) * scale
+    store(descs.dq, smem.q.index(G), dq_LD * scale, b, first_row, h)
 
 
 @gluon.jit
@@ -540,21 +528,20 @@ def differentiate_queries(
     q_desc,
     k_desc,
     v_desc,
-    dy_desc,
+    do_desc,
     dq_desc,
-    t_ptr,
+    extra,
     lse_ptr,
     delta_ptr,
-    t_stride,
     scale,
-    sigma,
     N,
     H,
     BUFFERS: gl.constexpr,
     REGISTERS: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    FACTOR: gl.constexpr,
+    KIND: gl.constexpr,
 ):
     """dq of 128 query rows of one head a program, over tiles of keys; longest first if causal."""
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[1]
@@ -570,26 +557,24 @@ def differentiate_queries(
     row_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
     key_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, D], dtype)
     q_smem = gl.allocate_shared_memory(dtype, [2, 64, D], row_layout)
-    dy_smem = gl.allocate_shared_memory(dtype, [2, 64, D], row_layout)
+    do_smem = gl.allocate_shared_memory(dtype, [2, 64, D], row_layout)
     k_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], key_layout)
     v_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], key_layout)
-    rows_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(rows_full, count=1)
-    for i in gl.static_range(BUFFERS):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=2)
+    rows_full = new_barrier()
+    k_full = new_barriers(BUFFERS)
+    k_empty = new_barriers(BUFFERS)
+    v_full = new_barriers(BUFFERS)
+    v_empty = new_barriers(BUFFERS)
+    arm(rows_full, 1)
+    arm(k_full, 1)
+    arm(k_empty, 2)
+    arm(v_full, 1)
+    arm(v_empty, 2)
     fence_async_shared()
-    smem = KeyTiles(q_smem, dy_smem, k_smem, v_smem)
+    smem = KeyTiles(q_smem, do_smem, k_smem, v_smem)
     bars = KeyBarriers(rows_full, k_full, k_empty, v_full, v_empty)
-    descs = KeyDescriptors(q_desc, k_desc, v_desc, dy_desc, dq_desc)
+    descs = KeyDescriptors(q_desc, k_desc, v_desc, do_desc, dq_desc)
     at = (bh // H, bh % H, bh, row, (end + BLOCK_N - 1) // BLOCK_N, N)
-    mixing = (scale, t_stride, sigma)
     gl.warp_specialize(
         [
             (
@@ -599,14 +584,12 @@ def differentiate_queries(
                     bars,
                     descs,
                     at,
-                    mixing,
-                    t_ptr,
+                    extra,
+                    scale,
                     lse_ptr,
                     delta_ptr,
                     0,
-                    CAUSAL,
-                    RAGGED,
-                    PARAMETRIZATION,
+                    Variant(CAUSAL, RAGGED, FACTOR, KIND),
                 ),
             ),
             (
@@ -616,14 +599,12 @@ def differentiate_queries(
                     bars,
                     descs,
                     at,
-                    mixing,
-                    t_ptr,
+                    extra,
+                    scale,
                     lse_ptr,
                     delta_ptr,
                     1,
-                    CAUSAL,
-                    RAGGED,
-                    PARAMETRIZATION,
+                    Variant(CAUSAL, RAGGED, FACTOR, KIND),
                 ),
             ),
             (_produce_keys, (smem, bars, descs, at)),
@@ -648,9 +629,9 @@ class HopperQueriesTile:
 
 @dataclass(frozen=True)
 class HopperFusedTile:
-    """How `rcm_attention_hopper_fused` cuts up its work.
+    """How `hopper.fused` cuts up its work.
 
-    q_buffers, dy_buffers: buffers of q and of dy, each of 8192/D query rows.
+    q_buffers, do_buffers: buffers of q and of do, each of 8192/D query rows.
     registers: of a consumer's thread.
     late: a tile's part of dq is multiplied during the exponentials of the next tile.
     rotated: programs of a head, unless causal, begin at query rows of their own, so that they do
@@ -658,7 +639,7 @@ class HopperFusedTile:
     """
 
     q_buffers: int
-    dy_buffers: int
+    do_buffers: int
     registers: int = 240
     late: bool = False
     rotated: bool = False
@@ -669,9 +650,9 @@ class HopperBackwardTile:
     """How the Hopper backward cuts up its work.
 
     block_m: query rows at a time that dk and dv take, 64 or 128, in `q_buffers` buffers of q and
-        `dy_buffers` of dy.
+        `do_buffers` of do.
     registers: of a thread of their consumers.
-    queries: of dq; None for the `tl` kernel of `rcm_attention`, of `rows` query rows a program,
+    queries: of dq; None for the `tl` kernel, of `rows` query rows a program,
         `keys` keys at a time, `warps` warps and `stages` stages, which say nothing otherwise.
     fused: of dq, dk and dv where all are wanted, in one kernel whose bits differ from call to
         call; None for two kernels, whose bits do not.
@@ -679,7 +660,7 @@ class HopperBackwardTile:
 
     block_m: int
     q_buffers: int
-    dy_buffers: int
+    do_buffers: int
     registers: int = 240
     queries: HopperQueriesTile | None = None
     rows: int = 128
@@ -689,96 +670,75 @@ class HopperBackwardTile:
     fused: HopperFusedTile | None = None
 
 
-def _of_rows(statistic: Tensor, rows: int) -> TensorDescriptor:
-    B, H, N = statistic.shape
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
-    return TensorDescriptor(statistic, [B * H, N], [statistic.stride(1), 1], [1, rows], layout)
-
-
-def _common(t: Tensor | None, N: int, H: int, formula: RcmFormula) -> dict[str, Any]:
-    return {
-        "t_ptr": t if formula.skips else None,
-        "t_stride": t.stride(0) if formula.skips and t is not None else None,
-        "scale": formula.scale,
-        "sigma": formula.sigma_data if formula.skips else None,
-        "N": N,
-        "H": H,
-    }
-
-
 def keys_launch(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    t: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
+    tensors: Gradients,
     dk: Tensor,
     dv: Tensor,
     *,
-    formula: RcmFormula,
+    scale: float,
+    causal: bool,
     tile: HopperBackwardTile,
+    factor: Hook = NO_HOOK,
 ) -> Launch:
-    """The launch that writes dk and dv.
-
-    q, k, v: (B,N,H,D) and dy: (B,N,C), such as `suits` them all; t: (B,). lse and delta: as
-    `statistic_of` makes them. dk, dv: (B,N,H,D) and contiguous.
-    """
+    """The launch that writes dk and dv, (B,N,H,D) and contiguous, of tensors that `suits` all."""
+    do, q, k, v, lse, delta, _ = tensors
     B, N, H, _ = q.shape
     args: dict[str, Any] = {
-        "q_desc": _descriptor(q, tile.block_m),
-        "k_desc": _descriptor(k, 64),
-        "v_desc": _descriptor(v, 64),
-        "dy_desc": _descriptor(dy, tile.block_m, H),
-        "dk_desc": _descriptor(dk, 64),
-        "dv_desc": _descriptor(dv, 64),
-        "lse_desc": _of_rows(lse, tile.block_m),
-        "delta_desc": _of_rows(delta, tile.block_m),
+        "q_desc": descriptor(q, tile.block_m),
+        "k_desc": descriptor(k, 64),
+        "v_desc": descriptor(v, 64),
+        "do_desc": descriptor(do, tile.block_m, H),
+        "dk_desc": descriptor(dk, 64),
+        "dv_desc": descriptor(dv, 64),
+        "lse_desc": of_statistic(lse, tile.block_m),
+        "delta_desc": of_statistic(delta, tile.block_m),
+        "extra": factor.extra,
+        "scale": scale,
+        "N": N,
+        "H": H,
     }
     constexprs = {
         "Q_BUFFERS": tile.q_buffers,
-        "DY_BUFFERS": tile.dy_buffers,
+        "DO_BUFFERS": tile.do_buffers,
         "REGISTERS": tile.registers,
-        "CAUSAL": formula.causal,
-        "PARAMETRIZATION": formula.parametrization,
+        "CAUSAL": causal,
+        **factor_of(factor),
     }
-    args |= _common(t, N, H, formula)
-    grid = (ceil_div(N, _KEPT) * H * B,)
+    grid = (ceil_div(N, KEPT) * H * B,)
     return Launch(differentiate_keys, grid, args, constexprs, {"num_warps": 4})
 
 
 def queries_launch(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    t: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
+    tensors: Gradients,
     dq: Tensor,
     *,
-    formula: RcmFormula,
+    scale: float,
+    causal: bool,
     tile: HopperQueriesTile,
+    factor: Hook = NO_HOOK,
 ) -> Launch:
-    """The launch that writes dq, (B,N,H,D) and contiguous; the rest as `keys_launch` takes it."""
+    """The launch that writes dq, (B,N,H,D) and contiguous, of tensors that `suits` all."""
+    do, q, k, v, lse, delta, _ = tensors
     B, N, H, _ = q.shape
     args: dict[str, Any] = {
-        "q_desc": _descriptor(q, 64),
-        "k_desc": _descriptor(k, tile.block_n),
-        "v_desc": _descriptor(v, tile.block_n),
-        "dy_desc": _descriptor(dy, 64, H),
-        "dq_desc": _descriptor(dq, 64),
+        "q_desc": descriptor(q, 64),
+        "k_desc": descriptor(k, tile.block_n),
+        "v_desc": descriptor(v, tile.block_n),
+        "do_desc": descriptor(do, 64, H),
+        "dq_desc": descriptor(dq, 64),
+        "extra": factor.extra,
         "lse_ptr": lse,
         "delta_ptr": delta,
+        "scale": scale,
+        "N": N,
+        "H": H,
     }
     constexprs = {
         "BUFFERS": tile.buffers,
         "REGISTERS": tile.registers,
-        "CAUSAL": formula.causal,
+        "CAUSAL": causal,
         "RAGGED": N % tile.block_n != 0,
-        "PARAMETRIZATION": formula.parametrization,
+        **factor_of(factor),
     }
-    args |= _common(t, N, H, formula)
-    grid = (ceil_div(N, _KEPT) * H * B,)
+    grid = (ceil_div(N, KEPT) * H * B,)
     return Launch(differentiate_queries, grid, args, constexprs, {"num_warps": 4})

@@ -1,0 +1,120 @@
+"""Between global and shared memory on Hopper: what the copy engine reads and writes, the barriers
+that tell when it has, and which tensors it takes.
+
+Shapes: as in `attention.forward`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernelbench.kernels.attention.tiles import Hook, copy_engine_takes
+
+LOG2E = gl.constexpr(1.4426950408889634)
+HEADS = (64, 128)  # elements of one, for which these kernels are made
+
+
+@gluon.jit
+def new_barrier():
+    return gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
+def new_barriers(BATCH: gl.constexpr):
+    return gl.allocate_shared_memory(gl.int64, [BATCH, 1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
+def arm(bars, COUNT: gl.constexpr):
+    """Let a phase of a barrier, or of each of some barriers, end once COUNT have arrived."""
+    BATCH: gl.constexpr = bars.shape[0]
+    if len(bars.shape) == 1:
+        mbarrier.init(bars, count=COUNT)
+    else:
+        for i in gl.static_range(BATCH):
+            mbarrier.init(bars.index(i), count=COUNT)
+
+
+@gluon.jit
+def load(desc, bar, smem, b, row, h):
+    """Queue a tile (rows, D) of one head; rows beyond N arrive as zeros."""
+    tma.async_copy_global_to_shared(
+        desc,
+        [b, row, h, 0],
+        bar,
+        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
+    )
+
+
+@gluon.jit
+def store(desc, smem, tile, b, row, h):
+    """Write a tile (rows, D) of one head by way of `smem`; rows beyond N are left out."""
+    smem.store(tile.to(smem.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(
+        desc,
+        [b, row, h, 0],
+        smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
+    )
+    tma.store_wait(0)
+
+
+@gluon.jit
+def load_statistic(desc, bar, smem, bh, row):
+    """Queue a statistic of the rows of a tile; rows beyond N arrive as zeros."""
+    tma.async_copy_global_to_shared(
+        desc, [bh, row], bar, smem._reinterpret(desc.dtype, [1, smem.shape[0]], desc.layout)
+    )
+
+
+@cache
+def in_gluon(function: Any) -> Any:
+    """A function made by `triton.jit` for a kernel in Gluon; None for None."""
+    return function and gluon.jit(function.fn)
+
+
+def factor_of(hook: Hook) -> dict[str, Any]:
+    """The constexprs of a kernel whose gradients a hook multiplies."""
+    return {"FACTOR": in_gluon(hook.function), "KIND": hook.kind}
+
+
+def suits(*tensors: Tensor | None) -> bool:
+    """Whether these kernels take q, the first, and the copy engine takes all of the tensors."""
+    q = tensors[0]
+    assert q is not None
+    if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] not in HEADS:
+        return False
+    return all(tensor is None or copy_engine_takes(tensor) for tensor in tensors)
+
+
+def descriptor(tensor: Tensor, rows: int, H: int | None = None) -> TensorDescriptor:
+    """Of `rows` rows of a head at a time. tensor: (B,N,H,D), or (B,N,H·D) where H is given."""
+    view = tensor if H is None else tensor.unflatten(2, (H, -1))
+    B, N, H, D = view.shape
+    block = [1, rows, 1, D]
+    sizes = zip(view.shape, view.stride(), strict=True)
+    strides = [step if n > 1 else D for n, step in sizes]  # the stride of an axis of 1 is arbitrary
+    strides[-1] = 1
+    element = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for(block, element)
+    return TensorDescriptor(tensor, [B, N, H, D], strides, block, layout)
+
+
+def of_heads(tensor: Tensor | None, H: int) -> TensorDescriptor | None:
+    """Of 64 rows of a head of (B,N,H·D), or (B,N,H,D), at a time; None for None."""
+    if tensor is None:
+        return None
+    return descriptor(tensor, 64, H if tensor.dim() == 3 else None)
+
+
+def of_statistic(statistic: Tensor, rows: int) -> TensorDescriptor:
+    """Of so many rows of a head's statistic, (B,H,N), at a time."""
+    B, H, N = statistic.shape
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+    return TensorDescriptor(statistic, [B * H, N], [statistic.stride(1), 1], [1, rows], layout)
