@@ -1,0 +1,337 @@
+"""`attention` and its two primitives against fp64: shapes, packed documents, windows, strides, what
+is refused, and parts of the keys that make the whole."""
+
+import math
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernelbench.kernels.attention import attention
+from kernelbench.kernels.attention.checks import How
+from kernelbench.kernels.attention.configs import AttentionConfig, choose, configs
+from kernelbench.kernels.attention.parts import backward, delta_of, forward
+from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.launch import Target, described_for
+
+FLOOR = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
+CAUSAL = pytest.mark.parametrize("causal", [False, True])
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    params=[torch.float32, pytest.param(torch.float16, marks=SLOW), torch.bfloat16], ids=str
+)
+def dtype(request: Any, device: str) -> torch.dtype:
+    if device == "cpu" and request.param is torch.bfloat16:
+        pytest.skip("bf16 arithmetic is wrong in Triton's interpreter")
+    return request.param
+
+
+def draw(
+    B: int, N: int, K: int, H: int, G: int, D: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(N * K + D)
+    shapes = (B, N, H, D), (B, K, G, D), (B, K, G, D)
+    q, k, v = (torch.randn(*shape, generator=generator).to(device, dtype) for shape in shapes)
+    return q, k, v
+
+
+def right(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    window: tuple[int, int] = (-1, -1),
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """o and lse in fp64; rows that see no key are zeros, and −∞."""
+    q, k, v = (tensor.double() for tensor in (q, k, v))
+    k, v = (tensor.repeat_interleave(q.shape[2] // k.shape[2], 2) for tensor in (k, v))
+    N, K = q.shape[1], k.shape[1]
+    score = torch.einsum("bnhd,bmhd->bhnm", q, k) * (scale or q.shape[-1] ** -0.5)
+    key = torch.arange(K, device=q.device)
+    query = torch.arange(N, device=q.device)[:, None] + K - N
+    left, right_ = window
+    seen = key <= (query if causal else K)
+    seen = seen & (key >= query - (left if left >= 0 else N + K))
+    seen = seen & (key <= query + (right_ if right_ >= 0 else N + K))
+    weight = torch.softmax(score.masked_fill(~seen, -1e300), -1) * seen
+    lse = torch.logsumexp(score.masked_fill(~seen, -math.inf), -1)
+    return torch.einsum("bhnm,bmhd->bnhd", weight, v), lse
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    """By the norm of the error over that of the answer."""
+    assert found.shape == wanted.shape
+    assert torch.equal(found.isfinite(), wanted.isfinite())
+    found, wanted = (x.double().nan_to_num(0, 0, 0) for x in (found, wanted))
+    assert (found - wanted).norm() <= 4 * FLOOR[dtype] * wanted.norm().clamp(min=1)
+
+
+def check(inputs: tuple[Tensor, ...], options: dict[str, Any], **more: Any) -> None:
+    """o, lse and all gradients, from upstream gradients of both. options: for both sides."""
+    dtype = inputs[0].dtype
+    given = [tensor.detach().requires_grad_() for tensor in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    o, lse = attention(*given, **options, **more, return_lse=True)
+    right_o, right_lse = right(*exact, **options)
+    assert (o.dtype, lse.dtype, o.is_contiguous()) == (dtype, torch.float32, True)
+    close(o, right_o, dtype)
+    close(lse, right_lse, dtype)
+    generator = torch.Generator().manual_seed(0)
+    do = torch.randn(o.shape, generator=generator).to(o)
+    dlse = torch.randn(lse.shape, generator=generator).to(lse) * right_lse.isfinite()
+    found = torch.autograd.grad([o, lse], given, [do, dlse])
+    finite = torch.where(right_lse.isfinite(), right_lse, 0)
+    total = (right_o * do.double()).sum() + (finite * dlse.double()).sum()
+    for one, other in zip(found, torch.autograd.grad(total, exact), strict=True):
+        close(one, other, dtype)
+
+
+@CAUSAL
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 40, 40, 4, 1, 64),  # MQA
+        (1, 33, 70, 4, 2, 40),
+        (1, 70, 33, 2, 2, 16),  # queries in front of the first key see none
+        (1, 1, 50, 8, 2, 128),  # one query
+        (1, 50, 1, 2, 1, 8),  # one key
+        (1, 20, 20, 1, 1, 256),
+    ],
+    ids=str,
+)
+def test_dense(shape: tuple[int, ...], causal: bool, dtype: torch.dtype, device: str) -> None:
+    check(draw(*shape, dtype, device), {"causal": causal})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [(5, 3), (0, 0), (7, -1), (-1, 2), (-1, -1), (1000, 1000)])
+@pytest.mark.parametrize(
+    ("N", "K"), [(33, 70), pytest.param(40, 40, marks=SLOW), pytest.param(70, 33, marks=SLOW)]
+)
+def test_windows(window: tuple[int, int], N: int, K: int, causal: bool, device: str) -> None:
+    inputs = draw(1, N, K, 2, 1, 16, torch.float32, device)
+    check(inputs, {"causal": causal, "window": window, "scale": 0.4})
+
+
+LENGTHS = {
+    "ragged": ((5, 33, 1, 20), (5, 33, 1, 20)),
+    "empty ones": ((0, 8, 0, 31, 0), (0, 8, 0, 31, 0)),
+    "other keys": ((3, 64, 20), (70, 64, 7)),
+    "no keys": ((4, 6), (0, 9)),
+    "one": ((16,), (16,)),
+}
+
+
+@CAUSAL
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("padding", [pytest.param(0, marks=SLOW), 19])
+def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
+    """Each sequence as if alone, heads 4:1; the rows behind, NaN, get zeros and reach nobody."""
+    of_queries, of_keys = LENGTHS[lengths]
+    T, U = sum(of_queries) + padding, sum(of_keys) + padding
+    q, k, v = (x[0] for x in draw(1, T, U, 4, 1, 16, torch.float32, device))
+    for tensor in (q, k, v):
+        tensor[len(tensor) - padding :] = math.nan
+    starts = [
+        torch.tensor([0, *torch.tensor(each).cumsum(0)], dtype=torch.int32, device=device)
+        for each in (of_queries, of_keys)
+    ]
+    given = [tensor.requires_grad_() for tensor in (q, k, v)]
+    names = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), starts, strict=True))
+    if of_queries == of_keys:
+        del names["cu_seqlens_k"]
+    o, lse = attention(*given, **names, causal=causal, return_lse=True)
+    assert (o.shape, lse.shape) == (q.shape, (4, T))
+    do = torch.randn_like(o)
+    grads = torch.autograd.grad(o, given, do)
+    for at, of in zip(*(pairwise(each.tolist()) for each in starts), strict=True):
+        rows, keys = slice(*at), slice(*of)
+        own = [x.detach()[None, part] for x, part in ((q, rows), (k, keys), (v, keys))]
+        own = [x.double().requires_grad_() for x in own]
+        right_o, right_lse = right(*own, causal=causal)
+        close(o[rows], right_o[0], torch.float32)
+        close(lse[:, rows], right_lse[0], torch.float32)
+        wanted = torch.autograd.grad(right_o, own, do[None, rows].double())
+        for found, part, other in zip(grads, (rows, keys, keys), wanted, strict=True):
+            close(found[part], other[0], torch.float32)
+    for tensor, size in ((o, T), *zip(grads, (T, U, U), strict=True)):
+        assert (tensor[size - padding :] == 0).all()
+
+
+def test_strides_and_one_tensor_three_times(device: str) -> None:
+    qkv = torch.randn(2, 24, 3, 2, 16, device=device)
+    check(tuple(qkv.unbind(2)), {"causal": True})
+    heads_first = torch.randn(3, 2, 2, 24, 16, device=device).transpose(2, 3)
+    check(tuple(heads_first.unbind(0)), {})
+    last = torch.randn(2, 16, 2, 24, device=device).permute(0, 3, 2, 1)
+    check((last, last, last), {})
+    wide = torch.randn(2, 24, 2, 16, device=device)
+    expanded = wide[:1].expand(2, 24, 2, 16)
+    close(attention(expanded, wide, wide), right(expanded, wide, wide)[0], torch.float32)
+
+
+def test_nothing_to_attend_to_or_with(device: str) -> None:
+    none, some = torch.zeros(2, 0, 2, 16, device=device), torch.randn(2, 5, 2, 16, device=device)
+    k = some.clone().requires_grad_()
+    o = attention(none, k, some)
+    assert o.shape == none.shape
+    o.sum().backward()
+    assert (k.grad == 0).all()
+    o, lse = attention(some, none, none, return_lse=True)
+    assert (o == 0).all() and (lse == -math.inf).all()
+    starts = torch.tensor([0, 0], dtype=torch.int32, device=device)
+    assert attention(none[0], none[0], none[0], cu_seqlens_q=starts).shape == (0, 2, 16)
+
+
+def test_every_config_that_a_tuner_may_pick(device: str) -> None:
+    arch = "sm_80" if device == "cpu" else "sm_90"
+    inputs = draw(1, 70, 33, 2, 1, 32, torch.float16, device)
+    for mode in ("fwd", "full"):
+        for config in configs(1, 70, 2, 32, arch=arch, mode=mode, keys=33, group=2):
+            check(inputs, {"causal": True}, config=config)
+
+
+def test_the_table_knows_what_hoppers_kernels_take() -> None:
+    def first(keys: int = 4096, group: int = 1, plain: bool = True) -> AttentionConfig:
+        rest = (keys, group, plain)
+        return choose((2, 4096, 8, 128), "sm_90", 2, True, True, True, False, False, *rest)
+
+    assert first().hopper and first().bwd_hopper
+    assert first(group=4).hopper and not first(group=4).bwd_hopper
+    for other in (first(keys=4097), first(plain=False)):
+        assert not (other.hopper or other.bwd_hopper)
+
+
+def test_what_is_launched_for_a_gpu(device: str) -> None:
+    """D of 64 and 128 in Gluon, causal, too; heads may share keys there."""
+
+    def kernels(*shape: int, **options: Any) -> list[str]:
+        B, N, K, H, G, D = shape
+        with described_for(Target("sm_90", 132)) as launches:
+            q = torch.empty(B, N, H, D, dtype=torch.bfloat16, device="meta")
+            k = torch.empty(B, K, G, D, dtype=torch.bfloat16, device="meta")
+            attention(q, k, k.clone(), **options)
+        return [launch.kernel.fn.__module__.rpartition("kernels.")[2] for launch in launches]
+
+    for D in (64, 128):
+        assert kernels(4, 4096, 4096, 8, 2, D, causal=True) == ["attention.hopper.forward"]
+    assert kernels(4, 4096, 4096, 8, 2, 96) == ["attention.forward"]
+    assert kernels(4, 4096, 8192, 8, 8, 128) == ["attention.forward"]
+    assert kernels(4, 4096, 4096, 8, 8, 128, window=(64, 0)) == ["attention.forward"]
+
+
+def test_gradients_have_the_same_bits_on_request(device: str) -> None:
+    inputs = [x.requires_grad_() for x in draw(1, 70, 70, 2, 1, 64, torch.float16, device)]
+    do = torch.randn(1, 70, 2, 64, device=device).half()
+
+    def gradients() -> tuple[Tensor, ...]:
+        o = attention(*inputs, causal=True, deterministic=True)
+        return torch.autograd.grad(o, inputs, do)
+
+    first = gradients()
+    assert all(map(torch.equal, gradients(), first))
+
+
+@CAUSAL
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_of_the_keys_make_the_whole(causal: bool, packed: bool, device: str) -> None:
+    """Forward merged by lse; gradients added up in fp32, fed lse and δ of the whole.
+
+    Causal: the second part is what the last queries see besides the first, all of which they see.
+    """
+    q, k, v = draw(1, 24, 48, 4, 2, 16, torch.float32, device)
+    do = torch.randn_like(q)
+    given = [x.clone().requires_grad_() for x in (q, k, v)]
+    whole, lse = attention(*given, causal=causal, return_lse=True)
+    wanted = torch.autograd.grad(whole, given, do)
+    hows = How(), How(causal=causal)
+    parts = [(k[:, :24], v[:, :24]), (k[:, 24:], v[:, 24:])]
+    starts = None
+    if packed:
+        q, do = q[0], do[0]
+        parts = [(a[0], b[0]) for a, b in parts]
+        at = torch.tensor([0, 24], dtype=torch.int32, device=device)
+        starts = at, at
+    done = [forward(q, *of, starts=starts, how=how) for of, how in zip(parts, hows, strict=True)]
+    total = torch.logaddexp2(done[0][1], done[1][1])
+    close(total * math.log(2), lse.double(), torch.float32)
+    weights = [(each - total).exp2().transpose(1, 2)[..., None] for _, each in done]
+    o = sum(w * each for w, (each, _) in zip(weights, done, strict=True))
+    o = o[0] if packed else o
+    close(o.view(whole.shape), whole.double(), torch.float32)
+    statistic = statistic_of(q if not packed else q[None]).copy_(total)
+    delta, sums = delta_of(do, o), torch.zeros_like(q)
+    found = []
+    for of, how in zip(parts, hows, strict=True):
+        dk, dv = (torch.full_like(x, 2.0) for x in of)
+        dq, dk, dv = backward(
+            do, q, *of, statistic, delta, starts=starts, how=how, accumulate=(sums, dk, dv)
+        )
+        assert dq is sums
+        found.append((dk - 2, dv - 2))
+    close(sums.view(wanted[0].shape), wanted[0].double(), torch.float32)
+    for place in (0, 1):
+        joined = torch.cat([each[place].view(1, 24, 2, 16) for each in found], 1)
+        close(joined, wanted[1 + place].double(), torch.float32)
+    alone = backward(do, q, *parts[0], statistic, delta, starts=starts, how=hows[0])
+    close(alone[1], found[0][0].double(), torch.float32)
+
+
+BAD = [
+    (lambda q, k, v, s: attention(q.double(), k, v), TypeError, "of one dtype"),
+    (lambda q, k, v, s: attention(q[0], k[0], v[0]), ValueError, "packed need cu_seqlens_q"),
+    (lambda q, k, v, s: attention(q, k, v[:, 1:]), ValueError, r"takes q \(B,N,H,D\)"),
+    (lambda q, k, v, s: attention(q, k[..., :8], v[..., :8]), ValueError, "same B and D"),
+    (lambda q, k, v, s: attention(q[:, :, :3], k, v), ValueError, "divides that of q, got 2 and 3"),
+    (lambda q, k, v, s: attention(*[x.repeat(1, 1, 1, 20) for x in (q, k, v)]), ValueError,
+     "1 to 256 elements, got D = 320"),
+    (lambda q, k, v, s: attention(q, k, v, cu_seqlens_q=s), ValueError, r"q \(T,H,D\)"),
+    (lambda q, k, v, s: attention(q, k, v, cu_seqlens_k=s), ValueError, "got it alone"),
+    (lambda q, k, v, s: attention(q[0], k[0], v[0], cu_seqlens_q=s.long()), TypeError, "of int32"),
+    (lambda q, k, v, s: attention(q[0], k[0], v[0], cu_seqlens_q=s, cu_seqlens_k=s[:2]), ValueError,
+     r"cu_seqlens_k of shape \(S\+1,\)"),
+    (lambda q, k, v, s: attention(q, k, v, scale=0.0), ValueError, "positive, finite scale"),
+    (lambda q, k, v, s: attention(q, k, v, scale=q[0, 0, 0, 0]), TypeError, r"pass \.item\(\)"),
+    (lambda q, k, v, s: attention(q, k, v, window=4), TypeError, r"window as \(left, right\)"),
+    (lambda q, k, v, s: attention(q, k, v, window=(-2, 0)), ValueError, "−1 for no limit"),
+    (lambda q, k, v, s: attention(q.to("meta"), k, v), RuntimeError, "several devices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "words"), BAD)
+def test_what_it_does_not_take_is_said(call: Any, error: type, words: str, device: str) -> None:
+    q, k, v = draw(1, 6, 6, 4, 2, 16, torch.float32, device)
+    starts = torch.tensor([0, 2, 6], dtype=torch.int32, device=device)
+    with pytest.raises(error, match=words):
+        call(q, k, v, starts)
+
+
+def test_a_tile_of_hopper_is_refused_where_it_does_not_run(device: str) -> None:
+    tile = configs(2, 4096, 8, 64, arch="sm_90", mode="full")[0]
+    q, k, v = draw(1, 6, 8, 4, 2, 64, torch.float16, device)
+    with pytest.raises(ValueError, match=r"as many queries as keys.*config=None"):
+        attention(q, k, v, config=tile)
+
+
+def test_no_value_of_a_device_is_read(device: str) -> None:
+    """Where sequences begin stays on the GPU: no call waits for it."""
+    if device == "cpu":
+        pytest.skip("a CPU has nothing to wait for")
+    q, k, v = (x[0].requires_grad_() for x in draw(1, 64, 64, 4, 2, 64, torch.float16, device))
+    starts = torch.tensor([0, 20, 64], dtype=torch.int32, device=device)
+    attention(q, k, v, cu_seqlens_q=starts).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attention(q, k, v, cu_seqlens_q=starts).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
