@@ -16,7 +16,7 @@ from kernelbench.spec import UsageError
 from kernelbench.verbs import list as listing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
-NAMES = ["dit_block", "rcm_attention", "rcm_layer", "rms_norm", "rotary"]
+NAMES = ["attention", "dit_block", "rcm_attention", "rcm_layer", "rms_norm", "rotary"]
 
 
 @pytest.mark.parametrize("verb", ["list", "list --json", "cache", "doctor"])

@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rotary": {"B": 1, "S": 8, "Hq": 2, "Hk": 1, "D": 32, "inplace": True},
     "rcm_attention": {"B": 1, "N": 20, "H": 2, "D": 32, "mode": "full"},
     "rcm_layer": {"B": 1, "N": 16, "C": 32, "H": 2},
+    "attention": {"B": 1, "N": 12, "Hq": 2, "Hk": 1, "D": 16},
     "dit_block": {"B": 1, "N": 12, "C": 32, "H": 2},
 }
 

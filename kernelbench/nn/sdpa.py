@@ -1,13 +1,14 @@
 """PyTorch's attention on the backend that is fastest on a GPU.
 
-Shapes: B samples, N tokens, H heads, D head size; q, k, v (B,N,H,D), often views of a packed qkv,
-which are not copied; the result is (B,N,H·D).
+Shapes: B samples, N queries, K keys, H heads, G of k and v, D head size; q (B,N,H,D), k, v
+(B,K,G,D), often views of a packed qkv, which are not copied; the result is (B,N,H·D).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 _LATER = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_LATER]
@@ -29,7 +30,7 @@ def backends(device: torch.device) -> list[SDPBackend]:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """softmax(q kᵀ/√D) v on the best of `backends`."""
+    """softmax(q kᵀ/√D) v on the best of `backends`. causal: the last query sees the last key."""
     with sdpa_kernel(backends(q.device), set_priority=True):
         return unordered_sdpa(q, k, v, causal=causal)
 
@@ -37,5 +38,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
 def unordered_sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """As `sdpa`, on whichever backend the caller or PyTorch chooses."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    a = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    N, K, shares = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]
+    mask = causal_lower_right(N, K) if causal and N != K else None
+    a = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=shares
+    )
     return a.transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernelbench.kernels.attention import attention
 from kernelbench.kernels.attention.checks import How
-from kernelbench.kernels.attention.configs import AttentionConfig, choose, configs
+from kernelbench.kernels.attention.configs import AttentionConfig, Pattern, choose, configs
 from kernelbench.kernels.attention.parts import backward, delta_of, forward
 from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import Target, described_for
@@ -195,14 +195,14 @@ def test_every_config_that_a_tuner_may_pick(device: str) -> None:
     arch = "sm_80" if device == "cpu" else "sm_90"
     inputs = draw(1, 70, 33, 2, 1, 32, torch.float16, device)
     for mode in ("fwd", "full"):
-        for config in configs(1, 70, 2, 32, arch=arch, mode=mode, keys=33, group=2):
+        for config in configs(1, 70, 2, 32, arch=arch, mode=mode, pattern=Pattern(33, 2)):
             check(inputs, {"causal": True}, config=config)
 
 
 def test_the_table_knows_what_hoppers_kernels_take() -> None:
     def first(keys: int = 4096, group: int = 1, plain: bool = True) -> AttentionConfig:
-        rest = (keys, group, plain)
-        return choose((2, 4096, 8, 128), "sm_90", 2, True, True, True, False, False, *rest)
+        pattern = Pattern(keys, group, plain)
+        return choose((2, 4096, 8, 128), "sm_90", 2, True, True, True, False, False, pattern)
 
     assert first().hopper and first().bwd_hopper
     assert first(group=4).hopper and not first(group=4).bwd_hopper

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from kernelbench.families import _flash
+from kernelbench.families._flash import FP8_ERROR, FP8_ON_OUTLIERS
 from kernelbench.families._rcm import skip
 from kernelbench.families.providing import DTYPES, compiled, no_compiler
 from kernelbench.spec import (
@@ -26,10 +28,7 @@ from kernelbench.spec import (
 )
 
 INT8_ERROR = 0.05  # relative, of the approximate class
-FP8_ERROR = 0.1  # where all of q, k and v have three bits of mantissa; 0.053 on normal inputs
-FP8_ON_OUTLIERS = "FP8 rounds the largest scores by more than 1, so that rows get other values"
 OUTLIERS_ERROR = 0.7  # likewise where one value in 1024 is a hundred times as large
-E4M3 = torch.float8_e4m3fn
 EIGHT_BITS = {"int8": 0.5, "fp8": 0.5}
 PACKED = ("q8", "k8", "v8", "q_scale", "k_scale", "v_scale")
 
@@ -46,73 +45,32 @@ def _then_skip(case: Any, attend: Any, names: tuple[str, ...] = ("q", "k", "v"))
 
 
 def fa4(case: Any, config: Any) -> Call:
-    from flash_attn.cute import flash_attn_func
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-        out = flash_attn_func(q, k, v, causal=case.causal)
-        return out[0] if isinstance(out, tuple) else out
-
-    return _then_skip(case, attend)
+    return _then_skip(case, _flash.fa4(case.causal))
 
 
 def fa4_serves(case: Any, device: Device) -> str | None:
-    if device.capability is None or device.capability < (9, 0):
-        return f"FlashAttention-4 needs a GPU of sm_90 or later, this is {device.arch}"
-    if case.dtype not in (DType.bf16, DType.fp16):
-        return f"FlashAttention-4 takes bf16 and fp16, not {case.dtype}"
-    if case.D % 8 or case.D > 256:
-        return f"FlashAttention-4 takes D in multiples of 8 up to 256, not {case.D}"
-    return no_compiler(case, device)
+    return _flash.fa4_takes(case, device) or no_compiler(case, device)
 
 
 def fa3(case: Any, config: Any) -> Call:
     """FlashAttention-3, its forward alone, as PyPI's fa3-fwd builds it: bf16, sm_90a."""
-    from fa3_fwd_interface import flash_attn_func
-
-    return _then_skip(case, partial(flash_attn_func, causal=case.causal))
-
-
-def fp8(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,N,H,D) as e4m3, and the scale of each head of a sample, (B,H) fp32."""
-    scale = (t.abs().amax(dim=(1, 3)).float() / torch.finfo(E4M3).max).clamp_min(2.0**-100)
-    return (t.float() / scale[:, None, :, None]).to(E4M3), scale
-
-
-def _fp8_attend(case: Any) -> Any:
-    from fa3_fwd_interface import flash_attn_func
-
-    names = ("q_descale", "k_descale", "v_descale")
-
-    def attend(*packed: torch.Tensor) -> torch.Tensor:
-        """q, k and v in 8 bits, then their scales."""
-        scales = dict(zip(names, packed[3:], strict=True))
-        out: torch.Tensor = flash_attn_func(*packed[:3], causal=case.causal, **scales)
-        return out if out.dtype is DTYPES[case.dtype] else out.to(DTYPES[case.dtype])
-
-    return attend
+    return _then_skip(case, _flash.fa3(case.causal))
 
 
 def fa3_fp8(case: Any, config: Any) -> Call:
     """FlashAttention-3 in FP8, one scale a head; a compiled function quantises inside the call."""
-    attend = _fp8_attend(case)
-    pack = compiled(lambda q, k, v: [part for t in (q, k, v) for part in fp8(t)])
-
-    def quantise_and_attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        parts = pack(q, k, v)
-        out: torch.Tensor = attend(*parts[::2], *parts[1::2])
-        return out
-
-    return _then_skip(case, quantise_and_attend)
+    attend = _flash.fa3_fp8(case.causal, DTYPES[case.dtype])
+    return _then_skip(case, _flash.quantised(compiled(_flash.in_fp8), attend))
 
 
 def fa3_prepack(case: Any, a: Tensors) -> Tensors:
-    parts = [part for name in "qkv" for part in fp8(a[name])]
+    parts = _flash.in_fp8(a["q"], a["k"], a["v"])
     return {"x": a["x"], "t": a["t"]} | dict(zip(PACKED, [*parts[::2], *parts[1::2]], strict=True))
 
 
 def fa3_fp8_prepacked(case: Any, config: Any) -> Call:
     """The attention alone, quantised already."""
-    return _then_skip(case, _fp8_attend(case), PACKED)
+    return _then_skip(case, _flash.fa3_fp8(case.causal, DTYPES[case.dtype]), PACKED)
 
 
 def fp8_serves(case: Any, device: Device) -> str | None:
@@ -138,15 +96,7 @@ def fp8_traffic(case: Any, prepacked: bool = False) -> tuple[Traffic, ...]:
 
 
 def fa3_serves(case: Any, device: Device) -> str | None:
-    if device.capability != (9, 0):
-        return f"FlashAttention-3 needs a GPU of sm_90, this is {device.arch}"
-    if case.mode is not Mode.fwd:
-        return "this build of FlashAttention-3 has no backward"
-    if case.dtype is not DType.bf16:
-        return f"this build of FlashAttention-3 takes bf16, not {case.dtype}"
-    if case.D % 8 or case.D > 256:
-        return f"FlashAttention-3 takes D in multiples of 8 up to 256, not {case.D}"
-    return no_compiler(case, device)
+    return _flash.fa3_takes(case, device) or no_compiler(case, device)
 
 
 def sage1(case: Any, config: Any) -> Call:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from kernelbench.kernels.attention.hopper.backward import (
     HopperBackwardTile,
@@ -53,6 +54,16 @@ class AttentionConfig:
         return replace(self, bwd_hopper=None)
 
 
+class Pattern(NamedTuple):
+    """Which queries meet which keys. keys: of a sample, None for as many as queries. group: heads
+    of q that share one of k and v. plain: one sequence a sample, and no mask besides causal."""
+
+    keys: int | None = None
+    group: int = 1
+    plain: bool = True
+
+
+SQUARE = Pattern()
 _Tile = tuple[int, int, int, int]  # block_m, block_n, warps, stages
 
 
@@ -145,9 +156,7 @@ def configs(
     causal: bool = False,
     mixes: bool = False,
     deterministic: bool = False,
-    keys: int | None = None,
-    group: int = 1,
-    plain: bool = True,
+    pattern: Pattern = SQUARE,
 ) -> tuple[AttentionConfig, ...]:
     """The table's choice for B samples of N queries, H heads of D elements, then what else a tuner
     may pick.
@@ -155,16 +164,14 @@ def configs(
     arch: `sm_90` and the like, or `cpu` for the interpreter. mode: `fwd` and `bwd` vary what that
     pass uses, `full` varies both. itemsize: bytes of an element of q, 2 or 4. causal: what they
     are for. mixes: whether a skip is mixed in by the kernel. deterministic: those whose gradients
-    have the same bits on every call come first. keys: N unless given. group: heads of q that share
-    one of k and v. plain: one sequence a sample, and no mask besides causal. Raises ValueError for
-    an unknown mode.
+    have the same bits on every call come first. Raises ValueError for an unknown mode.
     """
     if mode not in ("fwd", "bwd", "full"):
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
-    keys = N if keys is None else keys
+    keys = N if pattern.keys is None else pattern.keys
     forward, backward = _tiles(D, arch, itemsize)
     polynomial = 8 if mixes and mode == "fwd" else 4
-    runs = arch == "sm_90" and itemsize == 2 and plain and keys == N
+    runs = arch == "sm_90" and itemsize == 2 and pattern.plain and keys == N
     hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if runs else ()
     first = [_capped(tile, backward[0], N, keys) for tile in forward]
     pairs = [replace(first[0], hopper=tile) for tile in hopper]
@@ -183,7 +190,7 @@ def configs(
         candidates.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
-    if hopper and group == 1:
+    if hopper and pattern.group == 1:
         fused = _hopper_backward(D, causal)
         tiles = [fused, replace(fused, fused=None)]
         if deterministic:
@@ -247,9 +254,7 @@ def choose(
     causal: bool,
     mixes: bool,
     deterministic: bool,
-    keys: int | None = None,
-    group: int = 1,
-    plain: bool = True,
+    pattern: Pattern = SQUARE,
 ) -> AttentionConfig:
     """The first of `configs` for q's shape that takes the tensors. graded: gradients are to come.
     suited: whether Hopper's copy engine takes the tensors."""
@@ -261,9 +266,7 @@ def choose(
         causal=causal,
         mixes=mixes,
         deterministic=deterministic,
-        keys=keys,
-        group=group,
-        plain=plain,
+        pattern=pattern,
     )
     return next(c for c in candidates if suited or not (c.hopper or c.bwd_hopper))
 

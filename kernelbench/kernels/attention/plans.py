@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelbench.kernels.attention.backward import Gradients, deltas_launch
 from kernelbench.kernels.attention.checks import How, Inputs, check
-from kernelbench.kernels.attention.configs import AttentionConfig, choose
+from kernelbench.kernels.attention.configs import AttentionConfig, Pattern, choose
 from kernelbench.kernels.attention.forward import Forward
 from kernelbench.kernels.attention.hopper.channel import suits
 from kernelbench.kernels.attention.launches import attend, differentiate, sums_queries
@@ -150,8 +150,8 @@ class AttentionPlan:
         arch = arch_of(device)
         if config is None:
             shape, size = (B, N, H, D), q.element_size()
-            causal, rest = self.causal, (keys, group, plain)
-            config = choose(shape, arch, size, save, suited, causal, False, deterministic, *rest)
+            causal, pattern = self.causal, Pattern(keys, group, plain)
+            config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
         check_tile(config, q, suited and (group == 1 or not config.bwd_hopper), arch)
         self.config = config
         self._repeats = Repeats(device)

@@ -740,6 +740,5 @@ def _part_launch(
         "FINISH": in_gluon(hook.finish),
         "KIND": hook.kind,
     }
-    programs = min(total, sm_count(q.device))
     options = {"num_warps": 4, "launch_pdl": follows}
-    return Launch(attend, (programs,), args, constexprs, options)
+    return Launch(attend, (min(total, sm_count(q.device)),), args, constexprs, options)
