@@ -272,6 +272,19 @@ def _factor_hook(t: Tensor | None, formula: RcmFormula) -> Hook:
     return Hook(_factor, _mixed_by(t, formula), formula.parametrization)
 
 
+def skip_hooks(
+    x: Tensor | None, t: Tensor | None, y: Tensor | None, formula: RcmFormula
+) -> tuple[Hook, HopperHook]:
+    """What writes y = c_skip·x + c_out·O of a tile, in `tl` and in Gluon; nothing else."""
+    if y is None or x is None or t is None:
+        return Hook(), HopperHook()
+    kind, mixing = formula.parametrization, _mixed_by(t, formula)
+    skip = Skip(x, mixing, y, x.stride(0), x.stride(1))
+    return Hook(_mix_in, skip, kind, (x, y)), HopperHook(
+        _time, _weights, _mix_fetched, mixing, kind, x, y
+    )
+
+
 def forward_launches(
     tensors: Forward, *, formula: RcmFormula, config: AttentionConfig
 ) -> tuple[Launch, ...]:
@@ -280,11 +293,7 @@ def forward_launches(
     Without a skip, what is wanted is o.
     """
     q, k, v, x, t, y, o, lse = tensors
-    finish, hook = Hook(), HopperHook()
-    if y is not None and x is not None and t is not None:
-        kind, mixing = formula.parametrization, _mixed_by(t, formula)
-        finish = Hook(_mix_in, Skip(x, mixing, y, x.stride(0), x.stride(1)), kind, (x, y))
-        hook = HopperHook(_time, _weights, _mix_fetched, mixing, kind, x, y)
+    finish, hook = skip_hooks(x, t, y, formula)
     return attend(
         attention.Forward(q, k, v, o, lse),
         scale=formula.scale,

@@ -2,8 +2,10 @@
 keys than of queries, all against fp64."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import prefix_attention
 import pytest
 import torch
 import triton
@@ -233,6 +235,32 @@ def test_an_operator_is_two_hooks(device: str) -> None:
     total, dq = torch.randn(2, 2, 40, 16, device=device), torch.full_like(q, math.nan)
     scale_launch(total, dq, scale=SCALE, factor=factor, read=(do,)).run()
     close(dq, total.transpose(1, 2) * SCALE * factors[:, None, None, None])
+
+
+def test_an_operator_of_a_mask_and_an_epilogue_of_its_own_takes_forty_lines(device: str) -> None:
+    q, k, v, do = draw((1, 70, 70, 2, 1, 16), device)
+    gate, out, prefix = torch.randn_like(do), torch.full_like(do, math.nan), 21
+    mask, finish = prefix_attention.hooks(prefix, gate, out)
+    how: dict[str, Any] = {"scale": SCALE, "causal": False, "mask": mask}
+    o, lse = torch.empty_like(do), statistic_of(q)
+    forward_launch(Forward(q, k, v, o, lse), blocks=BLOCKS, finish=finish, **how).run()
+    place = torch.arange(70, device=device)
+    seen = (place < prefix) | (place <= place[:, None])
+    leaves = [tensor.double().requires_grad_() for tensor in (q, k, v)]
+    score = torch.einsum("bnhd,bmhd->bhnm", *leaves[:2]) * SCALE
+    weight = torch.softmax(score.masked_fill(~seen, -torch.inf), -1)
+    right_o = torch.einsum("bhnm,bmhd->bnhd", weight, leaves[2]).flatten(2)
+    close(out, right_o * gate)
+    delta = statistic_of(q)
+    deltas_launch(do, q, o, delta, None).run()
+    grads = [torch.empty_like(tensor) for tensor in (q, k, v)]
+    tensors = Gradients(do, q, k, v, lse, delta, o)
+    keys_launch(tensors, *grads[1:], blocks=(16, 32, 4, 1), **how).run()
+    queries_launch(tensors, grads[0], blocks=(16, 32, 4, 1), **how).run()
+    for found, wanted in zip(grads, torch.autograd.grad(right_o, leaves, do.double()), strict=True):
+        close(found, wanted)
+    lines = Path(prefix_attention.__file__).read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line.strip()]) < 40
 
 
 def test_what_is_to_be_summed_begins_as_zeros(device: str) -> None:

@@ -22,10 +22,10 @@ from kernelbench.kernels.attention.tiles import (
     Tile,
     Variant,
     Work,
+    finish,
     is_wide,
     load_tile,
     pitch,
-    store_tile,
     strides_of,
     visible,
     widened,
@@ -248,12 +248,8 @@ def attend(
     if lse_ptr is not None:
         lse_M = max_M + tl.log2(sum_M)
         tl.store(lse_ptr + bh * pitch(N) + q0 + row_M, lse_M, mask=row_M < rows)
-    if o_ptr is not None:
-        o = Rows(o_ptr + out, widened(H * D, WIDE), rows)
-        store_tile(o, o_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    if FINISH is not None:
-        tile = Tile(row, h, b, out, rows, H)
-        FINISH(extra, o_MD, tile, KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE))
+    tile = Tile(row, h, b, out, rows, H)
+    finish(o_ptr, o_MD, extra, tile, FINISH, KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE))
 
 
 def forward_launch(

@@ -144,6 +144,16 @@ def store_tile(
 
 
 @triton.jit
+def finish(o_ptr, o_MD, extra, tile, FINISH: tl.constexpr, KIND: tl.constexpr, work):
+    """Store a tile's result where it is wanted, and hand it to the hook, if there is one."""
+    if o_ptr is not None:
+        o = Rows(o_ptr + tile.out, widened(tile.H * work.D, work.WIDE), tile.N)
+        store_tile(o, o_MD, tile.row, work.D, work.ROWS, work.BLOCK_D, work.RAGGED)
+    if FINISH is not None:
+        FINISH(extra, o_MD, tile, KIND, work)
+
+
+@triton.jit
 def load_rows(ptr, start, N, ROWS: tl.constexpr, RAGGED: tl.constexpr):
     """A statistic of ROWS rows from row `start` on; zeros beyond N."""
     row_R = start + tl.arange(0, ROWS)

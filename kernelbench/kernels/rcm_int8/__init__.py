@@ -27,10 +27,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernelbench.kernels.attention.tiles import (
-    Rows,
+    Tile,
+    Work,
+    finish,
     is_wide,
-    load_tile,
-    store_tile,
     strides_of,
     tile_of_head,
     visible,
@@ -64,15 +64,15 @@ from kernelbench.kernels.operators import (
     transformed,
     without_data,
 )
-from kernelbench.kernels.rcm import RcmFormula, coefficients, formula_of
+from kernelbench.kernels.rcm import RcmFormula, formula_of
 from kernelbench.kernels.rcm_attention import (
     How,
     Inputs,
     _check_all,
     _check_skip,
     _heads_fit,
-    _mixing,
     inputs_of,
+    skip_hooks,
 )
 from kernelbench.kernels.rcm_int8 import hopper
 from kernelbench.kernels.rcm_int8.packed import Packed, RcmInt8Config
@@ -420,13 +420,8 @@ def _attend(
     q_scale_ptr,
     k_scale_ptr,
     v_scale_ptr,
-    x_ptr,
-    t_ptr,
-    y_ptr,
-    x_stride_B,
-    x_stride_N,
-    t_stride,
-    sigma,
+    extra,
+    o_ptr,
     N,
     H,
     q_tiles,
@@ -435,15 +430,17 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARAMETRIZATION: tl.constexpr,
     CAUSAL: tl.constexpr,
     RAGGED: tl.constexpr,
     WIDE: tl.constexpr,
     PERMUTED: tl.constexpr,
     BIASED: tl.constexpr,
     STAGES: tl.constexpr,
+    FINISH: tl.constexpr,
+    KIND: tl.constexpr,
 ):
-    """BLOCK_M query rows of one head a program, the longest first where causal."""
+    """BLOCK_M query rows of one head a program, the longest first where causal. extra, FINISH,
+    KIND: as in `attention.forward.attend`."""
     row, h, b, g = tile_of_head(N, H, BLOCK_M, CAUSAL)
     d_D = tl.arange(0, BLOCK_D)
     block = g * q_tiles + row // BLOCK_M
@@ -493,17 +490,9 @@ def _attend(
     acc_MD, sum_M, max_M = state
 
     v_scale_D = tl.load(v_scale_ptr + g * BLOCK_D + d_D)
-    y_MD = acc_MD * (1.0 / sum_M)[:, None] * v_scale_D[None, :]
-    if PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = coefficients(t_ptr, b, t_stride, sigma, PARAMETRIZATION)
-        x_ptr += b * x_stride_B + h * D
-        x_stride_N = widened(x_stride_N, WIDE)
-        x_MD = load_tile(Rows(x_ptr, x_stride_N, N), row, D, BLOCK_M, BLOCK_D, RAGGED)
-        x_MD = c_skip * x_MD.to(tl.float32)
-        y_MD = tl.where(c_out == 0.0, x_MD, x_MD + c_out * y_MD)  # x itself, even -0
-    y_ptr += b * N * H * D + h * D
-    y = Rows(y_ptr, widened(H * D, WIDE), N)
-    store_tile(y, y_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
+    o_MD = acc_MD * (1.0 / sum_M)[:, None] * v_scale_D[None, :]
+    tile = Tile(row, h, b, b * N * H * D + h * D, N, H)
+    finish(o_ptr, o_MD, extra, tile, FINISH, KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE))
 
 
 _Tile = tuple[int, int, int, int, bool]  # block_m, block_n, warps, stages, biased
@@ -693,7 +682,7 @@ def attend_launch(
     is that of `packed`.
     """
     config = packed.config
-    mixing, constexprs = _mixing(t, formula)
+    hook, _ = skip_hooks(x, t, y, formula)
     args: dict[str, Any] = {
         "q8_ptr": packed.q8,
         "k8_ptr": packed.k8,
@@ -701,14 +690,14 @@ def attend_launch(
         "q_scale_ptr": packed.q_scale,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,
-        "x_ptr": x,
-        "y_ptr": y,
+        "extra": hook.extra,
+        "o_ptr": y if hook.function is None else None,
         "N": packed.N,
         "H": packed.H,
         "q_tiles": packed.q_scale.shape[1],
         "k_tiles": packed.k_scale.shape[1],
     }
-    constexprs |= {
+    constexprs = {
         "D": packed.D,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -719,10 +708,12 @@ def attend_launch(
         "PERMUTED": packed.permuted,
         "BIASED": config.biased,
         "STAGES": config.stages,
+        "FINISH": hook.function,
+        "KIND": hook.kind,
     }
     grid = (packed.q_scale.numel(),)
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    return Launch(_attend, grid, args | mixing | strides_of(x=x), constexprs, options)
+    return Launch(_attend, grid, args, constexprs, options)
 
 
 def _attend_launch(
@@ -730,7 +721,9 @@ def _attend_launch(
 ) -> Launch:
     """The launch of the config's kernel if that takes these tensors and runs there, else `tl`'s."""
     if packed.config.hopper and arch == "sm_90" and hopper.suits(packed, x, y):
-        return hopper.attend_launch(packed, x, t, y, formula=formula, tile=hopper.TILE)
+        _, hook = skip_hooks(x, t, y, formula)
+        how: dict[str, Any] = {"causal": formula.causal, "hook": hook}
+        return hopper.attend_launch(packed, y, tile=hopper.TILE, **how)
     return attend_launch(packed, x, t, y, formula=formula)
 
 

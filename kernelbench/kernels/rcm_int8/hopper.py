@@ -34,16 +34,14 @@ from kernelbench.kernels.attention.hopper.channel import (
     of_heads,
     store,
 )
-from kernelbench.kernels.attention.hopper.forward import Barriers, Tiles
+from kernelbench.kernels.attention.hopper.forward import Barriers, HopperHook, Tiles
 from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
-from kernelbench.kernels.rcm import RcmFormula, coefficients
 from kernelbench.kernels.rcm_int8.packed import Packed
 
 _LOG2_FULL = gl.constexpr(8.807354922057604)  # of 448, the largest e4m3
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
 _GROUPS = gl.constexpr(2)  # consumer warpgroups of 64 query rows each
-_coefficients = gluon.jit(coefficients.fn)
 
 
 class Descriptors(NamedTuple):
@@ -68,9 +66,7 @@ class Call(NamedTuple):
     q_scale_ptr: Any
     k_scale_ptr: Any
     v_scale_ptr: Any
-    t_ptr: Any
-    t_stride: Any
-    sigma: Any
+    extra: Any
 
 
 class Variant(NamedTuple):
@@ -79,7 +75,10 @@ class Variant(NamedTuple):
     Q_BLOCK: Any
     CAUSAL: Any
     RAGGED: Any
-    PARAMETRIZATION: Any
+    BEGIN: Any
+    SETTLE: Any
+    FINISH: Any
+    KIND: Any
 
 
 @gluon.jit
@@ -369,19 +368,13 @@ def _attend_tile(
     share_M = gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout))
     o_MD = acc_MD * gl.expand_dims(share_M, 1) * gl.expand_dims(worth_D, 0)
     y = smem.y.index(G)
-    if variant.PARAMETRIZATION != "none":
-        c_skip, c_out, _, _ = _coefficients(
-            call.t_ptr,
-            (bh // call.H).to(gl.int64),
-            call.t_stride,
-            call.sigma,
-            variant.PARAMETRIZATION,
-        )
+    if variant.FINISH is not None:
+        begun = variant.BEGIN(call.extra, bh // call.H, variant.KIND)
+        settled = variant.SETTLE(begun, call.extra, variant.KIND)
         mbarrier.wait(bars.x_full.index(G), phase)
-        y_MD = c_skip * y.load(acc_layout).to(gl.float32)
-        o_MD = gl.where(c_out == 0.0, y_MD, y_MD + c_out * o_MD)  # x itself, even -0
+        o_MD = variant.FINISH(settled, o_MD, y.load(acc_layout).to(gl.float32))
     store(descs.y, y, o_MD, bh // call.H, first_M, bh % call.H)
-    if variant.PARAMETRIZATION != "none":
+    if variant.FINISH is not None:
         mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
 
@@ -425,9 +418,7 @@ def attend(
     q_scale_ptr,
     k_scale_ptr,
     v_scale_ptr,
-    t_ptr,
-    t_stride,
-    sigma,
+    extra,
     N,
     H,
     total,
@@ -439,7 +430,10 @@ def attend(
     Q_BLOCK: gl.constexpr,
     CAUSAL: gl.constexpr,
     RAGGED: gl.constexpr,
-    PARAMETRIZATION: gl.constexpr,
+    BEGIN: gl.constexpr,
+    SETTLE: gl.constexpr,
+    FINISH: gl.constexpr,
+    KIND: gl.constexpr,
 ):
     D: gl.constexpr = k_desc.block_type.shape[1]
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[0]
@@ -479,20 +473,32 @@ def attend(
         q_scale_ptr,
         k_scale_ptr,
         v_scale_ptr,
-        t_ptr,
-        t_stride,
-        sigma,
+        extra,
     )
-    SKIPS: gl.constexpr = PARAMETRIZATION != "none"
+    SKIPS: gl.constexpr = FINISH is not None
     gl.warp_specialize(
         [
             (
                 _consume,
-                (smem, bars, descs, call, 0, Variant(Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION)),
+                (
+                    smem,
+                    bars,
+                    descs,
+                    call,
+                    0,
+                    Variant(Q_BLOCK, CAUSAL, RAGGED, BEGIN, SETTLE, FINISH, KIND),
+                ),
             ),
             (
                 _consume,
-                (smem, bars, descs, call, 1, Variant(Q_BLOCK, CAUSAL, RAGGED, PARAMETRIZATION)),
+                (
+                    smem,
+                    bars,
+                    descs,
+                    call,
+                    1,
+                    Variant(Q_BLOCK, CAUSAL, RAGGED, BEGIN, SETTLE, FINISH, KIND),
+                ),
             ),
             (_produce, (smem, bars, descs, call, CAUSAL, SKIPS)),
         ],
@@ -536,31 +542,25 @@ def _of_rows(tensor: Tensor, rows: int) -> TensorDescriptor:
 
 def attend_launch(
     packed: Packed,
-    x: Tensor | None,
-    t: Tensor | None,
     y: Tensor,
     *,
-    formula: RcmFormula,
+    causal: bool,
+    hook: HopperHook,
     tile: Int8HopperTile,
 ) -> Launch:
     """The launch that `rcm_int8.attend_launch` describes, by the kernel for Hopper."""
     config = packed.config
     total = ceil_div(packed.N, _GROUPS.value * 64) * packed.H * packed.B
-    kind = formula.parametrization
-    if kind == "none":
-        x = t = None
     args: dict[str, Any] = {
         "q_desc": _of_rows(packed.q8, 64),
         "k_desc": _of_rows(packed.k8, config.block_n),
         "v_desc": _of_rows(packed.v8, packed.D),
-        "x_desc": of_heads(x, packed.H),
+        "x_desc": of_heads(hook.x, packed.H),
         "y_desc": of_heads(y, packed.H),
         "q_scale_ptr": packed.q_scale,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,
-        "t_ptr": t,
-        "t_stride": None if t is None else t.stride(0),
-        "sigma": None if kind == "none" else formula.sigma_data,
+        "extra": hook.extra,
         "N": packed.N,
         "H": packed.H,
         "total": total,
@@ -572,9 +572,9 @@ def attend_launch(
         "BUFFERS": tile.buffers,
         "REGISTERS": tile.registers,
         "Q_BLOCK": config.block_m,
-        "CAUSAL": formula.causal,
-        "RAGGED": not formula.causal and packed.N % config.block_n != 0,
-        "PARAMETRIZATION": kind,
+        "CAUSAL": causal,
+        "RAGGED": not causal and packed.N % config.block_n != 0,
+        **hook.constexprs(),
     }
     programs = min(total, sm_count(packed.q8.device))
     return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})

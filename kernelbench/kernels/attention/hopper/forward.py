@@ -59,6 +59,15 @@ class HopperHook:
     x: Tensor | None = None
     y: Tensor | None = None
 
+    def constexprs(self) -> dict[str, Any]:
+        """Of a kernel that calls them."""
+        return {
+            "BEGIN": in_gluon(self.begin),
+            "SETTLE": in_gluon(self.settle),
+            "FINISH": in_gluon(self.finish),
+            "KIND": self.kind,
+        }
+
 
 NO_HOPPER_HOOK = HopperHook()
 
@@ -735,10 +744,7 @@ def _part_launch(
         "LEADS": tile.early,
         "FOLLOWS": follows,
         "SHARED": H // k.shape[2],
-        "BEGIN": in_gluon(hook.begin),
-        "SETTLE": in_gluon(hook.settle),
-        "FINISH": in_gluon(hook.finish),
-        "KIND": hook.kind,
+        **hook.constexprs(),
     }
     options = {"num_warps": 4, "launch_pdl": follows}
     return Launch(attend, (min(total, sm_count(q.device)),), args, constexprs, options)
