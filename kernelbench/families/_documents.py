@@ -26,11 +26,11 @@ class Documents(StrEnum):
 @cache
 def lengths_of(documents: Documents, N: int) -> tuple[int, ...]:
     """The lengths, which add up to N; the last one is what is left."""
-    if documents is Documents.none:
+    if documents == Documents.none:
         return (N,)
-    if documents is Documents.corpus:
+    if documents == Documents.corpus:
         return tuple(_drawn(N))
-    shares = _MIXED if documents is Documents.mixed else (8192,) * 4
+    shares = _MIXED if documents == Documents.mixed else (8192,) * 4
     lengths = [N * share // 32768 for share in shares]
     lengths[-1] += N - sum(lengths)
     return tuple(lengths)

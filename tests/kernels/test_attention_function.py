@@ -6,6 +6,7 @@ import warnings
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -301,17 +302,111 @@ BAD = [
     (lambda q, k, v, s: attention(q, k, v, scale=0.0), ValueError, "positive, finite scale"),
     (lambda q, k, v, s: attention(q, k, v, scale=q[0, 0, 0, 0]), TypeError, r"pass \.item\(\)"),
     (lambda q, k, v, s: attention(q, k, v, window=4), TypeError, r"window as \(left, right\)"),
-    (lambda q, k, v, s: attention(q, k, v, window=(-2, 0)), ValueError, "−1 for no limit"),
+    (lambda q, k, v, s: attention(q, k, v, window=(-2, 0)), TypeError, "−1 for no limit"),
+    (lambda q, k, v, s: attention(q, k, v, window=(3.0, 1)), TypeError, "−1 for no limit"),
+    (lambda q, k, v, s: attention(q, k, v, causal=s[0] > 0), TypeError, r"causal as True or False"),
+    (lambda q, k, v, s: attention(q, k, v, causal="no"), TypeError, "causal as True or False"),
+    (lambda q, k, v, s: attention(q, k, v, deterministic="x"), TypeError, "deterministic as True"),
+    (lambda q, k, v, s: attention(q, k, v, config={}), TypeError, "config as an AttentionConfig"),
+    (lambda q, k, v, s: attention(q.tolist(), k, v), TypeError, "q as a tensor, got list"),
+    (lambda q, k, v, s: attention(q[0], k[0], v[0], cu_seqlens_q=[0, 6]), TypeError,
+     "cu_seqlens_q as a tensor, got list"),
     (lambda q, k, v, s: attention(q.to("meta"), k, v), RuntimeError, "several devices"),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize(("call", "error", "words"), BAD)
-def test_what_it_does_not_take_is_said(call: Any, error: type, words: str, device: str) -> None:
+def test_what_it_does_not_take_is_said(
+    call: Any, error: type, words: str, warm: bool, device: str
+) -> None:
+    """warm: also where an argument that is equal, but of the right kind, has been seen before."""
     q, k, v = draw(1, 6, 6, 4, 2, 16, torch.float32, device)
     starts = torch.tensor([0, 2, 6], dtype=torch.int32, device=device)
+    if warm:
+        attention(q, k, v, window=(3, 1), causal=True)
     with pytest.raises(error, match=words):
         call(q, k, v, starts)
+
+
+def test_numbers_of_numpy_are_numbers(device: str) -> None:
+    inputs = draw(1, 6, 6, 2, 2, 16, torch.float32, device)
+    window = (np.int64(2), 2**70)
+    found = attention(*inputs, causal=np.bool_(True), scale=np.float32(0.5), window=window)
+    assert torch.equal(found, attention(*inputs, causal=True, scale=0.5, window=(2, -1)))
+
+
+def test_a_request_for_the_same_bits_goes_before_a_config() -> None:
+    """PyTorch's switch does not, as a config that is passed decides for itself."""
+
+    def launched(asked: bool | None, switch: bool, given: bool) -> bool:
+        """Whether gradients are the kernel that adds in any order."""
+        shape = 4, 4096, 16, 64
+        config = configs(*shape, arch="sm_90", mode="full")[0] if given else None
+        torch.use_deterministic_algorithms(switch)
+        try:
+            with described_for(Target("sm_90", 132)) as launches:
+                q, k, v = (
+                    torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+                    for _ in "qkv"
+                )
+                attention(q, k, v, config=config, deterministic=asked).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        return any(launch.kernel.fn.__name__ == "differentiate" for launch in launches)
+
+    for given in (False, True):
+        assert launched(None, False, given) and launched(False, True, given)
+        assert not launched(True, False, given)
+        assert launched(None, True, given) == given
+
+
+def test_the_number_of_sequences_may_be_dynamic(device: str) -> None:
+    class Packed(torch.nn.Module):
+        def forward(self, x: Tensor, starts: Tensor) -> Tensor:
+            return attention(x, x, x, cu_seqlens_q=starts)
+
+    given = torch.randn(6, 2, 16, device=device), torch.tensor([0, 2, 5], device=device).int()
+    sizes = {"x": {0: torch.export.Dim("T", min=2)}, "starts": {0: torch.export.Dim("S", min=2)}}
+    program = torch.export.export(Packed(), given, dynamic_shapes=sizes).module()
+    x, starts = (
+        torch.randn(9, 2, 16, device=device),
+        torch.tensor([0, 1, 4, 9], device=device).int(),
+    )
+    assert torch.equal(program(x, starts), Packed()(x, starts))
+
+
+def test_what_the_primitives_do_not_take_is_said(device: str) -> None:
+    q, k, v = draw(2, 6, 6, 2, 2, 16, torch.float32, device)
+    do = torch.randn_like(q)
+    o, lse = forward(q, k, v)
+    delta = delta_of(do, o)
+    right_ones = backward(do, q, k, v, lse, delta)
+    for found, wanted in zip(
+        backward(
+            torch._neg_view(-do), torch._neg_view(-q), k, v, lse.clone(), delta.contiguous()
+        ),
+        right_ones, strict=True,
+    ):  # fmt: skip
+        assert torch.equal(found, wanted)
+    sums = [torch.zeros_like(x) for x in (q, k, v)]
+    backward(do, q, k, v, lse, delta, accumulate=tuple(sums))
+    assert all(map(torch.equal, sums, right_ones)) and all(x._version for x in sums)
+    turned = [torch.zeros(2, 2, 6, 16, device=device).transpose(1, 2) for _ in "qkv"]
+    for options, words in (
+        ({"accumulate": sums[:2]}, r"as \(dq, dk, dv\), got 2"),
+        ({"accumulate": [x[:1] for x in sums]}, "contiguous dq of a floating dtype and of shape"),
+        ({"accumulate": turned}, "contiguous dq"),
+        ({"accumulate": [x.int() for x in sums]}, "floating dtype"),
+        ({"delta": delta[:1]}, "delta of shape"),
+        ({"lse": lse[0]}, "lse of shape"),
+        ({"delta": delta.double()}, "float32"),
+        ({"do": do[:, :3]}, "do of q's shape"),
+        ({"do": do.half()}, "do of q's shape and dtype"),
+    ):
+        given: dict[str, Any] = {"do": do, "lse": lse, "delta": delta} | options
+        with pytest.raises(ValueError, match=words):
+            backward(q=q, k=k, v=v, **given)
 
 
 def test_a_tile_of_hopper_is_refused_where_it_does_not_run(device: str) -> None:

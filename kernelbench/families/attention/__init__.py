@@ -116,6 +116,8 @@ CHECKS = (
     *_check("fp32", "fwd", B=1, N=41, Hq=2, Hk=1, D=16, causal=True, documents="mixed"),
     *_check("fp32", "full", B=1, N=41, Hq=2, Hk=1, D=16, causal=True, documents="four"),
     *_check("fp16", "bwd", B=1, N=40, Hq=1, Hk=1, D=32, documents="four"),
+    *_check("fp16 bf16", "full", B=1, N=70, Hq=2, Hk=2, D=64, causal=True),
+    *_check("bf16", "full", B=1, N=200, Hq=4, Hk=2, D=128),
     *_check("fp32", "fwd", B=1, N=1, Nk=50, Hq=4, Hk=1, D=8, causal=True),
 )
 TRAFFIC, OURS = partial(attention_traffic, False), partial(attention_traffic, True)

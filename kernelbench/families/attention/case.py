@@ -44,7 +44,7 @@ class AttentionCase(Case):
     @property
     def packed(self) -> bool:
         """Whether documents are packed."""
-        return self.documents is not Documents.none
+        return self.documents != Documents.none
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """What `attention` takes, and what is said of the rest."""
 
+import operator
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,20 +41,60 @@ def check(
         )
     _check_shapes(q, k, v, packed=q_starts is not None)
     _check_starts(q_starts, k_starts)
-    if how.scale is not None:
-        if not isinstance(how.scale, Real):
+    if how.scale is not None and not 2.0**-126 <= how.scale <= 2.0**126:
+        raise ValueError(f"attention takes a positive, finite scale, got {how.scale}")
+
+
+def how_of(causal: Any, scale: Any, window: Any) -> How:
+    """The arguments as `How` has them. Raises TypeError or ValueError for what they cannot be."""
+    if not isinstance(causal, bool):
+        if type(causal).__name__ not in ("bool", "bool_"):  # NumPy's
             raise TypeError(
-                f"attention takes scale as a number, got {type(how.scale).__name__}: of a tensor "
-                "or array, pass .item()"
+                f"attention takes causal as True or False, got {type(causal).__name__}: of a "
+                "tensor or array, pass .item()"
             )
-        if not 2.0**-126 <= how.scale <= 2.0**126:
-            raise ValueError(f"attention takes a positive, finite scale, got {how.scale}")
-    for side in (how.left, how.right):
-        if not isinstance(side, int) or isinstance(side, bool) or side < -1:
-            raise ValueError(
-                f"attention takes window as two numbers of keys, −1 for no limit, got "
-                f"{(how.left, how.right)}"
+        causal = bool(causal)
+    if scale is not None and not isinstance(scale, float):
+        if not isinstance(scale, Real):
+            raise TypeError(
+                f"attention takes scale as a number, got {type(scale).__name__}: of a tensor or "
+                "array, pass .item()"
             )
+        scale = float(scale)
+    if window is None:
+        return How(causal, scale)
+    try:
+        left, right = (_side(side) for side in window)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "attention takes window as (left, right), two numbers of keys, −1 for no limit, got "
+            f"{window!r}"
+        ) from None
+    return How(causal, scale, left, right)
+
+
+def _side(side: Any) -> int:
+    """As a whole number that fits 32 bits: no sequence is longer."""
+    if isinstance(side, bool) or (number := operator.index(side)) < -1:
+        raise ValueError
+    return min(number, 2**31 - 1)
+
+
+def check_types(tensors: Inputs, deterministic: Any, config: Any) -> None:
+    """Raise TypeError for arguments that are of no kind that `attention` takes."""
+    names = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
+    for name, tensor in zip(names, tensors, strict=True):
+        if not isinstance(tensor, Tensor) and (name in "qkv" or tensor is not None):
+            raise TypeError(f"attention takes {name} as a tensor, got {type(tensor).__name__}")
+    if deterministic is not None and not isinstance(deterministic, bool):
+        raise TypeError(
+            "attention takes deterministic as True, False or None, got "
+            f"{type(deterministic).__name__}"
+        )
+    if config is not None and type(config).__name__ != "AttentionConfig":
+        raise TypeError(
+            f"attention takes config as an AttentionConfig or None, got {type(config).__name__}"
+        )
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
@@ -91,7 +132,8 @@ def _check_starts(q_starts: Tensor | None, k_starts: Tensor | None) -> None:
             raise TypeError(
                 f"attention takes {name} of int32, got {starts.dtype}: convert it with .int()"
             )
-        if starts.dim() != 1 or len(starts) != len(q_starts) or len(starts) < 2:
+        sizes = starts.shape, q_starts.shape
+        if starts.dim() != 1 or sizes[0] != sizes[1] or sizes[0][0] < 2:
             raise ValueError(
                 f"attention takes {name} of shape (S+1,) for S sequences, as many for keys as for "
                 f"queries, got {tuple(starts.shape)} beside {tuple(q_starts.shape)}"

@@ -49,6 +49,12 @@ class AttentionConfig:
                     f"AttentionConfig: {name} is {getattr(self, name)}, but a dot takes 16"
                 )
 
+    def repeatable(self) -> "AttentionConfig":
+        """The same, its gradients with the same bits on every call."""
+        if self.bwd_hopper is None or self.bwd_hopper.fused is None:
+            return self
+        return replace(self, bwd_hopper=replace(self.bwd_hopper, fused=None))
+
     def plainly(self) -> "AttentionConfig":
         """The same, its backward by `tl` kernels."""
         return replace(self, bwd_hopper=None)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.attention.checks import How, Inputs, check
+from kernelbench.kernels.attention.checks import How, Inputs, check, check_types, how_of
 from kernelbench.kernels.attention.configs import AttentionConfig
-from kernelbench.kernels.attention.plans import Planned, inputs_of, plan_of
+from kernelbench.kernels.attention.plans import Planned, asked_to_repeat, inputs_of, plan_of
 from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.operators import (
@@ -182,16 +182,18 @@ def attention(
         it; −1 for no limit. Where causal, right counts as 0.
     return_lse: return (o, lse); lse is (B,H,N), packed (H,T), in fp32, and has a gradient.
     deterministic: gradients have the same bits on every call; None for what
-        `torch.use_deterministic_algorithms` says at the time of the call. Only dq on Hopper, of as
-        many queries as keys and heads of their own keys, is faster otherwise.
-    config: how to cut up the work; None for the choice of the table, see `configs.configs`.
+        `torch.use_deterministic_algorithms` says at the time of the call (in a graph of
+        torch.compile, of the backward). Only dq on Hopper, of as many queries as keys and heads of
+        their own keys, is faster otherwise.
+    config: how to cut up the work; None for the choice of the table, see `configs.configs`. One
+        that is passed heeds `deterministic`, but not PyTorch's switch.
 
     Softmax is computed in fp32; its weights are rounded to v's dtype before they meet v. The
     gradients, of q, k and v, are not differentiable themselves. torch.compile and torch.export take
     it as one operator, `kernelbench::attention`.
 
-    Raises TypeError for other dtypes, nested tensors and a scale that is no number; ValueError for
-    shapes that do not fit, and a scale or window that it cannot have; RuntimeError for tensors that
+    Raises TypeError for other dtypes, nested tensors and arguments of another kind; ValueError for
+    shapes that do not fit, and a scale that it cannot have; RuntimeError for tensors that
     are not on one device where Triton runs, or have no memory; NotImplementedError in forward mode.
 
     Dao, FlashAttention-2, 2023 (arXiv:2307.08691); Shah et al., FlashAttention-3, 2024
@@ -199,23 +201,19 @@ def attention(
     """
     if cu_seqlens_k is cu_seqlens_q:
         cu_seqlens_k = None  # one tensor, once
-    how = How(causal, scale, *_sides(window))
+    how = how_of(causal, scale, window)
     tensors: Inputs = q, k, v, cu_seqlens_q, cu_seqlens_k
-    o, lse = _attend(tensors, how, config, deterministic, return_lse)
+    if deterministic not in (None, False, True):
+        check_types(tensors, deterministic, config)
+    try:
+        o, lse = _attend(tensors, how, config, deterministic, return_lse)
+    except (AttributeError, TypeError):  # a clearer error comes first
+        check_types(tensors, deterministic, config)
+        raise
     if not return_lse:
         return o
     lse = lse * _LN2
     return o, lse if cu_seqlens_q is None else lse[0]
-
-
-def _sides(window: Any) -> tuple[Any, Any]:
-    if window is None:
-        return -1, -1
-    try:
-        left, right = window
-    except (TypeError, ValueError):
-        raise TypeError(f"attention takes window as (left, right), got {window!r}") from None
-    return left, right
 
 
 def _attend(
@@ -243,6 +241,8 @@ def _attend(
     refuse_some_on_meta("attention", *tensors)
     admit("attention", *tensors)
     check(*tensors, how)
+    if deterministic is None and not torch.compiler.is_compiling():
+        deterministic = asked_to_repeat(config)
     rest = *how, deterministic, numbers_of(config)
     o, lse = (
         _TRANSFORM(tensors, (*rest, True)) if transformed() else _operator(*tensors, *rest, save)

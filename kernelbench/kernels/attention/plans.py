@@ -79,6 +79,11 @@ def check_tile(config: AttentionConfig, q: Tensor, fits: bool, arch: str) -> Non
         )
 
 
+def asked_to_repeat(config: AttentionConfig | None) -> bool:
+    """Whether a call that does not say so itself must have the same bits as the next one."""
+    return config is None and must_repeat()
+
+
 def as_saved(
     do: Tensor,
     q: Tensor,
@@ -153,7 +158,7 @@ class AttentionPlan:
             causal, pattern = self.causal, Pattern(keys, group, plain)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
         check_tile(config, q, suited and (group == 1 or not config.bwd_hopper), arch)
-        self.config = config
+        self.config = config.repeatable() if deterministic else config
         self._repeats = Repeats(device)
 
     def _samples(self, tensor: Tensor) -> Tensor:
@@ -239,6 +244,7 @@ class AttentionPlan:
         """dq, dk, dv by a δ that is given; added to the three of `sums`."""
         q, k, v, q_starts, k_starts = tensors
         outs = sums or (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape))
+        delta = statistic_of(self._samples(q)).copy_(delta)
         do, q, k, v, lse = self._as_saved(do, q, k, v, lse)
         dq, dk, dv = map(self._samples, outs)
         B, N, H, D = q.shape
@@ -294,7 +300,7 @@ def plan_of(
     save: bool,
 ) -> AttentionPlan:
     """tensors: with packed rows. save: for a gradient to come."""
-    repeat = must_repeat() if deterministic is None else deterministic
+    repeat = asked_to_repeat(config) if deterministic is None else deterministic
     key = (*layouts_of(tensors), how, config, repeat, save)
     plan = _PLANS.get(key)
     if plan is None:
