@@ -200,6 +200,48 @@ def test_every_config_that_a_tuner_may_pick(device: str) -> None:
             check(inputs, {"causal": True}, config=config)
 
 
+def is_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+HOPPER = pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU: Gluon has no interpreter")
+
+
+@HOPPER
+@CAUSAL
+@pytest.mark.parametrize("N", [1, 70, 200, 1000])
+@pytest.mark.parametrize("H,G", [(2, 2), (4, 2), (4, 1)])
+@pytest.mark.parametrize("D", [64, 128])
+def test_hoppers_kernels(D: int, H: int, G: int, N: int, causal: bool) -> None:
+    inputs = draw(2, N, N, H, G, D, torch.bfloat16, "cuda")
+    found = configs(
+        2, N, H, D, arch="sm_90", mode="full", causal=causal, pattern=Pattern(group=H // G)
+    )
+    for config in (c for c in found if c.hopper or c.bwd_hopper):
+        check(inputs, {"causal": causal}, config=config)
+
+
+@HOPPER
+@pytest.mark.parametrize("packed", [False, True])
+def test_prepared_launches_serve_other_tensors(packed: bool) -> None:
+    """The first call of a layout prepares what the next ones repeat at other addresses."""
+    shape = (4, 2048, 2048, 8, 8, 128)
+    starts = torch.tensor([0, 700, 2048], dtype=torch.int32, device="cuda")
+    for seed in range(3):
+        torch.manual_seed(seed)
+        inputs = [torch.randn_like(x) for x in draw(*shape, torch.bfloat16, "cuda")]
+        if packed:
+            q, k, v = (x[0].requires_grad_() for x in inputs)
+            ends = starts + torch.tensor([0, 100 * seed, 0], device="cuda").int()
+            o = attention(q, k, v, cu_seqlens_q=ends, causal=True)
+            parts = [slice(*each) for each in pairwise(ends.tolist())]
+            wanted = [right(q[None, at], k[None, at], v[None, at], True)[0] for at in parts]
+            close(o, torch.cat(wanted, 1)[0], torch.bfloat16)
+            o.sum().backward()
+        else:
+            check(tuple(inputs), {"causal": True})
+
+
 def test_the_table_knows_what_hoppers_kernels_take() -> None:
     def first(keys: int = 4096, group: int = 1, plain: bool = True) -> AttentionConfig:
         pattern = Pattern(keys, group, plain)
