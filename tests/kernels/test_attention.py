@@ -178,6 +178,42 @@ def test_nothing_beyond_the_tensors_is_read_or_written(
     }
 
 
+@CAUSAL
+@pytest.mark.parametrize("W", [1, 2, *(pytest.param(W, marks=pytest.mark.slow) for W in (3, 4, 8))])
+def test_chunks_of_sequences_as_zigzag_cuts_them(W: int, causal: bool, device: str) -> None:
+    """Rank r of W has chunks r and 2W−1−r of 2W of every sequence; keys are whole sequences."""
+    chunks = (5, 0, 1, 17)  # tokens of a chunk of each sequence
+    lengths = [2 * W * n for n in chunks]
+    q, k, v, do = draw((1, sum(lengths), sum(lengths), 4, 2, 16), device)
+    k_starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    q_starts = torch.tensor([0, *torch.tensor(chunks).cumsum(0)], dtype=torch.int32, device=device)
+    begins, parts = k_starts.tolist(), [x.double().requires_grad_() for x in (q, k, v)]
+    whole = [
+        right(*(x[:, start : start + n] for x in parts), causal)[0]
+        for start, n in zip(begins, lengths, strict=False)
+    ]
+    expected_o = torch.cat(whole, 1)
+    wanted = torch.autograd.grad(expected_o, parts, do.double())
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    for rank in range(W):
+        for chunk in (rank, 2 * W - 1 - rank):
+            rows = [
+                start + chunk * n + i
+                for start, n in zip(begins, chunks, strict=False)
+                for i in range(n)
+            ]
+            place = Packed(q_starts, k_starts, len(chunks), k.shape[1], chunk)
+            given = q[:, rows], k, v
+            o, _ = forward(*given, causal=causal, place=place)
+            close(o, expected_o[:, rows])
+            found = backward(*given, do[:, rows], causal=causal, place=place)
+            close(found[0], wanted[0][:, rows])
+            dk += found[1]
+            dv += found[2]
+    close(dk, wanted[1])
+    close(dv, wanted[2])
+
+
 def test_rows_behind_the_last_sequence_are_zeros_and_those_before_the_first_left_alone(
     device: str,
 ) -> None:

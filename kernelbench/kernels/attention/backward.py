@@ -195,7 +195,7 @@ def differentiate_keys(
     the factor of sample b, if there is such a hook.
     """
     kv_H = H // GROUP
-    key, h, b, bh, q0, k0, rows, keys = PLACE(place, N, kv_H, BLOCK_N, False, True)
+    key, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, kv_H, BLOCK_N, False, True)
     k_ptr += b * k_stride_B + k0 * k_stride_N + h * k_stride_H
     v_ptr += b * v_stride_B + k0 * v_stride_N + h * v_stride_H
     k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
@@ -203,7 +203,8 @@ def differentiate_keys(
     k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
     v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
     kept = (k_ND, v_ND)
-    ahead = 0 if SQUARE else keys - rows
+    if SQUARE:
+        ahead = 0
     key_N = key - ahead + tl.arange(0, BLOCK_N)
     dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -373,7 +374,7 @@ def differentiate_queries(
 ):
     """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last eight:
     as in `differentiate_keys`. KEYS: see `Mask`."""
-    row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    row, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
     do_ptr += b * do_stride_B + q0 * do_stride_N + h * D
     q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
@@ -393,16 +394,15 @@ def differentiate_queries(
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale_2 = scale * LOG2E
-    whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
+    whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     if VISIBLE is not None:
-        position = row + (keys - rows)
-        first, stop = KEYS(mask, position, position + BLOCK_M)
+        first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
         dq_MD = _gather_keys(
             dq_MD,
             kept,
             k,
             v,
-            (row_M + (keys - rows), mask),
+            (row_M + ahead, mask),
             first // BLOCK_N * BLOCK_N,
             tl.minimum(end, stop),
             scale_2,

@@ -106,7 +106,7 @@ def _attend_keys(
 def keys_of(
     row,
     row_M,
-    rows,
+    ahead,
     keys,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -114,7 +114,7 @@ def keys_of(
     SQUARE: tl.constexpr,
 ):
     """What a tile of query rows sees: how many keys without a mask, how many at all, and where
-    causal the last key of each row."""
+    causal the last key of each row. ahead: of the rows' positions."""
     if not CAUSAL:
         whole = keys // BLOCK_N * BLOCK_N
         end = keys
@@ -123,8 +123,7 @@ def keys_of(
         whole = row // BLOCK_N * BLOCK_N
         end = tl.minimum(row + BLOCK_M, keys)
         last_M = row_M
-    else:  # the last query sees the last key
-        ahead = keys - rows
+    else:
         whole = tl.minimum(tl.maximum(row + ahead, 0), keys) // BLOCK_N * BLOCK_N
         end = tl.minimum(row + BLOCK_M + ahead, keys)
         last_M = row_M + ahead
@@ -175,7 +174,7 @@ def attend(
     queries as keys; else the last query sees the last key. VISIBLE, KEYS: see `Mask`. FINISH(extra,
     o_MD, tile, KIND, work) gets the result in fp32, if there is such a hook.
     """
-    row, h, b, bh, q0, k0, rows, keys = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    row, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
     q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
     k_ptr += b * k_stride_B + k0 * k_stride_N + kv_h * k_stride_H
@@ -190,12 +189,11 @@ def attend(
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     state = (acc_MD, sum_M, max_M)
     scale_2 = scale * LOG2E
-    whole, end, last_M = keys_of(row, row_M, rows, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
+    whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     if VISIBLE is not None:
-        row_end = row + (keys - rows)
-        first, stop = KEYS(mask, row_end, row_end + BLOCK_M)
+        first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
         first = first // BLOCK_N * BLOCK_N
-        last_M = row_M + (keys - rows)
+        last_M = row_M + ahead
         state = _attend_keys(
             state,
             q_MD,

@@ -14,6 +14,8 @@ from kernelbench.kernels.launch import ceil_div
 class Packed(NamedTuple):
     """Sequences one after another: where each begins, and the last one ends, among queries and
     among keys, (S+1,) of int32; how many sequences, one or more; how many keys there are in all.
+    chunk: the queries are chunk number so many, from 0 on, of a sequence that is cut into chunks as
+    long as they are, as zigzag's are; None for its end: the last query is at the last key.
 
     Rows behind the last sequence are one more, which has no keys, or no queries: what belongs to
     them is zeros. What belongs to rows in front of the first is not written."""
@@ -22,15 +24,17 @@ class Packed(NamedTuple):
     k_starts: Any
     S: Any
     keys: Any
+    chunk: Any = None
 
 
 @triton.jit
 def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
     """First row of a program, head, sample and row of (B,H); where the sequence begins, and its
-    lengths, among queries and among keys. place: the number of keys, None for that of queries."""
+    lengths, among queries and among keys; how far a query's position among the keys is ahead of its
+    number. place: the number of keys, None for that of queries."""
     keys = N if place is None else place
     row, h, b, bh = tile_of_head(keys if OF_KEYS else N, H, BLOCK, REVERSED)
-    return row, h, b, bh, 0, 0, N, keys
+    return row, h, b, bh, 0, 0, N, keys, keys - N
 
 
 @triton.jit
@@ -41,7 +45,7 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
     Tile number start_s // BLOCK + s is the first of sequence s: that many there are before it at
     most, and these numbers rise with s, so that they can be searched without a table.
     """
-    q_starts, k_starts, S, keys = place
+    q_starts, k_starts, S, keys, chunk = place
     starts = k_starts if OF_KEYS else q_starts
     all_rows = keys if OF_KEYS else N
     tiles = all_rows // BLOCK + S + 1
@@ -73,7 +77,8 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
     row = tl.where(none, 0, row)
     rows = tl.where(none, 0, rows)
     keys = tl.where(none, 0, keys)
-    return row, h, h * 0, h, q0.to(tl.int64), k0.to(tl.int64), rows, keys
+    ahead = keys - rows if chunk is None else chunk * rows
+    return row, h, h * 0, h, q0.to(tl.int64), k0.to(tl.int64), rows, keys, ahead
 
 
 def tiles_of(rows: int, place: Any, block: int) -> int:
