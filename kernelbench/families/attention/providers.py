@@ -122,6 +122,11 @@ def ours(case: AttentionCase, config: Any, deterministic: bool | None = None) ->
     return lambda a: function(a["q"], a["k"], a["v"], **how)
 
 
+def ours_repeatable(case: AttentionCase, config: Any) -> Call:
+    """The same, its gradients with the same bits on every call."""
+    return ours(case, config, deterministic=True)
+
+
 def triton_configs(case: AttentionCase, device: Device) -> tuple[Any, ...]:
     from kernelbench.kernels.attention.configs import Pattern, configs
 
