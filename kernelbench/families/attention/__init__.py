@@ -150,7 +150,6 @@ FAMILY = Family(
             "triton_fused",
             Role.triton_fused,
             ours,
-            ours_repeatable,
             configs=triton_configs,
             traffic=OURS,
             requires=("triton",),
