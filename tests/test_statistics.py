@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert ratio_interval(one, two) != ratio_interval(one, two, seed=1)
 
 
-RUN = Path(__file__).parent.parent / "results/h200/20261121T095406Z-rcm-seed-h200"
+RUN = Path(__file__).parent.parent / "results/h200/20261129T121422Z-rcm-seed-h200"
 
 
 def drawn(top: list[list[int]], bottom: list[list[int]], draws: int = 1000) -> Interval:
