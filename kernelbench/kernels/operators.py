@@ -10,6 +10,7 @@ a config as a list of whole numbers.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
+from numbers import Real
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -89,6 +90,28 @@ def admit(name: str, *tensors: Tensor | None) -> None:
             raise TypeError(f"{name} takes no {tensor.layout}: call .to_dense() on it")
         if type(tensor).__name__ == "DTensor":
             announce()
+
+
+def as_flag(function: str, name: str, value: Any) -> bool:
+    """A flag that is given as Python's or NumPy's, or as a number. Raises TypeError for others: a
+    tensor may change its value, and a plan is kept by its arguments."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Real) or type(value).__name__ in ("bool", "bool_"):  # NumPy's
+        return bool(value)
+    raise TypeError(
+        f"{function} takes {name} as True or False, got {type(value).__name__}: of a tensor or "
+        "array, pass .item()"
+    )
+
+
+def check_number(function: str, name: str, value: Any) -> None:
+    """Raise TypeError unless a value is Python's or NumPy's number, or None."""
+    if value is not None and not isinstance(value, Real):
+        raise TypeError(
+            f"{function} takes {name} as a number, got {type(value).__name__}: of a tensor or "
+            "array, pass .item()"
+        )
 
 
 def refuse_some_on_meta(name: str, *tensors: Tensor | None) -> None:

@@ -10,13 +10,14 @@ Lu and Song, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Mo
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernelbench.kernels.operators import as_flag, check_number
 
 SIGMA_DATA = {"edm": 1.0, "cm": 0.5, "trigflow": 1.0, "none": 1.0}
 PARAMETRIZATIONS = tuple(SIGMA_DATA)
@@ -141,14 +142,11 @@ class RcmFormula:
 def formula_of(
     parametrization: str, sigma_data: float | None, causal: bool, scale: float | None, D: int
 ) -> RcmFormula:
-    """The formula, with defaults filled in. Raises TypeError for what is no Python or NumPy
-    number."""
-    for name, value in (("sigma_data", sigma_data), ("scale", scale)):
-        if value is not None and not isinstance(value, Real):
-            raise TypeError(
-                f"rcm_attention takes {name} as a number, got {type(value).__name__}: of a tensor "
-                "or array, pass .item()"
-            )
+    """The formula, with defaults filled in. Raises TypeError for what is no Python or NumPy number,
+    or flag."""
+    check_number("rcm_attention", "sigma_data", sigma_data)
+    check_number("rcm_attention", "scale", scale)
+    causal = as_flag("rcm_attention", "causal", causal)
     # torch.compile warns about tracing through a cache.
     make = _formula if torch.compiler.is_compiling() else _cached_formula
     return make(parametrization, sigma_data, causal, scale, D)
@@ -160,7 +158,7 @@ def _formula(
     if sigma_data is None:
         sigma_data = SIGMA_DATA.get(parametrization, 1.0)
     scale = D**-0.5 if scale is None else float(scale)
-    return RcmFormula(parametrization, float(sigma_data), bool(causal), scale)
+    return RcmFormula(parametrization, float(sigma_data), causal, scale)
 
 
 _cached_formula = lru_cache(maxsize=256)(_formula)

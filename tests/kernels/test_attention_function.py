@@ -349,6 +349,8 @@ BAD = [
     (lambda q, k, v, s: attention(q, k, v, causal=s[0] > 0), TypeError, r"causal as True or False"),
     (lambda q, k, v, s: attention(q, k, v, causal="no"), TypeError, "causal as True or False"),
     (lambda q, k, v, s: attention(q, k, v, deterministic="x"), TypeError, "deterministic as True"),
+    (lambda q, k, v, s: attention(q, k, v, deterministic=s[:1] > 0), TypeError, "deterministic as"),
+    (lambda q, k, v, s: forward(q, k, v, how=How(causal=s[0] > 0)), TypeError, "causal as True"),
     (lambda q, k, v, s: attention(q, k, v, config={}), TypeError, "config as an AttentionConfig"),
     (lambda q, k, v, s: attention(q.tolist(), k, v), TypeError, "q as a tensor, got list"),
     (lambda q, k, v, s: attention(q[0], k[0], v[0], cu_seqlens_q=[0, 6]), TypeError,

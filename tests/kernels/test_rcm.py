@@ -177,3 +177,16 @@ def test_what_the_projection_hands_the_copy_engine(name, layout):
     given[name] = change(given[name])
     weight, bias, t = meta(512, 512), meta(512), torch.empty(4, device="meta")
     assert by_copy_engine(project_and_skip, given["a"], weight, bias, given["x"], t) == suits
+
+
+@pytest.mark.parametrize("function", [rcm_attention, rcm_attention_int8])
+def test_a_flag_is_no_tensor_whose_value_may_change(function, device):
+    """A plan is kept by its arguments: a tensor's later value would be answered as its first."""
+    q, k, v = (torch.randn(1, 8, 1, 16, device=device).half() for _ in range(3))
+    x, t = torch.randn(1, 8, 16, device=device).half(), torch.ones(1, device=device)
+    for causal in (torch.tensor(True), np.array([True]), "no"):
+        with pytest.raises(TypeError, match="takes causal as True or False"):
+            function(q, k, v, x, t, causal=causal)
+    right = function(q, k, v, x, t, causal=True)
+    for causal in (np.bool_(True), 1):
+        assert torch.equal(function(q, k, v, x, t, causal=causal), right)

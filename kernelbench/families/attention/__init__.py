@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.families._rcm import probabilities
 from kernelbench.families.attention.case import AttentionCase, inputs
 from kernelbench.families.attention.peers import peers
 from kernelbench.families.attention.providers import (
@@ -46,15 +47,10 @@ def oracle(case: AttentionCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         N, K = q.shape[1], k.shape[1]
-        key = torch.arange(K, device=q.device)
         step = max(1, ORACLE_ELEMENTS // (case.Hq * max(K, 1)))
         for start in range(0, N, step):
             rows = slice(start, min(start + step, N))
-            scores = q[:, rows] @ k.mT / math.sqrt(case.D)
-            if case.causal:
-                last = torch.arange(rows.start, rows.stop, device=q.device) + K - N
-                scores = scores.masked_fill(key > last[:, None], -math.inf)
-            p = scores.softmax(-1)
+            p = probabilities(q[:, rows], k, start + K - N, case.causal)
             o = p @ v
             place = _place(at, rows)
             yield "o", place, o.transpose(0, 1)

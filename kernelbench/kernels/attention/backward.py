@@ -219,26 +219,7 @@ def differentiate_keys(
         q = Rows(q_start, widened(q_stride_N, WIDE), rows)
         statistics = (lse_ptr + q_bh * pitch(N) + q0, delta_ptr + q_bh * pitch(N) + q0)
         first_whole = 0
-        if VISIBLE is not None:
-            begin, stop = QUERIES(mask, key, key + BLOCK_N)
-            begin = tl.maximum(begin - ahead, 0)
-            if CAUSAL:
-                begin = tl.maximum(begin, key - ahead)
-            state = _gather_queries(
-                state,
-                kept,
-                q,
-                do,
-                statistics,
-                (key_N, ahead, mask),
-                begin // BLOCK_M * BLOCK_M,
-                tl.minimum(stop - ahead, rows),
-                scale_2,
-                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
-                True,
-                STAGES,
-            )
-        elif CAUSAL:
+        if CAUSAL:
             if SQUARE:
                 first = key // BLOCK_M * BLOCK_M
                 beyond = key + BLOCK_N
@@ -246,17 +227,25 @@ def differentiate_keys(
                 first = tl.maximum(key - ahead, 0) // BLOCK_M * BLOCK_M
                 beyond = tl.maximum(key + BLOCK_N - ahead, 0)
             first_whole = tl.minimum(tl.cdiv(beyond, BLOCK_M) * BLOCK_M, rows)
+        if VISIBLE is not None:  # any tile may be masked
+            begin, stop = QUERIES(mask, key, key + BLOCK_N)
+            begin = tl.maximum(begin - ahead, 0) // BLOCK_M * BLOCK_M
+            first = tl.maximum(first, begin) if CAUSAL else begin
+            first_whole = tl.minimum(stop - ahead, rows)
+        if CAUSAL or VISIBLE is not None:
             state = _gather_queries(
                 state,
                 kept,
                 q,
                 do,
                 statistics,
-                (key_N, 0, None),
+                (key_N, ahead, mask),
                 first,
                 first_whole,
                 scale_2,
-                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+                Variant(
+                    D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+                ),
                 True,
                 STAGES,
             )
@@ -395,21 +384,11 @@ def differentiate_queries(
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
-    if VISIBLE is not None:
+    if VISIBLE is not None:  # as in `forward.attend`
         first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
-        dq_MD = _gather_keys(
-            dq_MD,
-            kept,
-            k,
-            v,
-            (row_M + ahead, mask),
-            first // BLOCK_N * BLOCK_N,
-            tl.minimum(end, stop),
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
-            True,
-            STAGES,
-        )
+        whole = first // BLOCK_N * BLOCK_N
+        end = tl.minimum(end, stop)
+        last_M = row_M + ahead
     else:
         dq_MD = _gather_keys(
             dq_MD,
@@ -424,19 +403,21 @@ def differentiate_queries(
             False,
             STAGES,
         )
-    if VISIBLE is None and (CAUSAL or RAGGED):  # as in `forward.attend`
+    if CAUSAL or RAGGED or VISIBLE is not None:
         dq_MD = _gather_keys(
             dq_MD,
             kept,
             k,
             v,
-            (last_M, None),
+            (last_M, mask),
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            Variant(
+                D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+            ),
             True,
-            1,
+            1 if VISIBLE is None else STAGES,
         )
     dq_MD *= _scaled(extra, b, scale, FACTOR, KIND)
     dq = Rows(dq_ptr + ((b * N + q0) * H * D + h * D), widened(H * D, WIDE), rows)

@@ -1,11 +1,13 @@
 """What `attention` takes, and what is said of the rest."""
 
 import operator
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from kernelbench.kernels.attention.configs import AttentionConfig
+from kernelbench.kernels.operators import as_flag, check_number
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_D = 256
@@ -47,20 +49,9 @@ def check(
 
 def how_of(causal: Any, scale: Any, window: Any) -> How:
     """The arguments as `How` has them. Raises TypeError or ValueError for what they cannot be."""
-    if not isinstance(causal, bool):
-        if type(causal).__name__ not in ("bool", "bool_"):  # NumPy's
-            raise TypeError(
-                f"attention takes causal as True or False, got {type(causal).__name__}: of a "
-                "tensor or array, pass .item()"
-            )
-        causal = bool(causal)
-    if scale is not None and not isinstance(scale, float):
-        if not isinstance(scale, Real):
-            raise TypeError(
-                f"attention takes scale as a number, got {type(scale).__name__}: of a tensor or "
-                "array, pass .item()"
-            )
-        scale = float(scale)
+    causal = as_flag("attention", "causal", causal)
+    check_number("attention", "scale", scale)
+    scale = None if scale is None else float(scale)
     if window is None:
         return How(causal, scale)
     try:
@@ -80,18 +71,13 @@ def _side(side: Any) -> int:
     return min(number, 2**31 - 1)
 
 
-def check_types(tensors: Inputs, deterministic: Any, config: Any) -> None:
+def check_types(tensors: Inputs, config: Any) -> None:
     """Raise TypeError for arguments that are of no kind that `attention` takes."""
     names = ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k")
     for name, tensor in zip(names, tensors, strict=True):
         if not isinstance(tensor, Tensor) and (name in "qkv" or tensor is not None):
             raise TypeError(f"attention takes {name} as a tensor, got {type(tensor).__name__}")
-    if deterministic is not None and not isinstance(deterministic, bool):
-        raise TypeError(
-            "attention takes deterministic as True, False or None, got "
-            f"{type(deterministic).__name__}"
-        )
-    if config is not None and type(config).__name__ != "AttentionConfig":
+    if config is not None and not isinstance(config, AttentionConfig):
         raise TypeError(
             f"attention takes config as an AttentionConfig or None, got {type(config).__name__}"
         )

@@ -190,23 +190,11 @@ def attend(
     state = (acc_MD, sum_M, max_M)
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
-    if VISIBLE is not None:
+    if VISIBLE is not None:  # any tile may be masked
         first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
-        first = first // BLOCK_N * BLOCK_N
+        whole = first // BLOCK_N * BLOCK_N
+        end = tl.minimum(end, stop)
         last_M = row_M + ahead
-        state = _attend_keys(
-            state,
-            q_MD,
-            k,
-            v,
-            (last_M, mask),
-            first,
-            tl.minimum(end, stop),
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, True, VISIBLE),
-            True,
-            STAGES,
-        )
     else:
         state = _attend_keys(
             state,
@@ -221,21 +209,22 @@ def attend(
             False,
             STAGES,
         )
-    if VISIBLE is None and (
-        CAUSAL or RAGGED
-    ):  # few turns: a pipeline here would make every wgmma wait for the last
+    # Mostly few turns: a pipeline here would make every wgmma wait for the last.
+    if CAUSAL or RAGGED or VISIBLE is not None:
         state = _attend_keys(
             state,
             q_MD,
             k,
             v,
-            (last_M, None),
+            (last_M, mask),
             whole,
             end,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            Variant(
+                D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+            ),
             True,
-            1,
+            1 if VISIBLE is None else STAGES,
         )
     acc_MD, sum_M, max_M = state
 

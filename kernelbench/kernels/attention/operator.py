@@ -20,6 +20,7 @@ from kernelbench.kernels.operators import (
     Transform,
     absent,
     admit,
+    as_flag,
     direct,
     empty_gradients,
     final,
@@ -193,8 +194,8 @@ def attention(
     it as one operator, `kernelbench::attention`.
 
     Raises TypeError for other dtypes, nested tensors and arguments of another kind; ValueError for
-    shapes that do not fit, and a scale that it cannot have; RuntimeError for tensors that
-    are not on one device where Triton runs, or have no memory; NotImplementedError in forward mode.
+    shapes that do not fit, and a scale that it cannot have; RuntimeError for tensors that are not
+    on one device where Triton runs, or have no memory; NotImplementedError in forward mode.
 
     Dao, FlashAttention-2, 2023 (arXiv:2307.08691); Shah et al., FlashAttention-3, 2024
     (arXiv:2407.08608); Ainslie et al., GQA, 2023 (arXiv:2305.13245).
@@ -203,12 +204,12 @@ def attention(
         cu_seqlens_k = None  # one tensor, once
     how = how_of(causal, scale, window)
     tensors: Inputs = q, k, v, cu_seqlens_q, cu_seqlens_k
-    if deterministic not in (None, False, True):
-        check_types(tensors, deterministic, config)
+    if deterministic is not None:
+        deterministic = as_flag("attention", "deterministic", deterministic)
     try:
         o, lse = _attend(tensors, how, config, deterministic, return_lse)
     except (AttributeError, TypeError):  # a clearer error comes first
-        check_types(tensors, deterministic, config)
+        check_types(tensors, config)
         raise
     if not return_lse:
         return o

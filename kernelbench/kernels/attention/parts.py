@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.attention.checks import PLAIN, How, Inputs
+from kernelbench.kernels.attention.checks import PLAIN, How, Inputs, how_of
 from kernelbench.kernels.attention.configs import AttentionConfig
 from kernelbench.kernels.attention.plans import inputs_of, plan_of
 from kernelbench.kernels.attention.tiles import statistic_of
@@ -29,7 +29,7 @@ def forward(
     starts: cu_seqlens of queries and keys. how: see `attention`. Results of parts of the keys are
     merged by lse: o = Σ 2^(lse_i − lse)·o_i with lse = log2 Σ 2^lse_i.
     """
-    tensors = _inputs(q, k, v, starts)
+    tensors, how = _inputs(q, k, v, starts), _checked(how)
     o, lse = plan_of(tensors, how, config, None, True).forward(tensors, True)
     assert lse is not None
     return o, lse
@@ -63,7 +63,7 @@ def backward(
 
     Raises ValueError or TypeError for shapes, dtypes and layouts that do not fit.
     """
-    tensors = _inputs(q, k, v, starts)
+    tensors, how = _inputs(q, k, v, starts), _checked(how)
     _check(do, lse, delta, tensors, accumulate)
     plan = plan_of(tensors, how, config, None, True)
     gradients = plan.add(do.resolve_neg(), tensors, lse, delta, accumulate)
@@ -103,6 +103,10 @@ def _check(
             )
         if total.is_neg():
             raise ValueError(f"parts.backward adds to no negative view, got one as {name}")
+
+
+def _checked(how: How) -> How:
+    return how_of(how.causal, how.scale, (how.left, how.right))
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor] | None) -> Inputs:

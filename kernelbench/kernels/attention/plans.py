@@ -264,7 +264,9 @@ class AttentionPlan:
 
     def _run(self, tensors: _Tensors, what: tuple[bool, bool]) -> None:
         """what: whether δ is to be found, and whether there is something to add to."""
-        kind = (what, *map(layout_of, tensors))
+        wanted = [None if x is None else x.dtype for x in tensors[-3:]]
+        given = map(layout_of, (tensors.do, tensors.q, tensors.k, tensors.v))
+        kind = (what, tensors.dlse is None, *wanted, *given)
         self._repeats.run(kind, tensors, self._backward_launches)
 
     def _backward_launches(self, kind: Any, tensors: Sequence[Any]) -> Sequence[Launch]:
