@@ -112,7 +112,7 @@ def test_dense(shape: tuple[int, ...], causal: bool, dtype: torch.dtype, device:
     check(draw(*shape, dtype, device), {"causal": causal})
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=SLOW)])
 @pytest.mark.parametrize("window", [(5, 3), (0, 0), (7, -1), (-1, 2), (-1, -1), (1000, 1000)])
 @pytest.mark.parametrize(
     ("N", "K"), [(33, 70), pytest.param(40, 40, marks=SLOW), pytest.param(70, 33, marks=SLOW)]
@@ -131,7 +131,7 @@ LENGTHS = {
 }
 
 
-@CAUSAL
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=SLOW), True])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("padding", [pytest.param(0, marks=SLOW), 19])
 def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
