@@ -295,7 +295,7 @@ def moved(provider: Provider[Any], case: Case, without: str = "") -> tuple[int, 
 
 @EVERY
 def test_no_provider_moves_less_than_it_must(family: Family[Any]) -> None:
-    """Read and written apart. The unfused baseline moves more: that is what fusion is for."""
+    """Read and written apart. An unfused baseline moves more: that is what fusion is for."""
     for case in family.checks:
         cost = family.cost(case)
         for provider in family.providers:
@@ -305,9 +305,12 @@ def test_no_provider_moves_less_than_it_must(family: Family[Any]) -> None:
                 read, write = moved(provider, case)
                 where = f"{provider.name} {case.id}"
                 assert read >= cost.read and write >= cost.write, where
-                if provider is family.baseline:
+                if provider is family.baseline and family.name not in ONE_OPERATOR:
                     assert read + write > cost.bytes, where
 
+
+# Whose baseline is one operator of PyTorch, so that nothing is there to be fused.
+ONE_OPERATOR = ("attention",)
 
 # Who claims a single pass, in modes fwd and bwd; `rstd` is saved for a backward, at its own cost.
 ONE_PASS = (

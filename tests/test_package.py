@@ -167,11 +167,41 @@ def test_scripts_and_tests_for_a_gpu_import_what_is_there() -> None:
     assert not gone
 
 
-def test_the_parts_of_the_ci_take_45_minutes_at_most() -> None:
+def test_the_ci_ends_within_45_minutes() -> None:
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    parts = re.findall(r"(?m)^part (\S+) (\d+) ", text)
-    assert len(parts) == text.count("\npart ")
-    assert "\n# 45 minutes at most." in text and sum(int(minutes) for _, minutes in parts) <= 45
+    limit = re.search(r"(?m)^readonly seconds=\$\(\((\d+) \* 60\)\)", text)
+    assert limit is not None and int(limit[1]) < 45 and " 45 minutes at most." in text
+    assert re.findall(r"(?m)^extra (\S+)", text) == ["inspect", "minimum", "test-slow"]
+
+
+@pytest.mark.parametrize(
+    "parts, said, code",
+    [
+        ("part a true\nextra b true", ["a ok", "b ok", "0 not finished", "2 passed, 0 failed"], 0),
+        ("part a false\nextra b true", ["a FAILED (1)", "b ok", "1 passed, 1 failed"], 1),
+        ("part a true\nextra b false", ["b FAILED (1)", "0 not finished", "1 passed, 1 failed"], 1),
+        ("part a sleep 9\npart b true", ["a OUT OF TIME", "b OUT OF TIME", "2 failed"], 1),
+        (
+            "part a true\nextra b sleep 9\nextra c true",
+            ["b not finished: no time was left", "c not finished", "2 not finished", "0 failed"],
+            0,
+        ),
+        ("part a true\nextra b bash -c 'kill -9 $$'", ["b FAILED (137)", "1 failed"], 1),
+    ],
+)
+def test_only_time_excuses_a_part_of_the_ci_and_only_those_that_may_be_cut(
+    tmp_path: Path, parts: str, said: list[str], code: int
+) -> None:
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    before, after = text[: text.index("\npart set-up")], text[text.index("\nprintf '\\n'\n") :]
+    before = re.sub(r"seconds=\S+ \* 60\)\)", "seconds=2", before)
+    (tmp_path / "ci").mkdir()
+    script = tmp_path / "ci/run"
+    script.write_text(f"{before}\n{parts}\n{after}", encoding="utf-8")
+    ended = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    shown = re.sub(r"(?m) +\d+ s  ", " ", ended.stdout)
+    assert [line for line in said if line not in shown] == [], ended.stdout + ended.stderr
+    assert ended.returncode == code
 
 
 def skip_unless_pinned() -> None:
