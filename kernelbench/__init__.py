@@ -19,6 +19,7 @@ PUBLIC = (
     "kernels.rcm_int8",
     "kernels.rms_norm",
     "kernels.rotary",
+    "kernels.zigzag_attention",
     "nn",
     "provide",
     "spec",

@@ -386,6 +386,7 @@ def test_rows_of_a_kernel_for_two_targets(tmp_path: Path) -> None:
     assert len(gate.read(saved)) == len(found)
 
 
+@pytest.mark.slow
 @LINUX
 def test_what_is_divisible_by_16_is_loaded_16_bytes_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "widths.yaml"

@@ -132,6 +132,7 @@ def test_a_baseline_that_took_its_worker_down_is_not_tried_in_the_next_process(
     assert deaths.stat().st_size == 1
 
 
+@pytest.mark.slow
 def test_resume_goes_on_in_the_process_that_was_cut_short(tmp_path: Path) -> None:
     path = suite(tmp_path, "plain, again", sizes="8, 9", processes=2)
     _, folder = go(path)

@@ -172,6 +172,7 @@ def test_a_hanging_provider_costs_its_time_and_no_more(tmp_path):
     assert "did not end in time" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_job_whose_inputs_cannot_be_drawn_is_not_the_tools_fault(tmp_path):
     plugin = tmp_path / "steady_broken.py"
     text = Path(STEADY).read_text().replace('{"x": draw(case.n)}', '{"x": draw(1 / 0)}')
@@ -203,6 +204,7 @@ def test_a_missing_tool_says_where_it_was_looked_for(tool, tmp_path, nothing_ins
     assert not (tmp_path / "out").exists(), "a run of nothing would be the newest"
 
 
+@pytest.mark.slow
 def test_torch_stands_in_only_when_it_was_asked(tmp_path, nothing_installed):
     args = ("profile", suite(tmp_path), "--nsys", "--torch", "--case", "n8-fp32-fwd")
     done = invoke(*args, out=tmp_path / "out")

@@ -286,6 +286,7 @@ def commands(seen: Path) -> list[list[str]]:
     return [file.read_text().split("\n") for file in seen.iterdir() if file.suffix != ".env"]
 
 
+@pytest.mark.slow
 def test_findings_are_shown_with_their_provider_and_case(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +362,7 @@ def test_cases_share_a_process_until_something_is_found(fake: Fake, tmp_path: Pa
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_provider_that_raises_was_not_looked_at_and_a_skipped_one_is_left_out(fake: Fake) -> None:
     seen = fake()
     words = ("-p", "plain", "-p", "raises", "-p", "absent")

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernelbench.kernels import attention, projection, rcm_attention, rcm_int8, rms_norm, rotary
+from kernelbench.kernels import (
+    attention,
+    projection,
+    rcm_attention,
+    rcm_int8,
+    rms_norm,
+    rotary,
+    zigzag_attention,
+)
 from kernelbench.nn import skip
 
 YES = "yes"
@@ -99,6 +107,27 @@ def _softmaxed_apart(q, k, v, starts):
     return torch.cat([each[0] for each in o]), torch.cat([each[0] for each in lse], 1)
 
 
+def _chunks(device):
+    """Two documents of 8 and 4 keys, chunks 1 and 2 of 4."""
+    drawn = _draw((3, 2, 16), (3, 2, 16), (12, 2, 16), (12, 2, 16))(device)
+    starts = [0, 2, 3], [0, 8, 12]
+    return [*drawn, *(torch.tensor(x, dtype=torch.int32, device=device) for x in starts)]
+
+
+def _softmaxed_chunks(q0, q1, k, v, q_starts, k_starts):
+    k, v = (x.split((8, 4)) for x in (k, v))
+    results = []
+    for number, q in ((1, q0), (2, q1)):
+        parts = []
+        for rows, keys, values in zip(q.split((2, 1)), k, v, strict=True):
+            end = (number + 1) * len(rows)
+            parts.append(_softmaxed(rows[None], keys[None, :end], values[None, :end]))
+        o, lse = zip(*parts, strict=True)
+        results.append((torch.cat([x[0] for x in o]), torch.cat([x[0] for x in lse], 1)))
+    (o0, lse0), (o1, lse1) = results
+    return o0, o1, lse0, lse1
+
+
 _HEADS = [(2, 5, 2, 16)] * 3
 _SKIP = {"parametrization": "edm", "sigma_data": 1.0}
 _OF_ATTENTION = {"batch": (0, 0, 0, 0, 0), "heads": (2, 2, 2, 2, None)}
@@ -141,6 +170,20 @@ FUNCTIONS = {
         attention.operator._operator,
         (None, True, None, -1, -1, None, [], True),
         {"heads": (1, 1, 1, None)},
+    ),
+    "zigzag_attention": Function(
+        _chunks,
+        lambda q0, q1, k, v, q_starts, k_starts: zigzag_attention.zigzag_attention(
+            *(q0, q1, k, v, q_starts, q_starts, k_starts),
+            chunk_idx_0=1,
+            chunk_idx_1=2,
+            total_chunks=4,
+        ),
+        _softmaxed_chunks,
+        4,
+        zigzag_attention.operator._operator,
+        (None, None, [1, 2, 4], None, True, False, None, [], True),
+        {"heads": (1, 1, 1, 1, None, None)},
     ),
     "rcm_attention": Function(
         _with_time(*_HEADS, (2, 5, 32)),

@@ -86,13 +86,13 @@ def find_deltas(
 
 
 @triton.jit
-def _seeing(lse_M):
+def seeing(lse_M):
     """Statistics by which all weights of a row that sees no key are 0: its own is −∞."""
     return tl.where(lse_M == float("-inf"), float("inf"), lse_M)
 
 
 @triton.jit
-def _gather_queries(
+def gather_queries(
     state,
     kept,
     q,
@@ -132,7 +132,7 @@ def _gather_queries(
                 seen_NM = variant.VISIBLE(mask, (row_M + ahead)[None, :], (key_N + ahead)[:, None])
                 score_NM = tl.where(seen_NM, score_NM, float("-inf"))
             if variant.BLIND:
-                lse_M = _seeing(lse_M)
+                lse_M = seeing(lse_M)
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
         do_MD = load_tile(do, start, D, BLOCK_M, BLOCK_D, RAGGED)
         dv_ND = tl.dot(p_NM.to(do_MD.dtype), do_MD, dv_ND, input_precision="ieee")
@@ -233,7 +233,7 @@ def differentiate_keys(
             first = tl.maximum(first, begin) if CAUSAL else begin
             first_whole = tl.minimum(stop - ahead, rows)
         if CAUSAL or VISIBLE is not None:
-            state = _gather_queries(
+            state = gather_queries(
                 state,
                 kept,
                 q,
@@ -244,13 +244,20 @@ def differentiate_keys(
                 first_whole,
                 scale_2,
                 Variant(
-                    D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+                    D,
+                    BLOCK_M,
+                    BLOCK_D,
+                    CAUSAL,
+                    RAGGED,
+                    not SQUARE or VISIBLE is not None,
+                    VISIBLE,
+                    load_tile,
                 ),
                 True,
                 STAGES,
             )
         if VISIBLE is None:
-            state = _gather_queries(
+            state = gather_queries(
                 state,
                 kept,
                 q,
@@ -260,7 +267,7 @@ def differentiate_keys(
                 first_whole,
                 rows,
                 scale_2,
-                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None, load_tile),
                 False,
                 STAGES,
             )
@@ -282,7 +289,7 @@ def differentiate_keys(
 
 
 @triton.jit
-def _gather_keys(
+def gather_keys(
     dq_MD,
     kept,
     k,
@@ -305,8 +312,8 @@ def _gather_keys(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        k_ND = variant.LOAD(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        v_ND = variant.LOAD(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
             visible_MN = seen(rows, start + tl.arange(0, BLOCK_N), k.N, variant)
@@ -378,7 +385,7 @@ def differentiate_queries(
     lse_M = load_rows(lse_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
     delta_M = load_rows(delta_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
     if not SQUARE or VISIBLE is not None:
-        lse_M = _seeing(lse_M)
+        lse_M = seeing(lse_M)
     kept = (q_MD, do_MD, lse_M, delta_M)
     row_M = row + tl.arange(0, BLOCK_M)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -390,7 +397,7 @@ def differentiate_queries(
         end = tl.minimum(end, stop)
         last_M = row_M + ahead
     else:
-        dq_MD = _gather_keys(
+        dq_MD = gather_keys(
             dq_MD,
             kept,
             k,
@@ -399,12 +406,12 @@ def differentiate_queries(
             0,
             whole,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None, load_tile),
             False,
             STAGES,
         )
     if CAUSAL or RAGGED or VISIBLE is not None:
-        dq_MD = _gather_keys(
+        dq_MD = gather_keys(
             dq_MD,
             kept,
             k,
@@ -414,7 +421,14 @@ def differentiate_queries(
             end,
             scale_2,
             Variant(
-                D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+                D,
+                BLOCK_N,
+                BLOCK_D,
+                CAUSAL,
+                RAGGED,
+                not SQUARE or VISIBLE is not None,
+                VISIBLE,
+                load_tile,
             ),
             True,
             1 if VISIBLE is None else STAGES,

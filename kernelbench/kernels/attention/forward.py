@@ -59,7 +59,25 @@ def seen(rows, key_N, N, variant):
 
 
 @triton.jit
-def _attend_keys(
+def weigh(q_MD, k_ND, max_M, rows, start, N, scale, variant, MASKED: tl.constexpr):
+    """The weights of a tile of keys from `start` on, of N; what is left of those before it; the
+    largest score now. rows: see `seen`."""
+    score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+    if MASKED:
+        visible_MN = seen(rows, start + tl.arange(0, variant.BLOCK), N, variant)
+        score_MN = tl.where(visible_MN, score_MN, float("-inf"))
+    new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
+    if MASKED and variant.BLIND:  # −∞ less −∞ is no number
+        finite_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
+    else:
+        finite_M = new_max_M
+    weight_MN = tl.exp2(score_MN * scale - finite_M[:, None])
+    decay_M = tl.exp2(max_M - finite_M)
+    return weight_MN, decay_M, new_max_M
+
+
+@triton.jit
+def attend_keys(
     state,
     q_MD,
     k,
@@ -82,23 +100,14 @@ def _attend_keys(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     RAGGED: tl.constexpr = MASKED and variant.RAGGED
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
-        k_ND = load_tile(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
-        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
-        if MASKED:
-            visible_MN = seen(rows, start + tl.arange(0, BLOCK_N), k.N, variant)
-            score_MN = tl.where(visible_MN, score_MN, float("-inf"))
-        new_max_M = tl.maximum(max_M, tl.max(score_MN, axis=1) * scale)
-        if MASKED and variant.BLIND:  # −∞ less −∞ is no number
-            finite_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
-        else:
-            finite_M = new_max_M
-        weight_MN = tl.exp2(score_MN * scale - finite_M[:, None])
-        decay_M = tl.exp2(max_M - finite_M)
-        v_ND = load_tile(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        k_ND = variant.LOAD(k, start, D, BLOCK_N, BLOCK_D, RAGGED)
+        weight_MN, decay_M, max_M = weigh(
+            q_MD, k_ND, max_M, rows, start, k.N, scale, variant, MASKED
+        )
+        v_ND = variant.LOAD(v, start, D, BLOCK_N, BLOCK_D, RAGGED)
         acc_MD = acc_MD * decay_M[:, None]
         acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
         sum_M = sum_M * decay_M + tl.sum(weight_MN, axis=1)
-        max_M = new_max_M
     return acc_MD, sum_M, max_M
 
 
@@ -196,7 +205,7 @@ def attend(
         end = tl.minimum(end, stop)
         last_M = row_M + ahead
     else:
-        state = _attend_keys(
+        state = attend_keys(
             state,
             q_MD,
             k,
@@ -205,13 +214,13 @@ def attend(
             0,
             whole,
             scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None),
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None, load_tile),
             False,
             STAGES,
         )
     # Mostly few turns: a pipeline here would make every wgmma wait for the last.
     if CAUSAL or RAGGED or VISIBLE is not None:
-        state = _attend_keys(
+        state = attend_keys(
             state,
             q_MD,
             k,
@@ -221,7 +230,14 @@ def attend(
             end,
             scale_2,
             Variant(
-                D, BLOCK_N, BLOCK_D, CAUSAL, RAGGED, not SQUARE or VISIBLE is not None, VISIBLE
+                D,
+                BLOCK_N,
+                BLOCK_D,
+                CAUSAL,
+                RAGGED,
+                not SQUARE or VISIBLE is not None,
+                VISIBLE,
+                load_tile,
             ),
             True,
             1 if VISIBLE is None else STAGES,

@@ -38,17 +38,14 @@ def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KE
 
 
 @triton.jit
-def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
-    """The same of a sequence of `Packed`, or of the rows behind the last one; of a tile with no row
-    of it the lengths are 0.
+def sequence_of(starts, S, rows, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
+    """The sequence that a program is in, S behind the last; which of all tiles is the program's;
+    the head. starts: where sequences begin among the rows.
 
     Tile number start_s // BLOCK + s is the first of sequence s: that many there are before it at
     most, and these numbers rise with s, so that they can be searched without a table.
     """
-    q_starts, k_starts, S, keys, chunk = place
-    starts = k_starts if OF_KEYS else q_starts
-    all_rows = keys if OF_KEYS else N
-    tiles = all_rows // BLOCK + S + 1
+    tiles = rows // BLOCK + S + 1
     tile = tl.program_id(0) % tiles
     if REVERSED:
         tile = tiles - 1 - tile
@@ -61,6 +58,17 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
             low = middle
         else:
             high = middle - 1
+    return low, tile, h
+
+
+@triton.jit
+def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
+    """The same of a sequence of `Packed`, or of the rows behind the last one; of a tile with no row
+    of it the lengths are 0."""
+    q_starts, k_starts, S, keys, chunk = place
+    starts = k_starts if OF_KEYS else q_starts
+    all_rows = keys if OF_KEYS else N
+    low, tile, h = sequence_of(starts, S, all_rows, BLOCK, REVERSED)
     q0 = tl.load(q_starts + low)
     k0 = tl.load(k_starts + low)
     start = k0 if OF_KEYS else q0
@@ -83,7 +91,12 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
 
 def tiles_of(rows: int, place: Any, block: int) -> int:
     """Programs along the rows of a head and sample."""
-    return rows // block + place.S + 1 if isinstance(place, Packed) else ceil_div(rows, block)
+    return most_tiles(rows, place.S, block) if isinstance(place, Packed) else ceil_div(rows, block)
+
+
+def most_tiles(rows: int, S: int, block: int) -> int:
+    """Tiles of S sequences with so many rows, as `sequence_of` numbers them."""
+    return rows // block + S + 1
 
 
 def placing(

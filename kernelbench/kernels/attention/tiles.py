@@ -22,7 +22,8 @@ class Rows(NamedTuple):
 
 class Variant(NamedTuple):
     """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements. BLIND: some
-    query may see no key. VISIBLE: see `Mask`."""
+    query may see no key. VISIBLE: see `Mask`. LOAD: what reads the tiles of keys, as `load_tile`
+    does, from what has N, how many there are, and all else that LOAD needs."""
 
     D: Any
     BLOCK: Any
@@ -31,6 +32,7 @@ class Variant(NamedTuple):
     RAGGED: Any
     BLIND: Any
     VISIBLE: Any
+    LOAD: Any
 
 
 class Tile(NamedTuple):

@@ -1,0 +1,245 @@
+"""The gradients of zigzag attention: dk and dv in one pass over both chunks' queries, dq of both
+chunks in one pass over the keys.
+
+Shapes: as in `places`; M query rows of a tile, N keys of one.
+"""
+
+import triton
+import triton.language as tl
+
+from kernelbench.kernels.attention.backward import gather_keys, gather_queries, seeing
+from kernelbench.kernels.attention.forward import LOG2E
+from kernelbench.kernels.attention.places import sequence_of
+from kernelbench.kernels.attention.tiles import (
+    Rows,
+    Variant,
+    load_rows,
+    load_tile,
+    pitch,
+    store_tile,
+    widened,
+)
+from kernelbench.kernels.zigzag_attention.forward import span_of
+from kernelbench.kernels.zigzag_attention.places import (
+    Chunk,
+    document_of,
+    keys_of_head,
+    rows_of,
+    store_keys,
+)
+
+
+@triton.jit
+def _of_head(chunk, place, h, D: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of q and do of a head, without what is padded, and its statistics, lse and δ."""
+    q = chunk.q + place.start * chunk.q_stride_T + h * chunk.q_stride_H
+    do = chunk.do + place.start * chunk.do_stride_T + h * D
+    statistic = h * pitch(chunk.T) + place.start
+    return (
+        Rows(q, widened(chunk.q_stride_T, WIDE), place.real),
+        Rows(do, widened(chunk.do_stride_T, WIDE), place.real),
+        (chunk.lse + statistic, chunk.delta + statistic),
+    )
+
+
+@triton.jit
+def _chosen(early, late, is_late):
+    """One of two chunks, by a value at run time: one loop over both takes half the code, and the
+    registers of one."""
+    return Chunk(
+        tl.where(is_late, late.q, early.q),
+        tl.where(is_late, late.q_stride_T, early.q_stride_T),
+        tl.where(is_late, late.q_stride_H, early.q_stride_H),
+        tl.where(is_late, late.do, early.do),
+        tl.where(is_late, late.do_stride_T, early.do_stride_T),
+        tl.where(is_late, late.lse, early.lse),
+        tl.where(is_late, late.delta, early.delta),
+        None,
+        tl.where(is_late, late.starts, early.starts),
+        tl.where(is_late, late.number, early.number),
+        tl.where(is_late, late.T, early.T),
+    )
+
+
+@triton.jit
+def _gather_chunk(
+    state,
+    kept,
+    chunk,
+    place,
+    key,
+    h,
+    scale,
+    variant,
+    BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """What the queries of a chunk, of one head, add to dk and dv of BLOCK_N keys from `key` on."""
+    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE)
+    BLOCK_M: tl.constexpr = variant.BLOCK
+    seen_by = (key - place.first + tl.arange(0, BLOCK_N), 0, None)
+    whole = 0
+    if variant.CAUSAL:
+        begin = tl.maximum(key - place.first, 0) // BLOCK_M * BLOCK_M
+        beyond = tl.maximum(key + BLOCK_N - place.first, 0)
+        whole = tl.minimum(tl.cdiv(beyond, BLOCK_M) * BLOCK_M, place.real)
+        state = gather_queries(
+            state, kept, q, do, statistics, seen_by, begin, whole, scale, variant, True, STAGES
+        )
+    return gather_queries(
+        state, kept, q, do, statistics, seen_by, whole, place.real, scale, variant, False, STAGES
+    )
+
+
+@triton.jit
+def differentiate_keys(
+    early,
+    late,
+    keys,
+    scale,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZIGZAG: tl.constexpr,
+    LOAD: tl.constexpr,
+):
+    """dk and dv of BLOCK_N keys of one of their heads a program, over the rows of both chunks of
+    every head that shares it; zeros for what is padded. The last three: as in
+    `forward.attend_chunks`."""
+    kv_H = H // GROUP
+    s, tile, h = sequence_of(keys.starts, keys.S, keys.T, BLOCK_N, False)
+    document = document_of(keys, s)
+    padded = tl.where(s == keys.S, keys.T - document.start, document.padded)
+    key = (tile - (document.start // BLOCK_N + s)) * BLOCK_N
+    if key < 0:  # a number that no tile has
+        key = 1 << 30
+    k = keys_of_head(keys.k, keys.k_stride_T, keys.k_stride_H, keys, document, h, WIDE, ZIGZAG)
+    v = keys_of_head(keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, h, WIDE, ZIGZAG)
+    kept = (LOAD(k, key, D, BLOCK_N, BLOCK_D, True), LOAD(v, key, D, BLOCK_N, BLOCK_D, True))
+    state = (tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32))
+    scale_2 = scale * LOG2E
+    if key < document.keys:
+        for visit in tl.range(0, 2 * GROUP):
+            chunk = _chosen(early, late, visit >= GROUP)
+            place = rows_of(chunk, document, keys.S)
+            state = _gather_chunk(
+                state,
+                kept,
+                chunk,
+                place,
+                key,
+                h * GROUP + visit % GROUP,
+                scale_2,
+                Variant(D, BLOCK_M, BLOCK_D, CAUSAL, True, True, None, LOAD),
+                BLOCK_N,
+                WIDE,
+                STAGES,
+            )
+    dk_ND, dv_ND = state
+    real_N1 = (key + tl.arange(0, BLOCK_N) < document.keys)[:, None]
+    dk_ND = tl.where(real_N1, dk_ND * scale, 0.0)
+    dv_ND = tl.where(real_N1, dv_ND, 0.0)
+    dk = keys_of_head(keys.dk, kv_H * D, D, keys, document, h, WIDE, ZIGZAG)
+    dv = keys_of_head(keys.dv, kv_H * D, D, keys, document, h, WIDE, ZIGZAG)
+    store_keys(dk, dk_ND, key, padded, D, BLOCK_N, BLOCK_D, ZIGZAG)
+    store_keys(dv, dv_ND, key, padded, D, BLOCK_N, BLOCK_D, ZIGZAG)
+
+
+@triton.jit
+def _differentiate_tile(
+    chunk,
+    place,
+    row,
+    h,
+    H,
+    k,
+    v,
+    scale,
+    variant,
+    BLOCK_M: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dq of BLOCK_M rows of a chunk, of one head; zeros for what is padded."""
+    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE)
+    lse, delta = statistics
+    D: tl.constexpr = variant.D
+    BLOCK_D: tl.constexpr = variant.BLOCK_D
+    q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, True)
+    do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, True)
+    lse_M = seeing(load_rows(lse, row, place.real, BLOCK_M, True))
+    kept = (q_MD, do_MD, lse_M, load_rows(delta, row, place.real, BLOCK_M, True))
+    whole, end, last_M = span_of(place, row, k.N, BLOCK_M, variant.BLOCK, variant.CAUSAL)
+    dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    at = (last_M, None)
+    dq_MD = gather_keys(dq_MD, kept, k, v, at, 0, whole, scale * LOG2E, variant, False, STAGES)
+    dq_MD = gather_keys(dq_MD, kept, k, v, at, whole, end, scale * LOG2E, variant, True, 1)
+    dq = Rows(chunk.out + (place.start * H * D + h * D), widened(H * D, WIDE), place.rows)
+    store_tile(dq, dq_MD * scale, row, D, BLOCK_M, BLOCK_D, True)
+
+
+@triton.jit
+def differentiate_chunks(
+    early,
+    late,
+    keys,
+    scale,
+    H,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZIGZAG: tl.constexpr,
+    LOAD: tl.constexpr,
+):
+    """dq of the same BLOCK_M rows of both chunks of a document, of one head, a program, one chunk
+    after the other. The last three: as in `forward.attend_chunks`."""
+    s, tile, h = sequence_of(early.starts, keys.S, early.T, BLOCK_M, CAUSAL)
+    document = document_of(keys, s)
+    kv_h = h // GROUP
+    k = keys_of_head(keys.k, keys.k_stride_T, keys.k_stride_H, keys, document, kv_h, WIDE, ZIGZAG)
+    v = keys_of_head(keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, kv_h, WIDE, ZIGZAG)
+    early_place = rows_of(early, document, keys.S)
+    late_place = rows_of(late, document, keys.S)
+    row = (tile - (early_place.start.to(tl.int32) // BLOCK_M + s)) * BLOCK_M
+    if row < 0:  # a number that no tile has
+        row = 1 << 30
+    _differentiate_tile(
+        early,
+        early_place,
+        row,
+        h,
+        H,
+        k,
+        v,
+        scale,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+        BLOCK_M,
+        WIDE,
+        STAGES,
+    )
+    _differentiate_tile(
+        late,
+        late_place,
+        row,
+        h,
+        H,
+        k,
+        v,
+        scale,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+        BLOCK_M,
+        WIDE,
+        STAGES,
+    )

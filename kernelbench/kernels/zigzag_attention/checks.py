@@ -1,0 +1,195 @@
+"""What `zigzag_attention` takes, and what is said of the rest."""
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernelbench.kernels.attention.checks import DTYPES, MOST_D
+from kernelbench.kernels.operators import as_flag, check_number
+from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
+from kernelbench.kernels.zigzag_attention.lengths import (
+    Cut,
+    check_lengths,
+    readable,
+    values_of,
+)
+
+ORDERS = ("sequence", "zigzag")
+NAMES = (
+    *("q0", "q1", "k", "v"),
+    *("cu_seqlens_q0", "cu_seqlens_k", "cu_seqlens_q1", "cu_seqlens_padded"),
+)
+# q0, q1, k, v; where documents begin in q0, and the sums of their keys; where they begin in q1,
+# None for as in q0, and in k, None for by these sums.
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+class How(NamedTuple):
+    """What is computed, apart from sizes: see `zigzag_attention`."""
+
+    early: int
+    late: int
+    chunks: int
+    scale: float | None = None
+    causal: bool = True
+    zigzag: bool = False
+
+
+def how_of(
+    chunk_idx_0: Any, chunk_idx_1: Any, total_chunks: Any, scale: Any, causal: Any, kv_order: Any
+) -> How:
+    """The arguments as `How` has them. Raises TypeError or ValueError for what they cannot be."""
+    early, late, chunks = (
+        _whole(name, value)
+        for name, value in (
+            ("chunk_idx_0", chunk_idx_0),
+            ("chunk_idx_1", chunk_idx_1),
+            ("total_chunks", total_chunks),
+        )
+    )
+    if chunks < 2 or chunks % 2:
+        raise ValueError(
+            "zigzag_attention takes total_chunks as an even number, two for each rank, got "
+            f"{chunks}"
+        )
+    for name, number in (("chunk_idx_0", early), ("chunk_idx_1", late)):
+        if not 0 <= number < chunks:
+            raise ValueError(
+                f"zigzag_attention takes {name} from 0 to total_chunks − 1, here {chunks - 1}, got "
+                f"{number}"
+            )
+    check_number("zigzag_attention", "softmax_scale", scale)
+    if scale is not None and not scale > 0:
+        raise ValueError(f"zigzag_attention takes a positive softmax_scale, got {scale}")
+    if kv_order not in ORDERS:
+        raise ValueError(
+            f"zigzag_attention takes kv_order as one of {', '.join(ORDERS)}, got {kv_order!r}"
+        )
+    causal = as_flag("zigzag_attention", "causal", causal)
+    scale = None if scale is None else float(scale)
+    return How(early, late, chunks, scale, causal, kv_order == "zigzag")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, (bool, Tensor)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"zigzag_attention takes {name} as a whole number, got {type(value).__name__}"
+        ) from None
+
+
+def check_types(tensors: Any, config: Any) -> None:
+    """Raise TypeError for arguments that are of no kind that `zigzag_attention` takes."""
+    for name, tensor in zip(NAMES, tensors, strict=True):
+        optional = name == "cu_seqlens_padded" and tensor is None
+        if not isinstance(tensor, Tensor) and not optional:
+            raise TypeError(
+                f"zigzag_attention takes {name} as a tensor, got {type(tensor).__name__}"
+            )
+    if config is not None and not isinstance(config, ZigzagConfig):
+        raise TypeError(
+            f"zigzag_attention takes config as a ZigzagConfig or None, got {type(config).__name__}"
+        )
+
+
+def check(
+    q0: Tensor,
+    q1: Tensor,
+    k: Tensor,
+    v: Tensor,
+    early: Tensor,
+    lengths: Tensor,
+    late: Tensor | None,
+    padded: Tensor | None,
+    how: How,
+) -> None:
+    """Raise TypeError or ValueError unless `zigzag_attention` takes these, wherever they are."""
+    dtypes = [tensor.dtype for tensor in (q0, q1, k, v)]
+    if dtypes[0] not in DTYPES or len({*dtypes}) > 1:
+        raise TypeError(
+            "zigzag_attention takes q0, q1, k and v of one dtype, bfloat16, float16 or float32, "
+            f"got {', '.join(map(str, dtypes))}: convert them with .to()"
+        )
+    _check_shapes([tuple(tensor.shape) for tensor in (q0, q1, k, v)], how)
+    for name, starts in zip(NAMES[4:], (early, lengths, late, padded), strict=True):
+        if starts is None:
+            continue
+        if starts.dtype is not torch.int32:
+            raise TypeError(
+                f"zigzag_attention takes {name} of int32, got {starts.dtype}: convert it with "
+                ".int()"
+            )
+        if starts.dim() != 1 or starts.shape != early.shape or len(starts) < 2:
+            raise ValueError(
+                f"zigzag_attention takes {name} of shape (S+1,) for S documents, got "
+                f"{tuple(starts.shape)} beside {tuple(early.shape)}"
+            )
+
+
+def _check_shapes(shapes: list[tuple[int, ...]], how: How) -> None:
+    """shapes: of q0, q1, k and v."""
+    if any(len(shape) != 3 for shape in shapes) or shapes[2] != shapes[3]:
+        raise _wrong(shapes, "")
+    heads, D = shapes[0][1:]
+    if shapes[1][1:] != (heads, D) or shapes[2][2] != D:
+        raise _wrong(shapes, " of the same H and D")
+    if not 1 <= D <= MOST_D:
+        raise ValueError(f"zigzag_attention takes heads of 1 to {MOST_D} elements, got D = {D}")
+    shared = shapes[2][1]
+    if shared == 0 or heads % shared:
+        raise ValueError(
+            "zigzag_attention takes a number of heads of k and v that divides that of q, got "
+            f"{shared} and {heads}"
+        )
+    if how.zigzag and shapes[2][0] % (how.chunks // 2):
+        raise ValueError(
+            "zigzag_attention takes k and v in zigzag order of as many rows from each rank, got "
+            f"{shapes[2][0]} rows of {how.chunks // 2} ranks"
+        )
+
+
+def _wrong(shapes: list[tuple[int, ...]], besides: str) -> ValueError:
+    return ValueError(
+        f"zigzag_attention takes q0 (T0,H,D), q1 (T1,H,D), k and v (Tk,G,D){besides}, got "
+        f"{', '.join(map(str, shapes))}"
+    )
+
+
+def check_values(tensors: Inputs, how: How, validate: bool | None) -> None:
+    """Check where documents begin: once for a tensor; not at all where `validate` is False, nor
+    where values cannot be read; anew where it is True."""
+    q0, q1, k, _, *starts = tensors
+    if validate is False or not readable(*tensors):
+        return
+    early, lengths, late, padded = (
+        None if tensor is None else values_of(name, tensor, bool(validate))
+        for name, tensor in zip(NAMES[4:], starts, strict=True)
+    )
+    assert early is not None and lengths is not None
+    cut = Cut(how.early, how.late, how.chunks, how.zigzag)
+    rows = len(q0), len(q1), len(k)
+    check_lengths(early, late or early, lengths, padded, cut, rows)
+
+
+UNSUPPORTED = {
+    "window_size": ((-1, -1), "attention(window=…) of whole sequences has windows"),
+    "alibi_slopes": (None, "take torch.nn.attention.flex_attention"),
+    "dropout_p": (0.0, "train without dropout in attention, as Llama does"),
+    "local_k_slice": (None, "pass the slice itself as k and v"),
+}
+
+
+def refuse_unsupported(**options: Any) -> None:
+    """Raise NotImplementedError for what others' functions have and this does not."""
+    for name, value in options.items():
+        neutral, remedy = UNSUPPORTED[name]
+        if (tuple(value) if name == "window_size" and value is not None else value) not in (
+            neutral,
+            None,
+        ):
+            raise NotImplementedError(f"zigzag_attention has no {name}, got {value!r}: {remedy}")

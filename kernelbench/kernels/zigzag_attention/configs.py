@@ -1,0 +1,88 @@
+"""How zigzag attention's kernels cut up their work, and the table that chooses."""
+
+from dataclasses import dataclass, replace
+
+from kernelbench.kernels.attention.configs import Pattern
+from kernelbench.kernels.attention.configs import configs as configs_of_attention
+from kernelbench.kernels.launch import check_powers_of_2, power_of_2, shared_memory
+
+
+@dataclass(frozen=True)
+class ZigzagConfig:
+    """Blocks, at least 16, and warps are powers of two.
+
+    block_m, block_n: query rows of each of a program's two chunks, and keys it takes at a time, in
+        a software pipeline of `stages`.
+    warps: of a forward program.
+    shared: a tile of keys that both chunks see is read once for both; else one chunk comes after
+        the other.
+    bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
+        dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    bwd_block_m: int
+    bwd_block_n: int
+    bwd_warps: int
+    bwd_stages: int
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
+        check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        for name in blocks:
+            if getattr(self, name) < 16:
+                raise ValueError(
+                    f"ZigzagConfig: {name} is {getattr(self, name)}, but a dot takes 16"
+                )
+
+
+# Two chunks take twice the registers and the shared memory of one: block_m, block_n, warps, stages
+# of heads of at most so many elements, of so many bytes.
+_TABLE = (
+    (64, 2, ((128, 64, 8, 2), (64, 64, 4, 2), (32, 32, 4, 2))),
+    (128, 2, ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2))),
+    (256, 2, ((32, 32, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1))),
+    (64, 4, ((32, 32, 8, 2), (16, 32, 4, 1))),
+    (128, 4, ((16, 16, 8, 2), (16, 16, 4, 1))),
+    (256, 4, ((16, 16, 8, 1), (16, 16, 4, 1))),
+)
+
+
+def configs(
+    T: int, K: int, H: int, D: int, *, arch: str, itemsize: int = 2, mode: str = "full"
+) -> tuple[ZigzagConfig, ...]:
+    """The table's choice for T rows of a chunk and K keys, then what else a tuner may pick.
+
+    arch: `sm_90` and the like, or `cpu` for the interpreter. itemsize: bytes of an element, 2 or 4.
+    mode: `fwd` and `bwd` vary what that pass uses, `full` varies both. Raises ValueError for an
+    unknown mode.
+    """
+    if mode not in ("fwd", "bwd", "full"):
+        raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
+    tiles = next(tiles for most, size, tiles in _TABLE if most >= D and size >= itemsize)
+    pattern = Pattern(K, plain=False)
+    cores = configs_of_attention(
+        1, T, H, D, arch=arch, mode="bwd", itemsize=itemsize, causal=True, pattern=pattern
+    )
+    row_bytes = max(16, power_of_2(D)) * itemsize
+    limit = shared_memory(arch, 1)
+    rows, keys = (max(16, power_of_2(n)) for n in (T, K))
+    forward = [
+        (min(m, rows), min(n, keys), warps, stages)
+        for m, n, warps, stages in tiles
+        if (2 * m + 2 * stages * n) * row_bytes <= limit
+    ]
+    forward = forward if mode != "bwd" else forward[:1]
+    backward = [(c.bwd_block_m, c.bwd_block_n, c.bwd_warps, c.bwd_stages) for c in cores]
+    backward = backward if mode != "fwd" else backward[:1]
+    made = []
+    for i in range(max(len(forward), len(backward))):
+        both = *forward[min(i, len(forward) - 1)], *backward[min(i, len(backward) - 1)]
+        made.append(ZigzagConfig(*both))
+    if mode != "bwd":
+        made.append(replace(made[0], shared=False))
+    return tuple(dict.fromkeys(made))

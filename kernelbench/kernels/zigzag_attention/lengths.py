@@ -1,0 +1,151 @@
+"""What lengths of documents may be: checked once for each tensor, on the CPU.
+
+A document of P keys, what is padded included, is cut into 2W chunks of c = ⌈P/2W⌉ rows, of which
+the last may be shorter, or empty. Rank r of W has chunks r and 2W−1−r.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Cut(NamedTuple):
+    """Which chunks of how many a call is about."""
+
+    early: int
+    late: int
+    chunks: int
+    zigzag: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """The values of a tensor of cu_seqlens, and its name. Each is the same as itself alone."""
+
+    name: str
+    values: tuple[int, ...]
+
+    def lengths(self) -> list[int]:
+        return [end - start for start, end in pairwise(self.values)]
+
+
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def values_of(name: str, tensor: Tensor, anew: bool) -> Starts:
+    """The tensor's values, read once as long as nothing writes to it, unless `anew`."""
+    version = 0 if tensor.is_inference() else tensor._version
+    known = _KNOWN.get(tensor)
+    if anew or known is None or known[0] != version:
+        known = version, tuple(tensor.tolist()), {}
+        _KNOWN[tensor] = known
+    _, values, named = known
+    if name not in named:
+        named[name] = Starts(name, values)
+    starts: Starts = named[name]
+    return starts
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether the values of tensors are there to be read, now."""
+    if any(tensor is not None and tensor.is_meta for tensor in tensors):
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+@lru_cache(maxsize=1024)
+def check_lengths(
+    early: Starts,
+    late: Starts,
+    keys: Starts,
+    padded: Starts | None,
+    cut: Cut,
+    rows: tuple[int, int, int],
+) -> None:
+    """Raise ValueError unless documents are cut as `zigzag_attention` says. rows: of q0, q1, k."""
+    lying = keys if padded is None else padded
+    for starts, end in zip((early, late, lying), rows, strict=True):
+        _check_rising(starts)
+        if starts.values[-1] != end:
+            raise ValueError(
+                f"zigzag_attention takes {starts.name} that ends at the number of rows, {end}, got "
+                f"{starts.values[-1]}"
+            )
+    _check_rising(keys)
+    lengths = zip(early.lengths(), late.lengths(), keys.lengths(), lying.lengths(), strict=True)
+    for number, (first, second, real, most) in enumerate(lengths):
+        if real > most:
+            raise ValueError(
+                f"zigzag_attention takes documents no longer than {lying.name} has room for, got "
+                f"{real} keys in {most} rows in document {number}"
+            )
+        wanted = (
+            rows_of_chunk(most, cut.early, cut.chunks),
+            rows_of_chunk(most, cut.late, cut.chunks),
+        )
+        if cut.zigzag and most % cut.chunks:
+            raise ValueError(
+                "zigzag_attention takes keys in zigzag order of documents that are padded to a "
+                f"multiple of total_chunks, {cut.chunks}, got {most} rows in document {number}: "
+                "pass cu_seqlens_padded"
+            )
+        whole = not cut.zigzag and (first, second) in ((most, 0), (0, 0))
+        if (first, second) != wanted and not whole:
+            raise ValueError(
+                f"zigzag_attention takes chunks {cut.early} and {cut.late} of {cut.chunks} of "
+                f"document {number}, of {most} keys, with {wanted[0]} and {wanted[1]} rows"
+                + ("" if cut.zigzag else f", or all {most} of it as q0's, or none")
+                + f", got {first} and {second}"
+            )
+
+
+def _check_rising(starts: Starts) -> None:
+    if starts.values[0] != 0:
+        raise ValueError(f"zigzag_attention takes {starts.name} from 0 on, got {starts.values[0]}")
+    if any(length < 0 for length in starts.lengths()):
+        raise ValueError(
+            f"zigzag_attention takes {starts.name} that does not fall, got {list(starts.values)}"
+        )
+
+
+def rows_of_chunk(length: int, number: int, chunks: int) -> int:
+    """The rows of a chunk of a document that is cut into so many."""
+    chunk = -(-length // chunks)
+    return max(0, min(chunk, length - number * chunk))
+
+
+def chunk_rows(
+    starts: Tensor, lying: Tensor, number: int, chunks: int, gathered: int | None = None
+) -> Tensor:
+    """Which rows of all keys a chunk has, (T,) of int64, for a chunk of each document that begins
+    at `starts`, (S+1,), and its keys, what is padded included, at `lying`.
+
+    gathered: how many rows there are where they lie in zigzag order, see `zigzag_attention`.
+    """
+    T = values_of("starts", starts, False).values[-1]
+    row = torch.arange(T, device=starts.device)
+    document = torch.searchsorted(starts, row, right=True) - 1
+    rows, padded = (x.diff().long()[document] for x in (starts, lying))
+    begin = lying.long()[document]
+    chunk = -(-padded // chunks)
+    within = row - starts[document]
+    position = within + torch.where(rows == padded, 0, number * chunk)
+    if gathered is None:
+        return begin + position
+    return position_in_zigzag(position, chunk, begin, chunks // 2, gathered)
+
+
+def position_in_zigzag(
+    position: Tensor, chunk: Tensor, begin: Tensor, ranks: int, gathered: int
+) -> Tensor:
+    """The row of a key by its position in its document, which begins at row `begin` in order."""
+    number = position // chunk.clamp(min=1)
+    late = number >= ranks
+    rank = torch.where(late, 2 * ranks - 1 - number, number)
+    within = position - number * chunk + torch.where(late, chunk, 0)
+    return rank * (gathered // ranks) + begin // ranks + within
