@@ -7,19 +7,30 @@ from functools import cache
 # Of documents up to so many tokens, the share: quoted from MagiAttention's charts of the lengths in
 # its training corpus (47 % up to 500, 87 % up to 2k, a tail to 64k), the ends assumed.
 _CORPUS = ((16, 0.0), (500, 0.47), (2048, 0.87), (65536, 1.0))
-_MIXED = (8192, 8192, 4096, 4096, 2048, 2048, 1536, 1280, 1024, 256)  # of 32768
+# Shares of the whole. Uneven and five: those of ring-flash-attention's benchmark, of 8192.
+_SHARES = {
+    "four": (1, 1, 1, 1),
+    "mixed": (32, 32, 16, 16, 8, 8, 6, 5, 4, 1),
+    "two": (1, 1),
+    "uneven": (8, 231, 17),
+    "five": (97, 100, 50, 5, 4),
+}
 
 
 class Documents(StrEnum):
     """How a sequence of N tokens is cut into documents.
 
     none: it is not; each of B samples is one sequence. four: four of one length. mixed: ten, from
-    1/128 to 1/4 of N. corpus: drawn from a corpus' histogram, always the same for an N.
+    1/128 to 1/4 of N. two: of one length. uneven: of 1/32 to 9/10 of N. five: of 1/64 to 2/5.
+    corpus: drawn from a corpus' histogram, always the same for an N.
     """
 
     none = "none"
     four = "four"
     mixed = "mixed"
+    two = "two"
+    uneven = "uneven"
+    five = "five"
     corpus = "corpus"
 
 
@@ -30,8 +41,8 @@ def lengths_of(documents: Documents, N: int) -> tuple[int, ...]:
         return (N,)
     if documents == Documents.corpus:
         return tuple(_drawn(N))
-    shares = _MIXED if documents == Documents.mixed else (8192,) * 4
-    lengths = [N * share // 32768 for share in shares]
+    shares = _SHARES[documents]
+    lengths = [N * share // sum(shares) for share in shares]
     lengths[-1] += N - sum(lengths)
     return tuple(lengths)
 

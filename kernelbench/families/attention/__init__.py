@@ -6,7 +6,7 @@ Sources: Dao, FlashAttention-2, 2023 (backward); Ainslie et al., GQA, 2023.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -73,9 +73,9 @@ def _place(at: Any, rows: slice) -> Any:
     )
 
 
-def trials(case: AttentionCase) -> Mapping[str, Trial]:
+def trials(case: Any) -> dict[str, Trial]:
     """o is linear in v. q and k keep their size: with larger scores the softmax picks one key, and
-    rounding decides which; outliers do the same in fp32."""
+    rounding decides which; outliers do the same in fp32. case: with dtype and mode."""
     refused = "scores of 10⁴ leave fp32 too few digits for its budget"
     exact, narrow = case.dtype in (DType.fp32, DType.tf32), case.dtype is DType.fp16
     # One-hot rows of a softmax: dq and dk cancel, and only rounding is left.

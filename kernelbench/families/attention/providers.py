@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.families import _varlen
 from kernelbench.families._rcm import attention
 from kernelbench.families.attention.case import AttentionCase
 from kernelbench.families.providing import compiled, no_compiler
@@ -77,28 +78,11 @@ def flex_serves(case: AttentionCase, device: Device) -> str | None:
 
 def torch_varlen(case: AttentionCase, config: Any) -> Call:
     """PyTorch's operator for packed sequences: FlashAttention-2, built in."""
-    import inspect
-
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    longest, shares = case.longest or 0, case.Hq != case.Hk
-    options: dict[str, Any] = {}
-    if "window_size" in known:
-        options["window_size"] = (-1, 0 if case.causal else -1)
-    else:
-        options["is_causal"] = case.causal
-    repeats = shares and "enable_gqa" not in known
-    if shares and not repeats:
-        options["enable_gqa"] = True
-    group = case.Hq // case.Hk
+    attend, longest = _varlen.operator(case.causal, case.Hq // case.Hk), case.longest
 
     def call(a: Tensors) -> Any:
-        k, v = a["k"], a["v"]
-        if repeats:  # releases before 2.12 have no shared heads here
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         starts = a["cu_seqlens"]
-        return varlen_attn(a["q"], k, v, starts, starts, longest, longest, **options)
+        return attend(a["q"], a["k"], a["v"], starts, starts, longest, longest)
 
     return call
 
@@ -108,9 +92,7 @@ def varlen_serves(case: AttentionCase, device: Device) -> str | None:
         return "for packed documents alone"
     if device.kind != "cuda":
         return "PyTorch has this operator for GPUs alone"
-    if case.dtype not in (DType.bf16, DType.fp16):
-        return f"PyTorch's varlen_attn takes bf16 and fp16, not {case.dtype}"
-    return None
+    return _varlen.takes(case.dtype)
 
 
 def ours(case: AttentionCase, config: Any, deterministic: bool | None = None) -> Call:

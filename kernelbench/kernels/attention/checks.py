@@ -16,12 +16,14 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class How(NamedTuple):
-    """What is computed, apart from sizes: see `attention`; left, right: of the window."""
+    """What is computed, apart from sizes: see `attention`; left, right: of the window; chunk: of
+    packed sequences, see `Packed`."""
 
     causal: bool = False
     scale: float | None = None
     left: int = -1
     right: int = -1
+    chunk: int | None = None
 
 
 PLAIN = How()

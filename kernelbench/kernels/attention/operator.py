@@ -244,7 +244,8 @@ def _attend(
     check(*tensors, how)
     if deterministic is None and not torch.compiler.is_compiling():
         deterministic = asked_to_repeat(config)
-    rest = *how, deterministic, numbers_of(config)
+    causal, scale, left, right, _ = how  # a chunk is a matter of `parts` alone
+    rest = causal, scale, left, right, deterministic, numbers_of(config)
     o, lse = (
         _TRANSFORM(tensors, (*rest, True)) if transformed() else _operator(*tensors, *rest, save)
     )

@@ -1,5 +1,5 @@
-"""Attention to a part of the keys, without autograd: two primitives, with which operators over
-parts, on other GPUs or in other orders, give the results and gradients of the whole.
+"""Attention to a part of the keys: two primitives without autograd, with which operators over
+parts, on other GPUs or in other orders, give the results and gradients of the whole; and one with.
 
 Shapes: as in `operator`.
 """
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kernelbench.kernels.attention.checks import PLAIN, How, Inputs, how_of
 from kernelbench.kernels.attention.configs import AttentionConfig
-from kernelbench.kernels.attention.plans import inputs_of, plan_of
+from kernelbench.kernels.attention.plans import Planned, inputs_of, plan_of
 from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.operators import graded
 
 
 def forward(
@@ -33,6 +34,23 @@ def forward(
     o, lse = plan_of(tensors, how, config, None, True).forward(tensors, True)
     assert lse is not None
     return o, lse
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    starts: tuple[Tensor, Tensor] | None = None,
+    how: How = PLAIN,
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """o as of `forward`, with its gradients."""
+    tensors, how = _inputs(q, k, v, starts), _checked(how)
+    if not graded(q, k, v):
+        return plan_of(tensors, how, config, None, False).forward(tensors, False)[0]
+    o: Tensor = Planned.apply(plan_of(tensors, how, config, None, True), *tensors)[0]
+    return o
 
 
 def delta_of(do: Tensor, o: Tensor) -> Tensor:
@@ -106,7 +124,8 @@ def _check(
 
 
 def _checked(how: How) -> How:
-    return how_of(how.causal, how.scale, (how.left, how.right))
+    checked = how_of(how.causal, how.scale, (how.left, how.right))
+    return checked._replace(chunk=how.chunk)
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor] | None) -> Inputs:

@@ -149,6 +149,7 @@ class AttentionPlan:
         self.scale = D**-0.5 if how.scale is None else float(how.scale)
         self.mask = window_mask(how.left, how.right, how.causal, N + keys)
         self.causal = how.causal and self.mask is NO_MASK
+        self._chunk = how.chunk
         plain = not self._packed and self.mask is NO_MASK
         group = H // heads if heads else 1
         suited = plain and keys == N and suits(q, k, self._samples(v)) and q.numel() > 0
@@ -183,7 +184,8 @@ class AttentionPlan:
         place = None
         if t.q_starts is not None:
             k_starts = t.q_starts if t.k_starts is None else t.k_starts
-            place = Packed(t.q_starts, k_starts, len(t.q_starts) - 1, t.k.shape[1])
+            S, keys = len(t.q_starts) - 1, t.k.shape[1]
+            place = Packed(t.q_starts, k_starts, S, keys, self._chunk)
         return {"scale": self.scale, "causal": self.causal, "mask": self.mask, "place": place}
 
     def results(

@@ -54,7 +54,7 @@ def _chosen(early, late, is_late):
         tl.where(is_late, late.do_stride_T, early.do_stride_T),
         tl.where(is_late, late.lse, early.lse),
         tl.where(is_late, late.delta, early.delta),
-        None,
+        0,  # a tuple that is returned holds no None: Triton 3.6
         tl.where(is_late, late.starts, early.starts),
         tl.where(is_late, late.number, early.number),
         tl.where(is_late, late.T, early.T),

@@ -4,6 +4,7 @@ A document of P keys, what is padded included, is cut into 2W chunks of c = ⌈P
 the last may be shorter, or empty. Rank r of W has chunks r and 2W−1−r.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -117,6 +118,23 @@ def rows_of_chunk(length: int, number: int, chunks: int) -> int:
     """The rows of a chunk of a document that is cut into so many."""
     chunk = -(-length // chunks)
     return max(0, min(chunk, length - number * chunk))
+
+
+def owners_of(lengths: Sequence[int], ranks: int, least: int = 64) -> tuple[int | None, ...]:
+    """Which rank gets a document whole, None for one that is cut for all.
+
+    A document whose chunks would have fewer than `least` rows is not worth cutting: its tiles would
+    be mostly empty. The longest of them first, each goes to the rank with the least work so far,
+    which is L² for L keys, to the first of these.
+    """
+    owners: list[int | None] = [None] * len(lengths)
+    work = [0] * ranks
+    short = [s for s, length in enumerate(lengths) if length < 2 * ranks * least]
+    for s in sorted(short, key=lambda s: -lengths[s]):
+        rank = min(range(ranks), key=lambda rank: work[rank])
+        owners[s] = rank
+        work[rank] += lengths[s] ** 2
+    return tuple(owners)
 
 
 def chunk_rows(
