@@ -164,7 +164,7 @@ def test_functions_fit_a_screen(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in OUTSIDE_KERNELS])
 def test_what_travels_together_in_kernels_is_one_argument(name: str) -> None:
     """All but what has a flat signature by its caller's rules: a kernel's launch, an operator's
-    schema."""
+    schema, a function that users of others know."""
     calls = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)]
     called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
     for node in calls:
@@ -178,11 +178,14 @@ def test_what_travels_together_in_kernels_is_one_argument(name: str) -> None:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         size = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
-        if size > MOST_PARAMETERS and not _of_an_operator(node):
+        if size > MOST_PARAMETERS and not _of_an_operator(node) and node.name not in KNOWN:
             assert _of_a_device(node) and node.name not in called, (
                 f"{name}:{node.lineno}: {node.name} has {size} parameters, at most "
                 f"{MOST_PARAMETERS}: those that travel together are one NamedTuple"
             )
+
+
+KNOWN = ("zigzag_attention",)  # by ring-flash-attention's users
 
 
 def _of_an_operator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

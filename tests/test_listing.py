@@ -16,7 +16,15 @@ from kernelbench.spec import UsageError
 from kernelbench.verbs import list as listing
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
-NAMES = ["attention", "dit_block", "rcm_attention", "rcm_layer", "rms_norm", "rotary"]
+NAMES = [
+    "attention",
+    "dit_block",
+    "rcm_attention",
+    "rcm_layer",
+    "rms_norm",
+    "rotary",
+    "zigzag_attention",
+]
 
 
 @pytest.mark.parametrize("verb", ["list", "list --json", "cache", "doctor"])

@@ -1,14 +1,14 @@
 """Do intervals mean what they say? The same call against itself, and against 2 % more work.
 
-    python intervals.py collect OUT.json.xz [SECONDS]   on a GPU
-    python intervals.py judge OUT.json.xz…              anywhere
+    python intervals.py collect OUT.json.bz2 [SECONDS]   on a GPU
+    python intervals.py judge OUT.json.bz2…              anywhere
 
 A job samples four parts interleaved as a run does: A (the baseline), A once more as a provider,
 where it can be made B, which takes 2 % longer, and A a last time for the noise floor.
 """
 
+import bz2
 import json
-import lzma
 import sys
 import time
 from dataclasses import dataclass, field
@@ -74,13 +74,13 @@ def collect(path: Path, seconds: float) -> None:
             found[name].append(
                 {t.name: t.blocks_ns if t.held else None for t in taken} | {"stop": taken[1].stop}
             )
-    with lzma.open(path, "wt") as file:
+    with bz2.open(path, "wt") as file:
         json.dump({"overhead_ns": clock.overhead_ns, "jobs": found}, file)
 
 
 def load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The jobs by kernel, of every part the blocks less the overhead."""
-    with lzma.open(path, "rt") as file:
+    with bz2.open(path, "rt") as file:
         facts = json.load(file)
     return {
         name: [

@@ -296,6 +296,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"alibi_slopes": torch.ones(2)}, NotImplementedError, "has no alibi_slopes"),
     ({"dropout_p": 0.1}, NotImplementedError, "has no dropout_p, got 0.1"),
     ({"local_k_slice": slice(0, 1)}, NotImplementedError, "has no local_k_slice"),
+    ({"block_table": None}, TypeError, "has no argument 'block_table'"),
     ({"q0": torch.randn(3, 2, 8)}, ValueError, "of the same H and D"),
     ({"q0": torch.randn(1, 3, 2, 16)}, ValueError, r"takes q0 \(T0,H,D\)"),
     ({"q1": torch.randn(3, 3, 16)}, ValueError, "of the same H and D"),
@@ -356,6 +357,13 @@ def test_values_are_read_once_for_a_tensor_or_always_or_never(
     tensors[4][-1] = 2
     with pytest.raises(ValueError, match="ends at the number of rows, 3, got 2"):
         zigzag_attention(*tensors, **options)
+
+
+def test_neutral_values_of_what_it_does_not_have_are_taken(device: str) -> None:
+    tensors, options = given(device)
+    neutral = {"window_size": [-1, -1], "alibi_slopes": None, "dropout_p": 0, "local_k_slice": None}
+    found = zigzag_attention(*tensors, **options, **neutral)
+    assert all(map(torch.equal, found, zigzag_attention(*tensors, **options)))
 
 
 def test_packed_forms(device: str) -> None:

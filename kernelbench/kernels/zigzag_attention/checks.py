@@ -176,7 +176,7 @@ def check_values(tensors: Inputs, how: How, validate: bool | None) -> None:
     check_lengths(early, late or early, lengths, padded, cut, rows)
 
 
-UNSUPPORTED = {
+_REFUSED: dict[str, tuple[Any, str]] = {  # the neutral value, and what to do instead
     "window_size": ((-1, -1), "attention(window=…) of whole sequences has windows"),
     "alibi_slopes": (None, "take torch.nn.attention.flex_attention"),
     "dropout_p": (0.0, "train without dropout in attention, as Llama does"),
@@ -184,12 +184,13 @@ UNSUPPORTED = {
 }
 
 
-def refuse_unsupported(**options: Any) -> None:
-    """Raise NotImplementedError for what others' functions have and this does not."""
-    for name, value in options.items():
-        neutral, remedy = UNSUPPORTED[name]
-        if (tuple(value) if name == "window_size" and value is not None else value) not in (
-            neutral,
-            None,
-        ):
+def refuse(others: dict[str, Any]) -> None:
+    """Raise NotImplementedError for what others' functions have and this does not, TypeError for
+    what none has."""
+    for name, value in others.items():
+        if name not in _REFUSED:
+            raise TypeError(f"zigzag_attention has no argument {name!r}")
+        neutral, remedy = _REFUSED[name]
+        given = tuple(value) if isinstance(value, list) else value
+        if given is not None and (isinstance(given, Tensor) or given != neutral):
             raise NotImplementedError(f"zigzag_attention has no {name}, got {value!r}: {remedy}")

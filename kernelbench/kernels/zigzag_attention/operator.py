@@ -37,7 +37,7 @@ from kernelbench.kernels.zigzag_attention.checks import (
     check,
     check_types,
     how_of,
-    refuse_unsupported,
+    refuse,
 )
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import chunk_rows
@@ -189,10 +189,7 @@ def zigzag_attention(
     deterministic: bool | None = None,
     validate: bool | None = None,
     config: ZigzagConfig | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    alibi_slopes: Tensor | None = None,
-    dropout_p: float = 0.0,
-    local_k_slice: Any = None,
+    **others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Attention of one rank's two chunks of every document to all keys: o = softmax(q kᵀ·scale) v,
     lse = ln Σ exp(q kᵀ·scale), as (o0, o1, lse0, lse1).
@@ -227,8 +224,8 @@ def zigzag_attention(
         host, and not while a CUDA graph is captured; True checks at every call, False never. What
         is not checked and wrong gives wrong results, or reads beyond the tensors.
     config: how to cut up the work; None for the choice of the table, see `configs.configs`.
-    window_size, alibi_slopes, dropout_p, local_k_slice: as flash-attention's functions name them;
-        anything but their neutral values is refused.
+    others: window_size, alibi_slopes, dropout_p and local_k_slice, as flash-attention's functions
+        name them; anything but their neutral values is refused.
 
     Returns o0 and o1, like q0 and q1, contiguous, and lse0, (H,T0), and lse1, (H,T1), in fp32, with
     gradients; those that see no key are zeros, and −∞. Gradients are not differentiable themselves.
@@ -240,12 +237,7 @@ def zigzag_attention(
 
     Llama 3 (arXiv:2407.21783, §3.3.2); zhuzilin and petrpan26, ring-flash-attention.
     """
-    refuse_unsupported(
-        window_size=window_size,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p,
-        local_k_slice=local_k_slice,
-    )
+    refuse(others)
     how = how_of(chunk_idx_0, chunk_idx_1, total_chunks, softmax_scale, causal, kv_order)
     late = None if cu_seqlens_q1 is cu_seqlens_q0 else cu_seqlens_q1
     padded = None if cu_seqlens_padded is cu_seqlens_k else cu_seqlens_padded

@@ -1,0 +1,27 @@
+"""What zigzag's fused kernel saves of the reads of keys, modelled, for docs/zigzag.md."""
+
+import cog
+
+from kernelbench.families.zigzag_attention import FAMILY, ZigzagCase
+from kernelbench.families.zigzag_attention.traffic import zigzag_traffic
+
+RATE, BANDWIDTH = 650e12, 4.3e12  # FLOP/s of the best kernels, and bytes/s of an H200, about
+
+
+def saved() -> None:
+    """A row a rank, forward."""
+    heads = "rank", "chunks read, apart", "together", "saved", "saved, MB", "of the time, at most"
+    cog.outl(f"| {' | '.join(heads)} |")
+    cog.outl("|---" * len(heads) + "|")
+    for rank in range(8):
+        case = ZigzagCase(W=8, rank=rank, N=65536, Hq=32, Hk=8, D=128)
+        chunk = case.N // (2 * case.W)
+        apart, together = (case.seen(0) + case.seen(1)) // chunk, case.seen_by_both // chunk
+        less = _keys_read(False, case) - _keys_read(True, case)
+        share = less / BANDWIDTH / (FAMILY.cost(case).flops / RATE)
+        cells = rank, apart, together, f"{1 - together / apart:.0%}", round(less / 1e6)
+        cog.outl(f"| {' | '.join(map(str, cells))} | {share:.1%} |")
+
+
+def _keys_read(together: bool, case: ZigzagCase) -> int:
+    return sum(row.read for row in zigzag_traffic(together, case) if row.tensor in ("k", "v"))
