@@ -34,7 +34,7 @@ def test_ranks_have_every_row_once_and_count_what_they_see(W: int, axes: dict[st
                     pairs += last
                     seen[chunk] |= set(range(piece.start, piece.start + last))
         assert [case.seen(0), case.seen(1)] == [len(keys) for keys in seen]
-        assert case.seen_by_both == len(seen[0] | seen[1])
+        assert case.seen_by_any == len(seen[0] | seen[1])
         assert case.rows == tuple(sum(p.rows for p in pieces) for pieces in case.pieces)
     assert sorted(rows) == list(range(case.N))
     assert pairs == sum(
@@ -95,6 +95,6 @@ def test_what_a_case_cannot_be_is_said(axes: dict[str, object], words: str) -> N
 def test_gradients_of_keys_that_nobody_sees_are_written_too() -> None:
     case = ZigzagCase(W=2, rank=1, N=64, Hq=1, Hk=1, D=8, dtype=DType.fp32, mode=Mode.bwd)
     cost = FAMILY.cost(case)
-    assert case.seen_by_both == 48
+    assert case.seen_by_any == 48
     row = 8 * 4
     assert (cost.read, cost.write) == ((2 * 32 + 2 * 48) * row, (32 + 2 * 64) * row)

@@ -10,13 +10,13 @@ RATE, BANDWIDTH = 650e12, 4.3e12  # FLOP/s of the best kernels, and bytes/s of a
 
 def saved() -> None:
     """A row a rank, forward."""
-    heads = "rank", "chunks read, apart", "together", "saved", "saved, MB", "of the time, at most"
+    heads = "rank", "chunks read, apart", "together", "saved", "saved, MB", "of the time"
     cog.outl(f"| {' | '.join(heads)} |")
     cog.outl("|---" * len(heads) + "|")
     for rank in range(8):
         case = ZigzagCase(W=8, rank=rank, N=65536, Hq=32, Hk=8, D=128)
         chunk = case.N // (2 * case.W)
-        apart, together = (case.seen(0) + case.seen(1)) // chunk, case.seen_by_both // chunk
+        apart, together = (case.seen(0) + case.seen(1)) // chunk, case.seen_by_any // chunk
         less = _keys_read(False, case) - _keys_read(True, case)
         share = less / BANDWIDTH / (FAMILY.cost(case).flops / RATE)
         cells = rank, apart, together, f"{1 - together / apart:.0%}", round(less / 1e6)

@@ -24,9 +24,10 @@ def operator(causal: bool, group: int) -> Callable[..., Any]:
     """PyTorch's operator, FlashAttention-2, built in: of q, k, v, cu_seqlens of both, and the
     longest sequence of both. causal: the last query sees the last key. group: heads of q that share
     one of k and v."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
-    known = inspect.signature(varlen_attn).parameters
+    function: Any = varlen.varlen_attn
+    known = inspect.signature(function).parameters
     options: dict[str, Any] = {}
     if "window_size" in known:
         options["window_size"] = (-1, 0 if causal else -1)
@@ -36,12 +37,19 @@ def operator(causal: bool, group: int) -> Callable[..., Any]:
     if group > 1 and not repeats:
         options["enable_gqa"] = True
 
-    def attend(q: Any, k: Any, v: Any, *sequences: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, *sequences: Any, **more: Any) -> Any:
         if repeats:  # releases before 2.12 have no shared heads here
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        return varlen_attn(q, k, v, *sequences, **options)
+        return function(q, k, v, *sequences, **options, **more)
 
     return attend
+
+
+def counts_keys() -> bool:
+    """Whether PyTorch's operator can be told how many keys of a sequence count."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "seqused_k" in inspect.signature(varlen_attn).parameters
 
 
 def takes(dtype: DType) -> str | None:
@@ -54,10 +62,12 @@ def takes(dtype: DType) -> str | None:
 def varlen(pack: Packed, causal: bool, group: int) -> Attend:
     """The operator on sequences that are known before."""
     attend = operator(causal, group)
-    longest = [max(end - start for start, end in pairwise(starts)) for starts in pack]
+    longest = [max((end - start for start, end in pairwise(starts)), default=0) for starts in pack]
     known: dict[torch.device, list[torch.Tensor]] = {}
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if not len(q):
+            return q
         if q.device not in known:
             known[q.device] = [torch.tensor(x, dtype=torch.int32, device=q.device) for x in pack]
         o: torch.Tensor = attend(q, k, v, *known[q.device], *longest)
@@ -71,6 +81,8 @@ def one_by_one(pack: Packed, causal: bool) -> Attend:
     sizes = [[end - start for start, end in pairwise(starts)] for starts in pack]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if not len(q):
+            return q
         rows, keys = sizes
         parts = zip(q[None].split(rows, 1), *(x[None].split(keys, 1) for x in (k, v)), strict=True)
         o = torch.cat([sdpa(*part, causal=causal) for part in parts], 1)

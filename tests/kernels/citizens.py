@@ -182,7 +182,7 @@ FUNCTIONS = {
         _softmaxed_chunks,
         4,
         zigzag_attention.operator._operator,
-        (None, None, [1, 2, 4], None, True, False, None, [], True),
+        (None, None, [1, 2, 4], None, True, False, None, []),
         {"heads": (1, 1, 1, 1, None, None)},
     ),
     "rcm_attention": Function(

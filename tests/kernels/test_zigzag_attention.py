@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import Target, described_for
+from kernelbench.kernels.launch import Repeats, Target, described_for
 from kernelbench.kernels.zigzag_attention import (
     ZigzagConfig,
     zigzag_attention,
@@ -188,6 +188,13 @@ def dtype(request: Any, device: str) -> torch.dtype:
     return request.param
 
 
+@pytest.mark.parametrize("W, rank", [(3, 1), (4, 2), (8, 5)])
+def test_a_rank_of_more(W: int, rank: int, device: str) -> None:
+    lengths = [2 * W, 0, 6 * W]
+    s = sample(lengths, 4, 1, 16, torch.float32, device)
+    check_all_ranks(s, lengths, W, zigzag=True, ranks=[rank])
+
+
 @pytest.mark.parametrize("order", ["sequence", "zigzag"])
 @pytest.mark.parametrize("W", [1, 2, *(pytest.param(W, marks=SLOW) for W in (3, 4, 8))])
 def test_every_rank(W: int, order: str, dtype: torch.dtype, device: str) -> None:
@@ -288,6 +295,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"total_chunks": 3}, ValueError, "total_chunks as an even number"),
     ({"chunk_idx_0": 4}, ValueError, "chunk_idx_0 from 0 to total_chunks − 1, here 3, got 4"),
     ({"chunk_idx_1": -1}, ValueError, "chunk_idx_1 from 0"),
+    ({"chunk_idx_0": 3}, ValueError, "chunk_idx_0 no greater than chunk_idx_1, got 3 and 2"),
+    ({"deterministic": torch.tensor(True)}, TypeError, "takes deterministic as True or False"),
+    ({"q1_starts": None}, TypeError, "takes cu_seqlens_q1 as a tensor, got NoneType"),
     ({"chunk_idx_1": 1.5}, TypeError, "chunk_idx_1 as a whole number, got float"),
     ({"softmax_scale": 0.0}, ValueError, "positive softmax_scale"),
     ({"kv_order": "ring"}, ValueError, "one of sequence, zigzag, got 'ring'"),
@@ -387,6 +397,9 @@ def test_packed_forms(device: str) -> None:
         torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match=r"takes qkv \(Tk,3,H,D\)"):
         zigzag_attention_qkvpacked(q, *starts, **options)
+    starts[2] = starts[2] + torch.tensor([0, 1, 0], dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="chunks 1 and 2 of 4 of document 0, of 9 keys"):
+        zigzag_attention_qkvpacked(qkv, *starts, **options)
 
 
 def test_strides_and_one_tensor_twice(device: str) -> None:
@@ -423,8 +436,8 @@ def test_prepared_launches_serve_other_tensors(device: str) -> None:
         check_all_ranks(s, [24, 40], 2, ranks=[1])
 
 
-@pytest.mark.parametrize("arch, spills", [("sm_90", 0), ("sm_80", 0)])
-def test_what_is_launched_for_a_gpu(arch: str, spills: int) -> None:
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_what_is_launched_for_a_gpu(arch: str) -> None:
     """One launch forward; δ of both, dk and dv, dq of both backward."""
     tensors, options = given("meta")
     for x in tensors[:4]:
@@ -439,10 +452,35 @@ def test_what_is_launched_for_a_gpu(arch: str, spills: int) -> None:
     ]
 
 
+def test_prepared_gradients_know_the_strides_of_what_was_saved(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks on saved tensors may change them: that is another launch."""
+    tensors, options = given(device)
+    kinds = []
+    run = Repeats.run
+
+    def watch(self: Repeats, kind: Any, *rest: Any) -> None:
+        kinds.append(kind)
+        run(self, kind, *rest)
+
+    monkeypatch.setattr(Repeats, "run", watch)
+    for turned in (False, True):
+        leaves = [x.detach().requires_grad_() for x in tensors[:4]]
+        turn = (lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)) if turned else torch.clone
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x, lambda x, turn=turn: turn(x) if x.dim() == 3 else x
+        ):
+            o0, *_ = zigzag_attention(*leaves, *tensors[4:], **options)
+        o0.sum().backward()
+    forward, backward, forward_again, other = kinds
+    assert forward == forward_again and backward != other
+
+
 def test_compiled_it_still_checks_what_it_is_given(device: str) -> None:
     tensors, options = given(device)
     tensors[4] = torch.tensor([0, 1, 3], dtype=torch.int32, device=device)
-    rest = [1, 2, 4], None, True, False, None, [], True
+    rest = [1, 2, 4], None, True, False, None, []
     with pytest.raises(ValueError, match="of document 0, of 8 keys, with 2 and 2 rows"):
         _operator(*tensors[:5], tensors[6], tensors[5], None, *rest)
     assert set(options) == {"chunk_idx_0", "chunk_idx_1", "total_chunks"}

@@ -23,21 +23,27 @@ from kernelbench.families.zigzag_attention.case import (
     inputs,
     places,
 )
-from kernelbench.families.zigzag_attention.peers import peers
+from kernelbench.families.zigzag_attention.peers import PEERS
 from kernelbench.families.zigzag_attention.providers import (
     apart_configs,
     apart_serves,
     baseline,
     core_configs,
     flex_serves,
+    one_call_serves,
     ours,
     serves,
     torch_fused,
+    torch_one_call,
     triton_configs,
     twice_serves,
     two_calls,
 )
-from kernelbench.families.zigzag_attention.traffic import copied_traffic, zigzag_traffic
+from kernelbench.families.zigzag_attention.traffic import (
+    copied_traffic,
+    one_call_traffic,
+    zigzag_traffic,
+)
 from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors, Trial
 
 ORACLE_ELEMENTS = 1 << 26  # scores of one part: 512 MiB a tensor in fp64
@@ -96,7 +102,7 @@ def cost(case: ZigzagCase) -> Cost:
     flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
     e = case.dtype.bytes
     q = sum(case.rows) * case.Hq * case.D * e
-    seen, every = (2 * n * case.Hk * case.D * e for n in (case.seen_by_both, case.N))
+    seen, every = (2 * n * case.Hk * case.D * e for n in (case.seen_by_any, case.N))
     if case.mode is Mode.fwd:
         return Cost(flops[case.mode], q + seen, q)
     written = q + every + (q if case.mode is Mode.full else 0)
@@ -113,7 +119,9 @@ CHECKS = (
     *_check("fp32", "full", W=2, rank=1, N=32, Hq=2, Hk=2, D=24, order="zigzag"),
     *_check("fp32", "fwd", W=3, rank=2, N=50, Hq=2, Hk=1, D=16, documents="five"),
     *_check("fp16", "full", W=2, rank=0, N=64, Hq=1, Hk=1, D=16, documents="mixed", least=3),
-    *_check("fp16", "fwd", W=4, rank=1, N=32, Hq=1, Hk=1, D=32, causal=False),
+    *_check("fp16", "fwd", W=4, rank=1, N=32, Hq=1, Hk=1, D=32, order="zigzag", causal=False),
+    *_check("fp32", "fwd", W=3, rank=1, N=24, Hq=2, Hk=1, D=8, order="zigzag"),
+    *_check("fp32", "full", W=4, rank=0, N=5, Hq=1, Hk=1, D=8),
     *_check("bf16", "full", W=4, rank=1, N=512, Hq=4, Hk=1, D=64, documents="two"),
     *_check("bf16", "full", W=4, rank=3, N=512, Hq=4, Hk=2, D=128, order="zigzag"),
 )
@@ -133,6 +141,13 @@ FAMILY = Family(
     providers=(
         Provider("baseline", Role.baseline, baseline, traffic=copied_traffic),
         Provider("torch_fused", Role.torch_fused, torch_fused, unsupported=flex_serves),
+        Provider(
+            "torch_one_call",
+            Role.torch_fused,
+            torch_one_call,
+            traffic=one_call_traffic,
+            unsupported=one_call_serves,
+        ),
         Provider(
             "triton_fused",
             Role.triton_fused,
@@ -160,6 +175,6 @@ FAMILY = Family(
             requires=("triton",),
             unsupported=twice_serves,
         ),
-        *peers(copied_traffic),
+        *PEERS,
     ),
 )

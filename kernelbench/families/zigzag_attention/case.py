@@ -105,7 +105,7 @@ class ZigzagCase(Case):
         return sum(p.end if self.causal else p.keys * (p.rows > 0) for p in pieces)
 
     @property
-    def seen_by_both(self) -> int:
+    def seen_by_any(self) -> int:
         """Keys that any row sees."""
         pairs = zip(*self.pieces, strict=True)
         if not self.causal:

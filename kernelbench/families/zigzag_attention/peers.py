@@ -1,64 +1,75 @@
 """Zigzag attention by others: FlashAttention-3 and -4, and ring attention."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from kernelbench.families import _flash
-from kernelbench.families._varlen import takes
+from kernelbench.families._varlen import Packed, takes
 from kernelbench.families.zigzag_attention.case import CHUNKS, ZigzagCase
-from kernelbench.families.zigzag_attention.providers import in_order, packed, prefixes, seen
-from kernelbench.spec import Call, Device, Mode, Provider, Role, Tensors
+from kernelbench.families.zigzag_attention.providers import (
+    in_order,
+    one_call,
+    packed,
+    prefixes,
+)
+from kernelbench.families.zigzag_attention.traffic import (
+    copied_traffic,
+    one_call_traffic,
+)
+from kernelbench.spec import Call, Device, Mode, Provider, Role, Tensors, Traffic
 
 
 def fa4(case: ZigzagCase, config: Any) -> Call:
-    """FlashAttention-4, a call for each chunk: forward on the keys where they lie, of which it is
-    told how many count; with gradients on copies of those, as it has none of the other."""
+    """FlashAttention-4. Forward one call for both chunks, on the keys where they lie; for gradients
+    a call for each, on copies of the keys that it sees."""
     from flash_attn.cute import flash_attn_varlen_func
 
-    return _a_call_a_chunk(case, flash_attn_varlen_func, copies=case.mode is not Mode.fwd)
+    if case.mode is Mode.fwd:
+        return one_call(case, _on_prefixes(case, flash_attn_varlen_func))
+    return _a_call_a_chunk(case, flash_attn_varlen_func)
 
 
 def fa3(case: ZigzagCase, config: Any) -> Call:
-    """FlashAttention-3, its forward alone, as PyPI's fa3-fwd builds it: a call for each chunk, on
-    the keys where they lie, of which it is told how many count."""
+    """FlashAttention-3, its forward alone, as PyPI's fa3-fwd builds it: one call for both chunks,
+    on the keys where they lie."""
     from fa3_fwd_interface import flash_attn_varlen_func
 
-    return _a_call_a_chunk(case, flash_attn_varlen_func, copies=False)
+    return one_call(case, _on_prefixes(case, flash_attn_varlen_func))
 
 
-def _a_call_a_chunk(case: ZigzagCase, function: Any, copies: bool) -> Call:
+def _on_prefixes(case: ZigzagCase, function: Any) -> Any:
+    return lambda q, k, v, at: function(q, k, v, causal=case.causal, **at._asdict())
+
+
+def _a_call_a_chunk(case: ZigzagCase, function: Any) -> Call:
     order = in_order(case)
     cuts = [prefixes(case, chunk) for chunk in (0, 1)]
+    packs = [packed(case, chunk) for chunk in (0, 1)]
     known: dict[torch.device, list[dict[str, Any]]] = {}
 
     def call(a: Tensors) -> Any:
         k, v = order(a["k"]), order(a["v"])
         if k.device not in known:
-            known[k.device] = [_names(case, chunk, copies, k.device) for chunk in (0, 1)]
+            known[k.device] = [_names(pack, k.device) for pack in packs]
         outs = []
         for name, cut, names in zip(CHUNKS, cuts, known[k.device], strict=True):
-            keys = (cut(k), cut(v)) if copies else (k, v)
-            out = function(a[f"q{name}"], *keys, causal=case.causal, **names)
+            q = a[f"q{name}"]
+            out = function(q, cut(k), cut(v), causal=case.causal, **names) if len(q) else q
             outs.append(out[0] if isinstance(out, tuple) else out)
         return tuple(outs)
 
     return call
 
 
-def _names(case: ZigzagCase, chunk: int, copies: bool, device: torch.device) -> dict[str, Any]:
+def _names(pack: Packed, device: torch.device) -> dict[str, Any]:
     """The arguments that say where sequences lie."""
-    pieces = [piece for piece in case.pieces[chunk] if piece.rows]
-    pack = packed(case, chunk)
-    ends = [seen(case, piece) for piece in pieces]
-    starts = pack.k_starts if copies else (*(piece.start for piece in pieces), case.N)
-    names: dict[str, Any] = {"cu_seqlens_q": pack.q_starts, "cu_seqlens_k": starts}
-    if not copies:
-        names["seqused_k"] = ends
-    names = {name: torch.tensor(x, dtype=torch.int32, device=device) for name, x in names.items()}
-    names["max_seqlen_q"] = max((piece.rows for piece in pieces), default=0)
-    names["max_seqlen_k"] = max(ends, default=0)
+    names: dict[str, Any] = {}
+    for of, starts in zip("qk", pack, strict=True):
+        names[f"cu_seqlens_{of}"] = torch.tensor(starts, dtype=torch.int32, device=device)
+        names[f"max_seqlen_{of}"] = max((b - a for a, b in pairwise(starts)), default=0)
     return names
 
 
@@ -66,29 +77,26 @@ Part = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # q, k, v → o, lse (H
 
 
 def ring(case: ZigzagCase, config: Any) -> Call:
-    """Ring attention's algorithm, of zhuzilin's zigzag_ring_flash_attn, over PyTorch's operator, on
-    keys that are there already: W calls, merged by their statistics in fp32. Of one document."""
+    """Ring attention's algorithm, of zhuzilin's zigzag_ring_flash_attn, over PyTorch's operator: W
+    calls, merged by their statistics in fp32. The keys of each rank, which a ring sends around, are
+    there already, one rank's after another's. Of one document."""
     c, r, W = case.N // (2 * case.W), case.rank, case.W
-    chunk = [slice(i * c, (i + 1) * c) for i in range(2 * W)]
-
-    def both(x: torch.Tensor, rank: int) -> torch.Tensor:
-        return torch.cat([x[chunk[rank]], x[chunk[2 * W - 1 - rank]]])
+    at_once = _operator(case)
 
     def call(a: Tensors) -> Any:
-        k, v = a["k"], a["v"]
-        part: Part = _operator if k.is_cuda else _by_hand
+        k, v = (a[name].split(2 * c) for name in ("k", "v"))
+        part: Part = at_once if a["k"].is_cuda else _by_hand
         q = torch.cat([a["q0"], a["q1"]])
-        o, lse = part(q, both(k, r), both(v, r), case.causal)
+        o, lse = part(q, k[r], v[r], case.causal)
         o = o.float()
         for step in range(1, W):
             source = (r - step) % W
-            if source < r or not case.causal:
-                rows = slice(0, 2 * c)
-                keys = chunk[source]
-                k_s, v_s = (k[keys], v[keys]) if case.causal else (both(k, source), both(v, source))
-            else:
-                rows, k_s, v_s = slice(c, 2 * c), both(k, source), both(v, source)
-            o_s, lse_s = part(q[rows], k_s, v_s, False)
+            rows, keys = slice(0, 2 * c), slice(0, 2 * c)
+            if case.causal and source < r:
+                keys = slice(0, c)  # of an earlier rank the early keys, for all rows
+            elif case.causal:
+                rows = slice(c, 2 * c)  # of a later rank all keys, for the late rows
+            o_s, lse_s = part(q[rows], k[source][keys], v[source][keys], False)
             share = torch.sigmoid(lse_s - lse[:, rows]).T[:, :, None]
             o[rows] -= share * (o[rows] - o_s)
             lse[:, rows] -= torch.nn.functional.logsigmoid(lse[:, rows] - lse_s)
@@ -97,16 +105,24 @@ def ring(case: ZigzagCase, config: Any) -> Call:
     return call
 
 
-def _operator(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
-    starts = [torch.tensor([0, len(x)], dtype=torch.int32, device=q.device) for x in (q, k)]
-    o, lse, *_ = torch.ops.aten._flash_attention_forward(
-        q, k, v, *starts, len(q), len(k), 0.0, causal, False
-    )
-    return o, lse
+def _operator(case: ZigzagCase) -> Part:
+    """PyTorch's, with its statistics."""
+    known: dict[tuple[int, torch.device], torch.Tensor] = {}
+
+    def starts(x: torch.Tensor) -> torch.Tensor:
+        place = len(x), x.device
+        if place not in known:
+            known[place] = torch.tensor([0, len(x)], dtype=torch.int32, device=x.device)
+        return known[place]
+
+    def part(q: Any, k: Any, v: Any, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        sequences = starts(q), starts(k), len(q), len(k)
+        o, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *sequences, 0.0, causal, False
+        )
+        return o, lse
+
+    return part
 
 
 def _by_hand(
@@ -124,21 +140,23 @@ def _by_hand(
 def ring_serves(case: ZigzagCase, device: Device) -> str | None:
     if case.mode is not Mode.fwd:
         return "its gradients go around the ring a second time, which no single call does"
-    if len(case.lengths) > 1 or case.least or case.N % (2 * case.W) or case.order != "sequence":
-        return "one document that is cut evenly, in order, alone"
+    if len(case.lengths) > 1 or case.order != "zigzag":
+        return "one document alone, its keys one rank's after another's, as a ring sends them"
     return takes(case.dtype) if device.kind == "cuda" else None
 
 
-def peers(traffic: Any) -> tuple[Provider[Any], ...]:
-    """traffic: of attention with a kernel for each chunk."""
-    return (
-        Provider(
-            "fa4", Role.peer, fa4, traffic=traffic, requires=("flash_attn",),
-            unsupported=_flash.fa4_takes,
-        ),
-        Provider(
-            "fa3", Role.peer, fa3, traffic=traffic, requires=("fa3_fwd_interface",),
-            unsupported=_flash.fa3_takes,
-        ),
-        Provider("zigzag_ring", Role.peer, ring, unsupported=ring_serves),
-    )  # fmt: skip
+def fa4_traffic(case: Any) -> tuple[Traffic, ...]:
+    return one_call_traffic(case) if case.mode is Mode.fwd else copied_traffic(case)
+
+
+PEERS = (
+    Provider(
+        "fa4", Role.peer, fa4, traffic=fa4_traffic, requires=("flash_attn",),
+        unsupported=_flash.fa4_takes,
+    ),
+    Provider(
+        "fa3", Role.peer, fa3, traffic=one_call_traffic, requires=("fa3_fwd_interface",),
+        unsupported=_flash.fa3_takes,
+    ),
+    Provider("zigzag_ring", Role.peer, ring, unsupported=ring_serves),
+)  # fmt: skip

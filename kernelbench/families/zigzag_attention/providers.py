@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
+from kernelbench.families._varlen import (
+    Packed,
+    counts_keys,
+    one_by_one,
+    operator,
+    takes,
+    varlen,
+)
 from kernelbench.families.providing import compiled, no_compiler
 from kernelbench.families.zigzag_attention.case import CHUNKS, Order, Piece, ZigzagCase, places
 from kernelbench.spec import Call, Device, DType, Mode, Tensors
-
-Pair = tuple[Any, Any]
 
 
 def in_order(case: ZigzagCase) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -73,6 +78,64 @@ def packed(case: ZigzagCase, chunk: int) -> Packed:
         (0, *accumulate(piece.rows for piece in rows)),
         (0, *accumulate(seen(case, piece) for piece in rows)),
     )
+
+
+class Prefixes(NamedTuple):
+    """Both chunks of all documents as sequences of one call, which see the first keys of their
+    document where they lie: arguments of FlashAttention's functions for packed sequences."""
+
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    seqused_k: torch.Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+def as_prefixes(case: ZigzagCase, device: torch.device) -> Prefixes:
+    pieces = [piece for pieces in case.pieces for piece in pieces if piece.rows]
+    rows, ends = [piece.rows for piece in pieces], [seen(case, piece) for piece in pieces]
+    q_starts, k_starts, used = (
+        torch.tensor(x, dtype=torch.int32, device=device)
+        for x in ([0, *accumulate(rows)], [*(piece.start for piece in pieces), case.N], ends)
+    )
+    return Prefixes(q_starts, k_starts, used, max(rows), max(ends))
+
+
+def one_call(case: ZigzagCase, attend: Callable[[Any, Any, Any, Prefixes], Any]) -> Call:
+    """Both chunks in one call, their queries copied one after the other; keys stay where they
+    are."""
+    order = in_order(case)
+    known: dict[torch.device, Prefixes] = {}
+
+    def call(a: Tensors) -> Any:
+        k, v = order(a["k"]), order(a["v"])
+        if k.device not in known:
+            known[k.device] = as_prefixes(case, k.device)
+        out = attend(torch.cat([a["q0"], a["q1"]]), k, v, known[k.device])
+        return tuple((out[0] if isinstance(out, tuple) else out).split(case.rows))
+
+    return call
+
+
+def torch_one_call(case: ZigzagCase, config: Any) -> Call:
+    """PyTorch's operator for packed sequences, which is told how many keys of a document count."""
+    attend = operator(case.causal, case.Hq // case.Hk)
+
+    def both(q: Any, k: Any, v: Any, at: Prefixes) -> Any:
+        sequences = at.cu_seqlens_q, at.cu_seqlens_k, at.max_seqlen_q, at.max_seqlen_k
+        return attend(q, k, v, *sequences, seqused_k=at.seqused_k)
+
+    return one_call(case, both)
+
+
+def one_call_serves(case: ZigzagCase, device: Device) -> str | None:
+    if case.mode is not Mode.fwd:
+        return "PyTorch's operator has no gradients where it is told how many keys count"
+    if device.kind != "cuda":
+        return "PyTorch has this operator for GPUs alone"
+    if not counts_keys():
+        return "this PyTorch's varlen_attn cannot be told how many keys count (2.12 and later can)"
+    return takes(case.dtype)
 
 
 def torch_fused(case: ZigzagCase, config: Any) -> Call:
@@ -161,7 +224,7 @@ def two_calls(case: ZigzagCase, config: Any) -> Call:
                 starts=(a[f"cu_seqlens_q{name}"], a["cu_seqlens_k"]),
                 how=how,
                 config=config,
-            )
+            )[0]
             for name, how in zip(CHUNKS, hows, strict=True)
         )
 

@@ -44,13 +44,13 @@ def attend(
     starts: tuple[Tensor, Tensor] | None = None,
     how: How = PLAIN,
     config: AttentionConfig | None = None,
-) -> Tensor:
-    """o as of `forward`, with its gradients."""
+) -> tuple[Tensor, Tensor]:
+    """As `forward`, with gradients."""
     tensors, how = _inputs(q, k, v, starts), _checked(how)
     if not graded(q, k, v):
-        return plan_of(tensors, how, config, None, False).forward(tensors, False)[0]
-    o: Tensor = Planned.apply(plan_of(tensors, how, config, None, True), *tensors)[0]
-    return o
+        return forward(q, k, v, starts=starts, how=how, config=config)
+    o, lse = Planned.apply(plan_of(tensors, how, config, None, True), *tensors)
+    return o, lse
 
 
 def delta_of(do: Tensor, o: Tensor) -> Tensor:

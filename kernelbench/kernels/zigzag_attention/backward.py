@@ -15,7 +15,6 @@ from kernelbench.kernels.attention.tiles import (
     Variant,
     load_rows,
     load_tile,
-    pitch,
     store_tile,
     widened,
 )
@@ -24,17 +23,19 @@ from kernelbench.kernels.zigzag_attention.places import (
     Chunk,
     document_of,
     keys_of_head,
+    row_of,
     rows_of,
+    statistics_of,
     store_keys,
 )
 
 
 @triton.jit
-def _of_head(chunk, place, h, D: tl.constexpr, WIDE: tl.constexpr):
+def _of_head(chunk, place, h, D: tl.constexpr, WIDE: tl.constexpr, JOINED: tl.constexpr):
     """Rows of q and do of a head, without what is padded, and its statistics, lse and δ."""
     q = chunk.q + place.start * chunk.q_stride_T + h * chunk.q_stride_H
     do = chunk.do + place.start * chunk.do_stride_T + h * D
-    statistic = h * pitch(chunk.T) + place.start
+    statistic = statistics_of(chunk, place, h, JOINED)
     return (
         Rows(q, widened(chunk.q_stride_T, WIDE), place.real),
         Rows(do, widened(chunk.do_stride_T, WIDE), place.real),
@@ -55,10 +56,18 @@ def _chosen(early, late, is_late):
         tl.where(is_late, late.lse, early.lse),
         tl.where(is_late, late.delta, early.delta),
         0,  # a tuple that is returned holds no None: Triton 3.6
+        0,
         tl.where(is_late, late.starts, early.starts),
         tl.where(is_late, late.number, early.number),
         tl.where(is_late, late.T, early.T),
     )
+
+
+@triton.jit
+def _seen(place, document, CAUSAL: tl.constexpr):
+    """How many keys of a document any row of a place sees."""
+    end = place.first + place.real if CAUSAL else document.keys
+    return tl.where(place.real > 0, end, 0)
 
 
 @triton.jit
@@ -73,10 +82,11 @@ def _gather_chunk(
     variant,
     BLOCK_N: tl.constexpr,
     WIDE: tl.constexpr,
+    JOINED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """What the queries of a chunk, of one head, add to dk and dv of BLOCK_N keys from `key` on."""
-    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE)
+    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE, JOINED)
     BLOCK_M: tl.constexpr = variant.BLOCK
     seen_by = (key - place.first + tl.arange(0, BLOCK_N), 0, None)
     whole = 0
@@ -98,7 +108,6 @@ def differentiate_keys(
     late,
     keys,
     scale,
-    H,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -108,27 +117,30 @@ def differentiate_keys(
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     ZIGZAG: tl.constexpr,
+    JOINED: tl.constexpr,
     LOAD: tl.constexpr,
 ):
     """dk and dv of BLOCK_N keys of one of their heads a program, over the rows of both chunks of
     every head that shares it; zeros for what is padded. The last three: as in
     `forward.attend_chunks`."""
-    kv_H = H // GROUP
     s, tile, h = sequence_of(keys.starts, keys.S, keys.T, BLOCK_N, False)
     document = document_of(keys, s)
-    padded = tl.where(s == keys.S, keys.T - document.start, document.padded)
-    key = (tile - (document.start // BLOCK_N + s)) * BLOCK_N
-    if key < 0:  # a number that no tile has
-        key = 1 << 30
+    padded = document.padded
+    if not ZIGZAG:  # there nothing is behind the last
+        padded = tl.where(s == keys.S, keys.T - document.start, padded)
+    key = row_of(keys.starts, s, tile, BLOCK_N)
     k = keys_of_head(keys.k, keys.k_stride_T, keys.k_stride_H, keys, document, h, WIDE, ZIGZAG)
     v = keys_of_head(keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, h, WIDE, ZIGZAG)
-    kept = (LOAD(k, key, D, BLOCK_N, BLOCK_D, True), LOAD(v, key, D, BLOCK_N, BLOCK_D, True))
+    early_place = rows_of(early, document, keys.S, 0, JOINED)
+    late_place = rows_of(late, document, keys.S, 1, JOINED)
+    seen = tl.maximum(_seen(early_place, document, CAUSAL), _seen(late_place, document, CAUSAL))
     state = (tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32))
     scale_2 = scale * LOG2E
-    if key < document.keys:
+    if key < seen:
+        kept = (LOAD(k, key, D, BLOCK_N, BLOCK_D, True), LOAD(v, key, D, BLOCK_N, BLOCK_D, True))
         for visit in tl.range(0, 2 * GROUP):
             chunk = _chosen(early, late, visit >= GROUP)
-            place = rows_of(chunk, document, keys.S)
+            place = rows_of(chunk, document, keys.S, visit // GROUP, JOINED)
             state = _gather_chunk(
                 state,
                 kept,
@@ -140,14 +152,15 @@ def differentiate_keys(
                 Variant(D, BLOCK_M, BLOCK_D, CAUSAL, True, True, None, LOAD),
                 BLOCK_N,
                 WIDE,
+                JOINED,
                 STAGES,
             )
     dk_ND, dv_ND = state
     real_N1 = (key + tl.arange(0, BLOCK_N) < document.keys)[:, None]
     dk_ND = tl.where(real_N1, dk_ND * scale, 0.0)
     dv_ND = tl.where(real_N1, dv_ND, 0.0)
-    dk = keys_of_head(keys.dk, kv_H * D, D, keys, document, h, WIDE, ZIGZAG)
-    dv = keys_of_head(keys.dv, kv_H * D, D, keys, document, h, WIDE, ZIGZAG)
+    dk = keys_of_head(keys.dk, keys.d_stride_T, D, keys, document, h, WIDE, ZIGZAG)
+    dv = keys_of_head(keys.dv, keys.d_stride_T, D, keys, document, h, WIDE, ZIGZAG)
     store_keys(dk, dk_ND, key, padded, D, BLOCK_N, BLOCK_D, ZIGZAG)
     store_keys(dv, dv_ND, key, padded, D, BLOCK_N, BLOCK_D, ZIGZAG)
 
@@ -158,17 +171,17 @@ def _differentiate_tile(
     place,
     row,
     h,
-    H,
     k,
     v,
     scale,
     variant,
     BLOCK_M: tl.constexpr,
     WIDE: tl.constexpr,
+    JOINED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """dq of BLOCK_M rows of a chunk, of one head; zeros for what is padded."""
-    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE)
+    q, do, statistics = _of_head(chunk, place, h, variant.D, WIDE, JOINED)
     lse, delta = statistics
     D: tl.constexpr = variant.D
     BLOCK_D: tl.constexpr = variant.BLOCK_D
@@ -181,7 +194,8 @@ def _differentiate_tile(
     at = (last_M, None)
     dq_MD = gather_keys(dq_MD, kept, k, v, at, 0, whole, scale * LOG2E, variant, False, STAGES)
     dq_MD = gather_keys(dq_MD, kept, k, v, at, whole, end, scale * LOG2E, variant, True, 1)
-    dq = Rows(chunk.out + (place.start * H * D + h * D), widened(H * D, WIDE), place.rows)
+    out = chunk.out + place.start * chunk.out_stride_T + h * D
+    dq = Rows(out, widened(chunk.out_stride_T, WIDE), place.rows)
     store_tile(dq, dq_MD * scale, row, D, BLOCK_M, BLOCK_D, True)
 
 
@@ -191,7 +205,6 @@ def differentiate_chunks(
     late,
     keys,
     scale,
-    H,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -201,6 +214,7 @@ def differentiate_chunks(
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     ZIGZAG: tl.constexpr,
+    JOINED: tl.constexpr,
     LOAD: tl.constexpr,
 ):
     """dq of the same BLOCK_M rows of both chunks of a document, of one head, a program, one chunk
@@ -210,23 +224,21 @@ def differentiate_chunks(
     kv_h = h // GROUP
     k = keys_of_head(keys.k, keys.k_stride_T, keys.k_stride_H, keys, document, kv_h, WIDE, ZIGZAG)
     v = keys_of_head(keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, kv_h, WIDE, ZIGZAG)
-    early_place = rows_of(early, document, keys.S)
-    late_place = rows_of(late, document, keys.S)
-    row = (tile - (early_place.start.to(tl.int32) // BLOCK_M + s)) * BLOCK_M
-    if row < 0:  # a number that no tile has
-        row = 1 << 30
+    early_place = rows_of(early, document, keys.S, 0, JOINED)
+    late_place = rows_of(late, document, keys.S, 1, JOINED)
+    row = row_of(early.starts, s, tile, BLOCK_M)
     _differentiate_tile(
         early,
         early_place,
         row,
         h,
-        H,
         k,
         v,
         scale,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
         BLOCK_M,
         WIDE,
+        JOINED,
         STAGES,
     )
     _differentiate_tile(
@@ -234,12 +246,12 @@ def differentiate_chunks(
         late_place,
         row,
         h,
-        H,
         k,
         v,
         scale,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
         BLOCK_M,
         WIDE,
+        JOINED,
         STAGES,
     )

@@ -1,6 +1,7 @@
 """What `zigzag_attention` takes, and what is said of the rest."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from kernelbench.kernels.attention.checks import DTYPES, MOST_D
 from kernelbench.kernels.operators import as_flag, check_number
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import (
-    Cut,
+    Chunks,
     check_lengths,
     readable,
     values_of,
@@ -60,6 +61,11 @@ def how_of(
                 f"zigzag_attention takes {name} from 0 to total_chunks − 1, here {chunks - 1}, got "
                 f"{number}"
             )
+    if early > late:
+        raise ValueError(
+            "zigzag_attention takes the early chunk first, chunk_idx_0 no greater than "
+            f"chunk_idx_1, got {early} and {late}"
+        )
     check_number("zigzag_attention", "softmax_scale", scale)
     if scale is not None and not scale > 0:
         raise ValueError(f"zigzag_attention takes a positive softmax_scale, got {scale}")
@@ -102,10 +108,10 @@ def check(
     q1: Tensor,
     k: Tensor,
     v: Tensor,
-    early: Tensor,
-    lengths: Tensor,
-    late: Tensor | None,
-    padded: Tensor | None,
+    q0_starts: Tensor,
+    k_starts: Tensor,
+    q1_starts: Tensor | None,
+    k_places: Tensor | None,
     how: How,
 ) -> None:
     """Raise TypeError or ValueError unless `zigzag_attention` takes these, wherever they are."""
@@ -116,7 +122,7 @@ def check(
             f"got {', '.join(map(str, dtypes))}: convert them with .to()"
         )
     _check_shapes([tuple(tensor.shape) for tensor in (q0, q1, k, v)], how)
-    for name, starts in zip(NAMES[4:], (early, lengths, late, padded), strict=True):
+    for name, starts in zip(NAMES[4:], (q0_starts, k_starts, q1_starts, k_places), strict=True):
         if starts is None:
             continue
         if starts.dtype is not torch.int32:
@@ -124,10 +130,10 @@ def check(
                 f"zigzag_attention takes {name} of int32, got {starts.dtype}: convert it with "
                 ".int()"
             )
-        if starts.dim() != 1 or starts.shape != early.shape or len(starts) < 2:
+        if starts.dim() != 1 or starts.shape != q0_starts.shape or len(starts) < 2:
             raise ValueError(
                 f"zigzag_attention takes {name} of shape (S+1,) for S documents, got "
-                f"{tuple(starts.shape)} beside {tuple(early.shape)}"
+                f"{tuple(starts.shape)} beside {tuple(q0_starts.shape)}"
             )
 
 
@@ -164,16 +170,28 @@ def check_values(tensors: Inputs, how: How, validate: bool | None) -> None:
     """Check where documents begin: once for a tensor; not at all where `validate` is False, nor
     where values cannot be read; anew where it is True."""
     q0, q1, k, _, *starts = tensors
-    if validate is False or not readable(*tensors):
-        return
-    early, lengths, late, padded = (
-        None if tensor is None else values_of(name, tensor, bool(validate))
+    if validate is not False and readable(*tensors):
+        _check_values((len(q0), len(q1), len(k)), starts, how, bool(validate))
+
+
+def check_rows_of_all(T: int, starts: Sequence[Tensor | None], how: How) -> None:
+    """Check where documents begin, of T rows of q, k and v of all ranks."""
+    _check_values((None, None, T), starts, how, False)
+
+
+def _check_values(
+    rows: tuple[int | None, int | None, int],
+    starts: Sequence[Tensor | None],
+    how: How,
+    anew: bool,
+) -> None:
+    early, keys, late, padded = (
+        None if tensor is None else values_of(name, tensor, anew)
         for name, tensor in zip(NAMES[4:], starts, strict=True)
     )
-    assert early is not None and lengths is not None
-    cut = Cut(how.early, how.late, how.chunks, how.zigzag)
-    rows = len(q0), len(q1), len(k)
-    check_lengths(early, late or early, lengths, padded, cut, rows)
+    assert early is not None and keys is not None
+    choice = Chunks(how.early, how.late, how.chunks, how.zigzag)
+    check_lengths(early, late or early, keys, padded, choice, rows)
 
 
 _REFUSED: dict[str, tuple[Any, str]] = {  # the neutral value, and what to do instead

@@ -12,11 +12,16 @@ from kernelbench.kernels.attention.tiles import (
     Rows,
     Variant,
     load_tile,
-    pitch,
     store_tile,
     widened,
 )
-from kernelbench.kernels.zigzag_attention.places import document_of, keys_of_head, rows_of
+from kernelbench.kernels.zigzag_attention.places import (
+    document_of,
+    keys_of_head,
+    row_of,
+    rows_of,
+    statistics_of,
+)
 
 
 @triton.jit
@@ -84,10 +89,20 @@ def _attend_alone(
 
 
 @triton.jit
-def _queries(chunk, place, row, h, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+def _queries(
+    chunk,
+    place,
+    row,
+    h,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """A tile of query rows; zeros for what is padded."""
     q = chunk.q + place.start * chunk.q_stride_T + h * chunk.q_stride_H
-    return load_tile(Rows(q, chunk.q_stride_T, place.real), row, D, BLOCK_M, BLOCK_D, True)
+    q = Rows(q, widened(chunk.q_stride_T, WIDE), place.real)
+    return load_tile(q, row, D, BLOCK_M, BLOCK_D, True)
 
 
 @triton.jit
@@ -99,20 +114,31 @@ def span_of(place, row, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUS
 
 
 @triton.jit
-def _finish(chunk, place, state, row, h, H, variant, BLOCK_M: tl.constexpr, WIDE: tl.constexpr):
-    """Store a tile's result, zeros for rows that are padded or see no key, and its statistic."""
+def _finish(
+    chunk,
+    place,
+    state,
+    row,
+    h,
+    variant,
+    BLOCK_M: tl.constexpr,
+    WIDE: tl.constexpr,
+    JOINED: tl.constexpr,
+):
+    """Store a tile's result, zeros for rows that are padded or see no key, and the natural
+    logarithm of its sums."""
     acc_MD, sum_M, max_M = state
     D: tl.constexpr = variant.D
     row_M = row + tl.arange(0, BLOCK_M)
     blind_M = (sum_M == 0.0) | (row_M >= place.real)
     sum_M = tl.where(blind_M, 1.0, sum_M)
     o_MD = tl.where(blind_M[:, None], 0.0, acc_MD * (1.0 / sum_M)[:, None])
-    o = Rows(chunk.out + (place.start * H * D + h * D), widened(H * D, WIDE), place.rows)
+    out = chunk.out + place.start * chunk.out_stride_T + h * D
+    o = Rows(out, widened(chunk.out_stride_T, WIDE), place.rows)
     store_tile(o, o_MD, row, D, BLOCK_M, variant.BLOCK_D, True)
-    if chunk.lse is not None:
-        lse_M = tl.where(blind_M, float("-inf"), max_M + tl.log2(sum_M))
-        lse = chunk.lse + h * pitch(chunk.T) + place.start
-        tl.store(lse + row_M, lse_M, mask=(row_M >= 0) & (row_M < place.rows))
+    lse_M = tl.where(blind_M, float("-inf"), (max_M + tl.log2(sum_M)) / LOG2E)
+    lse = chunk.lse + statistics_of(chunk, place, h, JOINED)
+    tl.store(lse + row_M, lse_M, mask=row_M < place.rows)
 
 
 @triton.jit
@@ -121,7 +147,6 @@ def attend_chunks(
     late,
     keys,
     scale,
-    H,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -132,6 +157,7 @@ def attend_chunks(
     GROUP: tl.constexpr,
     SHARED: tl.constexpr,
     ZIGZAG: tl.constexpr,
+    JOINED: tl.constexpr,
     LOAD: tl.constexpr,
 ):
     """The same BLOCK_M rows of both chunks of a document, of one head, a program.
@@ -139,7 +165,8 @@ def attend_chunks(
     Where causal, chunk c of 2W has (c+½)·c_s keys a row on average, and a rank has chunks r and
     2W−1−r, so that the work of all programs of a document is about the same, on every rank.
     GROUP: heads of q that share one of k and v. SHARED: keys that both chunks see are read once for
-    both; else the chunks come one after the other. ZIGZAG, LOAD: how the keys lie.
+    both; else the chunks come one after the other. JOINED: see `Chunk`. ZIGZAG, LOAD: how the keys
+    lie.
     """
     s, tile, h = sequence_of(early.starts, keys.S, early.T, BLOCK_M, CAUSAL)
     document = document_of(keys, s)
@@ -149,13 +176,11 @@ def attend_chunks(
     v = keys_of_head(
         keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, h // GROUP, WIDE, ZIGZAG
     )
-    early_place = rows_of(early, document, keys.S)
-    late_place = rows_of(late, document, keys.S)
-    row = (tile - (early_place.start.to(tl.int32) // BLOCK_M + s)) * BLOCK_M
-    if row < 0:  # a number that no tile has
-        row = 1 << 30
-    early_q_MD = _queries(early, early_place, row, h, D, BLOCK_M, BLOCK_D)
-    late_q_MD = _queries(late, late_place, row, h, D, BLOCK_M, BLOCK_D)
+    early_place = rows_of(early, document, keys.S, 0, JOINED)
+    late_place = rows_of(late, document, keys.S, 1, JOINED)
+    row = row_of(early.starts, s, tile, BLOCK_M)
+    early_q_MD = _queries(early, early_place, row, h, D, BLOCK_M, BLOCK_D, WIDE)
+    late_q_MD = _queries(late, late_place, row, h, D, BLOCK_M, BLOCK_D, WIDE)
     early_span = span_of(early_place, row, document.keys, BLOCK_M, BLOCK_N, CAUSAL)
     late_span = span_of(late_place, row, document.keys, BLOCK_M, BLOCK_N, CAUSAL)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -227,10 +252,10 @@ def attend_chunks(
         early_state,
         row,
         h,
-        H,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
         BLOCK_M,
         WIDE,
+        JOINED,
     )
     _finish(
         late,
@@ -238,8 +263,8 @@ def attend_chunks(
         late_state,
         row,
         h,
-        H,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
         BLOCK_M,
         WIDE,
+        JOINED,
     )

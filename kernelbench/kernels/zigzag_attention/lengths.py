@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class Cut(NamedTuple):
+class Chunks(NamedTuple):
     """Which chunks of how many a call is about."""
 
     early: int
@@ -26,7 +26,8 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """The values of a tensor of cu_seqlens, and its name. Each is the same as itself alone."""
+    """The values of a tensor of cu_seqlens, and its name. Compared by identity, so that they are
+    cheap keys."""
 
     name: str
     values: tuple[int, ...]
@@ -65,14 +66,15 @@ def check_lengths(
     late: Starts,
     keys: Starts,
     padded: Starts | None,
-    cut: Cut,
-    rows: tuple[int, int, int],
+    choice: Chunks,
+    rows: tuple[int | None, int | None, int],
 ) -> None:
-    """Raise ValueError unless documents are cut as `zigzag_attention` says. rows: of q0, q1, k."""
+    """Raise ValueError unless documents are cut as `zigzag_attention` says. rows: of q0, q1 and k,
+    None for any."""
     lying = keys if padded is None else padded
     for starts, end in zip((early, late, lying), rows, strict=True):
         _check_rising(starts)
-        if starts.values[-1] != end:
+        if end is not None and starts.values[-1] != end:
             raise ValueError(
                 f"zigzag_attention takes {starts.name} that ends at the number of rows, {end}, got "
                 f"{starts.values[-1]}"
@@ -86,22 +88,22 @@ def check_lengths(
                 f"{real} keys in {most} rows in document {number}"
             )
         wanted = (
-            rows_of_chunk(most, cut.early, cut.chunks),
-            rows_of_chunk(most, cut.late, cut.chunks),
+            rows_of_chunk(most, choice.early, choice.chunks),
+            rows_of_chunk(most, choice.late, choice.chunks),
         )
-        if cut.zigzag and most % cut.chunks:
+        if choice.zigzag and most % choice.chunks:
             raise ValueError(
                 "zigzag_attention takes keys in zigzag order of documents that are padded to a "
-                f"multiple of total_chunks, {cut.chunks}, got {most} rows in document {number}: "
+                f"multiple of total_chunks, {choice.chunks}, got {most} rows in document {number}: "
                 "pass cu_seqlens_padded"
             )
-        whole = not cut.zigzag and (first, second) in ((most, 0), (0, 0))
+        whole = not choice.zigzag and (first, second) in ((most, 0), (0, 0))
         if (first, second) != wanted and not whole:
+            other = "" if choice.zigzag else f", or all {most} of it as q0's, or none"
             raise ValueError(
-                f"zigzag_attention takes chunks {cut.early} and {cut.late} of {cut.chunks} of "
-                f"document {number}, of {most} keys, with {wanted[0]} and {wanted[1]} rows"
-                + ("" if cut.zigzag else f", or all {most} of it as q0's, or none")
-                + f", got {first} and {second}"
+                f"zigzag_attention takes chunks {choice.early} and {choice.late} of "
+                f"{choice.chunks} of document {number}, of {most} keys, with {wanted[0]} and "
+                f"{wanted[1]} rows{other}, got {first} and {second}"
             )
 
 

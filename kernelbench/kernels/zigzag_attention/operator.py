@@ -4,7 +4,6 @@ Shapes: T0, T1 rows of all documents in the early and the late chunk, Tk keys, H
 of k and v, D head size, S documents, W ranks.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,8 @@ from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.operators import (
     Transform,
-    absent,
     admit,
+    as_flag,
     direct,
     empty_gradients,
     final,
@@ -35,6 +34,7 @@ from kernelbench.kernels.zigzag_attention.checks import (
     How,
     Inputs,
     check,
+    check_rows_of_all,
     check_types,
     how_of,
     refuse,
@@ -42,8 +42,6 @@ from kernelbench.kernels.zigzag_attention.checks import (
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import chunk_rows
 from kernelbench.kernels.zigzag_attention.plans import inputs_of, plan_of
-
-_LN2 = math.log(2)
 
 
 def _how(chunks: list[int], scale: float | None, causal: bool, zigzag: bool) -> How:
@@ -57,32 +55,29 @@ def _operator(
     q1: Tensor,
     k: Tensor,
     v: Tensor,
-    early: Tensor,
-    lengths: Tensor,
-    late: Tensor | None,
-    padded: Tensor | None,
+    q0_starts: Tensor,
+    k_starts: Tensor,
+    q1_starts: Tensor | None,
+    k_places: Tensor | None,
     chunks: list[int],
     scale: float | None,
     causal: bool,
     zigzag: bool,
     validate: bool | None,
     config: list[int],
-    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both o, and both lse to base 2, (1,H,T), or `absent`. chunks: which two, of how many."""
-    tensors = inputs_of(q0, q1, k, v, early, lengths, late, padded)
+    """Both o, and both lse, (H,T). chunks: which two, of how many."""
+    tensors = inputs_of(q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places)
     how = _how(chunks, scale, causal, zigzag)
-    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), save, validate)
-    os, lses = plan.forward(tensors, save)
-    lse0, lse1 = (absent(q0).float() if lse is None else lse for lse in lses)
-    return *os, lse0, lse1
+    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), validate)
+    o0, o1, lse0, lse1 = plan.forward(tensors)
+    return o0, o1, lse0, lse1
 
 
 @without_data(_operator)
-def _(q0, q1, k, v, early, *rest):
-    *_, save = rest
-    lses = (statistic_of(q.unsqueeze(0)) if save else absent(q).float() for q in (q0, q1))
-    return q0.new_empty(q0.shape), q1.new_empty(q1.shape), *lses
+def _(q0, q1, *rest):
+    lse0, lse1 = (statistic_of(q.unsqueeze(0))[0] for q in (q0, q1))
+    return q0.new_empty(q0.shape), q1.new_empty(q1.shape), lse0, lse1
 
 
 @torch.library.custom_op("kernelbench::zigzag_attention_backward", mutates_args=())
@@ -95,10 +90,10 @@ def _operator_backward(
     q1: Tensor,
     k: Tensor,
     v: Tensor,
-    early: Tensor,
-    lengths: Tensor,
-    late: Tensor | None,
-    padded: Tensor | None,
+    q0_starts: Tensor,
+    k_starts: Tensor,
+    q1_starts: Tensor | None,
+    k_places: Tensor | None,
     o0: Tensor,
     o1: Tensor,
     lse0: Tensor,
@@ -111,9 +106,9 @@ def _operator_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq0, dq1, dk, dv; `absent` for what is not needed."""
-    tensors = inputs_of(q0, q1, k, v, early, lengths, late, padded)
+    tensors = inputs_of(q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places)
     how = _how(chunks, scale, causal, zigzag)
-    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), True, False)
+    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), False)
     grads, results = (do0, do1, dlse0, dlse1), (o0, o1, lse0, lse1)
     dq0, dq1, dk, dv = gradients_of(plan.backward(grads, tensors, results, needs), q0)
     return dq0, dq1, dk, dv
@@ -125,7 +120,7 @@ def _(do0, do1, dlse0, dlse1, q0, q1, k, v, *rest):
 
 
 def _keep(ctx, inputs, output):
-    *tensors, chunks, scale, causal, zigzag, _, config, _ = inputs
+    *tensors, chunks, scale, causal, zigzag, _, config = inputs
     ctx.how = chunks, scale, causal, zigzag, config
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)
@@ -148,19 +143,20 @@ def _heads_fit(k):
     return k.shape[1] % k.mesh.size() == 0
 
 
-def _ways(q0, q1, k, v, early, lengths, late, padded, *rest):
+def _ways(q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places, *rest):
     if _heads_fit(k):
-        statistic = needed_cut(rest[-1], 1)
-        starts = WHOLE, WHOLE, optional(late, WHOLE), optional(padded, WHOLE)
-        yield (1, 1, statistic, statistic), (1, 1, 1, 1, *starts)
+        starts = WHOLE, WHOLE, optional(q1_starts, WHOLE), optional(k_places, WHOLE)
+        yield (1, 1, 0, 0), (1, 1, 1, 1, *starts)
 
 
-def _ways_backward(do0, do1, dlse0, dlse1, q0, q1, k, v, early, lengths, late, padded, *rest):
+def _ways_backward(
+    do0, do1, dlse0, dlse1, q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places, *rest
+):
     if _heads_fit(k):
-        grads = (*(optional(x, 1) for x in (do0, do1, dlse0, dlse1)),)
-        starts = WHOLE, WHOLE, optional(late, WHOLE), optional(padded, WHOLE)
+        grads = *(optional(x, 1) for x in (do0, do1)), *(optional(x, 0) for x in (dlse0, dlse1))
+        starts = WHOLE, WHOLE, optional(q1_starts, WHOLE), optional(k_places, WHOLE)
         results = [needed_cut(needed, 1) for needed in rest[-1]]
-        yield results, (*grads, 1, 1, 1, 1, *starts, 1, 1, 1, 1)
+        yield results, (*grads, 1, 1, 1, 1, *starts, 1, 1, 0, 0)
 
 
 sharded(_operator, _ways)
@@ -198,8 +194,8 @@ def zigzag_attention(
     n·c + i, and, where causal, sees the keys of its document up to there. Rank r of W has chunks r
     and 2W−1−r, so that every rank has the same work.
 
-    q0: (T0,H,D), q1: (T1,H,D): chunk `chunk_idx_0`, and `chunk_idx_1`, of every document, one after
-        another.
+    q0: (T0,H,D), q1: (T1,H,D): chunk `chunk_idx_0`, the early one, and `chunk_idx_1`, of every
+        document, one after another.
     k, v: (Tk,G,D), where G divides H: heads h·H/G to (h+1)·H/G−1 of q share head h. All four of one
         dtype, bfloat16, float16 or float32 (multiplied exactly, never as TF32), D up to 256, any
         strides; a last axis that is not contiguous costs a copy.
@@ -222,7 +218,8 @@ def zigzag_attention(
     deterministic: gradients have the same bits on every call in any case.
     validate: None checks the values of cu_seqlens once for each tensor, which reads them on the
         host, and not while a CUDA graph is captured; True checks at every call, False never. What
-        is not checked and wrong gives wrong results, or reads beyond the tensors.
+        is not checked and wrong gives wrong results, or reads and writes beyond the tensors; nor
+        is a write to an inference tensor, which has no version, seen.
     config: how to cut up the work; None for the choice of the table, see `configs.configs`.
     others: window_size, alibi_slopes, dropout_p and local_k_slice, as flash-attention's functions
         name them; anything but their neutral values is refused.
@@ -239,39 +236,49 @@ def zigzag_attention(
     """
     refuse(others)
     how = how_of(chunk_idx_0, chunk_idx_1, total_chunks, softmax_scale, causal, kv_order)
-    late = None if cu_seqlens_q1 is cu_seqlens_q0 else cu_seqlens_q1
-    padded = None if cu_seqlens_padded is cu_seqlens_k else cu_seqlens_padded
-    tensors: Inputs = q0, q1, k, v, cu_seqlens_q0, cu_seqlens_k, late, padded
+    if deterministic is not None:
+        as_flag("zigzag_attention", "deterministic", deterministic)
+    if validate is not None:
+        validate = as_flag("zigzag_attention", "validate", validate)
+    given = q0, q1, k, v, cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded
+    if cu_seqlens_q1 is None:
+        check_types(given, config)
+    q1_starts = None if cu_seqlens_q1 is cu_seqlens_q0 else cu_seqlens_q1
+    k_places = None if cu_seqlens_padded is cu_seqlens_k else cu_seqlens_padded
+    tensors: Inputs = q0, q1, k, v, cu_seqlens_q0, cu_seqlens_k, q1_starts, k_places
     try:
-        o0, o1, lse0, lse1 = _attend(tensors, how, config, validate)
+        return _attend(tensors, how, config, validate)
     except (AttributeError, TypeError):  # a clearer error comes first
-        check_types((q0, q1, k, v, cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, padded), config)
+        check_types(given, config)
         raise
-    return o0, o1, lse0[0] * _LN2, lse1[0] * _LN2
 
 
-def _attend(tensors: Inputs, how: How, config: ZigzagConfig | None, validate: bool | None) -> Any:
-    """Both o, and both lse to base 2, (1,H,T)."""
+def _attend(
+    tensors: Inputs, how: How, config: ZigzagConfig | None, validate: bool | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both o, and both lse, (H,T)."""
     q0 = tensors[0]
+    results: Any
     if direct(*tensors) and not (q0.is_meta and refusal(q0.device)):
         try:
             tensors = inputs_of(*tensors)
-            plan = plan_of(tensors, how, config, True, validate)
+            plan = plan_of(tensors, how, config, validate)
             if graded(*tensors[:4]):
-                return Planned.apply(plan, *tensors)
-            os, lses = plan.forward(tensors, True)
-            return *os, *lses
+                results = Planned.apply(plan, *tensors)
+            else:
+                results = plan.forward(tensors)
         except (RuntimeError, IndexError, TypeError):  # a clearer error comes first
             admit("zigzag_attention", *tensors)
             check(*tensors, how)
             raise
-    refuse_some_on_meta("zigzag_attention", *tensors)
-    admit("zigzag_attention", *tensors)
-    check(*tensors, how)
-    rest = [how.early, how.late, how.chunks], *how[3:], validate, numbers_of(config)
-    if transformed():
-        return _TRANSFORM(tensors, (*rest, True))
-    return _operator(*tensors, *rest, True)
+    else:
+        refuse_some_on_meta("zigzag_attention", *tensors)
+        admit("zigzag_attention", *tensors)
+        check(*tensors, how)
+        rest = [how.early, how.late, how.chunks], *how[3:], validate, numbers_of(config)
+        results = _TRANSFORM(tensors, rest) if transformed() else _operator(*tensors, *rest)
+    o0, o1, lse0, lse1 = results
+    return o0, o1, lse0, lse1
 
 
 def zigzag_attention_kvpacked(
@@ -304,11 +311,14 @@ def zigzag_attention_qkvpacked(
         raise ValueError(f"zigzag_attention_qkvpacked takes qkv (Tk,3,H,D), got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(1)
     how = how_of(chunk_idx_0, chunk_idx_1, total_chunks, None, True, kv_order)
-    lying = cu_seqlens_k if cu_seqlens_padded is None else cu_seqlens_padded
-    chunks = [(cu_seqlens_q0, how.early), (cu_seqlens_q1, how.late)]
+    check_types((q, q, k, v, cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded), None)
+    starts = cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded
+    check_rows_of_all(len(q), starts, how)
+    places = cu_seqlens_k if cu_seqlens_padded is None else cu_seqlens_padded
+    gathered = len(q) if how.zigzag else None
     q0, q1 = (
-        q[chunk_rows(starts, lying, number, how.chunks, len(q) if how.zigzag else None)]
-        for starts, number in chunks
+        q[chunk_rows(starts, places, number, how.chunks, gathered)]
+        for starts, number in ((cu_seqlens_q0, how.early), (cu_seqlens_q1, how.late))
     )
     return zigzag_attention(
         *(q0, q1, k, v, cu_seqlens_q0, cu_seqlens_q1, cu_seqlens_k),

@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from kernelbench.kernels.attention.tiles import Rows, widened
+from kernelbench.kernels.attention.tiles import Rows, pitch, widened
 
 
 class Chunk(NamedTuple):
     """One chunk of each of S documents, one after another. q: (T,H,D) of any strides whose last is
-    1; do: (T,H·D), likewise. lse, delta: as `statistic_of` makes them. out: (T,H,D) and contiguous,
-    what a kernel writes. starts: (S+1,) of int32, where each document begins. number: of the chunk,
-    from 0 on. What a kernel does not take is None."""
+    1; do: (T,H·D), likewise; out: likewise, what a kernel writes. lse, delta: as `statistic_of`
+    makes them. starts: (S+1,) of int32, where each document begins. number: of the chunk, from 0
+    on. What a kernel does not take is None.
+
+    JOINED: both chunks of a document lie next to each other, in the same tensors; T and starts are
+    then of all rows by 2.
+    """
 
     q: Any
     q_stride_T: Any
@@ -25,6 +29,7 @@ class Chunk(NamedTuple):
     lse: Any
     delta: Any
     out: Any
+    out_stride_T: Any
     starts: Any
     number: Any
     T: Any
@@ -33,10 +38,10 @@ class Chunk(NamedTuple):
 class Keys(NamedTuple):
     """The keys of S documents, (T,H,D) of any strides whose last is 1.
 
-    lengths: (S+1,) of int32, the sums of how many keys documents have. starts: likewise, where each
-    begins, with what is padded. chunks: into which a document is cut, that is, as many keys as are
-    divided by it, rounded up. ranks: 0 where documents lie in order; else how many ranks' rows lie
-    one after another, each with two chunks of every document.
+    real_starts: (S+1,) of int32, the sums of how many keys documents have. starts: likewise, where
+    each begins, with what is padded. chunks: into how many a document is cut. ranks: how many have
+    two of them each, whose rows lie one after another where ZIGZAG. dk, dv: (T,H,D), heads next to
+    each other, d_stride_T from row to row.
     """
 
     k: Any
@@ -47,7 +52,8 @@ class Keys(NamedTuple):
     v_stride_H: Any
     dk: Any
     dv: Any
-    lengths: Any
+    d_stride_T: Any
+    real_starts: Any
     starts: Any
     chunks: Any
     ranks: Any
@@ -94,13 +100,13 @@ def document_of(keys, s):
     below = tl.minimum(s + 1, keys.S)
     start = tl.load(keys.starts + s)
     padded = tl.load(keys.starts + below) - start
-    length = tl.load(keys.lengths + below) - tl.load(keys.lengths + s)
+    length = tl.load(keys.real_starts + below) - tl.load(keys.real_starts + s)
     chunk = tl.maximum(tl.cdiv(padded, keys.chunks), 1)
     return Document(s, start, tl.minimum(length, padded), padded, chunk)
 
 
 @triton.jit
-def rows_of(chunk, document, S):
+def rows_of(chunk, document, S, is_late, JOINED: tl.constexpr):
     """The place of a document's rows. A chunk with all of them begins where the document does: that
     is not cut."""
     start = tl.load(chunk.starts + document.s)
@@ -108,7 +114,25 @@ def rows_of(chunk, document, S):
     rows = tl.where(document.s == S, chunk.T, end) - start
     first = tl.where(rows == document.padded, 0, chunk.number * document.chunk)
     real = tl.maximum(tl.minimum(document.keys - first, rows), 0)
-    return Place(start.to(tl.int64), rows, first, real)
+    start = start.to(tl.int64)
+    if JOINED:
+        start = 2 * start + is_late * rows
+    return Place(start, rows, first, real)
+
+
+@triton.jit
+def row_of(starts, s, tile, BLOCK: tl.constexpr):
+    """The first row in document s of a tile that `sequence_of` numbers so; beyond all rows of a
+    number that no tile has."""
+    row = (tile - (tl.load(starts + s) // BLOCK + s)) * BLOCK
+    return tl.where(row < 0, 1 << 30, row)
+
+
+@triton.jit
+def statistics_of(chunk, place, h, JOINED: tl.constexpr):
+    """From where a statistic begins to that of a place's rows."""
+    T = 2 * chunk.T if JOINED else chunk.T
+    return h * pitch(T) + place.start
 
 
 @triton.jit

@@ -1,14 +1,13 @@
 """Plans of calls of zigzag attention: checked once for a layout, with prepared launches."""
 
+import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.attention.backward import deltas_launch
-from kernelbench.kernels.attention.places import most_tiles
-from kernelbench.kernels.attention.tiles import is_wide, load_tile, statistic_of
+from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import (
     Launch,
     Plans,
@@ -18,49 +17,23 @@ from kernelbench.kernels.launch import (
     layout_of,
     layouts_of,
     packed_rows,
-    power_of_2,
 )
-from kernelbench.kernels.zigzag_attention.backward import differentiate_chunks, differentiate_keys
 from kernelbench.kernels.zigzag_attention.checks import NAMES, How, Inputs, check, check_values
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
-from kernelbench.kernels.zigzag_attention.forward import attend_chunks
-from kernelbench.kernels.zigzag_attention.places import Chunk, Keys, load_zigzag
+from kernelbench.kernels.zigzag_attention.launches import (
+    Tensors,
+    deltas_launches,
+    forward_launch,
+    gradient_launches,
+)
 
-Pair = tuple[Any, Any]  # of the early chunk, and the late one
-
-
-class _Tensors(NamedTuple):
-    """What a plan's launches take. do: (1,T,H·D); statistics: (1,H,T), see `statistic_of`."""
-
-    q0: Tensor
-    q1: Tensor
-    k: Tensor
-    v: Tensor
-    early: Tensor
-    lengths: Tensor
-    late: Tensor | None
-    padded: Tensor | None
-    o0: Tensor
-    o1: Tensor
-    lse0: Tensor | None
-    lse1: Tensor | None
-    do0: Tensor | None = None
-    do1: Tensor | None = None
-    dlse0: Tensor | None = None
-    dlse1: Tensor | None = None
-    delta0: Tensor | None = None
-    delta1: Tensor | None = None
-    dq0: Tensor | None = None
-    dq1: Tensor | None = None
-    dk: Tensor | None = None
-    dv: Tensor | None = None
+_LN2 = math.log(2)
 
 
 class ZigzagPlan:
     """Calls that differ only in their tensors' addresses: checked once, with prepared launches."""
 
-    def __init__(self, tensors: Inputs, how: How, config: ZigzagConfig | None, save: bool) -> None:
-        """save: for a gradient to come."""
+    def __init__(self, tensors: Inputs, how: How, config: ZigzagConfig | None) -> None:
         check(*tensors, how)
         device = check_device(**dict(zip(NAMES, tensors, strict=True)))
         q0, q1, k, *_ = tensors
@@ -68,93 +41,31 @@ class ZigzagPlan:
         self._how = how
         self._scale = D**-0.5 if how.scale is None else how.scale
         if config is None:
-            arch, mode = arch_of(device), "full" if save else "fwd"
-            rows = max(len(q0), len(q1))
+            rows, size = max(len(q0), len(q1)), q0.element_size()
             [config, *_] = configs(
-                rows, len(k), q0.shape[1], D, arch=arch, itemsize=q0.element_size(), mode=mode
+                rows, len(k), q0.shape[1], D, arch=arch_of(device), itemsize=size
             )
         self.config = config
         self._repeats = Repeats(device)
 
-    def forward(self, tensors: Inputs, save: bool) -> tuple[Pair, Pair]:
-        """o of both chunks, like q and contiguous, and lse, (1,H,T), or None unless `save`."""
+    def forward(self, tensors: Inputs) -> tuple[Tensor, ...]:
+        """o of both chunks, like q and contiguous, and both lse, (H,T)."""
         qs = tensors[:2]
-        os = tuple([q.new_empty((1, *q.shape)) for q in qs])
-        lses = tuple([statistic_of(q.unsqueeze(0)) if save else None for q in qs])
-        self._repeats.run(save, _Tensors(*tensors, *os, *lses), self._forward_launches)
-        return (os[0][0], os[1][0]), (lses[0], lses[1])
+        os = [q.new_empty((1, *q.shape)) for q in qs]
+        lses = [statistic_of(q.unsqueeze(0)) for q in qs]
+        self._repeats.run(None, Tensors(*tensors, *os, *lses), self._forward_launches)
+        return os[0][0], os[1][0], lses[0][0], lses[1][0]
 
     def _forward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
-        t, c = _Tensors(*tensors), self.config
-        constexprs = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "SHARED": c.shared}
-        tiles = most_tiles(len(t.q0), len(t.early) - 1, c.block_m)
-        options = {"num_warps": c.warps, "num_stages": c.stages}
-        return (self._launch(attend_chunks, t, (t.o0, t.o1), tiles, constexprs, options),)
-
-    def _launch(
-        self,
-        kernel: Any,
-        t: _Tensors,
-        outs: Pair,
-        tiles: int,
-        constexprs: dict[str, Any],
-        options: dict[str, int],
-    ) -> Launch:
-        """A launch of so many tiles of a head. outs: what belongs to the chunks' rows."""
-        _, H, D = t.q0.shape
-        heads = H if kernel is not differentiate_keys else t.k.shape[1]
-        rows = max(constexprs["BLOCK_M"], constexprs["BLOCK_N"])
-        args = {"scale": self._scale, "H": H}
-        args |= {"early": self._chunk(t, 0, outs), "late": self._chunk(t, 1, outs)}
-        args["keys"] = self._keys(t)
-        wide = *(x.unsqueeze(0) for x in (t.q0, t.q1, t.k, t.v)), t.o0, t.o1, t.do0, t.do1
-        constexprs |= {
-            "D": D,
-            "BLOCK_D": max(16, power_of_2(D)),
-            "CAUSAL": self._how.causal,
-            "WIDE": is_wide(rows, *wide),
-            "STAGES": options["num_stages"],
-            "GROUP": H // t.k.shape[1],
-            "ZIGZAG": self._how.zigzag,
-            "LOAD": load_zigzag if self._how.zigzag else load_tile,
-        }
-        return Launch(kernel, (tiles * heads,), args, constexprs, options)
-
-    def _chunk(self, t: _Tensors, which: int, outs: Pair) -> Chunk:
-        q, starts, lse, do, delta, number = (
-            (t.q0, t.early, t.lse0, t.do0, t.delta0, self._how.early),
-            (t.q1, t.early if t.late is None else t.late, t.lse1, t.do1, t.delta1, self._how.late),
-        )[which]
-        step = None if do is None else do.stride(1)
-        row, head, _ = q.stride()
-        return Chunk(q, row, head, do, step, lse, delta, outs[which], starts, number, len(q))
-
-    def _keys(self, t: _Tensors) -> Keys:
-        how = self._how
-        starts = t.lengths if t.padded is None else t.padded
-        return Keys(
-            k=t.k,
-            k_stride_T=t.k.stride(0),
-            k_stride_H=t.k.stride(1),
-            v=t.v,
-            v_stride_T=t.v.stride(0),
-            v_stride_H=t.v.stride(1),
-            dk=t.dk,
-            dv=t.dv,
-            lengths=t.lengths,
-            starts=starts,
-            chunks=how.chunks,
-            ranks=how.chunks // 2,
-            S=len(starts) - 1,
-            T=len(t.k),
-        )
+        t = Tensors(*tensors)
+        return (forward_launch(t, self._how, self._scale, self.config),)
 
     def results(
         self, tensors: Inputs, needs: Sequence[bool]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """For `Planned`: both o and lse, and what `gradients` takes."""
-        os, lses = self.forward(tensors, save=True)
-        return (*os, *lses), (*tensors, *os, *lses)
+        results = self.forward(tensors)
+        return results, (*tensors, *results)
 
     def gradients(
         self, grads: Sequence[Tensor | None], saved: Sequence[Any], needs: Sequence[bool]
@@ -185,57 +96,36 @@ class ZigzagPlan:
             torch.zeros_like(o).flatten(2) if do is None else packed_rows(do.flatten(1))[None]
             for do, o in zip(grads[:2], os, strict=True)
         ]
-        dlses = [None if dlse is None else dlse.contiguous() for dlse in grads[2:]]
+        dlses = [None if dlse is None else dlse.contiguous() * _LN2 for dlse in grads[2:]]
         deltas = [statistic_of(o) for o in os]
-        t = _Tensors(*tensors, *os, *lses, *dos, *dlses, *deltas, *outs)
-        given = map(layout_of, (*dos, *dlses))
+        t = Tensors(*tensors, *os, *lses, *dos, *dlses, *deltas, *outs)
+        given = map(layout_of, (*tensors[:4], *dos, *dlses))
         self._repeats.run((*wanted, *given), t, self._backward_launches)
         return tuple([x if need else None for x, need in zip(outs, needs, strict=True)])
 
     def _backward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
-        t, c = _Tensors(*tensors), self.config
-        options = {"num_warps": c.bwd_warps, "num_stages": c.bwd_stages}
-        launches = []
-        for do, o, delta, dlse in (
-            (t.do0, t.o0, t.delta0, t.dlse0),
-            (t.do1, t.o1, t.delta1, t.dlse1),
-        ):
-            assert do is not None and delta is not None
-            launches.append(deltas_launch(do, o, o, delta, None, dlse))
-        S = len(t.early) - 1
-        if t.dk is not None:
-            blocks = {"BLOCK_M": c.bwd_block_m, "BLOCK_N": c.bwd_block_n}
-            tiles = most_tiles(len(t.k), S, c.bwd_block_n)
-            launches.append(
-                self._launch(differentiate_keys, t, (None, None), tiles, blocks, options)
-            )
-        if t.dq0 is not None:
-            blocks = {"BLOCK_M": c.bwd_block_n, "BLOCK_N": c.bwd_block_m}
-            tiles = most_tiles(len(t.q0), S, c.bwd_block_n)
-            outs = t.dq0, t.dq1
-            launches.append(self._launch(differentiate_chunks, t, outs, tiles, blocks, options))
-        return launches
+        t = Tensors(*tensors)
+        return *deltas_launches(t), *gradient_launches(t, self._how, self._scale, self.config)
 
 
 def _as_statistic(lse: Tensor, o: Tensor) -> Tensor:
-    """With the layout that kernels take: hooks on saved tensors may change strides."""
+    """The natural logarithm to base 2, as kernels take it."""
     statistic = statistic_of(o)
-    if lse.stride() == statistic.stride() and lse.data_ptr() % 16 == 0:
-        return lse
-    return statistic.copy_(lse)
+    torch.mul(lse, 1 / _LN2, out=statistic[0])
+    return statistic
 
 
 _PLANS: Plans[ZigzagPlan] = Plans()
 
 
 def plan_of(
-    tensors: Inputs, how: How, config: ZigzagConfig | None, save: bool, validate: bool | None
+    tensors: Inputs, how: How, config: ZigzagConfig | None, validate: bool | None
 ) -> ZigzagPlan:
-    """tensors: with packed rows. save: for a gradient to come."""
-    key = (*layouts_of(tensors), how, config, save)
+    """tensors: with packed rows."""
+    key = (*layouts_of(tensors), how, config)
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _PLANS.add(key, ZigzagPlan(tensors, how, config, save))
+        plan = _PLANS.add(key, ZigzagPlan(tensors, how, config))
     check_values(tensors, how, validate)
     return plan
 
@@ -245,12 +135,12 @@ def inputs_of(
     q1: Tensor,
     k: Tensor,
     v: Tensor,
-    early: Tensor,
-    lengths: Tensor,
-    late: Tensor | None,
-    padded: Tensor | None,
+    q0_starts: Tensor,
+    k_starts: Tensor,
+    q1_starts: Tensor | None,
+    k_places: Tensor | None,
 ) -> Inputs:
     """What takes part, with rows as the kernels read them."""
-    late, padded = (None if x is None else x.contiguous() for x in (late, padded))
+    q1_starts, k_places = (None if x is None else x.contiguous() for x in (q1_starts, k_places))
     rows = packed_rows(q0), packed_rows(q1), packed_rows(k), packed_rows(v)
-    return *rows, early.contiguous(), lengths.contiguous(), late, padded
+    return *rows, q0_starts.contiguous(), k_starts.contiguous(), q1_starts, k_places
