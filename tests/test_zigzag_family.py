@@ -70,11 +70,14 @@ def test_keys_lie_as_an_all_gather_leaves_them() -> None:
 
 
 def test_short_documents_go_whole_to_the_rank_with_the_least_work() -> None:
-    lengths = [5000, 100, 30, 90, 20, 1023, 1024]
+    lengths = [5000, 100, 30, 90, 20, 1008, 1009]
     assert owners_of(lengths, 8) == (None, 1, 3, 2, 4, 0, None)
     assert owners_of([10, 10, 10, 10], 2) == (0, 1, 0, 1)
     assert owners_of([50, 30, 30, 20], 2, least=100) == (0, 1, 1, 1)
     assert owners_of(lengths, 8, least=0) == (None,) * 7
+    assert owners_of([252, 253], 2) == (0, None)  # chunks of 63 and of 64 rows
+    with pytest.raises(ValueError, match="ranks from 1 on"):
+        owners_of(lengths, 0)
 
 
 @pytest.mark.parametrize(

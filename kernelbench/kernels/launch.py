@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -410,8 +411,17 @@ def power_of_2(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
+def check_counts(config: object, *names: str) -> None:
+    """Raise ValueError unless each named field of a config is a whole number, at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{type(config).__name__}: {name} is {value!r}, not 1 or more")
+
+
 def check_powers_of_2(config: object, *names: str) -> None:
     """Raise ValueError unless each named field of a config is a power of two."""
+    check_counts(config, *names)
     for name in names:
         value = getattr(config, name)
         if value < 1 or value != power_of_2(value):

@@ -7,6 +7,7 @@ of Tensor, negative views, functorch's transforms, forward mode) gets an operato
 a config as a list of whole numbers.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -112,6 +113,21 @@ def check_number(function: str, name: str, value: Any) -> None:
             f"{function} takes {name} as a number, got {type(value).__name__}: of a tensor or "
             "array, pass .item()"
         )
+
+
+def as_scale(function: str, name: str, value: Any) -> float | None:
+    """A scale of scores as kernels take it, None for their own. Raises TypeError for what is no
+    number, ValueError for what float32 has as zero, as infinite, or with few digits."""
+    check_number(function, name, value)
+    if value is None:
+        return None
+    try:
+        scale = float(value)
+    except OverflowError:
+        scale = math.inf
+    if not 2.0**-126 <= scale <= 2.0**126:
+        raise ValueError(f"{function} takes a positive, finite {name}, got {value}")
+    return scale
 
 
 def refuse_some_on_meta(name: str, *tensors: Tensor | None) -> None:

@@ -22,6 +22,7 @@ from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfus
 from kernelbench.kernels.rcm_int8 import rcm_attention_int8
 from kernelbench.kernels.rms_norm import rms_norm
 from kernelbench.kernels.rotary import apply_rotary
+from kernelbench.kernels.zigzag_attention import zigzag_attention
 
 TOKENS, APART = 64, 1 << 26  # elements from a token to the next: half of the offsets pass 2^31
 FRONT = 1 << 31  # elements before the first token: 32 bits reach no further down
@@ -92,6 +93,23 @@ def test_where_packed_sequences_begin(spread, device):
     far = packed_attention(*spread(q, k, v, do), starts)
     for found, expected in zip(far, near, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("order", ["sequence", "zigzag"])
+def test_chunks_of_documents(order, spread, device):
+    q0, q1, k, v, do = (draw(1, TOKENS, 2, 16, device=device) for _ in range(5))
+    chunks = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
+    numbers = {"chunk_idx_0": 0, "chunk_idx_1": 1, "total_chunks": 2, "kv_order": order}
+
+    def found(q0, q1, k, v, do):
+        q0, q1, k, v, do = (x[0] for x in (q0, q1, k, v, do))
+        leaves = [x.detach().requires_grad_() for x in (q0[:32], q1[:32], k, v)]
+        o0, o1, *_ = zigzag_attention(*leaves, chunks, chunks, 2 * chunks, **numbers)
+        return o0, o1, *torch.autograd.grad((o0, o1), leaves, (do[:32], do[32:]))
+
+    far = spread(q0, q1, k, v, do)
+    for got, expected in zip(found(*far), found(q0, q1, k, v, do), strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

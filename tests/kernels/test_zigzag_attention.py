@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -299,7 +300,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"deterministic": torch.tensor(True)}, TypeError, "takes deterministic as True or False"),
     ({"q1_starts": None}, TypeError, "takes cu_seqlens_q1 as a tensor, got NoneType"),
     ({"chunk_idx_1": 1.5}, TypeError, "chunk_idx_1 as a whole number, got float"),
-    ({"softmax_scale": 0.0}, ValueError, "positive softmax_scale"),
+    ({"softmax_scale": 0.0}, ValueError, "a positive, finite softmax_scale, got 0.0"),
     ({"kv_order": "ring"}, ValueError, "one of sequence, zigzag, got 'ring'"),
     ({"causal": torch.tensor(True)}, TypeError, "pass .item()"),
     ({"window_size": (128, 0)}, NotImplementedError, "has no window_size, got"),
@@ -324,6 +325,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "no longer than cu_seqlens_padded has room for, got 8 keys in 6 rows in document 0",
     ),
+    ({"softmax_scale": math.inf}, ValueError, "a positive, finite softmax_scale, got inf"),
+    ({"softmax_scale": 10**400}, ValueError, "a positive, finite softmax_scale"),
+    ({"validate": torch.tensor(False)}, TypeError, "takes validate as True or False"),
+    ({"window_size": np.array([-1, 4])}, NotImplementedError, "has no window_size"),
+    ({"alibi_slopes": np.zeros(2)}, NotImplementedError, "has no alibi_slopes"),
+    ({"kv_order": np.array(["zigzag"])}, ValueError, "takes kv_order as one of"),
+    ({"total_chunks": 2**40}, ValueError, "total_chunks as an even number"),
+    ({"q0": torch.randn(3, 0, 16), "q1": torch.randn(3, 0, 16)}, ValueError, "one or more"),
     ({"config": 7}, TypeError, "a ZigzagConfig or None, got int"),
     ({"q0": torch.randn(3, 2, 16, device="meta")}, RuntimeError, "several devices"),
 ]
@@ -376,6 +385,45 @@ def test_neutral_values_of_what_it_does_not_have_are_taken(device: str) -> None:
     assert all(map(torch.equal, found, zigzag_attention(*tensors, **options)))
 
 
+def test_strided_and_inference_tensors_of_starts(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former are read once, too; of the latter nobody sees writes."""
+    tensors, options = given(device)
+    for i in (4, 5, 6):
+        tensors[i] = tensors[i].repeat_interleave(2)[::2]
+    reads = []
+    real = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda x: reads.append(x) or real(x))
+    for _ in range(3):
+        zigzag_attention(*tensors, **options)
+    assert len(reads) == 3
+    with torch.inference_mode():
+        tensors[4] = tensors[4] + 0
+        zigzag_attention(*tensors, **options)
+        tensors[4][-1] = 30
+        with pytest.raises(ValueError, match="ends at the number of rows, 3, got 30"):
+            zigzag_attention(*tensors, **options)
+
+
+def test_results_may_be_written_in_place(device: str) -> None:
+    tensors, options = given(device)
+    for x in tensors[:4]:
+        x.requires_grad_()
+    for result in zigzag_attention(*tensors, **options):
+        result.mul_(2)
+
+
+def test_tiles_that_there_are_not_are_no_config() -> None:
+    for changed in ({"stages": 0}, {"stages": 1.5}, {"block_m": 16.0}, {"warps": "4"}):
+        known = dict(zip(ZigzagConfig.__dataclass_fields__, (16, 16, 4, 1) * 2, strict=False))
+        with pytest.raises(ValueError, match=f"{next(iter(changed))} is .*, not 1 or more"):
+            ZigzagConfig(**known | changed)
+    for D, size in ((257, 2), (64, 8)):
+        with pytest.raises(ValueError, match=f"no tiles for heads of {D} elements of {size} bytes"):
+            configs(64, 64, 1, D, arch="sm_90", itemsize=size)
+
+
 def test_packed_forms(device: str) -> None:
     tensors, options = given(device)
     q0, q1, k, v, *starts = tensors
@@ -400,6 +448,18 @@ def test_packed_forms(device: str) -> None:
     starts[2] = starts[2] + torch.tensor([0, 1, 0], dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match="chunks 1 and 2 of 4 of document 0, of 9 keys"):
         zigzag_attention_qkvpacked(qkv, *starts, **options)
+    for wrong, error in (
+        (starts[2][:2], ValueError),
+        (starts[2].float(), TypeError),
+        (None, TypeError),
+        (starts[2][0], ValueError),
+        (starts[2] - 1, ValueError),
+        (starts[2].to("meta"), RuntimeError),
+    ):
+        with pytest.raises(error, match="zigzag_attention"):
+            zigzag_attention_qkvpacked(qkv, *starts[:2], wrong, **options)
+    with pytest.raises(TypeError, match="takes qkv as a tensor, got NoneType"):
+        zigzag_attention_qkvpacked(None, *starts, **options)  # type: ignore[arg-type]
 
 
 def test_strides_and_one_tensor_twice(device: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernelbench.kernels.attention.configs import AttentionConfig
-from kernelbench.kernels.operators import as_flag, check_number
+from kernelbench.kernels.operators import as_flag, as_scale
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_D = 256
@@ -45,15 +45,13 @@ def check(
         )
     _check_shapes(q, k, v, packed=q_starts is not None)
     _check_starts(q_starts, k_starts)
-    if how.scale is not None and not 2.0**-126 <= how.scale <= 2.0**126:
-        raise ValueError(f"attention takes a positive, finite scale, got {how.scale}")
+    as_scale("attention", "scale", how.scale)
 
 
 def how_of(causal: Any, scale: Any, window: Any) -> How:
     """The arguments as `How` has them. Raises TypeError or ValueError for what they cannot be."""
     causal = as_flag("attention", "causal", causal)
-    check_number("attention", "scale", scale)
-    scale = None if scale is None else float(scale)
+    scale = as_scale("attention", "scale", scale)
     if window is None:
         return How(causal, scale)
     try:

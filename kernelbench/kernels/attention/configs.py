@@ -11,7 +11,13 @@ from kernelbench.kernels.attention.hopper.backward import (
 )
 from kernelbench.kernels.attention.hopper.channel import HEADS
 from kernelbench.kernels.attention.hopper.forward import HopperTile
-from kernelbench.kernels.launch import ceil_div, check_powers_of_2, power_of_2, shared_memory
+from kernelbench.kernels.launch import (
+    ceil_div,
+    check_counts,
+    check_powers_of_2,
+    power_of_2,
+    shared_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
         check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        check_counts(self, "stages", "bwd_stages")
         for name in blocks:
             if getattr(self, name) < 16:
                 raise ValueError(

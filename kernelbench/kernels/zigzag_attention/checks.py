@@ -1,14 +1,15 @@
 """What `zigzag_attention` takes, and what is said of the rest."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernelbench.kernels.attention.checks import DTYPES, MOST_D
-from kernelbench.kernels.operators import as_flag, check_number
+from kernelbench.kernels.operators import as_flag, as_scale
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import (
     Chunks,
@@ -50,7 +51,7 @@ def how_of(
             ("total_chunks", total_chunks),
         )
     )
-    if chunks < 2 or chunks % 2:
+    if not 2 <= chunks < 1 << 31 or chunks % 2:
         raise ValueError(
             "zigzag_attention takes total_chunks as an even number, two for each rank, got "
             f"{chunks}"
@@ -66,15 +67,12 @@ def how_of(
             "zigzag_attention takes the early chunk first, chunk_idx_0 no greater than "
             f"chunk_idx_1, got {early} and {late}"
         )
-    check_number("zigzag_attention", "softmax_scale", scale)
-    if scale is not None and not scale > 0:
-        raise ValueError(f"zigzag_attention takes a positive softmax_scale, got {scale}")
-    if kv_order not in ORDERS:
+    scale = as_scale("zigzag_attention", "softmax_scale", scale)
+    if not isinstance(kv_order, str) or kv_order not in ORDERS:
         raise ValueError(
             f"zigzag_attention takes kv_order as one of {', '.join(ORDERS)}, got {kv_order!r}"
         )
     causal = as_flag("zigzag_attention", "causal", causal)
-    scale = None if scale is None else float(scale)
     return How(early, late, chunks, scale, causal, kv_order == "zigzag")
 
 
@@ -147,10 +145,10 @@ def _check_shapes(shapes: list[tuple[int, ...]], how: How) -> None:
     if not 1 <= D <= MOST_D:
         raise ValueError(f"zigzag_attention takes heads of 1 to {MOST_D} elements, got D = {D}")
     shared = shapes[2][1]
-    if shared == 0 or heads % shared:
+    if 0 in (shared, heads) or heads % shared:
         raise ValueError(
-            "zigzag_attention takes a number of heads of k and v that divides that of q, got "
-            f"{shared} and {heads}"
+            "zigzag_attention takes heads of k and v, one or more, whose number divides that of q, "
+            f"got {shared} and {heads}"
         )
     if how.zigzag and shapes[2][0] % (how.chunks // 2):
         raise ValueError(
@@ -174,9 +172,15 @@ def check_values(tensors: Inputs, how: How, validate: bool | None) -> None:
         _check_values((len(q0), len(q1), len(k)), starts, how, bool(validate))
 
 
-def check_rows_of_all(T: int, starts: Sequence[Tensor | None], how: How) -> None:
-    """Check where documents begin, of T rows of q, k and v of all ranks."""
-    _check_values((None, None, T), starts, how, False)
+def check_rows_of_all(tensors: Inputs, how: How, anew: bool) -> None:
+    """Check where documents begin, of q, k and v of all ranks, from which chunks are to be cut.
+    Raises RuntimeError where that cannot be read."""
+    if not readable(*tensors):
+        raise RuntimeError(
+            "zigzag_attention_qkvpacked cuts chunks out of q by cu_seqlens, which it cannot read "
+            "of meta tensors, nor while a CUDA graph is captured: pass q0 and q1 to zigzag_attention"
+        )
+    _check_values((None, None, len(tensors[2])), tensors[4:], how, anew)
 
 
 def _check_values(
@@ -194,11 +198,23 @@ def _check_values(
     check_lengths(early, late or early, keys, padded, choice, rows)
 
 
-_REFUSED: dict[str, tuple[Any, str]] = {  # the neutral value, and what to do instead
-    "window_size": ((-1, -1), "attention(window=…) of whole sequences has windows"),
-    "alibi_slopes": (None, "take torch.nn.attention.flex_attention"),
-    "dropout_p": (0.0, "train without dropout in attention, as Llama does"),
-    "local_k_slice": (None, "pass the slice itself as k and v"),
+def _never(value: Any) -> bool:
+    return False
+
+
+def _is_unlimited(value: Any) -> bool:
+    return isinstance(value, Iterable) and [*map(int, value)] == [-1, -1]
+
+
+# Which values are as good as none, and what to do instead of others.
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "window_size": (_is_unlimited, "attention(window=…) of whole sequences has windows"),
+    "alibi_slopes": (_never, "take torch.nn.attention.flex_attention"),
+    "dropout_p": (
+        lambda value: isinstance(value, Real) and value == 0,
+        "train without dropout in attention, as Llama does",
+    ),
+    "local_k_slice": (_never, "pass the slice itself as k and v"),
 }
 
 
@@ -208,7 +224,6 @@ def refuse(others: dict[str, Any]) -> None:
     for name, value in others.items():
         if name not in _REFUSED:
             raise TypeError(f"zigzag_attention has no argument {name!r}")
-        neutral, remedy = _REFUSED[name]
-        given = tuple(value) if isinstance(value, list) else value
-        if given is not None and (isinstance(given, Tensor) or given != neutral):
+        is_neutral, remedy = _REFUSED[name]
+        if value is not None and not is_neutral(value):
             raise NotImplementedError(f"zigzag_attention has no {name}, got {value!r}: {remedy}")

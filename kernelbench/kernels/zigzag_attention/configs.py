@@ -4,7 +4,13 @@ from dataclasses import dataclass, replace
 
 from kernelbench.kernels.attention.configs import Pattern
 from kernelbench.kernels.attention.configs import configs as configs_of_attention
-from kernelbench.kernels.launch import check_powers_of_2, power_of_2, shared_memory
+from kernelbench.kernels.launch import (
+    check_counts,
+    check_powers_of_2,
+    power_of_2,
+    shared_memory,
+)
+from kernelbench.kernels.operators import as_flag
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class ZigzagConfig:
     def __post_init__(self) -> None:
         blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
         check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        check_counts(self, "stages", "bwd_stages")
+        as_flag("ZigzagConfig", "shared", self.shared)
         for name in blocks:
             if getattr(self, name) < 16:
                 raise ValueError(
@@ -59,8 +67,10 @@ def configs(
 
     arch: `sm_90` and the like, or `cpu` for the interpreter. itemsize: bytes of an element, 2 or 4.
     mode: `fwd` and `bwd` vary what that pass uses, `full` varies both. Raises ValueError for an
-    unknown mode.
+    unknown mode, and for larger heads and elements than there are kernels for.
     """
+    if _TABLE[-1][0] < D or itemsize > 4:
+        raise ValueError(f"no tiles for heads of {D} elements of {itemsize} bytes: up to 256 of 4")
     if mode not in ("fwd", "bwd", "full"):
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
     tiles = next(tiles for most, size, tiles in _TABLE if most >= D and size >= itemsize)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kernelbench.kernels.launch import ceil_div
+
 
 class Chunks(NamedTuple):
     """Which chunks of how many a call is about."""
@@ -41,9 +43,10 @@ _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def values_of(name: str, tensor: Tensor, anew: bool) -> Starts:
     """The tensor's values, read once as long as nothing writes to it, unless `anew`."""
-    version = 0 if tensor.is_inference() else tensor._version
+    unversioned = tensor.is_inference()  # nobody sees writes to it
+    version = 0 if unversioned else tensor._version
     known = _KNOWN.get(tensor)
-    if anew or known is None or known[0] != version:
+    if anew or unversioned or known is None or known[0] != version:
         known = version, tuple(tensor.tolist()), {}
         _KNOWN[tensor] = known
     _, values, named = known
@@ -118,7 +121,7 @@ def _check_rising(starts: Starts) -> None:
 
 def rows_of_chunk(length: int, number: int, chunks: int) -> int:
     """The rows of a chunk of a document that is cut into so many."""
-    chunk = -(-length // chunks)
+    chunk = ceil_div(length, chunks)
     return max(0, min(chunk, length - number * chunk))
 
 
@@ -127,11 +130,16 @@ def owners_of(lengths: Sequence[int], ranks: int, least: int = 64) -> tuple[int 
 
     A document whose chunks would have fewer than `least` rows is not worth cutting: its tiles would
     be mostly empty. The longest of them first, each goes to the rank with the least work so far,
-    which is L² for L keys, to the first of these.
+    which is L² for L keys, to the first of these. Raises ValueError for no rank, and for lengths
+    below 0.
     """
+    if ranks < 1 or any(length < 0 for length in lengths):
+        raise ValueError(
+            f"owners_of takes ranks from 1 on and lengths from 0 on, got {ranks} and {lengths}"
+        )
     owners: list[int | None] = [None] * len(lengths)
     work = [0] * ranks
-    short = [s for s, length in enumerate(lengths) if length < 2 * ranks * least]
+    short = [s for s, length in enumerate(lengths) if ceil_div(length, 2 * ranks) < least]
     for s in sorted(short, key=lambda s: -lengths[s]):
         rank = min(range(ranks), key=lambda rank: work[rank])
         owners[s] = rank

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from kernelbench.kernels.attention.plans import Planned
-from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.operators import (
     Transform,
@@ -36,12 +35,13 @@ from kernelbench.kernels.zigzag_attention.checks import (
     check,
     check_rows_of_all,
     check_types,
+    check_values,
     how_of,
     refuse,
 )
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import chunk_rows
-from kernelbench.kernels.zigzag_attention.plans import inputs_of, plan_of
+from kernelbench.kernels.zigzag_attention.plans import inputs_of, logarithms_of, plan_of
 
 
 def _how(chunks: list[int], scale: float | None, causal: bool, zigzag: bool) -> How:
@@ -69,15 +69,16 @@ def _operator(
     """Both o, and both lse, (H,T). chunks: which two, of how many."""
     tensors = inputs_of(q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places)
     how = _how(chunks, scale, causal, zigzag)
-    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), validate)
+    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config))
+    given: Inputs = q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places
+    check_values(given, how, validate)
     o0, o1, lse0, lse1 = plan.forward(tensors)
     return o0, o1, lse0, lse1
 
 
 @without_data(_operator)
 def _(q0, q1, *rest):
-    lse0, lse1 = (statistic_of(q.unsqueeze(0))[0] for q in (q0, q1))
-    return q0.new_empty(q0.shape), q1.new_empty(q1.shape), lse0, lse1
+    return q0.new_empty(q0.shape), q1.new_empty(q1.shape), logarithms_of(q0), logarithms_of(q1)
 
 
 @torch.library.custom_op("kernelbench::zigzag_attention_backward", mutates_args=())
@@ -108,7 +109,7 @@ def _operator_backward(
     """dq0, dq1, dk, dv; `absent` for what is not needed."""
     tensors = inputs_of(q0, q1, k, v, q0_starts, k_starts, q1_starts, k_places)
     how = _how(chunks, scale, causal, zigzag)
-    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config), False)
+    plan = plan_of(tensors, how, of_numbers(ZigzagConfig, config))
     grads, results = (do0, do1, dlse0, dlse1), (o0, o1, lse0, lse1)
     dq0, dq1, dk, dv = gradients_of(plan.backward(grads, tensors, results, needs), q0)
     return dq0, dq1, dk, dv
@@ -218,8 +219,8 @@ def zigzag_attention(
     deterministic: gradients have the same bits on every call in any case.
     validate: None checks the values of cu_seqlens once for each tensor, which reads them on the
         host, and not while a CUDA graph is captured; True checks at every call, False never. What
-        is not checked and wrong gives wrong results, or reads and writes beyond the tensors; nor
-        is a write to an inference tensor, which has no version, seen.
+        is not checked and wrong gives wrong results, or reads and writes beyond the tensors. An
+        inference tensor, whose writes nobody sees, is read at every call.
     config: how to cut up the work; None for the choice of the table, see `configs.configs`.
     others: window_size, alibi_slopes, dropout_p and local_k_slice, as flash-attention's functions
         name them; anything but their neutral values is refused.
@@ -261,8 +262,9 @@ def _attend(
     results: Any
     if direct(*tensors) and not (q0.is_meta and refusal(q0.device)):
         try:
-            tensors = inputs_of(*tensors)
-            plan = plan_of(tensors, how, config, validate)
+            given, tensors = tensors, inputs_of(*tensors)
+            plan = plan_of(tensors, how, config)
+            check_values(given, how, validate)
             if graded(*tensors[:4]):
                 results = Planned.apply(plan, *tensors)
             else:
@@ -285,7 +287,8 @@ def zigzag_attention_kvpacked(
     q0: Tensor, q1: Tensor, kv: Tensor, *cu_seqlens: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`zigzag_attention` of kv, (Tk,2,G,D), k and v next to each other. The rest: as there, which
-    also says what is raised; ValueError for another shape."""
+    also says what is raised."""
+    _check_packed("zigzag_attention_kvpacked", "kv", kv)
     if kv.dim() != 4 or kv.shape[1] != 2:
         raise ValueError(f"zigzag_attention_kvpacked takes kv (Tk,2,G,D), got {tuple(kv.shape)}")
     return zigzag_attention(q0, q1, *kv.unbind(1), *cu_seqlens, **options)
@@ -306,14 +309,16 @@ def zigzag_attention_qkvpacked(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`zigzag_attention` of qkv, (Tk,3,H,D), q, k and v of all rows next to each other, in
     kv_order. The rows of q that are the two chunks are copied; which they are is read on the host,
-    once for each tensor of cu_seqlens. The rest: as there."""
+    once for each tensor of cu_seqlens, so that it is no part of a graph. The rest: as there."""
+    _check_packed("zigzag_attention_qkvpacked", "qkv", qkv)
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"zigzag_attention_qkvpacked takes qkv (Tk,3,H,D), got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(1)
     how = how_of(chunk_idx_0, chunk_idx_1, total_chunks, None, True, kv_order)
-    check_types((q, q, k, v, cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded), None)
     starts = cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded
-    check_rows_of_all(len(q), starts, how)
+    check_types((q, q, k, v, *starts), None)
+    check(q, q, k, v, *starts, how)
+    check_rows_of_all((q, q, k, v, *starts), how, bool(options.get("validate")))
     places = cu_seqlens_k if cu_seqlens_padded is None else cu_seqlens_padded
     gathered = len(q) if how.zigzag else None
     q0, q1 = (
@@ -329,3 +334,9 @@ def zigzag_attention_qkvpacked(
         kv_order=kv_order,
         **options,
     )
+
+
+def _check_packed(function: str, name: str, packed: Any) -> None:
+    if not isinstance(packed, Tensor):
+        raise TypeError(f"{function} takes {name} as a tensor, got {type(packed).__name__}")
+    admit(function, packed)
