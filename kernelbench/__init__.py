@@ -21,6 +21,7 @@ PUBLIC = (
     "kernels.rotary",
     "kernels.zigzag_attention",
     "nn",
+    "parallel",
     "provide",
     "spec",
 )

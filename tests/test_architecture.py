@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"spec", "files", "numbers"},
     "kernels": set(),
     "nn": {"kernels"},
+    "parallel": {"kernels"},
     "families": {"spec", "source", "kernels", "nn"},
     "provide": {"families"},
     "measure": {"spec", "files", "numbers", "kernels"},

@@ -178,7 +178,8 @@ def check_rows_of_all(tensors: Inputs, how: How, anew: bool) -> None:
     if not readable(*tensors):
         raise RuntimeError(
             "zigzag_attention_qkvpacked cuts chunks out of q by cu_seqlens, which it cannot read "
-            "of meta tensors, nor while a CUDA graph is captured: pass q0 and q1 to zigzag_attention"
+            "of meta tensors, nor while a CUDA graph is captured: pass q0 and q1 to "
+            "zigzag_attention"
         )
     _check_values((None, None, len(tensors[2])), tensors[4:], how, anew)
 

@@ -1,0 +1,5 @@
+"""Operators over several GPUs, on torch.distributed."""
+
+from kernelbench.parallel.layout import ZigzagLayout as ZigzagLayout
+from kernelbench.parallel.zigzag import ZigzagAttention as ZigzagAttention
+from kernelbench.parallel.zigzag import zigzag_attention_func as zigzag_attention_func
