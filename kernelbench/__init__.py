@@ -13,6 +13,7 @@ __all__ = ["PUBLIC", "__version__", "bench"]
 __version__ = "0.1.0"
 
 PUBLIC = (
+    "integrations",
     "kernels.attention",
     "kernels.projection",
     "kernels.rcm_attention",

@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "nn": {"kernels"},
     "parallel": {"kernels"},
+    "integrations": {"kernels"},
     "families": {"spec", "source", "kernels", "nn"},
     "provide": {"families"},
     "measure": {"spec", "files", "numbers", "kernels"},

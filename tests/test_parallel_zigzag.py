@@ -52,7 +52,7 @@ def _of_rank(rank: int, port: int, ranks: int, cases: list[Case]) -> None:
             right = whole(*leaves, lengths, causal)
             wanted = [right, *torch.autograd.grad(right, leaves, do.double())]
             local = [layout.shard(x, rank).requires_grad_() for x in (q, k, v)]
-            operator = ZigzagAttention(heads_k_stride=stride, causal=causal, comm_type=comm)
+            operator = ZigzagAttention(heads_k_stride=stride, causal=causal, cp_comm_type=comm)
             o = operator(*local, layout)
             found = [o, *torch.autograd.grad(o, local, layout.shard(do, rank))]
             for one, other in zip(found, wanted, strict=True):
@@ -131,8 +131,8 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         zigzag_attention_func(q[:-1], k[:-1], k[:-1], starts)
     with pytest.raises(ValueError, match="heads_k_stride that divides them, got 4 of q, 2, and 3"):
         zigzag_attention_func(q, k, k, starts, heads_k_stride=3)
-    for wrong in ({"comm_type": "ring"}, {"comm_type": "p2p", "causal": False}):
-        with pytest.raises(ValueError, match="comm_type as one of all_gather, p2p"):
+    for wrong in ({"cp_comm_type": "ring"}, {"cp_comm_type": "p2p", "causal": False}):
+        with pytest.raises(ValueError, match="cp_comm_type as one of all_gather, p2p"):
             zigzag_attention_func(q, k, k, starts, **wrong)
     with pytest.raises(ValueError, match="the layout is of 3 ranks, the group has 2"):
         zigzag_attention_func(q, k, k, ZigzagLayout.of([600, 10], 3))

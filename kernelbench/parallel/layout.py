@@ -58,6 +58,10 @@ class ZigzagLayout:
         """Which token each of a rank's rows is, (L,) of int64; −1 for what is padded."""
         return _rows(self, rank)
 
+    def padding(self, rank: int, device: torch.device) -> Tensor | None:
+        """Which of a rank's rows are padded, (L,) of bool; None where none is."""
+        return _padding(self, rank, device)
+
     def joined(self, device: torch.device) -> Joined:
         """The documents that are cut, for the kernels."""
         return _joined(self, device)
@@ -72,11 +76,10 @@ class ZigzagLayout:
             raise ValueError(
                 f"shard takes all {sum(self.lengths)} tokens along axis {dim}, got {x.shape[dim]}"
             )
-        rows = self.rows(rank).to(x.device)
-        some = x.index_select(dim, rows.clamp(min=0))
-        shape = [1] * x.dim()
+        some = x.index_select(dim, self.rows(rank).clamp(min=0).to(x.device))
+        padding, shape = self.padding(rank, x.device), [1] * x.dim()
         shape[dim] = -1
-        return some.masked_fill((rows < 0).view(shape), 0)
+        return some if padding is None else some.masked_fill(padding.view(shape), 0)
 
     def unshard(self, local: Tensor, group: Any = None, dim: int = 0) -> Tensor:
         """All tokens in order, on every rank, from each rank's rows; without gradients."""
@@ -108,6 +111,12 @@ def _rows(layout: ZigzagLayout, rank: int) -> Tensor:
             position = torch.arange(number * chunk, (number + 1) * chunk)
             cut.append(torch.where(position < length, start + position, -1))
     return torch.cat([*cut, *whole, torch.empty(0, dtype=torch.int64)])
+
+
+@lru_cache(maxsize=256)
+def _padding(layout: ZigzagLayout, rank: int, device: torch.device) -> Tensor | None:
+    padded = _rows(layout, rank) < 0
+    return padded.to(device) if padded.any() else None
 
 
 @lru_cache(maxsize=256)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kernelbench.kernels.attention import parts
 from kernelbench.kernels.attention.checks import How
-from kernelbench.kernels.attention.parts import delta_of
 from kernelbench.kernels.operators import differentiable_once
+from kernelbench.kernels.zigzag_attention.parts import delta_of
 from kernelbench.parallel.layout import ZigzagLayout
 
 _LN2 = math.log(2)
@@ -192,7 +192,5 @@ def _merged(
 
 def _without_padding(x: Tensor, call: Ring) -> Tensor:
     """Zeros in rows that are padded, of which there may be none."""
-    rows = call.layout.rows(call.rank)[: len(x)]
-    if bool((rows >= 0).all()):
-        return x
-    return x.masked_fill((rows < 0).to(x.device)[:, None, None], 0)
+    padding = call.layout.padding(call.rank, x.device)
+    return x if padding is None else x.masked_fill(padding[: len(x), None, None], 0)

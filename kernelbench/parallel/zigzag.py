@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
-from kernelbench.kernels.attention.parts import delta_of
 from kernelbench.kernels.attention.tiles import statistic_of
-from kernelbench.kernels.operators import as_scale, differentiable_once
+from kernelbench.kernels.operators import as_flag, as_scale, differentiable_once
 from kernelbench.kernels.zigzag_attention import parts
 from kernelbench.kernels.zigzag_attention.checks import How
 from kernelbench.kernels.zigzag_attention.lengths import values_of
@@ -94,7 +93,7 @@ class _Zigzag(torch.autograd.Function):
         call: _Call = ctx.call
         q, k, v, o, lse = ctx.saved_tensors
         do = do.contiguous()
-        statistics = statistic_of(q.unsqueeze(0)), delta_of(do, o)
+        statistics = statistic_of(q.unsqueeze(0)), parts.delta_of(do, o)
         torch.mul(lse, 1 / math.log(2), out=statistics[0])
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         documents, going = call.layout.joined(q.device), None
@@ -156,7 +155,7 @@ def zigzag_attention_func(
     heads_k_stride: int = 1,
     causal: bool = True,
     softmax_scale: float | None = None,
-    comm_type: str = "all_gather",
+    cp_comm_type: str = "all_gather",
 ) -> Tensor:
     """softmax(q kᵀ·scale) v of packed documents that are spread over the ranks of a group.
 
@@ -168,7 +167,7 @@ def zigzag_attention_func(
         and v of all tokens for twice as many heads, and of their gradients in fp32.
     causal: a token attends to its document up to its own position; else to all of it.
     softmax_scale: of the scores, positive; 1/√D unless given.
-    comm_type: "all_gather"; or "p2p": keys go around the ranks as a ring, all heads at once, and
+    cp_comm_type: "all_gather"; or "p2p": keys go around the ranks as a ring, all heads at once, and
         parts are merged by their statistics in fp32 (causal alone). Memory is that of k and v of
         two ranks, in the backward and of their gradients in fp32.
 
@@ -185,10 +184,11 @@ def zigzag_attention_func(
         layout = ZigzagLayout.of(values_of("cu_seqlens", layout, False).lengths(), ranks)
     _check(q, k, v, layout, ranks, rank, heads_k_stride)
     scale = as_scale("zigzag_attention_func", "softmax_scale", softmax_scale)
-    if comm_type not in COMM_TYPES or (comm_type == "p2p" and not causal):
+    causal = as_flag("zigzag_attention_func", "causal", causal)
+    if cp_comm_type not in COMM_TYPES or (cp_comm_type == "p2p" and not causal):
         raise ValueError(
-            f"zigzag_attention_func takes comm_type as one of {', '.join(COMM_TYPES)}, p2p where "
-            f"causal, got {comm_type!r}, causal={causal}"
+            f"zigzag_attention_func takes cp_comm_type as one of {', '.join(COMM_TYPES)}, p2p "
+            f"where causal, got {cp_comm_type!r}, causal={causal}"
         )
     how = How(rank, 2 * ranks - 1 - rank, 2 * ranks, scale, causal, True)
     C, whole = layout.cut_rows, layout.whole(rank)
@@ -197,7 +197,7 @@ def zigzag_attention_func(
         cut = q[:C], k[:C], v[:C]
         results.append(
             RingAttention.apply(*cut, Ring(layout, group, rank, scale))  # type: ignore[no-untyped-call]
-            if comm_type == "p2p"
+            if cp_comm_type == "p2p"
             else _Zigzag.apply(*cut, _Call(layout, group, rank, heads_k_stride, how))  # type: ignore[no-untyped-call]
         )
     if whole or not layout.cut:
@@ -247,11 +247,11 @@ class ZigzagAttention(nn.Module):
         heads_k_stride: int = 1,
         causal: bool = True,
         softmax_scale: float | None = None,
-        comm_type: str = "all_gather",
+        cp_comm_type: str = "all_gather",
     ) -> None:
         super().__init__()
         self.group, self.heads_k_stride = group, heads_k_stride
-        self.causal, self.softmax_scale, self.comm_type = causal, softmax_scale, comm_type
+        self.causal, self.softmax_scale, self.cp_comm_type = causal, softmax_scale, cp_comm_type
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | ZigzagLayout) -> Tensor:
         return zigzag_attention_func(
@@ -259,5 +259,5 @@ class ZigzagAttention(nn.Module):
             heads_k_stride=self.heads_k_stride,
             causal=self.causal,
             softmax_scale=self.softmax_scale,
-            comm_type=self.comm_type,
+            cp_comm_type=self.cp_comm_type,
         )

@@ -1,6 +1,6 @@
 """How zigzag attention's kernels cut up their work, and the table that chooses."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kernelbench.kernels.attention.configs import Pattern
 from kernelbench.kernels.attention.configs import configs as configs_of_attention
@@ -93,6 +93,8 @@ def configs(
     for i in range(max(len(forward), len(backward))):
         both = *forward[min(i, len(forward) - 1)], *backward[min(i, len(backward) - 1)]
         made.append(ZigzagConfig(*both))
-    if mode != "bwd":
-        made.append(replace(made[0], shared=False))
+    if mode != "bwd":  # one tile of queries at a time, as large as attention's
+        core = cores[0]
+        tile = core.block_m, core.block_n, core.warps, core.stages
+        made.append(ZigzagConfig(*tile, *backward[0], shared=False))
     return tuple(dict.fromkeys(made))

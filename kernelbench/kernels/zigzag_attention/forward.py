@@ -69,43 +69,6 @@ def _attend_both(
 
 
 @triton.jit
-def _attend_alone(
-    state,
-    q_MD,
-    k,
-    v,
-    span,
-    done,
-    scale,
-    variant,
-    STAGES: tl.constexpr,
-):
-    """All keys of a tile of queries from number `done` on. span: see `keys_of`."""
-    whole, end, last_M = span
-    whole = tl.maximum(whole, done)
-    rows = (last_M, None)
-    state = attend_keys(state, q_MD, k, v, rows, done, whole, scale, variant, False, STAGES)
-    return attend_keys(state, q_MD, k, v, rows, whole, end, scale, variant, True, 1)
-
-
-@triton.jit
-def _queries(
-    chunk,
-    place,
-    row,
-    h,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """A tile of query rows; zeros for what is padded."""
-    q = chunk.q + place.start * chunk.q_stride_T + h * chunk.q_stride_H
-    q = Rows(q, widened(chunk.q_stride_T, WIDE), place.real)
-    return load_tile(q, row, D, BLOCK_M, BLOCK_D, True)
-
-
-@triton.jit
 def span_of(place, row, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr):
     """As `keys_of`; no keys for a tile of padded rows alone."""
     keys = tl.where(row < place.real, keys, 0)
@@ -114,21 +77,47 @@ def span_of(place, row, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUS
 
 
 @triton.jit
-def _finish(
+def _begin(chunk, place, row, h, keys, variant, BLOCK_M: tl.constexpr, WIDE: tl.constexpr):
+    """A tile of query rows, zeros for what is padded; the keys that it sees, see `keys_of`; and the
+    state before any of them."""
+    q = chunk.q + place.start * chunk.q_stride_T + h * chunk.q_stride_H
+    rows = Rows(q, widened(chunk.q_stride_T, WIDE), place.real)
+    q_MD = load_tile(rows, row, variant.D, BLOCK_M, variant.BLOCK_D, True)
+    span = span_of(place, row, keys, BLOCK_M, variant.BLOCK, variant.CAUSAL)
+    acc_MD = tl.zeros([BLOCK_M, variant.BLOCK_D], tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    return q_MD, span, (acc_MD, sum_M, max_M)
+
+
+@triton.jit
+def _end(
     chunk,
     place,
-    state,
+    begun,
     row,
     h,
+    kv,
+    done,
+    scale,
     variant,
-    BLOCK_M: tl.constexpr,
     WIDE: tl.constexpr,
     JOINED: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Store a tile's result, zeros for rows that are padded or see no key, and the natural
-    logarithm of its sums."""
-    acc_MD, sum_M, max_M = state
+    """The keys from number `done` on alone; then store the tile's result, zeros for rows that are
+    padded or see no key, and the natural logarithm of its sums."""
+    k, v = kv
+    q_MD, span, state = begun
+    whole, end, last_M = span
+    whole = tl.maximum(whole, done)
+    seen_by = (last_M, None)
+    state = attend_keys(state, q_MD, k, v, seen_by, done, whole, scale, variant, False, STAGES)
+    acc_MD, sum_M, max_M = attend_keys(
+        state, q_MD, k, v, seen_by, whole, end, scale, variant, True, 1
+    )
     D: tl.constexpr = variant.D
+    BLOCK_M: tl.constexpr = q_MD.shape[0]
     row_M = row + tl.arange(0, BLOCK_M)
     blind_M = (sum_M == 0.0) | (row_M >= place.real)
     sum_M = tl.where(blind_M, 1.0, sum_M)
@@ -139,6 +128,25 @@ def _finish(
     lse_M = tl.where(blind_M, float("-inf"), (max_M + tl.log2(sum_M)) / LOG2E)
     lse = chunk.lse + statistics_of(chunk, place, h, JOINED)
     tl.store(lse + row_M, lse_M, mask=row_M < place.rows)
+
+
+@triton.jit
+def _share(early, late, kv, scale, variant, STAGES: tl.constexpr):
+    """Both tiles, as `_begin` leaves them, after the keys that both see; how many these were."""
+    k, v = kv
+    early_q_MD, early_span, early_state = early
+    late_q_MD, late_span, late_state = late
+    whole = tl.minimum(early_span[0], late_span[0])
+    end = tl.minimum(early_span[1], late_span[1])
+    states = (early_state, late_state)
+    qs_MD = (early_q_MD, late_q_MD)
+    lasts = (early_span[2], late_span[2])
+    states = _attend_both(states, qs_MD, k, v, lasts, 0, whole, scale, variant, False, STAGES)
+    states = _attend_both(states, qs_MD, k, v, lasts, whole, end, scale, variant, True, 1)
+    early_state, late_state = states
+    BLOCK_N: tl.constexpr = variant.BLOCK
+    done = whole + tl.cdiv(tl.maximum(end - whole, 0), BLOCK_N) * BLOCK_N
+    return (early_q_MD, early_span, early_state), (late_q_MD, late_span, late_state), done
 
 
 @triton.jit
@@ -179,92 +187,74 @@ def attend_chunks(
     early_place = rows_of(early, document, keys.S, 0, JOINED)
     late_place = rows_of(late, document, keys.S, 1, JOINED)
     row = row_of(early.starts, s, tile, BLOCK_M)
-    early_q_MD = _queries(early, early_place, row, h, D, BLOCK_M, BLOCK_D, WIDE)
-    late_q_MD = _queries(late, late_place, row, h, D, BLOCK_M, BLOCK_D, WIDE)
-    early_span = span_of(early_place, row, document.keys, BLOCK_M, BLOCK_N, CAUSAL)
-    late_span = span_of(late_place, row, document.keys, BLOCK_M, BLOCK_N, CAUSAL)
-    acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    sum_M = tl.zeros([BLOCK_M], tl.float32)
-    max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    early_state = (acc_MD, sum_M, max_M)
-    late_state = (acc_MD, sum_M, max_M)
+    kv = (k, v)
     scale_2 = scale * LOG2E
-    done = 0
-    if SHARED:
-        whole = tl.minimum(early_span[0], late_span[0])
-        end = tl.minimum(early_span[1], late_span[1])
-        states = (early_state, late_state)
-        qs_MD = (early_q_MD, late_q_MD)
-        lasts = (early_span[2], late_span[2])
-        states = _attend_both(
-            states,
-            qs_MD,
-            k,
-            v,
-            lasts,
-            0,
-            whole,
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
-            False,
-            STAGES,
-        )
-        states = _attend_both(
-            states,
-            qs_MD,
-            k,
-            v,
-            lasts,
-            whole,
-            end,
-            scale_2,
-            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
-            True,
-            1,
-        )
-        early_state, late_state = states
-        done = whole + tl.cdiv(tl.maximum(end - whole, 0), BLOCK_N) * BLOCK_N
-    early_state = _attend_alone(
-        early_state,
-        early_q_MD,
-        k,
-        v,
-        early_span,
-        done,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
-        STAGES,
-    )
-    late_state = _attend_alone(
-        late_state,
-        late_q_MD,
-        k,
-        v,
-        late_span,
-        done,
-        scale_2,
-        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
-        STAGES,
-    )
-    _finish(
+    early_begun = _begin(
         early,
         early_place,
-        early_state,
         row,
         h,
+        document.keys,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
         BLOCK_M,
         WIDE,
-        JOINED,
     )
-    _finish(
+    done = 0
+    if SHARED:
+        late_begun = _begin(
+            late,
+            late_place,
+            row,
+            h,
+            document.keys,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+            BLOCK_M,
+            WIDE,
+        )
+        early_begun, late_begun, done = _share(
+            early_begun,
+            late_begun,
+            kv,
+            scale_2,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+            STAGES,
+        )
+    _end(
+        early,
+        early_place,
+        early_begun,
+        row,
+        h,
+        kv,
+        done,
+        scale_2,
+        Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+        WIDE,
+        JOINED,
+        STAGES,
+    )
+    if not SHARED:  # one tile's registers at a time
+        late_begun = _begin(
+            late,
+            late_place,
+            row,
+            h,
+            document.keys,
+            Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
+            BLOCK_M,
+            WIDE,
+        )
+    _end(
         late,
         late_place,
-        late_state,
+        late_begun,
         row,
         h,
+        kv,
+        done,
+        scale_2,
         Variant(D, BLOCK_N, BLOCK_D, CAUSAL, True, True, None, LOAD),
-        BLOCK_M,
         WIDE,
         JOINED,
+        STAGES,
     )

@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kernelbench.kernels.launch import Launch, Plans, Repeats, arch_of, check_device, layouts_of
+from kernelbench.kernels.attention.backward import deltas_launch
+from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.launch import (
+    Launch,
+    Plans,
+    Repeats,
+    arch_of,
+    check_device,
+    layouts_of,
+    on_device,
+    packed_rows,
+)
 from kernelbench.kernels.zigzag_attention.checks import How
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
 from kernelbench.kernels.zigzag_attention.launches import (
@@ -45,6 +56,15 @@ def forward(
     more. q: (T,H,D); k, v: (Tk,G,D), in zigzag order where `how` says so."""
     t = _tensors(q, k, v, documents, o.unsqueeze(0), lse)
     _plan_of(t, how, config).run("forward", t)
+
+
+def delta_of(do: Tensor, o: Tensor) -> Tensor:
+    """δ = rowsum(dO⊙O) of (T,H,D), o contiguous, (1,H,T) as of `statistic_of`."""
+    o = o.unsqueeze(0)
+    delta = statistic_of(o)
+    with on_device(o.device):
+        deltas_launch(packed_rows(do.unsqueeze(0).flatten(2)), o, o, delta, None).run()
+    return delta
 
 
 def backward(
