@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import lzma
 import re
 import shutil
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def run_of(folder: Path, content: bytes, manifest: bytes) -> Path:
 @pytest.fixture(scope="module")
 def whole() -> tuple[bytes, bytes]:
     run = HERE / "data" / "smoke-cpu"
-    lines = (run / store.RECORDS).read_bytes().splitlines(keepends=True)[:FEW]
+    content = lzma.decompress((run / f"{store.RECORDS}.xz").read_bytes())
+    lines = content.splitlines(keepends=True)[:FEW]
     return b"".join(lines), (run / store.MANIFEST).read_bytes()
 
 

@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rcm_layer": {"B": 1, "N": 16, "C": 32, "H": 2},
     "attention": {"B": 1, "N": 12, "Hq": 2, "Hk": 1, "D": 16},
     "dit_block": {"B": 1, "N": 12, "C": 32, "H": 2},
+    "zigzag_attention": {"W": 2, "rank": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16},
 }
 
 

@@ -402,9 +402,9 @@ def test_schema_says_what_the_grammar_is() -> None:
 
 
 def test_shipped_schema_is_current() -> None:
-    """Renew it: json.dump(json_schema(families.load()), file, indent=1), and a newline."""
+    """Renew it: json.dump(json_schema(families.load()), file, indent=0), and a newline."""
     shipped_schema = Path(kernelbench.__file__).with_name("suite.schema.json").read_text()
-    assert shipped_schema == json.dumps(json_schema(families.load()), indent=1) + "\n"
+    assert shipped_schema == json.dumps(json_schema(families.load()), indent=0) + "\n"
 
 
 def test_an_axis_may_have_any_name_and_mean_different_things() -> None:

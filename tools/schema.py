@@ -8,5 +8,5 @@ from kernelbench import families, suite
 from kernelbench.verbs import list as listing
 
 path = Path(suite.__file__).parent.parent / "suite.schema.json"
-path.write_text(json.dumps(suite.json_schema(families.load()), indent=1) + "\n", encoding="utf-8")
+path.write_text(json.dumps(suite.json_schema(families.load()), indent=0) + "\n", encoding="utf-8")
 listing.SHIPPED.write_text(listing.text(), encoding="utf-8")

@@ -85,7 +85,8 @@ def one_by_one(pack: Packed, causal: bool) -> Attend:
             return q
         rows, keys = sizes
         parts = zip(q[None].split(rows, 1), *(x[None].split(keys, 1) for x in (k, v)), strict=True)
-        o = torch.cat([sdpa(*part, causal=causal) for part in parts], 1)
+        found = [sdpa(*part, causal=causal) for part in parts]
+        o = found[0] if len(found) == 1 else torch.cat(found, 1)
         return o[0].view(q.shape)
 
     return call

@@ -94,7 +94,7 @@ def described(plugins: tuple[str, ...] = ()) -> list[Facts]:
 
 def text() -> str:
     """What the generated file holds: the families, and the source that they were made from."""
-    return json.dumps({"source": families.fingerprint(), "families": described()}, indent=1) + "\n"
+    return json.dumps({"source": families.fingerprint(), "families": described()}, indent=0) + "\n"
 
 
 def names() -> set[str]:
