@@ -48,8 +48,7 @@ def zigzag_traffic(together: bool, case: Any, theirs: bool = False) -> tuple[Tra
         add("k v", once * keys if together or theirs else keys + 2 * every)
         add("dq", 0, 1)
         add("dk dv", 0 if together else 2 * every, every if together else 3 * every)
-        # ours: lse is converted into another tensor, both counted as read, then with δ by two
-        # kernels
+        # of ours, 6: lse is converted into another tensor, both counted as read; δ
         statistics[0] += (2 if summed else 1 if theirs else 6 if together else 4) * row
         statistics[1] += (1 if summed else 0 if theirs else 2 if together else 1) * row
         if summed:
