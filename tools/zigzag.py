@@ -1,15 +1,21 @@
 """What zigzag's fused kernel saves of the reads of keys, modelled, for docs/zigzag.md."""
 
+import json
+from pathlib import Path
+
 import cog
 
 from kernelbench.families.zigzag_attention import FAMILY, ZigzagCase
 from kernelbench.families.zigzag_attention.traffic import zigzag_traffic
 
-RATE, BANDWIDTH = 650e12, 4.3e12  # FLOP/s of the best kernels, and bytes/s of an H200, about
+RUN = Path(__file__).parent.parent / "results/h200/20261121T034914Z-h200-h200"
 
 
 def saved() -> None:
-    """A row a rank, forward."""
+    """A row a rank, forward, by the ceilings that a run measured."""
+    ceilings = json.loads((RUN / "manifest.json").read_text(encoding="utf-8"))["ceilings"]
+    size, ns = ceilings["bandwidth"]["read"][-1]
+    bandwidth, rate = size / ns * 1e9, ceilings["tflops"]["bf16"] * 1e12
     heads = "rank", "chunks read, apart", "together", "saved", "saved, MB", "of the time"
     cog.outl(f"| {' | '.join(heads)} |")
     cog.outl("|---" * len(heads) + "|")
@@ -18,7 +24,7 @@ def saved() -> None:
         chunk = case.N // (2 * case.W)
         apart, together = (case.seen(0) + case.seen(1)) // chunk, case.seen_by_any // chunk
         less = _keys_read(False, case) - _keys_read(True, case)
-        share = less / BANDWIDTH / (FAMILY.cost(case).flops / RATE)
+        share = less / bandwidth / (FAMILY.cost(case).flops / rate)
         cells = rank, apart, together, f"{1 - together / apart:.0%}", round(less / 1e6)
         cog.outl(f"| {' | '.join(map(str, cells))} | {share:.1%} |")
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -63,14 +64,14 @@ def varlen(pack: Packed, causal: bool, group: int) -> Attend:
     """The operator on sequences that are known before."""
     attend = operator(causal, group)
     longest = [max((end - start for start, end in pairwise(starts)), default=0) for starts in pack]
-    known: dict[torch.device, list[torch.Tensor]] = {}
+    starts_on = cache(
+        lambda device: [torch.tensor(x, dtype=torch.int32, device=device) for x in pack]
+    )
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if not len(q):
             return q
-        if q.device not in known:
-            known[q.device] = [torch.tensor(x, dtype=torch.int32, device=q.device) for x in pack]
-        o: torch.Tensor = attend(q, k, v, *known[q.device], *longest)
+        o: torch.Tensor = attend(q, k, v, *starts_on(q.device), *longest)
         return o
 
     return call

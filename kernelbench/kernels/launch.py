@@ -419,6 +419,16 @@ def check_counts(config: object, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}: {name} is {value!r}, not 1 or more")
 
 
+def check_blocks(config: object, *names: str) -> None:
+    """Raise ValueError unless each named field of a config is a power of two that a dot takes."""
+    check_powers_of_2(config, *names)
+    for name in names:
+        if getattr(config, name) < 16:
+            raise ValueError(
+                f"{type(config).__name__}: {name} is {getattr(config, name)}, but a dot takes 16"
+            )
+
+
 def check_powers_of_2(config: object, *names: str) -> None:
     """Raise ValueError unless each named field of a config is a power of two."""
     check_counts(config, *names)

@@ -5,7 +5,6 @@ Shapes: L rows of a rank, C of them of documents that are cut, H heads of q, G o
 size, W ranks.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,11 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
-from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.attention.tiles import statistic_of, to_base_2
 from kernelbench.kernels.operators import as_flag, as_scale, differentiable_once
 from kernelbench.kernels.zigzag_attention import parts
-from kernelbench.kernels.zigzag_attention.checks import How
-from kernelbench.kernels.zigzag_attention.lengths import values_of
+from kernelbench.kernels.zigzag_attention.lengths import How, values_of
 from kernelbench.parallel.layout import ZigzagLayout
 from kernelbench.parallel.ring import Ring, RingAttention
 
@@ -42,8 +40,9 @@ class _Heads(NamedTuple):
     k: slice
 
 
-def _heads(H: int, G: int, step: int) -> list[_Heads]:
-    group = H // G
+def _heads(q: Tensor, k: Tensor, step: int) -> list[_Heads]:
+    G = k.shape[1]
+    group = q.shape[1] // G
     return [
         _Heads(slice(first * group, (first + step) * group), slice(first, first + step))
         for first in range(0, G, step)
@@ -80,7 +79,7 @@ class _Zigzag(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         o, lse = q.new_empty(q.shape), statistic_of(q.unsqueeze(0))
         documents = call.layout.joined(q.device)
-        for some, k_all, v_all in _gathered(k, v, _of(q, k, call), call):
+        for some, k_all, v_all in _gathered(k, v, _heads(q, k, call.step), call):
             outs = o[:, some.q], lse[:, some.q]
             parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
         ctx.call = call
@@ -93,11 +92,10 @@ class _Zigzag(torch.autograd.Function):
         call: _Call = ctx.call
         q, k, v, o, lse = ctx.saved_tensors
         do = do.contiguous()
-        statistics = statistic_of(q.unsqueeze(0)), parts.delta_of(do, o)
-        torch.mul(lse, 1 / math.log(2), out=statistics[0])
+        statistics = to_base_2(lse, q.unsqueeze(0)), parts.delta_of(do, o)
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         documents, going = call.layout.joined(q.device), None
-        for some, k_all, v_all in _gathered(k, v, _of(q, k, call), call):
+        for some, k_all, v_all in _gathered(k, v, _heads(q, k, call.step), call):
             both = k_all.new_empty(
                 len(k_all), 2 * k_all.shape[1], k_all.shape[2], dtype=torch.float32
             )
@@ -139,10 +137,6 @@ def _land(going: _Going | None, dk: Tensor, dv: Tensor) -> None:
         going.work.wait()
     for gradient, total in zip((dk, dv), going.sums.chunk(2, 1), strict=True):
         gradient[:, going.some.k] = total
-
-
-def _of(q: Tensor, k: Tensor, call: _Call) -> list[_Heads]:
-    return _heads(q.shape[1], k.shape[1], call.step)
 
 
 def zigzag_attention_func(

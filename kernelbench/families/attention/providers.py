@@ -1,5 +1,6 @@
 """Attention by PyTorch and by our kernels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,10 +35,10 @@ def baseline(case: AttentionCase, config: Any) -> Call:
 
 def torch_fused(case: AttentionCase, config: Any) -> Call:
     """FlexAttention, compiled, with a block mask of what a query sees, made once."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
     masks: list[Any] = []
-    ahead, shares = case.keys - case.N, case.Hq != case.Hk
+    ahead = case.keys - case.N
     batch = [torch.full((n,), i) for i, n in enumerate(case.lengths)] if case.packed else []
 
     def mask(device: torch.device) -> Any:
@@ -50,12 +51,7 @@ def torch_fused(case: AttentionCase, config: Any) -> Call:
         sizes = None, None, case.N, case.keys
         return create_block_mask(sees, *sizes, device=device.type, _compile=device.type == "cuda")
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_mask: Any) -> Any:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        o = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=shares)
-        return o.transpose(1, 2)
-
-    graph = compiled(attend)
+    graph = compiled(flex(case.Hq != case.Hk))
 
     def call(a: Tensors) -> Any:
         if not masks:
@@ -66,6 +62,18 @@ def torch_fused(case: AttentionCase, config: Any) -> Call:
         return graph(*tensors, masks[0])
 
     return call
+
+
+def flex(shares: bool) -> Callable[..., Any]:
+    """FlexAttention of q, k, v (B,N,H,D) and a block mask. shares: heads of q those of k and v."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_mask: Any) -> Any:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        o = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=shares)
+        return o.transpose(1, 2)
+
+    return attend
 
 
 def flex_serves(case: AttentionCase, device: Device) -> str | None:
@@ -125,7 +133,7 @@ def triton_configs(case: AttentionCase, device: Device) -> tuple[Any, ...]:
     )
 
 
-def serves(case: AttentionCase, device: Device) -> str | None:
+def serves(case: Any, device: Device) -> str | None:
     if case.dtype is DType.tf32:
         return "our kernels multiply fp32 exactly, never as TF32"
     return None if case.D <= 256 else f"our kernels take D up to 256, not {case.D}"

@@ -16,6 +16,7 @@ import torch
 
 from kernelbench.families._rcm import probabilities
 from kernelbench.families.attention import trials as trials_of_attention
+from kernelbench.families.attention.providers import serves
 from kernelbench.families.zigzag_attention.case import (
     CHUNKS,
     Piece,
@@ -32,7 +33,6 @@ from kernelbench.families.zigzag_attention.providers import (
     flex_serves,
     one_call_serves,
     ours,
-    serves,
     torch_fused,
     torch_one_call,
     triton_configs,

@@ -99,18 +99,18 @@ class ZigzagCase(Case):
             return sum(piece.rows * piece.keys for piece in every)
         return sum(p.rows * p.first + p.rows * (p.rows + 1) // 2 for p in every)
 
+    def sees(self, piece: Piece) -> int:
+        """How many keys of its document any row of a piece sees."""
+        return piece.end if self.causal else piece.keys * (piece.rows > 0)
+
     def seen(self, chunk: int) -> int:
         """Keys that any row of the early (0) or the late (1) chunks sees."""
-        pieces = self.pieces[chunk]
-        return sum(p.end if self.causal else p.keys * (p.rows > 0) for p in pieces)
+        return sum(map(self.sees, self.pieces[chunk]))
 
     @property
     def seen_by_any(self) -> int:
         """Keys that any row sees."""
-        pairs = zip(*self.pieces, strict=True)
-        if not self.causal:
-            return sum(early.keys for early, late in pairs if early.rows or late.rows)
-        return sum(max(early.end, late.end) for early, late in pairs)
+        return sum(max(map(self.sees, pair)) for pair in zip(*self.pieces, strict=True))
 
 
 @cache

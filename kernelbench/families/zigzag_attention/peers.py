@@ -1,6 +1,7 @@
 """Zigzag attention by others: FlashAttention-3 and -4, and ring attention."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -48,14 +49,12 @@ def _a_call_a_chunk(case: ZigzagCase, function: Any) -> Call:
     order = in_order(case)
     cuts = [prefixes(case, chunk) for chunk in (0, 1)]
     packs = [packed(case, chunk) for chunk in (0, 1)]
-    known: dict[torch.device, list[dict[str, Any]]] = {}
+    names_on = cache(lambda device: [_names(pack, device) for pack in packs])
 
     def call(a: Tensors) -> Any:
         k, v = order(a["k"]), order(a["v"])
-        if k.device not in known:
-            known[k.device] = [_names(pack, k.device) for pack in packs]
         outs = []
-        for name, cut, names in zip(CHUNKS, cuts, known[k.device], strict=True):
+        for name, cut, names in zip(CHUNKS, cuts, names_on(k.device), strict=True):
             q = a[f"q{name}"]
             out = function(q, cut(k), cut(v), causal=case.causal, **names) if len(q) else q
             outs.append(out[0] if isinstance(out, tuple) else out)
@@ -81,7 +80,7 @@ def ring(case: ZigzagCase, config: Any) -> Call:
     calls, merged by their statistics in fp32. The keys of each rank, which a ring sends around, are
     there already, one rank's after another's. Of one document."""
     c, r, W = case.N // (2 * case.W), case.rank, case.W
-    at_once = _operator(case)
+    at_once = _operator()
 
     def call(a: Tensors) -> Any:
         k, v = (a[name].split(2 * c) for name in ("k", "v"))
@@ -105,18 +104,15 @@ def ring(case: ZigzagCase, config: Any) -> Call:
     return call
 
 
-def _operator(case: ZigzagCase) -> Part:
+def _operator() -> Part:
     """PyTorch's, with its statistics."""
-    known: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-    def starts(x: torch.Tensor) -> torch.Tensor:
-        place = len(x), x.device
-        if place not in known:
-            known[place] = torch.tensor([0, len(x)], dtype=torch.int32, device=x.device)
-        return known[place]
+    @cache
+    def starts(T: int, device: torch.device) -> torch.Tensor:
+        return torch.tensor([0, T], dtype=torch.int32, device=device)
 
     def part(q: Any, k: Any, v: Any, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        sequences = starts(q), starts(k), len(q), len(k)
+        sequences = *(starts(len(x), x.device) for x in (q, k)), len(q), len(k)
         o, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, *sequences, 0.0, causal, False
         )

@@ -1,6 +1,7 @@
 """Zigzag attention by PyTorch and by our kernels."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -14,40 +15,29 @@ from kernelbench.families._varlen import (
     takes,
     varlen,
 )
+from kernelbench.families.attention.providers import flex, serves
 from kernelbench.families.providing import compiled, no_compiler
 from kernelbench.families.zigzag_attention.case import CHUNKS, Order, Piece, ZigzagCase, places
-from kernelbench.spec import Call, Device, DType, Mode, Tensors
+from kernelbench.spec import Call, Device, Mode, Tensors
 
 
 def in_order(case: ZigzagCase) -> Callable[[torch.Tensor], torch.Tensor]:
     """Keys, in the order of documents: a copy where they lie otherwise."""
     if case.order == Order.sequence:
         return lambda x: x
-    place = places(case)
-    moved: dict[torch.device, torch.Tensor] = {}
-
-    def sorted_(x: torch.Tensor) -> torch.Tensor:
-        if x.device not in moved:
-            moved[x.device] = place.to(x.device)
-        return x.index_select(0, moved[x.device])
-
-    return sorted_
+    place = cache(places(case).to)
+    return lambda x: x.index_select(0, place(x.device))
 
 
 def prefixes(case: ZigzagCase, chunk: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The keys that a chunk sees of every document, one after another: a copy unless they lie so,
     as ring-flash-attention's `execute_grouped_attention` makes it."""
-    spans = [(piece.start, piece.start + seen(case, piece)) for piece in case.pieces[chunk]]
+    spans = [(piece.start, piece.start + case.sees(piece)) for piece in case.pieces[chunk]]
     spans = [(start, end) for start, end in spans if end > start] or [(0, 0)]
     if len(spans) == 1:
         [(start, end)] = spans
         return lambda x: x[start:end]
     return lambda x: torch.cat([x[start:end] for start, end in spans])
-
-
-def seen(case: ZigzagCase, piece: Piece) -> int:
-    """How many keys of its document a piece sees."""
-    return piece.end if case.causal else piece.keys * (piece.rows > 0)
 
 
 def baseline(case: ZigzagCase, config: Any) -> Call:
@@ -57,13 +47,13 @@ def baseline(case: ZigzagCase, config: Any) -> Call:
     order = in_order(case)
     cuts = [prefixes(case, chunk) for chunk in (0, 1)]
     packs = [packed(case, chunk) for chunk in (0, 1)]
-    packs_at_once = takes(case.dtype) is None
+    narrow = takes(case.dtype) is None
     at_once = [varlen(pack, case.causal, case.Hq // case.Hk) for pack in packs]
     apart = [one_by_one(pack, case.causal) for pack in packs]
 
     def call(a: Tensors) -> Any:
         k, v = order(a["k"]), order(a["v"])
-        attends = at_once if packs_at_once and k.is_cuda else apart
+        attends = at_once if narrow and k.is_cuda else apart
         return tuple(
             attend(a[f"q{name}"], cut(k), cut(v))
             for name, cut, attend in zip(CHUNKS, cuts, attends, strict=True)
@@ -76,7 +66,7 @@ def packed(case: ZigzagCase, chunk: int) -> Packed:
     rows = [piece for piece in case.pieces[chunk] if piece.rows]
     return Packed(
         (0, *accumulate(piece.rows for piece in rows)),
-        (0, *accumulate(seen(case, piece) for piece in rows)),
+        (0, *accumulate(case.sees(piece) for piece in rows)),
     )
 
 
@@ -93,7 +83,7 @@ class Prefixes(NamedTuple):
 
 def as_prefixes(case: ZigzagCase, device: torch.device) -> Prefixes:
     pieces = [piece for pieces in case.pieces for piece in pieces if piece.rows]
-    rows, ends = [piece.rows for piece in pieces], [seen(case, piece) for piece in pieces]
+    rows, ends = [piece.rows for piece in pieces], [case.sees(piece) for piece in pieces]
     q_starts, k_starts, used = (
         torch.tensor(x, dtype=torch.int32, device=device)
         for x in ([0, *accumulate(rows)], [*(piece.start for piece in pieces), case.N], ends)
@@ -105,13 +95,11 @@ def one_call(case: ZigzagCase, attend: Callable[[Any, Any, Any, Prefixes], Any])
     """Both chunks in one call, their queries copied one after the other; keys stay where they
     are."""
     order = in_order(case)
-    known: dict[torch.device, Prefixes] = {}
+    prefixes = cache(partial(as_prefixes, case))
 
     def call(a: Tensors) -> Any:
         k, v = order(a["k"]), order(a["v"])
-        if k.device not in known:
-            known[k.device] = as_prefixes(case, k.device)
-        out = attend(torch.cat([a["q0"], a["q1"]]), k, v, known[k.device])
+        out = attend(torch.cat([a["q0"], a["q1"]]), k, v, prefixes(k.device))
         return tuple((out[0] if isinstance(out, tuple) else out).split(case.rows))
 
     return call
@@ -141,10 +129,10 @@ def one_call_serves(case: ZigzagCase, device: Device) -> str | None:
 def torch_fused(case: ZigzagCase, config: Any) -> Call:
     """FlexAttention, compiled, of both chunks' queries, one after another, to the keys where they
     lie, with a block mask of what a query sees, made once."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
     masks: list[Any] = []
-    shares, (T0, T1) = case.Hq != case.Hk, case.rows
+    T0, T1 = case.rows
     queries = torch.cat([_positions(pieces) for pieces in case.pieces], 1)
     keys = torch.empty(2, case.N, dtype=torch.int64)
     keys[:, places(case)] = _positions([Piece(n, 0, 0, n) for n in case.lengths])
@@ -159,12 +147,7 @@ def torch_fused(case: ZigzagCase, config: Any) -> Call:
         sizes = None, None, T0 + T1, case.N
         return create_block_mask(sees, *sizes, device=device.type, _compile=device.type == "cuda")
 
-    def attend(q: Any, k: Any, v: Any, block_mask: Any) -> Any:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        o = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=shares)
-        return o.transpose(1, 2)
-
-    graph = compiled(attend)
+    graph = compiled(flex(case.Hq != case.Hk))
 
     def call(a: Tensors) -> Any:
         if not masks:
@@ -270,12 +253,6 @@ def core_configs(case: ZigzagCase, device: Device) -> tuple[Any, ...]:
         causal=case.causal,
         pattern=Pattern(case.N, case.Hq // case.Hk, plain=False),
     )
-
-
-def serves(case: ZigzagCase, device: Device) -> str | None:
-    if case.dtype is DType.tf32:
-        return "our kernels multiply fp32 exactly, never as TF32"
-    return None if case.D <= 256 else f"our kernels take D up to 256, not {case.D}"
 
 
 def twice_serves(case: ZigzagCase, device: Device) -> str | None:

@@ -1,6 +1,7 @@
 """What `attention` takes, and what is said of the rest."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -111,16 +112,23 @@ def _check_starts(q_starts: Tensor | None, k_starts: Tensor | None) -> None:
                 "attention takes cu_seqlens_k together with cu_seqlens_q, got it alone"
             )
         return
-    for name, starts in (("cu_seqlens_q", q_starts), ("cu_seqlens_k", k_starts)):
+    named = {"cu_seqlens_q": q_starts, "cu_seqlens_k": k_starts}
+    check_starts("attention", "S sequences, as many for keys as for queries", named)
+
+
+def check_starts(function: str, what: str, named: Mapping[str, Tensor | None]) -> None:
+    """Raise TypeError or ValueError unless each is as cu_seqlens are, and as the first, or None."""
+    first = next(iter(named.values()))
+    assert first is not None
+    for name, starts in named.items():
         if starts is None:
             continue
         if starts.dtype is not torch.int32:
             raise TypeError(
-                f"attention takes {name} of int32, got {starts.dtype}: convert it with .int()"
+                f"{function} takes {name} of int32, got {starts.dtype}: convert it with .int()"
             )
-        sizes = starts.shape, q_starts.shape
-        if starts.dim() != 1 or sizes[0] != sizes[1] or sizes[0][0] < 2:
+        if starts.dim() != 1 or starts.shape != first.shape or len(starts) < 2:
             raise ValueError(
-                f"attention takes {name} of shape (S+1,) for S sequences, as many for keys as for "
-                f"queries, got {tuple(starts.shape)} beside {tuple(q_starts.shape)}"
+                f"{function} takes {name} of shape (S+1,) for {what}, got {tuple(starts.shape)} "
+                f"beside {tuple(first.shape)}"
             )

@@ -13,6 +13,7 @@ from kernelbench.kernels.attention.hopper.channel import HEADS
 from kernelbench.kernels.attention.hopper.forward import HopperTile
 from kernelbench.kernels.launch import (
     ceil_div,
+    check_blocks,
     check_counts,
     check_powers_of_2,
     power_of_2,
@@ -47,14 +48,9 @@ class AttentionConfig:
     bwd_hopper: HopperBackwardTile | None = None
 
     def __post_init__(self) -> None:
-        blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
-        check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        check_blocks(self, "block_m", "block_n", "bwd_block_m", "bwd_block_n")
+        check_powers_of_2(self, "warps", "bwd_warps")
         check_counts(self, "stages", "bwd_stages")
-        for name in blocks:
-            if getattr(self, name) < 16:
-                raise ValueError(
-                    f"AttentionConfig: {name} is {getattr(self, name)}, but a dot takes 16"
-                )
 
     def repeatable(self) -> "AttentionConfig":
         """The same, its gradients with the same bits on every call."""

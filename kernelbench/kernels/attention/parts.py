@@ -46,9 +46,9 @@ def attend(
     config: AttentionConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `forward`, with gradients."""
-    tensors, how = _inputs(q, k, v, starts), _checked(how)
     if not graded(q, k, v):
         return forward(q, k, v, starts=starts, how=how, config=config)
+    tensors, how = _inputs(q, k, v, starts), _checked(how)
     o, lse = Planned.apply(plan_of(tensors, how, config, None, True), *tensors)
     return o, lse
 

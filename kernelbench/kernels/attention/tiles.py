@@ -3,6 +3,7 @@
 Shapes: R rows of a tile, D elements of a head, H heads, B samples, N rows of a head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -225,6 +226,13 @@ def copy_engine_takes(x: Tensor) -> bool:
 def pitch(N):
     """From one head's statistics to the next: the copy engine takes multiples of 16 bytes."""
     return (N + 3) // 4 * 4
+
+
+def to_base_2(lse: Tensor, q: Tensor) -> Tensor:
+    """Natural logarithms, (B,H,N), to base 2, laid out as `statistic_of` q is."""
+    statistic = statistic_of(q)
+    torch.mul(lse, 1 / math.log(2), out=statistic)
+    return statistic
 
 
 def statistic_of(q: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from kernelbench.kernels.launch import (
     Repeats,
     arch_of,
     ceil_div,
+    check_blocks,
     check_device,
     check_powers_of_2,
     layout_of,
@@ -378,13 +379,8 @@ class ProjectionConfig:
     hopper: HopperProjectionTile | None = None
 
     def __post_init__(self) -> None:
-        blocks = ("block_m", "block_c", "block_k")
-        check_powers_of_2(self, *blocks, "warps")
-        for name in blocks:
-            if getattr(self, name) < 16:
-                raise ValueError(
-                    f"ProjectionConfig: {name} is {getattr(self, name)}, but a dot takes 16"
-                )
+        check_blocks(self, "block_m", "block_c", "block_k")
+        check_powers_of_2(self, "warps")
         if self.group < 1 or self.stages < 1:
             raise ValueError("ProjectionConfig: group and stages must be at least 1")
         if self.early and self.halves:

@@ -3,16 +3,15 @@
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from kernelbench.kernels.attention.checks import DTYPES, MOST_D
+from kernelbench.kernels.attention.checks import DTYPES, MOST_D, check_starts
 from kernelbench.kernels.operators import as_flag, as_scale
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.lengths import (
-    Chunks,
+    How,
     check_lengths,
     readable,
     values_of,
@@ -26,17 +25,6 @@ NAMES = (
 # q0, q1, k, v; where documents begin in q0, and the sums of their keys; where they begin in q1,
 # None for as in q0, and in k, None for by these sums.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-class How(NamedTuple):
-    """What is computed, apart from sizes: see `zigzag_attention`."""
-
-    early: int
-    late: int
-    chunks: int
-    scale: float | None = None
-    causal: bool = True
-    zigzag: bool = False
 
 
 def how_of(
@@ -120,19 +108,9 @@ def check(
             f"got {', '.join(map(str, dtypes))}: convert them with .to()"
         )
     _check_shapes([tuple(tensor.shape) for tensor in (q0, q1, k, v)], how)
-    for name, starts in zip(NAMES[4:], (q0_starts, k_starts, q1_starts, k_places), strict=True):
-        if starts is None:
-            continue
-        if starts.dtype is not torch.int32:
-            raise TypeError(
-                f"zigzag_attention takes {name} of int32, got {starts.dtype}: convert it with "
-                ".int()"
-            )
-        if starts.dim() != 1 or starts.shape != q0_starts.shape or len(starts) < 2:
-            raise ValueError(
-                f"zigzag_attention takes {name} of shape (S+1,) for S documents, got "
-                f"{tuple(starts.shape)} beside {tuple(q0_starts.shape)}"
-            )
+    starts = q0_starts, k_starts, q1_starts, k_places
+    named = dict(zip(NAMES[4:], starts, strict=True))
+    check_starts("zigzag_attention", "S documents", named)
 
 
 def _check_shapes(shapes: list[tuple[int, ...]], how: How) -> None:
@@ -195,8 +173,7 @@ def _check_values(
         for name, tensor in zip(NAMES[4:], starts, strict=True)
     )
     assert early is not None and keys is not None
-    choice = Chunks(how.early, how.late, how.chunks, how.zigzag)
-    check_lengths(early, late or early, keys, padded, choice, rows)
+    check_lengths(early, late or early, keys, padded, how, rows)
 
 
 def _never(value: Any) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kernelbench.kernels.attention.configs import Pattern
 from kernelbench.kernels.attention.configs import configs as configs_of_attention
 from kernelbench.kernels.launch import (
+    check_blocks,
     check_counts,
     check_powers_of_2,
     power_of_2,
@@ -37,15 +38,10 @@ class ZigzagConfig:
     shared: bool = True
 
     def __post_init__(self) -> None:
-        blocks = ("block_m", "block_n", "bwd_block_m", "bwd_block_n")
-        check_powers_of_2(self, *blocks, "warps", "bwd_warps")
+        check_blocks(self, "block_m", "block_n", "bwd_block_m", "bwd_block_n")
+        check_powers_of_2(self, "warps", "bwd_warps")
         check_counts(self, "stages", "bwd_stages")
         as_flag("ZigzagConfig", "shared", self.shared)
-        for name in blocks:
-            if getattr(self, name) < 16:
-                raise ValueError(
-                    f"ZigzagConfig: {name} is {getattr(self, name)}, but a dot takes 16"
-                )
 
 
 # Two chunks take twice the registers and the shared memory of one: block_m, block_n, warps, stages

@@ -7,11 +7,11 @@ from torch import Tensor
 from kernelbench.kernels.attention.backward import deltas_launch
 from kernelbench.kernels.attention.places import most_tiles
 from kernelbench.kernels.attention.tiles import is_wide, load_tile
-from kernelbench.kernels.launch import Launch, power_of_2
+from kernelbench.kernels.launch import Launch, arch_of, power_of_2
 from kernelbench.kernels.zigzag_attention.backward import differentiate_chunks, differentiate_keys
-from kernelbench.kernels.zigzag_attention.checks import How
-from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
+from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
 from kernelbench.kernels.zigzag_attention.forward import attend_chunks
+from kernelbench.kernels.zigzag_attention.lengths import How
 from kernelbench.kernels.zigzag_attention.places import Chunk, Keys, load_zigzag
 
 
@@ -45,16 +45,33 @@ class Tensors(NamedTuple):
     dv: Tensor | None = None
 
 
+class Cut(NamedTuple):
+    """What is computed, by which scale of scores, and how the work is cut up."""
+
+    how: How
+    scale: float
+    config: ZigzagConfig
+
+
+def settled(q: Tensor, k: Tensor, rows: int, how: How, config: ZigzagConfig | None) -> Cut:
+    """With the usual scale, and the table's choice, where none is given. rows: most of a chunk."""
+    _, H, D = q.shape
+    if config is None:
+        arch, size = arch_of(q.device), q.element_size()
+        [config, *_] = configs(rows, len(k), H, D, arch=arch, itemsize=size)
+    return Cut(how, D**-0.5 if how.scale is None else how.scale, config)
+
+
 Outs = tuple[Tensor | None, Tensor | None]  # what belongs to the rows of the chunks
 
 
-def forward_launch(t: Tensors, how: How, scale: float, config: ZigzagConfig) -> Launch:
+def forward_launch(t: Tensors, cut: Cut) -> Launch:
     """The launch that writes o and lse, the natural one."""
-    c = config
+    c = cut.config
     blocks = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "SHARED": c.shared}
     tiles = _tiles(t, c.block_m) * t.q0.shape[1]
     options = {"num_warps": c.warps, "num_stages": c.stages}
-    return _launch(attend_chunks, t, (t.o0, t.o1), how, scale, tiles, blocks, options)
+    return _launch(attend_chunks, t, (t.o0, t.o1), cut, tiles, blocks, options)
 
 
 def deltas_launches(t: Tensors) -> list[Launch]:
@@ -70,21 +87,19 @@ def deltas_launches(t: Tensors) -> list[Launch]:
     return launches
 
 
-def gradient_launches(t: Tensors, how: How, scale: float, config: ZigzagConfig) -> list[Launch]:
+def gradient_launches(t: Tensors, cut: Cut) -> list[Launch]:
     """The launches that write dk and dv, and dq, where they are wanted, from δ."""
-    c, launches = config, []
+    c, launches = cut.config, []
     options = {"num_warps": c.bwd_warps, "num_stages": c.bwd_stages}
     if t.dk is not None:
         blocks = {"BLOCK_M": c.bwd_block_m, "BLOCK_N": c.bwd_block_n}
         tiles = most_tiles(len(t.k), len(t.q0_starts) - 1, c.bwd_block_n) * t.k.shape[1]
-        launches.append(
-            _launch(differentiate_keys, t, (None, None), how, scale, tiles, blocks, options)
-        )
+        launches.append(_launch(differentiate_keys, t, (None, None), cut, tiles, blocks, options))
     if t.dq0 is not None:
         blocks = {"BLOCK_M": c.bwd_block_n, "BLOCK_N": c.bwd_block_m}
         tiles = _tiles(t, c.bwd_block_n) * t.q0.shape[1]
         outs = t.dq0, t.dq1
-        launches.append(_launch(differentiate_chunks, t, outs, how, scale, tiles, blocks, options))
+        launches.append(_launch(differentiate_chunks, t, outs, cut, tiles, blocks, options))
     return launches
 
 
@@ -105,12 +120,12 @@ def _launch(
     kernel: Any,
     t: Tensors,
     outs: Outs,
-    how: How,
-    scale: float,
+    cut: Cut,
     programs: int,
     constexprs: dict[str, Any],
     options: dict[str, int],
 ) -> Launch:
+    how, scale, _ = cut
     _, H, D = t.q0.shape
     rows = max(constexprs["BLOCK_M"], constexprs["BLOCK_N"])
     args = {"scale": scale, "early": _chunk(t, 0, how, outs), "late": _chunk(t, 1, how, outs)}

@@ -17,13 +17,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from kernelbench.kernels.launch import ceil_div
 
 
-class Chunks(NamedTuple):
-    """Which chunks of how many a call is about."""
+class How(NamedTuple):
+    """What is computed, apart from sizes: which two chunks of how many, and what else
+    `zigzag_attention` is told."""
 
     early: int
     late: int
     chunks: int
-    zigzag: bool
+    scale: float | None = None
+    causal: bool = True
+    zigzag: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +61,10 @@ def values_of(name: str, tensor: Tensor, anew: bool) -> Starts:
 
 def readable(*tensors: Tensor | None) -> bool:
     """Whether the values of tensors are there to be read, now."""
-    if any(tensor is not None and tensor.is_meta for tensor in tensors):
+    there = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.is_meta for tensor in there):
         return False
-    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return not (there[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 @lru_cache(maxsize=1024)
@@ -69,7 +73,7 @@ def check_lengths(
     late: Starts,
     keys: Starts,
     padded: Starts | None,
-    choice: Chunks,
+    how: How,
     rows: tuple[int | None, int | None, int],
 ) -> None:
     """Raise ValueError unless documents are cut as `zigzag_attention` says. rows: of q0, q1 and k,
@@ -91,21 +95,21 @@ def check_lengths(
                 f"{real} keys in {most} rows in document {number}"
             )
         wanted = (
-            rows_of_chunk(most, choice.early, choice.chunks),
-            rows_of_chunk(most, choice.late, choice.chunks),
+            rows_of_chunk(most, how.early, how.chunks),
+            rows_of_chunk(most, how.late, how.chunks),
         )
-        if choice.zigzag and most % choice.chunks:
+        if how.zigzag and most % how.chunks:
             raise ValueError(
                 "zigzag_attention takes keys in zigzag order of documents that are padded to a "
-                f"multiple of total_chunks, {choice.chunks}, got {most} rows in document {number}: "
+                f"multiple of total_chunks, {how.chunks}, got {most} rows in document {number}: "
                 "pass cu_seqlens_padded"
             )
-        whole = not choice.zigzag and (first, second) in ((most, 0), (0, 0))
+        whole = not how.zigzag and (first, second) in ((most, 0), (0, 0))
         if (first, second) != wanted and not whole:
-            other = "" if choice.zigzag else f", or all {most} of it as q0's, or none"
+            other = "" if how.zigzag else f", or all {most} of it as q0's, or none"
             raise ValueError(
-                f"zigzag_attention takes chunks {choice.early} and {choice.late} of "
-                f"{choice.chunks} of document {number}, of {most} keys, with {wanted[0]} and "
+                f"zigzag_attention takes chunks {how.early} and {how.late} of "
+                f"{how.chunks} of document {number}, of {most} keys, with {wanted[0]} and "
                 f"{wanted[1]} rows{other}, got {first} and {second}"
             )
 
@@ -165,10 +169,10 @@ def chunk_rows(
     position = within + torch.where(rows == padded, 0, number * chunk)
     if gathered is None:
         return begin + position
-    return position_in_zigzag(position, chunk, begin, chunks // 2, gathered)
+    return _row_in_zigzag(position, chunk, begin, chunks // 2, gathered)
 
 
-def position_in_zigzag(
+def _row_in_zigzag(
     position: Tensor, chunk: Tensor, begin: Tensor, ranks: int, gathered: int
 ) -> Tensor:
     """The row of a key by its position in its document, which begins at row `begin` in order."""

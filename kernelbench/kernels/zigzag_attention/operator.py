@@ -30,7 +30,6 @@ from kernelbench.kernels.operators import (
 )
 from kernelbench.kernels.sharding import WHOLE, needed_cut, optional, sharded
 from kernelbench.kernels.zigzag_attention.checks import (
-    How,
     Inputs,
     check,
     check_rows_of_all,
@@ -40,7 +39,7 @@ from kernelbench.kernels.zigzag_attention.checks import (
     refuse,
 )
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
-from kernelbench.kernels.zigzag_attention.lengths import chunk_rows
+from kernelbench.kernels.zigzag_attention.lengths import How, chunk_rows
 from kernelbench.kernels.zigzag_attention.plans import inputs_of, logarithms_of, plan_of
 
 

@@ -16,19 +16,19 @@ from kernelbench.kernels.launch import (
     Launch,
     Plans,
     Repeats,
-    arch_of,
     check_device,
     layouts_of,
     on_device,
     packed_rows,
 )
-from kernelbench.kernels.zigzag_attention.checks import How
-from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
+from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.launches import (
     Tensors,
     forward_launch,
     gradient_launches,
+    settled,
 )
+from kernelbench.kernels.zigzag_attention.lengths import How
 
 
 class Joined(NamedTuple):
@@ -100,13 +100,7 @@ class _Plan:
 
     def __init__(self, t: Tensors, how: How, config: ZigzagConfig | None) -> None:
         device = check_device(q=t.q0, k=t.k, v=t.v, chunks=t.q0_starts)
-        T, H, D = t.q0.shape
-        self._how = how
-        self._scale = D**-0.5 if how.scale is None else how.scale
-        if config is None:
-            arch, size = arch_of(device), t.q0.element_size()
-            [config, *_] = configs(T // 2, len(t.k), H, D, arch=arch, itemsize=size)
-        self._config = config
+        self._cut = settled(t.q0, t.k, len(t.q0) // 2, how, config)
         self._repeats = Repeats(device)
 
     def run(self, which: str, t: Tensors) -> None:
@@ -115,8 +109,8 @@ class _Plan:
     def _launches(self, which: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)
         if which == "forward":
-            return (forward_launch(t, self._how, self._scale, self._config),)
-        return gradient_launches(t, self._how, self._scale, self._config)
+            return (forward_launch(t, self._cut),)
+        return gradient_launches(t, self._cut)
 
 
 _PLANS: Plans[_Plan] = Plans()

@@ -7,25 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.attention.tiles import pitch, statistic_of
+from kernelbench.kernels.attention.tiles import pitch, statistic_of, to_base_2
 from kernelbench.kernels.launch import (
     Launch,
     Plans,
     Repeats,
-    arch_of,
     check_device,
     layout_of,
     layouts_of,
     packed_rows,
 )
-from kernelbench.kernels.zigzag_attention.checks import NAMES, How, Inputs, check
-from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
+from kernelbench.kernels.zigzag_attention.checks import NAMES, Inputs, check
+from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.launches import (
     Tensors,
     deltas_launches,
     forward_launch,
     gradient_launches,
+    settled,
 )
+from kernelbench.kernels.zigzag_attention.lengths import How
 
 _LN2 = math.log(2)
 
@@ -37,15 +38,7 @@ class ZigzagPlan:
         check(*tensors, how)
         device = check_device(**dict(zip(NAMES, tensors, strict=True)))
         q0, q1, k, *_ = tensors
-        D = q0.shape[2]
-        self._how = how
-        self._scale = D**-0.5 if how.scale is None else how.scale
-        if config is None:
-            rows, size = max(len(q0), len(q1)), q0.element_size()
-            [config, *_] = configs(
-                rows, len(k), q0.shape[1], D, arch=arch_of(device), itemsize=size
-            )
-        self.config = config
+        self._cut = settled(q0, k, max(len(q0), len(q1)), how, config)
         self._repeats = Repeats(device)
 
     def forward(self, tensors: Inputs) -> tuple[Tensor, ...]:
@@ -57,7 +50,7 @@ class ZigzagPlan:
 
     def _forward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)
-        return (forward_launch(t, self._how, self._scale, self.config),)
+        return (forward_launch(t, self._cut),)
 
     def results(
         self, tensors: Inputs, needs: Sequence[bool]
@@ -90,7 +83,7 @@ class ZigzagPlan:
             for x, want in zip(tensors[:4], wanted, strict=True)
         ]
         os = [o.contiguous().unsqueeze(0) for o in results[:2]]
-        lses = [_as_statistic(lse, o) for lse, o in zip(results[2:], os, strict=True)]
+        lses = [to_base_2(lse[None], o) for lse, o in zip(results[2:], os, strict=True)]
         dos = [
             torch.zeros_like(o).flatten(2) if do is None else packed_rows(do.flatten(1))[None]
             for do, o in zip(grads[:2], os, strict=True)
@@ -104,7 +97,7 @@ class ZigzagPlan:
 
     def _backward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)
-        return *deltas_launches(t), *gradient_launches(t, self._how, self._scale, self.config)
+        return *deltas_launches(t), *gradient_launches(t, self._cut)
 
 
 def logarithms_of(q: Tensor) -> Tensor:
@@ -112,13 +105,6 @@ def logarithms_of(q: Tensor) -> Tensor:
     out."""
     (T, H, _), step = q.shape, pitch.fn(q.shape[0])
     return q.new_empty_strided((H, T), (step, 1), dtype=torch.float32)
-
-
-def _as_statistic(lse: Tensor, o: Tensor) -> Tensor:
-    """The natural logarithm to base 2, as kernels take it."""
-    statistic = statistic_of(o)
-    torch.mul(lse, 1 / _LN2, out=statistic[0])
-    return statistic
 
 
 _PLANS: Plans[ZigzagPlan] = Plans()
