@@ -187,6 +187,12 @@ def test_the_ci_ends_within_45_minutes() -> None:
             0,
         ),
         ("part a true\nextra b bash -c 'kill -9 $$'", ["b FAILED (137)", "1 failed"], 1),
+        ("part a false\nextra b sleep 9", ["b not finished", "0 passed, 1 failed"], 1),
+        (  # that ends of itself, when time is up
+            "part a sleep 1.6\nextra b bash -c 'sleep 0.5; exit 3'",
+            ["a ok", "b FAILED (3)", "0 not finished", "1 passed, 1 failed"],
+            1,
+        ),
     ],
 )
 def test_only_time_excuses_a_part_of_the_ci_and_only_those_that_may_be_cut(

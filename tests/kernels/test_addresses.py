@@ -95,17 +95,22 @@ def test_where_packed_sequences_begin(spread, device):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("order", ["sequence", "zigzag"])
-def test_chunks_of_documents(order, spread, device):
+@pytest.mark.parametrize(
+    "order, early, late",
+    [("sequence", [20, 32], [20, 32]), ("zigzag", [20, 32], [20, 32]), ("sequence", [TOKENS], [0])],
+    ids=["sequence", "zigzag", "whole"],  # of one that is whole a tile has more than 32 rows
+)
+def test_chunks_of_documents(order, early, late, spread, device):
     q0, q1, k, v, do = (draw(1, TOKENS, 2, 16, device=device) for _ in range(5))
-    chunks = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
+    starts = [torch.tensor([0, *ends], dtype=torch.int32, device=device) for ends in (early, late)]
     numbers = {"chunk_idx_0": 0, "chunk_idx_1": 1, "total_chunks": 2, "kv_order": order}
+    T0, T1 = early[-1], late[-1]
 
     def found(q0, q1, k, v, do):
         q0, q1, k, v, do = (x[0] for x in (q0, q1, k, v, do))
-        leaves = [x.detach().requires_grad_() for x in (q0[:32], q1[:32], k, v)]
-        o0, o1, *_ = zigzag_attention(*leaves, chunks, chunks, 2 * chunks, **numbers)
-        return o0, o1, *torch.autograd.grad((o0, o1), leaves, (do[:32], do[32:]))
+        leaves = [x.detach().requires_grad_() for x in (q0[:T0], q1[:T1], k, v)]
+        o0, o1, *_ = zigzag_attention(*leaves, *starts, starts[0] + starts[1], **numbers)
+        return o0, o1, *torch.autograd.grad((o0, o1), leaves, (do[:T0], do[TOKENS - T1 :]))
 
     far = spread(q0, q1, k, v, do)
     for got, expected in zip(found(*far), found(q0, q1, k, v, do), strict=True):

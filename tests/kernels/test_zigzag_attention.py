@@ -56,8 +56,22 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     shapes = (T, H, D), (T, G, D), (T, G, D), (T, H, D), (H, T)
     drawn = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    q, k, v = (x.double().requires_grad_() for x in drawn[:3])
-    shared = (x.repeat_interleave(H // G, 1).split(lengths) for x in (k, v))
+    return Sample(*drawn, *right(*drawn, lengths, causal))
+
+
+def right(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    dlse: Tensor,
+    lengths: Sequence[int],
+    causal: bool,
+) -> tuple[Tensor, ...]:
+    """o, lse, dq, dk and dv in fp64."""
+    q, k, v = (x.double().requires_grad_() for x in (q, k, v))
+    H, D = q.shape[1:]
+    shared = (x.repeat_interleave(H // k.shape[1], 1).split(lengths) for x in (k, v))
     os, lses = [], []
     for q_s, k_s, v_s in zip(q.split(lengths), *shared, strict=True):
         score = torch.einsum("nhd,mhd->hnm", q_s, k_s) / D**0.5
@@ -67,8 +81,8 @@ def sample(
         os.append(torch.einsum("hnm,mhd->nhd", score.softmax(-1), v_s))
         lses.append(score.logsumexp(-1))
     o, lse = torch.cat(os), torch.cat(lses, 1)
-    gradients = torch.autograd.grad((o, lse), (q, k, v), [x.double() for x in drawn[3:]])
-    return Sample(*drawn, o.detach(), lse.detach(), *gradients)
+    gradients = torch.autograd.grad((o, lse), (q, k, v), (do.double(), dlse.double()))
+    return o.detach(), lse.detach(), *gradients
 
 
 def close(found: Tensor, right: Tensor, dtype: torch.dtype, tolerance: float = 4) -> None:
@@ -121,7 +135,8 @@ def check_all_ranks(
     ranks: Sequence[int] | None = None,
     **options: Any,
 ) -> None:
-    """o, lse, dq of every rank, and dk and dv summed over them. What is padded is NaN."""
+    """o, lse, dq of every rank, or of `ranks`, and dk and dv summed over them. What is padded is
+    NaN."""
     device, dtype = s.q.device, s.q.dtype
     room = lengths if padded is None else padded
     real = torch.cat(
@@ -143,6 +158,7 @@ def check_all_ranks(
     is_real[real.to(device)] = True
     right_o, right_lse, right_dq = lying(s.o), lying(s.lse.T), lying(s.dq)
     sums = [torch.zeros_like(lying(x)).double() for x in (s.k, s.v)]
+    asked = torch.zeros_like(is_real)  # rows of these ranks
     starts = starts_of(lengths, str(device))
     lies = None if padded is None else starts_of(padded, str(device))
     for rank in range(W) if ranks is None else ranks:
@@ -163,6 +179,8 @@ def check_all_ranks(
             kv_order="zigzag" if zigzag else "sequence",
             **options,
         )
+        for each in rows:
+            asked[each] = True
         upstream = [*(do[each] for each in rows), *(dlse[each].T for each in rows)]
         grads = torch.autograd.grad((o0, o1, lse0, lse1), (*qs, k, v), upstream)
         for o, lse, dq, each in zip((o0, o1), (lse0, lse1), grads[:2], rows, strict=True):
@@ -174,10 +192,15 @@ def check_all_ranks(
             assert (lse[:, ~here] == -math.inf).all()
         for total, grad in zip(sums, grads[2:], strict=True):
             total[order.to(device)] += grad.double()
-    if ranks is None:
-        for total, right in zip(sums, (s.dk, s.dv), strict=True):
-            close(total[is_real], right, dtype)
-            assert not total[~is_real].any()
+    do, dlse = (
+        x.masked_fill(~asked[real.to(device)][:, None], 0) for x in (s.do.flatten(1), s.dlse.T)
+    )
+    *_, dk, dv = right(
+        s.q, s.k, s.v, do.view(s.do.shape), dlse.T, lengths, options.get("causal", True)
+    )
+    for total, wanted in zip(sums, (dk, dv), strict=True):
+        close(total[is_real], wanted, dtype)
+        assert not total[~is_real].any()
 
 
 @pytest.fixture(
