@@ -416,7 +416,9 @@ def check_counts(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{type(config).__name__}: {name} is {value!r}, not 1 or more")
+            raise ValueError(
+                f"{type(config).__name__}: {name} is {value!r}, not a whole number, at least 1"
+            )
 
 
 def check_blocks(config: object, *names: str) -> None:

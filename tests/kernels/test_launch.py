@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import MISSING, fields
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -23,7 +24,9 @@ from kernelbench.kernels import (
     rms_norm,
     rotary,
 )
+from kernelbench.kernels.attention.configs import AttentionConfig
 from kernelbench.kernels.launch import Launch, check_device, on_device, power_of_2, refusal
+from kernelbench.kernels.zigzag_attention import ZigzagConfig
 
 
 class Recorder:
@@ -490,3 +493,27 @@ def test_what_hooks_hand_back_otherwise_is_another_kind(changed, kept, device):
             except Exception:  # noqa: BLE001
                 assert hook is other
             assert len(kept) > before or hook is not other, function
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        rms_norm.RmsNormConfig,
+        rotary.RotaryConfig,
+        AttentionConfig,
+        projection.ProjectionConfig,
+        rcm_int8.RcmInt8Config,
+        ZigzagConfig,
+    ],
+)
+@pytest.mark.parametrize("wrong", [0, 1.5, 16.0, "4", True])
+def test_numbers_of_a_config_are_whole_and_1_or_more(kind, wrong):
+    given = {f.name: 32 for f in fields(kind) if f.default is MISSING}
+    kind(**given)
+    counted = [name for name in given if "warps" in name or "stages" in name]
+    assert counted
+    for name in counted:
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__}: {name} is .*, not a whole number, at least 1"
+        ):
+            kind(**given | {name: wrong})

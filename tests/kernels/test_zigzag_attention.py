@@ -361,6 +361,11 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"kv_order": np.array(["zigzag"])}, ValueError, "takes kv_order as one of"),
     ({"total_chunks": 2**40}, ValueError, "total_chunks as an even number"),
     ({"q0": torch.randn(3, 0, 16), "q1": torch.randn(3, 0, 16)}, ValueError, "one or more"),
+    (
+        dict.fromkeys(("q0_starts", "q1_starts", "k_starts"), torch.tensor([0]).int()),
+        ValueError,
+        r"cu_seqlens_q0 of shape \(S\+1,\) for S documents, got \(1,\)",
+    ),
     ({"config": 7}, TypeError, "a ZigzagConfig or None, got int"),
     ({"q0": torch.randn(3, 2, 16, device="meta")}, RuntimeError, "several devices"),
 ]
@@ -445,7 +450,9 @@ def test_results_may_be_written_in_place(device: str) -> None:
 def test_tiles_that_there_are_not_are_no_config() -> None:
     for changed in ({"stages": 0}, {"stages": 1.5}, {"block_m": 16.0}, {"warps": "4"}):
         known = dict(zip(ZigzagConfig.__dataclass_fields__, (16, 16, 4, 1) * 2, strict=False))
-        with pytest.raises(ValueError, match=f"{next(iter(changed))} is .*, not 1 or more"):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(changed))} is .*, not a whole number, at least 1"
+        ):
             ZigzagConfig(**known | changed)
     for D, size in ((257, 2), (64, 8)):
         with pytest.raises(ValueError, match=f"no tiles for heads of {D} elements of {size} bytes"):

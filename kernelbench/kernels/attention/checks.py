@@ -127,7 +127,7 @@ def check_starts(function: str, what: str, named: Mapping[str, Tensor | None]) -
             raise TypeError(
                 f"{function} takes {name} of int32, got {starts.dtype}: convert it with .int()"
             )
-        if starts.dim() != 1 or starts.shape != first.shape or len(starts) < 2:
+        if starts.dim() != 1 or starts.shape != first.shape or starts.shape[0] < 2:
             raise ValueError(
                 f"{function} takes {name} of shape (S+1,) for {what}, got {tuple(starts.shape)} "
                 f"beside {tuple(first.shape)}"

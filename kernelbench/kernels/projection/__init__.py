@@ -34,6 +34,7 @@ from kernelbench.kernels.launch import (
     arch_of,
     ceil_div,
     check_blocks,
+    check_counts,
     check_device,
     check_powers_of_2,
     layout_of,
@@ -381,8 +382,7 @@ class ProjectionConfig:
     def __post_init__(self) -> None:
         check_blocks(self, "block_m", "block_c", "block_k")
         check_powers_of_2(self, "warps")
-        if self.group < 1 or self.stages < 1:
-            raise ValueError("ProjectionConfig: group and stages must be at least 1")
+        check_counts(self, "group", "stages")
         if self.early and self.halves:
             raise ValueError("ProjectionConfig: early and halves exclude each other")
 

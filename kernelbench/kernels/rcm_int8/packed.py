@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelbench.kernels.launch import check_powers_of_2
+from kernelbench.kernels.launch import check_counts, check_powers_of_2
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class RcmInt8Config:
 
     def __post_init__(self) -> None:
         check_powers_of_2(self, "block_m", "block_n", "warps", "quantise_warps")
+        check_counts(self, "stages")
         for name, least in (("block_m", 16), ("block_n", 32)):
             if getattr(self, name) < least:
                 raise ValueError(

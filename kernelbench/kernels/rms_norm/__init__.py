@@ -25,6 +25,7 @@ from kernelbench.kernels.launch import (
     Repeats,
     arch_of,
     ceil_div,
+    check_counts,
     check_device,
     check_powers_of_2,
     on_device,
@@ -98,6 +99,7 @@ class RmsNormConfig:
 
     def __post_init__(self) -> None:
         check_powers_of_2(self, "rows", "block", "warps", "bwd_rows", "bwd_block", "bwd_warps")
+        check_counts(self, "stages", "bwd_stages")
         if self.held:
             check_powers_of_2(self, "held")
 
