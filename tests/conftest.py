@@ -37,6 +37,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=torch.cuda.is_available())
+def memory_goes_back() -> Iterator[None]:
+    """No test keeps gigabytes from those beside it, or from programs that the next one starts."""
+    yield
+    if torch.cuda.memory_reserved() > 2**32:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder that no other test and no user has."""

@@ -38,6 +38,7 @@ def checked(tool: str, provider: str) -> tuple[list[dict[str, Any]], int]:
     torch.cuda.empty_cache()  # the checked processes need what other tests left in this one's cache
     words = ("--family", "unsafe", "-p", provider, "--sanitize", tool, "--json")
     done = CliRunner().invoke(app, ["check", "--plugin", PLUGIN, *words])
+    assert done.stdout, (done.exit_code, done.exception, done.stderr)
     shown = json.loads(done.stdout)
     assert [record["status"] for record in shown["records"]] == ["ok"] * 2, "right, by luck"
     looks: list[dict[str, Any]] = shown["sanitize"]
