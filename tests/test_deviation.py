@@ -344,7 +344,11 @@ def test_a_baseline_may_lose_a_part_that_is_below_the_rounding_of_the_rest() -> 
     assert not judged(replace(lucky, slopes=(Slope(4e-3),)), DType.bf16, base=lucky).ok
     wide = replace(even(2e-3), slopes=(Slope(-0.18, 0, 0),))
     assert not judged(wide, DType.bf16, base=wide).ok  # where all of it is computed
-    assert judged(base, DType.bf16).slope_budget == CEILING[DType.bf16]
+    # Without a baseline: as much as a rounding may lose, where that is more than the ceiling.
+    assert judged(base, DType.bf16).slope_budget == pytest.approx((2e-3 * 480) ** 2 / 4)
+    assert not judged(zero, DType.bf16).ok
+    plainer = replace(base, scale=33.0)
+    assert judged(plainer, DType.bf16).slope_budget == CEILING[DType.bf16]
 
 
 def test_the_slope_nearest_to_its_budget_is_told() -> None:

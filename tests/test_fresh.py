@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy import CASE, Script, provider, right, run, toy
 
-from kernelbench.measure import environment
+from kernelbench.measure import environment, recheck
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.conclude import BEYOND_MODEL
 from kernelbench.measure.job import Session
@@ -23,7 +23,7 @@ from kernelbench.measure.slowdown import (
 )
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import HostClock
-from kernelbench.spec import Cost, Distribution, DType, Measure, Role, Status, Timing
+from kernelbench.spec import Cost, Distribution, DType, Measure, Role, Status, Timing, Trial
 
 REPEATED = 10_000
 
@@ -137,6 +137,51 @@ def test_every_draw_is_a_new_one_and_of_numbers_that_differ() -> None:
         assert bool(first.std() > 0.5) is (inputs is Distribution.normal)
         assert all(x.std() > 0.5 for x in fresh)
         assert not any(a.equal(b) for a, b in itertools.pairwise(drawn))
+
+
+@pytest.mark.parametrize("able", [True, False], ids=["a baseline", "none"])
+def test_fresh_inputs_have_budgets_of_their_own(
+    able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sum, a part that is drawn larger or smaller loses more or less in the rounding of the
+    rest: by the errors on the case's own inputs, an honest provider that is asked for alone would
+    be wrong on some fresh ones."""
+    fresh = [False]
+
+    def unknown(bits: int) -> int:
+        fresh[0] = True
+        return 5
+
+    monkeypatch.setattr(recheck.secrets, "randbits", unknown)
+
+    def inputs(case: Any, draw: Any) -> Any:
+        x, w = draw(case.R, case.N), draw(case.N)
+        return {"x": x, "w": w, "c": torch.full((1,), 1e-3 if fresh[0] else 0.5)}
+
+    def oracle(case: Any, a: Any) -> Any:
+        part = a["c"].double() * a["w"].double().expand_as(a["x"])
+        yield "y", ..., a["x"].double() + part, part
+
+    def honest(a: Any) -> Any:
+        return ((a["x"].float() + a["c"] * a["w"].float()).to(a["x"].dtype),)
+
+    baseline = provider("eager", honest, Role.baseline)
+    if not able:
+        baseline = replace(baseline, unsupported=lambda case, device: "not here")
+    family = toy(
+        provider("fine", honest),
+        provider("half", lambda a: honest({**a, "c": a["c"] * 0.5})),
+        baseline=baseline,
+        inputs=inputs,
+        oracle=oracle,
+        outputs=lambda case: ("y",),
+        trials=lambda case: dict.fromkeys(("small", "large", "outliers"), Trial(refused="no")),
+    )
+    case = replace(CASE, R=64, dtype=DType.bf16)
+    found = run(family, case, names=("fine", "half"))
+    assert fresh[0]
+    assert found["fine"].status is Status.ok, found["fine"].reason
+    assert found["half"].status is Status.incorrect
 
 
 @pytest.mark.parametrize("clock", [Script(), HostClock()], ids=["timed", "without a GPU"])

@@ -95,7 +95,8 @@ def judge(
     Of an output in another dtype than the case's, FLOOR and CEILING are those of the coarser of
     both (of an fp8 output, by its unit roundoff). Whole numbers and booleans have no floor: where
     the baseline is exact, all must be.
-    Without a baseline the ceilings are the budgets, CEILING that of the slope. In a `trial` the
+    Without a baseline the ceilings are the budgets; that of the slope is CEILING or, if that is
+    more, (FLOOR · ‖ref‖/‖p‖)² / 4. In a `trial` the
     errors that matter are gross, and rounding errors depend on few elements: there the ceilings (of
     rows and columns 10 · CEILING) are the floors, and 3 × them the ceilings.
 
@@ -217,7 +218,7 @@ def _slope(
     """The slope that is nearest to its budget, and that budget."""
     slopes = []
     for i, slope in enumerate(deviation.slopes):
-        allowed = limit.ceiling
+        allowed = max(limit.ceiling, (limit.floor * deviation.scale) ** 2 / 4)
         if promised is not None:
             allowed = promised
         elif base is not None and i < len(base.slopes):

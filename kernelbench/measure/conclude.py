@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from kernelbench.measure.ceilings import too_fast
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.prepare import Prepared
+from kernelbench.measure.prove import Proven
 from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.slowdown import slower_on_fresh_inputs
@@ -31,15 +32,16 @@ class _Group(NamedTuple):
     name: str
 
 
-def conclude(task: Task, prepared: Prepared, candidates: list[Candidate]) -> list[RunRecord]:
+def conclude(task: Task, prepared: Prepared, proven: Proven) -> list[RunRecord]:
     """Time and check on fresh inputs in the same memory, judge plausibility; then the records."""
+    candidates = proven.candidates
     for candidate in candidates:
         candidate.workload.release()
     guard = task.guard
     recheck = Recheck(
         prepared.inputs, prepared.proof, task.session.clock, guard.attempt, guard.tell
     )
-    failure = recheck.run(candidates)
+    failure = recheck.run(candidates, proven.reference)
     if failure is not None:
         return [task.failed(c.provider, failure, c.facts) for c in candidates]
     group = _Group(

@@ -38,11 +38,10 @@ def run_job(
     candidates = proven.candidates
     if not request.job.process:  # the first process proves it for all
         candidates = yield from prove_on_trials(task, prepared, proven)
-    proven = Proven(candidates)  # releases the memory of a baseline that was not requested
     if not request.timing:
         if candidates:
             yield [task.answer(c, Status.ok, flags=tuple(c.flags)) for c in candidates]
         return
     timed = yield from sample(task, prepared, candidates)
     if timed:
-        yield conclude(task, prepared, timed)
+        yield conclude(task, prepared, Proven(timed, proven.reference))

@@ -68,11 +68,10 @@ class Proof:
         forms |= {f"d{name}": Form(tensors[name].dtype, "its input") for name in graded}
         return Contract(next(iter(tensors.values())).device, forms)
 
-    def inputs_changed(self, *, same_distribution: bool = True) -> None:
-        """Drop the oracle's values, and for another distribution the baseline's errors."""
+    def inputs_changed(self) -> None:
+        """Drop the oracle's values and the baseline's errors: both are of other inputs."""
         self.oracle.forget()
-        if not same_distribution:
-            self.baseline = None
+        self.baseline = None
 
     def judge(
         self, provider: Provider[Any], workload: Workload, *, keep: bool = False

@@ -30,10 +30,14 @@ class Recheck:
         self._attempt, self._tell = attempt, tell
         self.seed = 0  # of the current inputs
 
-    def run(self, candidates: Sequence[Candidate]) -> Failure | None:
+    def run(
+        self, candidates: Sequence[Candidate], reference: Candidate | None = None
+    ) -> Failure | None:
         """Recheck every candidate; returns a Failure where inputs could not be drawn.
 
-        Seeds are unpredictable, or a provider could have the answers beforehand.
+        reference: the baseline where it was right, a candidate or not; its errors on the fresh
+        inputs are what the others' budgets follow from. Seeds are unpredictable, or a provider
+        could have the answers beforehand.
         """
         parts = [RecordingWorkload(candidate.workload) for candidate in candidates]
         gated = self._clock.name == "gated"
@@ -47,11 +51,13 @@ class Recheck:
             failure = self._attempt(redraw, "")
             if isinstance(failure, Failure):
                 return failure
-            # The baseline's errors on constant inputs would give budgets that are too small.
-            self._proof.inputs_changed(same_distribution=not self._inputs.constant)
+            self._proof.inputs_changed()
+            last = i == draws - 1
+            if last and reference is not None and all(c is not reference for c in candidates):
+                self._attempt(partial(self._judge_anew, reference), reference.name)
             for candidate, part in zip(candidates, parts, strict=True):
                 self._tell(candidate.name, "fresh inputs")
-                step = partial(self._sample, candidate, part, judge=i == draws - 1)
+                step = partial(self._sample, candidate, part, judge=last)
                 failure = self._attempt(step, candidate.name)
                 candidate.failure = failure or candidate.failure
         return None
@@ -63,6 +69,12 @@ class Recheck:
         timings = [c.timing for c in candidates if c.provider is baseline]
         factors = [slowdown(t) for t in timings if t is not None and self._inputs.constant]
         return next((factor for factor in factors if factor is not None), 1.0)
+
+    def _judge_anew(self, reference: Candidate) -> None:
+        try:
+            self._proof.judge(reference.provider, reference.workload)
+        finally:
+            reference.workload.release()
 
     def _sample(self, candidate: Candidate, part: RecordingWorkload, judge: bool) -> None:
         batch, timing = self._sample_once(part), candidate.timing

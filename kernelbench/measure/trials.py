@@ -81,7 +81,7 @@ class Trials:
     def _begin(self, name: str, trial: Trial, reference: Candidate | None, seed: int) -> str:
         """Draw a trial's inputs and set its budget. Returns why it can prove nothing, or ""."""
         self._inputs.redraw(seed, trial)
-        self._proof.inputs_changed(same_distribution=False)
+        self._proof.inputs_changed()
         judged = self._outputs - set(trial.apart)
         pieces = (piece for piece in self._proof.oracle.pieces() if piece[0] in judged)
         reason = out_of_range(pieces, self._proof.case.dtype)
