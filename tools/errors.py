@@ -13,10 +13,10 @@ HERE = Path(__file__).parent.parent
 FIGURES = ("error", "worst element", "worst row", "worst column", "slope")
 
 
-def table(packed: str) -> None:
+def table(*packed: str) -> None:
     """A line a family, mode, accuracy and kind of inputs. packed: lines of records, as xz."""
-    lines = lzma.decompress((HERE / packed).read_bytes()).decode().splitlines()
-    records = map(RunRecord.from_json, lines)
+    texts = [lzma.decompress((HERE / name).read_bytes()).decode() for name in packed]
+    records = [RunRecord.from_json(line) for text in texts for line in text.splitlines()]
     cog.outl(f"| family | mode | accuracy | on | answers | {' | '.join(FIGURES)} |")
     cog.outl("|---|---|---|---|---|" + "---|" * len(FIGURES))
     for key, found in _parts(records).items():

@@ -394,10 +394,11 @@ def forward_launch(
         return Launch(normalise_wide_rows, (M,), args, constexprs, options)
     args["M"] = M
     constexprs["BLOCK_M"] = config.rows
-    # Where a lane holds one element of a row, its square would be fused into the first sum with
-    # another lane's, rounded here and not there: lanes of a row would have another rstd, and y
-    # other last bits with rstd saved than without.
-    options["enable_fp_fusion"] = False
+    if config.block <= 32 * config.warps:
+        # A lane may hold one element of a row. Its square would be fused into the first sum with
+        # another lane's, rounded here and not there: lanes of a row would have another rstd, and y
+        # other last bits with rstd saved than without.
+        options["enable_fp_fusion"] = False
     return Launch(normalise_rows, (ceil_div(M, config.rows),), args, constexprs, options)
 
 
