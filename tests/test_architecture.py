@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "nn": {"kernels"},
     "parallel": {"kernels"},
     "integrations": {"kernels"},
-    "families": {"spec", "source", "kernels", "nn"},
+    "families": {"spec", "source", "kernels", "nn", "parallel"},
     "provide": {"families"},
     "measure": {"spec", "files", "numbers", "kernels"},
     "profile": {"spec", "files", "families", "kernels", "measure"},

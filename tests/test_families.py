@@ -65,7 +65,7 @@ def compiled_on_cpu(family: Family[Any], provider: Provider[Any]) -> list[Case]:
 
 
 # Two kernels of many programs for every provider of ours, trial and repetition of a check.
-LONG = ("attention", "zigzag_attention")
+LONG = ("attention", "zigzag_attention", "zigzag_parallel")
 
 
 def every_check() -> Iterator[Any]:

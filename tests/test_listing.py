@@ -24,6 +24,7 @@ NAMES = [
     "rms_norm",
     "rotary",
     "zigzag_attention",
+    "zigzag_parallel",
 ]
 
 

@@ -123,6 +123,7 @@ def test_shards_are_rows_in_any_axis_and_padding_is_zero() -> None:
 
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
     monkeypatch.setattr(dist, "get_rank", lambda group: 1)
     starts = torch.tensor([0, 600, 610], dtype=torch.int32)

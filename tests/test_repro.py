@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "attention": {"B": 1, "N": 12, "Hq": 2, "Hk": 1, "D": 16},
     "dit_block": {"B": 1, "N": 12, "C": 32, "H": 2},
     "zigzag_attention": {"W": 2, "rank": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16},
+    "zigzag_parallel": {"world": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16, "least": 1},
 }
 
 

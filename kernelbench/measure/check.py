@@ -20,6 +20,7 @@ from kernelbench.measure.answer import Contract
 from kernelbench.measure.budgets import Limit
 from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.inputs import Tensors, storage_addresses
+from kernelbench.measure.team import Team
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import DType, OutputError, Provider
 
@@ -245,12 +246,13 @@ def watching(workload: Workload, contract: Contract) -> Iterator[None]:
         workload.watch = None
 
 
-def produce(workload: Workload, contract: Contract) -> Answer:
+def produce(workload: Workload, contract: Contract, team: Team) -> Answer:
     """One hardened call: the outputs as they were when the call's own stream reached its end.
 
     On a GPU everything is queued behind a gate, so that the copy of the outputs starts as soon as
     the call's stream is done with it; if a gate was too short, a longer one is tried.
-    Raises ContractError when the call, or its forward, returns no valid answer.
+    team: who calls with this process. Raises ContractError when the call, or its forward, returns
+    no valid answer.
     """
     cuda = next(iter(workload.args.values())).is_cuda
     with watching(workload, contract):
@@ -258,9 +260,10 @@ def produce(workload: Workload, contract: Contract) -> Answer:
             workload.ready()
             _poison_outputs(workload, contract)
             result, storages, held = _hardened_call(workload, contract, cycles)
-            if held:
+            if all(team.gather(held)):
                 break
-    later = answer.LATER_CALLS if answer.still_referenced(storages) else answer.FEW_CALLS
+    kept = any(team.gather(answer.still_referenced(storages)))
+    later = answer.LATER_CALLS if kept else answer.FEW_CALLS
     result.overwritten = answer.overwritten(workload, later)
     return result
 

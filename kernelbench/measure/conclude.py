@@ -14,6 +14,7 @@ from kernelbench.measure.recheck import Recheck
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.slowdown import slower_on_fresh_inputs
 from kernelbench.measure.task import Task
+from kernelbench.measure.team import first_reason
 from kernelbench.spec import RunRecord, Status, Timing
 
 BEYOND_MODEL = "beyond-model"  # faster than the work that is modelled could be done
@@ -68,7 +69,8 @@ def _record(task: Task, prepared: Prepared, candidate: Candidate, group: _Group)
     if reason:
         candidate.facts["errors"] = again.errors
         reason = f"on fresh inputs, after timing (--seed {group.seed}): {reason}"
-    reason = task.guard.disturbances.get(provider.name) or reason or candidate.fault
+    fault = first_reason(task.session.team, candidate.fault)
+    reason = task.guard.disturbance(provider.name) or reason or fault
     if reason:
         return task.incorrect(replace(candidate, flags=[*flags]), reason, again.detail)
     limits = task.session.ceilings.of(task.case, provider, prepared.cost)

@@ -137,6 +137,7 @@ def describe(kind: str) -> dict[str, Any]:
         "total_bytes": dev.total_bytes,
         "l2_bytes": dev.l2_bytes,
         "sms": dev.sms,
+        "gpus": torch.cuda.device_count() if dev.kind == "cuda" else 0,
         "no_triton": dev.no_triton,
         "uuid": uuid,
         "policy": Telemetry.open(uuid).policy(),

@@ -7,6 +7,7 @@ from typing import Any
 from kernelbench.measure import ambient
 from kernelbench.measure.failure import failure_of
 from kernelbench.measure.session import DeviceLostError, Session, Tell
+from kernelbench.measure.team import DeadlockError, PeerFailedError, first_reason
 from kernelbench.spec import DType, Family, UnwritableError
 
 
@@ -34,18 +35,30 @@ class Guard:
         provider: whose step it is; where empty, the provider named last.
         Raises DeviceLostError where the GPU no longer works, and UnwritableError.
         """
+        name, own = provider or self.at_work, True
         try:
-            return step()
+            result = step()
+            self._session.team.gather(None)  # who did well has failed with the others
+            return result
         except (DeviceLostError, UnwritableError):
             raise
+        except PeerFailedError as error:
+            failure, own = error.failure, False
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = failure_of(error, self._build_of(provider or self.at_work))
+            failure = failure_of(error, self._build_of(name))
         finally:
-            self.blame(provider or self.at_work)
+            self.blame(name)
         # The traceback, whose frames hold memory of the GPU, is released only here.
-        self._survive(provider or self.at_work, failure.reason)
-        return failure
+        self._survive(name, failure.reason)
+        try:
+            return self._session.team.fail(failure) if own else failure
+        except DeadlockError as error:
+            raise DeviceLostError(name, str(error)) from None
+
+    def disturbance(self, provider: str) -> str:
+        """What a provider changed, on whichever rank, in words; or ""."""
+        return first_reason(self._session.team, self.disturbances.get(provider, ""))
 
     def undo(self) -> None:
         """Undo what the provider at work changed of device or process, and blame it."""

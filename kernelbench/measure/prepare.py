@@ -48,7 +48,7 @@ def why_unable(task: Task, provider: Provider[Any]) -> Failure | None:
     """Why a provider cannot run the case, or why it failed to say so; None if it can run."""
 
     def ask() -> Failure | None:
-        if task.job.world > 1:
+        if task.job.world != task.session.team.world:
             return Failure(Status.skipped, f"needs {task.job.world} GPUs, and a worker has one")
         reason = why_not(provider, task.case, task.session.device)
         return None if reason is None else Failure(Status.skipped, reason)
@@ -71,7 +71,8 @@ def _draw(task: Task) -> Prepared:
     cost = cost_of(family, case)
     inputs = CaseInputs(family, case, task.session.device.kind, request.context.seed)
     dump = Dump(request.dump, family, case)
-    return Prepared(inputs, Proof(family, case, inputs, dump, task.guard.undo), cost)
+    proof = Proof(family, case, inputs, dump, task.guard.undo, task.session.team)
+    return Prepared(inputs, proof, cost)
 
 
 def workload(task: Task, prepared: Prepared, provider: Provider[Any], config: Any) -> Workload:
@@ -87,6 +88,7 @@ def workload(task: Task, prepared: Prepared, provider: Provider[Any], config: An
         with built.grad_mode():
             outputs = built.call()
     contract.check(outputs, built.names)
+    task.session.team.gather(None)  # before another call, which would wait for who failed here
     task.session.synchronize()
     check.fill_with_nan(outputs, built)
     return built

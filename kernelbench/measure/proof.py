@@ -1,6 +1,7 @@
 """Judges the providers of one job against the oracle and the baseline's errors."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from kernelbench.measure.deviation import Deviation, Oracle, deviations
 from kernelbench.measure.dump import Dump
 from kernelbench.measure.environment import TORCH_DTYPES
 from kernelbench.measure.inputs import CaseInputs
+from kernelbench.measure.team import Team, first_reason
 from kernelbench.measure.workload import Workload
 from kernelbench.spec import Case, Family, OutputError, Provider, Trial
 
@@ -45,8 +47,10 @@ class Proof:
         inputs: CaseInputs,
         dump: Dump,
         undo: Callable[[], None],
+        team: Team,
     ) -> None:
-        """undo: undoes what the provider at work changed of the process."""
+        """undo: undoes what the provider at work changed of the process. team: who judges, too."""
+        self.team = team
         self._undo = undo
         self.family, self.case, self._dump = family, case, dump
         self.oracle = Oracle(family, case, inputs)
@@ -77,7 +81,7 @@ class Proof:
         self, provider: Provider[Any], workload: Workload, *, keep: bool = False
     ) -> ProofVerdict:
         """The verdict on one hardened call. keep: whether it has the answer, if that is right."""
-        return self._judged(provider, workload, keep, "", check.produce)
+        return self._judged(provider, workload, keep, "", partial(check.produce, team=self.team))
 
     def judge_trial(
         self, provider: Provider[Any], workload: Workload, name: str, trial: Trial
@@ -99,6 +103,8 @@ class Proof:
         try:
             answer = produce(workload, self.contract)
         except ContractError as error:
+            if self.team.world > 1:
+                raise  # for the others to hear of
             return ProofVerdict(reason=str(error))
         if provider is self.family.baseline and not trial:
             self._adopt_forms(answer)
@@ -140,7 +146,9 @@ class Proof:
         errors = check.judge(deviation, reference, self.case.dtype, provider, *inputs, trial=others)
         if gross:
             errors = check.gross(errors, deviation, self.case.dtype)
-        reason = check.verdict(errors, answer.faults)
+        reason = first_reason(self.team, check.verdict(errors, answer.faults))
+        if self.team.world > 1:
+            errors = tuple(map(_worst, zip(*self.team.gather(errors), strict=True)))
         if is_baseline:
             self.baseline = None if reason else deviation
             if reason and not trial:
@@ -163,6 +171,16 @@ class Proof:
         words = [f"{name}: {d.words}" for name, d in diagnoses.items() if d.words]
         verdict.reason = "; ".join([verdict.reason, *words])
         verdict.detail = "\n".join(f"{name}\n{d.map}" for name, d in diagnoses.items() if d.map)
+
+
+def _worst(errors: Sequence[OutputError]) -> OutputError:
+    """Of the errors of one output on several ranks, the one nearest to a budget, or beyond it."""
+
+    def used(error: OutputError) -> float:
+        shares = [abs(value) / budget if budget else 0.0 for _, value, budget in error.figures]
+        return math.inf if any(map(math.isnan, shares)) else max(shares)
+
+    return max(errors, key=used)
 
 
 def erase(outputs: Mapping[str, torch.Tensor]) -> None:

@@ -11,6 +11,7 @@ from kernelbench.measure.parts import traffic_of
 from kernelbench.measure.prepare import Prepared, config, why_unable, workload
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
+from kernelbench.measure.team import first_reason
 from kernelbench.measure.trials import Trials
 from kernelbench.spec import Provider
 
@@ -48,7 +49,7 @@ def prove(task: Task, prepared: Prepared, runnable: Sequence[Provider[Any]]) -> 
             yield [task.failed(provider, outcome)]
         elif isinstance(outcome, _WrongAnswer):
             yield [task.incorrect(outcome.candidate, outcome.reason, outcome.detail)]
-        elif disturbance := task.guard.disturbances.get(provider.name):
+        elif disturbance := task.guard.disturbance(provider.name):
             yield [task.incorrect(outcome, disturbance)]
         else:
             candidates.append(outcome)
@@ -68,7 +69,7 @@ def prove_on_trials(task: Task, prepared: Prepared, proven: Proven) -> Stage[lis
         else:
             yield [task.incorrect(candidate, outcome.reason, outcome.detail)]
     for candidate in [*remaining]:
-        if disturbance := guard.disturbances.get(candidate.name):
+        if disturbance := guard.disturbance(candidate.name):
             remaining.remove(candidate)
             yield [task.incorrect(candidate, disturbance)]
     return remaining
@@ -108,9 +109,10 @@ def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate
         candidate.flags.append("no-baseline-budget")
     if verdict.strides:
         candidate.flags.append(f"strides-of-{'-'.join(verdict.strides)}")
-    reason = verdict.reason or built.prepare_fault()
+    reason = verdict.reason or first_reason(task.session.team, built.prepare_fault())
     if reason:
         return _WrongAnswer(candidate, reason, verdict.detail)
-    facts["peak_bytes"] = built.peak_bytes()
+    peaks = task.session.team.gather(built.peak_bytes())
+    facts["peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)
     built.release()  # what it holds for a backward would take memory from the next proof
     return candidate

@@ -1,5 +1,8 @@
 """The third stage of a job: times all candidates together, then reads the other clocks."""
 
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from kernelbench.measure.failure import Failure
@@ -11,6 +14,7 @@ from kernelbench.measure.sampling import PartSamples
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.throttling import SteadyClock
+from kernelbench.measure.workload import Workload
 from kernelbench.spec import Timing
 
 
@@ -33,7 +37,8 @@ def sample(task: Task, prepared: Prepared, candidates: list[Candidate]) -> Stage
             culprit.workload.release()
         yield [task.failed(c.provider, failure, c.facts) for c in culprits]
     if candidates:
-        timers = () if task.job.process else task.job.measure.timers
+        alone = task.job.world == 1  # one process cannot make a call of several
+        timers = task.job.measure.timers if alone and not task.job.process else ()
         read_other_clocks(
             task.session.clock, candidates, timers, task.guard.attempt, task.guard.tell
         )
@@ -63,18 +68,34 @@ def _sample(task: Task, candidates: list[Candidate], first: bool) -> None:
     if baseline is not None and clock.name == "gated":
         parts = [*parts, parts[baseline]]
         lasting = (baseline, len(candidates))
-    results = SteadyClock(clock, session.telemetry).sample(
+    results = _sampled(task, parts, lasting)
+    for i, (candidate, own) in enumerate(zip(candidates, results, strict=False)):
+        again = results[-1] if lasting and i == baseline else None
+        candidate.timing = _timing(task, own, again)
+        candidate.facts["ranks"] = tuple(
+            Timing(timer=candidate.timing.timer, blocks_ns=blocks)
+            for blocks in zip(*own.ranks, strict=True)
+        )
+        _conclude_lot(candidate)
+
+
+def _sampled(
+    task: Task, parts: Sequence[Workload], lasting: tuple[int, ...]
+) -> Sequence[PartSamples]:
+    """Samples of every part; where several ranks do the job, of one after the other."""
+    session, measure = task.session, task.job.measure
+    team = session.team
+    if team.world > 1:
+        measure = replace(measure, interleave=False)
+    return SteadyClock(session.clock, session.telemetry, team).sample(
         parts,
-        task.job.measure,
+        measure,
+        now=lambda: team.gather(time.perf_counter())[0],
         seed=f"{task.request.context.seed} {task.job.family} {task.case.id} {task.job.process}",
         lasting=lasting,
         tell=lambda name: task.guard.tell(name, "measure"),
         after_batch=lambda i: task.guard.blame(parts[i].name),
     )
-    for i, (candidate, own) in enumerate(zip(candidates, results, strict=False)):
-        again = results[-1] if lasting and i == baseline else None
-        candidate.timing = _timing(task, own, again)
-        _conclude_lot(candidate)
 
 
 def _conclude_lot(candidate: Candidate) -> None:

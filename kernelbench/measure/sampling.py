@@ -22,13 +22,15 @@ class Batch:
     """Samples of one provider in ns, back to back.
 
     held: whether the gate provably held. lead: calls before them that are no samples. mhz: the SM
-    clock right after them; 0 if unknown.
+    clock right after them; 0 if unknown. ranks: those of each rank, where several make a call
+    together; the longest of each call is the sample.
     """
 
     samples_ns: tuple[int, ...]
     held: bool = True
     lead: int = 0
     mhz: int = 0
+    ranks: tuple[tuple[int, ...], ...] = ()
 
 
 class Part(Protocol):
@@ -49,7 +51,7 @@ class PartSamples:
     """All samples of one part, in blocks.
 
     places: of each block in the order of its round. widths: `Interval.relative` after each block.
-    lead: the largest of any block. stop: why sampling ended.
+    lead: the largest of any block. ranks: of each block, each rank's own. stop: why sampling ended.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PartSamples:
     widths: list[float] = field(default_factory=list)
     clocks_mhz: list[int] = field(default_factory=list)
     lead: int = 0
+    ranks: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
 
     @property
     def samples(self) -> list[int]:
@@ -75,6 +78,7 @@ class PartSamples:
         self.seconds += seconds * n / (n + batch.lead)  # without the leading calls
         self.lead = max(self.lead, batch.lead)
         self.clocks_mhz.append(batch.mhz)
+        self.ranks += [batch.ranks] if batch.ranks else []
         self.widths.append(median_interval(self.samples).relative)
 
     def reason_to_stop(self, settings: Measure, min_rounds: int) -> str:

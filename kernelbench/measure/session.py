@@ -11,6 +11,7 @@ from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.sampling import Batch
+from kernelbench.measure.team import Alone, Team
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.measure.timer import Timed
 from kernelbench.measure.workload import Workload
@@ -47,6 +48,7 @@ class Session:
     ceilings: Ceilings
     telemetry: Telemetry
     profiled: bool = False  # whether a profiler is attached, which slows everything down
+    team: Team = field(default_factory=Alone)  # who does its jobs together with this process
 
     def timer(self, held: bool) -> str:
         """The `timer` of a time that is read now (see spec.Timing). held: whether the gate held."""

@@ -47,7 +47,7 @@ class Task:
 
     def incorrect(self, candidate: Candidate, reason: str, detail: str = "") -> RunRecord:
         """The record of a provider with a wrong answer; adds its disturbance to the reason."""
-        disturbance = self.guard.disturbances.get(candidate.name, "")
+        disturbance = self.guard.disturbance(candidate.name)
         if disturbance not in reason:
             reason = f"{disturbance}; {reason}"
         flags = tuple(candidate.flags)

@@ -11,6 +11,7 @@ from typing import Any
 
 from kernelbench.measure.sampling import Batch, Part, PartSamples, sample
 from kernelbench.measure.session import Clock
+from kernelbench.measure.team import Alone, Team
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.spec import Measure
 
@@ -20,15 +21,15 @@ LEAD_NS = 100_000_000  # for which a call runs before its samples, on a card tha
 class SteadyClock:
     """A clock that reads the card's state after each block, and leads blocks if it is slowed."""
 
-    def __init__(self, clock: Clock, telemetry: Telemetry) -> None:
-        self._clock, self._telemetry = clock, telemetry
+    def __init__(self, clock: Clock, telemetry: Telemetry, team: Team | None = None) -> None:
+        self._clock, self._telemetry, self._team = clock, telemetry, team or Alone()
         self._slowed = False
 
     def batch(self, part: Any, n: int) -> Batch:
         """A batch of the clock, with the SM clock right after it."""
         batch = self._clock.batch(part, n)
         mhz, slowed = self._telemetry.clock()
-        self._slowed = self._slowed or slowed
+        self._slowed = self._slowed or any(self._team.gather(slowed))
         return replace(batch, mhz=mhz)
 
     def sample(self, parts: Sequence[Part], settings: Measure, **options: Any) -> list[PartSamples]:

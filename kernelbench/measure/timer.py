@@ -20,6 +20,7 @@ from kernelbench.measure.flush import CYCLE, ROUND, TAIL, ColdL2, launch_empty
 from kernelbench.measure.lot import Lot
 from kernelbench.measure.ranges import NoRanges, Ranges
 from kernelbench.measure.sampling import Batch
+from kernelbench.measure.team import Alone, Team, slowest
 from kernelbench.measure.trace import WINDOW, Spans, spans, tracing
 from kernelbench.spec import Device
 
@@ -114,7 +115,10 @@ class CudaClock:
     name, times = "gated", True
     lead_ns = 0
 
-    def __init__(self, device: Device, ranges: Ranges | None = None) -> None:
+    def __init__(
+        self, device: Device, ranges: Ranges | None = None, team: Team | None = None
+    ) -> None:
+        self._team = team or Alone()
         self.overhead_ns = 0
         self.ranges = ranges or NoRanges()
         self.flush = ColdL2(device)
@@ -142,15 +146,15 @@ class CudaClock:
                 submit_ns = calls * plan.submit_ns + judged * plan.judge_ns + self._tail_ns
                 gate_ns = plan.factor * submit_ns + MARGIN_NS
                 batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
-                if batch.held:
-                    return replace(batch, lead=lead)
+                if all(self._team.gather(batch.held)):
+                    return replace(slowest(self._team, batch), lead=lead)
                 if plan.factor < MAX_FACTOR and gate_ns < MAX_GATE_NS:
                     plan.factor *= 2
                 else:
                     plan.most = calls // 2
             calls = plan.fit(BATCH_NS, 1, n)
             begin(part, calls)
-            return replace(self._gated(part, calls, 0), held=False)
+            return replace(slowest(self._team, self._gated(part, calls, 0)), held=False)
 
     def undo_changes(self) -> str:
         """Undo changes of the device that affect other providers; their description, or "".
@@ -273,6 +277,7 @@ class CudaClock:
     def _iteration(self, part: Timed, start: Any, end: Any, launches: int = 0) -> Any:
         """Make one cold call between two events; returns what it returned."""
         self._flush_l2(part, launches)
+        self._team.start_line()
         self.ranges.call(part.name)
         start.record()
         returned = part.call()
@@ -297,7 +302,9 @@ class CudaClock:
             torch.cuda.synchronize()
             wholes.append(time.perf_counter_ns() - start_ns)
         self.ranges.close()
-        self._plans[part] = plan = _BatchPlan(median(submits), min(wholes), judge_ns)
+        own = median(submits), min(wholes), judge_ns
+        longest = map(max, zip(*self._team.gather(own), strict=True))
+        self._plans[part] = plan = _BatchPlan(*longest)
         return plan
 
     def _rehearse(self, part: Timed) -> float:

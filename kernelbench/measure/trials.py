@@ -16,6 +16,7 @@ from kernelbench.measure.failure import Failure
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.proof import Proof, ProofVerdict
 from kernelbench.measure.session import Attempt, Candidate, Tell
+from kernelbench.measure.team import first_reason
 from kernelbench.spec import Case, Distribution, DType, Family, Trial, TrialErrors
 
 NAMES = ("small", "large", "outliers")
@@ -84,7 +85,7 @@ class Trials:
         self._proof.inputs_changed()
         judged = self._outputs - set(trial.apart)
         pieces = (piece for piece in self._proof.oracle.pieces() if piece[0] in judged)
-        reason = out_of_range(pieces, self._proof.case.dtype)
+        reason = first_reason(self._proof.team, out_of_range(pieces, self._proof.case.dtype))
         if reason or reference is None:
             return reason
         provider, workload = reference.provider, reference.workload

@@ -110,6 +110,35 @@ class _Zigzag(torch.autograd.Function):
         return dq, dk, dv, None
 
 
+def attend_gathered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_all: Tensor,
+    v_all: Tensor,
+    layout: ZigzagLayout,
+    rank: int,
+    *,
+    heads_k_stride: int = 1,
+) -> Tensor:
+    """The kernels of `zigzag_attention_func`, causal and forward, where all that it would gather is
+    there: what it takes longer is spent waiting. k_all, v_all: (W·C,G,D), rank after rank."""
+    last = 2 * layout.ranks - 1 - rank
+    how = How(rank, last, last + rank + 1, None, True, True)
+    C, whole = layout.cut_rows, layout.whole(rank)
+    o = torch.empty_like(q)
+    if layout.cut:
+        lse, documents = statistic_of(q[:C].unsqueeze(0)), layout.joined(q.device)
+        for some in _heads(q, k, heads_k_stride):
+            keys = k_all[:, some.k], v_all[:, some.k]
+            outs = o[:C, some.q], lse[:, some.q]
+            parts.forward(q[:C, some.q], *keys, documents, *outs, how=how)
+    if whole:
+        starts = layout.whole_starts(rank, q.device)
+        o[C:] = _attend_whole(q[C:], k[C:], v[C:], starts, True, None)
+    return o
+
+
 class _Going(NamedTuple):
     """Sums of dk and dv over the ranks that are under way: `sums`, (C,2·heads,D) in fp32, will hold
     this rank's. both: what is summed, kept until then."""
@@ -156,7 +185,8 @@ def zigzag_attention_func(
     q: (L,H,D), k, v: (L,G,D), this rank's rows as `ZigzagLayout.shard` cuts them; G divides H.
     cu_seqlens: (S+1,) of int32, where the documents begin among all tokens, the same on every rank;
         read on the host once. Or their layout, which says itself which of them are whole.
-    group: of torch.distributed; all ranks unless given. Every rank of it must call.
+    group: of torch.distributed; all ranks unless given, or this process alone where that is not
+        initialised. Every rank of it must call.
     heads_k_stride: heads of k and v that are gathered at a time; it divides G. Memory is that of k
         and v of all tokens for twice as many heads, and of their gradients in fp32.
     causal: a token attends to its document up to its own position; else to all of it.
@@ -172,7 +202,9 @@ def zigzag_attention_func(
     Raises ValueError for shapes that do not fit the layout, and what `zigzag_attention` raises.
     Llama 3 (arXiv:2407.21783, §3.3.2).
     """
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    ranks, rank = 1, 0
+    if group is not None or dist.is_initialized():
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     layout = cu_seqlens
     if isinstance(layout, Tensor):
         layout = ZigzagLayout.of(values_of("cu_seqlens", layout, False).lengths(), ranks)

@@ -22,15 +22,20 @@ START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
     "from kernelbench.run.worker import serve; serve()"
 )
+START_RANKS = START.replace("worker import serve; serve()", "ranks import launch; launch()")
 GLANCE_MS = 100  # between two looks at a process whose end the system does not announce
 REFUSALS = {"NoGPUError": NoGPUError, "UsageError": UsageError}
 
 
 @dataclass
 class LocalWorker:
-    """One worker process and the two pipes to it: an Executor."""
+    """One worker process and the two pipes to it: an Executor.
+
+    world: of more than 1, the process starts as many ranks, which do each job together (`ranks`).
+    """
 
     log: Path
+    world: int = 1
     _process: subprocess.Popen[bytes] = field(init=False)
     _requests: Any = field(init=False)
     _events: "queue.Queue[dict[str, Any] | None]" = field(default_factory=queue.Queue, init=False)
@@ -44,9 +49,10 @@ class LocalWorker:
                     sys.executable,
                     "-P",
                     "-c",
-                    START,
+                    START if self.world == 1 else START_RANKS,
                     str(request_read),
                     str(event_write),
+                    *([] if self.world == 1 else [str(self.world)]),
                     json.dumps(sys.path),
                 ],
                 pass_fds=(request_read, event_write),

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ class Runner:
         self.ledger = Ledger()
         self._fallen: dict[str, list[str]] = {}  # who took a worker down, by job
         self._process: int | None = None  # of the run's, the one that the worker is
+        self._world = 1  # how many ranks the worker is
         self._log = _log_in(folder)
         self._ceilings: dict[str, Any] | None = None
         try:
@@ -74,8 +76,9 @@ class Runner:
     def _start(self) -> tuple[Executor, dict[str, Any]]:
         self._watcher.at("", "starting a worker, which imports torch")
         with self.ledger.during("start"):
+            several = partial(LocalWorker, world=self._world)
             return start(
-                self._options.executor,
+                several if self._world > 1 else self._options.executor,
                 self._log,
                 self._options.device,
                 self._options.plugins,
@@ -122,9 +125,19 @@ class Runner:
         was, a thread that an earlier job left behind may be: the job is tried once more before all
         are blamed.
         """
-        if self._process not in (None, job.process):
-            self._restart(anew=True)
-        self._process = job.process
+        if why := self._lacks(job):
+            yield [
+                record_of(
+                    job,
+                    self._families[job.family].provider(name),
+                    Status.skipped,
+                    context,
+                    reason=why,
+                )
+                for name in job.providers
+            ]
+            return
+        self._be_ready(job)
         family = self._families[job.family]
         without = self._fallen.setdefault(job.id, [])  # in earlier processes, too
         left, tried = list(job.providers), False
@@ -153,6 +166,21 @@ class Runner:
             tried = tried or not culprit
             self._restart()
 
+    def _be_ready(self, job: Job) -> None:
+        """A worker of the run's process that a job belongs to, of as many ranks as it needs."""
+        anew = self._process not in (None, job.process)
+        if anew or self._world != job.world:
+            self._world = job.world
+            self._restart(anew=anew)
+        self._process = job.process
+
+    def _lacks(self, job: Job) -> str:
+        """Why this machine has not the GPUs that a job needs, or "". A CPU has room for any."""
+        gpus = self.machine.get("gpus", 1)
+        if self.machine["kind"] == "cpu" or job.world <= gpus:
+            return ""
+        return f"needs {job.world} GPUs, this machine has {gpus}"
+
     def _ask(self, job: Job, context: Context, without: Sequence[str]) -> Iterator[list[RunRecord]]:
         known = self._options
         options = {"timing": known.timing, "tune": known.tune, "dump": known.dump}
@@ -168,7 +196,7 @@ class Runner:
                         self.ledger.enter("", HARNESS)
                         yield [RunRecord.from_json(line) for line in event["records"]]
                     case "lost":
-                        self._at = (event["provider"], self._at[1])
+                        self._at = (event["provider"] or self._at[0], self._at[1])
                         raise WorkerEndedError(event["reason"])
 
     def _restart(self, *, anew: bool = False) -> None:

@@ -17,7 +17,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -60,23 +60,29 @@ def decode(request: dict[str, Any], families: Mapping[str, Any]) -> Any:
     return Request(job, Context(**request["context"]), without=without, **options)
 
 
-def session_of(kind: str, asked: Mapping[str, Any], timing: bool) -> tuple[Any, Any]:
-    """The session of this process, and its phases, for a tool that looks on.
+def session_of(
+    kind: str, asked: Mapping[str, Any], timing: bool, team: Any = None
+) -> tuple[Any, Any]:
+    """The session of this process, and its phases, for a tool that looks on. team: who does its
+    jobs with it.
 
     The clock and limits of this machine; the limits are measured once a run, what its clock adds
     in each process of it."""
     from kernelbench.measure import environment
     from kernelbench.measure.ceilings import Ceilings, measure, recalibrated
     from kernelbench.measure.job import Session
+    from kernelbench.measure.team import Alone
     from kernelbench.measure.telemetry import Telemetry
     from kernelbench.measure.timer import CudaClock, HostClock
     from kernelbench.profile.phases import watch
 
+    team = team or Alone()
     phases = watch()
     device = environment.device(kind)
     if kind == "cpu":
-        return Session(device, HostClock(phases), Ceilings(), Telemetry.open(None)), phases
-    clock, ceilings = CudaClock(device, phases), asked["ceilings"]
+        session = Session(device, HostClock(phases), Ceilings(), Telemetry.open(None), team=team)
+        return session, phases
+    clock, ceilings = CudaClock(device, phases, team), asked["ceilings"]
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
@@ -84,7 +90,7 @@ def session_of(kind: str, asked: Mapping[str, Any], timing: bool) -> tuple[Any, 
     else:
         known = measure(clock, device) if timing else Ceilings()
     telemetry = Telemetry.open(environment.gpu_uuid())
-    return Session(device, clock, known, telemetry, phases.attached), phases
+    return Session(device, clock, known, telemetry, phases.attached, team), phases
 
 
 def _freeze_imports() -> None:
@@ -94,7 +100,9 @@ def _freeze_imports() -> None:
     gc.freeze()
 
 
-def _work(pipe: Pipe) -> int:
+def work(pipe: Any, join: Callable[[str], Any] = lambda kind: None) -> int:
+    """Do what the pipe asks for. join: the team of a process that does jobs with others, on a kind
+    of device."""
     from kernelbench import families
     from kernelbench.measure import environment
     from kernelbench.measure.job import DeviceLostError, run_job
@@ -104,7 +112,7 @@ def _work(pipe: Pipe) -> int:
     known = families.load(tuple(start["plugins"]))
     _freeze_imports()
     pipe.send("hello", machine=environment.describe(kind))
-    session, phases = session_of(kind, pipe.receive(), start["timing"])
+    session, phases = session_of(kind, pipe.receive(), start["timing"], join(kind))
     pipe.send("ceilings", ceilings=session.ceilings.as_json())
     while True:
         request = decode(pipe.receive(), known)
@@ -126,13 +134,18 @@ def _work(pipe: Pipe) -> int:
 
 def serve() -> None:
     """The whole life of a worker; argv holds the two file descriptors."""
-    faulthandler.enable()
     pipe = Pipe(int(sys.argv[1]), int(sys.argv[2]))
+    os._exit(served(pipe, lambda: work(pipe)))  # a CUDA context in doubt is not worth more
+
+
+def served(pipe: Any, life: Callable[[], int]) -> int:
+    """Live, and say to the pipe what is refused; the exit code."""
+    faulthandler.enable()
     try:
-        code = _work(pipe)
+        code = life()
     except KernelbenchError as error:
         pipe.send("refused", kind=type(error).__name__, reason=str(error))
         code = 2
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    os._exit(code)  # a CUDA context in doubt is not worth an orderly end
+    return code

@@ -1,0 +1,164 @@
+"""Zigzag context-parallel attention over ranks, each with a GPU of its own: what is sent and what
+is computed, forward and gradients.
+
+Shapes: N tokens of all documents, L rows of a rank; Hq heads of q, Hk of k and v, D head size; q, o
+(L,Hq,D), k, v (L,Hk,D). Sources: Llama 3 (arXiv:2407.21783, §3.3.2); zhuzilin,
+ring-flash-attention.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from kernelbench.families._rcm import probabilities
+from kernelbench.families.attention import trials as trials_of_attention
+from kernelbench.families.zigzag_parallel.case import (
+    ParallelCase,
+    Piece,
+    inputs,
+    pieces,
+    shards,
+)
+from kernelbench.families.zigzag_parallel.providers import (
+    baseline,
+    forward_alone,
+    gathered_keys,
+    kernels_alone,
+    ours,
+    ring,
+    serves,
+    torch_fused,
+)
+from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors, Trial
+
+ORACLE_ELEMENTS = 1 << 26  # scores of one part: 512 MiB a tensor in fp64
+
+
+def oracle(case: ParallelCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
+    """In fp64, a document at a time and parts of its rows: forward, of this rank's alone. Gradients
+    of keys are sums over all ranks, whose upstream gradients are gathered for it."""
+    own, group, start = pieces(case.layout, case.rank), case.Hq // case.Hk, 0
+    do = None if case.mode is Mode.fwd else _of_all(case, a["grad_o"]).double()
+    for length in case.layout.lengths:
+        rows, mine = slice(start, start + length), [p for p in own if p.start == start and length]
+        q, k, v = (a[name][rows].double().transpose(0, 1) for name in "qkv")
+        k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for first, end in _parts(case, length, mine):
+            p = probabilities(q[:, first:end], k[:, :end], first, True)
+            o = p @ v[:, :end]
+            yield from _of_rank("o", o, mine, first)
+            if do is None:
+                continue
+            upstream = do[rows][first:end].transpose(0, 1)
+            ds = p * (upstream @ v[:, :end].mT - (upstream * o).sum(-1, keepdim=True))
+            ds /= math.sqrt(case.D)
+            yield from _of_rank("dq", ds @ k[:, :end], mine, first)
+            dk[:, :end] += ds.mT @ q[:, first:end]
+            dv[:, :end] += p.mT @ upstream
+        for name, each in (("dk", dk), ("dv", dv)) if do is not None else ():
+            yield from _of_rank(name, each.unflatten(0, (-1, group)).sum(1), mine, 0)
+        start += length
+    if not own:  # still an answer
+        for name, of in {"o": "q", "dq": "q", "dk": "k", "dv": "v"}.items():
+            if name == "o" or do is not None:
+                yield name, slice(0, 0), a[of][:0].double()
+
+
+def _parts(case: ParallelCase, length: int, mine: list[Piece]) -> Iterator[tuple[int, int]]:
+    """Rows of a document, some at a time: forward, those that the rank has, else all."""
+    step = max(1, ORACLE_ELEMENTS // (case.Hq * max(length, 1)))
+    spans = [(piece.first, piece.first + piece.rows) for piece in mine]
+    for begin, end in spans if case.mode is Mode.fwd else [(0, length)]:
+        for first in range(begin, end, step):
+            yield first, min(first + step, end)
+
+
+def _of_rank(
+    name: str, values: torch.Tensor, mine: list[Piece], first: int
+) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    """Of values, (H,rows,D) from row `first` of a document on, those of a rank's pieces."""
+    for piece in mine:
+        low, high = max(first, piece.first), min(first + values.shape[1], piece.end)
+        if low < high:
+            at = slice(piece.row + low - piece.first, piece.row + high - piece.first)
+            yield name, at, values[:, low - first : high - first].transpose(0, 1)
+
+
+def _of_all(case: ParallelCase, local: torch.Tensor) -> torch.Tensor:
+    """All tokens in order, from each rank's rows."""
+    if case.world > 1:
+        return case.layout.unshard(local)
+    rows = case.layout.rows(0).to(local.device)
+    return local.new_empty(case.N, *local.shape[1:]).index_copy(
+        0, rows[rows >= 0], local[rows >= 0]
+    )
+
+
+def trials(case: ParallelCase) -> Mapping[str, Trial]:
+    """As of attention."""
+    return trials_of_attention(case)
+
+
+def cost(case: ParallelCase) -> Cost:
+    """A rank's share, of one with as much as any. Flops: two products of D for each query and key
+    that it sees forward, five backward. Bytes: its rows of q, and all keys, once."""
+    forward = 4 * case.Hq * case.D * case.pairs // case.world
+    flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
+    e = case.dtype.bytes
+    q = case.N // case.world * case.Hq * case.D * e
+    keys = 2 * case.N * case.Hk * case.D * e
+    if case.mode is Mode.fwd:
+        return Cost(flops[case.mode], q + keys, q)
+    return Cost(flops[case.mode], 2 * q + keys, q + keys // case.world)
+
+
+def _check(dtypes: str, modes: str, **axes: Any) -> list[Any]:
+    return [*ParallelCase.grid(dtype=dtypes.split(), mode=modes.split(), **axes)]
+
+
+FAMILY = Family(
+    name="zigzag_parallel",
+    title="Zigzag context-parallel attention over ranks",
+    case=ParallelCase,
+    inputs=inputs,
+    outputs=lambda case: ("o",),
+    grads=lambda case: ("q", "k", "v"),
+    oracle=oracle,
+    cost=cost,
+    trials=trials,
+    checks=(
+        *_check("fp32", "fwd bwd", world=1, N=40, Hq=2, Hk=1, D=16, least=1),
+        *_check("fp16 bf16", "full", world=1, N=96, Hq=2, Hk=1, D=32, documents="five", least=8),
+    ),
+    providers=(
+        Provider("baseline", Role.baseline, baseline, prepare=shards),
+        Provider("torch_fused", Role.torch_fused, torch_fused, prepare=shards),
+        Provider(
+            "triton_fused",
+            Role.triton_fused,
+            ours,
+            prepare=shards,
+            requires=("triton",),
+            unsupported=serves,
+        ),
+        Provider(
+            "triton_ring",
+            Role.ablation,
+            ring,
+            prepare=shards,
+            requires=("triton",),
+            unsupported=serves,
+        ),
+        Provider(
+            "triton_kernels",
+            Role.ablation,
+            kernels_alone,
+            prepare=gathered_keys,
+            requires=("triton",),
+            unsupported=forward_alone,
+        ),
+    ),
+)

@@ -1,0 +1,137 @@
+"""Zigzag attention over ranks, by PyTorch and by our kernels."""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
+from kernelbench.families.attention.providers import serves as serves
+from kernelbench.families.zigzag_parallel.case import ParallelCase, pieces
+from kernelbench.nn.sdpa import sdpa
+from kernelbench.spec import Call, Device, Mode, Tensors
+
+
+class _AllGather(torch.autograd.Function):
+    """The rows of all ranks, rank after rank; gradients are summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        every = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(every, x.contiguous())
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        own = grad.new_empty(len(grad) // dist.get_world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad.contiguous())
+        return own
+
+
+def baseline(case: ParallelCase, config: Any) -> Call:
+    """As ring-flash-attention's llama3 path: k and v of all ranks in one message, in the order of
+    documents, of which each chunk's prefix is copied; then PyTorch's operator for packed sequences,
+    on a CPU and in fp32 SDPA of one after another."""
+    return _attending(case, copied=True)
+
+
+def _attending(case: ParallelCase, copied: bool) -> Call:
+    own = pieces(case.layout, case.rank)
+    spans = [slice(piece.start, piece.start + piece.end) for piece in own]
+    pack = Packed(
+        (0, *accumulate(piece.rows for piece in own)),
+        (0, *accumulate(piece.end for piece in own)),
+    )
+    at_once = varlen(pack, True, case.Hq // case.Hk)
+    apart, narrow = one_by_one(pack, True), takes(case.dtype) is None
+    gathered = _gathering(case)
+    real = torch.cat([torch.arange(0), *(torch.arange(p.row, p.row + p.rows) for p in own)])
+    real_on = cache(real.to)
+
+    def attend(q: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+        if copied:
+            cut = torch.cat([both[:0], *(both[span] for span in spans)])
+            return (at_once if narrow and q.is_cuda else apart)(q, *cut.split(case.Hk, 1))
+        parts = []
+        for chunk, span in zip(q.split([piece.rows for piece in own]), spans, strict=True):
+            tensors = chunk, *both[span].split(case.Hk, 1)
+            parts.append(sdpa(*(x[None] for x in tensors), causal=True)[0].view(chunk.shape))
+        return torch.cat([q[:0], *parts])
+
+    def call(a: Tensors) -> Any:
+        q, both = a["q"], gathered(torch.cat([a["k"], a["v"]], 1))
+        rows = real_on(q.device)
+        return torch.zeros_like(q).index_copy(0, rows, attend(q.index_select(0, rows), both))
+
+    return call
+
+
+def _gathering(case: ParallelCase) -> Callable[[torch.Tensor], torch.Tensor]:
+    """All tokens in order, of each rank's rows."""
+    every = [case.layout.rows(rank) for rank in range(case.world)]
+    most = max(map(len, every))
+    order = torch.empty(case.N, dtype=torch.int64)  # where a token lies when all are gathered
+    for rank, rows in enumerate(every):
+        real = (rows >= 0).nonzero()[:, 0]
+        order[rows[real]] = rank * most + real
+    order_on = cache(order.to)
+
+    def gathered(x: torch.Tensor) -> torch.Tensor:
+        if case.world > 1:
+            padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, most - len(x)))
+            x = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
+        return x.index_select(0, order_on(x.device))
+
+    return gathered
+
+
+def torch_fused(case: ParallelCase, config: Any) -> Call:
+    """The same without a copy of keys for each chunk: SDPA, on its best backend, of each chunk to
+    the keys of its document where they lie, causal from the end."""
+    return _attending(case, copied=False)
+
+
+def ours(case: ParallelCase, config: Any) -> Call:
+    from kernelbench.parallel import zigzag_attention_func
+
+    layout = case.layout
+    return lambda a: zigzag_attention_func(a["q"], a["k"], a["v"], layout)
+
+
+def ring(case: ParallelCase, config: Any) -> Call:
+    from kernelbench.parallel import zigzag_attention_func
+
+    layout = case.layout
+    return lambda a: zigzag_attention_func(a["q"], a["k"], a["v"], layout, cp_comm_type="p2p")
+
+
+def kernels_alone(case: ParallelCase, config: Any) -> Call:
+    """The kernels of `ours` on keys that are there already: what is left of its time is waiting."""
+    from kernelbench.parallel.zigzag import attend_gathered
+
+    layout = case.layout
+    return lambda a: attend_gathered(
+        a["q"], a["k"], a["v"], a["k_all"], a["v_all"], layout, case.rank
+    )
+
+
+def gathered_keys(case: ParallelCase, a: Tensors) -> Tensors:
+    """This rank's rows, and keys and values of the documents that are cut, of all ranks, as an
+    all-gather leaves them."""
+    layout = case.layout
+    cut = torch.cat([layout.rows(r)[: layout.cut_rows] for r in range(case.world)])
+    at = cut.clamp(min=0).to(a["q"].device)
+    found = {name: a[name].index_select(0, at) for name in "kv"}
+    own = layout.rows(case.rank).clamp(min=0).to(a["q"].device)
+    return {name: a[name].index_select(0, own) for name in "qkv"} | {
+        f"{name}_all": x for name, x in found.items()
+    }
+
+
+def forward_alone(case: ParallelCase, device: Device) -> str | None:
+    if case.mode is not Mode.fwd:
+        return "its gradients of keys would lack the other ranks'"
+    return serves(case, device)
