@@ -2,6 +2,7 @@
 ran it would."""
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_metrics import record
-from toy import provider, run, toy
+from toy import Script, provider, right, run, toy
 
 from kernelbench.report.details import details
 from kernelbench.spec import Provider, Role, Status
@@ -219,3 +220,26 @@ def test_details_of_several_cases_stand_once():
         "    Another",
     ]
     assert details([record()]) == []
+
+
+def test_who_failed_while_timed_alone_is_to_blame() -> None:
+    """Also for what it changed: the step began with another one."""
+
+    def bad(a: Any) -> Any:
+        if clock.runs:
+            os.environ["LEFT_BY_ONE"] = "1"
+            raise RuntimeError("no")
+        return right(a)
+
+    class Runs(Script):
+        runs = False
+
+        def batch(self, part: Any, n: int) -> Any:
+            self.runs = True
+            return super().batch(part, n)
+
+    clock = Runs()
+    found = run(toy(provider("one", bad), provider("two", right)), clock=clock)
+    assert found["one"].status is Status.failed
+    assert found["two"].status is Status.ok, found["two"].reason
+    assert "LEFT_BY_ONE" not in os.environ

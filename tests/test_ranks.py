@@ -1,6 +1,7 @@
 """Jobs over several ranks: how they agree, and what becomes of one that does not come."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from scripted import MACHINE, Script
 from toy import CASE, FAST, provider, right, run, toy
 from toy import Script as Clock
 
+from kernelbench.families.zigzag_parallel.case import ParallelCase, pieces
 from kernelbench.measure import environment, team
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.failure import Failure
+from kernelbench.measure.guard import Guard
 from kernelbench.measure.job import Session
 from kernelbench.measure.sampling import Batch
+from kernelbench.measure.slowdown import DRAWS
+from kernelbench.measure.task import worst
 from kernelbench.measure.team import (
     Alone,
     DeadlockError,
@@ -34,8 +40,9 @@ from kernelbench.measure.team import (
 )
 from kernelbench.measure.telemetry import Telemetry
 from kernelbench.report.progress import Silent
+from kernelbench.run import runner
 from kernelbench.run.runner import Options, Runner
-from kernelbench.spec import Context, Job, Status
+from kernelbench.spec import Context, DType, Job, OutputError, Status, UsageError
 from kernelbench.store import read
 
 RANKED = Path(__file__).parent / "plugins" / "ranked.py"
@@ -71,24 +78,22 @@ def test_everyone_hears_what_everyone_says_again_and_again() -> None:
 def test_who_fails_is_heard_by_those_in_the_midst_of_a_step() -> None:
     def fails(ranks: Ranks) -> Any:
         ranks.gather(1)
-        return ranks.fail(WRONG)
+        return ranks.fail(WRONG, f"of {ranks.rank}")
 
     def goes_on(ranks: Ranks) -> Any:
         ranks.gather(1)
         return ranks.gather((4, 5))
 
-    first, second, third = together(goes_on, fails, goes_on)
-    for error in (first, third):
+    for error in together(goes_on, fails, goes_on):
         assert isinstance(error, PeerFailedError)
-        assert error.failure == replace(WRONG, reason="rank 1: no")
-    assert second == replace(WRONG, reason="rank 1: no")
-    both = together(fails, fails)
-    assert both == [replace(WRONG, reason="rank 0: no")] * 2
+        assert (error.failure, error.provider) == (replace(WRONG, reason="rank 1: no"), "of 1")
+    for error in together(fails, fails):
+        assert (error.failure.reason, error.provider) == ("rank 0: no", "of 0")
 
 
 def test_who_fails_while_others_wait_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "PATIENCE", timedelta(seconds=0.2))
-    _, found = together(lambda ranks: time.sleep(0.6), lambda ranks: ranks.fail(WRONG))
+    _, found = together(lambda ranks: time.sleep(0.6), lambda ranks: ranks.fail(WRONG, ""))
     assert isinstance(found, DeadlockError)
     assert str(found) == "rank 1: no; the others wait for it"
 
@@ -109,10 +114,43 @@ class Twins:
         times = isinstance(value, tuple) and value and all(isinstance(x, int) for x in value)
         return [value, tuple(2 * x for x in value) if times else value]
 
-    def fail(self, failure: Failure) -> Failure:
-        return failure
+    def fail(self, failure: Failure, provider: str) -> PeerFailedError:
+        return PeerFailedError(failure, provider)
 
     def start_line(self) -> None: ...
+
+
+def test_all_blame_who_was_at_work_on_the_rank_that_failed() -> None:
+    """The others had gone on to the next provider before they heard of it."""
+    cpu = environment.device("cpu")
+
+    def life(ranks: Ranks) -> tuple[str, str]:
+        session = Session(cpu, Clock(), Ceilings(), Telemetry.open(None), team=ranks)
+        guard = Guard(toy(), session, DType.fp32, lambda provider, phase: None)
+
+        def step() -> None:
+            guard.tell("first", "measure")
+            if ranks.rank == 1:
+                raise MemoryError("no room")
+            guard.tell("second", "measure")
+            ranks.gather(0)
+
+        failure = guard.attempt(step)
+        return failure.reason, guard.at_work
+
+    for reason, blamed in together(life, life):
+        assert reason.startswith("rank 1: MemoryError: no room (") and blamed == "first"
+
+
+def test_of_errors_the_one_nearest_to_its_budget_counts() -> None:
+    def error(rel: float, **more: float) -> OutputError:
+        return OutputError(name="y", rel=rel, worst=0, rel_budget=1, worst_budget=1, **more)
+
+    near, far = error(0.9), error(0.1)
+    assert worst([far, near]) is near and worst([near, far]) is near
+    steep = error(0.1, slope=1e-9, slope_budget=0.0)  # where nothing is allowed
+    assert worst([near, steep]) is steep
+    assert worst([near, error(math.nan)]).rel != near.rel
 
 
 def test_a_call_takes_as_long_as_on_the_slowest_rank() -> None:
@@ -145,7 +183,8 @@ def test_what_each_rank_took_is_kept_and_nothing_is_interleaved() -> None:
         ]
     timed = [name for name in order if name in ("one", "two")]
     once = [name for i, name in enumerate(timed) if i == 0 or timed[i - 1] != name]
-    assert once[:2] in (["one", "two"], ["two", "one"]) and len(once) <= 4 + 12
+    # Once proven and sampled one after the other; then each fresh draw is one sample of each.
+    assert once[:2] in (["one", "two"], ["two", "one"]) and len(once) <= 4 + 2 * (DRAWS + 1)
 
 
 def _wide(case: Any) -> Any:
@@ -162,19 +201,46 @@ def _wide(case: Any) -> Any:
     return WideCase(R=case.R, N=case.N, dtype=case.dtype)
 
 
-def test_a_job_of_more_gpus_than_there_are_is_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        (True, "needs 2 GPUs, this machine has 1"),
+        (False, "2 ranks do it together, and this executor is one process"),
+    ],
+)
+def test_a_job_of_more_gpus_than_there_are_is_skipped(
+    known: bool, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = _wide(CASE)
     family = toy(provider("first", right), case=type(case))
     job = Job(family="toy", case=case, providers=("eager", "first"))
     script = Script(lambda request: [])
+    if known:
+        monkeypatch.setattr(runner, "LocalWorker", script)
     options = Options(executor=script)
-    runner = Runner({"toy": family}, options, Silent(None), tmp_path / "runs")  # type: ignore[arg-type]
+    found = Runner({"toy": family}, options, Silent(None), tmp_path / "runs")  # type: ignore[arg-type]
     assert MACHINE["kind"] == "cuda"
-    [records] = runner.measure(job, Context(run_id="r", gpu="g", seed=3, source="s"))
-    runner.close()
+    [records] = found.measure(job, Context(run_id="r", gpu="g", seed=3, source="s"))
+    found.close()
     assert {record.status for record in records} == {Status.skipped}
-    assert {record.reason for record in records} == {"needs 2 GPUs, this machine has 1"}
+    assert {record.reason for record in records} == {why}
     assert script.jobs == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("documents", ["none", "five", "uneven", "corpus"])
+def test_the_pieces_of_a_rank_are_its_rows(world: int, documents: str) -> None:
+    axes = {"world": world, "N": 4001, "Hq": 1, "Hk": 1, "D": 8, "dtype": "fp32"}
+    case = ParallelCase.from_axes(axes | {"documents": documents, "least": 40})
+    for rank in range(world):
+        rows = case.layout.rows(rank)
+        found = torch.full_like(rows, -1)
+        for piece in pieces(case.layout, rank):
+            first = piece.start + piece.first
+            found[piece.row : piece.row + piece.rows] = torch.arange(first, first + piece.rows)
+        assert torch.equal(found, rows)
+    with pytest.raises(UsageError, match=f"rank . of {world + 1} would have none of 3 tokens"):
+        ParallelCase.from_axes(axes | {"world": world + 1, "N": 3, "least": 2})
 
 
 def suite(folder: Path, *names: str, world: int = 2) -> Path:
@@ -256,7 +322,8 @@ def test_zigzag_attention_over_two_ranks_is_proven(tmp_path: Path) -> None:
     path.write_text(json.dumps({"name": "two", "device": "cpu", "families": families}))
     words = [sys.executable, "-m", "kernelbench", "check", str(path), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    records = json.loads(done.stdout)["records"]
+    [found] = json.loads(done.stdout)
+    records = found["records"]
     assert [record["status"] for record in records] == ["ok"] * 4, done.stdout + done.stderr
 
 

@@ -154,6 +154,13 @@ def timed(**facts: Any) -> RunRecord:
     return made("rms_norm", "triton_fused", timing=timing, gpu="NVIDIA H200", group="g", **facts)
 
 
+def test_what_several_ranks_did_is_no_script_of_one() -> None:
+    record = made("zigzag_parallel", "triton_fused")
+    record = replace(record, axes={**record.axes, "world": 2})
+    with pytest.raises(UsageError, match="2 ranks did this together, and a script is one process"):
+        script_of(record, [record], FAMILIES["zigzag_parallel"])
+
+
 def test_the_script_says_what_to_expect(tmp_path: Path) -> None:
     slow = Timing(timer="gated", blocks_ns=((19000, 19100, 19200),) * 12, overhead_ns=1000)
     base = made("rms_norm", "eager", timing=slow, gpu="NVIDIA H200", group="g")

@@ -3,6 +3,7 @@
 import uuid
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def conclude(task: Task, prepared: Prepared, proven: Proven) -> list[RunRecord]:
     group = _Group(
         recheck.seed,
         recheck.baseline_slowdown(candidates),
-        task.session.telemetry.flags(),
+        tuple(dict.fromkeys(chain(*task.session.team.gather(task.session.telemetry.flags())))),
         uuid.uuid4().hex[:12],
     )
     return [_record(task, prepared, candidate, group) for candidate in candidates]

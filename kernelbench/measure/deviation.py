@@ -64,6 +64,7 @@ class Oracle:
     family: Family[Any]
     case: Any
     inputs: Any  # CaseInputs
+    most: int = KEEP_ORACLE_BYTES  # bytes of it that are kept
     _pieces: list[tuple[Any, ...]] | None = field(default=None, init=False)
 
     def pieces(self) -> Iterable[tuple[Any, ...]]:
@@ -75,7 +76,7 @@ class Oracle:
         total = 0
         for piece in pieces_of(self.family, self.case, self.inputs.with_upstream()):
             total += sum(tensor.numel() * 8 for tensor in piece[2:])
-            stored = [*stored, piece] if stored is not None and total <= KEEP_ORACLE_BYTES else None
+            stored = [*stored, piece] if stored is not None and total <= self.most else None
             yield piece
         self._pieces = stored
 

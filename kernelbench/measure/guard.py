@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kernelbench.measure import ambient
-from kernelbench.measure.failure import failure_of
+from kernelbench.measure.failure import Failure, failure_of
 from kernelbench.measure.session import DeviceLostError, Session, Tell
-from kernelbench.measure.team import DeadlockError, PeerFailedError, first_reason
+from kernelbench.measure.team import DeadlockError, PeerFailedError, first_reason, meet
 from kernelbench.spec import DType, Family, UnwritableError
 
 
@@ -35,26 +35,34 @@ class Guard:
         provider: whose step it is; where empty, the provider named last.
         Raises DeviceLostError where the GPU no longer works, and UnwritableError.
         """
-        name, own = provider or self.at_work, True
+        heard: PeerFailedError | None = None
         try:
             result = step()
-            self._session.team.gather(None)  # who did well has failed with the others
+            meet(self._session.team)  # who did well has failed with the others
             return result
         except (DeviceLostError, UnwritableError):
             raise
         except PeerFailedError as error:
-            failure, own = error.failure, False
+            heard = error
+            failure = error.failure
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            failure = failure_of(error, self._build_of(name))
+            failure = failure_of(error, self._build_of(provider or self.at_work))
         finally:
-            self.blame(name)
+            self.blame(provider or self.at_work)
         # The traceback, whose frames hold memory of the GPU, is released only here.
-        self._survive(name, failure.reason)
+        self._survive(provider or self.at_work, failure.reason)
+        if heard is None:
+            heard = self._told(failure, provider or self.at_work)
+        self.at_work = heard.provider if self._session.team.world > 1 else self.at_work
+        return heard.failure
+
+    def _told(self, failure: Failure, provider: str) -> PeerFailedError:
+        """What all agree on once the others have heard of a failure of this rank."""
         try:
-            return self._session.team.fail(failure) if own else failure
+            return self._session.team.fail(failure, provider)
         except DeadlockError as error:
-            raise DeviceLostError(name, str(error)) from None
+            raise DeviceLostError(provider, str(error)) from None
 
     def disturbance(self, provider: str) -> str:
         """What a provider changed, on whichever rank, in words; or ""."""

@@ -16,6 +16,7 @@ from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.parts import cost_of
 from kernelbench.measure.proof import Proof
 from kernelbench.measure.task import Stage, Task
+from kernelbench.measure.team import meet
 from kernelbench.measure.workload import Workload, why_not
 from kernelbench.spec import Cost, Provider, Status
 
@@ -49,7 +50,9 @@ def why_unable(task: Task, provider: Provider[Any]) -> Failure | None:
 
     def ask() -> Failure | None:
         if task.job.world != task.session.team.world:
-            return Failure(Status.skipped, f"needs {task.job.world} GPUs, and a worker has one")
+            return Failure(
+                Status.skipped, f"needs {task.job.world} GPUs, of which each has a process"
+            )
         reason = why_not(provider, task.case, task.session.device)
         return None if reason is None else Failure(Status.skipped, reason)
 
@@ -70,8 +73,9 @@ def _draw(task: Task) -> Prepared:
     family, case, request = task.family, task.case, task.request
     cost = cost_of(family, case)
     inputs = CaseInputs(family, case, task.session.device.kind, request.context.seed)
-    dump = Dump(request.dump, family, case)
-    proof = Proof(family, case, inputs, dump, task.guard.undo, task.session.team)
+    team = task.session.team
+    dump = Dump("" if team.rank else request.dump, family, case)
+    proof = Proof(family, case, inputs, dump, task.guard.undo, team)
     return Prepared(inputs, proof, cost)
 
 
@@ -88,8 +92,8 @@ def workload(task: Task, prepared: Prepared, provider: Provider[Any], config: An
         with built.grad_mode():
             outputs = built.call()
     contract.check(outputs, built.names)
-    task.session.team.gather(None)  # before another call, which would wait for who failed here
     task.session.synchronize()
+    meet(task.session.team)  # before another call, which would wait for who failed in this one
     check.fill_with_nan(outputs, built)
     return built
 
@@ -102,6 +106,7 @@ def config(task: Task, prepared: Prepared, provider: Provider[Any]) -> tuple[Any
     configs = list(provider.configs(task.case, session.device))
     facts = tune.identity(session.device, task.request.context, task.job, provider)
     search = task.request.tune and not task.job.process  # others read the first one's choice
+    search = search and task.job.world == 1
     if not (search and session.device.kind == "cuda"):
         return tune.choose(configs, facts)
     times: list[float | None] = []

@@ -1,7 +1,6 @@
 """Judges the providers of one job against the oracle and the baseline's errors."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from kernelbench.measure import check, diagnosis
 from kernelbench.measure.answer import Contract, ContractError, Form
 from kernelbench.measure.check import Answer
-from kernelbench.measure.deviation import Deviation, Oracle, deviations
+from kernelbench.measure.deviation import KEEP_ORACLE_BYTES, Deviation, Oracle, deviations
 from kernelbench.measure.dump import Dump
 from kernelbench.measure.environment import TORCH_DTYPES
 from kernelbench.measure.inputs import CaseInputs
@@ -53,7 +52,8 @@ class Proof:
         self.team = team
         self._undo = undo
         self.family, self.case, self._dump = family, case, dump
-        self.oracle = Oracle(family, case, inputs)
+        # Of ranks, some might hold it and others not, and its sums over ranks need all of them.
+        self.oracle = Oracle(family, case, inputs, KEEP_ORACLE_BYTES if team.world == 1 else 0)
         self._inputs = inputs
         self.contract = self._stated_contract()
         self.baseline: Mapping[str, Deviation] | None = None  # errors of a baseline that is right
@@ -147,8 +147,6 @@ class Proof:
         if gross:
             errors = check.gross(errors, deviation, self.case.dtype)
         reason = first_reason(self.team, check.verdict(errors, answer.faults))
-        if self.team.world > 1:
-            errors = tuple(map(_worst, zip(*self.team.gather(errors), strict=True)))
         if is_baseline:
             self.baseline = None if reason else deviation
             if reason and not trial:
@@ -171,16 +169,6 @@ class Proof:
         words = [f"{name}: {d.words}" for name, d in diagnoses.items() if d.words]
         verdict.reason = "; ".join([verdict.reason, *words])
         verdict.detail = "\n".join(f"{name}\n{d.map}" for name, d in diagnoses.items() if d.map)
-
-
-def _worst(errors: Sequence[OutputError]) -> OutputError:
-    """Of the errors of one output on several ranks, the one nearest to a budget, or beyond it."""
-
-    def used(error: OutputError) -> float:
-        shares = [abs(value) / budget if budget else 0.0 for _, value, budget in error.figures]
-        return math.inf if any(map(math.isnan, shares)) else max(shares)
-
-    return max(errors, key=used)
 
 
 def erase(outputs: Mapping[str, torch.Tensor]) -> None:

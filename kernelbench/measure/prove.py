@@ -9,6 +9,7 @@ from typing import Any
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.parts import traffic_of
 from kernelbench.measure.prepare import Prepared, config, why_unable, workload
+from kernelbench.measure.proof import erase
 from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.team import first_reason
@@ -44,6 +45,9 @@ def prove(task: Task, prepared: Prepared, runnable: Sequence[Provider[Any]]) -> 
         if provider is task.family.baseline and isinstance(outcome, Candidate):
             reference = outcome
         if provider not in runnable:
+            if reference is not None:  # its errors are needed, its answer is not
+                erase(reference.proven)
+                reference.proven = {}
             continue
         if isinstance(outcome, Failure):
             yield [task.failed(provider, outcome)]

@@ -54,6 +54,7 @@ class Recheck:
             self._proof.inputs_changed()
             last = i == draws - 1
             if last and reference is not None and all(c is not reference for c in candidates):
+                self._tell(reference.name, "fresh inputs")
                 self._attempt(partial(self._judge_anew, reference), reference.name)
             for candidate, part in zip(candidates, parts, strict=True):
                 self._tell(candidate.name, "fresh inputs")

@@ -15,16 +15,16 @@ from kernelbench.measure.failure import Failure
 from kernelbench.measure.sampling import Batch
 
 Value = TypeVar("Value")
-PATIENCE = timedelta(seconds=20)  # that who has failed has with those who may wait for it
+PATIENCE = timedelta(seconds=30)  # that who has failed has with those who may wait for it
 LONG = timedelta(days=1)
 
 
 class PeerFailedError(Exception):
-    """Another rank failed in this step."""
+    """A rank failed in this step, the first of those that did. provider: who was at work there."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, provider: str) -> None:
         super().__init__(failure.reason)
-        self.failure = failure
+        self.failure, self.provider = failure, provider
 
 
 class DeadlockError(Exception):
@@ -40,8 +40,8 @@ class Team(Protocol):
     def gather(self, value: Value) -> list[Value]:
         """Everyone's value, by rank. Raises PeerFailedError where one has failed instead."""
 
-    def fail(self, failure: Failure) -> Failure:
-        """Tell the others, in place of the next that they gather; returns the first rank's failure.
+    def fail(self, failure: Failure, provider: str) -> PeerFailedError:
+        """Tell the others, in place of the next that they gather; returns what they hear.
 
         Raises DeadlockError where they do not come to hear it.
         """
@@ -58,8 +58,8 @@ class Alone:
     def gather(self, value: Value) -> list[Value]:
         return [value]
 
-    def fail(self, failure: Failure) -> Failure:
-        return failure
+    def fail(self, failure: Failure, provider: str) -> PeerFailedError:
+        return PeerFailedError(failure, provider)
 
     def start_line(self) -> None:
         """Nobody is waited for."""
@@ -78,18 +78,17 @@ class Ranks:
 
     def gather(self, value: Value) -> list[Value]:
         said = self._exchanged((None, value), LONG)
-        if failure := next((failure for failure, _ in said if failure), None):
-            raise PeerFailedError(failure)
+        if failed := next((failed for failed, _ in said if failed), None):
+            raise PeerFailedError(*failed)
         return [value for _, value in said]
 
-    def fail(self, failure: Failure) -> Failure:
+    def fail(self, failure: Failure, provider: str) -> PeerFailedError:
         own = replace(failure, reason=f"rank {self.rank}: {failure.reason}")
         try:
-            said = self._exchanged((own, None), PATIENCE)
+            said = self._exchanged(((own, provider), None), PATIENCE)
         except RuntimeError as error:
             raise DeadlockError(f"{own.reason}; the others wait for it") from error
-        first: Failure = next(failure for failure, _ in said if failure)
-        return first
+        return PeerFailedError(*next(failed for failed, _ in said if failed))
 
     def start_line(self) -> None:
         self.barrier()
@@ -104,6 +103,11 @@ class Ranks:
             for rank in range(self.world):
                 self.store.delete_key(f"{number - 1}/{rank}")
         return found
+
+
+def meet(team: Team) -> None:
+    """Come to where all come. Raises PeerFailedError where one has failed on the way."""
+    team.gather(None)
 
 
 def slowest(team: Team, batch: Batch) -> Batch:

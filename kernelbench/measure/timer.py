@@ -115,10 +115,8 @@ class CudaClock:
     name, times = "gated", True
     lead_ns = 0
 
-    def __init__(
-        self, device: Device, ranges: Ranges | None = None, team: Team | None = None
-    ) -> None:
-        self._team = team or Alone()
+    def __init__(self, device: Device, ranges: Ranges | None = None) -> None:
+        self.team: Team = Alone()  # who makes the calls that are timed together with this process
         self.overhead_ns = 0
         self.ranges = ranges or NoRanges()
         self.flush = ColdL2(device)
@@ -144,17 +142,17 @@ class CudaClock:
                     self._lead(part, lead)
                 judged = begin(part, calls)
                 submit_ns = calls * plan.submit_ns + judged * plan.judge_ns + self._tail_ns
-                gate_ns = plan.factor * submit_ns + MARGIN_NS
+                gate_ns = max(self.team.gather(plan.factor * submit_ns + MARGIN_NS))
                 batch = self._gated(part, calls, int(min(gate_ns, MAX_GATE_NS)))
-                if all(self._team.gather(batch.held)):
-                    return replace(slowest(self._team, batch), lead=lead)
+                if all(self.team.gather(batch.held)):
+                    return replace(slowest(self.team, batch), lead=lead)
                 if plan.factor < MAX_FACTOR and gate_ns < MAX_GATE_NS:
                     plan.factor *= 2
                 else:
                     plan.most = calls // 2
             calls = plan.fit(BATCH_NS, 1, n)
             begin(part, calls)
-            return replace(slowest(self._team, self._gated(part, calls, 0)), held=False)
+            return replace(slowest(self.team, self._gated(part, calls, 0)), held=False)
 
     def undo_changes(self) -> str:
         """Undo changes of the device that affect other providers; their description, or "".
@@ -277,7 +275,7 @@ class CudaClock:
     def _iteration(self, part: Timed, start: Any, end: Any, launches: int = 0) -> Any:
         """Make one cold call between two events; returns what it returned."""
         self._flush_l2(part, launches)
-        self._team.start_line()
+        self.team.start_line()
         self.ranges.call(part.name)
         start.record()
         returned = part.call()
@@ -303,7 +301,7 @@ class CudaClock:
             wholes.append(time.perf_counter_ns() - start_ns)
         self.ranges.close()
         own = median(submits), min(wholes), judge_ns
-        longest = map(max, zip(*self._team.gather(own), strict=True))
+        longest = map(max, zip(*self.team.gather(own), strict=True))
         self._plans[part] = plan = _BatchPlan(*longest)
         return plan
 

@@ -49,7 +49,15 @@ def repro(
 
 
 def script_of(record: RunRecord, group: Sequence[RunRecord], family: Family[Any]) -> str:
-    """group: the records of its job, for its speedup."""
+    """group: the records of its job, for its speedup.
+
+    Raises UsageError for a job over several GPUs.
+    """
+    if (world := int(record.axes.get("world", 1))) > 1:
+        raise UsageError(
+            f"{record.case}: {world} ranks did this together, and a script is one process: "
+            "run its case alone, kernelbench run SUITE --case CASE-ID"
+        )
     if family.declared:
         sources, module = declared.sources(family, record.provider)
     else:

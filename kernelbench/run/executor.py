@@ -58,6 +58,8 @@ def start(
     try:
         executor.send({"device": device, "plugins": plugins, "timing": timing})
         hello = executor.receive(timeout)
+        if hello["event"] == "lost":
+            raise WorkerEndedError(hello["reason"])
     except WorkerEndedError as ended:
         raise KernelbenchError(f"the worker did not start: {ended}\n{executor.tail()}") from None
     return executor, hello["machine"]
@@ -73,6 +75,8 @@ def limits(
     try:
         executor.send({"ceilings": known, "anew": anew})
         event = executor.receive(timeout)
+        if event["event"] == "lost":
+            raise WorkerEndedError(event["reason"])
     except WorkerEndedError as ended:
         raise KernelbenchError(
             f"measuring this machine's limits failed: {ended}\n{executor.tail()}"

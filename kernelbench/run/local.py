@@ -5,9 +5,11 @@ import json
 import os
 import queue
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,9 +40,11 @@ class LocalWorker:
     world: int = 1
     _process: subprocess.Popen[bytes] = field(init=False)
     _requests: Any = field(init=False)
+    _spare: str = field(init=False)  # a folder that the launcher of ranks asks for
     _events: "queue.Queue[dict[str, Any] | None]" = field(default_factory=queue.Queue, init=False)
 
     def __post_init__(self) -> None:
+        self._spare = "" if self.world == 1 else tempfile.mkdtemp(prefix="kernelbench-ranks-")
         request_read, request_write = os.pipe()
         event_read, event_write = os.pipe()
         with self.log.open("ab") as log:
@@ -52,7 +56,7 @@ class LocalWorker:
                     START if self.world == 1 else START_RANKS,
                     str(request_read),
                     str(event_write),
-                    *([] if self.world == 1 else [str(self.world)]),
+                    *([] if self.world == 1 else [str(self.world), str(os.getpid()), self._spare]),
                     json.dumps(sys.path),
                 ],
                 pass_fds=(request_read, event_write),
@@ -85,7 +89,8 @@ class LocalWorker:
                 while part := events.read(1 << 16):
                     *lines, cut = (cut + part).split(b"\n")  # a line cut short is no event
                     for line in lines:
-                        self._events.put(json.loads(line.decode(errors="replace")))
+                        with contextlib.suppress(ValueError):  # the half of one, by who was killed
+                            self._events.put(json.loads(line.decode(errors="replace")))
                 over = over or part is not None
         self._events.put(None)
 
@@ -122,6 +127,8 @@ class LocalWorker:
         self._process.wait()
         with contextlib.suppress(BrokenPipeError):
             self._requests.close()
+        if self._spare:
+            shutil.rmtree(self._spare, ignore_errors=True)
 
     def _ending(self) -> str:
         """How it ended; what it started is ended, too."""

@@ -2,7 +2,7 @@
 
 The launcher is the worker that `local` started. Rank 0 hears the requests and tells the others;
 what it says of a job is what all agreed on. When one rank ends, the launcher ends all, and says
-which it was. No rank outlives the launcher, nor that the process that started it: Linux ends them.
+which it was. No rank outlives the launcher, nor the launcher who started it: Linux ends them.
 """
 
 import ctypes
@@ -32,14 +32,15 @@ def _end_with_the_parent(parent: int) -> None:
 
 
 def launch() -> None:
-    """The launcher's whole life; argv holds the file descriptors of requests and events, and how
-    many ranks there are to be."""
-    _end_with_the_parent(os.getppid())
+    """The launcher's whole life; argv holds the file descriptors of requests and events, how many
+    ranks there are to be, who started it, and a folder for the launcher's own files."""
+    requests, events, world, parent, folder = sys.argv[1:]
+    _end_with_the_parent(int(parent))
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each rank, as torchrun has it
-    requests, events, world = sys.argv[1:]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,6 +49,7 @@ def launch() -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
         max_restarts=0,
         monitor_interval=0.05,
     )
@@ -63,6 +65,7 @@ def launch() -> None:
         if first.exitcode < 0:
             how = f"killed by {signal.Signals(-first.exitcode).name}"
         with os.fdopen(int(events), "w", encoding="utf-8") as out:
+            out.write("\n")  # behind half a line of who was killed
             _say(out, "lost", provider="", reason=f"rank {rank} of {world}: {how}")
         os._exit(1)
 

@@ -176,6 +176,8 @@ class Runner:
 
     def _lacks(self, job: Job) -> str:
         """Why this machine has not the GPUs that a job needs, or "". A CPU has room for any."""
+        if job.world > 1 and self._options.executor is not LocalWorker:
+            return f"{job.world} ranks do it together, and this executor is one process"
         gpus = self.machine.get("gpus", 1)
         if self.machine["kind"] == "cpu" or job.world <= gpus:
             return ""

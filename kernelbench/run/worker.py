@@ -82,13 +82,14 @@ def session_of(
     if kind == "cpu":
         session = Session(device, HostClock(phases), Ceilings(), Telemetry.open(None), team=team)
         return session, phases
-    clock, ceilings = CudaClock(device, phases, team), asked["ceilings"]
+    clock, ceilings = CudaClock(device, phases), asked["ceilings"]
     if ceilings is not None and "overhead" in ceilings:
         known = Ceilings.from_json(ceilings)
         clock.overhead_ns = known.overhead.ns
         known = recalibrated(clock, known) if timing and asked["anew"] else known
     else:
         known = measure(clock, device) if timing else Ceilings()
+    clock.team = team  # its own readings above are of this GPU alone
     telemetry = Telemetry.open(environment.gpu_uuid())
     return Session(device, clock, known, telemetry, phases.attached, team), phases
 

@@ -30,6 +30,12 @@ class ParallelCase(Case):
             raise ValueError("world, N, Hq, Hk, D and least must be at least 1")
         if self.Hq % self.Hk:
             raise ValueError(f"Hk divides Hq, got {self.Hk} and {self.Hq}")
+        for rank in range(self.world):
+            if not pieces(self.layout, rank):
+                raise ValueError(
+                    f"rank {rank} of {self.world} would have none of {self.N} tokens in "
+                    f"{len(self.layout.lengths)} documents: take more, or a smaller `least`"
+                )
 
     @property
     def layout(self) -> ZigzagLayout:
