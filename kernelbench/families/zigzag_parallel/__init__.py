@@ -130,7 +130,7 @@ FAMILY = Family(
     trials=trials,
     checks=(
         *_check("fp32", "fwd bwd", world=1, N=40, Hq=2, Hk=1, D=16, least=1),
-        *_check("fp16 bf16", "full", world=1, N=96, Hq=2, Hk=1, D=32, documents="five", least=8),
+        *_check("fp16 bf16", "full", world=1, N=96, Hq=2, Hk=1, D=32, documents="two", least=8),
     ),
     providers=(
         Provider("baseline", Role.baseline, baseline, prepare=shards),
