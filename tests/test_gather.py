@@ -262,12 +262,22 @@ request = verb.ReportRequest(folders=(Path(sys.argv[1]),))
 code = verb.report(request, Output(Console(file=out), Console(file=out)))
 print(code, "torch" in sys.modules, "10000 records" in out.getvalue(), time.process_time())
 """
+PARSED = 0.74  # seconds for this, where the report takes 1.4: it takes 1.9 times as long
+PARSE = """
+import json, sys, time
+from pathlib import Path
+start = time.process_time()
+texts = [path.read_text() for path in Path(sys.argv[1]).glob("*/records.jsonl")]
+for text in texts * 4:
+    [json.loads(line) for line in text.splitlines()]
+print(0, False, True, time.process_time() - start)
+"""
 
 
-def test_10000_records_are_reported_in_4_seconds_without_torch(tmp_path: Path) -> None:
+def test_10000_records_are_reported_in_2_seconds_without_torch(tmp_path: Path) -> None:
     """From the second report on; the first one derives their intervals. Of the process's own time,
-    imports included, so that a busy machine does not fail it; it takes 1.4 s on one machine, and
-    2.5 s on a slower one."""
+    imports included, so that a busy machine does not fail it; on one that is slow at parsing the
+    same lines, as many times that."""
     chance = random.Random(0)
     for number in range(10):
         lines = []
@@ -280,9 +290,9 @@ def test_10000_records_are_reported_in_4_seconds_without_torch(tmp_path: Path) -
                 lines.append(replace(provider, timing=one, **facts))
         a_run(tmp_path, f"run{number}", lines)
 
-    def spent() -> float:
+    def spent(script: str = SCRIPT) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            [sys.executable, "-c", script, str(tmp_path)],
             capture_output=True,
             text=True,
             check=True,
@@ -293,4 +303,5 @@ def test_10000_records_are_reported_in_4_seconds_without_torch(tmp_path: Path) -
         return float(seconds)
 
     first = spent()
-    assert min(spent(), spent()) < 4.0 < first * 8
+    slower = max(1.0, min(spent(PARSE), spent(PARSE)) / PARSED)
+    assert min(spent(), spent()) < 2.0 * slower < first * 4

@@ -81,20 +81,26 @@ class ZigzagLayout:
         shape[dim] = -1
         return some if padding is None else some.masked_fill(padding.view(shape), 0)
 
+    @cached_property
+    def most_rows(self) -> int:
+        """Of the rank that has most: to so many rows all are padded to be gathered."""
+        return max(len(self.rows(rank)) for rank in range(self.ranks))
+
+    def gathered(self, device: torch.device) -> Tensor:
+        """Where each token lies when `most_rows` of every rank are gathered, rank after rank, (T,)
+        of int64."""
+        return _gathered(self, device)
+
     def unshard(self, local: Tensor, group: Any = None, dim: int = 0) -> Tensor:
-        """All tokens in order, on every rank, from each rank's rows; without gradients."""
-        every = [self.rows(rank) for rank in range(self.ranks)]
-        most = max(len(rows) for rows in every)
+        """All tokens in order, on every rank, from each rank's rows; without gradients. One rank
+        needs no group."""
         moved = local.detach().movedim(dim, 0)
-        padded = moved.new_zeros(most, *moved.shape[1:])
+        every = padded = moved.new_zeros(self.most_rows, *moved.shape[1:])
         padded[: len(moved)] = moved
-        parts = padded.new_empty(self.ranks * most, *padded.shape[1:])
-        dist.all_gather_into_tensor(parts, padded, group=group)
-        full = padded.new_empty(sum(self.lengths), *padded.shape[1:])
-        for rows, part in zip(every, parts.split(most), strict=True):
-            real = (rows >= 0).nonzero()[:, 0]
-            full[rows[real].to(full.device)] = part[real.to(full.device)]
-        return full.movedim(0, dim)
+        if self.ranks > 1:
+            every = padded.new_empty(self.ranks * len(padded), *padded.shape[1:])
+            dist.all_gather_into_tensor(every, padded, group=group)
+        return every.index_select(0, self.gathered(local.device)).movedim(0, dim)
 
 
 @lru_cache(maxsize=256)
@@ -111,6 +117,16 @@ def _rows(layout: ZigzagLayout, rank: int) -> Tensor:
             position = torch.arange(number * chunk, (number + 1) * chunk)
             cut.append(torch.where(position < length, start + position, -1))
     return torch.cat([*cut, *whole, torch.empty(0, dtype=torch.int64)])
+
+
+@lru_cache(maxsize=256)
+def _gathered(layout: ZigzagLayout, device: torch.device) -> Tensor:
+    place = torch.empty(sum(layout.lengths), dtype=torch.int64)
+    for rank in range(layout.ranks):
+        rows = _rows(layout, rank)
+        real = (rows >= 0).nonzero()[:, 0]
+        place[rows[real]] = rank * layout.most_rows + real
+    return place.to(device)
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ Shapes: L rows of a rank, C of them of documents that are cut, H heads of q, G o
 size, W ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -72,16 +72,24 @@ def _gathered(
         yield some, *every.split(every.shape[1] // 2, 1)
 
 
+def _attend(
+    q: Tensor, keys: Iterable[tuple[_Heads, Tensor, Tensor]], call: _Call
+) -> tuple[Tensor, Tensor]:
+    """o and lse of the rows of documents that are cut, for some heads after others."""
+    o, lse = q.new_empty(q.shape), statistic_of(q.unsqueeze(0))
+    documents = call.layout.joined(q.device)
+    for some, k_all, v_all in keys:
+        outs = o[:, some.q], lse[:, some.q]
+        parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
+    return o, lse
+
+
 class _Zigzag(torch.autograd.Function):
     """o of the rows of documents that are cut, (C,H,D)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-        o, lse = q.new_empty(q.shape), statistic_of(q.unsqueeze(0))
-        documents = call.layout.joined(q.device)
-        for some, k_all, v_all in _gathered(k, v, _heads(q, k, call.step), call):
-            outs = o[:, some.q], lse[:, some.q]
-            parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
+        o, lse = _attend(q, _gathered(k, v, _heads(q, k, call.step), call), call)
         ctx.call = call
         ctx.save_for_backward(q, k, v, o, lse)
         return o
@@ -123,20 +131,18 @@ def attend_gathered(
 ) -> Tensor:
     """The kernels of `zigzag_attention_func`, causal and forward, where all that it would gather is
     there: what it takes longer is spent waiting. k_all, v_all: (W·C,G,D), rank after rank."""
-    last = 2 * layout.ranks - 1 - rank
-    how = How(rank, last, last + rank + 1, None, True, True)
+    how = How(rank, 2 * layout.ranks - 1 - rank, 2 * layout.ranks, None, True, True)
+    call = _Call(layout, None, rank, heads_k_stride, how)
     C, whole = layout.cut_rows, layout.whole(rank)
-    o = torch.empty_like(q)
+    results = []
     if layout.cut:
-        lse, documents = statistic_of(q[:C].unsqueeze(0)), layout.joined(q.device)
-        for some in _heads(q, k, heads_k_stride):
-            keys = k_all[:, some.k], v_all[:, some.k]
-            outs = o[:C, some.q], lse[:, some.q]
-            parts.forward(q[:C, some.q], *keys, documents, *outs, how=how)
+        heads = _heads(q, k, heads_k_stride)
+        keys = ((some, k_all[:, some.k], v_all[:, some.k]) for some in heads)
+        results.append(_attend(q[:C], keys, call)[0])
     if whole:
         starts = layout.whole_starts(rank, q.device)
-        o[C:] = _attend_whole(q[C:], k[C:], v[C:], starts, True, None)
-    return o
+        results.append(_attend_whole(q[C:], k[C:], v[C:], starts, True, None))
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 class _Going(NamedTuple):

@@ -50,6 +50,15 @@ def events(executor: Executor, timeout: float, last: str) -> Iterator[dict[str, 
             return
 
 
+def _heard(executor: Executor, timeout: float) -> dict[str, Any]:
+    """The answer to a request that is about no job. Raises WorkerEndedError, also where it is that
+    a rank was lost."""
+    event = executor.receive(timeout)
+    if event["event"] == "lost":
+        raise WorkerEndedError(event["reason"])
+    return event
+
+
 def start(
     make: Make, log: Path, device: str, plugins: tuple[str, ...], *, timing: bool, timeout: float
 ) -> tuple[Executor, dict[str, Any]]:
@@ -57,9 +66,7 @@ def start(
     executor = make(log)
     try:
         executor.send({"device": device, "plugins": plugins, "timing": timing})
-        hello = executor.receive(timeout)
-        if hello["event"] == "lost":
-            raise WorkerEndedError(hello["reason"])
+        hello = _heard(executor, timeout)
     except WorkerEndedError as ended:
         raise KernelbenchError(f"the worker did not start: {ended}\n{executor.tail()}") from None
     return executor, hello["machine"]
@@ -74,9 +81,7 @@ def limits(
     """
     try:
         executor.send({"ceilings": known, "anew": anew})
-        event = executor.receive(timeout)
-        if event["event"] == "lost":
-            raise WorkerEndedError(event["reason"])
+        event = _heard(executor, timeout)
     except WorkerEndedError as ended:
         raise KernelbenchError(
             f"measuring this machine's limits failed: {ended}\n{executor.tail()}"

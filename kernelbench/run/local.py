@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench.run.executor import WorkerEndedError
+from kernelbench.run.worker import life
 from kernelbench.spec import KernelbenchError, NoGPUError, UsageError
 
-# The worker looks for modules where its parent does, and nowhere else.
-START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from kernelbench.run.worker import serve; serve()"
-)
-START_RANKS = START.replace("worker import serve; serve()", "ranks import launch; launch()")
+START, START_RANKS = life("worker", "serve"), life("ranks", "launch")
 GLANCE_MS = 100  # between two looks at a process whose end the system does not announce
 REFUSALS = {"NoGPUError": NoGPUError, "UsageError": UsageError}
 
@@ -53,10 +49,7 @@ class LocalWorker:
                     sys.executable,
                     "-P",
                     "-c",
-                    START if self.world == 1 else START_RANKS,
-                    str(request_read),
-                    str(event_write),
-                    *([] if self.world == 1 else [str(self.world), str(os.getpid()), self._spare]),
+                    *self._life(str(request_read), str(event_write)),
                     json.dumps(sys.path),
                 ],
                 pass_fds=(request_read, event_write),
@@ -70,6 +63,12 @@ class LocalWorker:
         os.close(event_write)
         self._requests = os.fdopen(request_write, "w", buffering=1, encoding="utf-8")
         threading.Thread(target=self._listen, args=(event_read,), daemon=True).start()
+
+    def _life(self, *pipes: str) -> list[str]:
+        """What the process runs, and its arguments."""
+        if self.world == 1:
+            return [START, *pipes]
+        return [START_RANKS, *pipes, str(self.world), str(os.getpid()), self._spare]
 
     def _listen(self, event_read: int) -> None:
         """Every whole line becomes an event; None follows the last one when the worker has ended.

@@ -13,12 +13,9 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from kernelbench.run.worker import Pipe, served, work
+from kernelbench.run.worker import Pipe, life, served, work
 
-RANK = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from kernelbench.run.ranks import serve; serve()"
-)
+RANK = life("ranks", "serve")
 WAIT = timedelta(days=1)  # for the next request
 LONGEST = 2000  # characters of a reason: a line that fits into the pipe at once
 SAID = 120  # the exit code of a rank that has said why it ends

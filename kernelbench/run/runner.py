@@ -126,19 +126,9 @@ class Runner:
         are blamed.
         """
         if why := self._lacks(job):
-            yield [
-                record_of(
-                    job,
-                    self._families[job.family].provider(name),
-                    Status.skipped,
-                    context,
-                    reason=why,
-                )
-                for name in job.providers
-            ]
+            yield self._without_result(job, job.providers, Status.skipped, context, why)
             return
         self._be_ready(job)
-        family = self._families[job.family]
         without = self._fallen.setdefault(job.id, [])  # in earlier processes, too
         left, tried = list(job.providers), False
         while left:
@@ -159,12 +149,17 @@ class Runner:
                 blamed = [*dict.fromkeys([*(n for n in left if culprit in ("", n)), *liars])]
                 without.append(culprit)
                 left = [name for name in left if name not in blamed]
-                yield [
-                    record_of(job, family.provider(name), status, context, reason=reason)
-                    for name in blamed
-                ]
+                yield self._without_result(job, blamed, status, context, reason)
             tried = tried or not culprit
             self._restart()
+
+    def _without_result(
+        self, job: Job, names: Sequence[str], status: Status, context: Context, reason: str
+    ) -> list[RunRecord]:
+        family = self._families[job.family]
+        return [
+            record_of(job, family.provider(name), status, context, reason=reason) for name in names
+        ]
 
     def _be_ready(self, job: Job) -> None:
         """A worker of the run's process that a job belongs to, of as many ranks as it needs."""

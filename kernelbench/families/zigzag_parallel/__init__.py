@@ -7,13 +7,13 @@ ring-flash-attention.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from kernelbench.families._rcm import probabilities
-from kernelbench.families.attention import trials as trials_of_attention
+from kernelbench.families.attention import trials
 from kernelbench.families.zigzag_parallel.case import (
     ParallelCase,
     Piece,
@@ -31,7 +31,7 @@ from kernelbench.families.zigzag_parallel.providers import (
     serves,
     torch_fused,
 )
-from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors, Trial
+from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors
 
 ORACLE_ELEMENTS = 1 << 28  # scores of one part: 2 GiB a tensor in fp64
 
@@ -40,7 +40,7 @@ def oracle(case: ParallelCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
     """In fp64, a document at a time and parts of its rows: forward, of this rank's alone. Gradients
     of keys are sums over all ranks, whose upstream gradients are gathered for it."""
     own, group, start = pieces(case.layout, case.rank), case.Hq // case.Hk, 0
-    do = None if case.mode is Mode.fwd else _of_all(case, a["grad_o"]).double()
+    do = None if case.mode is Mode.fwd else case.layout.unshard(a["grad_o"]).double()
     for length in case.layout.lengths:
         rows, mine = slice(start, start + length), [p for p in own if p.start == start and length]
         q, k, v = (a[name][rows].double().transpose(0, 1) for name in "qkv")
@@ -81,21 +81,6 @@ def _of_rank(
         if low < high:
             at = slice(piece.row + low - piece.first, piece.row + high - piece.first)
             yield name, at, values[:, low - first : high - first].transpose(0, 1)
-
-
-def _of_all(case: ParallelCase, local: torch.Tensor) -> torch.Tensor:
-    """All tokens in order, from each rank's rows."""
-    if case.world > 1:
-        return case.layout.unshard(local)
-    rows = case.layout.rows(0).to(local.device)
-    return local.new_empty(case.N, *local.shape[1:]).index_copy(
-        0, rows[rows >= 0], local[rows >= 0]
-    )
-
-
-def trials(case: ParallelCase) -> Mapping[str, Trial]:
-    """As of attention."""
-    return trials_of_attention(case)
 
 
 def cost(case: ParallelCase) -> Cost:

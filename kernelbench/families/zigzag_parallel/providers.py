@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
 from kernelbench.families.attention.providers import serves as serves
-from kernelbench.families.zigzag_parallel.case import ParallelCase, pieces
+from kernelbench.families.zigzag_parallel.case import ParallelCase, pieces, shards
 from kernelbench.nn.sdpa import sdpa
 from kernelbench.spec import Call, Device, Mode, Tensors
 
@@ -71,19 +71,13 @@ def _attending(case: ParallelCase, copied: bool) -> Call:
 
 def _gathering(case: ParallelCase) -> Callable[[torch.Tensor], torch.Tensor]:
     """All tokens in order, of each rank's rows."""
-    every = [case.layout.rows(rank) for rank in range(case.world)]
-    most = max(map(len, every))
-    order = torch.empty(case.N, dtype=torch.int64)  # where a token lies when all are gathered
-    for rank, rows in enumerate(every):
-        real = (rows >= 0).nonzero()[:, 0]
-        order[rows[real]] = rank * most + real
-    order_on = cache(order.to)
+    layout = case.layout
 
     def gathered(x: torch.Tensor) -> torch.Tensor:
         if case.world > 1:
-            padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, most - len(x)))
+            padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, layout.most_rows - len(x)))
             x = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
-        return x.index_select(0, order_on(x.device))
+        return x.index_select(0, layout.gathered(x.device))
 
     return gathered
 
@@ -124,11 +118,7 @@ def gathered_keys(case: ParallelCase, a: Tensors) -> Tensors:
     layout = case.layout
     cut = torch.cat([layout.rows(r)[: layout.cut_rows] for r in range(case.world)])
     at = cut.clamp(min=0).to(a["q"].device)
-    found = {name: a[name].index_select(0, at) for name in "kv"}
-    own = layout.rows(case.rank).clamp(min=0).to(a["q"].device)
-    return {name: a[name].index_select(0, own) for name in "qkv"} | {
-        f"{name}_all": x for name, x in found.items()
-    }
+    return {**shards(case, a), **{f"{x}_all": a[x].index_select(0, at) for x in "kv"}}
 
 
 def forward_alone(case: ParallelCase, device: Device) -> str | None:
