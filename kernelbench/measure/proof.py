@@ -48,7 +48,8 @@ class Proof:
         undo: Callable[[], None],
         team: Team,
     ) -> None:
-        """undo: undoes what the provider at work changed of the process. team: who judges, too."""
+        """undo: undoes what the provider at work changed of the process. team: who
+        judges together with this process."""
         self.team = team
         self._undo = undo
         self.family, self.case, self._dump = family, case, dump

@@ -2,7 +2,7 @@
 
 The launcher is the worker that `local` started. Rank 0 hears the requests and tells the others;
 what it says of a job is what all agreed on. When one rank ends, the launcher ends all, and says
-which it was. No rank outlives the launcher, nor the launcher who started it: Linux ends them.
+which it was. No rank outlives the launcher, and no launcher the command: Linux ends them.
 """
 
 import ctypes

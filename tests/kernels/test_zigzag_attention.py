@@ -579,3 +579,22 @@ def test_compiled_it_still_checks_what_it_is_given(device: str) -> None:
     with pytest.raises(ValueError, match="of document 0, of 8 keys, with 2 and 2 rows"):
         _operator(*tensors[:5], tensors[6], tensors[5], None, *rest)
     assert set(options) == {"chunk_idx_0", "chunk_idx_1", "total_chunks"}
+
+
+def test_the_number_of_documents_may_be_dynamic(device: str) -> None:
+    class Rank(torch.nn.Module):
+        def forward(self, q0: Tensor, q1: Tensor, k: Tensor, starts: Tensor, all_: Tensor) -> Any:
+            number = {"chunk_idx_0": 0, "chunk_idx_1": 3, "total_chunks": 4}
+            return zigzag_attention(q0, q1, k, k, starts, starts, all_, **number)[:2]
+
+    def drawn(*lengths: int) -> tuple[Tensor, ...]:
+        chunks = torch.tensor([0, *lengths], device=device).cumsum(0).int() // 4
+        T = int(chunks[-1])
+        q0, q1, k = (torch.randn(n, 2, 16, device=device) for n in (T, T, 4 * T))
+        return q0, q1, k, chunks, chunks * 4
+
+    S, auto = torch.export.Dim("S", min=2), torch.export.Dim.AUTO
+    sizes = {name: {0: auto} for name in ("q0", "q1", "k")} | {"starts": {0: S}, "all_": {0: S}}
+    program = torch.export.export(Rank(), drawn(8, 16), dynamic_shapes=sizes).module()
+    other = drawn(8, 4, 16, 12)
+    assert all(map(torch.equal, program(*other), Rank()(*other)))

@@ -84,7 +84,7 @@ def _of_rank(
 
 
 def cost(case: ParallelCase) -> Cost:
-    """A rank's share, where all have alike. Flops: two products of D for each query and key that it
+    """One rank's share, the same for all. Flops: two products of D for each query and key that it
     sees forward, five backward. Bytes: its rows of q, and all keys of documents that are cut,
     once."""
     forward = 4 * case.Hq * case.D * case.pairs // case.world
