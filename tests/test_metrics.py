@@ -365,7 +365,9 @@ def test_the_columns_and_their_order() -> None:
         "speedup_each speedup_best speedup_best_lo speedup_best_hi speedup_best_each best_other "
         "noise_pct flops bytes_min model_read_mib model_write_mib hbm_saved_pct gbps tflops "
         "sol_pct bound peak_mem_mib error_rel error_max error_budget error_max_budget "
-        "baseline_error cosine promised unproven sm_mhz power_w temp_c gpu gpu_uuid method"
+        "baseline_error cosine promised unproven one_gpu_pct one_gpu_lo_pct one_gpu_hi_pct "
+        "exposed_us exposed_pct overlap_slowdown received_mib "
+        "sm_mhz power_w temp_c gpu gpu_uuid method"
     )
     assert list(metrics.frame([record(), other]).columns) == columns
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.lot import Lot
+from kernelbench.measure.messages import read_messages
 from kernelbench.measure.other_clocks import read_other_clocks
 from kernelbench.measure.prepare import Prepared
 from kernelbench.measure.proof import erase
@@ -36,12 +37,12 @@ def sample(task: Task, prepared: Prepared, candidates: list[Candidate]) -> Stage
         for culprit in culprits:
             culprit.workload.release()
         yield [task.failed(c.provider, failure, c.facts) for c in culprits]
-    if candidates:
-        alone = task.job.world == 1  # one process cannot make a call of several
-        timers = task.job.measure.timers if alone and not task.job.process else ()
-        read_other_clocks(
-            task.session.clock, candidates, timers, task.guard.attempt, task.guard.tell
-        )
+    if candidates and not task.job.process:
+        if task.job.world > 1:  # the other clocks are of one process
+            read_messages(task, candidates)
+        else:
+            timers, guard = task.job.measure.timers, task.guard
+            read_other_clocks(task.session.clock, candidates, timers, guard.attempt, guard.tell)
     return candidates
 
 

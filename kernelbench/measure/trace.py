@@ -46,17 +46,17 @@ def spans(events: Sequence[Any]) -> dict[str, Spans]:
     windows = sorted(
         (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
         for event in events
-        if event.name().startswith(WINDOW) and not _on_gpu(event)
+        if event.name().startswith(WINDOW) and not on_gpu(event)
     )
     launched = {
         event.correlation_id(): event.start_ns()
         for event in events
-        if LAUNCH.match(event.name()) and not _on_gpu(event)
+        if LAUNCH.match(event.name()) and not on_gpu(event)
     }
     inside: dict[str, tuple[int, int]] = {}  # the span of each window's kernels
     after: dict[str, int] = {}  # when the first kernel that was launched after a window began
     for event in events:
-        if not _on_gpu(event) or event.is_user_annotation():
+        if not on_gpu(event) or event.is_user_annotation():
             continue
         launch = launched.get(event.correlation_id())
         i = bisect.bisect_right(windows, (launch, MAX_NS, "")) - 1 if launch is not None else -1
@@ -86,5 +86,6 @@ def _by_part(
     return spans
 
 
-def _on_gpu(event: Any) -> bool:
+def on_gpu(event: Any) -> bool:
+    """Whether an event is something that a GPU did."""
     return bool(event.device_type() == torch.profiler.DeviceType.CUDA)

@@ -34,13 +34,22 @@ from kernelbench.metrics.record import (
     timings,
     worst_element,
 )
-from kernelbench.metrics.rows import axis_columns, csv_columns, filled, frame, frame_of, rows_of
+from kernelbench.metrics.rows import (
+    RANKS,
+    axis_columns,
+    csv_columns,
+    filled,
+    frame,
+    frame_of,
+    rows_of,
+)
 from kernelbench.numbers.significance import t_reach
 from kernelbench.numbers.statistics import Interval, over_processes
 
 __all__ = [
     "MEANING",
     "MIB",
+    "RANKS",
     "Interval",
     "Kind",
     "Speedup",

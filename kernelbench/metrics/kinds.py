@@ -29,11 +29,12 @@ _COLUMNS: Mapping[Kind, str] = {
         "samples median_us lo_us hi_us kernel_us p20_us p80_us host_us graph_us compile_s "
         "peak_mem_mib error_rel error_max baseline_error cosine sm_mhz power_w temp_c "
         "kernels launches busy_us span_us gaps_us dram_read_mib dram_write_mib l2_mib dram_pct "
-        "sm_pct occupancy_pct registers"
+        "sm_pct occupancy_pct registers received_mib"
     ),
     Kind.derived: (
         "iqr_pct speedup speedup_lo speedup_hi speedup_each speedup_best speedup_best_lo "
-        "speedup_best_hi speedup_best_each best_other noise_pct error_budget error_max_budget audit"
+        "speedup_best_hi speedup_best_each best_other noise_pct error_budget error_max_budget "
+        "audit one_gpu_pct one_gpu_lo_pct one_gpu_hi_pct exposed_us exposed_pct overlap_slowdown"
     ),
     Kind.modelled: "flops bytes_min model_read_mib model_write_mib hbm_saved_pct",
     Kind.mixed: "gbps tflops sol_pct bound model_error_pct",

@@ -8,6 +8,7 @@ processes timed it, each is an observation, and an interval is over them.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from kernelbench.numbers import times
 from kernelbench.numbers.limits import floors_ns
@@ -139,6 +140,36 @@ def noise_pct(baseline: RunRecord) -> float | None:
         return noise_floor(*((blocks_ns(t), again_ns(t)) for t in twice)) * 100
     except ValueError:
         return None
+
+
+def exposed_ns(record: RunRecord) -> float | None:
+    """Time that waits for messages: the median less that of the same calls without them, both of
+    the process that read it; below 0 where chance says so."""
+    messages, timing = record.messages, record.timing
+    if not timed(record) or messages is None or not messages.without_ns or timing is None:
+        return None
+    ours = times.median_ns(timing)
+    return ours + timing.overhead_ns - median(messages.without_ns) if ours else None
+
+
+def overlap_slowdown(record: RunRecord) -> float | None:
+    """How many times as long a call's kernels take beside its messages as without them."""
+    messages = record.messages
+    if not timed(record) or messages is None or not messages.kernels_without_ns:
+        return None
+    return (messages.kernels_ns or 0) / messages.kernels_without_ns
+
+
+def share_of_one(record: RunRecord, one: RunRecord, ranks: int) -> Interval | None:
+    """What one GPU takes, divided by the ranks, over what they take, in %: of the same provider on
+    all of the work. Its ends are those of both intervals, which are of different jobs."""
+    theirs, mine = (times.of_processes(timings(each)) for each in (one, record))
+    if not (timed(record) and timed(one) and theirs and mine and mine.lo > 0):
+        return None
+    scale = 100 / ranks
+    return Interval(
+        scale * theirs.mid / mine.mid, scale * theirs.lo / mine.hi, scale * theirs.hi / mine.lo
+    )
 
 
 def best_other(group: Iterable[RunRecord], accuracy: str) -> RunRecord | None:

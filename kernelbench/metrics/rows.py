@@ -13,6 +13,7 @@ from kernelbench.spec import Role, RunRecord
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+RANKS = "world"  # the axis that says how many GPUs do a job together
 # fmt: off
 IDENTITY = [
     "schema", "run_id", "utc", "family", "provider", "role", "accuracy", "mode", "dtype",
@@ -26,7 +27,8 @@ RESULT = [
     "noise_pct", "flops", "bytes_min", "model_read_mib", "model_write_mib",
     "hbm_saved_pct", "gbps", "tflops", "sol_pct", "bound", "peak_mem_mib", "error_rel",
     "error_max", "error_budget", "error_max_budget", "baseline_error", "cosine", "promised",
-    "unproven", "sm_mhz", "power_w", "temp_c", "gpu", "gpu_uuid", "method",
+    "unproven", "one_gpu_pct", "one_gpu_lo_pct", "one_gpu_hi_pct", "exposed_us", "exposed_pct",
+    "overlap_slowdown", "received_mib", "sm_mhz", "power_w", "temp_c", "gpu", "gpu_uuid", "method",
 ]
 _WHOLE = {"schema", "samples", "processes", "flops", "bytes_min", "method"}
 _TEXT = {"status", "reason", "flags", "timer", "config", "best_other", "bound", "gpu"}
@@ -110,8 +112,13 @@ def rows_of(records: Sequence[RunRecord], against: str = "") -> list[dict[str, A
         groups.setdefault((*case, record.group), []).append(record)
         if _is_yardstick(record, against) and record.traffic is not None:
             models[case] = record
+    ones = {_work(record): record for record in records if record.axes.get(RANKS) == 1}
     rows = {
-        id(record): {**_facts(record, models.get(key[:3])), **comparison}
+        id(record): {
+            **_facts(record, models.get(key[:3])),
+            **_of_ranks(record, ones.get(_work(record))),
+            **comparison,
+        }
         for key, group in groups.items()
         for record, comparison in zip(group, _comparisons(group, against), strict=True)
     }
@@ -186,6 +193,30 @@ def _facts(record: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         "promised": record.promise,
         "unproven": record.unproven,
         **{name: _told(record, name) for name in ("sm_mhz", "power_w", "temp_c")},
+    }
+
+
+def _work(record: RunRecord) -> tuple[Any, ...]:
+    """What is done, by however many ranks."""
+    rest = tuple((name, value) for name, value in record.axes.items() if name != RANKS)
+    return (record.run_id, record.family, record.provider, record.gpu, record.mode, *rest)
+
+
+def _of_ranks(record: RunRecord, one: RunRecord | None) -> dict[str, Any]:
+    """What a job over several GPUs comes to. one: the same provider's, of the same work on one."""
+    ranks, messages = record.axes.get(RANKS), record.messages
+    if not isinstance(ranks, int) or ranks < 2:
+        return {}
+    share = of.share_of_one(record, one, ranks) if one else None
+    exposed, time = of.exposed_ns(record), record.timing and times.median_ns(record.timing)
+    return {
+        "one_gpu_pct": share.mid if share else None,
+        "one_gpu_lo_pct": share.lo if share else None,
+        "one_gpu_hi_pct": share.hi if share else None,
+        "exposed_us": exposed / 1e3 if exposed is not None else None,
+        "exposed_pct": exposed / time * 100 if exposed is not None and time else None,
+        "overlap_slowdown": of.overlap_slowdown(record),
+        "received_mib": messages.received_bytes / of.MIB if messages else None,
     }
 
 

@@ -46,9 +46,10 @@ def table_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def choice(names: Sequence[str], source: Source) -> Choice:
     """The named tables, with a note of which are empty. By default: ours against the best other; a
-    line a provider where that is short or nothing of ours has a time; then what profilers saw, and
-    a list of the runs where there are several."""
+    line a provider where that is short or nothing of ours has a time; then what spreading work over
+    GPUs costs, what profilers saw, and a list of the runs where there are several."""
     runs = list(sheets.runs(source)) if source.short else []
+    spread = _nonempty(sheets.ranks, source)
     if names:
         kinds = table_names(names)
         sheets_of = {kind: _nonempty(make, source) for kind, make in KINDS.items() if kind in kinds}
@@ -74,7 +75,7 @@ def choice(names: Sequence[str], source: Source) -> Choice:
     few = _cases(source.rows) <= FEW
     cases = source.rows if few else others
     note = f"{best.note(part.rows)}\n{MORE if few else f'{EVERY} {MORE}'}" if first else ""
-    return Choice(source.rows, first, cases, runs, True, note)
+    return Choice(source.rows, first, cases, [*spread, *runs], True, note)
 
 
 def _nonempty(make: Callable[[Source], Iterator[Sheet]], source: Source) -> list[Sheet]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kernelbench.metrics import MIB, kind_of, said
+from kernelbench.metrics import MIB, RANKS, kind_of, said
 from kernelbench.report.means import within_noise
 from kernelbench.report.sheet import Row, Sheet, Source, by_row, without_empty_columns
 from kernelbench.report.tables import figures, percent, short_time
@@ -18,6 +18,11 @@ _CLOCKS = {
     "graph, replay, L2 warm, not comparable": "graph_us",
 }
 _TRAFFIC = {"read, written": "model_read_mib", "the least": "bytes_min", "less": "hbm_saved_pct"}
+_RANKS = {
+    "time": "median_us",
+    "% of one GPU, exposed, kernels": "one_gpu_pct",
+    "received, peak": "received_mib",
+}
 _EARNED = {"compile and tune s": "compile_s", "saved µs and calls": "speedup_best"}
 LEAST_POINTS = 3  # of a scaling table
 WORDS = frozenset({"Config", "provider", "best other", "bound by", ""})
@@ -107,6 +112,37 @@ def _sweep(title: str, axis: str, rows: Sequence[Row]) -> Sheet:
     what = "flops" if compute else "compulsory bytes"
     note = f"time ({kind_of('median_us')}) · {unit} ({kind_of(rate)}: {what} over that time)"
     return Sheet(title, (axis, *providers), lines, note, frozenset({axis}))
+
+
+def ranks(source: Source) -> Iterator[Sheet]:
+    """Of jobs over several GPUs, what spreading the work costs."""
+
+    def cells(row: Row) -> Sequence[str] | None:
+        world = row["axes"].get(RANKS)
+        if world is None or world < 2:
+            return None
+        share, low, high = (figures(row[f"one_gpu_{name}pct"]) for name in ("", "lo_", "hi_"))
+        return (
+            row["provider"],
+            str(world),
+            short_time(row["median_us"]),
+            f"{share} [{low}, {high}]" if share else "",
+            percent(row["exposed_pct"]),
+            figures(row["overlap_slowdown"]),
+            *(figures(row[name], 4) for name in ("received_mib", "peak_mem_mib")),
+        )
+
+    for title, rows in source.parts():
+        heads = ("Config", "provider", "GPUs", "time", "% of one GPU\n[95% interval]", "exposed",
+                 "kernels\n×", "received\nMiB", "peak MiB\nover inputs", "")  # fmt: skip
+        note = (
+            f"{said(_RANKS)} % of one GPU: its time for all of the work, divided by the GPUs, over "
+            "theirs. Exposed: of the time, what the same call takes less with nothing sent. "
+            "Kernels: their time beside messages over that without. Received, peak: of the rank "
+            "that has most."
+        )
+        lines, title = by_row(rows, cells), f"{title} · over several GPUs"
+        yield without_empty_columns(Sheet(title, heads, lines, note, WORDS, labelled=True))
 
 
 def launch(source: Source) -> Iterator[Sheet]:
@@ -202,6 +238,7 @@ MORE: dict[str, Callable[[Source], Iterator[Sheet]]] = {
     "traffic": traffic,
     "memory": memory,
     "scaling": scaling,
+    "ranks": ranks,
     "launch": launch,
     "breakeven": breakeven,
     "environment": environment,

@@ -14,7 +14,7 @@ from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
 from kernelbench.spec.job import Job
 from kernelbench.spec.lines import from_line, to_line
 
-SCHEMA = 2
+SCHEMA = 3
 METHOD = 3  # how times are taken and judged (docs/method.md); one of another number is not the same
 
 
@@ -141,13 +141,29 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What ranks say to each other in a call, and what it costs.
+
+    received_bytes: by the rank that receives most; of a sum over ranks as in a ring.
+    without_ns: samples of the same call with nothing sent, on the slowest rank.
+    kernels_ns: GPU time of a call's kernels, without those that carry messages; kernels_without_ns:
+        of the same where nothing was sent. Both of the rank where they differ most.
+    """
+
+    received_bytes: int
+    without_ns: tuple[int, ...] = ()
+    kernels_ns: int | None = None
+    kernels_without_ns: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The facts of one (job, provider) in one process: one line of records.jsonl.
 
     process: which of the run's, from 0. further: what the processes after the first found; no line
         has it, `store.read` puts it together.
     method: see METHOD. ranks: what each rank's own clock read, of a job over several GPUs, whose
-        `timing` is that of the slowest.
+        `timing` is that of the slowest. messages: of such a job, read in the first process.
     reason: one line, why it is not ok. detail: more on that for the provider's author, as the
         traceback through the provider's own code; `check -v` and `run -v` show it.
     """
@@ -192,6 +208,7 @@ class RunRecord:
     judged_calls: int | None = None  # timed calls that were compared with the proven answer
     timing: Timing | None = None
     ranks: tuple[Timing, ...] = ()
+    messages: Messages | None = None
     peak_bytes: int | None = None  # over the live inputs
     ceilings: Mapping[str, float] | None = None  # at this footprint: read_gbps, copy_gbps, tflops
     telemetry: Mapping[str, float] | None = None  # sm_mhz, power_w, temp_c
@@ -308,6 +325,10 @@ def _no_facts(record: RunRecord) -> Iterator[str]:
         yield "" if known else f"{name} is {value}"
     for name, value in {**(record.telemetry or {}), **(record.ceilings or {})}.items():
         yield "" if math.isfinite(value) else f"{name} is {value}"
+    if (messages := record.messages) is not None:
+        both = messages.kernels_ns or 0, messages.kernels_without_ns or 0
+        least = min(messages.received_bytes, *both, *messages.without_ns)
+        yield "" if least >= 0 else f"{least} in messages"
     if record.status is Status.ok:
         for error in record.errors or ():
             yield f"ok with a NaN in {error.name}" if math.isnan(error.rel) else ""
