@@ -1,18 +1,20 @@
 """kernelbench: is this fused kernel right, how much faster is it, and why?
 
-Public is `bench`, and what the modules of PUBLIC have without an underscore; everything else is
-private.
+Public are `bench`, `dispatch_from`, and what the modules of PUBLIC have without an underscore;
+everything else is private.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelbench.verbs.choosing import dispatch_from
     from kernelbench.verbs.here import bench
 
-__all__ = ["PUBLIC", "__version__", "bench"]
+__all__ = ["PUBLIC", "__version__", "bench", "dispatch_from"]
 __version__ = "0.1.0"
 
 PUBLIC = (
+    "dispatch",
     "integrations",
     "kernels.attention",
     "kernels.projection",
@@ -29,9 +31,13 @@ PUBLIC = (
 
 
 def __getattr__(name: str) -> Any:
-    """`bench`, when it is asked for: it imports torch."""
+    """`bench` and `dispatch_from`, when they are asked for: they import torch."""
     if name == "bench":
         from kernelbench.verbs.here import bench
 
         return bench
+    if name == "dispatch_from":
+        from kernelbench.verbs.choosing import dispatch_from
+
+        return dispatch_from
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

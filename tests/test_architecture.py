@@ -33,6 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "claims": {"spec", "suite", "metrics", "numbers"},
     "report": {"spec", "files", "metrics", "store", "claims"},
     "compare": {"spec", "numbers", "store", "metrics"},
+    "dispatch": set(),
+    "select": {"spec", "metrics", "dispatch"},
     "repro": {"spec", "files", "source", "store", "metrics", "families"},
     "run": {"spec", "source", "store", "suite", "metrics", "families", "measure", "profile"},
     "verbs": set(),  # all that is above it
@@ -42,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 ROOMS["verbs"] = {*ROOMS} - {"__init__", "__main__", "cli", "provide", "pytest_plugin", "verbs"}
-STDLIB_ONLY = ("spec", "files", "source")
+STDLIB_ONLY = ("spec", "files", "source", "dispatch")
 WITHOUT_TORCH = (
     "numbers.times",
     "store",
@@ -59,6 +61,8 @@ WITHOUT_TORCH = (
     "suite",
     "verbs.report",
     "verbs.compare",
+    "verbs.select",
+    "dispatch",
     "verbs.history",
     "verbs.claims",
     "verbs.cache",

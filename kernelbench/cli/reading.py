@@ -1,4 +1,4 @@
-"""Verbs that read results: report, claims, compare and history, without torch, and repro."""
+"""Verbs that read results, without torch: report, claims, compare, history, select; and repro."""
 
 from pathlib import Path
 from typing import Annotated
@@ -230,3 +230,62 @@ def history(
         format=form,
     )
     raise typer.Exit(verb.history(request, output_of()))
+
+
+@app.command()
+def select(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR|SUITE]...", help="Name runs, or suites, which are measured first."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the table here.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="FILE", help="Write the choices here, as Python."),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="FILE", help="Hold this table against these runs."),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option("--margin", metavar="RATIO", help="Choose what is faster by this at least."),
+    ] = 1.03,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Choose approximate providers, too.")
+    ] = False,
+    family: FamilyOption = None,
+    provider: ProviderOption = None,
+    plugin: PluginOption = None,
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Keep new runs in this folder.")
+    ] = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Choose a provider for each measured case, and write the choices as a dispatch table.
+
+    One is chosen over the baseline where it is right, and the lower end of its speedup's
+    interval exceeds the margin. Of runs it needs no torch.
+
+    --verify: the table was made from other cases; what its choices lose at these is shown.
+
+    Exit code: 0 well, 1 a regret is too large or a record could not be read, 2 bad input.
+    """
+    from kernelbench.verbs import select as verb
+    from kernelbench.verbs.screen import output_of
+
+    request = verb.SelectRequest(
+        sources=tuple(sources or ()),
+        families=tuple(family or ()),
+        rules=verb.rules(margin, approximate, tuple(provider or ())),
+        out=out,
+        python=python,
+        verify=verify,
+        plugins=plugins_of(plugin),
+        runs=runs,
+    )
+    raise typer.Exit(verb.select_(request, output_of(as_json=as_json)))

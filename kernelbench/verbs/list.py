@@ -53,7 +53,7 @@ def show_families(
     names: Sequence[str], plugins: tuple[str, ...], console: Console, as_json: bool
 ) -> None:
     """Every family, or those of these names. Raises UsageError for a name that none has."""
-    known = {facts["name"]: facts for facts in _facts(plugins)}
+    known = {facts["name"]: facts for facts in facts_of(plugins)}
     for name in names:
         if name not in known:
             raise UsageError(f"--family: no family {name!r}{suggest(name, known)}")
@@ -99,10 +99,11 @@ def text() -> str:
 
 def names() -> set[str]:
     """Of every family that is here without a plugin file."""
-    return {facts["name"] for facts in _facts(())}
+    return {facts["name"] for facts in facts_of(())}
 
 
-def _facts(plugins: tuple[str, ...]) -> list[Facts]:
+def facts_of(plugins: tuple[str, ...]) -> list[Facts]:
+    """Of every family its axes and providers; without torch where only what is shipped is known."""
     if plugins or families.installed():
         return described(plugins)
     file = json.loads(SHIPPED.read_text(encoding="utf-8"))

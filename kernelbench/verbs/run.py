@@ -57,7 +57,7 @@ def measure(plans: Sequence[Plan], options: Options, out: Path, output: Output) 
     """Run every plan; tables of each and an exit code for all."""
     code, shown, measured = 0, [], list[RunRecord]()
     for run_plan in plans:
-        outcome, folder = _run_one(run_plan, options, out, output)
+        outcome, folder = run_one(run_plan, options, out, output)
         records = store.read(folder)
         if output.as_json:
             shown.append(_run_json(outcome, records, folder))
@@ -77,7 +77,8 @@ def measure(plans: Sequence[Plan], options: Options, out: Path, output: Output) 
     return code
 
 
-def _run_one(run_plan: Plan, options: Options, out: Path, output: Output) -> tuple[Outcome, Path]:
+def run_one(run_plan: Plan, options: Options, out: Path, output: Output) -> tuple[Outcome, Path]:
+    """Measure a plan, with progress on stderr; what came of it, and the folder of the run."""
     known = families.load(run_plan.selection.plugins)
     options = options_of(options, run_plan.selection, run_plan.device)
     watcher = output.view()

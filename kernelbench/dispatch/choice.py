@@ -1,0 +1,235 @@
+"""Choices by a table: exact where a case was measured, else between measured ones, else what the
+caller wants on a miss.
+
+A choice that was made once is a look-up in a dictionary. Nothing is ever measured here.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from kernelbench.dispatch.table import Axis, Entry, FamilyTable, Option, Table, Where
+
+OnMiss = Literal["baseline", "nearest", "error"]
+ON_MISS: tuple[OnMiss, ...] = ("baseline", "nearest", "error")
+How = Literal["forced", "off", "measured", "between", "nearest", "baseline"]
+
+
+class NoChoiceError(LookupError):
+    """Nothing like the case was measured, and the caller wants to know."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be used, and how it was found: `forced` by the user, `off` (the baseline, since
+    choosing is off), `measured` (this very case), `between` measured ones, the `nearest`, or the
+    `baseline`, as nothing like it was measured. speedup: against the baseline, where it is known.
+    """
+
+    provider: str
+    how: How
+    reason: str
+    speedup: float | None = None
+
+
+Key = tuple[str, str, str, tuple[tuple[str, Axis], ...], tuple[str, ...]]
+
+
+class Dispatch:
+    """A table, as far as it holds here.
+
+    here, sources: this machine, and the hash of each family's code, as they are now; entries of
+        another machine or other code are stale: said once by `say`, and not used.
+    on_miss: what to do where nothing like a case was measured: take the `baseline`, the `nearest`
+        measured case, or raise NoChoiceError (`error`).
+    forced: a provider by family that the user wants whatever was measured.
+    enabled: whether to choose at all; else everything but what is forced is the baseline.
+    """
+
+    def __init__(
+        self,
+        table: Table | None,
+        here: Where,
+        sources: Mapping[str, str] | None = None,
+        *,
+        on_miss: OnMiss = "baseline",
+        forced: Mapping[str, str] | None = None,
+        enabled: bool = True,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if on_miss not in ON_MISS:
+            raise ValueError(f"on_miss is one of {', '.join(ON_MISS)}, got {on_miss!r}")
+        self.on_miss, self.enabled = on_miss, enabled
+        self.forced = dict(forced or {})
+        self.margin = table.margin if table else math.inf
+        self.stale: dict[str, str] = {}
+        self._families: dict[str, FamilyTable] = {}
+        self._made: dict[Key, Choice] = {}
+        self._lock = threading.Lock()
+        for name, family in (table.families if table else {}).items():
+            assert table is not None
+            if why := _stale(table.where.differs(here), family.source, (sources or {}).get(name)):
+                self.stale[name] = why
+            else:
+                self._families[name] = _with_defaults(family)
+        if self.stale:
+            what = "; ".join(f"{name}: {why}" for name, why in self.stale.items())
+            say(f"the dispatch table is not used for {what}. `kernelbench select` makes a new one")
+
+    def choose(
+        self,
+        family: str,
+        dtype: str,
+        mode: str,
+        axes: tuple[tuple[str, Axis], ...],
+        among: tuple[str, ...],
+    ) -> Choice:
+        """What to use for a case. axes: those that differ from the family's defaults.
+
+        among: the providers that the caller has, its baseline first.
+        Raises NoChoiceError where nothing like it was measured and `on_miss` is `error`, and
+        ValueError for a forced provider that the caller does not have.
+        """
+        key = (family, dtype, mode, axes, among)
+        found = self._made.get(key)
+        if found is None:
+            found = self._choose(*key)
+            with self._lock:
+                found = self._made.setdefault(key, found)
+        return found
+
+    @property
+    def decisions(self) -> dict[str, Choice]:
+        """Everything that was decided, by family and case."""
+        with self._lock:
+            made = [*self._made.items()]
+        return {_case_of(*key[:4]): choice for key, choice in made}
+
+    def _choose(
+        self,
+        family: str,
+        dtype: str,
+        mode: str,
+        axes: tuple[tuple[str, Axis], ...],
+        among: tuple[str, ...],
+    ) -> Choice:
+        baseline = among[0]
+        if (wanted := self.forced.get(family)) is not None:
+            if wanted not in among:
+                raise ValueError(
+                    f"{wanted} is forced for {family}, which has {', '.join(among)} here"
+                )
+            return Choice(wanted, "forced", "the user wants it")
+        if not self.enabled:
+            return Choice(baseline, "off", "choosing is off")
+        known = self._families.get(family)
+        if known is None:
+            return self._missed(
+                family, baseline, self.stale.get(family) or "it is not in the table"
+            )
+        wanted_axes = {**known.defaults, **dict(axes)}
+        alike = [
+            entry
+            for entry in known.entries
+            if (entry.dtype, entry.mode) == (dtype, mode) and _alike(entry.axes, wanted_axes)
+        ]
+        for entry in alike:
+            if entry.axes == wanted_axes:
+                return self._of(entry, among, "measured", entry.reason)
+        corners = _corners(alike, wanted_axes)
+        if corners:
+            return self._between(corners, among)
+        if alike and self.on_miss == "nearest":
+            near = min(alike, key=lambda entry: _distance(entry.axes, wanted_axes))
+            shown = " ".join(f"{name}={value}" for name, value in near.axes.items())
+            return self._of(near, among, "nearest", f"measured was {shown}")
+        return self._missed(family, baseline, "no case around it was measured")
+
+    def _missed(self, family: str, baseline: str, why: str) -> Choice:
+        if self.on_miss == "error":
+            raise NoChoiceError(f"{family}: {why}")
+        return Choice(baseline, "baseline", why)
+
+    def _of(self, entry: Entry, among: Sequence[str], how: How, reason: str) -> Choice:
+        """The first of an entry's options that the caller has."""
+        options = {option.provider: option for option in entry.options}
+        provider = next((name for name in options if name in among), among[0])
+        option = options.get(provider)
+        if provider != entry.choice:
+            reason = f"{entry.choice}, which was chosen, is not to be had here"
+        return Choice(provider, how, reason, option.speedup if option else None)
+
+    def _between(self, corners: Sequence[Entry], among: Sequence[str]) -> Choice:
+        """What is worth it at every measured case around, and there the fastest on average; else
+        the baseline."""
+        at = [{o.provider: o for o in entry.options if o.lo > self.margin} for entry in corners]
+        shared = [name for name in at[0] if name in among and all(name in each for each in at)]
+        where = f"between {len(corners)} measured cases"
+        if not shared:
+            return Choice(among[0], "between", f"{where}, and nothing is worth it at all of them")
+        best = max(shared, key=lambda name: _mean(each[name] for each in at))
+        reason = f"{where}, at all of which it is worth it"
+        return Choice(best, "between", reason, _mean(each[best] for each in at))
+
+
+def _with_defaults(family: FamilyTable) -> FamilyTable:
+    """Entries that name every axis, also one that was added after they were measured."""
+    entries = (replace(e, axes={**family.defaults, **e.axes}) for e in family.entries)
+    return replace(family, entries=tuple(entries))
+
+
+def _case_of(family: str, dtype: str, mode: str, axes: tuple[tuple[str, Axis], ...]) -> str:
+    return f"{family}/{'-'.join([*(f'{name}{value}' for name, value in axes), dtype, mode])}"
+
+
+def _stale(elsewhere: str, source: str, now: str | None) -> str:
+    if elsewhere:
+        return f"it is of {elsewhere}"
+    return "its code is another" if source and now is not None and source != now else ""
+
+
+def _number(value: Axis) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _alike(one: Mapping[str, Axis], other: Mapping[str, Axis]) -> bool:
+    """Whether they differ in sizes alone."""
+    return one.keys() == other.keys() and all(
+        one[name] == other[name] or (_number(one[name]) and _number(other[name])) for name in one
+    )
+
+
+def _corners(entries: Sequence[Entry], wanted: Mapping[str, Axis]) -> list[Entry]:
+    """The measured cases at the corners of the smallest box of measured sizes around a case; none
+    where one of them is missing."""
+    sides: list[tuple[Axis, ...]] = []
+    for name, value in wanted.items():
+        sizes = {entry.axes[name] for entry in entries}
+        if value in sizes or not _number(value):
+            sides.append((value,))
+            continue
+        below = [size for size in sizes if size < value]  # type: ignore[operator]
+        above = [size for size in sizes if size > value]  # type: ignore[operator]
+        if not below or not above:
+            return []
+        sides.append((max(below), min(above)))
+    by_axes = {tuple(entry.axes[name] for name in wanted): entry for entry in entries}
+    corners = [by_axes.get(corner) for corner in product(*sides)]
+    return [corner for corner in corners if corner is not None] if all(corners) else []
+
+
+def _distance(one: Mapping[str, Axis], other: Mapping[str, Axis]) -> float:
+    """Of sizes, in powers of two."""
+
+    def log(value: Axis) -> float:
+        return math.log2(max(float(value), 0.5))
+
+    return sum(abs(log(one[name]) - log(other[name])) for name in one if _number(one[name]))
+
+
+def _mean(options: Iterable[Option]) -> float:
+    speedups = [option.speedup for option in options]
+    return math.exp(sum(map(math.log, speedups)) / len(speedups))

@@ -1,0 +1,268 @@
+"""From records to a dispatch table: who is worth it, and why; and what its choices cost elsewhere.
+
+A provider beats the baseline where it is right and the lower end of the 95 % interval of its
+speedup exceeds the margin. Of those the fastest is chosen, unless a simpler one is as fast: what
+cannot be told from it, within the interval of their ratio, and comes earlier in `SIMPLER`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernelbench import metrics
+from kernelbench.dispatch import Choice, Dispatch, Entry, FamilyTable, Option, Table, Where
+from kernelbench.dispatch.table import MARGIN, Axis
+from kernelbench.spec import Accuracy, Role, RunRecord, Status, UsageError
+
+SIMPLER = (Role.baseline, Role.torch_fused, Role.triton_fused, Role.peer, Role.ablation)
+SUSPICIOUS = ("shared", "throttled", "differs-when-traced", "beyond-model")  # flags, to a colon
+SUSPECT = "suspicious"
+NO_SIZES = ("dtype", "mode", "inputs")  # axes that are none of an entry's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """margin: what the lower end of a speedup exceeds. approximate: whether such providers may be
+    chosen. providers: those that may be, beside the baseline; all unless given. confirmed: cases
+    that were measured once more, whose flags do not count: (family, case)."""
+
+    margin: float = MARGIN
+    approximate: bool = False
+    providers: tuple[str, ...] = ()
+    confirmed: frozenset[tuple[str, str]] = frozenset()
+
+    def excludes(self, record: RunRecord, over_baseline: metrics.Speedup | None) -> str:
+        """Why a provider that is not the baseline may not be chosen, or ""."""
+        if record.status is not Status.ok:
+            return f"{record.status.value}: {record.reason}"
+        reasons = (
+            (bool(self.providers) and record.provider not in self.providers, "not asked for"),
+            (record.accuracy is Accuracy.approximate and not self.approximate, "approximate"),
+            (record.prepacked, "prepacked"),
+            (record.role is Role.ablation, "an ablation"),
+            (over_baseline is None, "it was not timed beside the baseline"),
+        )
+        if why := next((why for holds, why in reasons if holds), ""):
+            return why
+        flags = [flag for flag in record.flags if flag.partition(":")[0] in SUSPICIOUS]
+        wins = over_baseline is not None and over_baseline.over.lo > self.margin
+        if flags and wins and record.row[:2] not in self.confirmed:
+            return f"{SUSPECT} ({', '.join(flags)}): it has to win twice"
+        return ""
+
+
+def select(
+    records: Sequence[RunRecord],
+    where: Where,
+    defaults: Mapping[str, Mapping[str, Axis]],
+    rules: Rules | None = None,
+    runs: Sequence[str] = (),
+) -> Table:
+    """The table of these records, which are of one machine, processes of a run together; of a case
+    that several runs have, the last one.
+
+    defaults: of the axes, by family. Raises UsageError where no case can be decided.
+    """
+    rules, entries = rules or Rules(), dict[str, dict[str, Entry]]()
+    baselines: dict[str, RunRecord] = {}
+    for group in _cases(records):
+        baseline = _baseline(group)
+        if baseline is not None:
+            baselines[baseline.family] = baseline
+            entry = _entry(baseline, group, rules)
+            entries.setdefault(baseline.family, {})[baseline.case] = entry
+    if not entries:
+        raise UsageError(
+            "no case has a baseline with a time of a GPU, which a choice needs: measure one, "
+            "kernelbench run SUITE"
+        )
+    families = {
+        name: FamilyTable(
+            baseline=baselines[name].provider,
+            source=baselines[name].source,
+            defaults=_sizes(defaults.get(name, {})),
+            entries=tuple(found.values()),
+        )
+        for name, found in entries.items()
+    }
+    return Table(
+        where=where,
+        families=families,
+        margin=rules.margin,
+        approximate=rules.approximate,
+        runs=tuple(runs),
+    )
+
+
+def _sizes(axes: Mapping[str, Any]) -> dict[str, Axis]:
+    return {name: value for name, value in axes.items() if name not in NO_SIZES}
+
+
+def _cases(records: Iterable[RunRecord]) -> Iterator[list[RunRecord]]:
+    """The records of each case, of the run that measured it last."""
+    cases: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
+    for record in records:
+        if record.axes.get("inputs", "normal") == "normal":
+            runs = cases.setdefault(record.row[:2], {})
+            runs.setdefault(record.run_id, []).append(record)
+    for runs in cases.values():
+        yield max(runs.values(), key=lambda group: max(record.utc for record in group))
+
+
+def _baseline(group: Sequence[RunRecord]) -> RunRecord | None:
+    return next((r for r in group if r.role is Role.baseline and metrics.timed(r)), None)
+
+
+def suspects(records: Sequence[RunRecord], rules: Rules) -> set[tuple[str, str]]:
+    """The cases (family, case) where somebody has to win twice."""
+    return {
+        baseline.row[:2]
+        for group in _cases(records)
+        if (baseline := _baseline(group)) is not None
+        and any(why.startswith(SUSPECT) for why in _excluded(baseline, group, rules).values())
+    }
+
+
+def _excluded(baseline: RunRecord, group: Sequence[RunRecord], rules: Rules) -> dict[str, str]:
+    whys = {
+        record.provider: rules.excludes(record, metrics.speedup(record, baseline))
+        for record in group
+        if record is not baseline
+    }
+    return {provider: why for provider, why in whys.items() if why}
+
+
+def _entry(baseline: RunRecord, group: Sequence[RunRecord], rules: Rules) -> Entry:
+    excluded = _excluded(baseline, group, rules)
+    able: list[_Able] = [(baseline, Option(baseline.provider, 1.0, 1.0, 1.0))]
+    for record in group:
+        found = metrics.speedup(record, baseline)
+        if record is not baseline and record.provider not in excluded and found is not None:
+            over = found.over
+            able.append((record, Option(record.provider, over.mid, over.lo, over.hi)))
+    ranked = [*_ranked(able, rules.margin)]
+    return Entry(
+        dtype=baseline.dtype,
+        mode=baseline.mode,
+        axes=_sizes(baseline.axes),
+        options=tuple(option for _, option in ranked),
+        excluded=excluded,
+        reason=_reason(ranked, rules.margin),
+        regret_pct=_regret(ranked),
+        processes=len(baseline.processes),
+    )
+
+
+_Able = tuple[RunRecord, Option]
+
+
+def _ranked(able: Sequence[_Able], margin: float) -> Iterator[_Able]:
+    """The baseline first of `able`, then the others. Yields the best first, until it is the
+    baseline; behind it the fastest first."""
+    baseline, *others = able
+    worth = [each for each in others if each[1].lo > margin]
+    behind = [each for each in others if each[1].lo <= margin]
+    while worth:
+        best = _best(worth)
+        worth.remove(best)
+        yield best
+    yield baseline
+    yield from sorted(behind, key=lambda each: -each[1].speedup)
+
+
+def _best(worth: Sequence[_Able]) -> _Able:
+    """The simplest of those that are as fast as the fastest, as far as can be told."""
+    fastest = max(worth, key=lambda each: each[1].speedup)
+    as_fast = [each for each in worth if each is fastest or _as_fast(each[0], fastest[0])]
+    return min(as_fast, key=lambda each: (SIMPLER.index(each[0].role), -each[1].speedup))
+
+
+def _as_fast(record: RunRecord, fastest: RunRecord) -> bool:
+    lead = metrics.speedup(fastest, record)
+    return lead is not None and lead.over.lo <= 1
+
+
+def _reason(ranked: Sequence[_Able], margin: float) -> str:
+    (record, option), *others = ranked
+    if record.role is not Role.baseline:
+        faster = [other.provider for _, other in others if other.speedup > option.speedup]
+        text = f"{option.speedup:.3g} × the baseline, at least {option.lo:.3g}"
+        names = ", ".join(faster)
+        return f"{text}; simpler than {names}, which cannot be told from it" if faster else text
+    if not others:
+        return "nothing else may be chosen"
+    best = others[0][1]
+    return f"{best.provider} is {best.speedup:.3g} ×, at least {best.lo:.3g}, not beyond {margin:g}"
+
+
+def _regret(ranked: Sequence[_Able]) -> float:
+    """In %, what the chosen one may take longer than the fastest, at the bad end of an interval."""
+    chosen, others = ranked[0][0], [record for record, _ in ranked[1:]]
+    leads = [lead.over.hi for other in others if (lead := metrics.speedup(other, chosen))]
+    return max(0.0, (max(leads, default=1.0) - 1) * 100)
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What a table's choice costs at a case that it was not made from. pct: by how much it takes
+    longer than the fastest that may be chosen; infinite where it has no time there. always: the
+    same of each of those."""
+
+    family: str
+    case: str
+    choice: Choice
+    best: str
+    pct: float
+    always: Mapping[str, float]
+
+
+def verify(dispatch: Dispatch, records: Sequence[RunRecord], rules: Rules) -> list[Regret]:
+    """The regret of every case of these records that has a baseline with a time."""
+    regrets = []
+    for group in _cases(records):
+        baseline = _baseline(group)
+        if baseline is None:
+            continue
+        entry = _entry(baseline, group, rules)
+        speed = {option.provider: option.speedup for option in entry.options}
+        axes = tuple(entry.axes.items())
+        among = (baseline.provider, *(name for name in speed if name != baseline.provider))
+        choice = dispatch.choose(baseline.family, entry.dtype, entry.mode, axes, among)
+        best = max(speed, key=lambda name: speed[name])
+        always = {name: (speed[best] / each - 1) * 100 for name, each in speed.items()}
+        regrets.append(
+            Regret(
+                baseline.family,
+                baseline.case,
+                choice,
+                best,
+                always.get(choice.provider, math.inf),
+                always,
+            )
+        )
+    return regrets
+
+
+def where_of(manifests: Sequence[Mapping[str, Any]]) -> Where:
+    """The machine of these runs. Raises UsageError where they are of several, saying so."""
+    places = [_where(manifest) for manifest in manifests]
+    for place in places[1:]:
+        if difference := places[0].differs(place):
+            raise UsageError(
+                f"these runs are of different machines or versions: {difference}. A table is of "
+                "one: name runs of one"
+            )
+    return places[0] if places else Where()
+
+
+def _where(manifest: Mapping[str, Any]) -> Where:
+    machine = manifest.get("machine", {})
+    versions = machine.get("versions", {})
+    return Where(
+        gpu=str(machine.get("name", "")),
+        arch=str(machine.get("arch") or ""),
+        driver=str(versions.get("driver", "")),
+        torch=str(versions.get("torch", "")),
+        triton=str(versions.get("triton", "")),
+    )
