@@ -1,5 +1,6 @@
 """The words: case, family, provider, job, record. Standard library only."""
 
+from kernelbench.spec.architecture import Architecture, architecture
 from kernelbench.spec.case import DTYPE_ALIASES, Axis, Case, Distribution, DType, Mode, axis
 from kernelbench.spec.declaration import COMPILE, Declaration, is_declared
 from kernelbench.spec.errors import (
@@ -48,6 +49,7 @@ __all__ = [
     "METHOD",
     "SCHEMA",
     "Accuracy",
+    "Architecture",
     "Axis",
     "Call",
     "Case",
@@ -83,6 +85,7 @@ __all__ = [
     "TrialErrors",
     "UnwritableError",
     "UsageError",
+    "architecture",
     "axis",
     "beside",
     "exit_code_of",

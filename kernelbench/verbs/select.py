@@ -15,7 +15,7 @@ from kernelbench.report.progress import Output
 from kernelbench.report.sheet import Sheet
 from kernelbench.report.tables import figures, percent
 from kernelbench.report.waits import waiting
-from kernelbench.spec import RunRecord, Status, UsageError
+from kernelbench.spec import RunRecord, Status, UsageError, architecture
 from kernelbench.verbs.list import facts_of
 
 if TYPE_CHECKING:
@@ -207,6 +207,9 @@ def _show(table: Table, output: Output) -> None:
     within = sorted({entry.processes for _, entry in table.entries()})
     over = " or ".join("one process" if n == 1 else f"{n} processes" for n in within)
     output.console.print(f"\n{table.where}; margin {table.margin:g}. {KINDS} Intervals: of {over}.")
+    known = architecture(table.where.arch)
+    for line in known.advice({entry.dtype for _, entry in table.entries()}) if known else ():
+        output.note(line)
 
 
 def _line(entry: Entry, swept: set[str], baseline: str) -> tuple[str, ...]:

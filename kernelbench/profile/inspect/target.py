@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kernelbench.kernels.launch import Target
 from kernelbench.spec import Device, UsageError, suggest
+from kernelbench.spec.architecture import ARCHITECTURES
 
 _REGISTERS = 1 << 16  # of a multiprocessor
 _REGISTER_UNIT = 256  # registers that a warp is allocated at a time
@@ -22,7 +23,6 @@ class Limits:
     """The limits of one architecture's multiprocessor, and a GPU that represents it.
 
     gpu, sms, l2_mib: configs depend on these. warps, blocks: resident at once on a multiprocessor.
-    shared_kib: of a multiprocessor; a program may have all but `_RESERVED` of it.
     """
 
     arch: str
@@ -31,7 +31,11 @@ class Limits:
     l2_mib: int
     warps: int
     blocks: int
-    shared_kib: int
+
+    @property
+    def shared_kib(self) -> int:
+        """Of a multiprocessor; a program may have all but `_RESERVED` of it."""
+        return ARCHITECTURES[self.arch].shared_kib
 
     @property
     def target(self) -> Target:
@@ -81,11 +85,11 @@ def _up(value: int, unit: int) -> int:
 TARGETS = {
     limits.arch: limits
     for limits in (
-        Limits("sm_80", "NVIDIA A100", 108, 40, 64, 32, 164),
-        Limits("sm_86", "NVIDIA A40", 84, 6, 48, 16, 100),
-        Limits("sm_89", "NVIDIA L40S", 142, 96, 48, 24, 100),
-        Limits("sm_90", "NVIDIA H100 or H200", 132, 50, 64, 32, 228),
-        Limits("sm_100", "NVIDIA B200", 148, 126, 64, 32, 228),
+        Limits("sm_80", "NVIDIA A100", 108, 40, 64, 32),
+        Limits("sm_86", "NVIDIA A40", 84, 6, 48, 16),
+        Limits("sm_89", "NVIDIA L40S", 142, 96, 48, 24),
+        Limits("sm_90", "NVIDIA H100 or H200", 132, 50, 64, 32),
+        Limits("sm_100", "NVIDIA B200", 148, 126, 64, 32),
     )
 }
 

@@ -18,10 +18,12 @@ import kernelbench
 from kernelbench.kernels import interpreter
 from kernelbench.report.progress import Output
 from kernelbench.report.waits import waiting
+from kernelbench.spec import DType, architecture
 from kernelbench.verbs.doctor import optional
 
 WITHOUT_GPU = "without one, suites run small shapes for correctness: kernelbench run smoke"
 INTERPRETED = "in its interpreter, on the CPU"
+DTYPES = tuple(dtype.value for dtype in DType)
 NO_TRITON = "not installed (pip install triton, which is there for Linux alone)"
 
 
@@ -148,6 +150,7 @@ def _asked() -> Iterator[Finding]:
     if kind == "cuda":
         memory = machine["total_bytes"] / 2**30
         yield Finding("GPU", True, f"{machine['name']}, {machine['arch']}, {memory:.0f} GiB")
+        yield of_architecture(machine["arch"])
     else:
         yield Finding("GPU", None, environment.why_no_cuda(), WITHOUT_GPU)
     version = machine["versions"].get("triton")
@@ -156,6 +159,14 @@ def _asked() -> Iterator[Finding]:
     else:
         how = "on the GPU" if kind == "cuda" else INTERPRETED
         yield Finding("triton", True, f"{version}, {how}")
+
+
+def of_architecture(arch: str) -> Finding:
+    """What a GPU of this kind has, what is expected to pay, and which dtypes to avoid on it."""
+    known = architecture(arch)
+    if known is None:
+        return Finding("architecture", None, f"{arch} is not in the table of those that are known")
+    return Finding("architecture", True, str(known), ". ".join(known.advice(DTYPES)))
 
 
 def _nvml() -> Iterator[Finding]:
