@@ -25,7 +25,7 @@ def whole(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool)
     """In fp64, document by document."""
     parts = []
     for q_s, k_s, v_s in zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True):
-        k_s, v_s = (x.repeat_interleave(H // G, 1) for x in (k_s, v_s))
+        k_s, v_s = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k_s, v_s))
         score = torch.einsum("nhd,mhd->hnm", q_s, k_s) / D**0.5
         if causal:
             score = score.masked_fill(torch.ones_like(score[0]).triu(1).bool(), -math.inf)

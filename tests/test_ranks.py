@@ -229,18 +229,33 @@ def test_a_job_of_more_gpus_than_there_are_is_skipped(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("documents", ["none", "five", "uneven", "corpus"])
-def test_the_pieces_of_a_rank_are_its_rows(world: int, documents: str) -> None:
-    axes = {"world": world, "N": 4001, "Hq": 1, "Hk": 1, "D": 8, "dtype": "fp32"}
+@pytest.mark.parametrize("order", ["zigzag", "contiguous"])
+def test_the_pieces_of_a_rank_are_its_rows(world: int, documents: str, order: str) -> None:
+    N = 4001 if order == "zigzag" else 4008
+    axes = {"world": world, "N": N, "Hq": 1, "Hk": 1, "D": 8, "dtype": "fp32", "order": order}
     case = ParallelCase.from_axes(axes | {"documents": documents, "least": 40})
+    had = list[int]()
     for rank in range(world):
         rows = case.layout.rows(rank)
+        had += rows[rows >= 0].tolist()
         found = torch.full_like(rows, -1)
         for piece in pieces(case.layout, rank):
             first = piece.start + piece.first
             found[piece.row : piece.row + piece.rows] = torch.arange(first, first + piece.rows)
         assert torch.equal(found, rows)
+    assert had == list(range(N)) if order == "contiguous" else sorted(had) == list(range(N))
+    axes |= {"world": world + 1, "N": 3, "least": 2, "order": "zigzag"}
     with pytest.raises(UsageError, match=f"rank . of {world + 1} would have none of 3 tokens"):
-        ParallelCase.from_axes(axes | {"world": world + 1, "N": 3, "least": 2})
+        ParallelCase.from_axes(axes)
+
+
+def test_documents_of_contiguous_rows_are_cut_where_ranks_meet() -> None:
+    axes = {"world": 2, "Hq": 1, "Hk": 1, "D": 8, "order": "contiguous"}
+    for N, documents, cut in ((96, "none", 96), (96, "two", 0), (96, "four", 0), (96, "five", 37)):
+        case = ParallelCase.from_axes(axes | {"N": N, "documents": documents})
+        assert case.cut_tokens == cut, (documents, case.layout.lengths)
+    with pytest.raises(UsageError, match="N must be a multiple of world, got 97 and 2"):
+        ParallelCase.from_axes(axes | {"N": 97})
 
 
 def suite(folder: Path, *names: str, world: int = 2) -> Path:

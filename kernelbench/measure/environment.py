@@ -32,6 +32,8 @@ PACKAGES = (
     "nvidia-cutlass-dsl",
     "flash-attn-4",
     "fa3-fwd",
+    "flash-attn",
+    "ring-flash-attn",
     "sageattention",
 )
 

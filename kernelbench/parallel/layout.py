@@ -123,7 +123,7 @@ def _rows(layout: ZigzagLayout, rank: int) -> Tensor:
 def _gathered(layout: ZigzagLayout, device: torch.device) -> Tensor:
     place = torch.empty(sum(layout.lengths), dtype=torch.int64)
     for rank in range(layout.ranks):
-        rows = _rows(layout, rank)
+        rows = layout.rows(rank)
         real = (rows >= 0).nonzero()[:, 0]
         place[rows[real]] = rank * layout.most_rows + real
     return place.to(device)

@@ -21,6 +21,7 @@ from kernelbench.families.zigzag_parallel.case import (
     pieces,
     shards,
 )
+from kernelbench.families.zigzag_parallel.peers import PEERS
 from kernelbench.families.zigzag_parallel.providers import (
     baseline,
     forward_alone,
@@ -84,14 +85,14 @@ def _of_rank(
 
 
 def cost(case: ParallelCase) -> Cost:
-    """One rank's share, the same for all. Flops: two products of D for each query and key that it
-    sees forward, five backward. Bytes: its rows of q, and all keys of documents that are cut,
-    once."""
+    """One rank's share: the same for all in zigzag order, else the mean. Flops: two products of D
+    for each query and key that it sees forward, five backward. Bytes: its rows of q, and all keys
+    of documents that are cut, once."""
     forward = 4 * case.Hq * case.D * case.pairs // case.world
     flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
     e = case.dtype.bytes
     q = case.N // case.world * case.Hq * case.D * e
-    row, cut = 2 * case.Hk * case.D * e, case.layout.cut_rows * case.world
+    row, cut = 2 * case.Hk * case.D * e, case.cut_tokens
     keys = (cut + max(case.N - cut, 0) // case.world) * row
     if case.mode is Mode.fwd:
         return Cost(flops[case.mode], q + keys, q)
@@ -144,5 +145,6 @@ FAMILY = Family(
             requires=("triton",),
             unsupported=forward_alone,
         ),
+        *PEERS,
     ),
 )

@@ -1,7 +1,8 @@
 """Zigzag attention over ranks: one point of a sweep, which rows each rank has, and its inputs."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from enum import StrEnum
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,24 @@ from kernelbench.families._documents import Documents, lengths_of
 from kernelbench.kernels.launch import ceil_div
 from kernelbench.parallel import ZigzagLayout
 from kernelbench.spec import Case, Draw, Mode, Tensors, axis
+
+
+class Order(StrEnum):
+    """zigzag: a rank has an early and a late chunk of each document, or it whole. contiguous: as
+    many of all tokens, in order; later ranks have more to do."""
+
+    zigzag = "zigzag"
+    contiguous = "contiguous"
+
+
+@dataclass(frozen=True)
+class Contiguous(ZigzagLayout):
+    """The rows of `Order.contiguous`, and where they lie when they are gathered; nothing else of
+    its base has a meaning here."""
+
+    def rows(self, rank: int) -> torch.Tensor:
+        share = sum(self.lengths) // self.ranks
+        return torch.arange(rank * share, (rank + 1) * share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +43,18 @@ class ParallelCase(Case):
     D: int = axis("head size")
     documents: Documents = axis("what N tokens are packed of: lists of lengths", Documents.none)
     least: int = axis("rows a chunk, with fewer of which a document goes whole to one rank", 64)
+    order: Order = axis("which rows a rank has", Order.zigzag)
 
     def __post_init__(self) -> None:
         if min(self.world, self.N, self.Hq, self.Hk, self.D, self.least) < 1:
             raise ValueError("world, N, Hq, Hk, D and least must be at least 1")
         if self.Hq % self.Hk:
             raise ValueError(f"Hk divides Hq, got {self.Hk} and {self.Hq}")
+        if self.order == Order.contiguous and self.N % self.world:
+            raise ValueError(
+                f"in contiguous order ranks have as many rows each: N must be a multiple of world, "
+                f"got {self.N} and {self.world}"
+            )
         for rank in range(self.world):
             if not pieces(self.layout, rank):
                 raise ValueError(
@@ -39,7 +64,19 @@ class ParallelCase(Case):
 
     @property
     def layout(self) -> ZigzagLayout:
-        return ZigzagLayout.of(lengths_of(self.documents, self.N), self.world, self.least)
+        lengths = lengths_of(self.documents, self.N)
+        if self.order == Order.contiguous:
+            return Contiguous(lengths, (None,) * len(lengths), self.world)
+        return ZigzagLayout.of(lengths, self.world, self.least)
+
+    @property
+    def cut_tokens(self) -> int:
+        """Of documents that several ranks have, with what is padded."""
+        if self.order == Order.zigzag:
+            return self.layout.cut_rows * self.world
+        share = self.N // self.world
+        spans = pairwise(accumulate((0, *self.layout.lengths)))
+        return sum(end - start for start, end in spans if start // share < (end - 1) // share)
 
     @property
     def rank(self) -> int:
@@ -69,6 +106,8 @@ class Piece(NamedTuple):
 
 def pieces(layout: ZigzagLayout, rank: int) -> list[Piece]:
     """All that a rank has, but for what is padded, in the order of its rows."""
+    if isinstance(layout, Contiguous):
+        return _contiguous_pieces(layout, rank)
     cut, whole, row = list[Piece](), list[Piece](), 0
     chunks, behind = 2 * layout.ranks, layout.cut_rows
     starts = accumulate((0, *layout.lengths))
@@ -84,6 +123,17 @@ def pieces(layout: ZigzagLayout, rank: int) -> list[Piece]:
             cut.append(Piece(row, min(chunk, length - first), first, start))
             row += chunk
     return [piece for piece in (*cut, *whole) if piece.rows]
+
+
+def _contiguous_pieces(layout: Contiguous, rank: int) -> list[Piece]:
+    share = sum(layout.lengths) // layout.ranks
+    low, high = rank * share, (rank + 1) * share
+    found = []
+    for start, end in pairwise(accumulate((0, *layout.lengths))):
+        first, last = max(start, low), min(end, high)
+        if first < last:
+            found.append(Piece(first - low, last - first, first - start, start))
+    return found
 
 
 def rows_of(case: ParallelCase, device: torch.device) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
-from kernelbench.families.attention.providers import serves as serves
-from kernelbench.families.zigzag_parallel.case import ParallelCase, pieces, shards
+from kernelbench.families.attention import providers as attention
+from kernelbench.families.zigzag_parallel.case import Order, ParallelCase, pieces, shards
 from kernelbench.nn.sdpa import sdpa
 from kernelbench.spec import Call, Device, Mode, Tensors
 
@@ -86,6 +86,13 @@ def torch_fused(case: ParallelCase, config: Any) -> Call:
     """The same without a copy of keys for each chunk: SDPA, on its best backend, of each chunk to
     the keys of its document where they lie, causal from the end."""
     return _attending(case, copied=False)
+
+
+def serves(case: ParallelCase, device: Device) -> str | None:
+    """Why our kernels cannot run a case, or None."""
+    if case.order != Order.zigzag:
+        return "our kernels have rows in zigzag order"
+    return attention.serves(case, device)
 
 
 def ours(case: ParallelCase, config: Any) -> Call:

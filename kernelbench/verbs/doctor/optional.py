@@ -67,6 +67,8 @@ PACKAGES = (
             "peers"),
     Package("sageattention>=1.0.6,<2", ("sageattention",), "peer `sage1` of rcm_attention, on a "
             "GPU", "peers"),
+    Package("ring-flash-attn>=0.1.8", ("ring_flash_attn",), "peers `ring_flash_attn_zigzag` and "
+            "`ring_flash_attn_llama3` of zigzag_parallel", "peers"),
     Package("jinja2>=3.1", ("jinja2", "markupsafe"), "pages: report --format html", "report"),
     Package("matplotlib>=3.9", ("matplotlib",), "the figures of those pages", "report"),
     Package("wandb>=0.19", ("wandb",), "report --to wandb", "wandb"),
