@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "nn": {"kernels"},
     "parallel": {"kernels"},
-    "integrations": {"kernels"},
+    "integrations": {"kernels", "parallel"},
     "families": {"spec", "source", "kernels", "nn", "parallel"},
     "provide": {"families"},
     "measure": {"spec", "files", "numbers", "kernels"},

@@ -1,18 +1,32 @@
-"""The patch of ring_flash_attn's zigzag llama3 path, on a stub with its function."""
+"""The patch of ring_flash_attn: of its forks' zigzag llama3 path, on a stub with its function; of
+the released package itself, over what stands in for flash_attn, on ranks of the CPU."""
 
+import importlib.util
+import os
+import socket
+import sys
 import types
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from test_parallel_zigzag import drawn, whole
 from torch import Tensor
 
+from kernelbench.families.zigzag_parallel import flash_attn_shim
 from kernelbench.integrations.ring_flash_attn import (
     NAMES,
     Flags,
     WrongAttentionError,
     patch,
+    released,
 )
+from kernelbench.kernels.launch import INTERPRETED
+from kernelbench.parallel import ZigzagLayout
 
 
 def own(
@@ -134,10 +148,11 @@ def test_the_environment_says_what_is_wanted(
         patch(package)
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match=f"stub has none of the functions {', '.join(NAMES)}"):
         patch(types.ModuleType("stub"))
-    with pytest.raises(ImportError, match="is in forks of ring_flash_attn"):
+    monkeypatch.setitem(sys.modules, "ring_flash_attn", None)
+    with pytest.raises(ImportError, match=r"ring_flash_attn cannot be imported \(.*pip install"):
         patch()
 
 
@@ -146,3 +161,172 @@ def test_what_our_kernels_do_not_have_is_refused(package: types.ModuleType) -> N
     given[10] = (128, 0)
     with patch(package), pytest.raises(NotImplementedError, match="no window_size"):
         package.execute_grouped_attention(*given)
+
+
+# The released package.
+
+INSTALLED = pytest.mark.skipif(
+    importlib.util.find_spec("ring_flash_attn") is None, reason="ring_flash_attn is not installed"
+)
+# Which of its functions, the lengths of documents, the dtype, how keys travel.
+Released = tuple[str, list[int], torch.dtype, str]
+FEW: list[Released] = [("varlen_func", [12, 4], torch.float16, "all_gather")]
+EVERY = [Flags(), Flags(verifies=True)]
+NAMED = ("o", "dq", "dk", "dv")
+MANY: list[Released] = [
+    ("func", [24, 24, 24], torch.float16, "all_gather"),
+    ("kvpacked_func", [16, 16], torch.float16, "p2p"),
+    ("varlen_func", [24], torch.float32, "all_gather"),
+    ("varlen_kvpacked_func", [24, 64, 8], torch.float16, "all_gather"),
+    ("varlen_qkvpacked_func", [40, 16], torch.float16, "p2p"),
+    ("qkvpacked_func", [48], torch.float32, "all_gather"),
+]
+
+
+def released_call(package: Any, form: str, local: list[Tensor], lengths: list[int]) -> Tensor:
+    """o of a rank's rows by one of the package's functions. lengths: of its rows."""
+    q, k, v = local
+    documents: tuple[Any, ...] = ()
+    if form.startswith("varlen"):
+        starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+        documents = starts, max(lengths)
+    else:
+        q, k, v = (x.unflatten(0, (len(lengths), -1)) for x in (q, k, v))
+    tensors: tuple[Tensor, ...] = q, k, v
+    if "qkvpacked" in form:
+        tensors = (torch.stack([q, k, v], -3),)
+    elif "kvpacked" in form:
+        tensors = q, torch.stack([k, v], -3)
+    function = getattr(package, f"zigzag_ring_flash_attn_{form}")
+    o: Tensor = function(*tensors, *documents, causal=True)
+    return o.reshape(local[0].shape)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return ((one.double() - other.double()).norm() / other.double().norm()).item()
+
+
+def _right_on_a_rank(
+    package: Any, rank: int, ranks: int, case: Released, flags: list[Flags]
+) -> None:
+    form, lengths, dtype, comm = case
+    layout = ZigzagLayout(tuple(lengths), (None,) * len(lengths), ranks)
+    q, k, v, do = (x.to(dtype) for x in drawn(sum(lengths), seed=len(lengths)))
+    if "qkvpacked" in form:
+        q, do = q[:, :2], do[:, :2]
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    wanted = whole(*leaves, lengths, True)
+    right = [wanted, *torch.autograd.grad(wanted, leaves, do.double())]
+    right = [layout.shard(x, rank) for x in right]
+
+    def answer() -> list[Tensor]:
+        local = [layout.shard(x, rank).requires_grad_() for x in (q, k, v)]
+        o = released_call(package, form, local, [n // ranks for n in lengths])
+        return [o, *torch.autograd.grad(o, local, layout.shard(do, rank))]
+
+    theirs, modules = answer(), [package.zigzag_ring_flash_attn]
+    modules.append(package.zigzag_ring_flash_attn_varlen)
+    originals = [modules[0].ZigZagRingFlashAttnFunc, modules[1].ZigZagRingFlashAttnVarlenFunc]
+    budget, exact = (2e-3, False) if dtype is torch.float16 else (2e-6, True)
+    # In fp32, which flash_attn does not take, the package adds gradients to what it overwrites.
+    for each in flags[:1] if exact else flags:
+        with patch(flags=each, cp_comm_type=comm):
+            ours = answer()
+            assert isinstance(modules[0].ZigZagRingFlashAttnFunc, released.Zigzag)
+        for name, one, other, oracle in zip(NAMED, ours, theirs, right, strict=True):
+            assert apart(one, oracle) < budget, (case, each, name)
+            assert (exact and name != "o") or apart(one, other) < budget, (case, each, name)
+    assert modules[0].ZigZagRingFlashAttnFunc is originals[0]
+    assert modules[1].ZigZagRingFlashAttnVarlenFunc is originals[1]
+
+
+def _verification_finds(package: Any, rank: int, ranks: int) -> None:
+    """What is wrong on rank 1 alone is raised on every rank: o, and gradients where o is right."""
+    layout, ours = ZigzagLayout((8,), (None,), ranks), released.zigzag_attention_func
+
+    def wrong_o(*args: Any, **options: Any) -> Tensor:
+        return ours(*args, **options) * (1 + 0.02 * (rank == 1))
+
+    def wrong_gradients(q: Tensor, *args: Any, **options: Any) -> Tensor:
+        return ours(q + 0.02 * (rank == 1) * (q - q.detach()), *args, **options)
+
+    tensors = [layout.shard(x.half(), rank) for x in drawn(8, 3)]
+    for name, wrong in (("o", wrong_o), ("dq", wrong_gradients)):
+        local = [x.requires_grad_() for x in tensors[:3]]
+        released.zigzag_attention_func = wrong  # type: ignore[assignment]
+        with patch(flags=Flags(verifies=True)):
+            try:
+                o = released_call(package, "varlen_func", local, [8 // ranks])
+                assert name != "o"
+                torch.autograd.grad(o, local, tensors[3])
+            except WrongAttentionError as error:
+                assert f"{name} differs from the package's own by 0.02 of" in str(error), error
+            else:
+                raise AssertionError(f"{name} was not found wrong")
+        released.zigzag_attention_func = ours
+
+
+def _released_on_a_rank(
+    rank: int, port: int, ranks: int, cases: list[Released], flags: list[Flags]
+) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ["WORLD_SIZE"] = str(ranks)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    package = flash_attn_shim.load()
+    for case in cases:
+        _right_on_a_rank(package, rank, ranks, case, flags)
+    _verification_finds(package, rank, ranks)
+    dist.destroy_process_group()
+
+
+@INSTALLED
+@pytest.mark.parametrize(
+    "ranks, cases, flags",
+    [
+        pytest.param(2, FEW, [Flags(profiles=True)], id="2"),
+        pytest.param(2, MANY, EVERY, id="2 more", marks=pytest.mark.slow),
+        pytest.param(4, MANY[-2:], EVERY, id="4", marks=pytest.mark.slow),
+    ],
+)
+def test_released_zigzag_paths_are_the_same_functions(
+    ranks: int, cases: list[Released], flags: list[Flags], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not INTERPRETED:
+        pytest.skip("ranks of the CPU need Triton's interpreter")
+    here = Path(__file__).parent
+    path = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torch.multiprocessing.spawn(_released_on_a_rank, (port, ranks, cases, flags), nprocs=ranks)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def released_package() -> Iterator[Any]:
+    yield flash_attn_shim.load()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ring_flash_attn"]:
+        del sys.modules[name]
+
+
+@INSTALLED
+def test_what_released_paths_do_not_have_here_is_refused(released_package: Any) -> None:
+    q = torch.randn(1, 8, 2, 16)
+    refused: list[dict[str, Any]] = [
+        {"dropout_p": 0.1},
+        {"causal": False},
+        {"window_size": (4, 0)},
+        {"alibi_slopes": torch.ones(2)},
+        {"return_attn_probs": True},
+    ]
+    with patch():
+        for options in refused:
+            [name] = options
+            with pytest.raises(NotImplementedError, match=f"takes no {name}=.*: undo the patch"):
+                released_package.zigzag_ring_flash_attn_func(q, q, q, **{"causal": True} | options)
+        starts = torch.tensor([0, 3, 8], dtype=torch.int32)
+        with pytest.raises(ValueError, match=r"an even number of rows, got \[3, 5\]"):
+            released_package.zigzag_ring_flash_attn_varlen_func(
+                *(q[0], q[0], q[0], starts, 5), causal=True
+            )
