@@ -118,33 +118,6 @@ class _Zigzag(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-def attend_gathered(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_all: Tensor,
-    v_all: Tensor,
-    layout: ZigzagLayout,
-    rank: int,
-    *,
-    heads_k_stride: int = 1,
-) -> Tensor:
-    """The kernels of `zigzag_attention_func`, causal and forward, where all that it would gather is
-    there: what it takes longer is spent waiting. k_all, v_all: (W·C,G,D), rank after rank."""
-    how = How(rank, 2 * layout.ranks - 1 - rank, 2 * layout.ranks, None, True, True)
-    call = _Call(layout, None, rank, heads_k_stride, how)
-    C, whole = layout.cut_rows, layout.whole(rank)
-    results = []
-    if layout.cut:
-        heads = _heads(q, k, heads_k_stride)
-        keys = ((some, k_all[:, some.k], v_all[:, some.k]) for some in heads)
-        results.append(_attend(q[:C], keys, call)[0])
-    if whole:
-        starts = layout.whole_starts(rank, q.device)
-        results.append(_attend_whole(q[C:], k[C:], v[C:], starts, True, None))
-    return results[0] if len(results) == 1 else torch.cat(results)
-
-
 class _Going(NamedTuple):
     """Sums of dk and dv over the ranks that are under way: `sums`, (C,2·heads,D) in fp32, will hold
     this rank's. both: what is summed, kept until then."""

@@ -24,9 +24,6 @@ from kernelbench.families.zigzag_parallel.case import (
 from kernelbench.families.zigzag_parallel.peers import PEERS
 from kernelbench.families.zigzag_parallel.providers import (
     baseline,
-    forward_alone,
-    gathered_keys,
-    kernels_alone,
     ours,
     ring,
     serves,
@@ -136,14 +133,6 @@ FAMILY = Family(
             prepare=shards,
             requires=("triton",),
             unsupported=serves,
-        ),
-        Provider(
-            "triton_kernels",
-            Role.ablation,
-            kernels_alone,
-            prepare=gathered_keys,
-            requires=("triton",),
-            unsupported=forward_alone,
         ),
         *PEERS,
     ),

@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
 from kernelbench.families.attention import providers as attention
-from kernelbench.families.zigzag_parallel.case import Order, ParallelCase, pieces, shards
+from kernelbench.families.zigzag_parallel.case import Order, ParallelCase, pieces
 from kernelbench.nn.sdpa import sdpa
-from kernelbench.spec import Call, Device, Mode, Tensors
+from kernelbench.spec import Call, Device, Tensors
 
 
 class _AllGather(torch.autograd.Function):
@@ -107,28 +107,3 @@ def ring(case: ParallelCase, config: Any) -> Call:
 
     layout = case.layout
     return lambda a: zigzag_attention_func(a["q"], a["k"], a["v"], layout, cp_comm_type="p2p")
-
-
-def kernels_alone(case: ParallelCase, config: Any) -> Call:
-    """The kernels of `ours` on keys that are there already: what is left of its time is waiting."""
-    from kernelbench.parallel.zigzag import attend_gathered
-
-    layout = case.layout
-    return lambda a: attend_gathered(
-        a["q"], a["k"], a["v"], a["k_all"], a["v_all"], layout, case.rank
-    )
-
-
-def gathered_keys(case: ParallelCase, a: Tensors) -> Tensors:
-    """This rank's rows, and keys and values of the documents that are cut, of all ranks, as an
-    all-gather leaves them."""
-    layout = case.layout
-    cut = torch.cat([layout.rows(r)[: layout.cut_rows] for r in range(case.world)])
-    at = cut.clamp(min=0).to(a["q"].device)
-    return {**shards(case, a), **{f"{x}_all": a[x].index_select(0, at) for x in "kv"}}
-
-
-def forward_alone(case: ParallelCase, device: Device) -> str | None:
-    if case.mode is not Mode.fwd:
-        return "its gradients of keys would lack the other ranks'"
-    return serves(case, device)
