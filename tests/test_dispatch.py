@@ -112,9 +112,9 @@ def test_beyond_what_was_measured(on_miss: Any, expected: tuple[str, str]) -> No
 
 def test_a_miss_may_be_an_error() -> None:
     dispatch = Dispatch(GRID, H200, on_miss="error")
-    with pytest.raises(NoChoiceError, match="rms_norm: no case around it was measured"):
+    with pytest.raises(NoChoiceError, match="rms_norm: nothing like it was measured"):
         chosen(dispatch, M=9000, N=4096)
-    with pytest.raises(NoChoiceError, match="rotary: it is not in the table"):
+    with pytest.raises(NoChoiceError, match="rotary: nothing like it was measured"):
         dispatch.choose("rotary", "bf16", "fwd", (), ("eager",))
     with pytest.raises(ValueError, match="on_miss is one of baseline, nearest, error, got 'pray'"):
         Dispatch(GRID, H200, on_miss="pray")  # type: ignore[arg-type]
@@ -174,6 +174,28 @@ def test_everything_that_was_decided_can_be_listed() -> None:
         "rms_norm/M1024-N512-bf16-fwd": ("triton", "measured"),
         "rms_norm/M7-N512-bf16-fwd": ("eager", "baseline"),
     }
+
+
+def test_what_is_not_in_the_table_can_be_measured_when_it_is_first_asked_for() -> None:
+    asked: list[Any] = []
+
+    def measure(*case: Any) -> Entry | None:
+        asked.append(case)
+        return entry({"compile": 4.0}, M=9000, N=512) if case[0] == "rms_norm" else None
+
+    dispatch = Dispatch(GRID, H200, measure=measure)
+    assert chosen(dispatch, M=1024, N=512) == ("triton", "measured")
+    assert chosen(dispatch, M=2000, N=512) == ("triton", "between") and not asked
+    for _ in range(3):
+        assert chosen(dispatch, M=9000, N=512) == ("compile", "measured")
+        found = dispatch.choose("rotary", "bf16", "fwd", (("B", 1),), AMONG)
+        assert (found.provider, found.how) == ("eager", "baseline")
+    assert asked == [
+        ("rms_norm", "bf16", "fwd", {"M": 9000, "N": 512}), ("rotary", "bf16", "fwd", {"B": 1}),
+    ]  # fmt: skip
+    assert dispatch.summary()["rms_norm/M9000-N512-bf16-fwd"] == {
+        "provider": "compile", "how": "measured", "reason": "why", "speedup": 4.0,
+    }  # fmt: skip
 
 
 def test_threads_are_told_the_same() -> None:
@@ -324,3 +346,40 @@ def test_on_a_machine_without_a_gpu_a_table_of_one_is_stale(tmp_path: Path) -> N
     from kernelbench.verbs import choosing
 
     assert "gpu" in H200.differs(choosing.here())
+
+
+def test_the_first_call_measures_by_the_rules_of_select(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_metrics import ours, record, timing
+
+    import kernelbench
+    from kernelbench.spec import RunRecord, Status
+    from kernelbench.verbs import choosing
+
+    found: list[RunRecord] = [record(), ours()]
+    asked: list[Any] = []
+
+    def bench(family: str, **axes: Any) -> list[RunRecord]:
+        asked.append((family, axes))
+        return found
+
+    (tmp_path / "t.json").write_text(replace(GRID, where=Where()).to_json())
+    monkeypatch.setattr(choosing, "bench", bench)
+
+    def ask(m: int) -> tuple[str, str]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*its code is another")
+            dispatch = kernelbench.dispatch_from(tmp_path / "t.json", tune="first-call")
+        return chosen(dispatch, M=m, N=512)
+
+    assert ask(9000) == ("triton", "measured")
+    assert asked == [("rms_norm", {"dtype": "bf16", "mode": "fwd", "M": 9000, "N": 512})]
+    found[1] = ours(status=Status.oom, timing=None)
+    with pytest.warns(UserWarning, match="out of memory while choosing, so not chosen: triton"):
+        assert ask(9000) == ("eager", "measured")
+    found[:] = [record(timing=timing(1, timer="host"))]
+    with pytest.warns(UserWarning, match="rms_norm cannot be chosen for: no case has a baseline"):
+        assert ask(9000) == ("eager", "baseline")
+    with pytest.raises(ValueError, match="tune is one of never, first-call, got 'always'"):
+        kernelbench.dispatch_from(tmp_path / "t.json", tune="always")  # type: ignore[arg-type]

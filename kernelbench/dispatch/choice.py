@@ -7,7 +7,7 @@ A choice that was made once is a look-up in a dictionary. Nothing is ever measur
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -35,6 +35,7 @@ class Choice:
     speedup: float | None = None
 
 
+Measuring = Callable[[str, str, str, Mapping[str, Axis]], Entry | None]
 Key = tuple[str, str, str, tuple[tuple[str, Axis], ...], tuple[str, ...]]
 
 
@@ -47,6 +48,8 @@ class Dispatch:
         measured case, or raise NoChoiceError (`error`).
     forced: a provider by family that the user wants whatever was measured.
     enabled: whether to choose at all; else everything but what is forced is the baseline.
+    measure: makes the entry of a case that is not in the table, when it is first asked for; None
+        where it cannot.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class Dispatch:
         on_miss: OnMiss = "baseline",
         forced: Mapping[str, str] | None = None,
         enabled: bool = True,
+        measure: Measuring | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if on_miss not in ON_MISS:
             raise ValueError(f"on_miss is one of {', '.join(ON_MISS)}, got {on_miss!r}")
-        self.on_miss, self.enabled = on_miss, enabled
+        self.on_miss, self.enabled, self._measure = on_miss, enabled, measure
         self.forced = dict(forced or {})
         self.margin = table.margin if table else math.inf
         self.stale: dict[str, str] = {}
@@ -96,10 +100,14 @@ class Dispatch:
         key = (family, dtype, mode, axes, among)
         found = self._made.get(key)
         if found is None:
-            found = self._choose(*key)
             with self._lock:
-                found = self._made.setdefault(key, found)
+                found = self._made.get(key) or self._choose(*key)
+                self._made[key] = found
         return found
+
+    def summary(self) -> dict[str, dict[str, str | float | None]]:
+        """All decisions in plain types, for the summary of a run in a tracker."""
+        return {case: asdict(choice) for case, choice in self.decisions.items()}
 
     @property
     def decisions(self) -> dict[str, Choice]:
@@ -125,33 +133,50 @@ class Dispatch:
             return Choice(wanted, "forced", "the user wants it")
         if not self.enabled:
             return Choice(baseline, "off", "choosing is off")
-        known = self._families.get(family)
-        if known is None:
-            return self._missed(
-                family, baseline, self.stale.get(family) or "it is not in the table"
-            )
-        wanted_axes = {**known.defaults, **dict(axes)}
-        alike = [
-            entry
-            for entry in known.entries
-            if (entry.dtype, entry.mode) == (dtype, mode) and _alike(entry.axes, wanted_axes)
-        ]
-        for entry in alike:
-            if entry.axes == wanted_axes:
+        found = self._in_table(family, dtype, mode, dict(axes), among)
+        if found is not None and found.how in ("measured", "between"):
+            return found
+        if self._measure is not None:
+            entry = self._measure(family, dtype, mode, dict(axes))
+            if entry is not None:
                 return self._of(entry, among, "measured", entry.reason)
-        corners = _corners(alike, wanted_axes)
-        if corners:
-            return self._between(corners, among)
-        if alike and self.on_miss == "nearest":
-            near = min(alike, key=lambda entry: _distance(entry.axes, wanted_axes))
-            shown = " ".join(f"{name}={value}" for name, value in near.axes.items())
-            return self._of(near, among, "nearest", f"measured was {shown}")
-        return self._missed(family, baseline, "no case around it was measured")
-
-    def _missed(self, family: str, baseline: str, why: str) -> Choice:
+        if found is not None:
+            return found
+        why = self.stale.get(family, "nothing like it was measured")
         if self.on_miss == "error":
             raise NoChoiceError(f"{family}: {why}")
         return Choice(baseline, "baseline", why)
+
+    def _in_table(
+        self,
+        family: str,
+        dtype: str,
+        mode: str,
+        axes: Mapping[str, Axis],
+        among: tuple[str, ...],
+    ) -> Choice | None:
+        """By the entry of the case itself, by those around it, or, where a miss is to take it, by
+        the nearest."""
+        known = self._families.get(family)
+        if known is None:
+            return None
+        wanted = {**known.defaults, **axes}
+        alike = [
+            entry
+            for entry in known.entries
+            if (entry.dtype, entry.mode) == (dtype, mode) and _alike(entry.axes, wanted)
+        ]
+        for entry in alike:
+            if entry.axes == wanted:
+                return self._of(entry, among, "measured", entry.reason)
+        corners = _corners(alike, wanted)
+        if corners:
+            return self._between(corners, among)
+        if not alike or self.on_miss != "nearest":
+            return None
+        near = min(alike, key=lambda entry: _distance(entry.axes, wanted))
+        shown = " ".join(f"{name}={value}" for name, value in near.axes.items())
+        return self._of(near, among, "nearest", f"measured was {shown}")
 
     def _of(self, entry: Entry, among: Sequence[str], how: How, reason: str) -> Choice:
         """The first of an entry's options that the caller has."""

@@ -3,12 +3,18 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
-from kernelbench import families
-from kernelbench.dispatch import Dispatch, Table, TableError, Where
+from kernelbench import families, select
+from kernelbench.dispatch import Dispatch, Entry, Table, TableError, Where
 from kernelbench.dispatch.choice import OnMiss
+from kernelbench.dispatch.table import Axis
 from kernelbench.measure import environment
 from kernelbench.source import source_hash
+from kernelbench.spec import Status, UsageError
+from kernelbench.verbs.here import bench
+
+TUNE = ("never", "first-call")
 
 
 def dispatch_from(
@@ -17,6 +23,7 @@ def dispatch_from(
     on_miss: OnMiss = "baseline",
     forced: Mapping[str, str] | None = None,
     benchmark_kernels: bool = True,
+    tune: Literal["never", "first-call"] = "never",
 ) -> Dispatch:
     """The choices of a table that `kernelbench select` wrote, as far as they hold here.
 
@@ -25,9 +32,14 @@ def dispatch_from(
     on_miss: where nothing like a case was measured: `baseline`, `nearest` measured case, `error`.
     forced: a provider by family that is used whatever was measured.
     benchmark_kernels: False takes the baseline for all that is not forced.
+    tune: `first-call` measures what is not in the table when it is first asked for, in this
+        process, by `kernelbench.bench`, which takes seconds and the GPU's memory; `never` measures
+        nothing, in any case.
 
-    Nothing is measured. Raises ValueError for an `on_miss` that is none.
+    Raises ValueError for an `on_miss` or a `tune` that is none.
     """
+    if tune not in TUNE:
+        raise ValueError(f"tune is one of {', '.join(TUNE)}, got {tune!r}")
     table: Table | None = None
     try:
         table = Table.read(Path(path))
@@ -42,8 +54,24 @@ def dispatch_from(
         on_miss=on_miss,
         forced=forced,
         enabled=benchmark_kernels,
+        measure=measure if tune == "first-call" else None,
         say=warn,
     )
+
+
+def measure(family: str, dtype: str, mode: str, axes: Mapping[str, Axis]) -> Entry | None:
+    """The entry of a case, measured now; None, with a warning, where there is no time of a GPU."""
+    case: dict[str, Any] = {"dtype": dtype, "mode": mode, **axes}
+    records = bench(family, **case)
+    full = [record.provider for record in records if record.status is Status.oom]
+    if full:
+        warn(f"{family}: out of memory while choosing, so not chosen: {', '.join(full)}")
+    try:
+        made = select.select(records, here(), {})
+    except UsageError as error:
+        warn(f"{family} cannot be chosen for: {error}")
+        return None
+    return next(entry for _, entry in made.entries())
 
 
 def here() -> Where:
