@@ -143,7 +143,10 @@ def test_what_the_clock_reads_of_a_call_without_messages(
     """As on a GPU; what it sends is pretended, and counted where it would go."""
     calls: list[str] = []
     workload = SimpleNamespace(
-        name="ours", call=lambda: calls.append("call"), grad_mode=nullcontext, restore=lambda: None
+        name="ours",
+        call=lambda: calls.append("call"),
+        ready=lambda: calls.append("ready"),
+        grad_mode=nullcontext,
     )
 
     @contextmanager
@@ -169,12 +172,12 @@ def test_what_the_clock_reads_of_a_call_without_messages(
     assert found == Messages(
         received_bytes=8192, without_ns=(70, 80, 90), kernels_ns=120, kernels_without_ns=50
     )
-    assert calls == ["silence", "call"] * 2
+    assert calls == ["ready", *["silence", "call"] * 2]
 
 
 def test_a_call_without_messages_has_no_cost_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     workload: Any = SimpleNamespace(
-        name="ours", call=lambda: None, grad_mode=nullcontext, restore=lambda: None
+        name="ours", call=lambda: None, ready=lambda: None, grad_mode=nullcontext
     )
     session: Any = SimpleNamespace(
         team=Alone(), clock=SimpleNamespace(times=True), synchronize=lambda: None

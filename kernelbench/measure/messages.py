@@ -184,8 +184,8 @@ def read_messages(task: Task, candidates: Sequence[Candidate]) -> None:
 def _read(session: Session, workload: Workload) -> Messages | None:
     """None where there are none."""
     quiet, team = Quiet(workload), session.team
+    quiet.ready()
     with quiet.grad_mode():
-        quiet.restore()
         quiet.call()
     session.synchronize()
     received = max(team.gather(quiet.received))
