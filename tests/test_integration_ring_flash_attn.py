@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from test_parallel_zigzag import drawn, whole
+from gloo import drawn, exact
 from torch import Tensor
 
 from kernelbench.families.zigzag_parallel import flash_attn_shim
@@ -214,10 +214,7 @@ def _right_on_a_rank(
     q, k, v, do = (x.to(dtype) for x in drawn(sum(lengths), seed=len(lengths)))
     if "qkvpacked" in form:
         q, do = q[:, :2], do[:, :2]
-    leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    wanted = whole(*leaves, lengths, True)
-    right = [wanted, *torch.autograd.grad(wanted, leaves, do.double())]
-    right = [layout.shard(x, rank) for x in right]
+    right = [layout.shard(x, rank) for x in exact((q, k, v, do), lengths, True)]
 
     def answer() -> list[Tensor]:
         local = [layout.shard(x, rank).requires_grad_() for x in (q, k, v)]
@@ -227,9 +224,9 @@ def _right_on_a_rank(
     theirs, modules = answer(), [package.zigzag_ring_flash_attn]
     modules.append(package.zigzag_ring_flash_attn_varlen)
     originals = [modules[0].ZigZagRingFlashAttnFunc, modules[1].ZigZagRingFlashAttnVarlenFunc]
-    budget, exact = (2e-3, False) if dtype is torch.float16 else (2e-6, True)
+    budget, in_fp32 = (2e-3, False) if dtype is torch.float16 else (2e-6, True)
     # In fp32, which flash_attn does not take, the package adds gradients to what it overwrites.
-    for each in flags[:1] if exact else flags:
+    for each in flags[:1] if in_fp32 else flags:
         with patch(flags=each, cp_comm_type=comm):
             ours = answer()
             assert isinstance(modules[0].ZigZagRingFlashAttnFunc, released.Zigzag)

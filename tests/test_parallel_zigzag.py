@@ -1,70 +1,73 @@
-"""Zigzag attention over ranks of the CPU (gloo, Triton's interpreter): o and gradients of the whole
-are those of one process in fp64."""
+"""Zigzag attention over ranks of the CPU: o and gradients of the whole are those of one process in
+fp64."""
 
-import math
-import os
-import socket
-from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from gloo import drawn, exact, together, worst_token
 from torch import Tensor
 
-from kernelbench.kernels.launch import INTERPRETED
+from kernelbench.kernels.attention import attention
 from kernelbench.parallel import ZigzagAttention, ZigzagLayout, zigzag_attention_func
 
-H, G, D = 4, 2, 16
 Case = tuple[list[int], int, int, bool, str]  # lengths, least, heads at a time, causal, how
 
 
-def whole(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool) -> Tensor:
-    """In fp64, document by document."""
-    parts = []
-    for q_s, k_s, v_s in zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True):
-        k_s, v_s = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k_s, v_s))
-        score = torch.einsum("nhd,mhd->hnm", q_s, k_s) / D**0.5
-        if causal:
-            score = score.masked_fill(torch.ones_like(score[0]).triu(1).bool(), -math.inf)
-        parts.append(torch.einsum("hnm,mhd->nhd", score.softmax(-1), v_s))
-    return torch.cat(parts)
+def _agree(rank: int, ranks: int, cases: list[Case]) -> None:
+    for case in cases:
+        _make_the_whole(rank, ranks, case)
+        _are_as_precise_as_one(rank, ranks, case)
 
 
-def drawn(T: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = (T, H, D), (T, G, D), (T, G, D), (T, H, D)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+def _make_the_whole(rank: int, ranks: int, case: Case) -> None:
+    lengths, least, stride, causal, comm = case
+    layout = ZigzagLayout.of(lengths, ranks, least)
+    operator = ZigzagAttention(heads_k_stride=stride, causal=causal, cp_comm_type=comm)
+    draws = [drawn(sum(lengths), seed) for seed in (0, 1)]
+    calls = []
+    for q, k, v, do in draws:
+        local = [layout.shard(x, rank).requires_grad_() for x in (q, k, v)]
+        calls.append((operator(*local, layout), local, layout.shard(do, rank)))
+    # The first call's gradients come after the second one's o: neither may have the other's keys.
+    for draw, (o, local, do) in zip(draws, calls, strict=True):
+        found = [o, *torch.autograd.grad(o, local, do)]
+        for one, other in zip(found, exact(draw, lengths, causal), strict=True):
+            error = worst_token(layout.unshard(one), other)
+            assert error < 4e-6, (case, error)
+            assert not one[layout.rows(rank) < 0].any()
 
 
-def _of_rank(rank: int, port: int, ranks: int, cases: list[Case]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ["WORLD_SIZE"] = str(ranks)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for lengths, least, stride, causal, comm in cases:
-        layout = ZigzagLayout.of(lengths, ranks, least)
-        for seed in (0, 1):  # the second one has other keys: nothing stale may be left
-            q, k, v, do = drawn(sum(lengths), seed)
-            leaves = [x.double().requires_grad_() for x in (q, k, v)]
-            right = whole(*leaves, lengths, causal)
-            wanted = [right, *torch.autograd.grad(right, leaves, do.double())]
-            local = [layout.shard(x, rank).requires_grad_() for x in (q, k, v)]
-            operator = ZigzagAttention(heads_k_stride=stride, causal=causal, cp_comm_type=comm)
-            o = operator(*local, layout)
-            found = [o, *torch.autograd.grad(o, local, layout.shard(do, rank))]
-            for one, other in zip(found, wanted, strict=True):
-                error = (layout.unshard(one).double() - other).norm() / other.norm()
-                assert error < 2e-6, (lengths, least, stride, causal, comm, error)
-                assert not one[layout.rows(rank) < 0].any()
-    dist.destroy_process_group()
+def _are_as_precise_as_one(rank: int, ranks: int, case: Case) -> None:
+    """In fp16, errors are at most 2.5 times those of the kernels in one process, and 2e-3; of the
+    norm, at most 1.5 times."""
+    lengths, least, stride, causal, comm = case
+    layout = ZigzagLayout.of(lengths, ranks, least)
+    draw = drawn(sum(lengths), 2, torch.float16)
+    local = [layout.shard(x, rank).requires_grad_() for x in draw[:3]]
+    o = zigzag_attention_func(
+        *local, layout, heads_k_stride=stride, causal=causal, cp_comm_type=comm
+    )
+    found = [o, *torch.autograd.grad(o, local, layout.shard(draw[3], rank))]
+    alone, wanted = _alone(draw, lengths, causal), exact(draw, lengths, causal)
+    for one, other, right in zip(found, alone, wanted, strict=True):
+        ours, theirs = layout.unshard(one).double() - right, other.double() - right
+        assert ours.abs().max() <= 2.5 * theirs.abs().max() + 2e-3, case
+        assert ours.norm() <= 1.5 * theirs.norm(), case
+
+
+def _alone(draw: list[Tensor], lengths: list[int], causal: bool) -> list[Tensor]:
+    local = [x.clone().requires_grad_() for x in draw[:3]]
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    o = attention(*local, cu_seqlens_q=starts, causal=causal)
+    assert isinstance(o, Tensor)
+    return [o, *torch.autograd.grad(o, local, draw[3])]
 
 
 FEW: list[Case] = [
-    ([20, 3, 9], 4, 1, True, "all_gather"),
-    ([20, 3, 9], 4, 1, True, "p2p"),
+    ([21, 3], 4, 1, True, "all_gather"),  # the last token is alone in what 2W leaves
+    ([21, 3], 4, 1, True, "p2p"),
 ]
 MANY: list[Case] = [
     ([40, 7, 24, 9, 33], 4, 1, True, "all_gather"),
@@ -83,17 +86,8 @@ MANY: list[Case] = [
         *(pytest.param(n, MANY, id=f"{n} more", marks=pytest.mark.slow) for n in (1, 2, 4)),
     ],
 )
-def test_ranks_make_the_whole(
-    ranks: int, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not INTERPRETED:
-        pytest.skip("ranks of the CPU need Triton's interpreter")
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    torch.multiprocessing.spawn(_of_rank, (port, ranks, cases), nprocs=ranks)  # type: ignore[no-untyped-call]
+def test_ranks_make_the_whole_as_precisely_as_one(ranks: int, cases: list[Case]) -> None:
+    together(_agree, ranks, cases)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -118,6 +112,7 @@ def test_shards_are_rows_in_any_axis_and_padding_is_zero() -> None:
     assert layout.rows(1).tolist() == [2, 3, 4, 5, 7, -1]
     x = torch.arange(1.0, 17.0).view(2, 8)
     assert layout.shard(x, 0, dim=1).tolist() == [[1, 2, 0, 0, 7, 0], [9, 10, 0, 0, 15, 0]]
+    assert layout.shard(x.long()[0], 0, fill=-100).tolist() == [1, 2, -100, -100, 7, -100]
     with pytest.raises(ValueError, match="takes all 8 tokens along axis 0, got 2"):
         layout.shard(x, 0)
 
@@ -130,6 +125,10 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = torch.randn(300, 4, 16), torch.randn(300, 2, 16)
     with pytest.raises(ValueError, match="rank 1 has L = 300 rows of these documents, got"):
         zigzag_attention_func(q[:-1], k[:-1], k[:-1], starts)
+    with pytest.raises(ValueError, match="rank 1 has L = 300 rows of these documents, got"):
+        zigzag_attention_func(q, k[..., :8], k[..., :8], starts)
+    with pytest.raises(TypeError, match=r"one dtype, .* torch.float32, torch.float16: conv"):
+        zigzag_attention_func(q, k, k.half(), starts)
     with pytest.raises(ValueError, match="heads_k_stride that divides them, got 4 of q, 2, and 3"):
         zigzag_attention_func(q, k, k, starts, heads_k_stride=3)
     for wrong in ({"cp_comm_type": "ring"}, {"cp_comm_type": "p2p", "causal": False}):

@@ -70,8 +70,8 @@ class ZigzagLayout:
         """cu_seqlens of the documents that a rank has whole."""
         return _whole_starts(self, rank, device)
 
-    def shard(self, x: Tensor, rank: int, dim: int = 0) -> Tensor:
-        """A rank's rows of x, whose axis `dim` is all tokens; zeros for what is padded."""
+    def shard(self, x: Tensor, rank: int, dim: int = 0, fill: float = 0) -> Tensor:
+        """A rank's rows of x, whose axis `dim` is all tokens; `fill` for what is padded."""
         if x.shape[dim] != sum(self.lengths):
             raise ValueError(
                 f"shard takes all {sum(self.lengths)} tokens along axis {dim}, got {x.shape[dim]}"
@@ -79,7 +79,7 @@ class ZigzagLayout:
         some = x.index_select(dim, self.rows(rank).clamp(min=0).to(x.device))
         padding, shape = self.padding(rank, x.device), [1] * x.dim()
         shape[dim] = -1
-        return some if padding is None else some.masked_fill(padding.view(shape), 0)
+        return some if padding is None else some.masked_fill(padding.view(shape), fill)
 
     @cached_property
     def most_rows(self) -> int:

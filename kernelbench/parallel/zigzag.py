@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
+from kernelbench.kernels.attention.checks import DTYPES
 from kernelbench.kernels.attention.tiles import statistic_of, to_base_2
 from kernelbench.kernels.operators import as_flag, as_scale, differentiable_once
 from kernelbench.kernels.zigzag_attention import parts
@@ -81,6 +82,7 @@ def _attend(
     for some, k_all, v_all in keys:
         outs = o[:, some.q], lse[:, some.q]
         parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
+        del k_all, v_all  # before memory is taken for those after the next
     return o, lse
 
 
@@ -112,6 +114,7 @@ class _Zigzag(torch.autograd.Function):
             saved = statistics[0][:, some.q], statistics[1][:, some.q]
             queries = do[:, some.q], q[:, some.q]
             parts.backward(*queries, k_all, v_all, documents, saved, outs, how=call.how)
+            del k_all, v_all  # as in the forward
             _land(going, dk, dv)
             going = _send(both, some, call)
         _land(going, dk, dv)
@@ -178,8 +181,8 @@ def zigzag_attention_func(
     one message, those of the next heads while the kernel works on the last ones. In the backward
     they travel again, and dk and dv are summed over the ranks in fp32.
 
-    Raises ValueError for shapes that do not fit the layout, and what `zigzag_attention` raises.
-    Llama 3 (arXiv:2407.21783, §3.3.2).
+    Raises ValueError for shapes that do not fit the layout, TypeError for dtypes, and what
+    `zigzag_attention` raises. Llama 3 (arXiv:2407.21783, §3.3.2).
     """
     ranks, rank = 1, 0
     if group is not None or dist.is_initialized():
@@ -229,10 +232,20 @@ def _check(
         raise ValueError(f"{name}: the layout is of {layout.ranks} ranks, the group has {ranks}")
     rows = layout.cut_rows + sum(layout.whole(rank))
     shapes = [tuple(x.shape) for x in (q, k, v)]
-    if any(len(shape) != 3 or shape[0] != rows for shape in shapes) or shapes[1] != shapes[2]:
+    if (
+        any(len(shape) != 3 or shape[0] != rows for shape in shapes)
+        or shapes[1] != shapes[2]
+        or shapes[0][2] != shapes[1][2]
+    ):
         raise ValueError(
             f"{name} takes q (L,H,D), k and v (L,G,D), where rank {rank} has L = {rows} rows of "
             f"these documents, got {', '.join(map(str, shapes))}"
+        )
+    dtypes = [x.dtype for x in (q, k, v)]
+    if dtypes[0] not in DTYPES or len({*dtypes}) > 1:
+        raise TypeError(
+            f"{name} takes q, k and v of one dtype, float32, float16 or bfloat16, got "
+            f"{', '.join(map(str, dtypes))}: convert them with .to()"
         )
     G = shapes[1][1]
     if shapes[0][1] % max(G, 1) or not 1 <= step <= G or G % step:

@@ -1,0 +1,69 @@
+"""Ranks of the CPU, over gloo, in Triton's interpreter; and what they attend to, in fp64."""
+
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from kernelbench.kernels.launch import INTERPRETED
+
+H, G, D = 4, 2, 16
+
+
+def together(work: Callable[..., None], ranks: int, *args: Any) -> None:
+    """Call work(rank, ranks, *args) in a process of each rank."""
+    if not INTERPRETED:
+        pytest.skip("ranks of the CPU need Triton's interpreter")
+    here = Path(__file__).parent
+    with socket.socket() as found, pytest.MonkeyPatch.context() as patch:
+        found.bind(("127.0.0.1", 0))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(found.getsockname()[1]))
+        patch.setenv("WORLD_SIZE", str(ranks))
+        found.close()
+        torch.multiprocessing.spawn(_of_rank, (work, ranks, *args), nprocs=ranks)  # type: ignore[no-untyped-call]
+
+
+def _of_rank(rank: int, work: Callable[..., None], ranks: int, *args: Any) -> None:
+    os.environ["RANK"] = str(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    work(rank, ranks, *args)
+    dist.destroy_process_group()
+
+
+def drawn(T: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """q, k, v and do."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (T, H, D), (T, G, D), (T, G, D), (T, H, D)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def exact(inputs: Sequence[Tensor], lengths: Sequence[int], causal: bool) -> list[Tensor]:
+    """o, dq, dk and dv in fp64, document by document."""
+    q, k, v, do = (x.double() for x in inputs)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    parts = []
+    for q_s, k_s, v_s in zip(*(x.split(list(lengths)) for x in leaves), strict=True):
+        k_s, v_s = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k_s, v_s))
+        score = torch.einsum("nhd,mhd->hnm", q_s, k_s) / D**0.5
+        if causal:
+            score = score.masked_fill(torch.ones_like(score[0]).triu(1).bool(), -math.inf)
+        parts.append(torch.einsum("hnm,mhd->nhd", score.softmax(-1), v_s))
+    o = torch.cat(parts)
+    return [o.detach(), *torch.autograd.grad(o, leaves, do)]
+
+
+def worst_token(found: Tensor, wanted: Tensor) -> float:
+    """The largest error of a token, relative to the largest norm of one."""
+    error = (found.double() - wanted).flatten(1).norm(dim=1).max()
+    return float(error / wanted.flatten(1).norm(dim=1).max())
