@@ -26,7 +26,6 @@ _OTHERS = {
     F.multi_head_attention_forward: "nn.MultiheadAttention",
     torch.ops.higher_order.flex_attention: "flex_attention",
 }
-
 _GRADIENTS = {torch.autograd.backward, torch.autograd.grad}
 _Node = Tensor | GradientEdge
 
