@@ -6,50 +6,83 @@ cannot be told from it, within the interval of their ratio, and comes earlier in
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kernelbench import metrics
 from kernelbench.dispatch import Choice, Dispatch, Entry, FamilyTable, Option, Table, Where
 from kernelbench.dispatch.table import MARGIN, Axis
+from kernelbench.numbers import times
 from kernelbench.spec import Accuracy, Role, RunRecord, Status, UsageError
 
 SIMPLER = (Role.baseline, Role.torch_fused, Role.triton_fused, Role.peer, Role.ablation)
-SUSPICIOUS = ("shared", "throttled", "differs-when-traced", "beyond-model")  # flags, to a colon
+SUSPICIOUS = ("shared", "throttled", "beyond-model")  # flags, to a colon
 SUSPECT = "suspicious"
+FIELDS = tuple(each.name for each in fields(Where))
 NO_SIZES = ("dtype", "mode", "inputs")  # axes that are none of an entry's
+
+
+Row = tuple[str, str, str]  # family, case, provider
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """margin: what the lower end of a speedup exceeds. approximate: whether such providers may be
-    chosen. providers: those that may be, beside the baseline; all unless given. confirmed: cases
-    that were measured once more, whose flags do not count: (family, case)."""
+    chosen. providers: those that may be, beside the baseline; all unless given. confirmed: who won
+    twice, whose flags do not count: (family, case, provider)."""
 
     margin: float = MARGIN
     approximate: bool = False
     providers: tuple[str, ...] = ()
-    confirmed: frozenset[tuple[str, str]] = frozenset()
+    confirmed: frozenset[Row] = frozenset()
 
-    def excludes(self, record: RunRecord, over_baseline: metrics.Speedup | None) -> str:
-        """Why a provider that is not the baseline may not be chosen, or ""."""
-        if record.status is not Status.ok:
-            return f"{record.status.value}: {record.reason}"
+    def bars(self, record: RunRecord) -> str:
+        """Why a provider that is not the baseline may never be chosen, or ""."""
         reasons = (
             (bool(self.providers) and record.provider not in self.providers, "not asked for"),
             (record.accuracy is Accuracy.approximate and not self.approximate, "approximate"),
             (record.prepacked, "prepacked"),
             (record.role is Role.ablation, "an ablation"),
-            (over_baseline is None, "it was not timed beside the baseline"),
         )
-        if why := next((why for holds, why in reasons if holds), ""):
+        return next((why for holds, why in reasons if holds), "")
+
+    def excludes(self, record: RunRecord, over_baseline: metrics.Speedup | None) -> str:
+        """Why it may not be chosen at this case, or ""."""
+        if record.status is not Status.ok:
+            return f"{record.status.value}: {record.reason}"
+        if why := self.bars(record):
             return why
-        flags = [flag for flag in record.flags if flag.partition(":")[0] in SUSPICIOUS]
-        wins = over_baseline is not None and over_baseline.over.lo > self.margin
-        if flags and wins and record.row[:2] not in self.confirmed:
+        if over_baseline is None:
+            return "it was not timed beside the baseline"
+        flags = _doubts(record)
+        if flags and over_baseline.over.lo > self.margin and record.row not in self.confirmed:
             return f"{SUSPECT} ({', '.join(flags)}): it has to win twice"
         return ""
+
+
+def _doubts(record: RunRecord) -> list[str]:
+    """The flags that make a win suspicious."""
+    flags = [flag for flag in record.flags if flag.partition(":")[0] in SUSPICIOUS]
+    timings = (process.timing for process in record.processes)
+    traced = any(timing and times.differs_when_traced(timing) for timing in timings)
+    return [*flags, *(["differs-when-traced"] if traced else [])]
+
+
+def current(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """Of each family the records of the code and the method that were measured last, which alone
+    say something of what runs today; and in words what is left out."""
+    newest: dict[str, RunRecord] = {}
+    for record in sorted(records, key=lambda each: each.utc):
+        newest[record.family] = record
+    build = {name: (each.source, each.method) for name, each in newest.items()}
+    kept = [each for each in records if (each.source, each.method) == build[each.family]]
+    left = Counter(r.family for r in records) - Counter(r.family for r in kept)
+    return kept, [
+        f"{name}: {count} records of older code or of another method are left out"
+        for name, count in left.items()
+    ]
 
 
 def select(
@@ -59,19 +92,17 @@ def select(
     rules: Rules | None = None,
     runs: Sequence[str] = (),
 ) -> Table:
-    """The table of these records, which are of one machine, processes of a run together; of a case
-    that several runs have, the last one.
+    """The table of these records, which are of one machine, processes of a run together, as far as
+    they are `current`; of a case that several runs have, the last one whose baseline has a time.
 
     defaults: of the axes, by family. Raises UsageError where no case can be decided.
     """
     rules, entries = rules or Rules(), dict[str, dict[str, Entry]]()
     baselines: dict[str, RunRecord] = {}
-    for group in _cases(records):
-        baseline = _baseline(group)
-        if baseline is not None:
-            baselines[baseline.family] = baseline
-            entry = _entry(baseline, group, rules)
-            entries.setdefault(baseline.family, {})[baseline.case] = entry
+    for baseline, group in _cases(current(records)[0]):
+        baselines[baseline.family] = baseline
+        entry = _entry(baseline, group, rules)
+        entries.setdefault(baseline.family, {})[baseline.case] = entry
     if not entries:
         raise UsageError(
             "no case has a baseline with a time of a GPU, which a choice needs: measure one, "
@@ -99,28 +130,41 @@ def _sizes(axes: Mapping[str, Any]) -> dict[str, Axis]:
     return {name: value for name, value in axes.items() if name not in NO_SIZES}
 
 
-def _cases(records: Iterable[RunRecord]) -> Iterator[list[RunRecord]]:
-    """The records of each case, of the run that measured it last."""
+def _cases(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, list[RunRecord]]]:
+    """Of each case the baseline and all records, of the last run in which the former has a time."""
     cases: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for record in records:
         if record.axes.get("inputs", "normal") == "normal":
             runs = cases.setdefault(record.row[:2], {})
             runs.setdefault(record.run_id, []).append(record)
     for runs in cases.values():
-        yield max(runs.values(), key=lambda group: max(record.utc for record in group))
+        timed = [(b, group) for group in runs.values() if (b := _baseline(group)) is not None]
+        if timed:
+            yield max(timed, key=lambda each: max(record.utc for record in each[1]))
 
 
 def _baseline(group: Sequence[RunRecord]) -> RunRecord | None:
     return next((r for r in group if r.role is Role.baseline and metrics.timed(r)), None)
 
 
-def suspects(records: Sequence[RunRecord], rules: Rules) -> set[tuple[str, str]]:
-    """The cases (family, case) where somebody has to win twice."""
+def suspects(records: Sequence[RunRecord], rules: Rules) -> set[Row]:
+    """Who has to win twice."""
     return {
-        baseline.row[:2]
-        for group in _cases(records)
-        if (baseline := _baseline(group)) is not None
-        and any(why.startswith(SUSPECT) for why in _excluded(baseline, group, rules).values())
+        (*baseline.row[:2], provider)
+        for baseline, group in _cases(records)
+        for provider, why in _excluded(baseline, group, rules).items()
+        if why.startswith(SUSPECT)
+    }
+
+
+def winners(records: Sequence[RunRecord], rules: Rules) -> set[Row]:
+    """Who is worth it, flagged or not."""
+    trusting = replace(rules, confirmed=frozenset(record.row for record in records))
+    return {
+        (*baseline.row[:2], option.provider)
+        for baseline, group in _cases(records)
+        for option in _entry(baseline, group, trusting).options
+        if option.lo > rules.margin
     }
 
 
@@ -218,42 +262,42 @@ class Regret:
 
 
 def verify(dispatch: Dispatch, records: Sequence[RunRecord], rules: Rules) -> list[Regret]:
-    """The regret of every case of these records that has a baseline with a time."""
+    """The regret of every case of these records that has a baseline with a time. A caller has all
+    that the rules do not bar, whether it is right there or not."""
     regrets = []
-    for group in _cases(records):
-        baseline = _baseline(group)
-        if baseline is None:
-            continue
+    for baseline, group in _cases(records):
         entry = _entry(baseline, group, rules)
         speed = {option.provider: option.speedup for option in entry.options}
-        axes = tuple(entry.axes.items())
-        among = (baseline.provider, *(name for name in speed if name != baseline.provider))
-        choice = dispatch.choose(baseline.family, entry.dtype, entry.mode, axes, among)
+        others = [r.provider for r in group if r is not baseline and not rules.bars(r)]
+        choice = dispatch.choose(
+            baseline.family,
+            entry.dtype,
+            entry.mode,
+            tuple(entry.axes.items()),
+            (baseline.provider, *others),
+        )
         best = max(speed, key=lambda name: speed[name])
         always = {name: (speed[best] / each - 1) * 100 for name, each in speed.items()}
-        regrets.append(
-            Regret(
-                baseline.family,
-                baseline.case,
-                choice,
-                best,
-                always.get(choice.provider, math.inf),
-                always,
-            )
-        )
+        pct = always.get(choice.provider, math.inf)
+        regrets.append(Regret(*baseline.row[:2], choice, best, pct, always))
     return regrets
 
 
 def where_of(manifests: Sequence[Mapping[str, Any]]) -> Where:
     """The machine of these runs. Raises UsageError where they are of several, saying so."""
-    places = [_where(manifest) for manifest in manifests]
-    for place in places[1:]:
-        if difference := places[0].differs(place):
-            raise UsageError(
-                f"these runs are of different machines or versions: {difference}. A table is of "
-                "one: name runs of one"
-            )
-    return places[0] if places else Where()
+    places = dict.fromkeys(map(_where, manifests))
+    if len(places) > 1:
+        values = ((name, {getattr(place, name) for place in places}) for name in FIELDS)
+        several = (
+            f"{name} {' and '.join(sorted(found or 'unknown' for found in each))}"
+            for name, each in values
+            if len(each) > 1
+        )
+        raise UsageError(
+            f"these runs are of different machines or versions: {', '.join(several)}. A table is "
+            "of one: name runs of one"
+        )
+    return next(iter(places), Where())
 
 
 def _where(manifest: Mapping[str, Any]) -> Where:

@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"spec", "files", "metrics", "store", "claims"},
     "compare": {"spec", "numbers", "store", "metrics"},
     "dispatch": set(),
-    "select": {"spec", "metrics", "dispatch"},
+    "select": {"spec", "numbers", "metrics", "dispatch"},
     "repro": {"spec", "files", "source", "store", "metrics", "families"},
     "run": {"spec", "source", "store", "suite", "metrics", "families", "measure", "profile"},
     "verbs": set(),  # all that is above it

@@ -87,6 +87,23 @@ def test_of_those_that_the_caller_has() -> None:
     assert found.reason == "peer, which was chosen, is not to be had here" and found.speedup == 2.5
 
 
+def test_what_the_baseline_beats_is_not_chosen_under_another_name_of_the_baseline() -> None:
+    dispatch = Dispatch(table(entry({}, {"triton": 0.8}, M=1, N=1)), H200)
+    assert chosen(dispatch, ("torch", "triton"), M=1, N=1) == ("torch", "measured")
+    assert chosen(Dispatch(GRID, H200), ("torch", "triton"), M=1024, N=512)[0] == "triton"
+
+
+def test_nothing_lies_between_a_size_and_what_zero_stands_for() -> None:
+    cases = [entry({"triton": 2.0}, M=1, window=window) for window in (0, 4096, 8192)]
+    dispatch = Dispatch(table(*cases), H200)
+    assert chosen(dispatch, M=1, window=512) == ("eager", "baseline")
+    assert chosen(dispatch, M=1, window=5000) == ("triton", "between")
+
+
+def test_code_that_nobody_knows_is_not_what_was_measured() -> None:
+    assert "its code is another" in Dispatch(GRID, H200, {}).stale["rms_norm"]
+
+
 def test_between_measured_cases_only_what_is_worth_it_at_all_of_them() -> None:
     dispatch = Dispatch(GRID, H200)
     assert chosen(dispatch, M=2000, N=512) == ("triton", "between")
@@ -236,6 +253,10 @@ def test_a_table_is_json_for_people_and_the_same_when_read(tmp_path: Path) -> No
     lines = path.read_text().splitlines()
     assert sum('"dtype"' in line for line in lines) == len(GRID.families["rms_norm"].entries)
     assert json.loads(path.read_text())["schema"] == 1
+    wild = entry({"triton": 12.0, "compile": 2.0}, M=1, N=1)
+    options = (replace(wild.options[0], lo=3.1e-6, hi=float("inf")), *wild.options[1:])
+    path.write_text(table(replace(wild, options=options)).to_json())
+    assert next(each for _, each in Table.read(path).entries()).options == options
     empty = replace(GRID, families={})
     path.write_text(empty.to_json())
     assert Table.read(path) == empty
@@ -259,6 +280,7 @@ def spoiled(change: Callable[[Any, Any], None]) -> str:
         (spoiled(lambda f, e: f.update(baseline="x")), "without its baseline x"),
         (spoiled(lambda f, e: e["options"].update(eager=[0, 1, 1])), "a speedup that is none"),
         (spoiled(lambda f, e: e["axes"].update(M=[1])), "an axis that is neither"),
+        (spoiled(lambda f, e: f.update(defaults=[1])), "cannot convert"),
         (spoiled(lambda f, e: e.pop("reason")), "missing 1 required keyword-only argument"),
     ],
 )  # fmt: skip
@@ -297,6 +319,14 @@ def test_the_tree_has_the_fewest_providers_and_asks_no_more_than_it_must() -> No
     assert text.count("if ") == 2 and "if M <= 11585:" in text
     assert of_python(table(*far))["rms_norm"]("bf16", "fwd", M=11585) == "triton"
     assert of_python(table(*far))["rms_norm"]("bf16", "fwd", M=11586) == "peer"
+
+
+def test_the_tree_takes_any_name_and_axes_that_came_later() -> None:
+    cases = (entry({"triton": 2.0}, M=1, N=1), entry({"peer": 2.0}, M=1, N=1, residual=True))
+    family = replace(table(*cases).families["rms_norm"])
+    choose = of_python(replace(GRID, families={"my-op": family}))["my_op"]
+    assert choose("bf16", "fwd", residual=False) == "triton"
+    assert choose("bf16", "fwd", residual=True) == "peer"
 
 
 def test_what_the_baseline_beats_is_never_in_the_tree() -> None:
@@ -342,10 +372,14 @@ def test_a_table_from_a_file_as_it_holds_here(
         assert chosen(kernelbench.dispatch_from(path), M=1024, N=512) == ("eager", "baseline")
 
 
-def test_on_a_machine_without_a_gpu_a_table_of_one_is_stale(tmp_path: Path) -> None:
+def test_this_machine_is_told_as_manifests_tell_it() -> None:
+    from kernelbench.measure import environment
+    from kernelbench.select import where_of
     from kernelbench.verbs import choosing
 
-    assert "gpu" in H200.differs(choosing.here())
+    kind = environment.settled("auto")
+    assert choosing.here() == where_of([{"machine": environment.describe(kind)}])
+    assert H200.differs(choosing.here())
 
 
 def test_the_first_call_measures_by_the_rules_of_select(
@@ -354,7 +388,7 @@ def test_the_first_call_measures_by_the_rules_of_select(
     from test_metrics import ours, record, timing
 
     import kernelbench
-    from kernelbench.spec import RunRecord, Status
+    from kernelbench.spec import RunRecord, Status, UsageError
     from kernelbench.verbs import choosing
 
     found: list[RunRecord] = [record(), ours()]
@@ -380,6 +414,13 @@ def test_the_first_call_measures_by_the_rules_of_select(
         assert ask(9000) == ("eager", "measured")
     found[:] = [record(timing=timing(1, timer="host"))]
     with pytest.warns(UserWarning, match="rms_norm cannot be chosen for: no case has a baseline"):
+        assert ask(9000) == ("eager", "baseline")
+
+    def refuses(family: str, **axes: Any) -> list[RunRecord]:
+        raise UsageError("no axis 'M'")
+
+    monkeypatch.setattr(choosing, "bench", refuses)
+    with pytest.warns(UserWarning, match="rms_norm cannot be chosen for: no axis 'M'"):
         assert ask(9000) == ("eager", "baseline")
     with pytest.raises(ValueError, match="tune is one of never, first-call, got 'always'"):
         kernelbench.dispatch_from(tmp_path / "t.json", tune="always")  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ calls = {
     "all_reduce": lambda: dist.all_reduce(x),
     "broadcast": lambda: dist.broadcast(x, 0),
     "all_to_all_single": lambda: dist.all_to_all_single(own, x[:3], [1, 2], [1, 2]),
+    "nothing": lambda: dist.all_to_all_single(own[:0], x[:0], [0, 0], [0, 0]),
     "evenly": lambda: dist.all_to_all_single(two[:6], x),
     "all_to_all": lambda: dist.all_to_all([x[:2], x[2:]], [x[:2], x[2:]]),
     "scatter": lambda: dist.scatter(own, None, 0),
@@ -56,6 +57,10 @@ if dist.get_rank() == 1:
         with silence() as unsent:
             call()
         print(name, unsent.received)
+    counts = torch.full((2,), 1 << 40)
+    with silence():
+        dist.all_gather_into_tensor(counts, torch.ones(1, dtype=torch.int64))
+    assert counts.tolist() == [0, 0]  # nobody allocates by what lay there
     assert x.tolist() == [1.0] * 6 and two.tolist() == [7.0] * 12 and own.tolist() == [7.0] * 3
 every = torch.zeros(12)
 dist.all_gather_into_tensor(every, x + dist.get_rank())  # and afterwards they speak again
@@ -69,6 +74,7 @@ RECEIVED = {
     "all_reduce": 24,
     "broadcast": 24,
     "all_to_all_single": 4,
+    "nothing": 0,
     "evenly": 12,
     "all_to_all": 8,
     "scatter": 12,
@@ -164,12 +170,15 @@ def test_what_the_clock_reads_of_a_call_without_messages(
     monkeypatch.setattr(messages, "_kernels_ns", lambda part, team: kernels[type(part).__name__])
     clock = SimpleNamespace(times=True, batch=batch)
     session: Any = SimpleNamespace(team=Twins(), clock=clock, synchronize=lambda: None)
+    facts: dict[str, Any] = {}
+    messages._count(session, workload, facts)  # type: ignore[arg-type]
     if not held:
         with pytest.raises(RuntimeError, match="the gate did not hold for calls without messages"):
-            messages._read(session, workload)  # type: ignore[arg-type]
+            messages._cost(session, workload, facts)  # type: ignore[arg-type]
+        assert facts == {"messages": Messages(received_bytes=8192)}, "what was read is kept"
         return
-    found = messages._read(session, workload)  # type: ignore[arg-type]
-    assert found == Messages(
+    messages._cost(session, workload, facts)  # type: ignore[arg-type]
+    assert facts["messages"] == Messages(
         received_bytes=8192, without_ns=(70, 80, 90), kernels_ns=120, kernels_without_ns=50
     )
     assert calls == ["ready", *["silence", "call"] * 2]
@@ -182,7 +191,10 @@ def test_a_call_without_messages_has_no_cost_of_them(monkeypatch: pytest.MonkeyP
     session: Any = SimpleNamespace(
         team=Alone(), clock=SimpleNamespace(times=True), synchronize=lambda: None
     )
-    assert messages._read(session, workload) is None
+    facts: dict[str, Any] = {}
+    messages._count(session, workload, facts)
+    messages._cost(session, workload, facts)
+    assert facts == {}
 
 
 AXES = {"world": 2, "N": 512, "dtype": "bf16", "mode": "fwd"}
@@ -209,6 +221,10 @@ def test_what_spreading_costs() -> None:
     )
     one, two = metrics.rows_of([of_ranks(1, 9), of_ranks(2, 5, messages=said)])
     assert two["one_gpu_pct"] == pytest.approx(90)  # (9 / 2) / 5
+    late = of_ranks(2, 5, messages=said)
+    assert late.timing is not None
+    late = replace(late, timing=replace(late.timing, overhead_ns=1000))  # in both, so in neither
+    assert metrics.rows_of([late])[0]["exposed_us"] == pytest.approx(0.5)
     ends = two["one_gpu_lo_pct"], two["one_gpu_hi_pct"]  # half a step of the clock on each
     assert ends == pytest.approx((50 * 8.95 / 5.05, 50 * 9.05 / 4.95))
     assert two["exposed_us"] == pytest.approx(0.5)
@@ -242,6 +258,9 @@ def test_a_share_is_of_the_same_work_on_one_gpu(other: RunRecord) -> None:
 def test_what_was_not_right_has_no_cost_of_messages() -> None:
     said = Messages(received_bytes=5, without_ns=(4500,), kernels_ns=2, kernels_without_ns=1)
     [row] = metrics.rows_of([of_ranks(2, 5, messages=said, status=Status.implausible)])
+    ungated = of_ranks(2, 5, messages=said, further=(of_ranks(2, 5, process=1),))
+    slow = replace(ungated, timing=timing(500, timer="ungated"))
+    assert metrics.rows_of([slow])[0]["exposed_us"] is None, "of a gate that did not hold"
     assert row["exposed_us"] is row["exposed_pct"] is row["overlap_slowdown"] is None
     assert "-1 in messages" in of_ranks(2, 5, messages=replace(said, kernels_ns=-1)).impossible()
 

@@ -1,21 +1,27 @@
 """Choosing by records: who is worth it, who is not and why; and the verb."""
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from test_gather import a_run
 from test_metrics import fused, ours, record, timing
 from typer.testing import CliRunner
 
+from kernelbench import families
 from kernelbench import select as selecting
 from kernelbench.cli import app
 from kernelbench.dispatch import Dispatch, Entry, Table, Where
+from kernelbench.numbers import times
 from kernelbench.select import Rules
-from kernelbench.spec import Accuracy, Role, RunRecord, Status, UsageError
+from kernelbench.spec import Accuracy, Job, Role, RunRecord, Status, UsageError
+from kernelbench.verbs import select as verb
 
 HERE = Where(gpu="NVIDIA H200")
 
@@ -94,13 +100,47 @@ def test_what_may_be_chosen_can_be_said() -> None:
 
 def test_a_flag_matters_to_who_would_win_and_not_where_it_won_twice() -> None:
     doubtful = peer(flags=("shared",))
-    assert selecting.suspects([record(), ours(), doubtful], Rules()) == {record().row[:2]}
-    confirmed = Rules(confirmed=frozenset({record().row[:2]}))
+    assert selecting.suspects([record(), ours(), doubtful], Rules()) == {doubtful.row}
+    assert selecting.winners([record(), ours(), doubtful], Rules()) == {doubtful.row, ours().row}
+    other = Rules(confirmed=frozenset({ours().row}))
+    assert ranking(record(), ours(), doubtful, rules=other)[0] == "triton"
+    confirmed = Rules(confirmed=frozenset({doubtful.row}))
     assert ranking(record(), ours(), doubtful, rules=confirmed)[0] == "liger"
     assert selecting.suspects([record(), ours(), doubtful], confirmed) == set()
     slow = peer(flags=("shared",), timing=timing(20))
     assert selecting.suspects([record(), slow], Rules()) == set()
     assert only([record(), slow]).excluded == {}
+
+
+def test_a_call_that_tracing_slows_down_wins_under_suspicion() -> None:
+    slowed = replace(
+        timing(3), kernel_ns=(3000,) * 9, kernel_event_ns=(9000,) * 9, traced_overhead_ns=0
+    )
+    assert times.differs_when_traced(slowed)
+    entry = only([record(), ours(), peer(timing=slowed)])
+    assert entry.choice == "triton"
+    assert entry.excluded["liger"] == "suspicious (differs-when-traced): it has to win twice"
+
+
+def test_only_the_code_and_the_method_that_were_measured_last_count() -> None:
+    old = [record(source="old"), ours(source="old", timing=timing(1))]
+    late = {"source": "new", "utc": "2026-12-01T00:00:00Z", "case": "other", "group": "g2"}
+    new = [record(**late), ours(**late)]
+    for order in ([*old, *new], [*new, *old]):
+        table = selecting.select(order, HERE, {})
+        assert table.families["rms_norm"].source == "new"
+        assert [entry.options[0].speedup for _, entry in table.entries()] == [pytest.approx(2.5)]
+        said = "rms_norm: 2 records of older code or of another method are left out"
+        assert selecting.current(order) == (new, [said])
+    assert (
+        selecting.current([*new, replace(new[0], method=1, utc="2026-01-01T00:00:00Z")])[0] == new
+    )
+
+
+def test_a_later_run_without_the_baseline_takes_nothing_away() -> None:
+    later = ours(run_id="later", utc="2026-12-01T00:00:00Z", timing=timing(1))
+    assert ranking(record(), ours(), later) == ["triton", "eager"]
+    assert only([record(), ours(), later]).options[0].speedup == pytest.approx(2.5)
 
 
 def test_a_case_is_of_the_run_that_measured_it_last() -> None:
@@ -128,8 +168,12 @@ def test_a_table_is_of_one_machine() -> None:
     one = manifest(torch="2.11.0", triton="3.6.0", driver="580")
     where = selecting.where_of([one, one])
     assert where == Where("NVIDIA H200", "sm_90", "580", "2.11.0", "3.6.0")
-    with pytest.raises(UsageError, match="of different machines or versions: driver 570, not 580"):
+    with pytest.raises(UsageError, match="of different machines or versions: driver 570 and 580"):
         selecting.where_of([one, manifest(torch="2.11.0", triton="3.6.0", driver="570")])
+    older = manifest(torch="2.11.0")  # of which less is known
+    for order in ([older, one], [one, older]):
+        with pytest.raises(UsageError, match="driver 580 and unknown, triton 3.6.0 and unknown"):
+            selecting.where_of(order)
 
 
 def held_out(us: float, **times: float) -> list[RunRecord]:
@@ -149,6 +193,9 @@ def test_regret_is_what_the_choice_loses_where_it_was_not_measured() -> None:
     assert one.pct == 0 and one.always["compile"] == pytest.approx(25)
     assert (other.choice.provider, other.best) == ("triton", "compile")
     assert other.pct == pytest.approx(25) and other.always["eager"] == pytest.approx(150)
+    wrong = [replace(r, status=Status.incorrect) if r.provider == "triton" else r for r in between]
+    [lost_all] = selecting.verify(dispatch, wrong, Rules())
+    assert (lost_all.choice.provider, lost_all.pct) == ("triton", math.inf)
 
 
 def manifest_of(driver: str = "580") -> dict[str, Any]:
@@ -175,21 +222,26 @@ def test_a_table_and_a_tree_from_runs(tmp_path: Path) -> None:
 
 
 def test_a_table_is_held_against_other_cases(tmp_path: Path) -> None:
-    a_run(tmp_path / "a", "one", held_out(100, triton=40, compile=50), **manifest_of())
-    a_run(tmp_path / "b", "two", held_out(100, triton=40, compile=50), **manifest_of())
-    a_run(tmp_path / "c", "three", held_out(100, triton=60, compile=50), **manifest_of())
-    a_run(tmp_path / "d", "four", held_out(100, triton=40), **manifest_of(driver="570"))
+    known = [*held_out(100, triton=40, compile=50), *held_out(400, triton=160, compile=200)]
+    a_run(tmp_path / "a", "one", known, **manifest_of())
+    a_run(tmp_path / "b", "two", [*known, *held_out(200, triton=80)], **manifest_of())
+    slower = [*held_out(200, triton=120, compile=100), *held_out(100, triton=1)]
+    a_run(tmp_path / "c", "three", slower, **manifest_of())
+    a_run(tmp_path / "d", "four", held_out(200, triton=80), **manifest_of(driver="570"))
     table = tmp_path / "dispatch.json"
     assert asked(tmp_path / "a", "-o", table).exit_code == 0
     good = asked(tmp_path / "b", "--verify", table)
-    assert good.exit_code == 0 and "1 case: mean regret 0%, worst 0%" in good.output
+    assert good.exit_code == 0
+    assert "1 case that the table has not: mean regret 0%" in " ".join(good.output.split())
     bad = asked(tmp_path / "c", "--verify", table, "--json")
     facts = json.loads(bad.stdout)
     assert bad.exit_code == 1 and facts["mean_pct"] == pytest.approx(20)
-    always = facts["cases"][0]["always"]
+    always = next(each["always"] for each in facts["cases"] if each["case"] == "M200")
     assert always == pytest.approx({"compile": 0, "triton": 20, "eager": 100})
     stale = asked(tmp_path / "d", "--verify", table)
     assert stale.exit_code == 1 and "driver 570, not 580" in stale.output
+    same = asked(tmp_path / "a", "--verify", table)
+    assert same.exit_code == 2 and "the table has every case of these" in same.output
 
 
 @pytest.mark.parametrize(
@@ -200,6 +252,9 @@ def test_a_table_is_held_against_other_cases(tmp_path: Path) -> None:
         (("{}", "--margin", "nan"), "--margin is a ratio of at least 1, got nan"),
         (("{}", "--verify", "{}/nowhere.json"), "cannot be read"),
         (("{}/empty",), "no case has a baseline with a time of a GPU"),
+        (("{}", "--verify", "x", "-o", "y"), "--verify makes no table"),
+        (("{}", "-f", "rms_nrm"), "--family: no 'rms_nrm' in these runs"),
+        (("{}", "-p", "tritn"), "--provider: no 'tritn' in these runs"),
     ],
 )
 def test_bad_input_is_named(words: Sequence[str], why: str, tmp_path: Path) -> None:
@@ -250,6 +305,30 @@ def test_what_wins_under_suspicion_is_measured_again_and_what_has_no_room_at_hal
     assert chosen == {64: "triton", 128: "triton", 8192: "eager", 4096: "triton"}
 
 
+def test_an_interrupted_run_chooses_nothing_and_half_of_some_cases_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_one(plan: Any, options: Any, out: Path, output: Any) -> Any:
+        lines = [
+            each
+            for job in plan.jobs
+            for shared in [{"case": job.case.id, "axes": job.case.as_axes(), "group": job.case.id}]
+            for each in (record(**shared), ours(flags=("shared",), **shared))
+        ]
+        return SimpleNamespace(interrupted=130), a_run(out, "run", lines, **manifest_of())
+
+    monkeypatch.setattr("kernelbench.verbs.run.run_one", run_one)
+    out = tmp_path / "dispatch.json"
+    done = asked("smoke", "-f", "rms_norm", "--runs", tmp_path / "runs", "--out", out)
+    assert done.exit_code == 130 and "Nothing was chosen" in done.output
+    assert not out.exists()
+    case = families.load(())["rotary"].case.from_axes(
+        {"B": 1, "S": 1, "Hq": 1, "Hk": 1, "D": 2, "dtype": "bf16"}
+    )
+    assert verb._half(Job(family="rotary", case=case, providers=("eager",))) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has times")
 def test_without_a_gpu_nothing_can_be_chosen(tmp_path: Path) -> None:
     done = asked("smoke", "--family", "rms_norm", "--runs", tmp_path)
     assert done.exit_code == 2

@@ -1,7 +1,8 @@
 """Choices by a table: exact where a case was measured, else between measured ones, else what the
 caller wants on a miss.
 
-A choice that was made once is a look-up in a dictionary. Nothing is ever measured here.
+A choice that was made once is a look-up in a dictionary. Nothing is measured, but by whom the
+caller hands over for that.
 """
 
 import math
@@ -72,13 +73,14 @@ class Dispatch:
         self.stale: dict[str, str] = {}
         self._families: dict[str, FamilyTable] = {}
         self._made: dict[Key, Choice] = {}
-        self._lock = threading.Lock()
+        self._lock, self._measuring = threading.Lock(), threading.RLock()
         for name, family in (table.families if table else {}).items():
             assert table is not None
-            if why := _stale(table.where.differs(here), family.source, (sources or {}).get(name)):
+            now = family.source if sources is None else sources.get(name, "unknown")
+            if why := _stale(table.where.differs(here), family.source, now):
                 self.stale[name] = why
             else:
-                self._families[name] = _with_defaults(family)
+                self._families[name] = with_defaults(family)
         if self.stale:
             what = "; ".join(f"{name}: {why}" for name, why in self.stale.items())
             say(f"the dispatch table is not used for {what}. `kernelbench select` makes a new one")
@@ -100,9 +102,9 @@ class Dispatch:
         key = (family, dtype, mode, axes, among)
         found = self._made.get(key)
         if found is None:
+            found = self._choose(*key)
             with self._lock:
-                found = self._made.get(key) or self._choose(*key)
-                self._made[key] = found
+                found = self._made.setdefault(key, found)
         return found
 
     def summary(self) -> dict[str, dict[str, str | float | None]]:
@@ -137,9 +139,13 @@ class Dispatch:
         if found is not None and found.how in ("measured", "between"):
             return found
         if self._measure is not None:
-            entry = self._measure(family, dtype, mode, dict(axes))
+            with self._measuring:  # by one thread at a time, and once
+                made = self._made.get((family, dtype, mode, axes, among))
+                entry = None if made else self._measure(family, dtype, mode, dict(axes))
+            if made is not None:
+                return made
             if entry is not None:
-                return self._of(entry, among, "measured", entry.reason)
+                return _of(entry, baseline, among, "measured", entry.reason)
         if found is not None:
             return found
         why = self.stale.get(family, "nothing like it was measured")
@@ -168,7 +174,7 @@ class Dispatch:
         ]
         for entry in alike:
             if entry.axes == wanted:
-                return self._of(entry, among, "measured", entry.reason)
+                return _of(entry, known.baseline, among, "measured", entry.reason)
         corners = _corners(alike, wanted)
         if corners:
             return self._between(corners, among)
@@ -176,16 +182,7 @@ class Dispatch:
             return None
         near = min(alike, key=lambda entry: _distance(entry.axes, wanted))
         shown = " ".join(f"{name}={value}" for name, value in near.axes.items())
-        return self._of(near, among, "nearest", f"measured was {shown}")
-
-    def _of(self, entry: Entry, among: Sequence[str], how: How, reason: str) -> Choice:
-        """The first of an entry's options that the caller has."""
-        options = {option.provider: option for option in entry.options}
-        provider = next((name for name in options if name in among), among[0])
-        option = options.get(provider)
-        if provider != entry.choice:
-            reason = f"{entry.choice}, which was chosen, is not to be had here"
-        return Choice(provider, how, reason, option.speedup if option else None)
+        return _of(near, known.baseline, among, "nearest", f"measured was {shown}")
 
     def _between(self, corners: Sequence[Entry], among: Sequence[str]) -> Choice:
         """What is worth it at every measured case around, and there the fastest on average; else
@@ -200,7 +197,22 @@ class Dispatch:
         return Choice(best, "between", reason, _mean(each[best] for each in at))
 
 
-def _with_defaults(family: FamilyTable) -> FamilyTable:
+def _of(entry: Entry, baseline: str, among: Sequence[str], how: How, reason: str) -> Choice:
+    """The first of an entry's options that the caller has, as long as the baseline is not as good;
+    else the caller's baseline."""
+    for option in entry.options:
+        if option.provider == baseline:
+            break
+        if option.provider in among:
+            if option.provider != entry.choice:
+                reason = f"{entry.choice}, which was chosen, is not to be had here"
+            return Choice(option.provider, how, reason, option.speedup)
+    if entry.choice != baseline:
+        reason = f"{entry.choice}, which was chosen, is not to be had here"
+    return Choice(among[0], how, reason, 1.0 if among[0] == baseline else None)
+
+
+def with_defaults(family: FamilyTable) -> FamilyTable:
     """Entries that name every axis, also one that was added after they were measured."""
     entries = (replace(e, axes={**family.defaults, **e.axes}) for e in family.entries)
     return replace(family, entries=tuple(entries))
@@ -210,10 +222,10 @@ def _case_of(family: str, dtype: str, mode: str, axes: tuple[tuple[str, Axis], .
     return f"{family}/{'-'.join([*(f'{name}{value}' for name, value in axes), dtype, mode])}"
 
 
-def _stale(elsewhere: str, source: str, now: str | None) -> str:
+def _stale(elsewhere: str, source: str, now: str) -> str:
     if elsewhere:
         return f"it is of {elsewhere}"
-    return "its code is another" if source and now is not None and source != now else ""
+    return "its code is another" if source and source != now else ""
 
 
 def _number(value: Axis) -> bool:
@@ -229,14 +241,15 @@ def _alike(one: Mapping[str, Axis], other: Mapping[str, Axis]) -> bool:
 
 def _corners(entries: Sequence[Entry], wanted: Mapping[str, Axis]) -> list[Entry]:
     """The measured cases at the corners of the smallest box of measured sizes around a case; none
-    where one of them is missing."""
+    where one of them is missing. No size is between 0, which stands for something else, and
+    another."""
     sides: list[tuple[Axis, ...]] = []
     for name, value in wanted.items():
         sizes = {entry.axes[name] for entry in entries}
         if value in sizes or not _number(value):
             sides.append((value,))
             continue
-        below = [size for size in sizes if size < value]  # type: ignore[operator]
+        below = [size for size in sizes if 0 < size < value]  # type: ignore[operator]
         above = [size for size in sizes if size > value]  # type: ignore[operator]
         if not below or not above:
             return []

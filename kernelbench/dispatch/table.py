@@ -159,12 +159,15 @@ class Table:
 def _plain(value: Any) -> Any:
     if isinstance(value, Entry):
         facts = {each.name: getattr(value, each.name) for each in fields(value)}
-        options = {
-            o.provider: [round(x, 4) for x in (o.speedup, o.lo, o.hi)] for o in value.options
-        }
+        options = {o.provider: [_digits(x) for x in (o.speedup, o.lo, o.hi)] for o in value.options}
         facts |= {"options": options, "regret_pct": round(value.regret_pct, 2)}
         return {k: v for k, v in facts.items() if v or k not in ("excluded",)}
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def _digits(value: float) -> float | str:
+    """Five of them; JSON has no infinite numbers, which the end of a wide interval may be."""
+    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
 
 
 def _table(facts: Any) -> Table:
@@ -182,9 +185,9 @@ def _table(facts: Any) -> Table:
 
 def _family(facts: Any) -> FamilyTable:
     family = FamilyTable(
-        baseline=facts["baseline"],
-        source=facts["source"],
-        defaults=facts["defaults"],
+        baseline=str(facts["baseline"]),
+        source=str(facts["source"]),
+        defaults=_axes(facts["defaults"]),
         entries=tuple(map(_entry, facts["entries"])),
     )
     for entry in family.entries:
@@ -195,8 +198,13 @@ def _family(facts: Any) -> FamilyTable:
 
 def _entry(facts: Any) -> Entry:
     options = tuple(Option(name, *map(float, each)) for name, each in facts["options"].items())
-    if not all(math.isfinite(x) and x > 0 for o in options for x in (o.speedup, o.lo, o.hi)):
+    if not all(math.isfinite(o.speedup) and o.speedup > 0 and 0 <= o.lo <= o.hi for o in options):
         raise ValueError("a speedup that is none")
-    if not all(isinstance(value, Axis) for value in facts["axes"].values()):
+    return Entry(**{**facts, "options": options, "axes": _axes(facts["axes"])})
+
+
+def _axes(facts: Any) -> dict[str, Axis]:
+    axes = dict(facts)
+    if not all(isinstance(value, Axis) for value in axes.values()):
         raise ValueError("an axis that is neither a number nor text")
-    return Entry(**{**facts, "options": options})
+    return axes

@@ -2,10 +2,12 @@
 questions, that lose at most 1 % of the chosen one at any case that was measured."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kernelbench.dispatch.choice import with_defaults
 from kernelbench.dispatch.table import Axis, Entry, FamilyTable, Table
 
 MOST_LOSS = 0.01
@@ -19,10 +21,11 @@ def as_python(table: Table) -> str:
         f'"""Which provider is the fastest, as measured on {table.where}.',
         "",
         f"Each loses at most {MOST_LOSS:.0%} of the chosen one, wherever one was measured.",
+        "Elsewhere it is that of sizes nearby: nobody measured it there.",
         '"""',
     ]
     for name, family in table.families.items():
-        lines += ["", "", *_function(name, family)]
+        lines += ["", "", *_function(re.sub(r"\W", "_", name), with_defaults(family))]
     return "\n".join(lines) + "\n"
 
 

@@ -43,7 +43,7 @@ def _exchanged(group: Any, out: Any, sent: Any, splits: Any = (), *_: Any) -> in
     rank, ranks = int(group.rank()), int(group.size())
     if not isinstance(out, torch.Tensor):
         return _bytes(out) - _bytes(out[rank])
-    own = splits[rank] / sum(splits) if splits else 1 / ranks
+    own = splits[rank] / max(sum(splits), 1) if splits else 1 / ranks
     return round(_bytes(out) * (1 - own))
 
 
@@ -76,6 +76,9 @@ RECEIVED: Mapping[str, Callable[..., int]] = {
     "reduce_": lambda group, x, op, root, *_: _bytes(x) if root == group.rank() else 0,
 }
 
+SUMS = ("allreduce_", "allreduce_coalesced_", "reduce_")  # in place: one's own is there
+COMES = {*RECEIVED} - {*SUMS, "send", "barrier", "monitored_barrier_"}
+
 
 @cache
 def _operators() -> Mapping[str, tuple[Any, int]]:
@@ -106,7 +109,7 @@ class Unsent:
 @contextlib.contextmanager
 def silence() -> Iterator[Unsent]:
     """While it lasts, torch.distributed sends nothing from this process, on any of its threads, and
-    leaves what would have been received as it is; counts what that is.
+    leaves what would have been received as it is, whole numbers 0; counts what that is.
 
     Raises NotImplementedError where that cannot be known.
     """
@@ -115,7 +118,7 @@ def silence() -> Iterator[Unsent]:
         warnings.simplefilter("ignore")  # that operators have kernels already
         try:
             for name, (operator, place) in _operators().items():
-                does_nothing = _does_nothing(operator, place, RECEIVED[name], unsent)
+                does_nothing = _does_nothing(name, operator, place, unsent)
                 for key in ("CPU", "CUDA"):
                     library.impl(name, does_nothing, key)
             yield unsent
@@ -123,16 +126,25 @@ def silence() -> Iterator[Unsent]:
             library._destroy()
 
 
-def _does_nothing(
-    operator: Any, place: int, received: Callable[..., int], unsent: Unsent
-) -> Callable[..., Any]:
+def _clear(tensors: Any) -> None:
+    """Whole numbers that would have come may be counts or indices: what lies there is not."""
+    if not isinstance(tensors, torch.Tensor):
+        for each in tensors:
+            _clear(each)
+    elif not tensors.is_floating_point():
+        tensors.zero_()
+
+
+def _does_nothing(name: str, operator: Any, place: int, unsent: Unsent) -> Callable[..., Any]:
     from torch._C._distributed_c10d import FakeWork, ProcessGroup
 
-    returns = len(operator._schema.returns)
+    returns, received = len(operator._schema.returns), RECEIVED[name]
 
     def run(*arguments: Any) -> Any:
         group = ProcessGroup.unbox(arguments[place])
         unsent.received += received(group, *arguments[:place], *arguments[place + 1 :])
+        if name in COMES:
+            _clear(arguments[0])
         if not returns:
             return None
         work = FakeWork().boxed()
@@ -172,35 +184,46 @@ def read_messages(task: Task, candidates: Sequence[Candidate]) -> None:
     """Add to the candidates' facts what their messages are and cost, or to their timing why not."""
     for candidate in candidates:
         task.guard.tell(candidate.name, "messages")
-        step = partial(_read, task.session, candidate.workload)
-        found = task.guard.attempt(step, candidate.name)
-        if not isinstance(found, Failure):
-            candidate.facts["messages"] = found
-        elif candidate.timing is not None:
-            missing = {**candidate.timing.missing, "messages": found.reason}
-            candidate.timing = replace(candidate.timing, missing=missing)
+        for read in (_count, _cost):
+            step = partial(read, task.session, candidate.workload, candidate.facts)
+            found = task.guard.attempt(step, candidate.name)
+            if isinstance(found, Failure):
+                _miss(candidate, found.reason)
+                break
 
 
-def _read(session: Session, workload: Workload) -> Messages | None:
-    """None where there are none."""
-    quiet, team = Quiet(workload), session.team
+def _miss(candidate: Candidate, reason: str) -> None:
+    if candidate.timing is not None:
+        missing = {**candidate.timing.missing, "messages": reason}
+        candidate.timing = replace(candidate.timing, missing=missing)
+
+
+def _count(session: Session, workload: Workload, facts: dict[str, Any]) -> None:
+    """What comes to a rank in a call; no fact where nothing does."""
+    quiet = Quiet(workload)
     quiet.ready()
     with quiet.grad_mode():
         quiet.call()
     session.synchronize()
-    received = max(team.gather(quiet.received))
-    if not received or not session.clock.times:
-        return Messages(received_bytes=received) if received else None
+    received = max(session.team.gather(quiet.received))
+    if received:
+        facts["messages"] = Messages(received_bytes=received)
+
+
+def _cost(session: Session, workload: Workload, facts: dict[str, Any]) -> None:
+    """How long the same calls, and their kernels, take without messages."""
+    counted, quiet = facts.get("messages"), Quiet(workload)
+    if counted is None or not session.clock.times:
+        return
     batch = session.clock.batch(quiet, SAMPLES)
     if not batch.held:
         raise RuntimeError("the gate did not hold for calls without messages")
-    with_them, without = (_kernels_ns(part, team) for part in (workload, quiet))
-    slowest = max(team.gather((with_them, without)), key=lambda each: each[0] / max(each[1], 1))
-    return Messages(
-        received_bytes=received,
-        without_ns=batch.samples_ns,
-        kernels_ns=slowest[0],
-        kernels_without_ns=slowest[1],
+    facts["messages"] = replace(counted, without_ns=batch.samples_ns)
+    with_them, without = (_kernels_ns(part, session.team) for part in (workload, quiet))
+    every = session.team.gather((with_them, without))
+    slowest = max(every, key=lambda each: each[0] / max(each[1], 1))
+    facts["messages"] = replace(
+        facts["messages"], kernels_ns=slowest[0], kernels_without_ns=slowest[1]
     )
 
 

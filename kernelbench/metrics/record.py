@@ -146,7 +146,9 @@ def exposed_ns(record: RunRecord) -> float | None:
     """Time that waits for messages: the median less that of the same calls without them, both of
     the process that read it; below 0 where chance says so."""
     messages, timing = record.messages, record.timing
-    if not timed(record) or messages is None or not messages.without_ns or timing is None:
+    if not timed(record) or messages is None or not messages.without_ns:
+        return None
+    if timing is None or timing.timer != "gated":  # another process's gate held
         return None
     ours = times.median_ns(timing)
     return ours + timing.overhead_ns - median(messages.without_ns) if ours else None

@@ -119,7 +119,7 @@ def ranks(source: Source) -> Iterator[Sheet]:
 
     def cells(row: Row) -> Sequence[str] | None:
         world = row["axes"].get(RANKS)
-        if world is None or world < 2:
+        if not isinstance(world, int) or world < 2:
             return None
         share, low, high = (figures(row[f"one_gpu_{name}pct"]) for name in ("", "lo_", "hi_"))
         return (

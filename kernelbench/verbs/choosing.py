@@ -1,7 +1,7 @@
 """`kernelbench.dispatch_from`: a dispatch table as it holds on this machine, with this code."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from kernelbench.dispatch.choice import OnMiss
 from kernelbench.dispatch.table import Axis
 from kernelbench.measure import environment
 from kernelbench.source import source_hash
-from kernelbench.spec import Status, UsageError
+from kernelbench.spec import KernelbenchError, Status, UsageError
 from kernelbench.verbs.here import bench
 
 TUNE = ("never", "first-call")
@@ -24,6 +24,7 @@ def dispatch_from(
     forced: Mapping[str, str] | None = None,
     benchmark_kernels: bool = True,
     tune: Literal["never", "first-call"] = "never",
+    plugins: Sequence[str] = (),
 ) -> Dispatch:
     """The choices of a table that `kernelbench select` wrote, as far as they hold here.
 
@@ -35,6 +36,7 @@ def dispatch_from(
     tune: `first-call` measures what is not in the table when it is first asked for, in this
         process, by `kernelbench.bench`, which takes seconds and the GPU's memory; `never` measures
         nothing, in any case.
+    plugins: files of families that are not installed, as `--plugin` takes them.
 
     Raises ValueError for an `on_miss` or a `tune` that is none.
     """
@@ -45,7 +47,7 @@ def dispatch_from(
         table = Table.read(Path(path))
     except TableError as error:
         warn(f"{error}; every choice is the baseline")
-    known = families.load(())
+    known = families.load(tuple(plugins))
     reached = {name: known[name] for name in (table.families if table else ()) if name in known}
     return Dispatch(
         table,
@@ -62,7 +64,11 @@ def dispatch_from(
 def measure(family: str, dtype: str, mode: str, axes: Mapping[str, Axis]) -> Entry | None:
     """The entry of a case, measured now; None, with a warning, where there is no time of a GPU."""
     case: dict[str, Any] = {"dtype": dtype, "mode": mode, **axes}
-    records = bench(family, **case)
+    try:
+        records = bench(family, **case)
+    except KernelbenchError as error:
+        warn(f"{family} cannot be chosen for: {error}")
+        return None
     full = [record.provider for record in records if record.status is Status.oom]
     if full:
         warn(f"{family}: out of memory while choosing, so not chosen: {', '.join(full)}")

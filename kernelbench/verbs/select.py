@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from kernelbench import files, select, store
 from kernelbench.dispatch import Dispatch, Entry, Table, TableError, as_python
+from kernelbench.metrics import RANKS
 from kernelbench.report import sheet
 from kernelbench.report.progress import Output
 from kernelbench.report.sheet import Sheet
 from kernelbench.report.tables import figures, percent
 from kernelbench.report.waits import waiting
-from kernelbench.spec import RunRecord, Status, UsageError, architecture
+from kernelbench.spec import RunRecord, Status, UsageError, architecture, suggest
 from kernelbench.verbs.list import facts_of
 
 if TYPE_CHECKING:
@@ -58,13 +59,14 @@ def rules(margin: float, approximate: bool, providers: tuple[str, ...]) -> selec
 
 @dataclass
 class _Measured:
-    """Records of all runs, their manifests by run, the cases that were measured twice, and what
-    could not be read."""
+    """Records of all runs, their manifests by run, who won twice, what could not be read, and the
+    exit code of a run that was interrupted."""
 
     records: list[RunRecord] = field(default_factory=list)
     manifests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    confirmed: set[tuple[str, str]] = field(default_factory=set)
+    confirmed: set[select.Row] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    interrupted: int = 0
 
     def read(self, folders: Sequence[Path], families: Sequence[str]) -> list[RunRecord]:
         """Add these runs; returns their records."""
@@ -87,10 +89,17 @@ def select_(request: SelectRequest, output: Output) -> int:
     """
     if not request.sources:
         raise UsageError("name runs, as results/, or suites, which are measured first")
+    if request.verify is not None and (request.out or request.python):
+        raise UsageError("--verify makes no table: leave out --out and --python")
     table = _table(request.verify) if request.verify is not None else None
     measured = _measured(request, output)
-    for problem in measured.problems:
-        output.warn(problem)
+    if measured.interrupted:
+        output.err(f"exit {measured.interrupted}: interrupted. Nothing was chosen; the run is kept")
+        return measured.interrupted
+    _refuse_unknown(request, measured.records)
+    measured.records, older = select.current(measured.records)
+    for line in (*measured.problems, *older):
+        output.warn(line)
     rules = replace(request.rules, confirmed=frozenset(measured.confirmed))
     code = int(bool(measured.problems))
     if table is not None:
@@ -113,6 +122,20 @@ def select_(request: SelectRequest, output: Output) -> int:
     else:
         _show(made, output)
     return code
+
+
+def _refuse_unknown(request: SelectRequest, records: Sequence[RunRecord]) -> None:
+    families, providers = ({getattr(r, n) for r in records} for n in ("family", "provider"))
+    asked = (
+        ("--family", request.families, families),
+        ("--provider", request.rules.providers, providers),
+    )
+    for option, names, known in asked:
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"{option}: no {name!r} in these runs{suggest(name, sorted(known))}"
+                )
 
 
 def _table(path: Path) -> Table:
@@ -149,28 +172,32 @@ def _measure(
     for each in plans:
         outcome, folder = run_one(each, Options(), request.runs, output)
         records = measured.read([folder], ())
-        again = _again(each, records, request.rules, measured, output)
-        if again and not outcome.interrupted:
-            _, folder = run_one(replace(each, jobs=tuple(again)), Options(), request.runs, output)
-            measured.read([folder], ())
+        measured.interrupted = outcome.interrupted
+        again = [] if measured.interrupted else _again(each, records, request.rules, output)
+        if again:
+            once = replace(each, jobs=tuple(again))
+            outcome, folder = run_one(once, Options(), request.runs, output)
+            twice = select.winners(measured.read([folder], ()), request.rules)
+            measured.confirmed |= select.suspects(records, request.rules) & twice
+            measured.interrupted = outcome.interrupted
+        if measured.interrupted:
+            return
 
 
 def _again(
     run_plan: "Plan",
     records: Sequence[RunRecord],
     rules: select.Rules,
-    measured: _Measured,
     output: Output,
 ) -> "list[Job]":
     """The jobs to measure besides, and why is said."""
-    doubtful = select.suspects(records, rules)
+    doubtful = {row[:2] for row in select.suspects(records, rules)}
     full = {record.row[:2] for record in records if record.status is Status.oom}
     jobs = []
     for job in run_plan.jobs:
         key = job.family, job.case.id
         if key in doubtful:
             output.note(f"{'/'.join(key)}: won under suspicion, so it is measured once more")
-            measured.confirmed.add(key)
             jobs.append(job)
         elif key in full:
             half = _half(job)
@@ -183,13 +210,18 @@ def _again(
 
 
 def _half(job: "Job") -> "Job | None":
-    """The job at half of its largest size."""
-    sizes = {n: v for n, v in job.case.as_axes().items() if type(v) is int and v > 1}
+    """The job at half of its largest size, if there is such a case."""
+    numbers = {n: v for n, v in job.case.as_axes().items() if type(v) is int and n != RANKS}
+    sizes = {name: value for name, value in numbers.items() if value > 1}
     if not sizes:
         return None
     largest = max(sizes, key=lambda name: sizes[name])
     axes = {**job.case.as_axes(), largest: sizes[largest] // 2}
-    return replace(job, case=type(job.case).from_axes(axes), label=f"{job.label} (half)".strip())
+    try:
+        case = type(job.case).from_axes(axes)
+    except UsageError:  # half of that is no case
+        return None
+    return replace(job, case=case, label=f"{job.label} (half)".strip())
 
 
 def _show(table: Table, output: Output) -> None:
@@ -227,21 +259,28 @@ def _verify(table: Table, measured: _Measured, rules: select.Rules, output: Outp
     here = select.where_of([*measured.manifests.values()])
     sources = {record.family: record.source for record in measured.records}
     dispatch = Dispatch(table, here, sources, say=output.warn)
-    regrets = select.verify(dispatch, measured.records, rules)
-    if not regrets:
-        raise UsageError("no case of these has a baseline with a time of a GPU")
-    mean, worst = fmean(each.pct for each in regrets), max(each.pct for each in regrets)
+    own = replace(rules, margin=table.margin, approximate=table.approximate)
+    regrets = select.verify(dispatch, measured.records, own)
+    held_out = [each.pct for each in regrets if each.choice.how != "measured"]
+    if not held_out:
+        raise UsageError("the table has every case of these that has a baseline with a time")
+    mean, worst = fmean(held_out), max(held_out)
     if output.as_json:
-        facts = {"mean_pct": mean, "worst_pct": worst, "cases": [asdict(each) for each in regrets]}
-        print(json.dumps(facts))
+        cases = [asdict(each) | {"pct": _number(each.pct)} for each in regrets]
+        facts = {"mean_pct": _number(mean), "worst_pct": _number(worst), "cases": cases}
+        print(json.dumps(facts, allow_nan=False))
     else:
         _show_regrets(regrets, output)
+        cases_text = f"{len(held_out)} case{'s' * (len(held_out) > 1)} that the table has not"
         output.console.print(
-            f"\n{len(regrets)} case{'s' * (len(regrets) > 1)}: mean regret {percent(mean)}, worst "
-            f"{percent(worst)}, derived from medians; accepted: mean {MEAN_PCT:g}%, worst "
-            f"{WORST_PCT:g}%"
+            f"\n{cases_text}: mean regret {percent(mean)}, worst {percent(worst)}, derived from "
+            f"medians; accepted: mean {MEAN_PCT:g}%, worst {WORST_PCT:g}%"
         )
     return int(mean >= MEAN_PCT or worst >= WORST_PCT)
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _show_regrets(regrets: Sequence[select.Regret], output: Output) -> None:
