@@ -172,7 +172,7 @@ def test_a_table_is_of_one_machine() -> None:
         selecting.where_of([one, manifest(torch="2.11.0", triton="3.6.0", driver="570")])
     older = manifest(torch="2.11.0")  # of which less is known
     for order in ([older, one], [one, older]):
-        with pytest.raises(UsageError, match="driver 580 and unknown, triton 3.6.0 and unknown"):
+        with pytest.raises(UsageError, match=r"driver 580 and unknown, triton 3\.6\.0 and unknown"):
             selecting.where_of(order)
 
 
