@@ -17,6 +17,7 @@ PUBLIC = (
     "dispatch",
     "integrations",
     "kernels.attention",
+    "kernels.dilated_attention",
     "kernels.projection",
     "kernels.rcm_attention",
     "kernels.rcm_int8",

@@ -191,7 +191,10 @@ def test_what_travels_together_in_kernels_is_one_argument(name: str) -> None:
             )
 
 
-KNOWN = ("zigzag_attention",)  # by ring-flash-attention's users
+KNOWN = (
+    "zigzag_attention",  # by ring-flash-attention's users
+    "dilated_attention",  # a name for every choice that papers and their code differ in
+)
 
 
 def _of_an_operator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -121,7 +121,7 @@ def _mix_in(skip, o_MD, tile, KIND: tl.constexpr, work):
     """y = c_skip·x + c_out·O of a tile."""
     x_ptr, mixing, y_ptr, x_stride_B, x_stride_N = skip
     t, t_stride, sigma = mixing
-    row, h, b, out, N, H = tile
+    row, h, b, out, N, H, _, _, _ = tile
     D: tl.constexpr = work.D
     ROWS: tl.constexpr = work.ROWS
     BLOCK_D: tl.constexpr = work.BLOCK_D

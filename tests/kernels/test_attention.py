@@ -231,14 +231,13 @@ class Added(NamedTuple):
 def _biased(added, o_MD, tile, KIND: tl.constexpr, work):
     """out = factor·O + bias."""
     bias_ptr, factor_ptr, out_ptr = added
-    row, _, b, out, N, H = tile
     D: tl.constexpr = work.D
-    stride = H * D
-    bias = Rows(bias_ptr + out, stride, N)
-    bias_MD = load_tile(bias, row, D, work.ROWS, work.BLOCK_D, work.RAGGED)
-    result = Rows(out_ptr + out, stride, N)
-    result_MD = tl.load(factor_ptr + b) * o_MD + bias_MD
-    store_tile(result, result_MD, row, D, work.ROWS, work.BLOCK_D, work.RAGGED)
+    stride = tile.H * D
+    bias = Rows(bias_ptr + tile.out, stride, tile.N)
+    bias_MD = load_tile(bias, tile.row, D, work.ROWS, work.BLOCK_D, work.RAGGED)
+    result = Rows(out_ptr + tile.out, stride, tile.N)
+    result_MD = tl.load(factor_ptr + tile.b) * o_MD + bias_MD
+    store_tile(result, result_MD, tile.row, D, work.ROWS, work.BLOCK_D, work.RAGGED)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernelbench.kernels.attention.forward import LOG2E, keys_of, seen
-from kernelbench.kernels.attention.places import Packed, placing, tiles_of
+from kernelbench.kernels.attention.places import Place, placing, reach_of, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
     NO_MASK,
@@ -108,13 +108,13 @@ def gather_queries(
 ):
     """Query rows `first` to `end`: what they add to dk and dv, both still to be scaled.
 
-    kept: tiles of k and v. statistics: lse and δ, in memory. keys: for each key, the first row that
+    kept: tiles of k and v. statistics: rows of lse and δ. keys: for each key, the first row that
     sees it where causal; how far a row's position is ahead of its number, and what a mask reads.
     Rows beyond N are all zeros, which add nothing.
     """
     dk_ND, dv_ND = state
     k_ND, v_ND = kept
-    lse_ptr, delta_ptr = statistics
+    lse, delta = statistics
     key_N, ahead, mask = keys
     D: tl.constexpr = variant.D
     BLOCK_M: tl.constexpr = variant.BLOCK
@@ -122,7 +122,7 @@ def gather_queries(
     RAGGED: tl.constexpr = variant.RAGGED
     for start in tl.range(first, end, BLOCK_M, num_stages=STAGES):
         q_MD = load_tile(q, start, D, BLOCK_M, BLOCK_D, RAGGED)
-        lse_M = load_rows(lse_ptr, start, q.N, BLOCK_M, RAGGED)
+        lse_M = load_rows(lse, start, BLOCK_M, RAGGED)
         score_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee")
         if MASKED:
             row_M = start + tl.arange(0, BLOCK_M)
@@ -136,7 +136,7 @@ def gather_queries(
         p_NM = tl.exp2(score_NM * scale - lse_M[None, :])
         do_MD = load_tile(do, start, D, BLOCK_M, BLOCK_D, RAGGED)
         dv_ND = tl.dot(p_NM.to(do_MD.dtype), do_MD, dv_ND, input_precision="ieee")
-        delta_M = load_rows(delta_ptr, start, q.N, BLOCK_M, RAGGED)
+        delta_M = load_rows(delta, start, BLOCK_M, RAGGED)
         dp_NM = tl.dot(v_ND, tl.trans(do_MD), input_precision="ieee")
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
         dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
@@ -180,6 +180,8 @@ def differentiate_keys(
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
+    WALK: tl.constexpr,
+    SHARES: tl.constexpr,
     SQUARE: tl.constexpr,
     VISIBLE: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -190,16 +192,15 @@ def differentiate_keys(
     """dk and dv of BLOCK_N keys of one of their heads a program, over tiles of BLOCK_M query rows
     of every head that shares it.
 
-    GROUP, PLACE, SQUARE, VISIBLE: as in `forward.attend`. QUERIES: see `Mask`. ADDS: to what is
-    there. FACTOR(extra, b, KIND) is
-    the factor of sample b, if there is such a hook.
+    GROUP, PLACE, WALK, SHARES, SQUARE, VISIBLE: as in `forward.attend`. QUERIES: see `Mask`. ADDS:
+    to what is there. FACTOR(extra, b, KIND) is the factor of sample b, if there is such a hook.
     """
     kv_H = H // GROUP
-    key, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, kv_H, BLOCK_N, False, True)
+    key, h, b, bh, q0, k0, rows, keys, ahead, begin = PLACE(place, N, kv_H, BLOCK_N, False, True)
     k_ptr += b * k_stride_B + k0 * k_stride_N + h * k_stride_H
     v_ptr += b * v_stride_B + k0 * v_stride_N + h * v_stride_H
-    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
-    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
+    k = WALK(place, k_ptr, k_stride_N, begin, keys, WIDE)
+    v = WALK(place, v_ptr, v_stride_N, begin, keys, WIDE)
     k_ND = load_tile(k, key, D, BLOCK_N, BLOCK_D, RAGGED)
     v_ND = load_tile(v, key, D, BLOCK_N, BLOCK_D, RAGGED)
     kept = (k_ND, v_ND)
@@ -215,9 +216,12 @@ def differentiate_keys(
         q_bh = bh if GROUP == 1 else b * H + q_h
         do_start = do_ptr + b * do_stride_B + q0 * do_stride_N + q_h * D
         q_start = q_ptr + b * q_stride_B + q0 * q_stride_N + q_h * q_stride_H
-        do = Rows(do_start, widened(do_stride_N, WIDE), rows)
-        q = Rows(q_start, widened(q_stride_N, WIDE), rows)
-        statistics = (lse_ptr + q_bh * pitch(N) + q0, delta_ptr + q_bh * pitch(N) + q0)
+        seeing_rows = rows if SHARES is None else tl.where(SHARES(place, N, q_h, begin), rows, 0)
+        do = WALK(place, do_start, do_stride_N, begin, seeing_rows, WIDE)
+        q = WALK(place, q_start, q_stride_N, begin, seeing_rows, WIDE)
+        lse = WALK(place, lse_ptr + q_bh * pitch(N) + q0, 1, begin, seeing_rows, False)
+        delta = WALK(place, delta_ptr + q_bh * pitch(N) + q0, 1, begin, seeing_rows, False)
+        statistics = (lse, delta)
         first_whole = 0
         if CAUSAL:
             if SQUARE:
@@ -226,12 +230,12 @@ def differentiate_keys(
             else:
                 first = tl.maximum(key - ahead, 0) // BLOCK_M * BLOCK_M
                 beyond = tl.maximum(key + BLOCK_N - ahead, 0)
-            first_whole = tl.minimum(tl.cdiv(beyond, BLOCK_M) * BLOCK_M, rows)
+            first_whole = tl.minimum(tl.cdiv(beyond, BLOCK_M) * BLOCK_M, seeing_rows)
         if VISIBLE is not None:  # any tile may be masked
-            begin, stop = QUERIES(mask, key, key + BLOCK_N)
-            begin = tl.maximum(begin - ahead, 0) // BLOCK_M * BLOCK_M
-            first = tl.maximum(first, begin) if CAUSAL else begin
-            first_whole = tl.minimum(stop - ahead, rows)
+            least, stop = QUERIES(k if mask is None else mask, key, key + BLOCK_N)
+            least = tl.maximum(least - ahead, 0) // BLOCK_M * BLOCK_M
+            first = tl.maximum(first, least) if CAUSAL else least
+            first_whole = tl.minimum(stop - ahead, seeing_rows)
         if CAUSAL or VISIBLE is not None:
             state = gather_queries(
                 state,
@@ -239,7 +243,7 @@ def differentiate_keys(
                 q,
                 do,
                 statistics,
-                (key_N, ahead, mask),
+                (key_N, ahead, k if mask is None else mask),
                 first,
                 first_whole,
                 scale_2,
@@ -265,7 +269,7 @@ def differentiate_keys(
                 statistics,
                 (key_N, 0, None),
                 first_whole,
-                rows,
+                seeing_rows,
                 scale_2,
                 Variant(D, BLOCK_M, BLOCK_D, CAUSAL, RAGGED, not SQUARE, None, load_tile),
                 False,
@@ -278,9 +282,9 @@ def differentiate_keys(
         dv_ND *= factor
     else:
         dk_ND *= scale
-    out = (b * keys + k0) * kv_H * D + h * D
-    dk = Rows(dk_ptr + out, widened(kv_H * D, WIDE), keys)
-    dv = Rows(dv_ptr + out, widened(kv_H * D, WIDE), keys)
+    out = (b * (N if SQUARE else keys) + k0) * kv_H * D + h * D
+    dk = WALK(place, dk_ptr + out, kv_H * D, begin, keys, WIDE)
+    dv = WALK(place, dv_ptr + out, kv_H * D, begin, keys, WIDE)
     if ADDS:
         dk_ND += load_tile(dk, key, D, BLOCK_N, BLOCK_D, RAGGED)
         dv_ND += load_tile(dv, key, D, BLOCK_N, BLOCK_D, RAGGED)
@@ -361,6 +365,8 @@ def differentiate_queries(
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
+    WALK: tl.constexpr,
+    SHARES: tl.constexpr,
     SQUARE: tl.constexpr,
     VISIBLE: tl.constexpr,
     KEYS: tl.constexpr,
@@ -368,22 +374,24 @@ def differentiate_queries(
     FACTOR: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last eight:
-    as in `differentiate_keys`. KEYS: see `Mask`."""
-    row, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    """dq of BLOCK_M query rows of one head a program, over tiles of BLOCK_N keys. The last ten: as
+    in `differentiate_keys`. KEYS: see `Mask`."""
+    row, h, b, bh, q0, k0, rows, keys, ahead, begin = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
     do_ptr += b * do_stride_B + q0 * do_stride_N + h * D
     q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
     k_ptr += b * k_stride_B + k0 * k_stride_N + kv_h * k_stride_H
     v_ptr += b * v_stride_B + k0 * v_stride_N + kv_h * v_stride_H
-    do = Rows(do_ptr, widened(do_stride_N, WIDE), rows)
-    q = Rows(q_ptr, widened(q_stride_N, WIDE), rows)
-    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
-    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
+    do = WALK(place, do_ptr, do_stride_N, begin, rows, WIDE)
+    q = WALK(place, q_ptr, q_stride_N, begin, rows, WIDE)
+    k = WALK(place, k_ptr, k_stride_N, begin, keys, WIDE)
+    v = WALK(place, v_ptr, v_stride_N, begin, keys, WIDE)
     q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, RAGGED)
-    lse_M = load_rows(lse_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
-    delta_M = load_rows(delta_ptr + bh * pitch(N) + q0, row, rows, BLOCK_M, RAGGED)
+    lse = WALK(place, lse_ptr + bh * pitch(N) + q0, 1, begin, rows, False)
+    delta = WALK(place, delta_ptr + bh * pitch(N) + q0, 1, begin, rows, False)
+    lse_M = load_rows(lse, row, BLOCK_M, RAGGED)
+    delta_M = load_rows(delta, row, BLOCK_M, RAGGED)
     if not SQUARE or VISIBLE is not None:
         lse_M = seeing(lse_M)
     kept = (q_MD, do_MD, lse_M, delta_M)
@@ -392,7 +400,7 @@ def differentiate_queries(
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     if VISIBLE is not None:  # as in `forward.attend`
-        first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
+        first, stop = KEYS(k if mask is None else mask, row + ahead, row + ahead + BLOCK_M)
         whole = first // BLOCK_N * BLOCK_N
         end = tl.minimum(end, stop)
         last_M = row_M + ahead
@@ -416,7 +424,7 @@ def differentiate_queries(
             kept,
             k,
             v,
-            (last_M, mask),
+            (last_M, k if mask is None else mask),
             whole,
             end,
             scale_2,
@@ -434,7 +442,7 @@ def differentiate_queries(
             1 if VISIBLE is None else STAGES,
         )
     dq_MD *= _scaled(extra, b, scale, FACTOR, KIND)
-    dq = Rows(dq_ptr + ((b * N + q0) * H * D + h * D), widened(H * D, WIDE), rows)
+    dq = WALK(place, dq_ptr + ((b * N + q0) * H * D + h * D), H * D, begin, rows, WIDE)
     if ADDS:
         dq_MD += load_tile(dq, row, D, BLOCK_M, BLOCK_D, RAGGED)
     store_tile(dq, dq_MD, row, D, BLOCK_M, BLOCK_D, RAGGED)
@@ -543,7 +551,7 @@ def keys_launch(
     blocks: tuple[int, int, int, int],
     factor: Hook = NO_HOOK,
     mask: Mask = NO_MASK,
-    place: Packed | None = None,
+    place: Place | None = None,
     adds: bool = False,
 ) -> Launch:
     """The launch that writes dk and dv, (B,keys,heads,D) and contiguous, or adds to them.
@@ -564,7 +572,7 @@ def keys_launch(
         blocks,
         factor,
         place,
-        tiles_of(N, place, keys) * heads,
+        tiles_of(N, place, keys, of_keys=True) * heads,
     )
 
 
@@ -577,7 +585,7 @@ def queries_launch(
     blocks: tuple[int, int, int, int],
     factor: Hook = NO_HOOK,
     mask: Mask = NO_MASK,
-    place: Packed | None = None,
+    place: Place | None = None,
     adds: bool = False,
 ) -> Launch:
     """The launch that writes dq, (B,N,H,D) and contiguous, or adds to it.
@@ -609,7 +617,7 @@ def _gradient_launch(
     constexprs: dict[str, Any],
     blocks: tuple[int, int, int, int],
     factor: Hook,
-    place: Packed | None,
+    place: Place | None,
     programs: int,
 ) -> Launch:
     """blocks: what it takes at a time, what it keeps, warps, stages. programs: of a sample."""
@@ -635,7 +643,7 @@ def _gradient_launch(
     constexprs |= {
         "D": D,
         "BLOCK_D": max(16, power_of_2(D)),
-        "WIDE": is_wide(rows, do, q, k, v, wide),
+        "WIDE": is_wide(reach_of(rows, place), do, q, k, v, wide),
         "STAGES": stages,
         **placed,
         "FACTOR": factor.function,

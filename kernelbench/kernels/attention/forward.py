@@ -12,13 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.places import Packed, placing, tiles_of
+from kernelbench.kernels.attention.places import Place, placing, reach_of, tiles_of
 from kernelbench.kernels.attention.tiles import (
     NO_HOOK,
     NO_MASK,
     Hook,
     Mask,
-    Rows,
     Tile,
     Variant,
     Work,
@@ -28,7 +27,6 @@ from kernelbench.kernels.attention.tiles import (
     pitch,
     strides_of,
     visible,
-    widened,
 )
 from kernelbench.kernels.launch import Launch, power_of_2
 
@@ -171,6 +169,8 @@ def attend(
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     PLACE: tl.constexpr,
+    WALK: tl.constexpr,
+    SHARES: tl.constexpr,
     SQUARE: tl.constexpr,
     VISIBLE: tl.constexpr,
     KEYS: tl.constexpr,
@@ -179,18 +179,18 @@ def attend(
 ):
     """BLOCK_M query rows of one head a program, the longest first where causal.
 
-    GROUP: heads of q that share one of k and v. PLACE: see `places`. SQUARE: a sequence has as many
-    queries as keys; else the last query sees the last key. VISIBLE, KEYS: see `Mask`. FINISH(extra,
-    o_MD, tile, KIND, work) gets the result in fp32, if there is such a hook.
+    GROUP: heads of q that share one of k and v. PLACE, WALK, SHARES: see `places`. SQUARE: a
+    sequence has as many queries as keys; else the last query sees the last key. VISIBLE, KEYS: see
+    `Mask`. FINISH(extra, o_MD, tile, KIND, work) gets the result in fp32, if there is such a hook.
     """
-    row, h, b, bh, q0, k0, rows, keys, ahead = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
+    row, h, b, bh, q0, k0, rows, keys, ahead, begin = PLACE(place, N, H, BLOCK_M, CAUSAL, False)
     kv_h = h // GROUP
     q_ptr += b * q_stride_B + q0 * q_stride_N + h * q_stride_H
     k_ptr += b * k_stride_B + k0 * k_stride_N + kv_h * k_stride_H
     v_ptr += b * v_stride_B + k0 * v_stride_N + kv_h * v_stride_H
-    q = Rows(q_ptr, widened(q_stride_N, WIDE), rows)
-    k = Rows(k_ptr, widened(k_stride_N, WIDE), keys)
-    v = Rows(v_ptr, widened(v_stride_N, WIDE), keys)
+    q = WALK(place, q_ptr, q_stride_N, begin, rows, WIDE)
+    k = WALK(place, k_ptr, k_stride_N, begin, keys, WIDE)
+    v = WALK(place, v_ptr, v_stride_N, begin, keys, WIDE)
     q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, RAGGED)
     row_M = row + tl.arange(0, BLOCK_M)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -200,7 +200,7 @@ def attend(
     scale_2 = scale * LOG2E
     whole, end, last_M = keys_of(row, row_M, ahead, keys, BLOCK_M, BLOCK_N, CAUSAL, SQUARE)
     if VISIBLE is not None:  # any tile may be masked
-        first, stop = KEYS(mask, row + ahead, row + ahead + BLOCK_M)
+        first, stop = KEYS(k if mask is None else mask, row + ahead, row + ahead + BLOCK_M)
         whole = first // BLOCK_N * BLOCK_N
         end = tl.minimum(end, stop)
         last_M = row_M + ahead
@@ -225,7 +225,7 @@ def attend(
             q_MD,
             k,
             v,
-            (last_M, mask),
+            (last_M, k if mask is None else mask),
             whole,
             end,
             scale_2,
@@ -248,10 +248,10 @@ def attend(
         sum_M = tl.where(sum_M == 0.0, 1.0, sum_M)
     o_MD = acc_MD * (1.0 / sum_M)[:, None]
     out = (b * N + q0) * H * D + h * D
+    lse_M = max_M + tl.log2(sum_M)
     if lse_ptr is not None:
-        lse_M = max_M + tl.log2(sum_M)
         tl.store(lse_ptr + bh * pitch(N) + q0 + row_M, lse_M, mask=row_M < rows)
-    tile = Tile(row, h, b, out, rows, H)
+    tile = Tile(row, h, b, out, rows, H, bh * pitch(N) + q0, begin, lse_M)
     finish(o_ptr, o_MD, extra, tile, FINISH, KIND, Work(D, BLOCK_M, BLOCK_D, RAGGED, WIDE))
 
 
@@ -263,12 +263,13 @@ def forward_launch(
     blocks: tuple[int, int, int, int],
     finish: Hook = NO_HOOK,
     mask: Mask = NO_MASK,
-    place: Packed | None = None,
+    place: Place | None = None,
 ) -> Launch:
     """The launch that writes o and lse, each where it is wanted.
 
-    blocks: query rows of a program, keys at a time, warps, stages. place: of packed sequences,
-    which are the one sample of the tensors.
+    blocks: query rows of a program, keys at a time, warps, stages. place: of sequences that are not
+    one a sample; packed ones are the one sample of the tensors. Where its rows are not one by one,
+    o and lse are None, and it is the hook that stores them.
     """
     q, k, v, o, lse = tensors
     B, N, H, D = q.shape
@@ -294,7 +295,7 @@ def forward_launch(
         "BLOCK_N": block_n,
         "BLOCK_D": max(16, power_of_2(D)),
         "CAUSAL": causal,
-        "WIDE": is_wide(rows, q, k, v, o, *finish.rows),
+        "WIDE": is_wide(reach_of(rows, place), q, k, v, o, *finish.rows),
         "STAGES": stages,
         **placed,
         "VISIBLE": mask.visible,

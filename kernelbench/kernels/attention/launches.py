@@ -15,7 +15,7 @@ from kernelbench.kernels.attention.hopper.forward import (
     forward_launches,
 )
 from kernelbench.kernels.attention.hopper.fused import fused_launch
-from kernelbench.kernels.attention.places import Packed
+from kernelbench.kernels.attention.places import Place
 from kernelbench.kernels.attention.tiles import NO_HOOK, NO_MASK, Hook, Mask
 from kernelbench.kernels.launch import Launch
 
@@ -29,7 +29,7 @@ def attend(
     finish: Hook = NO_HOOK,
     hook: HopperHook = NO_HOPPER_HOOK,
     mask: Mask = NO_MASK,
-    place: Packed | None = None,
+    place: Place | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of a forward. finish, hook: of the one or the other kernel."""
     if config.hopper is not None:
@@ -56,7 +56,7 @@ def differentiate(
     read: tuple[Tensor | None, ...],
     factor: Hook = NO_HOOK,
     mask: Mask = NO_MASK,
-    place: Packed | None = None,
+    place: Place | None = None,
     adds: bool = False,
 ) -> tuple[Launch, ...]:
     """The launches that write dq, and dk and dv, or add to them, where they are wanted, from δ.

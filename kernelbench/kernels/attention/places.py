@@ -1,14 +1,31 @@
 """Where a program of attention finds its rows: one sequence a sample, or sequences packed one after
-another."""
+another; or as an operator's own place has it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.tiles import tile_of_head
+from kernelbench.kernels.attention.tiles import Rows, tile_of_head
 from kernelbench.kernels.launch import ceil_div
+
+
+class Place(Protocol):
+    """Where sequences lie, if not one a sample: what kernels get as `place`, a NamedTuple of
+    tensors and numbers."""
+
+    def tiles(self, rows: int, block: int, of_keys: bool) -> int:
+        """Programs along so many queries, or keys, of a head and sample."""
+
+    def reach(self, rows: int) -> int:
+        """Over how many rows of a tensor that many of a sequence extend."""
+
+    def hooks(self) -> dict[str, Any]:
+        """Constexprs of a kernel: PLACE and WALK as `one_a_sample` and `one_by_one` are. SHARES:
+        None where all heads that share keys see the same keys; else SHARES(place, N, h, start)
+        says whether head h of q sees those of the sequence that begins there, see `one_a_sample`.
+        SQUARE: whether sequences have as many queries as keys."""
 
 
 class Packed(NamedTuple):
@@ -26,15 +43,32 @@ class Packed(NamedTuple):
     keys: Any
     chunk: Any = None
 
+    def tiles(self, rows: int, block: int, of_keys: bool) -> int:
+        return most_tiles(rows, self.S, block)
+
+    def reach(self, rows: int) -> int:
+        return rows
+
+    def hooks(self) -> dict[str, Any]:
+        return {"PLACE": packed, "WALK": one_by_one, "SHARES": None, "SQUARE": False}
+
+
+@triton.jit
+def one_by_one(place, ptr, stride, start, N, WIDE: tl.constexpr):
+    """The N rows of a sequence that begins at ptr, in a tensor or a statistic of one head. start:
+    the last that PLACE returns."""
+    return Rows(ptr, tl.cast(stride, tl.int64) if WIDE else stride, N)
+
 
 @triton.jit
 def one_a_sample(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl.constexpr):
     """First row of a program, head, sample and row of (B,H); where the sequence begins, and its
     lengths, among queries and among keys; how far a query's position among the keys is ahead of its
-    number. place: the number of keys, None for that of queries."""
+    number; and where the sequence begins in a list of rows, if there is one. place: the number of
+    keys, None for that of queries."""
     keys = N if place is None else place
     row, h, b, bh = tile_of_head(keys if OF_KEYS else N, H, BLOCK, REVERSED)
-    return row, h, b, bh, 0, 0, N, keys, keys - N
+    return row, h, b, bh, 0, 0, N, keys, keys - N, 0
 
 
 @triton.jit
@@ -86,12 +120,17 @@ def packed(place, N, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr, OF_KEYS: tl
     rows = tl.where(none, 0, rows)
     keys = tl.where(none, 0, keys)
     ahead = keys - rows if chunk is None else chunk * rows
-    return row, h, h * 0, h, q0.to(tl.int64), k0.to(tl.int64), rows, keys, ahead
+    return row, h, h * 0, h, q0.to(tl.int64), k0.to(tl.int64), rows, keys, ahead, 0
 
 
-def tiles_of(rows: int, place: Any, block: int) -> int:
+def tiles_of(rows: int, place: Place | None, block: int, of_keys: bool = False) -> int:
     """Programs along the rows of a head and sample."""
-    return most_tiles(rows, place.S, block) if isinstance(place, Packed) else ceil_div(rows, block)
+    return ceil_div(rows, block) if place is None else place.tiles(rows, block, of_keys)
+
+
+def reach_of(rows: int, place: Place | None) -> int:
+    """Over how many rows of a tensor that many of a sequence extend."""
+    return rows if place is None else place.reach(rows)
 
 
 def most_tiles(rows: int, S: int, block: int) -> int:
@@ -100,15 +139,15 @@ def most_tiles(rows: int, S: int, block: int) -> int:
 
 
 def placing(
-    q: Tensor, k: Tensor, place: Packed | None, rows: int
-) -> tuple[Packed | int | None, dict[str, Any]]:
+    q: Tensor, k: Tensor, place: Place | None, rows: int
+) -> tuple[Place | int | None, dict[str, Any]]:
     """A kernel's argument `place`, and the constexprs that go with it. rows: of the larger tile."""
     N, keys = q.shape[1], k.shape[1]
-    square = place is None and keys == N
     constexprs = {
         "RAGGED": place is not None or N % rows != 0 or keys % rows != 0,
         "GROUP": q.shape[2] // k.shape[2] if k.shape[2] else 1,
-        "PLACE": one_a_sample if place is None else packed,
-        "SQUARE": square,
     }
-    return place or (None if square else keys), constexprs
+    if place is not None:
+        return place, constexprs | place.hooks()
+    hooks = {"PLACE": one_a_sample, "WALK": one_by_one, "SHARES": None, "SQUARE": keys == N}
+    return None if keys == N else keys, constexprs | hooks

@@ -21,6 +21,15 @@ class Rows(NamedTuple):
     N: Any
 
 
+class Listed(NamedTuple):
+    """N rows of a head in memory that a list names: `rows`, of int32, in multiples of `stride`."""
+
+    ptr: Any
+    stride: Any
+    N: Any
+    rows: Any
+
+
 class Variant(NamedTuple):
     """What a loop over tiles is compiled for: BLOCK rows at a time, of D elements. BLIND: some
     query may see no key. VISIBLE: see `Mask`. LOAD: what reads the tiles of keys, as `load_tile`
@@ -38,7 +47,9 @@ class Variant(NamedTuple):
 
 class Tile(NamedTuple):
     """The rows of a head that a program computes: the first of them, head, sample; where the head
-    begins in what is contiguous."""
+    begins in what is contiguous; how many rows and heads there are. statistic: where the head
+    begins in a statistic. start: see `places.one_a_sample`. lse: of these rows, to base 2. A kernel
+    whose hooks need none of these three leaves them out."""
 
     row: Any
     h: Any
@@ -46,6 +57,9 @@ class Tile(NamedTuple):
     out: Any
     N: Any
     H: Any
+    statistic: Any = None
+    start: Any = None
+    lse: Any = None
 
 
 class Work(NamedTuple):
@@ -87,7 +101,8 @@ class Mask:
     keys: KEYS(extra, first, end), which keys, first (at least 0) and end, any of those queries may
         see.
     queries: QUERIES(extra, first, end), which queries may see any of those keys.
-    extra: what they read, a NamedTuple of tensors and numbers.
+    extra: what they read, a NamedTuple of tensors and numbers; None for the rows of the keys, as
+        WALK (see `places`) has them.
     """
 
     visible: Any = None
@@ -100,6 +115,14 @@ NO_MASK = Mask()
 
 
 @triton.jit
+def listed_tile(rows, start, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Where the elements of ROWS rows of `Listed` are, from number `start` on."""
+    row_R = start + tl.arange(0, ROWS)
+    at_R = tl.load(rows.rows + row_R, mask=row_R < rows.N, other=0).to(tl.int64)
+    return rows.ptr + (at_R * rows.stride)[:, None] + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
 def load_tile(
     rows,
     start,
@@ -108,13 +131,17 @@ def load_tile(
     BLOCK_D: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """ROWS rows of D elements from row `start` on; zeros beyond N, where RAGGED, and beyond D."""
-    ptr, stride, N = rows
+    """ROWS rows of D elements from row `start` on, of `Rows` or `Listed`; zeros beyond N, where
+    RAGGED, and beyond D."""
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
-    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
+    if len(rows) == 4:  # `Listed`
+        ptr_RD = listed_tile(rows, start, ROWS, BLOCK_D)
+    else:
+        first = rows.ptr + tl.cast(start, tl.int64) * rows.stride
+        ptr_RD = first + (row_R[:, None] * rows.stride + d_D[None, :])
     if RAGGED:
-        mask_RD = (start + row_R < N)[:, None] & (d_D < D)[None, :]
+        mask_RD = (start + row_R < rows.N)[:, None] & (d_D < D)[None, :]
         tile_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0)
     elif D < BLOCK_D:
         tile_RD = tl.load(ptr_RD, mask=(d_D < D)[None, :], other=0.0)
@@ -133,13 +160,16 @@ def store_tile(
     BLOCK_D: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    ptr, stride, N = rows
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
-    ptr_RD = ptr + tl.cast(start, tl.int64) * stride + (row_R[:, None] * stride + d_D[None, :])
-    tile_RD = tile_RD.to(ptr.dtype.element_ty)
+    if len(rows) == 4:  # `Listed`
+        ptr_RD = listed_tile(rows, start, ROWS, BLOCK_D)
+    else:
+        first = rows.ptr + tl.cast(start, tl.int64) * rows.stride
+        ptr_RD = first + (row_R[:, None] * rows.stride + d_D[None, :])
+    tile_RD = tile_RD.to(rows.ptr.dtype.element_ty)
     if RAGGED:
-        tl.store(ptr_RD, tile_RD, mask=(start + row_R < N)[:, None] & (d_D < D)[None, :])
+        tl.store(ptr_RD, tile_RD, mask=(start + row_R < rows.N)[:, None] & (d_D < D)[None, :])
     elif D < BLOCK_D:
         tl.store(ptr_RD, tile_RD, mask=(d_D < D)[None, :])
     else:
@@ -157,14 +187,22 @@ def finish(o_ptr, o_MD, extra, tile, FINISH: tl.constexpr, KIND: tl.constexpr, w
 
 
 @triton.jit
-def load_rows(ptr, start, N, ROWS: tl.constexpr, RAGGED: tl.constexpr):
+def where_rows(rows, row_R):
+    """Where a statistic of these rows is, of `Rows` or `Listed`."""
+    if len(rows) == 4:
+        at_R = tl.load(rows.rows + row_R, mask=row_R < rows.N, other=0)
+        ptr_R = rows.ptr + at_R * rows.stride
+    else:
+        ptr_R = rows.ptr + row_R * rows.stride
+    return ptr_R
+
+
+@triton.jit
+def load_rows(rows, start, ROWS: tl.constexpr, RAGGED: tl.constexpr):
     """A statistic of ROWS rows from row `start` on; zeros beyond N."""
     row_R = start + tl.arange(0, ROWS)
-    if RAGGED:
-        statistic_R = tl.load(ptr + row_R, mask=row_R < N, other=0.0)
-    else:
-        statistic_R = tl.load(ptr + row_R)
-    return statistic_R
+    ptr_R = where_rows(rows, row_R) if len(rows) == 4 else rows.ptr + row_R * rows.stride
+    return tl.load(ptr_R, mask=row_R < rows.N, other=0.0) if RAGGED else tl.load(ptr_R)
 
 
 @triton.jit

@@ -39,7 +39,10 @@ def _of_head(chunk, place, h, D: tl.constexpr, WIDE: tl.constexpr, JOINED: tl.co
     return (
         Rows(q, widened(chunk.q_stride_T, WIDE), place.real),
         Rows(do, widened(chunk.do_stride_T, WIDE), place.real),
-        (chunk.lse + statistic, chunk.delta + statistic),
+        (
+            Rows(chunk.lse + statistic, 1, place.real),
+            Rows(chunk.delta + statistic, 1, place.real),
+        ),
     )
 
 
@@ -187,8 +190,8 @@ def _differentiate_tile(
     BLOCK_D: tl.constexpr = variant.BLOCK_D
     q_MD = load_tile(q, row, D, BLOCK_M, BLOCK_D, True)
     do_MD = load_tile(do, row, D, BLOCK_M, BLOCK_D, True)
-    lse_M = seeing(load_rows(lse, row, place.real, BLOCK_M, True))
-    kept = (q_MD, do_MD, lse_M, load_rows(delta, row, place.real, BLOCK_M, True))
+    lse_M = seeing(load_rows(lse, row, BLOCK_M, True))
+    kept = (q_MD, do_MD, lse_M, load_rows(delta, row, BLOCK_M, True))
     whole, end, last_M = span_of(place, row, k.N, BLOCK_M, variant.BLOCK, variant.CAUSAL)
     dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     at = (last_M, None)
