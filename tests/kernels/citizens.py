@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from kernelbench.kernels import (
     attention,
+    dilated_attention,
     projection,
     rcm_attention,
     rcm_int8,
@@ -128,6 +129,22 @@ def _softmaxed_chunks(q0, q1, k, v, q_starts, k_starts):
     return o0, o1, lse0, lse1
 
 
+_DILATED = [5, 3], [2, 1]  # segment lengths, dilation rates
+
+
+def _softmaxed_branches(q, k, v):
+    """Head j has every second position of all from j on, and every one of each three."""
+    position, H = torch.arange(q.shape[1], device=q.device), q.shape[2]
+    k, v = (tensor.repeat_interleave(H // k.shape[2], 2) for tensor in (k, v))
+    sparse = [position % 2 == j % 2 for j in range(H)]
+    seen = torch.stack([one[:, None] & one for one in sparse])
+    both = (seen, (position[:, None] // 3 == position // 3).expand_as(seen))
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / q.shape[-1] ** 0.5
+    weights = sum(scores.exp() * mask for mask in both)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (torch.einsum("bhnm,bmhd->bnhd", weights, v),)
+
+
 _HEADS = [(2, 5, 2, 16)] * 3
 _SKIP = {"parametrization": "edm", "sigma_data": 1.0}
 _OF_ATTENTION = {"batch": (0, 0, 0, 0, 0), "heads": (2, 2, 2, 2, None)}
@@ -184,6 +201,15 @@ FUNCTIONS = {
         zigzag_attention.operator._operator,
         (None, None, [1, 2, 4], None, True, False, None, []),
         {"heads": (1, 1, 1, 1, None, None)},
+    ),
+    "dilated_attention": Function(
+        _draw((2, 5, 2, 16), (2, 5, 1, 16), (2, 5, 1, 16)),
+        lambda q, k, v: (dilated_attention.dilated_attention(q, k, v, *_DILATED),),
+        _softmaxed_branches,
+        3,
+        dilated_attention.operator._operator,
+        (*_DILATED, False, "head_mod", "lse", "identity", [], False, None, [], True),
+        {"batch": (0, 0, 0)},
     ),
     "rcm_attention": Function(
         _with_time(*_HEADS, (2, 5, 32)),

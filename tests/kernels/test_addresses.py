@@ -16,6 +16,7 @@ from kernelbench.kernels.attention.backward import (
 from kernelbench.kernels.attention.forward import Forward, forward_launch
 from kernelbench.kernels.attention.places import Packed
 from kernelbench.kernels.attention.tiles import statistic_of
+from kernelbench.kernels.dilated_attention import dilated_attention
 from kernelbench.kernels.launch import Target, described_for
 from kernelbench.kernels.projection import ProjectionConfig, project_and_skip
 from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfused
@@ -115,6 +116,19 @@ def test_chunks_of_documents(order, early, late, spread, device):
     far = spread(q0, q1, k, v, do)
     for got, expected in zip(found(*far), found(q0, q1, k, v, do), strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("order", ["identity", "random"])
+def test_rows_of_branches(order, spread, device):
+    q, k, v, do = (draw(1, TOKENS, 1, 16, device=device) for _ in "qkvd")
+
+    def found(q, k, v, do):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        o = dilated_attention(*leaves, [64, 40], [5, 1], order=order, causal=True)
+        return o, *torch.autograd.grad(o, leaves, do)
+
+    for got, expected in zip(found(*spread(q, k, v, do)), found(q, k, v, do), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(

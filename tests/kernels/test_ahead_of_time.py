@@ -112,6 +112,27 @@ for place, rows in ((Packed(starts, starts, 8, 4096), 4096), (None, 1000)):
 """
 
 
+# Rows that lie apart, or in a list, of heads that share keys; and both ways to combine branches.
+DILATED = """
+import torch
+from kernelbench.kernels.ahead_of_time import ahead_of_time
+from kernelbench.kernels.dilated_attention import dilated_attention
+from kernelbench.kernels.launch import Target, described_for
+
+def meta(heads):
+    return torch.empty(2, 600, heads, 64, dtype=torch.bfloat16, device="meta").requires_grad_()
+
+q, k, v = meta(8), meta(2), meta(2)
+with described_for(Target("sm_90", 132)) as launches:
+    for more in ({"causal": True}, {"order": "hilbert", "causal": True}, {"combine": "mean"}):
+        dilated_attention(q, k, v, [128, 300], [1, 3], **more).backward(q)
+for arch in ("sm_80", "sm_90"):
+    for launch in launches:
+        ahead_of_time(launch, arch)
+        print(launch.kernel.__module__, launch.kernel.__name__)
+"""
+
+
 def compiled_by(script: str) -> list[str]:
     """The kernels that a script prints, in a process where they can be compiled."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -156,3 +177,16 @@ def test_kernels_compile_for_packed_sequences_and_shared_heads() -> None:
         "attention.backward differentiate_keys",
         "attention.backward differentiate_queries",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton, and its ptxas, are for Linux")
+def test_kernels_compile_for_rows_that_lie_apart() -> None:
+    attends = ["attention.forward attend"] * 2
+    gradients = [
+        "attention.backward differentiate_keys",
+        "attention.backward differentiate_queries",
+    ]
+    merged = [*attends, "attention.backward find_deltas", *gradients * 2]
+    mean = [*attends, *[attends[0], *gradients] * 2]
+    assert compiled_by(DILATED) == [*merged, *merged, *mean] * 2

@@ -149,7 +149,7 @@ def test_the_other_rules_of_offsets(rule: str) -> None:
     check(draw(9, 4, 2), [(6, 4), (9, 2)], offset_rule=rule, causal=True)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=SLOW)])
 def test_the_mean_of_branches(causal: bool) -> None:
     check(draw(11, 2, 1), [(8, 2), (16, 3)], combine="mean", causal=causal)
 
@@ -241,7 +241,6 @@ def test_torchscale_agrees_where_heads_divide() -> None:
     given = [x.float() for x in tensors]
     o = dilated_attention(*given, *zip(*branches, strict=True), offset_rule="head_group")
     close(o, wanted, torch.float32)
-    assert (o - dilated_attention(*given, *zip(*branches, strict=True))).norm() > 0.1
 
 
 def test_what_no_branch_covers_is_zero_and_said() -> None:
@@ -261,7 +260,7 @@ def test_what_no_branch_covers_is_zero_and_said() -> None:
 def test_nothing_is_said_where_one_branch_has_all() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dilated_attention(*draw(7, 2, 2)[:3], [4, 2**31 - 1], [1, 3])
+        dilated_attention(*draw(5, 1, 1)[:3], [4, 2**31 - 1], [1, 3])
 
 
 def test_coverage() -> None:
@@ -294,10 +293,10 @@ def test_layouts() -> None:
     q, k, v = packed.unbind(2)
     *_, do = draw(7, 2, 2, B=2)
     branches = [(7, 2)]
-    check((q, k, v, do), branches)
     turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     last = q.transpose(1, 3).contiguous().transpose(1, 3)
-    check((last, turned[1], v[:1].expand(2, 7, 2, 16), do), branches)
+    check((q, turned[1], v, do), branches)
+    check((last, k, v[:1].expand(2, 7, 2, 16), do), branches)
 
 
 def test_gradients_have_the_same_bits() -> None:
@@ -432,13 +431,20 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize(("call", "error", "words"), BAD)
-def test_what_it_does_not_take_is_said(call: Any, error: type, words: str, warm: bool) -> None:
-    """warm: also where an argument that is equal, but of the right kind, has been seen before."""
+@pytest.fixture(scope="module")
+def warm() -> list[Tensor]:
+    """What has been seen with arguments that equal some of those in BAD, but are of the right
+    kind."""
     q, k, v, _ = draw(6, 4, 2)
-    if warm:
-        dilated_attention(q, k, v, [4], [1])
+    dilated_attention(q, k, v, [4], [1])
+    return [q, k, v]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), BAD)
+def test_what_it_does_not_take_is_said(
+    call: Any, error: type, words: str, warm: list[Tensor]
+) -> None:
+    q, k, v = warm
     with pytest.raises(error, match=words):
         call(q, k, v, dilated_attention)
 
@@ -450,7 +456,7 @@ def test_a_tile_of_hopper_is_refused() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    tensors = draw(6, 2, 2)[:3]
+    tensors = draw(6, 1, 1)[:3]
     lengths, rates = np.array([4, 6]), np.array([1, 2])
     found = dilated_attention(*tensors, lengths, rates, causal=np.bool_(True), scale=np.float32(1))
     assert torch.equal(found, dilated_attention(*tensors, [4, 6], (1, 2), causal=True, scale=1.0))
