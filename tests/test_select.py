@@ -328,6 +328,7 @@ def test_an_interrupted_run_chooses_nothing_and_half_of_some_cases_is_none(
     assert verb._half(Job(family="rotary", case=case, providers=("eager",))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has times")
 def test_without_a_gpu_nothing_can_be_chosen(tmp_path: Path) -> None:
     done = asked("smoke", "--family", "rms_norm", "--runs", tmp_path)
