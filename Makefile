@@ -52,7 +52,7 @@ smoke: $(STAMP) ## Try it: every family, tiny, with or without a GPU; prints its
 	$(BIN)/kernelbench run configs/smoke.yaml $(ARGS)
 
 test: $(STAMP) ## Run the tests but for slow ones; on a machine with a GPU, those for it, too
-	@echo "All tests but the slow ones, $(call about,21). Slow ones: make test-slow."
+	@echo "All tests but the slow ones, $(call about,60). Slow ones: make test-slow."
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests

@@ -152,7 +152,7 @@ def suspects(records: Sequence[RunRecord], rules: Rules) -> set[Row]:
     return {
         (*baseline.row[:2], provider)
         for baseline, group in _cases(records)
-        for provider, why in _excluded(baseline, group, rules).items()
+        for provider, why in _entry(baseline, group, rules).excluded.items()
         if why.startswith(SUSPECT)
     }
 
@@ -168,21 +168,16 @@ def winners(records: Sequence[RunRecord], rules: Rules) -> set[Row]:
     }
 
 
-def _excluded(baseline: RunRecord, group: Sequence[RunRecord], rules: Rules) -> dict[str, str]:
-    whys = {
-        record.provider: rules.excludes(record, metrics.speedup(record, baseline))
-        for record in group
-        if record is not baseline
-    }
-    return {provider: why for provider, why in whys.items() if why}
-
-
 def _entry(baseline: RunRecord, group: Sequence[RunRecord], rules: Rules) -> Entry:
-    excluded = _excluded(baseline, group, rules)
+    excluded = dict[str, str]()
     able: list[_Able] = [(baseline, Option(baseline.provider, 1.0, 1.0, 1.0))]
     for record in group:
+        if record is baseline:
+            continue
         found = metrics.speedup(record, baseline)
-        if record is not baseline and record.provider not in excluded and found is not None:
+        if why := rules.excludes(record, found):
+            excluded[record.provider] = why
+        elif found is not None:
             over = found.over
             able.append((record, Option(record.provider, over.mid, over.lo, over.hi)))
     ranked = [*_ranked(able, rules.margin)]

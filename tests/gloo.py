@@ -25,7 +25,8 @@ def together(work: Callable[..., None], ranks: int, *args: Any) -> None:
     here = Path(__file__).parent
     with socket.socket() as found, pytest.MonkeyPatch.context() as patch:
         found.bind(("127.0.0.1", 0))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        path = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("MASTER_ADDR", "127.0.0.1")
         patch.setenv("MASTER_PORT", str(found.getsockname()[1]))
         patch.setenv("WORLD_SIZE", str(ranks))

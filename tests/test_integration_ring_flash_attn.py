@@ -2,19 +2,15 @@
 the released package itself, over what stands in for flash_attn, on ranks of the CPU."""
 
 import importlib.util
-import os
-import socket
 import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
-from gloo import drawn, exact
+from gloo import drawn, exact, together
 from torch import Tensor
 
 from kernelbench.families.zigzag_parallel import flash_attn_shim
@@ -25,7 +21,6 @@ from kernelbench.integrations.ring_flash_attn import (
     patch,
     released,
 )
-from kernelbench.kernels.launch import INTERPRETED
 from kernelbench.parallel import ZigzagLayout
 
 
@@ -263,18 +258,11 @@ def _verification_finds(package: Any, rank: int, ranks: int) -> None:
         released.zigzag_attention_func = ours
 
 
-def _released_on_a_rank(
-    rank: int, port: int, ranks: int, cases: list[Released], flags: list[Flags]
-) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ["WORLD_SIZE"] = str(ranks)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def _released(rank: int, ranks: int, cases: list[Released], flags: list[Flags]) -> None:
     package = flash_attn_shim.load()
     for case in cases:
         _right_on_a_rank(package, rank, ranks, case, flags)
     _verification_finds(package, rank, ranks)
-    dist.destroy_process_group()
 
 
 @INSTALLED
@@ -287,17 +275,9 @@ def _released_on_a_rank(
     ],
 )
 def test_released_zigzag_paths_are_the_same_functions(
-    ranks: int, cases: list[Released], flags: list[Flags], monkeypatch: pytest.MonkeyPatch
+    ranks: int, cases: list[Released], flags: list[Flags]
 ) -> None:
-    if not INTERPRETED:
-        pytest.skip("ranks of the CPU need Triton's interpreter")
-    here = Path(__file__).parent
-    path = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    torch.multiprocessing.spawn(_released_on_a_rank, (port, ranks, cases, flags), nprocs=ranks)  # type: ignore[no-untyped-call]
+    together(_released, ranks, cases, flags)
 
 
 @pytest.fixture

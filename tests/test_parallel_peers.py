@@ -4,8 +4,6 @@ what they answer on ranks of the CPU."""
 import importlib.machinery
 import importlib.util
 import json
-import os
-import socket
 import subprocess
 import sys
 import types
@@ -16,9 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
-from gloo import drawn, exact
+from gloo import drawn, exact, together
 from torch import Tensor
 
 from kernelbench.families.zigzag_parallel import FAMILY, flash_attn_shim, peers
@@ -238,11 +235,7 @@ def _flash_backward(grad_out: Any, query: Any, key: Any, value: Any, **rest: Any
     return _heads_last(*written.values())
 
 
-def _in_context_on_a_rank(rank: int, port: int, ranks: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ["WORLD_SIZE"] = str(ranks)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def _in_context(rank: int, ranks: int) -> None:
     from torch.distributed.tensor.experimental._context_parallel import _attention as torchs
 
     forward, backward = torchs._templated_ring_attention, torchs._templated_ring_attention_backward
@@ -272,20 +265,11 @@ def _in_context_on_a_rank(rank: int, port: int, ranks: int) -> None:
             right = case.layout.shard(other, rank)
             torch.testing.assert_close(one.double(), right, rtol=0, atol=1e-5)
     assert torch.nn.functional.scaled_dot_product_attention is _sdpa_of_a_gpu
-    dist.destroy_process_group()
 
 
-def test_context_parallel_answers_in_zigzag_order_and_leaves_sdpa_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_context_parallel_answers_in_zigzag_order_and_leaves_sdpa_alone() -> None:
     """With operators of a GPU that this test brings to the CPU."""
-    here = Path(__file__).parent
-    path = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    torch.multiprocessing.spawn(_in_context_on_a_rank, (port, 2), nprocs=2)  # type: ignore[no-untyped-call]
+    together(_in_context, 2)
 
 
 @INSTALLED

@@ -134,5 +134,12 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ({"cp_comm_type": "ring"}, {"cp_comm_type": "p2p", "causal": False}):
         with pytest.raises(ValueError, match="cp_comm_type as one of all_gather, p2p"):
             zigzag_attention_func(q, k, k, starts, **wrong)
+    with pytest.raises(TypeError, match="zigzag_attention_func takes cu_seqlens of int32, got"):
+        zigzag_attention_func(q, k, k, starts.float())
+    with pytest.raises(ValueError, match=r"func takes cu_seqlens of shape \(S\+1,\)"):
+        zigzag_attention_func(q, k, k, starts[:1])
+    for values, said in (([5, 605], "from 0 on, got 5"), ([0, 610, 600], "that does not fall")):
+        with pytest.raises(ValueError, match=f"zigzag_attention_func takes cu_seqlens {said}"):
+            zigzag_attention_func(q, k, k, torch.tensor(values, dtype=torch.int32))
     with pytest.raises(ValueError, match="the layout is of 3 ranks, the group has 2"):
         zigzag_attention_func(q, k, k, ZigzagLayout.of([600, 10], 3))

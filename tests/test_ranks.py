@@ -42,7 +42,7 @@ from kernelbench.measure.telemetry import Telemetry
 from kernelbench.report.progress import Silent
 from kernelbench.run import runner
 from kernelbench.run.runner import Options, Runner
-from kernelbench.spec import Context, DType, Job, OutputError, Status, UsageError
+from kernelbench.spec import Context, DType, Job, Messages, OutputError, Status, UsageError
 from kernelbench.store import read
 
 RANKED = Path(__file__).parent / "plugins" / "ranked.py"
@@ -307,6 +307,8 @@ def test_ranks_are_right_or_wrong_together_and_leave_nothing_behind(tmp_path: Pa
         "dies": Status.crashed,
         "right": Status.ok,
     }, shown
+    for name in ("eager", "right"):  # 64 numbers of 4 bytes, summed as in a ring
+        assert found[name].messages == Messages(received_bytes=256)
     assert found["wrong_on_one"].reason.startswith("rank 1: y: error")
     assert found["says_no"].reason.startswith("rank 1: ValueError: rank 1 will not (")
     assert found["another_shape"].reason.startswith("rank 1: y has shape (63,), the baseline's")

@@ -238,6 +238,13 @@ def test_a_table_is_held_against_other_cases(tmp_path: Path) -> None:
     assert bad.exit_code == 1 and facts["mean_pct"] == pytest.approx(20)
     always = next(each["always"] for each in facts["cases"] if each["case"] == "M200")
     assert always == pytest.approx({"compile": 0, "triton": 20, "eager": 100})
+    sizes = range(110, 390, 20)
+    once = [each for us in sizes for each in held_out(us, triton=us * (0.43 if us > 360 else 0.4),
+            compile=us * 0.4)]  # fmt: skip
+    a_run(tmp_path / "e", "five", once, **manifest_of())
+    rare = asked(tmp_path / "e", "--verify", table, "--json")
+    facts = json.loads(rare.stdout)
+    assert rare.exit_code == 1 and facts["mean_pct"] < 1 < 5 < facts["worst_pct"]
     stale = asked(tmp_path / "d", "--verify", table)
     assert stale.exit_code == 1 and "driver 570, not 580" in stale.output
     same = asked(tmp_path / "a", "--verify", table)
@@ -264,10 +271,12 @@ def test_bad_input_is_named(words: Sequence[str], why: str, tmp_path: Path) -> N
     assert done.exit_code == 2 and why in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize("again", ["wins", "loses", "ends without a time"])
 def test_what_wins_under_suspicion_is_measured_again_and_what_has_no_room_at_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a suite that is measured now; who measures is scripted."""
+    """Of a suite that is measured now; who measures is scripted. again: what becomes of the one
+    under suspicion."""
     seen: list[list[str]] = []
 
     def records_of(job: Any, number: int) -> list[RunRecord]:
@@ -279,6 +288,10 @@ def test_what_wins_under_suspicion_is_measured_again_and_what_has_no_room_at_hal
         shared |= {"run_id": f"run{number}", "utc": f"2026-01-0{number}T00:00:00Z"}
         full = job.case.M == 8192 and number == 1
         other = {"status": Status.oom, "reason": "no room", "timing": None} if full else {}
+        if job.case.M == 64 and number == 2 and again == "loses":
+            other = {"timing": timing(9.9)}
+        if job.case.M == 64 and number == 2 and again == "ends without a time":
+            shared |= {"status": Status.crashed, "reason": "killed", "timing": None}
         flags = ("shared",) if job.case.M == 64 else ()
         return [record(**shared), ours(flags=flags, **(shared | other))]
 
@@ -302,7 +315,8 @@ def test_what_wins_under_suspicion_is_measured_again_and_what_has_no_room_at_hal
     assert "won under suspicion, so it is measured once more" in said
     assert "out of memory, which keeps the baseline; M4096-N256-bf16-fwd is measured" in said
     chosen = {entry.axes["M"]: entry.choice for _, entry in Table.read(table).entries()}
-    assert chosen == {64: "triton", 128: "triton", 8192: "eager", 4096: "triton"}
+    won = "triton" if again == "wins" else "eager"
+    assert chosen == {64: won, 128: "triton", 8192: "eager", 4096: "triton"}
 
 
 def test_an_interrupted_run_chooses_nothing_and_half_of_some_cases_is_none(

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 
 from kernelbench.measure.failure import Failure
-from kernelbench.measure.lot import Lot
 from kernelbench.measure.session import Candidate, Session
 from kernelbench.measure.task import Task
 from kernelbench.measure.team import Team
 from kernelbench.measure.timer import Timed
 from kernelbench.measure.trace import on_gpu, tracing
-from kernelbench.measure.workload import Workload
+from kernelbench.measure.workload import Standing, Workload
 from kernelbench.spec import Messages
 
 SAMPLES = 30
@@ -153,31 +152,16 @@ def _does_nothing(name: str, operator: Any, place: int, unsent: Unsent) -> Calla
     return run
 
 
-@dataclass(eq=False)
-class Quiet:
-    """A workload whose calls send nothing."""
+@dataclass(eq=False)  # a key of the clock's plans
+class Quiet(Standing):
+    """A workload, for a clock, whose calls send nothing; no answer of it is judged."""
 
-    workload: Workload
-    lot: Lot | None = None  # nothing of it is judged
     received: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.workload.name
 
     def call(self) -> None:
         with silence() as unsent:
             self.workload.call()
         self.received = unsent.received
-
-    def grad_mode(self) -> Any:
-        return self.workload.grad_mode()
-
-    def ready(self) -> None:
-        self.workload.ready()
-
-    def restore(self) -> None:
-        self.workload.restore()
 
 
 def read_messages(task: Task, candidates: Sequence[Candidate]) -> None:

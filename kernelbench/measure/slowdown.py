@@ -2,15 +2,13 @@
 keeps the answers of timed calls, so that they can be checked.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 import torch
 
 from kernelbench.measure.answer import Contract, copies_of
-from kernelbench.measure.workload import Workload
+from kernelbench.measure.workload import Standing
 from kernelbench.spec import Timing
 
 DRAWS = 5
@@ -19,32 +17,13 @@ FACTOR, MORE_NS = 1.2, 700  # a sample on fresh inputs may take FACTOR × as lon
 
 
 @dataclass(eq=False)  # a key of the clock's plans
-class RecordingWorkload:
-    """A workload, for a clock, that keeps the outputs of its last call."""
+class RecordingWorkload(Standing):
+    """A workload, for a clock, that keeps the outputs of its last call, which are judged."""
 
-    workload: Workload
     outputs: tuple[torch.Tensor, ...] = field(default=(), init=False)
-    lot: None = None  # the kept outputs are judged instead
 
-    @property
-    def name(self) -> str:
-        return self.workload.name
-
-    @property
-    def call(self) -> Callable[[], Any]:
-        return self._call
-
-    def _call(self) -> None:
+    def call(self) -> None:
         self.outputs = self.workload.call()
-
-    def grad_mode(self) -> Any:
-        return self.workload.grad_mode()
-
-    def ready(self) -> None:
-        self.workload.ready()
-
-    def restore(self) -> None:
-        self.workload.restore()
 
     def produced(self, contract: Contract) -> dict[str, torch.Tensor]:
         """Copies of the kept outputs by name.

@@ -5,7 +5,7 @@ Shapes: L rows of a rank, C of them of documents that are cut, H heads of q, G o
 size, W ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
-from kernelbench.kernels.attention.checks import DTYPES
+from kernelbench.kernels.attention.checks import DTYPES, check_starts
 from kernelbench.kernels.attention.tiles import statistic_of, to_base_2
 from kernelbench.kernels.operators import as_flag, as_scale, differentiable_once
 from kernelbench.kernels.zigzag_attention import parts
-from kernelbench.kernels.zigzag_attention.lengths import How, values_of
+from kernelbench.kernels.zigzag_attention.lengths import How, check_rising, values_of
 from kernelbench.parallel.layout import ZigzagLayout
 from kernelbench.parallel.ring import Ring, RingAttention
 
@@ -73,25 +73,17 @@ def _gathered(
         yield some, *every.split(every.shape[1] // 2, 1)
 
 
-def _attend(
-    q: Tensor, keys: Iterable[tuple[_Heads, Tensor, Tensor]], call: _Call
-) -> tuple[Tensor, Tensor]:
-    """o and lse of the rows of documents that are cut, for some heads after others."""
-    o, lse = q.new_empty(q.shape), statistic_of(q.unsqueeze(0))
-    documents = call.layout.joined(q.device)
-    for some, k_all, v_all in keys:
-        outs = o[:, some.q], lse[:, some.q]
-        parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
-        del k_all, v_all  # before memory is taken for those after the next
-    return o, lse
-
-
 class _Zigzag(torch.autograd.Function):
     """o of the rows of documents that are cut, (C,H,D)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-        o, lse = _attend(q, _gathered(k, v, _heads(q, k, call.step), call), call)
+        o, lse = q.new_empty(q.shape), statistic_of(q.unsqueeze(0))
+        documents = call.layout.joined(q.device)
+        for some, k_all, v_all in _gathered(k, v, _heads(q, k, call.step), call):
+            outs = o[:, some.q], lse[:, some.q]
+            parts.forward(q[:, some.q], k_all, v_all, documents, *outs, how=call.how)
+            del k_all, v_all  # before memory is taken for those after the next
         ctx.call = call
         ctx.save_for_backward(q, k, v, o, lse)
         return o
@@ -189,7 +181,10 @@ def zigzag_attention_func(
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     layout = cu_seqlens
     if isinstance(layout, Tensor):
-        layout = ZigzagLayout.of(values_of("cu_seqlens", layout, False).lengths(), ranks)
+        check_starts("zigzag_attention_func", "S documents", {"cu_seqlens": layout})
+        starts = values_of("cu_seqlens", layout, False)
+        check_rising(starts, "zigzag_attention_func")
+        layout = ZigzagLayout.of(starts.lengths(), ranks)
     _check(q, k, v, layout, ranks, rank, heads_k_stride)
     scale = as_scale("zigzag_attention_func", "softmax_scale", softmax_scale)
     causal = as_flag("zigzag_attention_func", "causal", causal)
@@ -209,8 +204,8 @@ def zigzag_attention_func(
             else _Zigzag.apply(*cut, _Call(layout, group, rank, heads_k_stride, how))  # type: ignore[no-untyped-call]
         )
     if whole or not layout.cut:
-        starts = layout.whole_starts(rank, q.device) if whole else None
-        results.append(_attend_whole(q[C:], k[C:], v[C:], starts, causal, scale))
+        begins = layout.whole_starts(rank, q.device) if whole else None
+        results.append(_attend_whole(q[C:], k[C:], v[C:], begins, causal, scale))
     return results[0] if len(results) == 1 else torch.cat(results)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.tiles import Rows, tile_of_head
+from kernelbench.kernels.attention.tiles import Rows, tile_of_head, widened
 from kernelbench.kernels.launch import ceil_div
 
 
@@ -57,7 +57,7 @@ class Packed(NamedTuple):
 def one_by_one(place, ptr, stride, start, N, WIDE: tl.constexpr):
     """The N rows of a sequence that begins at ptr, in a tensor or a statistic of one head. start:
     the last that PLACE returns."""
-    return Rows(ptr, tl.cast(stride, tl.int64) if WIDE else stride, N)
+    return Rows(ptr, widened(stride, WIDE), N)
 
 
 @triton.jit

@@ -115,11 +115,18 @@ NO_MASK = Mask()
 
 
 @triton.jit
-def listed_tile(rows, start, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Where the elements of ROWS rows of `Listed` are, from number `start` on."""
-    row_R = start + tl.arange(0, ROWS)
-    at_R = tl.load(rows.rows + row_R, mask=row_R < rows.N, other=0).to(tl.int64)
-    return rows.ptr + (at_R * rows.stride)[:, None] + tl.arange(0, BLOCK_D)[None, :]
+def tile_at(rows, start, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Where the elements of ROWS rows are, from number `start` on, of `Rows` or `Listed`."""
+    row_R = tl.arange(0, ROWS)
+    d_D = tl.arange(0, BLOCK_D)
+    if len(rows) == 4:  # `Listed`
+        row_R += start
+        at_R = tl.load(rows.rows + row_R, mask=row_R < rows.N, other=0).to(tl.int64)
+        ptr_RD = rows.ptr + (at_R * rows.stride)[:, None] + d_D[None, :]
+    else:
+        first = rows.ptr + tl.cast(start, tl.int64) * rows.stride
+        ptr_RD = first + (row_R[:, None] * rows.stride + d_D[None, :])
+    return ptr_RD
 
 
 @triton.jit
@@ -135,11 +142,7 @@ def load_tile(
     RAGGED, and beyond D."""
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
-    if len(rows) == 4:  # `Listed`
-        ptr_RD = listed_tile(rows, start, ROWS, BLOCK_D)
-    else:
-        first = rows.ptr + tl.cast(start, tl.int64) * rows.stride
-        ptr_RD = first + (row_R[:, None] * rows.stride + d_D[None, :])
+    ptr_RD = tile_at(rows, start, ROWS, BLOCK_D)
     if RAGGED:
         mask_RD = (start + row_R < rows.N)[:, None] & (d_D < D)[None, :]
         tile_RD = tl.load(ptr_RD, mask=mask_RD, other=0.0)
@@ -162,11 +165,7 @@ def store_tile(
 ):
     row_R = tl.arange(0, ROWS)
     d_D = tl.arange(0, BLOCK_D)
-    if len(rows) == 4:  # `Listed`
-        ptr_RD = listed_tile(rows, start, ROWS, BLOCK_D)
-    else:
-        first = rows.ptr + tl.cast(start, tl.int64) * rows.stride
-        ptr_RD = first + (row_R[:, None] * rows.stride + d_D[None, :])
+    ptr_RD = tile_at(rows, start, ROWS, BLOCK_D)
     tile_RD = tile_RD.to(rows.ptr.dtype.element_ty)
     if RAGGED:
         tl.store(ptr_RD, tile_RD, mask=(start + row_R < rows.N)[:, None] & (d_D < D)[None, :])
@@ -189,7 +188,7 @@ def finish(o_ptr, o_MD, extra, tile, FINISH: tl.constexpr, KIND: tl.constexpr, w
 @triton.jit
 def where_rows(rows, row_R):
     """Where a statistic of these rows is, of `Rows` or `Listed`."""
-    if len(rows) == 4:
+    if len(rows) == 4:  # `Listed`
         at_R = tl.load(rows.rows + row_R, mask=row_R < rows.N, other=0)
         ptr_R = rows.ptr + at_R * rows.stride
     else:
@@ -201,7 +200,7 @@ def where_rows(rows, row_R):
 def load_rows(rows, start, ROWS: tl.constexpr, RAGGED: tl.constexpr):
     """A statistic of ROWS rows from row `start` on; zeros beyond N."""
     row_R = start + tl.arange(0, ROWS)
-    ptr_R = where_rows(rows, row_R) if len(rows) == 4 else rows.ptr + row_R * rows.stride
+    ptr_R = where_rows(rows, row_R)
     return tl.load(ptr_R, mask=row_R < rows.N, other=0.0) if RAGGED else tl.load(ptr_R)
 
 

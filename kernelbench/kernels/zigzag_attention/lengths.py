@@ -80,13 +80,13 @@ def check_lengths(
     None for any."""
     lying = keys if padded is None else padded
     for starts, end in zip((early, late, lying), rows, strict=True):
-        _check_rising(starts)
+        check_rising(starts)
         if end is not None and starts.values[-1] != end:
             raise ValueError(
                 f"zigzag_attention takes {starts.name} that ends at the number of rows, {end}, got "
                 f"{starts.values[-1]}"
             )
-    _check_rising(keys)
+    check_rising(keys)
     lengths = zip(early.lengths(), late.lengths(), keys.lengths(), lying.lengths(), strict=True)
     for number, (first, second, real, most) in enumerate(lengths):
         if real > most:
@@ -114,12 +114,13 @@ def check_lengths(
             )
 
 
-def _check_rising(starts: Starts) -> None:
+def check_rising(starts: Starts, function: str = "zigzag_attention") -> None:
+    """Raise ValueError unless they begin at 0 and do not fall."""
     if starts.values[0] != 0:
-        raise ValueError(f"zigzag_attention takes {starts.name} from 0 on, got {starts.values[0]}")
+        raise ValueError(f"{function} takes {starts.name} from 0 on, got {starts.values[0]}")
     if any(length < 0 for length in starts.lengths()):
         raise ValueError(
-            f"zigzag_attention takes {starts.name} that does not fall, got {list(starts.values)}"
+            f"{function} takes {starts.name} that does not fall, got {list(starts.values)}"
         )
 
 
