@@ -30,6 +30,7 @@ from kernelbench.spec import DType, OutputError, Provider
 GROUP_FLOOR, GROUP_CEILING, ROW_CEILING = 3.0, 10.0, 50.0
 WORST_FLOOR, WORST_CEILING = 4.0, 2.0  # the same for the worst element: up to four roundings
 TIMES_BASELINE = 3.0
+OF_ROUNDED = 1.25  # times the slope of the right answer, rounded once
 GROSS = 10.0
 SIGMAS = 4.0  # standard errors that a figure may be off by chance
 FEW_COUNT = 4.0  # elements that count as one: where few are large, they alone make up a norm
@@ -92,7 +93,7 @@ def judge(
       slope: [SLOPE_FLOOR, CEILING · ‖ref‖/‖p‖], plus 4 standard errors. The baseline's figure is
         here the largest of 3 × its slope, 4 × its spread and rel² / 4: a part that is smaller than
         the rounding of what passes through is lost in it, by a share that depends on the order of
-        roundings.
+        roundings. Or 1.25 × the slope of ref itself, rounded once, if that is more.
     Of an output in another dtype than the case's, FLOOR and CEILING are those of the coarser of
     both (of an fp8 output, by its unit roundoff). Whole numbers and booleans have no floor: where
     the baseline is exact, all must be.
@@ -227,6 +228,7 @@ def _slope(
             most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread, base.rel**2 / 4)
             ceiling = limit.ceiling * (1 if trial else deviation.scale)
             allowed = _between(limit.slope_floor, ceiling, most, trial)
+            allowed = max(allowed, OF_ROUNDED * abs(slope.rounded))
         slopes.append((slope.value, allowed + SIGMAS * slope.error))
     return max(slopes, key=_nearest, default=(0.0, math.inf))
 

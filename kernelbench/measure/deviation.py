@@ -21,12 +21,14 @@ class Slope:
     """The slope of out on one part of ref, minus 1.
 
     error: its standard error if the errors of elements are independent. spread: if those of one row
-    may be correlated, as with rounded coefficients.
+    may be correlated, as with rounded coefficients. rounded: the slope, minus 1, of ref itself,
+    rounded once to out's dtype. A coefficient of 1.001 times bf16 values is lost in that.
     """
 
     value: float = 0.0
     error: float = 0.0
     spread: float = 0.0
+    rounded: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,20 +165,25 @@ class Sums:
         self._total += torch.stack([x.sum() for x in (error2, own2, ref2, wide.square())])
         most = torch.stack([x.abs().max() for x in (error, own, ref)])
         self._most = torch.maximum(self._most, most)
-        self._add_slopes(error, parts)
+        self._add_slopes(error, self._rounding(ref), parts)
         self.count += ref.numel()
         if self._rows is not None and self._columns is not None:
             self._rows.add(index, -1, error2, own2, ref2)
             self._columns.add(index, 0, error2, own2, ref2)
 
-    def _add_slopes(self, error: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
-        self._slopes = self._slopes or [torch.zeros_like(self._total) for _ in parts]
+    def _rounding(self, ref: torch.Tensor) -> torch.Tensor:
+        """The error of rounding ref to the output's dtype, 0 where that has no such number."""
+        return torch.nan_to_num(ref.to(self._dtype).to(ref.dtype) - ref, 0.0, 0.0, 0.0)
+
+    def _add_slopes(
+        self, error: torch.Tensor, rounding: torch.Tensor, parts: Sequence[torch.Tensor]
+    ) -> None:
+        self._slopes = self._slopes or [self._total.new_zeros(5) for _ in parts]
         for total, part in zip(self._slopes, parts, strict=True):
-            product = error * part
+            product, rounded = error * part, (rounding * part).sum()
             row = product.sum(-1) if product.ndim else product
-            total += torch.stack(
-                [product.sum(), product.square().sum(), row.square().sum(), part.square().sum()]
-            )
+            squares = [x.square().sum() for x in (product, row, part)]
+            total += torch.stack([product.sum(), *squares, rounded])
 
     def deviation(self) -> Deviation:
         """The deviation of what was added."""
@@ -220,10 +227,11 @@ def _cosine(error2: float, ref2: float, out2: float) -> float | None:
 
 
 def _slope(total: torch.Tensor) -> Slope:
-    product, squared, rows, own2 = total.tolist()
+    product, squared, rows, own2, rounded = total.tolist()
     if not own2:
         return Slope()
-    return Slope(product / own2, math.sqrt(squared) / own2, math.sqrt(rows) / own2)
+    errors = math.sqrt(squared) / own2, math.sqrt(rows) / own2
+    return Slope(product / own2, *errors, rounded / own2)
 
 
 def is_fp8(tensor: torch.Tensor) -> bool:

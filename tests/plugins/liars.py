@@ -906,10 +906,13 @@ def disarms_the_lot(a):
     seen=TIMER_PATCH,
 )
 def writes_its_time(case, config):
+    written = []
+
     def call(a):
         for frame in _frames():
-            if frame.f_code is conclude._record.__code__:
+            if frame.f_code is conclude._record.__code__ and not written:
                 timing = frame.f_locals["timing"]
+                written.append(timing)
                 blocks = tuple(tuple(ns * 9 // 10 for ns in b) for b in timing.blocks_ns)
                 object.__setattr__(timing, "blocks_ns", blocks)
         return scale(a)
