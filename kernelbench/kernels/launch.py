@@ -31,6 +31,7 @@ class Launch:
     constexprs: compile-time constants by parameter name.
     options: `num_warps`, `num_stages`; `launch_cooperative_grid` where all programs must run at
         once; `launch_pdl` where the kernel may start before the previous one ends.
+    own: a tensor among the args that is the launch's own, the same whenever it is repeated.
     """
 
     kernel: Any
@@ -38,6 +39,7 @@ class Launch:
     args: Mapping[str, Any]
     constexprs: Mapping[str, Any]
     options: Mapping[str, int]
+    own: Tensor | None = None
 
     def run(self) -> Any:
         """Queue the kernel on the current device's current stream; an empty grid is no work.
@@ -167,8 +169,9 @@ class _Prepared:
         first = 1 + max(i for i, value in enumerate(args) if any(tensors_of({"": value})))
         numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
         numbers[id(None)] = len(tensors)
+        self._own = launch.own
         for name, tensor in tensors_of(values):
-            assert id(tensor) in numbers, f"{name} is none of the tensors"
+            assert id(tensor) in numbers or tensor is self._own, f"{name} is none of the tensors"
         # What stands behind the addresses and None, each made of those before it.
         self._makers: list[Callable[[Sequence[Any], Sequence[Any]], Any]] = []
         order = [self._number(value, numbers, len(tensors) + 1) for value in args[:first]]
@@ -186,6 +189,9 @@ class _Prepared:
         if isinstance(value, tuple):
             parts = [self._number(part, numbers, made) for part in value]
             self._makers.append(lambda tensors, values: tuple([values[n] for n in parts]))
+        elif isinstance(value, Tensor) and value is self._own:
+            address = value.data_ptr()
+            self._makers.append(lambda tensors, values: address)
         elif isinstance(base, Tensor) or value is None:
             if base is value:
                 return numbers[id(base)]

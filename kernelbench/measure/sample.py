@@ -53,12 +53,13 @@ def _sample(task: Task, candidates: list[Candidate], first: bool) -> None:
         for candidate in candidates:
             candidate.timing = Timing(timer=clock.name, blocks_ns=())
         return
+    for candidate in candidates:  # takes memory that `ready` would take parts of, and hold
+        candidate.workload.lot = Lot.of(candidate, session.device)
     if first:
         session.release_memory()
     for candidate in candidates:
         task.guard.tell(candidate.name, "measure")
         candidate.workload.ready()
-        candidate.workload.lot = Lot.of(candidate, session.device)
     if first:
         session.release_memory(collect=False)
     parts = [c.workload for c in candidates]

@@ -30,17 +30,17 @@ def missing() -> str:
     return ""
 
 
-def checked(tool: str, provider: str) -> tuple[list[dict[str, Any]], int]:
-    """What the tool says of each case, and the exit code."""
+def checked(tool: str, provider: str, *more: str) -> tuple[list[dict[str, Any]], int]:
+    """What the tool says of each case, and the exit code. more: options."""
     if why := missing():
         pytest.skip(why)
     gc.collect()
     torch.cuda.empty_cache()  # the checked processes need what other tests left in this one's cache
-    words = ("--family", "unsafe", "-p", provider, "--sanitize", tool, "--json")
+    words = ("--family", "unsafe", "-p", provider, "--sanitize", tool, "--json", *more)
     done = CliRunner().invoke(app, ["check", "--plugin", PLUGIN, *words])
     assert done.stdout, (done.exit_code, done.exception, done.stderr)
     shown = json.loads(done.stdout)
-    assert [record["status"] for record in shown["records"]] == ["ok"] * 2, "right, by luck"
+    assert {record["status"] for record in shown["records"]} == {"ok"}, "right, by luck"
     looks: list[dict[str, Any]] = shown["sanitize"]
     if any("Device not supported" in look["could_not_look"] for look in looks):
         pytest.skip(looks[0]["could_not_look"])
@@ -59,9 +59,11 @@ def checked(tool: str, provider: str) -> tuple[list[dict[str, Any]], int]:
 def test_a_planted_fault_is_found_in_each_case_by_kernel_and_line(
     tool: str, provider: str, kernel: str, kind: str
 ) -> None:
-    looks, code = checked(tool, provider)
+    """Several cases with a fault take a process each after one for all of them: memcheck's do."""
+    cases = ["n100-fp32-fwd", "n101-fp32-fwd"][: 2 if tool == "memcheck" else 1]
+    looks, code = checked(tool, provider, *([] if len(cases) > 1 else ["--filter", cases[0]]))
     assert code == 1
-    assert {look["case"] for look in looks} == {"n100-fp32-fwd", "n101-fp32-fwd"}
+    assert sorted(look["case"] for look in looks) == cases
     for look in looks:
         found = [one for one in look["findings"] if one["kernel"] == kernel]
         assert any(kind in one["kind"] for one in found), look

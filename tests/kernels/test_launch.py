@@ -146,6 +146,23 @@ def test_a_tensor_that_repeats_would_not_find_again_is_a_mistake(repeats):
         repeats.run("kind", (x, None), lambda *_: (described,))
 
 
+def test_a_launch_keeps_a_tensor_of_its_own(repeats):
+    kernel, made = Kernel(), []
+
+    def describe(kind, tensors):
+        own = torch.empty(64)
+        made.append(weakref.ref(own))
+        args = {"x_ptr": tensors[0], "y_ptr": own, "M": 5}
+        return (Launch(kernel, (3,), args, {"BLOCK": 8}, {}, own=own),)
+
+    for x in (torch.empty(64), torch.empty(64)):
+        repeats.run("kind", (x,), describe)
+    (own,) = (reference() for reference in made)
+    assert kernel.fast == [
+        (3, 1, 1, 7, "function", "metadata", None, None, None, x.data_ptr(), own.data_ptr(), 5, 8)
+    ]
+
+
 def test_one_tensor_in_two_places_says_nothing_about_two(repeats):
     kernel, x, y = Kernel(), torch.empty(64), torch.empty(64)
     run(repeats, kernel, x, x)

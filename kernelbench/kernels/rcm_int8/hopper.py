@@ -28,6 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.attention.hopper.channel import (
     arm,
+    listed,
     load,
     new_barrier,
     new_barriers,
@@ -35,6 +36,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     store,
 )
 from kernelbench.kernels.attention.hopper.forward import Barriers, HopperHook, Tiles
+from kernelbench.kernels.attention.hopper.order import order_of
 from kernelbench.kernels.attention.tiles import copy_engine_takes
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 from kernelbench.kernels.rcm_int8.packed import Packed
@@ -55,11 +57,13 @@ class Descriptors(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What is the same for every tile: sizes, scales, and what the skip is made of."""
+    """What is the same for every tile: sizes, scales, and what the skip is made of. order: as in
+    `attention.hopper.forward`."""
 
     N: Any
     H: Any
     total: Any
+    order: Any
     q_rows: Any
     q_tiles: Any
     k_tiles: Any
@@ -167,7 +171,12 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
     D: gl.constexpr = smem.k.shape[2]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+    index = gl.program_id(0)
+    if call.order is not None:
+        index = listed(call.order, 0)
+    while index < call.total:
+        if call.order is not None:  # it arrives during this tile
+            after = listed(call.order, done + 1)
         row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(bars.q_empty, phase ^ 1)
@@ -204,6 +213,10 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
                     bh % call.H,
                 )
         done += 1
+        if call.order is not None:
+            index = after
+        else:
+            index += gl.num_programs(0)
 
 
 @gluon.jit
@@ -392,7 +405,12 @@ def _consume(
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+    index = gl.program_id(0)
+    if call.order is not None:
+        index = listed(call.order, 0)
+    while index < call.total:
+        if call.order is not None:  # it arrives during this tile
+            after = listed(call.order, done + 1)
         row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
@@ -406,6 +424,10 @@ def _consume(
             variant,
         )
         done += 1
+        if call.order is not None:
+            index = after
+        else:
+            index += gl.num_programs(0)
 
 
 @gluon.jit(do_not_specialize=("N", "H", "total", "q_rows", "q_tiles", "k_tiles"))
@@ -418,6 +440,7 @@ def attend(
     q_scale_ptr,
     k_scale_ptr,
     v_scale_ptr,
+    order_ptr,
     extra,
     N,
     H,
@@ -467,6 +490,7 @@ def attend(
         N,
         H,
         total,
+        order_ptr,
         q_rows,
         q_tiles,
         k_tiles,
@@ -549,8 +573,12 @@ def attend_launch(
     tile: Int8HopperTile,
 ) -> Launch:
     """The launch that `rcm_int8.attend_launch` describes, by the kernel for Hopper."""
-    config = packed.config
-    total = ceil_div(packed.N, _GROUPS.value * 64) * packed.H * packed.B
+    config, rows, heads = packed.config, _GROUPS.value * 64, packed.H * packed.B
+    total = ceil_div(packed.N, rows) * heads
+    programs = min(total, sm_count(packed.q8.device))
+    cut: dict[str, int] = {"rows": rows, "keys": config.block_n, "programs": programs}
+    size = packed.k8.numel() + packed.v8.numel()
+    order = order_of(packed.q8, heads, packed.N, causal=causal, key_bytes=size, **cut)
     args: dict[str, Any] = {
         "q_desc": _of_rows(packed.q8, 64),
         "k_desc": _of_rows(packed.k8, config.block_n),
@@ -560,6 +588,7 @@ def attend_launch(
         "q_scale_ptr": packed.q_scale,
         "k_scale_ptr": packed.k_scale,
         "v_scale_ptr": packed.v_scale,
+        "order_ptr": order,
         "extra": hook.extra,
         "N": packed.N,
         "H": packed.H,
@@ -576,5 +605,4 @@ def attend_launch(
         "RAGGED": not causal and packed.N % config.block_n != 0,
         **hook.constexprs(),
     }
-    programs = min(total, sm_count(packed.q8.device))
-    return Launch(attend, (programs,), args, constexprs, {"num_warps": 4})
+    return Launch(attend, (programs,), args, constexprs, {"num_warps": 4}, own=order)

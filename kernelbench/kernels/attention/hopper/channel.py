@@ -42,6 +42,12 @@ def arm(bars, COUNT: gl.constexpr):
 
 
 @gluon.jit
+def listed(order, done):
+    """The tile that `order` has for this program when it has done so many: see `order.order_of`."""
+    return gl.load(order + done * gl.num_programs(0) + gl.program_id(0))
+
+
+@gluon.jit
 def load(desc, bar, smem, b, row, h):
     """Queue a tile (rows, D) of one head; rows beyond N arrive as zeros."""
     tma.async_copy_global_to_shared(

@@ -28,12 +28,14 @@ from kernelbench.kernels.attention.hopper.channel import (
     arm,
     descriptor,
     in_gluon,
+    listed,
     load,
     new_barrier,
     new_barriers,
     of_heads,
     store,
 )
+from kernelbench.kernels.attention.hopper.order import order_of
 from kernelbench.kernels.attention.tiles import pitch
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 
@@ -109,7 +111,7 @@ class Call(NamedTuple):
     """What is the same for every tile: the rows of this launch, sizes, and what a hook reads.
 
     begin, tiles: the first row, and tiles of each head from there; total: of all heads.
-    scale: to base 2.
+    order: tiles of each program, see `order.py`; None where they take turns. scale: to base 2.
     """
 
     begin: Any
@@ -117,6 +119,7 @@ class Call(NamedTuple):
     N: Any
     H: Any
     total: Any
+    order: Any
     extra: Any
     scale: Any
     lse_ptr: Any
@@ -250,7 +253,12 @@ def _produce(
     D: gl.constexpr = smem.k.shape[2]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+    index = gl.program_id(0)
+    if call.order is not None:
+        index = listed(call.order, 0)
+    while index < call.total:
+        if call.order is not None:  # it arrives during this tile
+            after = listed(call.order, done + 1)
         row, h, b, blocks = _tile(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(bars.q_empty, phase ^ 1)
@@ -275,6 +283,10 @@ def _produce(
                 mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
                 load(descs.x, bars.x_full.index(g), smem.y.index(g), b, row + g * 64, h)
         done += 1
+        if call.order is not None:
+            index = after
+        else:
+            index += gl.num_programs(0)
 
 
 @gluon.jit
@@ -454,7 +466,12 @@ def _consume(
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    for index in range(gl.program_id(0), call.total, gl.num_programs(0)):
+    index = gl.program_id(0)
+    if call.order is not None:
+        index = listed(call.order, 0)
+    while index < call.total:
+        if call.order is not None:  # it arrives during this tile
+            after = listed(call.order, done + 1)
         row, h, b, blocks = _tile(index, call, variant.GROUPS * 64, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
@@ -468,6 +485,10 @@ def _consume(
             variant,
         )
         done += 1
+        if call.order is not None:
+            index = after
+        else:
+            index += gl.num_programs(0)
 
 
 @gluon.jit(do_not_specialize=("begin", "tiles", "N", "H", "total"))
@@ -480,6 +501,7 @@ def attend(
     o_desc,
     extra,
     lse_ptr,
+    order_ptr,
     scale,
     begin,
     tiles,
@@ -535,7 +557,7 @@ def attend(
     smem = Tiles(q_smem, k_smem, v_smem, y_smem)
     bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
     descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    call = Call(begin, tiles, N, H, total, extra, scale * LOG2E, lse_ptr)
+    call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr)
     if GROUPS == 2:
         gl.warp_specialize(
             [
@@ -712,10 +734,12 @@ def _part_launch(
     follows: it may begin before the launch in front of it, which is `early`, has ended.
     """
     q, k, v, o, lse = tensors
-    B, N, H, _ = q.shape
-    begin, tiles = part
+    (B, N, H, _), (begin, tiles) = q.shape, part
     total = tiles * H * B
     y, o = (o, None) if hook.y is None else (hook.y, o)
+    programs, group = min(total, sm_count(q.device)), H // k.shape[2]
+    cut: dict[str, int] = {"rows": tile.groups * 64, "keys": tile.block_n, "programs": programs}
+    order = order_of(q, B * H, N, causal=causal, key_bytes=2 * k.nbytes, **cut)
     args: dict[str, Any] = {
         "q_desc": descriptor(q, 64),
         "k_desc": descriptor(k, tile.block_n),
@@ -725,6 +749,7 @@ def _part_launch(
         "o_desc": of_heads(o, H),
         "extra": hook.extra,
         "lse_ptr": lse,
+        "order_ptr": order,
         "scale": scale,
         "begin": begin,
         "tiles": tiles,
@@ -743,8 +768,8 @@ def _part_launch(
         "LATE": tile.late,
         "LEADS": tile.early,
         "FOLLOWS": follows,
-        "SHARED": H // k.shape[2],
+        "SHARED": group,
         **hook.constexprs(),
     }
     options = {"num_warps": 4, "launch_pdl": follows}
-    return Launch(attend, (min(total, sm_count(q.device)),), args, constexprs, options)
+    return Launch(attend, (programs,), args, constexprs, options, own=order)
