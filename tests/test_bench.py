@@ -78,6 +78,18 @@ def test_from_a_line_to_a_run_a_suite_and_a_script(here: Path) -> None:
     assert "dlogits: relative error" in done.stdout
 
 
+def test_a_triton_kernel_in_bf16_is_not_judged_by_the_interpreter(here: Path) -> None:
+    """README's first line, on a CPU: nothing says beforehand that a function launches a kernel."""
+    example = Path(__file__).parents[1] / "examples/triton_kernel.py"
+    line = [f"{example}:rms_norm", "--against", f"{example}:reference"]
+    done = run("bench", *line, "--args", "x=4x32:bf16, weight=32:bf16", "--quick")
+    assert done.exit_code == 0, done.output
+    records = {r.provider: r for r in store.read(store.find_runs(["results"])[0])}
+    assert records["reference"].status.value == "ok"
+    assert records["rms_norm"].status.value == "skipped"
+    assert records["rms_norm"].reason == "bf16 arithmetic is wrong in Triton's interpreter"
+
+
 def test_a_dry_run_lists_the_jobs_and_leaves_nothing(here: Path) -> None:
     done = run("bench", *LINE, "--dry-run", "--compile", "--name", "mine")
     assert done.exit_code == 0, done.output

@@ -1,6 +1,11 @@
-"""Whether Triton's interpreter can run here: a matter of versions, read without importing any."""
+"""Triton's interpreter: whether it can run here, a matter of versions, read without importing any,
+and whether it has run."""
 
+import sys
 from importlib import metadata
+from typing import Any
+
+WRONG_BF16 = "bf16 arithmetic is wrong in Triton's interpreter"
 
 
 def why_broken() -> str:
@@ -20,6 +25,22 @@ def why_broken() -> str:
         f"the interpreter of triton {triton} fails with numpy {numpy}: "
         "pip install 'triton>=3.7', or 'numpy<2.4'"
     )
+
+
+def forget_launches() -> None:
+    """From now on count `launched`."""
+    if (builder := _builder()) is not None:
+        vars(builder).pop("grid_dim", None)
+
+
+def launched() -> bool:
+    """Whether a kernel, anybody's, has run in the interpreter since `forget_launches`."""
+    return hasattr(_builder(), "grid_dim")
+
+
+def _builder() -> Any:
+    """What keeps the grid of a launch, if Triton's interpreter has been imported."""
+    return getattr(sys.modules.get("triton.runtime.interpreter"), "interpreter_builder", None)
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from kernelbench.kernels import interpreter
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.parts import traffic_of
 from kernelbench.measure.prepare import Prepared, config, why_unable, workload
@@ -14,7 +15,7 @@ from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.team import first_reason
 from kernelbench.measure.trials import Trials
-from kernelbench.spec import Provider
+from kernelbench.spec import DType, Provider, Status
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,17 @@ def _baseline_first(task: Task, runnable: Sequence[Provider[Any]]) -> Sequence[P
     return [baseline, *(p for p in runnable if p is not baseline)]
 
 
-def _build(task: Task, prepared: Prepared, provider: Provider[Any]) -> Candidate | _WrongAnswer:
+def _build(
+    task: Task, prepared: Prepared, provider: Provider[Any]
+) -> Candidate | _WrongAnswer | Failure:
     """Build, call for the first time, and judge. Searching a config counts as compiling."""
     task.guard.tell(provider.name, "compile")
+    interpreter.forget_launches()
     start = time.perf_counter()
     chosen, origin = config(task, prepared, provider)
     built = workload(task, prepared, provider, chosen)
+    if task.case.dtype is DType.bf16 and interpreter.launched():
+        return Failure(Status.skipped, interpreter.WRONG_BF16)
     facts: dict[str, Any] = {"compile_s": round(time.perf_counter() - start, 4)}
     if chosen is not None:
         facts |= {"config": asdict(chosen), "config_origin": origin}

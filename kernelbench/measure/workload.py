@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kernelbench.kernels import interpreter
 from kernelbench.measure import layout
 from kernelbench.measure.inputs import CaseInputs, Tensors, copy_into
 from kernelbench.measure.lot import Lot
@@ -28,7 +29,7 @@ def why_not(provider: Provider[Any], case: Case, device: Device) -> str | None:
         elif importlib.util.find_spec(module) is None:
             return f"{module} is not installed (`kernelbench doctor` says how to get it)"
     if "triton" in provider.requires and device.kind == "cpu" and case.dtype is DType.bf16:
-        return "bf16 arithmetic is wrong in Triton's interpreter"
+        return interpreter.WRONG_BF16
     return provider.unsupported(case, device)
 
 
