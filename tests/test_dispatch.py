@@ -422,5 +422,5 @@ def test_the_first_call_measures_by_the_rules_of_select(
     monkeypatch.setattr(choosing, "bench", refuses)
     with pytest.warns(UserWarning, match="rms_norm cannot be chosen for: no axis 'M'"):
         assert ask(9000) == ("eager", "baseline")
-    with pytest.raises(ValueError, match="tune is one of never, first-call, got 'always'"):
+    with pytest.raises(ValueError, match="tune is one of never, first-call, monitor, got 'always'"):
         kernelbench.dispatch_from(tmp_path / "t.json", tune="always")  # type: ignore[arg-type]

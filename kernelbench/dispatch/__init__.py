@@ -3,6 +3,8 @@
 from kernelbench.dispatch.choice import Choice as Choice
 from kernelbench.dispatch.choice import Dispatch as Dispatch
 from kernelbench.dispatch.choice import NoChoiceError as NoChoiceError
+from kernelbench.dispatch.monitor import Look as Look
+from kernelbench.dispatch.monitor import Monitor as Monitor
 from kernelbench.dispatch.table import Entry as Entry
 from kernelbench.dispatch.table import FamilyTable as FamilyTable
 from kernelbench.dispatch.table import Option as Option

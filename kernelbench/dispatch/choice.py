@@ -2,16 +2,18 @@
 caller wants on a miss.
 
 A choice that was made once is a look-up in a dictionary. Nothing is measured, but by whom the
-caller hands over for that.
+caller hands over for that, when it is first asked for or, by `Monitor`, again.
 """
 
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Literal
 
+from kernelbench.dispatch.monitor import Monitor
 from kernelbench.dispatch.table import Axis, Entry, FamilyTable, Option, Table, Where
 
 OnMiss = Literal["baseline", "nearest", "error"]
@@ -51,6 +53,7 @@ class Dispatch:
     enabled: whether to choose at all; else everything but what is forced is the baseline.
     measure: makes the entry of a case that is not in the table, when it is first asked for; None
         where it cannot.
+    watch, every: makes the entry of a case that was decided anew, after so many calls of `step`.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Dispatch:
         forced: Mapping[str, str] | None = None,
         enabled: bool = True,
         measure: Measuring | None = None,
+        watch: Measuring | None = None,
+        every: int = 1000,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         if on_miss not in ON_MISS:
@@ -74,6 +79,7 @@ class Dispatch:
         self._families: dict[str, FamilyTable] = {}
         self._made: dict[Key, Choice] = {}
         self._lock, self._measuring = threading.Lock(), threading.RLock()
+        self.monitor = Monitor(partial(self._watched, watch), every, say) if watch else None
         for name, family in (table.families if table else {}).items():
             assert table is not None
             now = family.source if sources is None else sources.get(name, "unknown")
@@ -106,6 +112,22 @@ class Dispatch:
             with self._lock:
                 found = self._made.setdefault(key, found)
         return found
+
+    def step(self) -> None:
+        """Count a step of the program that uses the choices: see `Monitor`, where there is one."""
+        if self.monitor is not None:
+            self.monitor.step()
+
+    def _watched(
+        self, watch: Measuring
+    ) -> list[tuple[str, str, float | None, Callable[[], Entry | None]]]:
+        """For `Monitor`."""
+        with self._lock:
+            made = [*self._made.items()]
+        return [
+            (_case_of(*key[:4]), choice.provider, choice.speedup, partial(watch, *_of_key(key)))
+            for key, choice in made
+        ]
 
     def summary(self) -> dict[str, dict[str, str | float | None]]:
         """All decisions in plain types, for the summary of a run in a tracker."""
@@ -220,6 +242,11 @@ def with_defaults(family: FamilyTable) -> FamilyTable:
 
 def _case_of(family: str, dtype: str, mode: str, axes: tuple[tuple[str, Axis], ...]) -> str:
     return f"{family}/{'-'.join([*(f'{name}{value}' for name, value in axes), dtype, mode])}"
+
+
+def _of_key(key: Key) -> tuple[str, str, str, Mapping[str, Axis]]:
+    family, dtype, mode, axes, _ = key
+    return family, dtype, mode, dict(axes)
 
 
 def _stale(elsewhere: str, source: str, now: str) -> str:

@@ -1,9 +1,18 @@
 """`kernelbench.dispatch_from`: a dispatch table as it holds on this machine, with this code."""
 
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import torch
 
 from kernelbench import families, select
 from kernelbench.dispatch import Dispatch, Entry, Table, TableError, Where
@@ -14,7 +23,9 @@ from kernelbench.source import source_hash
 from kernelbench.spec import KernelbenchError, Status, UsageError
 from kernelbench.verbs.here import bench
 
-TUNE = ("never", "first-call")
+Tune = Literal["never", "first-call", "monitor"]
+TUNE: tuple[Tune, ...] = get_args(Tune)
+SECONDS = 600  # for measuring a case again
 
 
 def dispatch_from(
@@ -23,7 +34,8 @@ def dispatch_from(
     on_miss: OnMiss = "baseline",
     forced: Mapping[str, str] | None = None,
     benchmark_kernels: bool = True,
-    tune: Literal["never", "first-call"] = "never",
+    tune: Tune = "never",
+    every: int = 1000,
     plugins: Sequence[str] = (),
 ) -> Dispatch:
     """The choices of a table that `kernelbench select` wrote, as far as they hold here.
@@ -34,11 +46,14 @@ def dispatch_from(
     forced: a provider by family that is used whatever was measured.
     benchmark_kernels: False takes the baseline for all that is not forced.
     tune: `first-call` measures what is not in the table when it is first asked for, in this
-        process, by `kernelbench.bench`, which takes seconds and the GPU's memory; `never` measures
-        nothing, in any case.
+        process, by `kernelbench.bench`, which takes seconds and the GPU's memory. `monitor`
+        measures one decision again after every so many calls of the `step` of what is returned, in
+        a process of its own on the caller's GPU, beside the caller's work, and warns of drift.
+        `never` measures nothing, in any case.
+    every: steps, of `monitor`.
     plugins: files of families that are not installed, as `--plugin` takes them.
 
-    Raises ValueError for an `on_miss` or a `tune` that is none.
+    Raises ValueError for an `on_miss`, a `tune` or an `every` that is none.
     """
     if tune not in TUNE:
         raise ValueError(f"tune is one of {', '.join(TUNE)}, got {tune!r}")
@@ -57,6 +72,8 @@ def dispatch_from(
         forced=forced,
         enabled=benchmark_kernels,
         measure=measure if tune == "first-call" else None,
+        watch=partial(measure_apart, plugins, _current_gpu()) if tune == "monitor" else None,
+        every=every,
         say=warn,
     )
 
@@ -78,6 +95,65 @@ def measure(family: str, dtype: str, mode: str, axes: Mapping[str, Axis]) -> Ent
         warn(f"{family} cannot be chosen for: {error}")
         return None
     return next(entry for _, entry in made.entries())
+
+
+def measure_apart(
+    plugins: Sequence[str],
+    gpu: Mapping[str, str],
+    family: str,
+    dtype: str,
+    mode: str,
+    axes: Mapping[str, Axis],
+) -> Entry | None:
+    """As `measure`, by a process of its own, whatever the GPU does meanwhile.
+
+    gpu: variables of its environment that say which GPU.
+    """
+    cases = {"modes": [mode], "cases": [dict(axes)]}
+    suite = {"name": "monitor", "defaults": {"dtype": dtype}, "families": {family: cases}}
+    with tempfile.TemporaryDirectory(prefix="kernelbench-") as folder:
+        path, made = Path(folder, "monitor.yaml"), Path(folder, "table.json")
+        path.write_text(json.dumps(suite), encoding="utf-8")
+        command = [sys.executable, "-m", "kernelbench", "select", str(path), "--out", str(made)]
+        command += ["--runs", folder]
+        for plugin in plugins:
+            command += ["--plugin", plugin]
+        said = _ended(command, gpu)
+        try:
+            table = Table.read(made)
+        except TableError:
+            warn(f"{family} cannot be measured again: {said}")
+            return None
+    return next((entry for _, entry in table.entries()), None)
+
+
+def _current_gpu() -> dict[str, str]:
+    """That of this thread, for the environment of another process."""
+    if not torch.cuda.is_available():
+        return {}
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {"CUDA_VISIBLE_DEVICES": f"GPU-{device.uuid}"}
+
+
+def _ended(command: Sequence[str], variables: Mapping[str, str]) -> str:
+    """The last line that a command prints; it is interrupted when it takes too long, or this
+    process ends."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **variables},
+    ) as process:
+        atexit.register(process.terminate)
+        try:
+            printed, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return f"it took more than {SECONDS} s"
+        finally:
+            atexit.unregister(process.terminate)
+    return (printed.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
 
 
 def here() -> Where:
