@@ -1,14 +1,15 @@
 """Do intervals mean what they say? The same call against itself, and against 2 % more work.
 
-    python intervals.py collect OUT.json.bz2 [SECONDS]   on a GPU
-    python intervals.py judge OUT.json.bz2…              anywhere
+    python intervals.py collect OUT.xz [SECONDS]   on a GPU
+    python intervals.py judge OUT.xz…              anywhere
 
 A job samples four parts interleaved as a run does: A (the baseline), A once more as a provider,
 where it can be made B, which takes 2 % longer, and A a last time for the noise floor.
 """
 
-import bz2
+import array
 import json
+import lzma
 import sys
 import time
 from dataclasses import dataclass, field
@@ -74,14 +75,48 @@ def collect(path: Path, seconds: float) -> None:
             found[name].append(
                 {t.name: t.blocks_ns if t.held else None for t in taken} | {"stop": taken[1].stop}
             )
-    with bz2.open(path, "wt") as file:
-        json.dump({"overhead_ns": clock.overhead_ns, "jobs": found}, file)
+    path.write_bytes(packed({"overhead_ns": clock.overhead_ns, "jobs": found}))
+
+
+def packed(facts: dict[str, Any]) -> bytes:
+    """A line of JSON with the length of each block of samples in its place, and of all samples the
+    different ones; then, in 16 bits each, which of these every sample is. A clock has few."""
+    samples: list[int] = []
+
+    def lengths(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: lengths(part) for name, part in value.items()}
+        if isinstance(value, list) and value and isinstance(value[0], int):
+            samples.extend(value)
+            return len(value)
+        return [lengths(part) for part in value] if isinstance(value, list) else value
+
+    head = {"facts": facts | {"jobs": lengths(facts["jobs"])}, "values": sorted(set(samples))}
+    number = {value: i for i, value in enumerate(head["values"])}
+    numbers = array.array("H", map(number.__getitem__, samples))
+    return lzma.compress(json.dumps(head).encode() + b"\n" + numbers.tobytes(), preset=9)
+
+
+def unpacked(content: bytes) -> dict[str, Any]:
+    """What `packed` was given."""
+    line, _, rest = lzma.decompress(content).partition(b"\n")
+    head = json.loads(line)
+    samples = iter([head["values"][i] for i in array.array("H", rest)])
+
+    def blocks(part: Any) -> Any:
+        return [[next(samples) for _ in range(n)] for n in part] if isinstance(part, list) else part
+
+    facts: dict[str, Any] = head["facts"]
+    facts["jobs"] = {
+        name: [{k: blocks(v) for k, v in job.items()} for job in jobs]
+        for name, jobs in facts["jobs"].items()
+    }
+    return facts
 
 
 def load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The jobs by kernel, of every part the blocks less the overhead."""
-    with bz2.open(path, "rt") as file:
-        facts = json.load(file)
+    facts = unpacked(path.read_bytes())
     return {
         name: [
             {k: less(v, facts["overhead_ns"]) for k, v in job.items() if k != "stop" and v}

@@ -1,6 +1,6 @@
 """The cycle of four launches, in the samples of calls against themselves.
 
-    python slots.py intervals.json.bz2      anywhere
+    python slots.py intervals.xz      anywhere
 
 In a batch of eight, sample i follows 0 + 1 + 2 + 3 + 0 + … empty launches, three of the flush and
 those of the call: its place in the cycle, but for where the batch began. Samples of one place are
