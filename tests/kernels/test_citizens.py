@@ -301,15 +301,16 @@ PROBES = dict(
 
 
 LONG = [*CLAIMS][:2] + [*CLAIMS][4:5]  # what compiles, and opcheck
+# These take half a minute and more; three other functions on attention's core stay among the fast.
+LONGEST = ("attention, packed", "dilated_attention")
 
 
 @pytest.mark.parametrize(
     ("feature", "name"),
     [
-        # The operator is that of `attention`, whose cells stay among the fast tests.
         pytest.param(
             *(feature, name),
-            marks=[pytest.mark.slow] if feature in LONG and name == "attention, packed" else [],
+            marks=[pytest.mark.slow] if feature in LONG and name in LONGEST else [],
         )
         for feature in CLAIMS
         for name in FUNCTIONS
