@@ -359,14 +359,14 @@ def test_the_slope_nearest_to_its_budget_is_told() -> None:
 
 
 def test_a_coefficient_near_1_may_be_lost_in_one_rounding() -> None:
-    """As dx = c_skip(t)·dy of few samples. The baseline rounds the coefficient, too, and may be
-    right by chance."""
+    """As dx = c_skip(t)·dy of few samples of many rows. The baseline rounds the coefficient, too,
+    and is right by chance at the first two."""
     alarms = {1.0: 0, 1.01: 0}
-    draws = 150
-    for seed in range(draws):
+    draws = (357, 715, *range(150))
+    for seed in draws:
         generator = torch.Generator().manual_seed(seed)
-        t = 3 * torch.rand(4, 1, dtype=torch.float64, generator=generator)
-        dy = torch.randn(4, 4096, generator=generator).bfloat16()
+        t = 3 * torch.rand(4, 1, 1, dtype=torch.float64, generator=generator)
+        dy = torch.randn(4, 64, 64, generator=generator).bfloat16()
         c_skip = 1 / (1 + t.square())
         ref = c_skip * dy.double()
         base = deviation((c_skip.bfloat16() * dy), ref)
@@ -374,7 +374,7 @@ def test_a_coefficient_near_1_may_be_lost_in_one_rounding() -> None:
             out = (scale * c_skip.float() * dy.float()).bfloat16()
             alarms[scale] += not judged(deviation(out, ref), DType.bf16, base=base).ok
     assert alarms[1.0] == 0
-    assert alarms[1.01] == draws
+    assert alarms[1.01] == len(draws)
 
 
 SIZES = [(1, 1), (1, 17), (3, 257), (40, 96), pytest.param((512, 512), marks=pytest.mark.slow)]

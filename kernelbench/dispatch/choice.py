@@ -13,7 +13,7 @@ from functools import partial
 from itertools import product
 from typing import Literal
 
-from kernelbench.dispatch.monitor import Monitor
+from kernelbench.dispatch.monitor import Decided, Monitor
 from kernelbench.dispatch.table import Axis, Entry, FamilyTable, Option, Table, Where
 
 OnMiss = Literal["baseline", "nearest", "error"]
@@ -118,16 +118,21 @@ class Dispatch:
         if self.monitor is not None:
             self.monitor.step()
 
-    def _watched(
-        self, watch: Measuring
-    ) -> list[tuple[str, str, float | None, Callable[[], Entry | None]]]:
+    def _watched(self, watch: Measuring) -> list[Decided]:
         """For `Monitor`."""
-        with self._lock:
-            made = [*self._made.items()]
         return [
-            (_case_of(*key[:4]), choice.provider, choice.speedup, partial(watch, *_of_key(key)))
-            for key, choice in made
+            (
+                _case_of(*key[:4]),
+                choice.provider,
+                choice.speedup,
+                partial(watch, *key[:3], dict(key[3])),
+            )
+            for key, choice in self._all()
         ]
+
+    def _all(self) -> list[tuple[Key, Choice]]:
+        with self._lock:
+            return [*self._made.items()]
 
     def summary(self) -> dict[str, dict[str, str | float | None]]:
         """All decisions in plain types, for the summary of a run in a tracker."""
@@ -136,9 +141,7 @@ class Dispatch:
     @property
     def decisions(self) -> dict[str, Choice]:
         """Everything that was decided, by family and case."""
-        with self._lock:
-            made = [*self._made.items()]
-        return {_case_of(*key[:4]): choice for key, choice in made}
+        return {_case_of(*key[:4]): choice for key, choice in self._all()}
 
     def _choose(
         self,
@@ -242,11 +245,6 @@ def with_defaults(family: FamilyTable) -> FamilyTable:
 
 def _case_of(family: str, dtype: str, mode: str, axes: tuple[tuple[str, Axis], ...]) -> str:
     return f"{family}/{'-'.join([*(f'{name}{value}' for name, value in axes), dtype, mode])}"
-
-
-def _of_key(key: Key) -> tuple[str, str, str, Mapping[str, Axis]]:
-    family, dtype, mode, axes, _ = key
-    return family, dtype, mode, dict(axes)
 
 
 def _stale(elsewhere: str, source: str, now: str) -> str:

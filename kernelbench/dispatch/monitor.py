@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from kernelbench.dispatch.table import Entry, Option
 
+# Case, provider, speedup, and what makes the case's entry now, None where it cannot.
+Decided = tuple[str, str, float | None, Callable[[], Entry | None]]
 SAME = 1.03  # the same speedup, if its interval reaches so near
 
 
@@ -47,13 +49,12 @@ class Monitor:
     """Measures one decision again after every so many steps, in a thread, one at a time, and says
     which have drifted. What was decided stays.
 
-    decided: (case, provider, speedup, measure) of all that was decided, where `measure()` makes its
-    entry now, None where it cannot.
+    decided: all that was decided.
     """
 
     def __init__(
         self,
-        decided: Callable[[], list[tuple[str, str, float | None, Callable[[], Entry | None]]]],
+        decided: Callable[[], list[Decided]],
         every: int,
         say: Callable[[str], None],
     ) -> None:
@@ -65,7 +66,7 @@ class Monitor:
         self._thread: threading.Thread | None = None
 
     def step(self) -> None:
-        """Count a step; it takes some 100 ns, also where it begins to measure."""
+        """Count a step; what it begins to measure is not waited for."""
         self._steps += 1
         if self._steps % self._every or (self._thread is not None and self._thread.is_alive()):
             return

@@ -91,9 +91,9 @@ def judge(
         rounding the largest element errs by max |ref| times that.
       row, column: [3 · FLOOR, 10 · CEILING (a row 50 ·)] · ‖ref‖/‖p‖ of the row or column.
       slope: [SLOPE_FLOOR, CEILING · ‖ref‖/‖p‖], plus 4 standard errors. The baseline's figure is
-        here the largest of 3 × its slope, 4 × its spread and rel² / 4: a part that is smaller than
-        the rounding of what passes through is lost in it, by a share that depends on the order of
-        roundings. Or 1.25 × the slope of ref itself, rounded once, if that is more.
+        here the largest of 3 × its slope, 4 × its spread, 1.25 × the slope of ref itself, rounded
+        once, and rel² / 4: a part that is smaller than the rounding of what passes through is lost
+        in it, by a share that depends on the order of roundings.
     Of an output in another dtype than the case's, FLOOR and CEILING are those of the coarser of
     both (of an fp8 output, by its unit roundoff). Whole numbers and booleans have no floor: where
     the baseline is exact, all must be.
@@ -225,10 +225,14 @@ def _slope(
             allowed = promised
         elif base is not None and i < len(base.slopes):
             own = base.slopes[i]
-            most = max(TIMES_BASELINE * abs(own.value), SIGMAS * own.spread, base.rel**2 / 4)
+            most = max(
+                TIMES_BASELINE * abs(own.value),
+                SIGMAS * own.spread,
+                base.rel**2 / 4,
+                OF_ROUNDED * abs(slope.rounded),
+            )
             ceiling = limit.ceiling * (1 if trial else deviation.scale)
             allowed = _between(limit.slope_floor, ceiling, most, trial)
-            allowed = max(allowed, OF_ROUNDED * abs(slope.rounded))
         slopes.append((slope.value, allowed + SIGMAS * slope.error))
     return max(slopes, key=_nearest, default=(0.0, math.inf))
 

@@ -28,10 +28,12 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernelbench.kernels.attention.hopper.channel import (
     arm,
+    first_tile,
     listed,
     load,
     new_barrier,
     new_barriers,
+    next_tile,
     of_heads,
     store,
 )
@@ -171,12 +173,9 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
     D: gl.constexpr = smem.k.shape[2]
     taken = 0
     done = 0
-    index = gl.program_id(0)
-    if call.order is not None:
-        index = listed(call.order, 0)
+    index = first_tile(call.order)
     while index < call.total:
-        if call.order is not None:  # it arrives during this tile
-            after = listed(call.order, done + 1)
+        after = listed(call.order, done + 1)  # it arrives during this tile
         row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(bars.q_empty, phase ^ 1)
@@ -213,10 +212,7 @@ def _produce(smem, bars, descs, call, CAUSAL: gl.constexpr, SKIPS: gl.constexpr)
                     bh % call.H,
                 )
         done += 1
-        if call.order is not None:
-            index = after
-        else:
-            index += gl.num_programs(0)
+        index = next_tile(call.order, index, after)
 
 
 @gluon.jit
@@ -405,12 +401,9 @@ def _consume(
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    index = gl.program_id(0)
-    if call.order is not None:
-        index = listed(call.order, 0)
+    index = first_tile(call.order)
     while index < call.total:
-        if call.order is not None:  # it arrives during this tile
-            after = listed(call.order, done + 1)
+        after = listed(call.order, done + 1)  # it arrives during this tile
         row, bh, blocks = _tile(index, call.N, call.H, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
@@ -424,10 +417,7 @@ def _consume(
             variant,
         )
         done += 1
-        if call.order is not None:
-            index = after
-        else:
-            index += gl.num_programs(0)
+        index = next_tile(call.order, index, after)
 
 
 @gluon.jit(do_not_specialize=("N", "H", "total", "q_rows", "q_tiles", "k_tiles"))

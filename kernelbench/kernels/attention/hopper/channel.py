@@ -43,8 +43,31 @@ def arm(bars, COUNT: gl.constexpr):
 
 @gluon.jit
 def listed(order, done):
-    """The tile that `order` has for this program when it has done so many: see `order.order_of`."""
-    return gl.load(order + done * gl.num_programs(0) + gl.program_id(0))
+    """The tile that `order` has for this program when it has done so many: see `order.order_of`.
+    Without one nothing that is used."""
+    index = done
+    if order is not None:
+        index = gl.load(order + done * gl.num_programs(0) + gl.program_id(0))
+    return index
+
+
+@gluon.jit
+def first_tile(order):
+    """The tile that a program begins with: by `order`, or where there is none in turn."""
+    index = gl.program_id(0)
+    if order is not None:
+        index = listed(order, 0)
+    return index
+
+
+@gluon.jit
+def next_tile(order, index, after):
+    """The tile behind tile `index`. after: what `listed` told while that one was worked on."""
+    if order is not None:
+        index = after
+    else:
+        index += gl.num_programs(0)
+    return index
 
 
 @gluon.jit

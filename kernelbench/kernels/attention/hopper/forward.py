@@ -27,11 +27,13 @@ from kernelbench.kernels.attention.hopper.channel import (
     LOG2E,
     arm,
     descriptor,
+    first_tile,
     in_gluon,
     listed,
     load,
     new_barrier,
     new_barriers,
+    next_tile,
     of_heads,
     store,
 )
@@ -253,12 +255,9 @@ def _produce(
     D: gl.constexpr = smem.k.shape[2]
     taken = 0
     done = 0
-    index = gl.program_id(0)
-    if call.order is not None:
-        index = listed(call.order, 0)
+    index = first_tile(call.order)
     while index < call.total:
-        if call.order is not None:  # it arrives during this tile
-            after = listed(call.order, done + 1)
+        after = listed(call.order, done + 1)  # it arrives during this tile
         row, h, b, blocks = _tile(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
         phase = done & 1
         mbarrier.wait(bars.q_empty, phase ^ 1)
@@ -283,10 +282,7 @@ def _produce(
                 mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
                 load(descs.x, bars.x_full.index(g), smem.y.index(g), b, row + g * 64, h)
         done += 1
-        if call.order is not None:
-            index = after
-        else:
-            index += gl.num_programs(0)
+        index = next_tile(call.order, index, after)
 
 
 @gluon.jit
@@ -466,12 +462,9 @@ def _consume(
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    index = gl.program_id(0)
-    if call.order is not None:
-        index = listed(call.order, 0)
+    index = first_tile(call.order)
     while index < call.total:
-        if call.order is not None:  # it arrives during this tile
-            after = listed(call.order, done + 1)
+        after = listed(call.order, done + 1)  # it arrives during this tile
         row, h, b, blocks = _tile(index, call, variant.GROUPS * 64, BLOCK_N, variant.CAUSAL)
         taken = _attend_tile(
             smem,
@@ -485,10 +478,7 @@ def _consume(
             variant,
         )
         done += 1
-        if call.order is not None:
-            index = after
-        else:
-            index += gl.num_programs(0)
+        index = next_tile(call.order, index, after)
 
 
 @gluon.jit(do_not_specialize=("begin", "tiles", "N", "H", "total"))

@@ -9,7 +9,7 @@ from kernelbench.kernels.launch import ceil_div
 
 _SECTION_BYTES = 24 << 20  # of k and v: what an L2 cache of 50 MiB holds beside other things
 _PER_TILE = 1.0  # what a tile costs besides its blocks of keys, in blocks
-_MOST_TILES = 1 << 14  # of more, 120 rounds, an order gains little, and takes a host 10 ms
+_MOST_TILES = 1 << 14  # of more, 120 rounds, an order gains little, and takes the host long
 _MOST_TABLES = 1024  # 64 KiB at most, each
 _TABLES: dict[tuple[object, ...], Tensor] = {}
 
