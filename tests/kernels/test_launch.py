@@ -133,9 +133,10 @@ def test_a_misaligned_tensor_goes_the_slow_way_and_is_not_remembered(repeats):
 def test_another_current_device_goes_the_slow_way(repeats, monkeypatch):
     kernel, x = Kernel(), torch.empty(64)
     run(repeats, kernel, x)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    run(repeats, kernel, x)
+    with monkeypatch.context() as patched:  # undone before fixtures ask for the real ones
+        patched.setattr(torch.cuda, "current_device", lambda: 1)
+        patched.setattr(torch.cuda, "device", lambda device: nullcontext())
+        run(repeats, kernel, x)
     assert (kernel.slow, len(kernel.fast)) == (2, 0)
 
 
