@@ -1,5 +1,5 @@
-"""The table of docs/attention.md on the order of causal tiles, from a run of
-studies/attention/forward.py, and what its model predicts."""
+"""Tables of docs/attention.md: of the order of causal tiles, and of where queries are held, from
+runs of studies/attention/forward.py, and what its model predicts."""
 
 import csv
 import io
@@ -16,14 +16,34 @@ OURS = {
 }
 
 
-def table(path: str) -> None:
-    """Print it. path: a .csv.xz below the project's root."""
-    sys.path.insert(0, str(ROOT / "studies/attention"))
-    from forward import predicted
-
+def times_of(path: str) -> dict[tuple[str, str], dict[str, float]]:
+    """µs by (shape, causal) and variant. path: a .csv.xz below the project's root."""
     us: dict[tuple[str, str], dict[str, float]] = {}
     for row in csv.DictReader(io.StringIO(lzma.decompress((ROOT / path).read_bytes()).decode())):
         us.setdefault((row["shape"], row["causal"]), {})[row["variant"]] = float(row["us"])
+    return us
+
+
+def held(path: str) -> None:
+    """Print the table of where queries are held."""
+    heads = ["B, N, H, D", "causal", "in memory", "in registers", "rescaled less often", "FA3"]
+    lines = [heads, ["---"] * len(heads)]
+    for (shape, causal), of in times_of(path).items():
+        if "held/s24" not in of:
+            continue
+        least = min(time for name, time in of.items() if name in ("base/s24", "narrow0/s24"))
+        times = [least, of["held/s24"], of["lazy/s24"], of["fa3"]]
+        sizes = shape.strip("()")
+        lines.append([sizes, {"True": "yes"}.get(causal, "no"), *(f"{time:.0f}" for time in times)])
+    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def table(path: str) -> None:
+    """Print the table of the order."""
+    sys.path.insert(0, str(ROOT / "studies/attention"))
+    from forward import predicted
+
+    us = times_of(path)
     heads = [
         "B, N, H, D",
         "before",

@@ -2,6 +2,7 @@
 
 python forward.py model          predicted: time over an even share, programs in turn and by order
 python forward.py time SECONDS   needs a GPU of sm_90; lines: shape,causal,variant,us
+python forward.py packed         the same of documents one after another, causal, heads 32:8
 
 A variant is TILE/ORDER: `turn` for programs in turn, or MiB of k and v of heads that run at a time.
 Peers are fa3 (where `fa3-fwd` is installed) and cudnn. Medians of event pairs, L2 flushed, variants
@@ -14,12 +15,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate, pairwise, product
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernelbench.families._documents import Documents, lengths_of
+from kernelbench.kernels.attention import attention
+from kernelbench.kernels.attention.configs import Pattern, configs
 from kernelbench.kernels.attention.forward import Forward
 from kernelbench.kernels.attention.hopper import order
 from kernelbench.kernels.attention.hopper.forward import HopperTile, forward_launches
@@ -39,11 +45,13 @@ TILES = {
         "wide": HopperTile(3, 128, 4, 160, late=True),
         "narrow4": HopperTile(2, 128, 4, 240, polynomial=4),
         "narrow0": HopperTile(2, 128, 4, 240),
+        "held": HopperTile(2, 128, 4, 240, held=True),
     },
     128: {
         "base": HopperTile(2, 128, 2, 240),
         "late": HopperTile(2, 128, 2, 240, late=True),
         "poly8": HopperTile(2, 128, 2, 240, polynomial=8),
+        "held": HopperTile(2, 128, 2, 240, held=True),
     },
 }
 MIB_AT_A_TIME = {"turn": 0, "s16": 16, "s32": 32, "all": 1 << 14}
@@ -158,10 +166,49 @@ def measure(seconds: float) -> None:
                 print(f'"{shape}",{causal},{name},{us:.1f}', flush=True)
 
 
+def measure_packed(N: int = 32768, H: int = 32, G: int = 8) -> None:
+    for D, documents in product((128, 64), ("four", "mixed", "corpus")):
+        lengths = lengths_of(Documents(documents), N)
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cuda")
+        q, k, v = (x[0, :, :heads] for x, heads in zip(drawn(1, N, H, D), (H, G, G), strict=True))
+        k, v = k.contiguous(), v.contiguous()
+        pattern = Pattern(None, H // G, plain=False, packed=True)
+        found = configs(1, N, H, D, arch="sm_90", mode="fwd", causal=True, pattern=pattern)
+        hoppers = [config for config in found if config.hopper]
+        calls = {"tl": partial(attention, config=next(c for c in found if not c.hopper))}
+        calls |= {
+            ("held" if c.hopper.held else "packed"): partial(attention, config=c) for c in hoppers
+        }
+        calls = {n: partial(f, q, k, v, cu_seqlens_q=starts, causal=True) for n, f in calls.items()}
+        right = torch.cat(
+            [
+                scaled_dot_product_attention(
+                    *(x[rows].float().transpose(0, 1)[None] for x in (q, k, v)),
+                    is_causal=True,
+                    enable_gqa=True,
+                )[0].transpose(0, 1)
+                for rows in (slice(*pair) for pair in pairwise(starts.tolist()))
+            ]
+        )
+        for name, call in calls.items():
+            error = float((call().float() - right).norm() / right.norm())
+            if not error < MOST_ERROR:
+                sys.exit(f"{name} is wrong at D={D}, {documents}: {error:.2e}")
+        with contextlib.suppress(ImportError):
+            from fa3_fwd_interface import flash_attn_varlen_func
+
+            how = (starts, starts, max(lengths), max(lengths))
+            calls["fa3"] = partial(flash_attn_varlen_func, q, k, v, *how, causal=True)
+        for name, us in us_of(calls, 12).items():
+            print(f'"{(documents, N, H, G, D)}",True,{name},{us:.1f}', flush=True)
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:] or [""]
     if what == "time" and len(rest) == 1:
         measure(float(rest[0]))
+    elif what == "packed":
+        measure_packed()
     elif what == "model":
         model()
     else:

@@ -3,6 +3,7 @@ is refused, and parts of the keys that make the whole."""
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -131,14 +132,20 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("causal", [pytest.param(False, marks=SLOW), True])
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("padding", [pytest.param(0, marks=SLOW), 19])
-def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
-    """Each sequence as if alone, heads 4:1; the rows behind, NaN, get zeros and reach nobody."""
-    of_queries, of_keys = LENGTHS[lengths]
+def check_packed(
+    lengths: tuple[tuple[int, ...], tuple[int, ...]],
+    padding: int,
+    causal: bool,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    **more: Any,
+) -> None:
+    """Each sequence as if alone; the rows behind, NaN, get zeros and reach nobody. lengths: of
+    queries, and of keys. shape: H, G, D."""
+    of_queries, of_keys = lengths
     T, U = sum(of_queries) + padding, sum(of_keys) + padding
-    q, k, v = (x[0] for x in draw(1, T, U, 4, 1, 16, torch.float32, device))
+    q, k, v = (x[0] for x in draw(1, T, U, *shape, dtype, device))
     for tensor in (q, k, v):
         tensor[len(tensor) - padding :] = math.nan
     starts = [
@@ -149,8 +156,8 @@ def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
     names = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), starts, strict=True))
     if of_queries == of_keys:
         del names["cu_seqlens_k"]
-    o, lse = attention(*given, **names, causal=causal, return_lse=True)
-    assert (o.shape, lse.shape) == (q.shape, (4, T))
+    o, lse = attention(*given, **names, **more, causal=causal, return_lse=True)
+    assert (o.shape, lse.shape) == (q.shape, (shape[0], T))
     do = torch.randn_like(o)
     grads = torch.autograd.grad(o, given, do)
     for at, of in zip(*(pairwise(each.tolist()) for each in starts), strict=True):
@@ -158,13 +165,20 @@ def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
         own = [x.detach()[None, part] for x, part in ((q, rows), (k, keys), (v, keys))]
         own = [x.double().requires_grad_() for x in own]
         right_o, right_lse = right(*own, causal=causal)
-        close(o[rows], right_o[0], torch.float32)
-        close(lse[:, rows], right_lse[0], torch.float32)
+        close(o[rows], right_o[0], dtype)
+        close(lse[:, rows], right_lse[0], dtype)
         wanted = torch.autograd.grad(right_o, own, do[None, rows].double())
         for found, part, other in zip(grads, (rows, keys, keys), wanted, strict=True):
-            close(found[part], other[0], torch.float32)
+            close(found[part], other[0], dtype)
     for tensor, size in ((o, T), *zip(grads, (T, U, U), strict=True)):
         assert (tensor[size - padding :] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=SLOW), True])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("padding", [pytest.param(0, marks=SLOW), 19])
+def test_packed(lengths: str, padding: int, causal: bool, device: str) -> None:
+    check_packed(LENGTHS[lengths], padding, causal, (4, 1, 16), torch.float32, device)
 
 
 def test_strides_and_one_tensor_three_times(device: str) -> None:
@@ -222,6 +236,36 @@ def test_hoppers_kernels(D: int, H: int, G: int, N: int, causal: bool) -> None:
 
 
 @HOPPER
+@CAUSAL
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("H,G", [(2, 2), (8, 2), (5, 1)])
+@pytest.mark.parametrize("D", [64, 128])
+def test_hoppers_kernels_of_packed_sequences(
+    D: int, H: int, G: int, lengths: str, causal: bool
+) -> None:
+    """Of lengths that tiles of 128 divide, and not."""
+    pattern = Pattern(None, H // G, plain=False, packed=True)
+    how = {"arch": "sm_90", "mode": "full", "causal": causal, "pattern": pattern}
+    found = [config for config in configs(1, 2048, H, D, **how) if config.hopper]
+    assert found
+    for times in (1, 17, 64):
+        of = tuple(tuple(times * n for n in each) for each in LENGTHS[lengths])
+        for config in found:
+            check_packed(of, 19, causal, (H, G, D), torch.bfloat16, "cuda", config=config)
+
+
+@HOPPER
+def test_packed_sequences_of_many_heads_run_in_sections() -> None:
+    """k and v of more bytes than a section's: heads are shared out, and none is left out."""
+    lengths = ((9000, 1, 8191, 8000),) * 2
+    pattern = Pattern(None, 2, plain=False, packed=True)
+    found = configs(1, 25192, 12, 128, arch="sm_90", mode="full", causal=True, pattern=pattern)
+    config = next(each for each in found if each.hopper)
+    for H in (12, 10):
+        check_packed(lengths, 0, True, (H, H // 2, 128), torch.bfloat16, "cuda", config=config)
+
+
+@HOPPER
 @pytest.mark.parametrize("packed", [False, True])
 def test_prepared_launches_serve_other_tensors(packed: bool) -> None:
     """The first call of a layout prepares what the next ones repeat at other addresses."""
@@ -251,6 +295,11 @@ def test_the_table_knows_what_hoppers_kernels_take() -> None:
     assert first(group=4).hopper and not first(group=4).bwd_hopper
     for other in (first(keys=4097), first(plain=False)):
         assert not (other.hopper or other.bwd_hopper)
+    packed = Pattern(None, 4, plain=False, packed=True)
+    others = [Pattern(None, 4, plain=False), Pattern(4097, 4)]
+    for pattern, runs in [(packed, True), *((other, False) for other in others)]:
+        found = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", pattern=pattern)
+        assert any(config.hopper for config in found) == runs
 
 
 def test_what_is_launched_for_a_gpu(device: str) -> None:
@@ -269,6 +318,29 @@ def test_what_is_launched_for_a_gpu(device: str) -> None:
     assert kernels(4, 4096, 4096, 8, 2, 96) == ["attention.forward"]
     assert kernels(4, 4096, 8192, 8, 8, 128) == ["attention.forward"]
     assert kernels(4, 4096, 4096, 8, 8, 128, window=(64, 0)) == ["attention.forward"]
+
+
+def test_what_is_launched_for_packed_sequences(device: str) -> None:
+    """In Gluon where that is asked for: the tiles are listed in front."""
+    pattern = Pattern(None, 4, plain=False, packed=True)
+    found = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", causal=True, pattern=pattern)
+    config = next(each for each in found if each.hopper)
+
+    def kernels(config: AttentionConfig | None, **options: Any) -> list[str]:
+        with described_for(Target("sm_90", 132)) as launches:
+            q = torch.empty(4096, 8, 128, dtype=torch.bfloat16, device="meta")
+            k = torch.empty(4096, 2, 128, dtype=torch.bfloat16, device="meta")
+            starts = torch.empty(6, dtype=torch.int32, device="meta")
+            attention(q, k, k, cu_seqlens_q=starts, causal=True, config=config, **options)
+        return [launch.kernel.fn.__name__ for launch in launches]
+
+    assert kernels(config) == ["list_tiles", "attend"]
+    assert kernels(None) == ["attend"]
+    with pytest.raises(ValueError, match="tile"):
+        kernels(config, window=(64, 0))
+    assert config.hopper
+    with pytest.raises(ValueError, match="a tile of 2 groups without rest"):
+        kernels(replace(config, hopper=replace(config.hopper, groups=3)))
 
 
 def test_gradients_have_the_same_bits_on_request(device: str) -> None:

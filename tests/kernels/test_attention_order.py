@@ -1,5 +1,7 @@
 """Which tiles of causal attention each program takes on Hopper, and in what order."""
 
+import random
+from itertools import accumulate
 from statistics import mean
 from typing import Any
 
@@ -9,8 +11,15 @@ from torch import Tensor
 
 from kernelbench.kernels.attention import attention
 from kernelbench.kernels.attention.hopper import order
-from kernelbench.kernels.attention.hopper.order import order_of, tiles_of_programs
-from kernelbench.kernels.launch import Target, ceil_div, described_for
+from kernelbench.kernels.attention.hopper.order import (
+    heads_of_section,
+    list_launch,
+    listed_size,
+    order_of,
+    tiles_of_programs,
+)
+from kernelbench.kernels.attention.places import Packed
+from kernelbench.kernels.launch import INTERPRETED, Target, ceil_div, described_for
 
 SMS = 132
 SHAPES = [  # B, N, Hq, Hk, D, rows of a tile
@@ -101,3 +110,54 @@ def test_causal_launches_have_an_order_and_others_none(D: int) -> None:
         for launch in launches:
             own = launch.args["order_ptr"]
             assert (own is not None) == causal and launch.own is own
+
+
+def tiles_of(q_starts: list[int], k_starts: list[int], N: int, rows: int, causal: bool) -> Any:
+    """How long each tile is, in tiles, its sequence and its number there; the longest first."""
+    found = []
+    for s, begin in enumerate(q_starts):
+        last = s == len(q_starts) - 1  # the rows behind
+        queries = (N if last else q_starts[s + 1]) - begin
+        keys = 0 if last else k_starts[s + 1] - k_starts[s]
+        for i in range(ceil_div(queries, rows)):
+            long = int((keys - queries) / rows) + i if causal else keys // rows
+            found.append((-long, s, i))
+    return sorted(found)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the interpreter's answer serves any GPU")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_tiles_of_packed_sequences_are_listed_once_each_and_the_longest_first(
+    seed: int, causal: bool
+) -> None:
+    draw = random.Random(seed)
+    rows, S = draw.choice([16, 128]), draw.choice([1, 3, 20, 40])
+
+    def length() -> int:
+        return draw.choice([0, 1, rows - 1, rows, rows + 1, draw.randrange(6 * rows)])
+
+    of_queries = [length() for _ in range(S)]
+    of_keys = of_queries if seed % 2 else [length() for _ in range(S)]
+    q_starts = [*accumulate(of_queries, initial=draw.choice([0, 5]))]
+    k_starts = [*accumulate(of_keys, initial=0)]
+    N = q_starts[-1] + draw.choice([0, 1, 300])
+    listed = torch.full((listed_size(N, S, rows),), -7, dtype=torch.int32)
+    starts = [torch.tensor(each, dtype=torch.int32) for each in (q_starts, k_starts)]
+    list_launch(Packed(*starts, S, k_starts[-1]), listed, N, rows, causal).run()
+    wanted = tiles_of(q_starts, k_starts, N, rows, causal)
+    found = listed[2 : 2 + 2 * len(wanted)].view(-1, 2).tolist()
+    assert listed[:2].tolist() == [0, len(wanted)]
+    assert sorted(map(tuple, found)) == sorted((s, i) for _, s, i in wanted)
+    length_of = {(s, i): -long for long, s, i in wanted}
+    lengths = [length_of[s, i] for s, i in found]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize(("H", "G"), [(32, 8), (5, 5), (12, 6), (10, 5), (7, 1), (1, 1)])
+def test_sections_of_heads_of_packed_sequences_have_as_many_heads_each(H: int, G: int) -> None:
+    for MiB in (0, 1, 30, 60, 100, 10_000):
+        heads = heads_of_section(H, G, MiB << 20)
+        assert H % heads == 0 and heads % (H // G) == 0
+    assert heads_of_section(H, G, 0) == H
+    assert heads_of_section(H, G, 10_000 << 20) == H // G

@@ -129,7 +129,7 @@ def triton_configs(case: AttentionCase, device: Device) -> tuple[Any, ...]:
         mode=case.mode.value,
         itemsize=case.dtype.bytes,
         causal=case.causal,
-        pattern=Pattern(case.keys, case.Hq // case.Hk, not case.packed),
+        pattern=Pattern(case.keys, case.Hq // case.Hk, not case.packed, case.packed),
     )
 
 

@@ -65,11 +65,13 @@ class AttentionConfig:
 
 class Pattern(NamedTuple):
     """Which queries meet which keys. keys: of a sample, None for as many as queries. group: heads
-    of q that share one of k and v. plain: one sequence a sample, and no mask besides causal."""
+    of q that share one of k and v. plain: one sequence a sample, and no mask besides causal.
+    packed: `places.Packed`, and no mask besides causal."""
 
     keys: int | None = None
     group: int = 1
     plain: bool = True
+    packed: bool = False
 
 
 SQUARE = Pattern()
@@ -180,13 +182,16 @@ def configs(
     keys = N if pattern.keys is None else pattern.keys
     forward, backward = _tiles(D, arch, itemsize)
     polynomial = 8 if mixes and mode == "fwd" else 4
-    runs = arch == "sm_90" and itemsize == 2 and pattern.plain and keys == N
-    hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if runs else ()
+    runs = arch == "sm_90" and itemsize == 2
+    plain = runs and pattern.plain and keys == N
+    hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if plain else ()
     first = [_capped(tile, backward[0], N, keys) for tile in forward]
     pairs = [replace(first[0], hopper=tile) for tile in hopper]
     if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
         pairs.insert(0, _capped(_SMALL, backward[0], N, keys))
     pairs += first
+    if plain or (runs and pattern.packed):
+        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, pattern.packed)]
     if mode == "fwd":
         return tuple(dict.fromkeys(pairs))
     if mode == "bwd":
@@ -255,6 +260,15 @@ def _hopper_tiles(
         tiles = min(range(1, wides), key=rounds)
         costs[replace(wide, tiles=tiles, rest=narrow, early=True)] = rounds(tiles)
     return tuple(sorted(costs, key=lambda tile: costs[tile]))
+
+
+def _held_tiles(D: int, packed: bool) -> tuple[HopperTile, ...]:
+    """What a tuner may pick besides: queries in registers; of packed sequences, in memory, too."""
+    if D not in HEADS:
+        return ()
+    tile = HopperTile(2, 128, 2 if D == 128 else 4, 240)
+    held = replace(tile, held=True)
+    return (held, tile) if packed else (held,)
 
 
 @lru_cache(maxsize=4096)

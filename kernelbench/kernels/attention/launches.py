@@ -13,9 +13,10 @@ from kernelbench.kernels.attention.hopper.forward import (
     NO_HOPPER_HOOK,
     HopperHook,
     forward_launches,
+    packed_launches,
 )
 from kernelbench.kernels.attention.hopper.fused import fused_launch
-from kernelbench.kernels.attention.places import Place
+from kernelbench.kernels.attention.places import Packed, Place
 from kernelbench.kernels.attention.tiles import NO_HOOK, NO_MASK, Hook, Mask
 from kernelbench.kernels.launch import Launch
 
@@ -30,12 +31,18 @@ def attend(
     hook: HopperHook = NO_HOPPER_HOOK,
     mask: Mask = NO_MASK,
     place: Place | None = None,
+    listed: Tensor | None = None,
 ) -> tuple[Launch, ...]:
-    """The launches of a forward. finish, hook: of the one or the other kernel."""
+    """The launches of a forward. finish, hook: of the one or the other kernel. listed: memory for
+    the kernel in Gluon, see `hopper.order`."""
+    if config.hopper is not None and isinstance(place, Packed):
+        assert listed is not None
+        how: dict[str, Any] = {"scale": scale, "causal": causal, "tile": config.hopper}
+        return packed_launches(tensors, place, listed, **how)
     if config.hopper is not None:
         return forward_launches(tensors, scale=scale, causal=causal, tile=config.hopper, hook=hook)
     blocks = config.block_m, config.block_n, config.warps, config.stages
-    how: dict[str, Any] = {"finish": finish, "mask": mask, "place": place}
+    how = {"finish": finish, "mask": mask, "place": place}
     return (forward.forward_launch(tensors, scale=scale, causal=causal, blocks=blocks, **how),)
 
 

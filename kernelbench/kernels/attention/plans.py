@@ -12,6 +12,7 @@ from kernelbench.kernels.attention.checks import How, Inputs, check
 from kernelbench.kernels.attention.configs import AttentionConfig, Pattern, choose
 from kernelbench.kernels.attention.forward import Forward
 from kernelbench.kernels.attention.hopper.channel import suits
+from kernelbench.kernels.attention.hopper.order import listed_size
 from kernelbench.kernels.attention.launches import attend, differentiate, sums_queries
 from kernelbench.kernels.attention.masks import window_mask
 from kernelbench.kernels.attention.places import Packed
@@ -120,6 +121,7 @@ class _Tensors(NamedTuple):
     k_starts: Tensor | None
     o: Tensor | None
     lse: Tensor | None
+    listed: Tensor | None = None
     dlse: Tensor | None = None
     delta: Tensor | None = None
     total: Tensor | None = None
@@ -152,13 +154,16 @@ class AttentionPlan:
         self._chunk = how.chunk
         plain = not self._packed and self.mask is NO_MASK
         group = H // heads if heads else 1
-        suited = plain and keys == N and suits(q, k, self._samples(v)) and q.numel() > 0
+        packed = self._packed and self.mask is NO_MASK and how.chunk is None
+        suited = q.numel() > 0 and k.numel() > 0 and suits(q, k, self._samples(v))
+        suited = suited and (packed or (plain and keys == N))
         arch = arch_of(device)
         if config is None:
             shape, size = (B, N, H, D), q.element_size()
-            causal, pattern = self.causal, Pattern(keys, group, plain)
+            causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
-        check_tile(config, q, suited and (group == 1 or not config.bwd_hopper), arch)
+        gradients = plain and group == 1
+        check_tile(config, q, suited and (gradients or not config.bwd_hopper), arch)
         self.config = config.repeatable() if deterministic else config
         self._repeats = Repeats(device)
 
@@ -172,13 +177,19 @@ class AttentionPlan:
         o = q.new_empty(q.shape)
         q, k, v = self._samples(q), self._samples(k), self._samples(v)
         lse = statistic_of(q) if save else None
-        arguments = _Tensors(None, q, k, v, q_starts, k_starts, self._samples(o), lse)
+        listed = None
+        if q_starts is not None and self.config.hopper is not None:
+            size = listed_size(q.shape[1], len(q_starts) - 1, self.config.hopper.groups * 64)
+            listed = q.new_empty(size, dtype=torch.int32)
+        outs = self._samples(o), lse, listed
+        arguments = _Tensors(None, q, k, v, q_starts, k_starts, *outs)
         self._repeats.run(save, arguments, self._forward_launches)
         return o, lse
 
     def _forward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = _Tensors(*tensors)
-        return attend(Forward(t.q, t.k, t.v, t.o, t.lse), config=self.config, **self._how(t))
+        outs = Forward(t.q, t.k, t.v, t.o, t.lse)
+        return attend(outs, config=self.config, listed=t.listed, **self._how(t))
 
     def _how(self, t: _Tensors) -> dict[str, Any]:
         place = None
@@ -230,7 +241,7 @@ class AttentionPlan:
         sums = sums_queries(self.config, q, dq, dk)
         total = lse.new_empty(B, H, N, D) if sums else None
         delta = statistic_of(q)
-        rows = do, q, k, v, q_starts, k_starts, o, lse, dlse, delta, total
+        rows = do, q, k, v, q_starts, k_starts, o, lse, None, dlse, delta, total
         outs = [None if x is None else self._samples(x) for x in (dq, dk, dv)]
         self._run(_Tensors(*rows, *outs), (True, False))
         return dq, dk if needs[1] else None, dv if needs[2] else None
@@ -253,7 +264,7 @@ class AttentionPlan:
         total = None
         if sums is None and sums_queries(self.config, q, dq, dk):
             total = lse.new_zeros(B, H, N, D)
-        rows = do, q, k, v, q_starts, k_starts, None, lse, None, delta, total
+        rows = do, q, k, v, q_starts, k_starts, None, lse, None, None, delta, total
         self._run(_Tensors(*rows, dq, dk, dv), (False, sums is not None))
         return outs
 

@@ -473,8 +473,8 @@ def attend(
     arm(x_full, 1)
     arm(x_empty, 1)
     fence_async_shared()
-    smem = Tiles(q_smem, k_smem, v_smem, y_smem)
-    bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    smem = Tiles(q_smem, k_smem, v_smem, y_smem, None)
+    bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty, None, None)
     descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc)
     call = Call(
         N,

@@ -37,7 +37,8 @@ from kernelbench.kernels.attention.hopper.channel import (
     of_heads,
     store,
 )
-from kernelbench.kernels.attention.hopper.order import order_of
+from kernelbench.kernels.attention.hopper.order import heads_of_section, list_launch, order_of
+from kernelbench.kernels.attention.places import Packed, most_tiles
 from kernelbench.kernels.attention.tiles import pitch
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 
@@ -77,16 +78,19 @@ NO_HOPPER_HOOK = HopperHook()
 
 
 class Tiles(NamedTuple):
-    """Shared memory: q and y (x before it) of each consumer, buffers of k and v."""
+    """Shared memory: q and y (x before it) of each consumer, buffers of k and v; places of the
+    tiles to come, where sequences are packed."""
 
     q: Any
     k: Any
     v: Any
     y: Any
+    mail: Any
 
 
 class Barriers(NamedTuple):
-    """Whether tiles are there (full), and whether they have been read (empty)."""
+    """Whether tiles are there (full), and whether they have been read (empty); `mail` is what
+    `_schedule` says of them."""
 
     q_full: Any
     q_empty: Any
@@ -96,6 +100,8 @@ class Barriers(NamedTuple):
     v_empty: Any
     x_full: Any
     x_empty: Any
+    mail_full: Any
+    mail_empty: Any
 
 
 class Descriptors(NamedTuple):
@@ -114,6 +120,7 @@ class Call(NamedTuple):
 
     begin, tiles: the first row, and tiles of each head from there; total: of all heads.
     order: tiles of each program, see `order.py`; None where they take turns. scale: to base 2.
+    packed: of sequences one after another; None for one a sample.
     """
 
     begin: Any
@@ -125,16 +132,33 @@ class Call(NamedTuple):
     extra: Any
     scale: Any
     lse_ptr: Any
+    packed: Any
+
+
+class Sequences(NamedTuple):
+    """Sequences one after another, and their tiles.
+
+    q_starts, k_starts, S: as `places.Packed` has them. listed: what `order.list_tiles` writes.
+    heads: of a section. o_ptr: (N,H,D) and contiguous, for rows of a tile within which a sequence
+    ends.
+    """
+
+    q_starts: Any
+    k_starts: Any
+    S: Any
+    listed: Any
+    heads: Any
+    o_ptr: Any
 
 
 class Variant(NamedTuple):
     """What a kernel is compiled for; see `HopperTile` and `HopperHook`."""
 
-    GROUPS: Any
     CAUSAL: Any
     RAGGED: Any
     POLYNOMIAL: Any
     LATE: Any
+    HELD: Any
     BEGIN: Any
     SETTLE: Any
     FINISH: Any
@@ -190,17 +214,7 @@ def _exp2(x, POLYNOMIAL: gl.constexpr):
 
 @gluon.jit
 def _softmax(
-    score_MN,
-    max_M,
-    sum_M,
-    scale,
-    first_M,
-    N,
-    start,
-    DTYPE: gl.constexpr,
-    MASKED: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    POLYNOMIAL: gl.constexpr,
+    score_MN, max_M, sum_M, scale, start, seen, DTYPE: gl.constexpr, MASKED: gl.constexpr, variant
 ):
     """Weights of these keys, the decay of what was summed before, and the new maximum and sum.
 
@@ -211,30 +225,26 @@ def _softmax(
         BLOCK_N: gl.constexpr = score_MN.shape[1]
         layout: gl.constexpr = score_MN.type.layout
         key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
-        if CAUSAL:
-            row_M = first_M + gl.arange(0, 64, gl.SliceLayout(1, layout))
+        if variant.CAUSAL:
+            row_M = seen[0] + gl.arange(0, 64, gl.SliceLayout(1, layout))
             seen_MN = gl.expand_dims(key_N, 0) <= gl.expand_dims(row_M, 1)
         else:
             seen_MN = gl.expand_dims(key_N, 0) < gl.expand_dims(
-                gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + N, 1
+                gl.full([64], 0, gl.int32, gl.SliceLayout(1, layout)) + seen[1], 1
             )
         score_MN = gl.where(seen_MN, score_MN, float("-inf"))
     new_M = gl.maximum(max_M, gl.max(score_MN, 1) * scale)
-    weight_MN = _exp2(score_MN * scale - gl.expand_dims(new_M, 1), POLYNOMIAL)
+    weight_MN = _exp2(score_MN * scale - gl.expand_dims(new_M, 1), variant.POLYNOMIAL)
     decay_M = gl.exp2(max_M - new_M)
     sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
     return weight_MN.to(DTYPE), decay_M, new_M, sum_M
 
 
 @gluon.jit
-def _tile(
-    index,
-    call,
-    ROWS: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    CAUSAL: gl.constexpr,
-):
-    """First row, head, sample and blocks of keys of a tile; those of a head follow each other."""
+def _place(index, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """Where a tile is: its first row, among all and among its sequence's keys; head and sample;
+    blocks of keys; the sequence's first key, its keys, and the row behind its last. Tiles of a head
+    follow each other."""
     bh = index // call.tiles
     tile = index % call.tiles
     if CAUSAL:  # the longest first
@@ -243,46 +253,152 @@ def _tile(
     end = call.N
     if CAUSAL:
         end = gl.minimum(row + ROWS, call.N)
-    return row, bh % call.H, bh // call.H, (end + BLOCK_N - 1) // BLOCK_N
+    blocks = (end + BLOCK_N - 1) // BLOCK_N
+    return row, row, bh % call.H, bh // call.H, blocks, 0, call.N, call.N
+
+
+@gluon.jit
+def _schedule(smem, bars, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+    """Take tiles of packed sequences as programs get free, and mail where they are; the last one
+    has no blocks."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    field = gl.arange(0, 8, layout)
+    of = call.packed
+    each = gl.load(of.listed + 1)
+    done = 0
+    index = gl.atomic_add(of.listed, 1)
+    while index < each * call.H:
+        section = index // (each * of.heads)
+        rest = index % (each * of.heads)
+        h = section * of.heads + rest % of.heads
+        tile = of.listed + 2 + 2 * (rest // of.heads)
+        s = gl.load(tile)
+        number = gl.load(tile + 1)
+        below = gl.minimum(s + 1, of.S)
+        q0 = gl.load(of.q_starts + s)
+        key = gl.load(of.k_starts + s)
+        end = gl.where(s == of.S, call.N, gl.load(of.q_starts + below))
+        keys = gl.load(of.k_starts + below) - key
+        ahead = keys - (end - q0)
+        row = q0 + number * ROWS
+        last = keys
+        if CAUSAL:
+            last = gl.minimum(keys, gl.minimum(row + ROWS, end) - q0 + ahead)
+        blocks = gl.maximum((last + BLOCK_N - 1) // BLOCK_N, 1)
+        mail = gl.where(field == 0, row, 0)
+        mail = gl.where(field == 1, row - q0 + ahead, mail)
+        mail = gl.where(field == 2, h, mail)
+        mail = gl.where(field == 4, blocks, mail)
+        mail = gl.where(field == 5, key, mail)
+        mail = gl.where(field == 6, keys, mail)
+        mail = gl.where(field == 7, end, mail)
+        _post(smem, bars, done, mail)
+        done += 1
+        index = gl.atomic_add(of.listed, 1)
+    _post(smem, bars, done, gl.full([8], 0, gl.int32, layout))
+
+
+@gluon.jit
+def _post(smem, bars, done, mail):
+    slot = done % 2
+    mbarrier.wait(bars.mail_empty.index(slot), (done // 2 & 1) ^ 1)
+    smem.mail.index(slot).store(mail)
+    mbarrier.arrive(bars.mail_full.index(slot), count=1)
+
+
+@gluon.jit
+def _uniform(x):
+    """x, which all threads of a warp have, known to the compiler as one value."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;",
+        "=r,r",
+        [x],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _received(smem, bars, done, WARPS: gl.constexpr):
+    """The place of tile number `done`, as `_place` has it."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    field = gl.arange(0, 8, layout)
+    slot = done % 2
+    mbarrier.wait(bars.mail_full.index(slot), done // 2 & 1)
+    mail = smem.mail.index(slot).load(layout)
+    mbarrier.arrive(bars.mail_empty.index(slot), count=1)
+    row = _uniform(gl.sum(gl.where(field == 0, mail, 0), 0))
+    first = _uniform(gl.sum(gl.where(field == 1, mail, 0), 0))
+    h = _uniform(gl.sum(gl.where(field == 2, mail, 0), 0))
+    b = _uniform(gl.sum(gl.where(field == 3, mail, 0), 0))
+    blocks = _uniform(gl.sum(gl.where(field == 4, mail, 0), 0))
+    key = _uniform(gl.sum(gl.where(field == 5, mail, 0), 0))
+    keys = _uniform(gl.sum(gl.where(field == 6, mail, 0), 0))
+    end = _uniform(gl.sum(gl.where(field == 7, mail, 0), 0))
+    return row, first, h, b, blocks, key, keys, end
+
+
+@gluon.jit
+def _produce_tile(
+    smem, bars, descs, place, taken, done, GROUPS: gl.constexpr, SHARED: gl.constexpr
+):
+    row, _, h, b, blocks, key, _, _ = place
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    D: gl.constexpr = smem.k.shape[2]
+    phase = done & 1
+    mbarrier.wait(bars.q_empty, phase ^ 1)
+    mbarrier.expect(bars.q_full, GROUPS * 64 * D * 2)
+    for g in gl.static_range(GROUPS):
+        load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
+    kv_h = h // SHARED
+    for i in range(blocks):
+        start = key + (blocks - 1 - i) * BLOCK_N
+        buffer = taken % BUFFERS
+        turn = (taken // BUFFERS) & 1
+        mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
+        load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, start, kv_h)
+        mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
+        mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
+        load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, start, kv_h)
+        taken += 1
+    if descs.x is not None:
+        for g in gl.static_range(GROUPS):
+            mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
+            mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
+            load(descs.x, bars.x_full.index(g), smem.y.index(g), b, row + g * 64, h)
+    return taken
 
 
 @gluon.jit
 def _produce(
     smem, bars, descs, call, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, SHARED: gl.constexpr
 ):
-    BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
-    D: gl.constexpr = smem.k.shape[2]
     taken = 0
     done = 0
-    index = first_tile(call.order)
-    while index < call.total:
-        after = listed(call.order, done + 1)  # it arrives during this tile
-        row, h, b, blocks = _tile(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
-        phase = done & 1
-        mbarrier.wait(bars.q_empty, phase ^ 1)
-        mbarrier.expect(bars.q_full, GROUPS * 64 * D * 2)
-        for g in gl.static_range(GROUPS):
-            load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
-        kv_h = h // SHARED
-        for i in range(blocks):
-            start = (blocks - 1 - i) * BLOCK_N
-            buffer = taken % BUFFERS
-            turn = (taken // BUFFERS) & 1
-            mbarrier.wait(bars.k_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(bars.k_full.index(buffer), BLOCK_N * D * 2)
-            load(descs.k, bars.k_full.index(buffer), smem.k.index(buffer), b, start, kv_h)
-            mbarrier.wait(bars.v_empty.index(buffer), turn ^ 1)
-            mbarrier.expect(bars.v_full.index(buffer), BLOCK_N * D * 2)
-            load(descs.v, bars.v_full.index(buffer), smem.v.index(buffer), b, start, kv_h)
-            taken += 1
-        if descs.x is not None:
-            for g in gl.static_range(GROUPS):
-                mbarrier.wait(bars.x_empty.index(g), phase ^ 1)
-                mbarrier.expect(bars.x_full.index(g), 64 * D * 2)
-                load(descs.x, bars.x_full.index(g), smem.y.index(g), b, row + g * 64, h)
-        done += 1
-        index = next_tile(call.order, index, after)
+    if call.packed is not None:
+        place = _received(smem, bars, 0, 1)
+        while place[4] > 0:
+            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED)
+            done += 1
+            place = _received(smem, bars, done, 1)
+    else:
+        index = first_tile(call.order)
+        while index < call.total:
+            after = listed(call.order, done + 1)  # it arrives during this tile
+            place = _place(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
+            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED)
+            done += 1
+            index = next_tile(call.order, index, after)
+
+
+@gluon.jit
+def _scaled(acc_MD, factor_M):
+    factor = gl.convert_layout(factor_M, gl.SliceLayout(1, acc_MD.type.layout))
+    return acc_MD * gl.expand_dims(factor, 1)
 
 
 @gluon.jit
@@ -294,12 +410,13 @@ def _step(
     call,
     taken,
     start,
-    first_M,
+    seen,
     MASKED: gl.constexpr,
     variant,
 ):
     """The scores of one block of keys while the one before meets its values.
 
+    seen: the last key that row 0 sees where causal, and the number of keys.
     state: the result so far, the weights of the block before, what the result is to be multiplied
     by before these are added, and the largest score and the sum of weights so far.
     """
@@ -320,24 +437,14 @@ def _step(
         use_acc=False,
         is_async=True,
     )
-    acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
+    acc_MD = _scaled(acc_MD, decay_M)
     mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     acc = warpgroup_mma(p_MN, smem.v.index(last), acc_MD, is_async=True)
     score_MN = warpgroup_mma_wait(1, deps=(score,))
     if not variant.LATE:
         mbarrier.arrive(bars.k_empty.index(buffer), count=1)
     weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN,
-        max_M,
-        sum_M,
-        call.scale,
-        first_M,
-        call.N,
-        start,
-        smem.q.dtype,
-        MASKED,
-        variant.CAUSAL,
-        variant.POLYNOMIAL,
+        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, MASKED, variant
     )
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
     if variant.LATE:
@@ -347,24 +454,97 @@ def _step(
 
 
 @gluon.jit
+def _scores(q, smem, bars, taken, layout: gl.constexpr):
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    BLOCK_N: gl.constexpr = smem.k.shape[1]
+    buffer = taken % BUFFERS
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
+    score_MN = warpgroup_mma(
+        q,
+        smem.k.index(buffer).permute((1, 0)),
+        gl.zeros([64, BLOCK_N], gl.float32, layout),
+        use_acc=False,
+    )
+    mbarrier.arrive(bars.k_empty.index(buffer), count=1)
+    return score_MN
+
+
+@gluon.jit
+def _whole_step(acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, variant):
+    """All of one block of keys. Were its weights left to the next step, a loop of such steps would
+    hand them to the loop behind it in registers of one weight each."""
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    acc_layout: gl.constexpr = acc_MD.type.layout
+    score_layout: gl.constexpr = max_M.type.layout.parent
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
+    score_MN = _scores(q, smem, bars, taken, score_layout)
+    weight_MN, decay_M, max_M, sum_M = _softmax(
+        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, True, variant
+    )
+    buffer = taken % BUFFERS
+    mbarrier.wait(bars.v_full.index(buffer), (taken // BUFFERS) & 1)
+    acc_MD = warpgroup_mma(
+        gl.convert_layout(weight_MN, p_layout), smem.v.index(buffer), _scaled(acc_MD, decay_M)
+    )
+    mbarrier.arrive(bars.v_empty.index(buffer), count=1)
+    return acc_MD, max_M, sum_M
+
+
+@gluon.jit
+def _forget_others(smem, bars, taken, rows):
+    """Zeros in the rows of a block of values from `rows` on, if it has as many: they are another
+    sequence's, and may be no numbers. Other warpgroups that use the block write the same."""
+    BUFFERS: gl.constexpr = smem.v.shape[0]
+    BLOCK_N: gl.constexpr = smem.v.shape[1]
+    D: gl.constexpr = smem.v.shape[2]
+    STEP: gl.constexpr = 16
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    if rows < BLOCK_N:
+        mbarrier.wait(bars.v_full.index(taken % BUFFERS), (taken // BUFFERS) & 1)
+        for i in gl.static_range(BLOCK_N // STEP):
+            if rows < (i + 1) * STEP:
+                part = smem.v.index(taken % BUFFERS).slice(i * STEP, STEP)
+                row = i * STEP + gl.arange(0, STEP, gl.SliceLayout(1, layout))
+                values = part.load(layout)
+                zeros = gl.full([STEP, D], 0, values.dtype, layout)
+                part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
+        fence_async_shared()
+
+
+@gluon.jit
+def _store_rows(smem, tile, o_ptr, row, h, H, end):
+    """Write the rows of a tile that are in front of `end` to o_ptr, (N,H,D)."""
+    D: gl.constexpr = tile.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    smem.store(tile.to(smem.dtype))
+    row_M = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
+    column_D = gl.arange(0, D, gl.SliceLayout(0, layout))
+    start_M = (row_M.to(gl.int64) * H + h) * D
+    at = gl.expand_dims(start_M, 1) + gl.expand_dims(column_D, 0)
+    inside = gl.expand_dims(row_M < end, 1) & gl.expand_dims(column_D < D, 0)
+    gl.store(o_ptr + at, smem.load(layout), mask=inside)
+
+
+@gluon.jit
 def _attend_tile(
     smem,
     bars,
     descs,
     call,
-    tile,
+    place,
     taken,
     phase,
     G: gl.constexpr,
     variant,
 ):
     """64 query rows against all their keys, from the last block to the first."""
-    row, h, b, blocks = tile
+    row, first, h, b, blocks, _, keys, end = place
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
-    ROWS: gl.constexpr = variant.GROUPS * 64
+    ROWS: gl.constexpr = smem.q.shape[0] * 64
     D: gl.constexpr = smem.k.shape[2]
-    dtype: gl.constexpr = smem.q.dtype
+    PACKED: gl.constexpr = call.packed is not None
+    MASKED: gl.constexpr = variant.CAUSAL or variant.RAGGED
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
     )
@@ -374,6 +554,7 @@ def _attend_tile(
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     first_M = row + G * 64
+    seen = (first + G * 64, keys)
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
     sum_M = gl.full([64], 0.0, gl.float32, row_layout)
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
@@ -381,44 +562,37 @@ def _attend_tile(
     if variant.FINISH is not None:
         begun = variant.BEGIN(call.extra, b, variant.KIND)
     mbarrier.wait(bars.q_full, phase)
-    buffer = taken % BUFFERS
-    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
-    score_MN = warpgroup_mma(
-        q,
-        smem.k.index(buffer).permute((1, 0)),
-        gl.zeros([64, BLOCK_N], gl.float32, score_layout),
-        use_acc=False,
-    )
-    mbarrier.arrive(bars.k_empty.index(buffer), count=1)
+    if variant.HELD:
+        q_layout: gl.constexpr = gl.DotOperandLayout(
+            operand_index=0, parent=score_layout, k_width=2
+        )
+        q = q.load(q_layout)
+        mbarrier.arrive(bars.q_empty, count=1)
     start = (blocks - 1) * BLOCK_N
+    if PACKED:
+        _forget_others(smem, bars, taken, keys - start)
+    if variant.CAUSAL and (PACKED or ROWS > BLOCK_N or ROWS % BLOCK_N != 0):
+        while start > gl.maximum(first, 0):  # the next block has hidden keys, too
+            acc_MD, max_M, sum_M = _whole_step(
+                acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, variant
+            )
+            taken += 1
+            start -= BLOCK_N
+    score_MN = _scores(q, smem, bars, taken, score_layout)
     weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN,
-        max_M,
-        sum_M,
-        call.scale,
-        first_M,
-        call.N,
-        start,
-        dtype,
-        variant.CAUSAL or variant.RAGGED,
-        variant.CAUSAL,
-        variant.POLYNOMIAL,
+        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, MASKED, variant
     )
     taken += 1
     state = (acc_MD, weight_MN, decay_M, max_M, sum_M)
-    if variant.CAUSAL and (ROWS > BLOCK_N or ROWS % BLOCK_N != 0):
-        while start > row:
-            start -= BLOCK_N
-            state = _step(state, q, smem, bars, call, taken, start, first_M, True, variant)
-            taken += 1
     for i in range(start // BLOCK_N):
         start -= BLOCK_N
-        state = _step(state, q, smem, bars, call, taken, start, first_M, False, variant)
+        state = _step(state, q, smem, bars, call, taken, start, seen, False, variant)
         taken += 1
     acc_MD, weight_MN, decay_M, max_M, sum_M = state
-    mbarrier.arrive(bars.q_empty, count=1)
+    if not variant.HELD:
+        mbarrier.arrive(bars.q_empty, count=1)
     last = (taken - 1) % BUFFERS
-    acc_MD = acc_MD * gl.expand_dims(gl.convert_layout(decay_M, gl.SliceLayout(1, acc_layout)), 1)
+    acc_MD = _scaled(acc_MD, decay_M)
     mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     acc = warpgroup_mma(
         gl.convert_layout(weight_MN, p_layout), smem.v.index(last), acc_MD, is_async=True
@@ -430,11 +604,14 @@ def _attend_tile(
         x_MD = y.load(acc_layout).to(gl.float32)
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(bars.v_empty.index(last), count=1)
-    o_MD = acc_MD * gl.expand_dims(gl.convert_layout(1.0 / sum_M, gl.SliceLayout(1, acc_layout)), 1)
+    share_M = 1.0 / sum_M
+    if PACKED:  # a row may see no key
+        share_M = gl.where(sum_M > 0, share_M, 0.0)
+    o_MD = _scaled(acc_MD, share_M)
     if call.lse_ptr is not None:
         row_M = first_M + gl.arange(0, 64, row_layout)
         lse_ptr = call.lse_ptr + (b * call.H + h).to(gl.int64) * _pitch(call.N)
-        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < call.N)
+        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < end)
     if variant.FINISH is not None:
         settled = variant.SETTLE(begun, call.extra, variant.KIND)
         if descs.o is not None:
@@ -443,7 +620,13 @@ def _attend_tile(
             mbarrier.wait(bars.x_full.index(G), phase)
             x_MD = y.load(acc_layout).to(gl.float32)
         o_MD = variant.FINISH(settled, o_MD, x_MD)
-    store(descs.y, y, o_MD, b, first_M, h)
+    if PACKED:
+        if first_M + 64 > end:
+            _store_rows(y, o_MD, call.packed.o_ptr, first_M, h, call.H, end)
+        else:
+            store(descs.y, y, o_MD, b, first_M, h)
+    else:
+        store(descs.y, y, o_MD, b, first_M, h)
     if descs.x is not None:
         mbarrier.arrive(bars.x_empty.index(G), count=1)
     return taken
@@ -462,23 +645,20 @@ def _consume(
     BLOCK_N: gl.constexpr = smem.k.shape[1]
     taken = 0
     done = 0
-    index = first_tile(call.order)
-    while index < call.total:
-        after = listed(call.order, done + 1)  # it arrives during this tile
-        row, h, b, blocks = _tile(index, call, variant.GROUPS * 64, BLOCK_N, variant.CAUSAL)
-        taken = _attend_tile(
-            smem,
-            bars,
-            descs,
-            call,
-            (row, h, b, blocks),
-            taken,
-            done & 1,
-            G,
-            variant,
-        )
-        done += 1
-        index = next_tile(call.order, index, after)
+    if call.packed is not None:
+        place = _received(smem, bars, 0, 4)
+        while place[4] > 0:
+            taken = _attend_tile(smem, bars, descs, call, place, taken, done & 1, G, variant)
+            done += 1
+            place = _received(smem, bars, done, 4)
+    else:
+        index = first_tile(call.order)
+        while index < call.total:
+            after = listed(call.order, done + 1)  # it arrives during this tile
+            place = _place(index, call, smem.q.shape[0] * 64, BLOCK_N, variant.CAUSAL)
+            taken = _attend_tile(smem, bars, descs, call, place, taken, done & 1, G, variant)
+            done += 1
+            index = next_tile(call.order, index, after)
 
 
 @gluon.jit(do_not_specialize=("begin", "tiles", "N", "H", "total"))
@@ -492,6 +672,7 @@ def attend(
     extra,
     lse_ptr,
     order_ptr,
+    packed,
     scale,
     begin,
     tiles,
@@ -506,6 +687,7 @@ def attend(
     RAGGED: gl.constexpr,
     POLYNOMIAL: gl.constexpr,
     LATE: gl.constexpr,
+    HELD: gl.constexpr,
     LEADS: gl.constexpr,
     FOLLOWS: gl.constexpr,
     SHARED: gl.constexpr,
@@ -527,6 +709,16 @@ def attend(
     k_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
     v_smem = gl.allocate_shared_memory(dtype, [BUFFERS, BLOCK_N, D], kv_layout)
     y_smem = gl.allocate_shared_memory(dtype, [GROUPS, 64, D], q_layout)
+    mail = None
+    mail_full = None
+    mail_empty = None
+    if packed is not None:
+        mail_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+        mail = gl.allocate_shared_memory(gl.int32, [2, 8], mail_layout)
+        mail_full = new_barriers(2)
+        mail_empty = new_barriers(2)
+        arm(mail_full, 1)
+        arm(mail_empty, GROUPS + 1)
     q_full = new_barrier()
     q_empty = new_barrier()
     k_full = new_barriers(BUFFERS)
@@ -544,11 +736,44 @@ def attend(
     arm(x_full, 1)
     arm(x_empty, 1)
     fence_async_shared()
-    smem = Tiles(q_smem, k_smem, v_smem, y_smem)
-    bars = Barriers(q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty)
+    smem = Tiles(q_smem, k_smem, v_smem, y_smem, mail)
+    bars = Barriers(
+        q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty, mail_full, mail_empty
+    )
     descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
-    call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr)
-    if GROUPS == 2:
+    call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr, packed)
+    if packed is not None:
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        call,
+                        0,
+                        Variant(CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, None, None, None, KIND),
+                    ),
+                ),
+                (
+                    _consume,
+                    (
+                        smem,
+                        bars,
+                        descs,
+                        call,
+                        1,
+                        Variant(CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, None, None, None, KIND),
+                    ),
+                ),
+                (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SHARED)),
+                (_schedule, (smem, bars, call, GROUPS * 64, BLOCK_N, CAUSAL)),
+            ],
+            [4, 1, 1],
+            [REGISTERS, 24, 24],
+        )
+    elif GROUPS == 2:
         gl.warp_specialize(
             [
                 (
@@ -560,7 +785,7 @@ def attend(
                         call,
                         0,
                         Variant(
-                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
                         ),
                     ),
                 ),
@@ -573,7 +798,7 @@ def attend(
                         call,
                         1,
                         Variant(
-                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
                         ),
                     ),
                 ),
@@ -594,7 +819,7 @@ def attend(
                         call,
                         0,
                         Variant(
-                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
                         ),
                     ),
                 ),
@@ -607,7 +832,7 @@ def attend(
                         call,
                         1,
                         Variant(
-                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
                         ),
                     ),
                 ),
@@ -620,7 +845,7 @@ def attend(
                         call,
                         2,
                         Variant(
-                            GROUPS, CAUSAL, RAGGED, POLYNOMIAL, LATE, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
                         ),
                     ),
                 ),
@@ -645,6 +870,7 @@ class HopperTile:
     tiles, rest: no more than so many tiles of each head, and what cuts up its other rows, in a
         launch of its own.
     early: programs of the launch of `rest` begin as those of this one end.
+    held: a consumer keeps its queries in registers.
 
     Raises ValueError for what is none of these.
     """
@@ -658,6 +884,7 @@ class HopperTile:
     tiles: int | None = None
     rest: "HopperTile | None" = None
     early: bool = False
+    held: bool = False
 
     def __post_init__(self) -> None:
         if self.groups not in (2, 3):
@@ -723,14 +950,33 @@ def _part_launch(
 
     follows: it may begin before the launch in front of it, which is `early`, has ended.
     """
-    q, k, v, o, lse = tensors
+    q, k = tensors.q, tensors.k
     (B, N, H, _), (begin, tiles) = q.shape, part
     total = tiles * H * B
-    y, o = (o, None) if hook.y is None else (hook.y, o)
     programs, group = min(total, sm_count(q.device)), H // k.shape[2]
     cut: dict[str, int] = {"rows": tile.groups * 64, "keys": tile.block_n, "programs": programs}
     order = order_of(q, B * H, N, causal=causal, key_bytes=2 * k.nbytes, **cut)
-    args: dict[str, Any] = {
+    args = _arguments(tensors, tile, hook, scale) | {
+        "order_ptr": order,
+        "packed": None,
+        "begin": begin,
+        "tiles": tiles,
+        "total": total,
+    }
+    constexprs = _constexprs(tile, hook, causal, N % tile.block_n != 0, group)
+    constexprs |= {"LEADS": tile.early, "FOLLOWS": follows}
+    options = {"num_warps": 4, "launch_pdl": follows}
+    return Launch(attend, (programs,), args, constexprs, options, own=order)
+
+
+def _arguments(
+    tensors: Forward, tile: HopperTile, hook: HopperHook, scale: float
+) -> dict[str, Any]:
+    """What all launches have."""
+    q, k, v, o, lse = tensors
+    H = q.shape[2]
+    y, o = (o, None) if hook.y is None else (hook.y, o)
+    return {
         "q_desc": descriptor(q, 64),
         "k_desc": descriptor(k, tile.block_n),
         "v_desc": descriptor(v, tile.block_n),
@@ -739,27 +985,57 @@ def _part_launch(
         "o_desc": of_heads(o, H),
         "extra": hook.extra,
         "lse_ptr": lse,
-        "order_ptr": order,
         "scale": scale,
-        "begin": begin,
-        "tiles": tiles,
-        "N": N,
+        "N": q.shape[1],
         "H": H,
-        "total": total,
     }
-    constexprs = {
+
+
+def _constexprs(
+    tile: HopperTile, hook: HopperHook, causal: bool, ragged: bool, group: int
+) -> dict[str, Any]:
+    return {
         "GROUPS": tile.groups,
         "BLOCK_N": tile.block_n,
         "BUFFERS": tile.buffers,
         "REGISTERS": tile.registers,
         "CAUSAL": causal,
-        "RAGGED": N % tile.block_n != 0,
+        "RAGGED": ragged,
         "POLYNOMIAL": tile.polynomial,
         "LATE": tile.late,
-        "LEADS": tile.early,
-        "FOLLOWS": follows,
+        "HELD": tile.held,
         "SHARED": group,
         **hook.constexprs(),
     }
-    options = {"num_warps": 4, "launch_pdl": follows}
-    return Launch(attend, (programs,), args, constexprs, options, own=order)
+
+
+def packed_launches(
+    tensors: Forward,
+    place: Packed,
+    listed: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    tile: HopperTile,
+) -> tuple[Launch, ...]:
+    """As `forward_launches`, of packed sequences, which are one sample: their tiles are listed by a
+    launch in front. listed: `order.listed_size` of int32. Raises ValueError for a tile of other
+    than 2 groups, or with a `rest`."""
+    if tile.groups != 2 or tile.rest is not None:
+        raise ValueError(f"packed sequences take a tile of 2 groups without rest, got {tile}")
+    q, k, o = tensors.q, tensors.k, tensors.o
+    (_, N, H, _), G = q.shape, k.shape[2]
+    heads = heads_of_section(H, G, 2 * k.nbytes)
+    args = _arguments(tensors, tile, NO_HOPPER_HOOK, scale) | {
+        "order_ptr": None,
+        "packed": Sequences(place.q_starts, place.k_starts, place.S, listed, heads, o),
+        "begin": 0,
+        "tiles": 0,
+        "total": 0,
+    }
+    constexprs = _constexprs(tile, NO_HOPPER_HOOK, causal, True, H // G)
+    constexprs |= {"LEADS": False, "FOLLOWS": False}
+    rows = tile.groups * 64
+    programs = (min(most_tiles(N, place.S, rows) * H, sm_count(q.device)),)
+    lists = list_launch(place, listed, N, rows, causal)
+    return lists, Launch(attend, programs, args, constexprs, {"num_warps": 4})
