@@ -70,12 +70,12 @@ check: $(STAMP) ## Lint, format, types, architecture, and whether the documents 
 	PATH="$(CURDIR)/$(BIN):$$PATH" cog --check --check-fail-msg="run make docs" $(DOCS)
 
 inspect: $(STAMP) $(OTHER)/.installed ## What the compiler makes of every kernel, against the past (online once)
-	$(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.7.json $(ARGS)
-	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.6.json $(ARGS)
+	$(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.7.json.xz $(ARGS)
+	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) $(GATE) --against $(COMPILED)-3.6.json.xz $(ARGS)
 
 inspected: $(STAMP) $(OTHER)/.installed ## Write that past anew, after a change that is meant
-	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json $(ARGS)
-	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json $(ARGS)
+	$(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.7.json.xz $(ARGS)
+	PYTHONPATH=$(OTHER) $(BIN)/kernelbench $(INSPECT) --save $(COMPILED)-3.6.json.xz $(ARGS)
 
 minimum: $(MINIMUM)/.installed ## Test with the lowest versions that pyproject.toml allows (no GPU; online once)
 	$(LOWEST)/python tools/minimum.py --check

@@ -64,14 +64,15 @@ def compiled_on_cpu(family: Family[Any], provider: Provider[Any]) -> list[Case]:
     return [case for case in wide if case in first or provider.mutates(case)]
 
 
-# Two kernels of many programs for every provider of ours, trial and repetition of a check.
-LONG = ("attention", "zigzag_attention", "zigzag_parallel")
+# Two kernels of many programs for every provider of ours, trial and repetition of a check, and of
+# every branch: how many checks are not slow.
+LONG = {"attention": 4, "dilated_attention": 2, "zigzag_attention": 4, "zigzag_parallel": 4}
 
 
 def every_check() -> Iterator[Any]:
     for family in FAMILIES.values():
         for number, (case, marks) in enumerate(with_marks(family.checks)):
-            if family.name in LONG and number >= 4:
+            if number >= LONG.get(family.name, number + 1):
                 marks = [*marks, pytest.mark.slow]
             yield pytest.param(family, case, id=f"{family.name}-{case.id}", marks=marks)
 

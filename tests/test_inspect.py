@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -270,11 +271,17 @@ def test_what_is_saved_is_read_as_what_is_printed(tmp_path: Path) -> None:
     gate.save(rows, saved)
     printed.write_text(json.dumps([row.as_json() for row in rows]))
     assert len(saved.read_text().splitlines()) == 3
-    for path in (saved, printed):
+    packed = tmp_path / "a.json.xz"
+    gate.save(rows, packed)
+    assert lzma.decompress(packed.read_bytes()) == saved.read_bytes()
+    for path in (saved, printed, packed):
         found = gate.judge(rows, gate.read(path), gate.bounds("spills", against=True))
         assert found == gate.Judgement(failed=())
     with pytest.raises(KernelbenchError, match="none/a: cannot be written"):
         gate.save(rows, tmp_path / "none" / "a")
+    packed.write_bytes(saved.read_bytes())
+    with pytest.raises(UsageError, match=r"a\.json\.xz: cannot be read: .*format"):
+        gate.read(packed)
 
 
 # What is looked at.

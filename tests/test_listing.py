@@ -18,6 +18,7 @@ from kernelbench.verbs import list as listing
 PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
 NAMES = [
     "attention",
+    "dilated_attention",
     "dit_block",
     "rcm_attention",
     "rcm_layer",

@@ -64,6 +64,15 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"W": 2, "rank": 1, "N": 512, "Hq": 2, "Hk": 1, "D": 16, "dtype": "fp16"},
         {"W": 1, "rank": 0, "N": 128, "Hq": 1, "Hk": 1, "D": 32, "dtype": "fp32", "causal": False},
     ],
+    "dilated_attention": [
+        {"B": 1, "N": 256, "branches": "64r1_128r2", "H": 2, "D": 32, "dtype": "fp16"},
+        {"B": 1, "N": 96, "branches": "32r2_96r4", "H": 3, "D": 32, "dtype": "fp32"},
+        {"B": 1, "N": 128, "branches": "64r1", "H": 2, "D": 32, "dtype": "fp16", "causal": True},
+        {
+            **{"B": 1, "N": 96, "branches": "32r1_96r3", "H": 2, "D": 32, "dtype": "fp16"},
+            **{"combine": "mean", "order": "tile"},
+        },
+    ],
     "rcm_attention": [
         {"B": 2, "N": 97, "H": 2, "D": 32, "dtype": "fp16"},
         {"B": 1, "N": 131, "H": 2, "D": 64, "dtype": "fp32", "causal": True},
@@ -106,6 +115,7 @@ UNCOUNTED = {
     ("zigzag_attention", "fa3"): GPU,
     ("zigzag_attention", "fa4"): GPU,
     ("zigzag_attention", "zigzag_ring"): "one document alone",
+    ("dilated_attention", "torch_fused"): COMPILED,
     ("attention", "torch_fused"): COMPILED,
     ("attention", "torch_varlen"): "for packed documents alone",
     ("attention", "triton_deterministic"): "a forward has the same bits anyway",
@@ -154,6 +164,8 @@ def known(family: Family[Any], provider: Provider[Any], case: Any) -> str | None
     theirs = attends and provider.name == "baseline"
     if family.name == "zigzag_attention" and provider.name == "baseline" and back:
         return "autograd fills up and adds what slices of keys have of gradients"
+    if provider.name == "triton_gather" and back:
+        return "our attention is one operator there, of which only a bound is modelled"
     apart = family.name == "zigzag_attention" and provider.name == "baseline" and case.causal
     if apart or (family.name == "attention" and theirs and case.keys != case.N):
         return "a dispatch mode, which counts, cannot make PyTorch's CausalBias"

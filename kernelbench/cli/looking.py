@@ -165,7 +165,9 @@ def inspect(
     ] = "",
     save: Annotated[
         Path | None,
-        typer.Option("--save", metavar="FILE", help="Write here what --against reads later."),
+        typer.Option(
+            "--save", metavar="FILE", help="Write here what --against reads later; packed for .xz."
+        ),
     ] = None,
     quiet: QuietOption = False,
     verbose: TraceOption = False,

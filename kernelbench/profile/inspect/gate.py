@@ -5,6 +5,7 @@ limits alone; missing rows are named, and are no failure.
 """
 
 import json
+import lzma
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kernelbench.spec import UsageError, suggest
 KEY = ("family", "provider", "case", "kernel", "config", "target")
 COMPARED = ("registers", "spill_bytes", "smem_bytes", "instructions", "serialized", "error")
 SAVED = (*KEY, "triton", *COMPARED)
+PACKED = ".xz"  # the end of the name of a file that is packed
 SHARES = ("registers", "instructions")  # limited by how much they grow
 KINDS = ("spills", "smem", "serialized", *SHARES)
 _TYPES: dict[str, type] = dict.fromkeys((*KEY, "triton", "error"), str)
@@ -73,8 +75,10 @@ def key_of(facts: Facts) -> Key:
 def read(path: Path) -> list[Facts]:
     """The rows in a file of `--json` or `--save`. Raises UsageError, which names the fault."""
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+        text = (lzma.decompress(content) if path.suffix == PACKED else content).decode()
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, lzma.LZMAError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         raise UsageError(f"--against {path}: cannot be read: {reason}") from None
     rows: list[Any]
@@ -95,13 +99,15 @@ def read(path: Path) -> list[Facts]:
 
 
 def save(rows: Sequence[KernelRow], path: Path) -> None:
-    """Write only what is compared, for `read`: a line of names, then one line a row.
+    """Write only what is compared, for `read`: a line of names, then one line a row, packed in a
+    file whose name ends in .xz.
 
     Raises KernelbenchError where the file cannot be written.
     """
     values = [[getattr(row, name) for name in SAVED] for row in rows]
     lines = [json.dumps(line, separators=(",", ":")) for line in (SAVED, *values)]
-    files.deliver(path, "".join(f"{line}\n" for line in lines))
+    content = "".join(f"{line}\n" for line in lines).encode()
+    files.deliver(path, lzma.compress(content, preset=9) if path.suffix == PACKED else content)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""PyTorch's attention operators that also return lse = ln Σ exp(scores), and their gradients for an
+o and lse that are of more keys than these.
+
+Shapes: q, k, v, o (B,H,N,D) of any strides whose last is 1, as many keys as queries; lse (B,H,N),
+fp32.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+Tensor = torch.Tensor
+Forward = Callable[..., tuple[Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+class Operator(NamedTuple):
+    """forward(q, k, v, causal) → o, lse; backward(do, q, k, v, o, lse, causal) → dq, dk, dv, with
+    P = exp(q kᵀ/√D − lse) and δ = rowsum(do⊙o) of what is given."""
+
+    forward: Forward
+    backward: Backward
+
+
+_ATEN: Any = torch.ops.aten
+
+
+def _cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    o, lse = _ATEN._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    return o, lse
+
+
+def _cpu_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
+) -> Any:
+    return _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(do, q, k, v, o, lse, 0.0, c)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    o, lse, *_ = _ATEN._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+    return o, lse
+
+
+def _flash_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
+) -> Any:
+    N, seed = q.shape[2], torch.zeros(2, dtype=torch.uint64, device=q.device)
+    return _ATEN._scaled_dot_product_flash_attention_backward(
+        do, q, k, v, o, lse, None, None, N, N, 0.0, c, seed, seed[:0]
+    )
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    o, lse, *_ = _ATEN._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal)
+    return o, lse.reshape(q.shape[:3])
+
+
+def _cudnn_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
+) -> Any:
+    N, seed = q.shape[2], torch.zeros((), dtype=torch.int64, device=q.device)
+    return _ATEN._scaled_dot_product_cudnn_attention_backward(
+        do, q, k, v, o, lse.unsqueeze(-1), seed, seed, None, None, None, N, N, 0.0, c
+    )
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    o, lse, *_ = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal)
+    return o, lse[:, :, : q.shape[2]]  # rows are padded
+
+
+def _efficient_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
+) -> Any:
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)
+    padded = torch.nn.functional.pad(lse, (0, -q.shape[2] % 32), value=torch.inf)
+    wanted = [True, True, True, False]
+    dq, dk, dv, _ = _ATEN._scaled_dot_product_efficient_attention_backward(
+        do, q, k, v, None, o, padded, seed, seed, 0.0, wanted, c
+    )
+    return dq, dk, dv
+
+
+_CPU, _FLASH = Operator(_cpu, _cpu_backward), Operator(_flash, _flash_backward)
+_CUDNN = Operator(_cudnn, _cudnn_backward)
+_EFFICIENT = Operator(_efficient, _efficient_backward)
+
+
+def operator_of(q: Tensor) -> Operator:
+    """The fastest for such tensors: cuDNN on GPUs from Hopper on, FlashAttention-2 on older ones;
+    in fp32, which these do not take, the memory-efficient one."""
+    if not q.is_cuda:
+        return _CPU
+    if q.dtype is torch.float32:
+        return _EFFICIENT
+    return _CUDNN if torch.cuda.get_device_capability(q.device) >= (9, 0) else _FLASH
+
+
+def takes(D: int) -> str | None:
+    """Why heads of D elements cannot be served on a GPU, or None."""
+    return None if D % 8 == 0 else f"PyTorch's operators take D of multiples of 8, not {D}"
