@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from kernelbench.families.dilated_attention import FAMILY, DilatedCase
-from kernelbench.families.dilated_attention.case import Piece
-from kernelbench.families.dilated_attention.providers import as_rows, of_segments, strided
+from kernelbench.nn.branches import Piece, as_rows, of_segments, strided
 from kernelbench.spec import Mode, UsageError
 
 CASES = [

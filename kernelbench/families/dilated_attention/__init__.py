@@ -15,7 +15,6 @@ from kernelbench.families.attention.providers import serves
 from kernelbench.families.dilated_attention.case import (
     Combine,
     DilatedCase,
-    Piece,
     inputs,
 )
 from kernelbench.families.dilated_attention.providers import (
@@ -35,6 +34,7 @@ from kernelbench.families.dilated_attention.traffic import (
     gathered_traffic,
     strided_traffic,
 )
+from kernelbench.nn.branches import Piece
 from kernelbench.spec import Cost, Family, Mode, Provider, Role, Tensors
 
 ORACLE_ELEMENTS = 1 << 26  # scores of one part: 512 MiB a tensor in fp64

@@ -1,12 +1,11 @@
 """Dilated attention: one point of a sweep, which positions its branches keep, and its inputs."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
 
+from kernelbench.nn.branches import Piece, heads_of, pieces_of
 from kernelbench.spec import Case, Draw, Mode, Tensors, axis
 
 _BRANCH = re.compile(r"([1-9][0-9]*)r([1-9][0-9]*)")
@@ -36,18 +35,6 @@ class Order(StrEnum):
     morton = "morton"
     tile = "tile"
     random = "random"
-
-
-class Piece(NamedTuple):
-    """Positions that some heads keep of some segments of a branch, as many of each: position j of
-    segment i is first + i·apart + j·rate."""
-
-    first: int
-    segments: int
-    apart: int
-    rows: int
-    rate: int
-    heads: slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +92,8 @@ class DilatedCase(Case):
     @cached_property
     def pieces(self) -> tuple[tuple[Piece, ...], ...]:
         """Those of each branch; together all positions that it keeps, of all heads."""
-        return tuple(tuple(_pieces(self, w, r)) for w, r in self.pairs_of)
+        how = self.N, self.H, self.offsets.value
+        return tuple(tuple(pieces_of(w, r, *how)) for w, r in self.pairs_of)
 
     @property
     def pairs(self) -> int:
@@ -116,30 +104,6 @@ class DilatedCase(Case):
             each = m * (m + 1) // 2 if self.causal else m * m
             total += each * piece.segments * heads_of(piece, self.H)
         return self.B * total
-
-
-def heads_of(piece: Piece, H: int) -> int:
-    """How many."""
-    return len(range(*piece.heads.indices(H)))
-
-
-def _pieces(case: DilatedCase, w: int, r: int) -> Iterator[Piece]:
-    whole, rest = divmod(case.N, w)
-    for s in range(r):
-        heads = slice(0, case.H)
-        of_whole, apart, is_last = len(range(s, whole, r)), w * r, whole % r == s
-        first = s * w
-        if case.offsets != Offsets.segment_index:
-            of_whole, apart, first, is_last = whole, w, 0, True
-            each = -(-case.H // r)
-            mod = case.offsets == Offsets.head_mod
-            heads = slice(s, case.H, r) if mod else slice(s * each, min((s + 1) * each, case.H))
-        if not len(range(*heads.indices(case.H))):
-            continue
-        if of_whole and s < w:
-            yield Piece(first + s, of_whole, apart, len(range(s, w, r)), r, heads)
-        if rest and is_last and s < rest:
-            yield Piece(whole * w + s, 1, w, len(range(s, rest, r)), r, heads)
 
 
 def inputs(case: DilatedCase, draw: Draw) -> Tensors:

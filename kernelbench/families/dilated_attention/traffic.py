@@ -3,10 +3,11 @@ reads again comes from the L2."""
 
 from typing import Any, NamedTuple
 
-from kernelbench.families.dilated_attention.case import Combine, DilatedCase, Order, heads_of
+from kernelbench.families.dilated_attention.case import Combine, DilatedCase, Order
 from kernelbench.families.dilated_attention.case import inputs as drawn
 from kernelbench.families.dilated_attention.providers import baseline, torch_strided, triton_gather
 from kernelbench.families.providing import eager_traffic
+from kernelbench.nn.branches import heads_of
 from kernelbench.spec import Mode, Traffic
 
 

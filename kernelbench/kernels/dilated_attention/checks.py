@@ -124,6 +124,11 @@ def check(q: Tensor, k: Tensor, v: Tensor, how: How) -> None:
             "dilated_attention takes q, k and v of one dtype, float32, float16 or bfloat16, got "
             f"{q.dtype}, {k.dtype} and {v.dtype}: convert them with .to()"
         )
+    check_shapes(q, k, v, how)
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor, how: How) -> None:
+    """Raise ValueError unless these are q, k and v of one call, of any dtype."""
     same = q.dim() == k.dim() == 4 and k.shape == v.shape
     if not same or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(

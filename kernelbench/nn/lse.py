@@ -2,7 +2,7 @@
 o and lse that are of more keys than these.
 
 Shapes: q, k, v, o (B,H,N,D) of any strides whose last is 1, as many keys as queries; lse (B,H,N),
-fp32.
+fp32, of fp64 fp64.
 """
 
 from collections.abc import Callable
@@ -82,6 +82,26 @@ def _efficient_backward(
     return dq, dk, dv
 
 
+def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    s = _scores(q, k, causal)
+    return s.softmax(-1) @ v, s.logsumexp(-1)
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    s: Tensor = q @ k.mT * q.shape[-1] ** -0.5
+    hidden = torch.ones(s.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return s.masked_fill(hidden, -torch.inf) if causal else s
+
+
+def _plain_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
+) -> Any:
+    p = (_scores(q, k, c) - lse.unsqueeze(-1)).exp()
+    ds = p * (do @ v.mT - (do * o).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return ds @ k, ds.mT @ q, p.mT @ do
+
+
+_PLAIN = Operator(_plain, _plain_backward)
 _CPU, _FLASH = Operator(_cpu, _cpu_backward), Operator(_flash, _flash_backward)
 _CUDNN = Operator(_cudnn, _cudnn_backward)
 _EFFICIENT = Operator(_efficient, _efficient_backward)
@@ -89,14 +109,22 @@ _EFFICIENT = Operator(_efficient, _efficient_backward)
 
 def operator_of(q: Tensor) -> Operator:
     """The fastest for such tensors: cuDNN on GPUs from Hopper on, FlashAttention-2 on older ones;
-    in fp32, which these do not take, the memory-efficient one."""
+    in fp32, which these do not take, the memory-efficient one; products of matrices in fp64, which
+    none of them takes, and heads of no multiple of 8 elements."""
     if not q.is_cuda:
         return _CPU
+    if q.dtype is torch.float64 or takes(q.shape[-1]) is not None:
+        return _PLAIN
     if q.dtype is torch.float32:
         return _EFFICIENT
     return _CUDNN if torch.cuda.get_device_capability(q.device) >= (9, 0) else _FLASH
 
 
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """That of lse, and of sums."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def takes(D: int) -> str | None:
-    """Why heads of D elements cannot be served on a GPU, or None."""
+    """Why heads of D elements have no operator on a GPU, or None."""
     return None if D % 8 == 0 else f"PyTorch's operators take D of multiples of 8, not {D}"
