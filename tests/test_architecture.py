@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"spec", "files", "numbers"},
     "kernels": set(),
     "nn": {"kernels"},
-    "parallel": {"kernels"},
+    "parallel": {"kernels", "nn"},
     "integrations": {"kernels", "parallel"},
     "families": {"spec", "source", "kernels", "nn", "parallel"},
     "provide": {"families"},

@@ -31,16 +31,17 @@ def heads_of(piece: Piece, H: int) -> int:
     return len(range(*piece.heads.indices(H)))
 
 
-def pieces_of(w: int, r: int, N: int, H: int, offset_rule: str) -> Iterator[Piece]:
+def pieces_of(w: int, r: int, N: int, H: int, offset_rule: str, before: int = 0) -> Iterator[Piece]:
     """All positions that the branch (w, r) keeps of N, w at most N, of all heads.
 
-    offset_rule: as `kernels.dilated_attention.dilated_attention` has it.
+    offset_rule: as `kernels.dilated_attention.dilated_attention` has it. before: segments in front
+    of these, which count for it.
     """
     whole, rest = divmod(N, w)
     for s in range(r):
-        heads = slice(0, H)
-        of_whole, apart, is_last = len(range(s, whole, r)), w * r, whole % r == s
-        first = s * w
+        heads, begin = slice(0, H), (s - before) % r
+        of_whole, apart, is_last = len(range(begin, whole, r)), w * r, whole % r == begin
+        first = begin * w
         if offset_rule != "segment_index":
             of_whole, apart, first, is_last = whole, w, 0, True
             each = -(-H // r)

@@ -1,0 +1,326 @@
+"""Dilated attention over the ranks of a group: segments longer than a rank's tokens are shared, and
+of their keys and values only the rows that a branch keeps travel.
+
+Shapes: B samples, N tokens of all W ranks, L = N / W of a rank, H heads of q, G of k and v, D head
+size; q (B,L,H,D), k, v (B,L,G,D).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kernelbench.kernels.attention import attention
+from kernelbench.kernels.dilated_attention.checks import (
+    How,
+    check_shapes,
+    how_of,
+    offsets_of,
+    refuse_dropout,
+)
+from kernelbench.kernels.launch import refusal
+from kernelbench.nn.branches import combined, gathered, heads_of, pieces_of, strided
+from kernelbench.nn.lse import summed_in
+
+Implementation = Literal["auto", "eager", "triton"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+Attend = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+
+class _Ranks(NamedTuple):
+    """group: of torch.distributed. rank of `ranks`, which have `rows` tokens each."""
+
+    group: Any
+    rank: int
+    ranks: int
+    rows: int
+
+
+class _Class(NamedTuple):
+    """Rows of a segment that spans ranks, of heads with one offset. heads: of q. keys: of k and v,
+    as many as heads, or those that they share. first, rate: where this rank's rows begin, and how
+    far they are apart. counts: how many rows each rank of the segment has."""
+
+    heads: list[int]
+    keys: list[int]
+    first: int
+    rate: int
+    counts: list[int]
+
+    def rows(self, own: int, device: Any) -> Tensor:
+        """This rank's, among its tokens. own: its number among those of the segment."""
+        return self.first + self.rate * torch.arange(self.counts[own], device=device)
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's message, one after another. In the backward their gradients are summed over the
+    ranks, in fp32 or wider."""
+
+    @staticmethod
+    def forward(ctx: Any, message: Tensor, group: Any, works: list[Any]) -> Tensor:
+        ctx.group = group
+        every = message.new_empty(dist.get_world_size(group) * len(message))
+        works.append(dist.all_gather_into_tensor(every, message, group=group, async_op=True))
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        [grad] = grads
+        wide = grad.to(summed_in(grad.dtype)).contiguous()
+        total = wide.new_empty(len(wide) // dist.get_world_size(ctx.group))
+        dist.reduce_scatter_tensor(total, wide, group=ctx.group)
+        return total.to(grad.dtype), None, None
+
+
+class _Shared(NamedTuple):
+    """A branch whose segments span ranks, its rows of k and v on their way."""
+
+    members: range
+    classes: list[_Class]
+    every: Tensor
+    works: list[Any]
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """o (B,M,H,D) and lse (B,H,M) in PyTorch's operators; causal to the last key."""
+    shared = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    s = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        hidden = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device)
+        s = s.masked_fill(hidden.triu(1 + s.shape[-1] - s.shape[-2]), -torch.inf)
+    return (s.softmax(-1) @ v).transpose(1, 2), s.logsumexp(-1)
+
+
+def _ours(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    o, lse = attention(q, k, v, causal=causal, return_lse=True)
+    return o, lse
+
+
+class RingDilatedAttention(nn.Module):
+    """LongNet's dilated attention of tokens that are spread over the ranks of a group.
+
+    segment_lengths, dilation_rates: w and r of each branch. With L tokens a rank, w divides L, or L
+    divides w; w longer than all N tokens means N.
+    dropout: 0; anything else is refused.
+    group: of torch.distributed; all ranks unless given, or this process alone where that is not
+        initialised. Every rank of it must call.
+    offset_rule, combine: see `kernels.dilated_attention.dilated_attention`.
+    impl: `triton`: our kernels. `eager`: PyTorch's operators, any dtype, with all scores of a
+        segment in memory. `auto`: `triton` where the kernels run, else `eager`.
+    device, dtype: that q, k and v must have; any if left out.
+
+    A segment of w ≤ L is this rank's own. Of a longer one, each of its w/L ranks sends the rows of
+    k and v that a head keeps, in one message for each branch, while segments of its own are
+    attended to; and attends with its own rows to all of the segment's. Parts are merged by their
+    lse in fp32. Memory is that of w/r rows of k and v for each branch besides the rank's own; in
+    the backward their gradients are summed over the segment's ranks, in fp32.
+
+    Raises TypeError and ValueError for arguments that cannot be, NotImplementedError for dropout.
+
+    Ding et al., LongNet, 2023 (arXiv:2307.02486, §3.2).
+    """
+
+    def __init__(
+        self,
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        dropout: float = 0.0,
+        *,
+        group: Any = None,
+        offset_rule: str = "head_mod",
+        combine: str = "lse",
+        impl: Implementation = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_dropout(dropout)
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"RingDilatedAttention has no impl {impl!r}. Known: {', '.join(IMPLEMENTATIONS)}"
+            )
+        given = {"offset_rule": offset_rule, "combine": combine}
+        others = {"order": "identity", "grid": None, "reorder": False, "scale": None}
+        self._how = how_of(segment_lengths, dilation_rates, causal=False, **given, **others)
+        self.group, self.impl, self.dtype = group, impl, dtype
+        self.device = None if device is None else torch.device(device)
+        self._groups: dict[tuple[int, int], Any] = {}
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+        """y, like q, of this rank's tokens, which follow those of the rank before. is_causal: by
+        the positions of tokens among all, in every segment.
+
+        Raises TypeError for another dtype, RuntimeError for another device, ValueError for shapes
+        that do not fit, and for lengths of segments that a rank's tokens do not divide, nor they
+        them.
+        """
+        for name, x in zip(("q", "k", "v"), (q, k, v), strict=True):
+            if self.dtype is not None and x.dtype != self.dtype:
+                raise TypeError(f"RingDilatedAttention is of {self.dtype}, got {name} of {x.dtype}")
+            if self.device is not None and x.device.type != self.device.type:
+                raise RuntimeError(
+                    f"RingDilatedAttention is on {self.device}, got {name} on {x.device}"
+                )
+        check_shapes(q, k, v, self._how)
+        at = _Ranks(self.group, 0, 1, q.shape[1])
+        if self.group is not None or dist.is_initialized():
+            at = at._replace(rank=dist.get_rank(self.group), ranks=dist.get_world_size(self.group))
+        runs = q.dtype is not torch.float64 and refusal(q.device) is None and q.is_cuda
+        attend = _ours if self.impl == "triton" or (self.impl == "auto" and runs) else _plain
+        branches = [(min(w, at.ranks * at.rows), r) for w, r in self._how.branches]
+        shared = [
+            self._begin(q.shape[2], k, v, at, w, r) if w > at.rows else None for w, r in branches
+        ]
+        parts = [
+            _own(q, k, v, at, branch, self._how, is_causal, attend)
+            for branch, one in zip(branches, shared, strict=True)
+            if one is None
+        ]
+        parts += [_of_all(q, at, one, is_causal, attend) for one in shared if one is not None]
+        os, lses = (torch.stack(each) for each in zip(*parts, strict=True))
+        lses = lses.where(lses.amax(0) > -torch.inf, 0.0)  # where none has any, no NaN
+        return combined(os, lses, self._how.combine == "mean")[0].to(q.dtype)
+
+    def _begin(self, H: int, k: Tensor, v: Tensor, at: _Ranks, w: int, r: int) -> _Shared:
+        if w % at.rows and w < at.ranks * at.rows:
+            raise ValueError(
+                f"RingDilatedAttention takes segments that divide a rank's {at.rows} tokens, or "
+                f"are a multiple of them, got {w}"
+            )
+        span = -(-w // at.rows)
+        first = at.rank // span * span
+        members = range(first, min(first + span, at.ranks))
+        classes = [*_classes(H, k.shape[2], at, members, w, r, self._how.rule)]
+        message = _message(k, v, at.rank - first, classes)
+        group, works = self._group_of(at, span), list[Any]()
+        every = _Gather.apply(message, group, works) if len(members) > 1 else message  # type: ignore[no-untyped-call]
+        return _Shared(members, classes, every, works)
+
+    def _group_of(self, at: _Ranks, span: int) -> Any:
+        """That of the ranks which share a segment with this one. All ranks make all groups."""
+        if span >= at.ranks:
+            return at.group
+        if (span, at.ranks) not in self._groups:
+            of: Any = at.group or dist.group.WORLD
+            for first in range(0, at.ranks, span):
+                members = range(first, min(first + span, at.ranks))
+                made = dist.new_group([dist.get_global_rank(of, rank) for rank in members])
+                if at.rank in members:
+                    self._groups[span, at.ranks] = made
+        return self._groups[span, at.ranks]
+
+
+def _classes(
+    H: int, G: int, at: _Ranks, members: range, w: int, r: int, rule: str
+) -> Iterator[_Class]:
+    heads, turn = offsets_of(rule, H, r)
+    start = members[0] * at.rows
+    offsets: dict[int, list[int]] = {}
+    for h in range(H):
+        offsets.setdefault((h // heads + start // w * turn) % r, []).append(h)
+    for offset, some in offsets.items():
+        begins = [(start + offset - rank * at.rows) % r for rank in members]
+        if start + offset >= (members[-1] + 1) * at.rows:
+            continue
+        counts = [
+            len(range(max(begin, offset - i * at.rows), at.rows, r))
+            for i, begin in enumerate(begins)
+        ]
+        own = at.rank - members[0]
+        first = max(begins[own], offset - own * at.rows)
+        yield _Class(some, _keys_of(some, H // G), first, r, counts)
+
+
+def _keys_of(heads: list[int], group: int) -> list[int]:
+    """Which heads of k and v those of q take: each once, if as many follow each other as share
+    one."""
+    each = [h // group for h in heads]
+    once = [*dict.fromkeys(each)]
+    share = len(each) // len(once)
+    return once if each == [h for h in once for _ in range(share)] else each
+
+
+def _message(k: Tensor, v: Tensor, own: int, classes: list[_Class]) -> Tensor:
+    """This rank's rows of k and v of all classes, as many for each rank."""
+    parts = []
+    for one in classes:
+        rows = one.rows(own, k.device)
+        both = torch.stack([x[:, rows][:, :, one.keys] for x in (k, v)])  # (2,B,M,heads,D)
+        missing = max(one.counts) - len(rows)
+        parts.append(nn.functional.pad(both, (0, 0, 0, 0, 0, missing)).flatten())
+    return torch.cat(parts) if parts else k.new_empty(0)
+
+
+def _of_all(
+    q: Tensor, at: _Ranks, shared: _Shared, causal: bool, attend: Attend
+) -> tuple[Tensor, Tensor]:
+    """o and lse of this rank's rows of a branch, to those of all ranks of their segment."""
+    for work in shared.works:
+        work.wait()
+    B, _, _, D = q.shape
+    ranks, own, at_row = len(shared.members), at.rank - shared.members[0], 0
+    messages = shared.every.view(ranks, -1)
+    o, lse = _nothing(q)
+    for one in shared.classes:
+        sizes = 2, B, max(one.counts), len(one.keys), D
+        size = torch.Size(sizes).numel()
+        every = messages[:, at_row : at_row + size].unflatten(1, sizes)
+        at_row += size
+        rows, before = one.rows(own, q.device), sum(one.counts[:own])
+        if not len(rows):
+            continue
+        keys = torch.cat([every[i, :, :, :count] for i, count in enumerate(one.counts)], 2)
+        keys = keys[:, :, : before + len(rows)] if causal else keys
+        found = attend(q[:, rows][:, :, one.heads], keys[0], keys[1], causal)
+        o, lse = _put(o, lse, rows, torch.tensor(one.heads, device=q.device), *found)
+    return o, lse
+
+
+def _own(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at: _Ranks,
+    branch: tuple[int, int],
+    how: How,
+    causal: bool,
+    attend: Attend,
+) -> tuple[Tensor, Tensor]:
+    """The same of a branch whose segments are each on one rank."""
+    (w, r), (B, L, H, _) = branch, q.shape
+    if L % w:
+        raise ValueError(
+            f"RingDilatedAttention takes segments that divide a rank's {L} tokens, or are a "
+            f"multiple of them, got {w}"
+        )
+    k, v = (x.repeat_interleave(H // x.shape[2], 2) if x.shape[2] != H else x for x in (k, v))
+    o, lse = _nothing(q)
+    tokens = torch.arange(L, device=q.device)[None, :, None]
+    for piece in pieces_of(w, r, L, H, how.rule, at.rank * L // w):
+        parts = [gathered(x, piece).transpose(1, 2) for x in (q, k, v)]
+        own, of = attend(parts[0], parts[1], parts[2], causal)
+        rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()
+        heads, sizes = torch.arange(H, device=q.device)[piece.heads], (B, piece.segments)
+        found = own.unflatten(0, sizes).flatten(1, 2), of.transpose(1, 2).unflatten(0, sizes)
+        assert heads_of(piece, H) == len(heads)
+        o, lse = _put(o, lse, rows, heads, found[0], found[1].flatten(1, 2).transpose(1, 2))
+    return o, lse
+
+
+def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
+    wide = summed_in(q.dtype)
+    o = torch.zeros(q.shape, dtype=wide, device=q.device)
+    return o, torch.full(q.shape[:3], -torch.inf, dtype=wide, device=q.device)
+
+
+def _put(
+    o: Tensor, lse: Tensor, rows: Tensor, heads: Tensor, own: Tensor, of: Tensor
+) -> tuple[Tensor, Tensor]:
+    """o (B,L,H,D) and lse (B,L,H), and M rows of some heads: own (B,M,heads,D), of (B,heads,M)."""
+    samples = torch.arange(len(o), device=o.device)[:, None, None]
+    at = samples, rows[:, None], heads
+    return o.index_put(at, own.to(o.dtype)), lse.index_put(at, of.transpose(1, 2).to(lse.dtype))

@@ -1,0 +1,114 @@
+"""Dilated attention over ranks of the CPU: the whole is what one process computes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from gloo import together
+from torch import Tensor
+
+from kernelbench.nn import DilatedAttention
+from kernelbench.parallel import RingDilatedAttention
+
+Case = tuple[int, list[int], list[int], int, bool, dict[str, Any]]  # N, w, r, heads of k, causal
+
+
+def drawn(N: int, G: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k, v and do, 4 heads of 8."""
+    generator = torch.Generator().manual_seed(N + G)
+    shapes = (2, N, 4, 8), (2, N, G, 8), (2, N, G, 8), (2, N, 4, 8)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def _agree(rank: int, ranks: int, cases: list[Case], impl: Any, dtype: torch.dtype) -> None:
+    for N, lengths, rates, G, causal, ways in cases:
+        *inputs, do = drawn(N, G, dtype)
+        whole = [x.double().requires_grad_() for x in inputs]
+        right = DilatedAttention(lengths, rates, impl="eager", **ways)(*whole, is_causal=causal)
+        wanted = [right, *torch.autograd.grad(right, whole, do.double())]
+        mine = slice(rank * N // ranks, (rank + 1) * N // ranks)
+        local = [x[:, mine].clone().requires_grad_() for x in inputs]
+        ring = RingDilatedAttention(lengths, rates, impl=impl, **ways)
+        for _ in range(2):  # no message of the call before is left
+            o = ring(*local, is_causal=causal)
+            found = [o, *torch.autograd.grad(o, local, do[:, mine])]
+            for one, other in zip(found, wanted, strict=True):
+                error = (one.double() - other[:, mine]).norm() / other.norm()
+                assert error < (1e-12 if dtype is torch.float64 else 1e-5), (N, lengths, error)
+
+
+FEW: list[Case] = [
+    (24, [6, 24], [1, 3], 2, True, {}),
+    (24, [3, 12, 99], [2, 3, 5], 4, False, {"offset_rule": "segment_index", "combine": "mean"}),
+]
+MANY: list[Case] = [
+    *FEW,
+    (24, [24], [1], 1, True, {}),
+    (24, [3, 24], [2, 8], 4, True, {"offset_rule": "head_group"}),
+    (24, [12, 24], [4, 7], 2, False, {"offset_rule": "head_group"}),
+    (24, [12, 24], [5, 2], 4, True, {"offset_rule": "segment_index"}),
+    (24, [6, 12], [1, 2], 2, True, {"combine": "mean"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        pytest.param(2, FEW, id="2"),
+        *(pytest.param(n, MANY, id=f"{n} more", marks=pytest.mark.slow) for n in (1, 2, 4)),
+    ],
+)
+def test_ranks_make_the_whole_in_fp64(ranks: int, cases: list[Case]) -> None:
+    together(_agree, ranks, cases, "eager", torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_make_the_whole_by_the_kernels(ranks: int) -> None:
+    together(_agree, ranks, FEW, "triton", torch.float32)
+
+
+def _three(rank: int, ranks: int) -> None:
+    """The last segment is shorter: one rank's, which sends nothing."""
+    _agree(rank, ranks, [(18, [6, 12], [2, 3], 2, True, {})], "eager", torch.float64)
+
+
+@pytest.mark.slow
+def test_a_last_segment_of_fewer_ranks() -> None:
+    together(_three, 3)
+
+
+def _sends_kept_rows_alone(rank: int, ranks: int) -> None:
+    sent: list[int] = []
+    gather: Any = dist.all_gather_into_tensor
+
+    def counted(every: Tensor, message: Tensor, **more: Any) -> Any:
+        sent.append(message.numel())
+        return gather(every, message, **more)
+
+    dist.all_gather_into_tensor = counted
+    *inputs, _ = drawn(48, 4, torch.float32)
+    local = [x.chunk(ranks, 1)[rank] for x in inputs]
+    RingDilatedAttention([24, 48], [1, 4], impl="eager")(*local)
+    # 24 tokens are a rank's own; of 48, each of 4 heads sends a fourth of its 24, of k and v
+    assert sent == [2 * 2 * 6 * 4 * 8]
+
+
+def test_only_kept_rows_of_segments_that_span_ranks_travel() -> None:
+    together(_sends_kept_rows_alone, 2)
+
+
+def test_one_process_has_everything_and_bad_input_is_told(device: str) -> None:
+    q, k, v, _ = (x.to(device) for x in drawn(24, 2, torch.float64))
+    one = RingDilatedAttention([8, 24], [1, 3], impl="eager")(q, k, v, is_causal=True)
+    other = DilatedAttention([8, 24], [1, 3], impl="eager")(q, k, v, is_causal=True)
+    torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="divide a rank's 24 tokens, or are a multiple of them"):
+        RingDilatedAttention([7], [1])(q, k, v)
+    with pytest.raises(ValueError, match="no impl 'cuda'"):
+        RingDilatedAttention([8], [1], impl="cuda")  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="dropout"):
+        RingDilatedAttention([8], [1], 0.5)
+    with pytest.raises(TypeError, match=r"is of torch.float16, got q of torch.float64"):
+        RingDilatedAttention([8], [1], dtype=torch.float16)(q, k, v)
