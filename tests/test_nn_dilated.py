@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernelbench.nn import DilatedAttention
 from kernelbench.nn import dilated as module
+from kernelbench.nn import lse as lse_module
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -83,8 +84,51 @@ def test_tensors_that_it_does_not_take(device: str) -> None:
         DilatedAttention([8], [1], dtype=torch.float16)(q, k, v)
     with pytest.raises(RuntimeError, match="is on meta, got q on"):
         DilatedAttention([8], [1], device="meta")(q, k, v)
-    with pytest.raises(ValueError, match="k"):
+    with pytest.raises(ValueError, match=r"the same B, N and D, got \(2, 21, 4, 8\), \(2, 5"):
         DilatedAttention([8], [1], impl="eager")(q, k[:, :5], v)
     with pytest.raises(NotImplementedError, match="take impl='triton'"):
         DilatedAttention([8], [1], impl="eager", order="tile", reorder=True)(q, k, v, True)
-    assert "segment" not in repr(DilatedAttention([8], [1])).split("offset_rule")[0]
+
+
+def test_it_says_what_it_is() -> None:
+    assert repr(DilatedAttention([8], [2], combine="mean")) == (
+        "DilatedAttention([8], [2], offset_rule='head_mod', combine='mean', order='identity', "
+        "grid=None, reorder=False, impl='auto')"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rows_that_are_not_contiguous(dtype: torch.dtype, device: str) -> None:
+    rows = draw(device, dtype)
+    columns = [x.detach().mT.contiguous().mT.requires_grad_() for x in rows]
+    for one, other in zip(
+        results("eager", columns, True), results("eager", rows, True), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_it_is_differentiated_once(device: str) -> None:
+    tensors = draw(device, torch.float64)
+    o = DilatedAttention([8], [1], impl="eager")(*tensors)
+    gradients = torch.autograd.grad(o.square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(gradients[0].sum(), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("D", [20, 64])
+def test_products_of_matrices_are_attention_of_what_is_given(dtype: torch.dtype, D: int) -> None:
+    """o and lse of more keys than these: what a branch's backward is given."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, k2, v2, do = (torch.randn(2, 3, 5, D, generator=generator).to(dtype) for _ in range(6))
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    keys = torch.cat([leaves[1], k2.double()], 2), torch.cat([leaves[2], v2.double()], 2)
+    whole, lse = lse_module.plain(leaves[0], *keys, False)
+    found = lse_module._PLAIN.backward(do, q, k, v, whole.to(dtype), lse.float(), False)
+    _, *wanted = torch.autograd.grad(whole, leaves, do.double())
+    for one, other in zip(found[1:], wanted, strict=True):
+        assert (one - other).norm() < (2e-2 if dtype is torch.bfloat16 else 1e-5) * other.norm()
+    o, of = lse_module.plain(q, k, v, True)
+    right, right_of = lse_module.plain(*(x.double() for x in (q, k, v)), True)
+    assert of.dtype is torch.float32 and (of - right_of).abs().max() < 1e-5
+    assert (o - right).norm() < 1e-5 * right.norm()

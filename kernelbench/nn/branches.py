@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kernelbench.kernels.operators import differentiable_once
 from kernelbench.nn.lse import operator_of, summed_in
 
 Combined = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
@@ -114,14 +115,16 @@ class Branches(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        operator, take, B = operator_of(q), how.take, len(q)
+        take, B = how.take, len(q)
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         os = torch.zeros(len(how.pieces), *q.shape, dtype=q.dtype, device=q.device)
         wide = summed_in(q.dtype)
         lses = torch.full(os.shape[:-1], -torch.inf, dtype=wide, device=q.device)
         own = []
         for number, pieces in enumerate(how.pieces):
             for piece in pieces:
-                o, lse = operator.forward(*(take(x, piece) for x in (q, k, v)), how.causal)
+                parts = [take(x, piece) for x in (q, k, v)]
+                o, lse = operator_of(parts[0]).forward(*parts, how.causal)
                 strided(os[number], piece).copy_(as_rows(o, piece, B))
                 strided(lses[number], piece).copy_(as_rows(lse, piece, B))
                 own += [o, lse] if how.mean and any(ctx.needs_input_grad) else []
@@ -131,10 +134,11 @@ class Branches(torch.autograd.Function):
         return result
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *grads: Any) -> Any:
         how: How = ctx.how
         q, k, v, *results = ctx.saved_tensors
-        operator, [do] = operator_of(q), grads
+        [do] = grads
         do = (do / len(how.pieces) if how.mean else do).contiguous()
         wide = summed_in(q.dtype)
         sums = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v)]
@@ -144,7 +148,7 @@ class Branches(torch.autograd.Function):
             else:
                 o, lse = how.take(results[0], piece), gathered(results[1], piece)
             parts = [how.take(x, piece) for x in (do, q, k, v)]
-            found = operator.backward(*parts, o, lse, how.causal)
+            found = operator_of(parts[1]).backward(*parts, o, lse, how.causal)
             for total, each in zip(sums, found, strict=True):
                 strided(total, piece).add_(as_rows(each, piece, len(q)))
         return *(x.to(q.dtype) for x in sums), None

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from kernelbench.kernels.attention.checks import DTYPES
 from kernelbench.kernels.dilated_attention import dilated_attention
 from kernelbench.kernels.dilated_attention.checks import (
     check_shapes,
@@ -23,8 +24,42 @@ from kernelbench.nn.branches import How, attend, pieces_of
 
 Implementation = Literal["auto", "eager", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the kernels take
 _SAID: set[str] = set()
+
+
+def check_given(module: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise TypeError or RuntimeError for tensors that are not of a module's dtype and device."""
+    name, dtype, device = type(module).__name__, module.dtype, module.device
+    for letter, x in zip("qkv", (q, k, v), strict=True):
+        if dtype is not None and x.dtype != dtype:
+            raise TypeError(
+                f"{name} is of {dtype}, got {letter} of {x.dtype}: convert it with .to()"
+            )
+        elsewhere = device is not None and device.index not in (None, x.device.index)
+        if device is not None and (elsewhere or x.device.type != device.type):
+            raise RuntimeError(f"{name} is on {device}, got {letter} on {x.device}: move it")
+
+
+def chosen(module: Any, q: Tensor) -> str:
+    """What a module's `impl` comes to; that `auto` takes PyTorch is warned of, once a reason."""
+    if module.impl != "auto":
+        return str(module.impl)
+    why = refusal(q.device) if q.is_cuda else f"tensors on {q.device.type}"
+    if why is None and q.dtype not in DTYPES:
+        why = f"tensors of {q.dtype}"
+    if why is None:
+        return "triton"
+    name = type(module).__name__
+    if (said := f"{name} takes PyTorch's attention, not our kernels: {why}") not in _SAID:
+        _SAID.add(said)
+        warnings.warn(said, stacklevel=4)
+    return "eager"
+
+
+def check_impl(name: str, impl: str) -> None:
+    """Raise ValueError for an unknown one."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{name} has no impl {impl!r}. Known: {', '.join(IMPLEMENTATIONS)}")
 
 
 class DilatedAttention(nn.Module):
@@ -62,10 +97,7 @@ class DilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         refuse_dropout(dropout)
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"DilatedAttention has no impl {impl!r}. Known: {', '.join(IMPLEMENTATIONS)}"
-            )
+        check_impl("DilatedAttention", impl)
         self._given: dict[str, Any] = {
             "offset_rule": offset_rule,
             "combine": combine,
@@ -88,34 +120,11 @@ class DilatedAttention(nn.Module):
         Raises TypeError for another dtype, RuntimeError for another device, ValueError for shapes
         that do not fit; NotImplementedError for `reorder` that is causal, under `eager`.
         """
-        self._check(q, k, v)
-        impl = self._chosen(q) if self.impl == "auto" else self.impl
-        if impl == "triton":
+        check_given(self, q, k, v)
+        if chosen(self, q) == "triton":
             branches = self.segment_lengths, self.dilation_rates
             return dilated_attention(q, k, v, *branches, causal=is_causal, **self._given)
         return self._eager(q, k, v, is_causal)
-
-    def _check(self, *tensors: Tensor) -> None:
-        for name, x in zip(("q", "k", "v"), tensors, strict=True):
-            if self.dtype is not None and x.dtype != self.dtype:
-                raise TypeError(f"DilatedAttention is of {self.dtype}, got {name} of {x.dtype}")
-            if self.device is not None and x.device.type != self.device.type:
-                raise RuntimeError(
-                    f"DilatedAttention is on {self.device}, got {name} on {x.device}"
-                )
-
-    def _chosen(self, q: Tensor) -> str:
-        why = refusal(q.device) if q.is_cuda else f"tensors on {q.device.type}"
-        if why is None and q.dtype not in DTYPES:
-            why = f"tensors of {q.dtype}"
-        if why is None:
-            return "triton"
-        if why not in _SAID:
-            _SAID.add(why)
-            warnings.warn(
-                f"DilatedAttention takes PyTorch's attention, not our kernels: {why}", stacklevel=3
-            )
-        return "eager"
 
     def _eager(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         how = how_of(

@@ -82,42 +82,54 @@ def _efficient_backward(
     return dq, dk, dv
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """o and lse in products of matrices, in fp32 or wider, with all scores in memory; autograd
+    differentiates both. Keys may be of any number; causal: the last query sees the last key."""
+    q, k, v = (x.to(summed_in(x.dtype)) for x in (q, k, v))
     s = _scores(q, k, causal)
     return s.softmax(-1) @ v, s.logsumexp(-1)
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
     s: Tensor = q @ k.mT * q.shape[-1] ** -0.5
-    hidden = torch.ones(s.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return s.masked_fill(hidden, -torch.inf) if causal else s
+    if not causal:
+        return s
+    hidden = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device)
+    return s.masked_fill(hidden.triu(1 + s.shape[-1] - s.shape[-2]), -torch.inf)
 
 
 def _plain_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
 ) -> Any:
+    do, q, k, v, o = (x.to(lse.dtype) for x in (do, q, k, v, o))
     p = (_scores(q, k, c) - lse.unsqueeze(-1)).exp()
     ds = p * (do @ v.mT - (do * o).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
     return ds @ k, ds.mT @ q, p.mT @ do
 
 
-_PLAIN = Operator(_plain, _plain_backward)
+_PLAIN = Operator(plain, _plain_backward)
 _CPU, _FLASH = Operator(_cpu, _cpu_backward), Operator(_flash, _flash_backward)
 _CUDNN = Operator(_cudnn, _cudnn_backward)
 _EFFICIENT = Operator(_efficient, _efficient_backward)
 
 
+_MOST_SAMPLES = 65535  # of one launch of these operators
+
+
 def operator_of(q: Tensor) -> Operator:
-    """The fastest for such tensors: cuDNN on GPUs from Hopper on, FlashAttention-2 on older ones;
-    in fp32, which these do not take, the memory-efficient one; products of matrices in fp64, which
-    none of them takes, and heads of no multiple of 8 elements."""
+    """The fastest that takes such q, and k and v like it: cuDNN on GPUs from Hopper on, of 2 rows
+    or more and heads of up to 128; else FlashAttention-2; in fp32, which these do not take, the
+    memory-efficient one. Products of matrices for what none of them takes: fp64, heads of no
+    multiple of 8 elements, more than 65535 samples."""
     if not q.is_cuda:
         return _CPU
-    if q.dtype is torch.float64 or takes(q.shape[-1]) is not None:
+    samples, _, rows, D = q.shape
+    if q.dtype is torch.float64 or takes(D) is not None or samples > _MOST_SAMPLES:
         return _PLAIN
     if q.dtype is torch.float32:
         return _EFFICIENT
-    return _CUDNN if torch.cuda.get_device_capability(q.device) >= (9, 0) else _FLASH
+    newer = torch.cuda.get_device_capability(q.device) >= (9, 0)
+    return _CUDNN if newer and rows > 1 and D <= 128 else _FLASH
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ size; q (B,L,H,D), k, v (B,L,G,D).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,11 @@ from kernelbench.kernels.dilated_attention.checks import (
     offsets_of,
     refuse_dropout,
 )
-from kernelbench.kernels.launch import refusal
-from kernelbench.nn.branches import combined, gathered, heads_of, pieces_of, strided
-from kernelbench.nn.lse import summed_in
+from kernelbench.kernels.operators import differentiable_once
+from kernelbench.nn.branches import combined, gathered, pieces_of, strided
+from kernelbench.nn.dilated import Implementation, check_given, check_impl, chosen
+from kernelbench.nn.lse import plain, summed_in
 
-Implementation = Literal["auto", "eager", "triton"]
-IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 Attend = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
@@ -66,6 +65,7 @@ class _Gather(torch.autograd.Function):
         return every
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *grads: Any) -> Any:
         [grad] = grads
         wide = grad.to(summed_in(grad.dtype)).contiguous()
@@ -84,18 +84,16 @@ class _Shared(NamedTuple):
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """o (B,M,H,D) and lse (B,H,M) in PyTorch's operators; causal to the last key."""
+    """As `_ours`, in PyTorch's operators."""
     shared = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
-    s = q @ k.mT * q.shape[-1] ** -0.5
-    if causal:
-        hidden = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device)
-        s = s.masked_fill(hidden.triu(1 + s.shape[-1] - s.shape[-2]), -torch.inf)
-    return (s.softmax(-1) @ v).transpose(1, 2), s.logsumexp(-1)
+    o, lse = plain(q, k, v, causal)
+    return o.transpose(1, 2), lse
 
 
 def _ours(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """o (B,M,H,D) and lse (B,H,M); causal to the last key."""
     o, lse = attention(q, k, v, causal=causal, return_lse=True)
     return o, lse
 
@@ -115,9 +113,10 @@ class RingDilatedAttention(nn.Module):
 
     A segment of w ≤ L is this rank's own. Of a longer one, each of its w/L ranks sends the rows of
     k and v that a head keeps, in one message for each branch, while segments of its own are
-    attended to; and attends with its own rows to all of the segment's. Parts are merged by their
-    lse in fp32. Memory is that of w/r rows of k and v for each branch besides the rank's own; in
-    the backward their gradients are summed over the segment's ranks, in fp32.
+    attended to; and attends with its own rows to all of the segment's. Ranks send as many rows
+    each as the one that has most. Branches are combined by their lse in fp32. Memory is that of
+    w/r rows of k and v for each branch, twice, and of o in fp32 for each, besides the rank's own;
+    in the backward gradients of k and v are summed over the segment's ranks, in fp32.
 
     Raises TypeError and ValueError for arguments that cannot be, NotImplementedError for dropout.
 
@@ -139,10 +138,7 @@ class RingDilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         refuse_dropout(dropout)
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"RingDilatedAttention has no impl {impl!r}. Known: {', '.join(IMPLEMENTATIONS)}"
-            )
+        check_impl("RingDilatedAttention", impl)
         given = {"offset_rule": offset_rule, "combine": combine}
         others = {"order": "identity", "grid": None, "reorder": False, "scale": None}
         self._how = how_of(segment_lengths, dilation_rates, causal=False, **given, **others)
@@ -158,20 +154,20 @@ class RingDilatedAttention(nn.Module):
         that do not fit, and for lengths of segments that a rank's tokens do not divide, nor they
         them.
         """
-        for name, x in zip(("q", "k", "v"), (q, k, v), strict=True):
-            if self.dtype is not None and x.dtype != self.dtype:
-                raise TypeError(f"RingDilatedAttention is of {self.dtype}, got {name} of {x.dtype}")
-            if self.device is not None and x.device.type != self.device.type:
-                raise RuntimeError(
-                    f"RingDilatedAttention is on {self.device}, got {name} on {x.device}"
-                )
+        check_given(self, q, k, v)
         check_shapes(q, k, v, self._how)
         at = _Ranks(self.group, 0, 1, q.shape[1])
         if self.group is not None or dist.is_initialized():
             at = at._replace(rank=dist.get_rank(self.group), ranks=dist.get_world_size(self.group))
-        runs = q.dtype is not torch.float64 and refusal(q.device) is None and q.is_cuda
-        attend = _ours if self.impl == "triton" or (self.impl == "auto" and runs) else _plain
-        branches = [(min(w, at.ranks * at.rows), r) for w, r in self._how.branches]
+        attend = _ours if chosen(self, q) == "triton" else _plain
+        N = max(1, at.ranks * at.rows)
+        branches = [(min(w, N), r) for w, r in self._how.branches]
+        for w, _ in branches:  # before any message
+            if at.rows % w and (w < at.rows or (w % at.rows and w < N)):
+                raise ValueError(
+                    f"RingDilatedAttention takes segments that divide a rank's {at.rows} tokens, "
+                    f"or are a multiple of them, got {w}"
+                )
         shared = [
             self._begin(q.shape[2], k, v, at, w, r) if w > at.rows else None for w, r in branches
         ]
@@ -183,34 +179,33 @@ class RingDilatedAttention(nn.Module):
         parts += [_of_all(q, at, one, is_causal, attend) for one in shared if one is not None]
         os, lses = (torch.stack(each) for each in zip(*parts, strict=True))
         lses = lses.where(lses.amax(0) > -torch.inf, 0.0)  # where none has any, no NaN
-        return combined(os, lses, self._how.combine == "mean")[0].to(q.dtype)
+        o = combined(os, lses, self._how.combine == "mean")[0].to(q.dtype)
+        return o + (q[:, :0].sum() + k[:, :0].sum() + v[:, :0].sum())  # also where no row is kept
 
     def _begin(self, H: int, k: Tensor, v: Tensor, at: _Ranks, w: int, r: int) -> _Shared:
-        if w % at.rows and w < at.ranks * at.rows:
-            raise ValueError(
-                f"RingDilatedAttention takes segments that divide a rank's {at.rows} tokens, or "
-                f"are a multiple of them, got {w}"
-            )
         span = -(-w // at.rows)
         first = at.rank // span * span
         members = range(first, min(first + span, at.ranks))
         classes = [*_classes(H, k.shape[2], at, members, w, r, self._how.rule)]
         message = _message(k, v, at.rank - first, classes)
-        group, works = self._group_of(at, span), list[Any]()
-        every = _Gather.apply(message, group, works) if len(members) > 1 else message  # type: ignore[no-untyped-call]
+        every, works = message, list[Any]()
+        if len(members) > 1:
+            every = _Gather.apply(message, self._group_of(at, span), works)  # type: ignore[no-untyped-call]
         return _Shared(members, classes, every, works)
 
     def _group_of(self, at: _Ranks, span: int) -> Any:
-        """That of the ranks which share a segment with this one. All ranks make all groups."""
+        """That of the ranks which share a segment with this one, made by them alone."""
         if span >= at.ranks:
             return at.group
         if (span, at.ranks) not in self._groups:
             of: Any = at.group or dist.group.WORLD
-            for first in range(0, at.ranks, span):
-                members = range(first, min(first + span, at.ranks))
-                made = dist.new_group([dist.get_global_rank(of, rank) for rank in members])
-                if at.rank in members:
-                    self._groups[span, at.ranks] = made
+            first = at.rank // span * span
+            members = range(first, min(first + span, at.ranks))
+            self._groups[span, at.ranks] = dist.new_group(
+                [dist.get_global_rank(of, rank) for rank in members],
+                backend=dist.get_backend(of),
+                use_local_synchronization=True,
+            )
         return self._groups[span, at.ranks]
 
 
@@ -263,8 +258,9 @@ def _of_all(
         work.wait()
     B, _, _, D = q.shape
     ranks, own, at_row = len(shared.members), at.rank - shared.members[0], 0
-    messages = shared.every.view(ranks, -1)
+    messages = shared.every.view(ranks, shared.every.numel() // ranks)
     o, lse = _nothing(q)
+    o = o + shared.every[:0].sum()  # every rank takes part in the sum of gradients
     for one in shared.classes:
         sizes = 2, B, max(one.counts), len(one.keys), D
         size = torch.Size(sizes).numel()
@@ -292,11 +288,6 @@ def _own(
 ) -> tuple[Tensor, Tensor]:
     """The same of a branch whose segments are each on one rank."""
     (w, r), (B, L, H, _) = branch, q.shape
-    if L % w:
-        raise ValueError(
-            f"RingDilatedAttention takes segments that divide a rank's {L} tokens, or are a "
-            f"multiple of them, got {w}"
-        )
     k, v = (x.repeat_interleave(H // x.shape[2], 2) if x.shape[2] != H else x for x in (k, v))
     o, lse = _nothing(q)
     tokens = torch.arange(L, device=q.device)[None, :, None]
@@ -306,7 +297,6 @@ def _own(
         rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()
         heads, sizes = torch.arange(H, device=q.device)[piece.heads], (B, piece.segments)
         found = own.unflatten(0, sizes).flatten(1, 2), of.transpose(1, 2).unflatten(0, sizes)
-        assert heads_of(piece, H) == len(heads)
         o, lse = _put(o, lse, rows, heads, found[0], found[1].flatten(1, 2).transpose(1, 2))
     return o, lse
 

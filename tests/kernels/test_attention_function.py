@@ -336,11 +336,12 @@ def test_what_is_launched_for_packed_sequences(device: str) -> None:
 
     assert kernels(config) == ["list_tiles", "attend"]
     assert kernels(None) == ["attend"]
-    with pytest.raises(ValueError, match="tile"):
+    with pytest.raises(ValueError, match=r"without a window: .* or packed sequences"):
         kernels(config, window=(64, 0))
     assert config.hopper
-    with pytest.raises(ValueError, match="a tile of 2 groups without rest"):
-        kernels(replace(config, hopper=replace(config.hopper, groups=3)))
+    for other in ({"groups": 3}, {"polynomial": 4}):
+        with pytest.raises(ValueError, match="a tile of 2 groups without rest or polynomial"):
+            kernels(replace(config, hopper=replace(config.hopper, **other)))
 
 
 def test_gradients_have_the_same_bits_on_request(device: str) -> None:

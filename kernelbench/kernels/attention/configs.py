@@ -189,9 +189,11 @@ def configs(
     pairs = [replace(first[0], hopper=tile) for tile in hopper]
     if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
         pairs.insert(0, _capped(_SMALL, backward[0], N, keys))
+    if plain:
+        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, False)]
     pairs += first
-    if plain or (runs and pattern.packed):
-        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, pattern.packed)]
+    if runs and pattern.packed:
+        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, True)]
     if mode == "fwd":
         return tuple(dict.fromkeys(pairs))
     if mode == "bwd":

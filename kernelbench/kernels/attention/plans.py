@@ -73,10 +73,10 @@ def check_tile(config: AttentionConfig, q: Tensor, fits: bool, arch: str) -> Non
     if tile is not None and not (fits and arch == "sm_90"):
         raise ValueError(
             f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
-            "expanded, whose addresses and strides are multiples of 16 bytes, one sequence a "
-            "sample with as many queries as keys, and for gradients as many heads of these, on "
-            f"sm_90, got {q.dtype}, D = {q.shape[3]} on {arch}: pass config=None for a kernel that "
-            "takes these"
+            "expanded, whose addresses and strides are multiples of 16 bytes, without a window: "
+            "one sequence a sample with as many queries as keys, and for gradients as many heads "
+            "of these; or packed sequences, for the forward alone; on sm_90, got "
+            f"{q.dtype}, D = {q.shape[3]} on {arch}: pass config=None for a kernel that takes these"
         )
 
 

@@ -1020,9 +1020,11 @@ def packed_launches(
 ) -> tuple[Launch, ...]:
     """As `forward_launches`, of packed sequences, which are one sample: their tiles are listed by a
     launch in front. listed: `order.listed_size` of int32. Raises ValueError for a tile of other
-    than 2 groups, or with a `rest`."""
-    if tile.groups != 2 or tile.rest is not None:
-        raise ValueError(f"packed sequences take a tile of 2 groups without rest, got {tile}")
+    than 2 groups, with a `rest`, or with a `polynomial`, which is not 0 for a hidden key."""
+    if tile.groups != 2 or tile.rest is not None or tile.polynomial:
+        raise ValueError(
+            f"packed sequences take a tile of 2 groups without rest or polynomial, got {tile}"
+        )
     q, k, o = tensors.q, tensors.k, tensors.o
     (_, N, H, _), G = q.shape, k.shape[2]
     heads = heads_of_section(H, G, 2 * k.nbytes)
