@@ -31,7 +31,9 @@ def results(impl: Any, tensors: list[Tensor], causal: bool, **ways: Any) -> list
     return [o, *torch.autograd.grad(o, tensors, do)]
 
 
-@pytest.mark.parametrize("ways", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "ways", [WAYS[0], *(pytest.param(ways, marks=pytest.mark.slow) for ways in WAYS[1:])], ids=str
+)
 def test_pytorch_and_the_kernels_compute_the_same(ways: dict[str, Any], device: str) -> None:
     causal = "reorder" not in ways
     tensors = draw(device)
