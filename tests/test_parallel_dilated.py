@@ -132,3 +132,10 @@ def test_one_process_has_everything_and_bad_input_is_told(device: str) -> None:
         RingDilatedAttention([8], [1], 0.5)
     with pytest.raises(TypeError, match=r"is of torch.float16, got q of torch.float64"):
         RingDilatedAttention([8], [1], dtype=torch.float16)(q, k, v)
+
+
+def test_no_gradient_is_nan_on_its_way_where_tokens_are_in_no_branch(device: str) -> None:
+    local = [x.to(device).requires_grad_() for x in drawn(24, 2, torch.float64)[:3]]
+    with torch.autograd.set_detect_anomaly(True):  # raises at the first NaN
+        o = RingDilatedAttention([8, 24], [2, 4], impl="eager")(*local)
+        torch.autograd.grad(o.sum(), local)

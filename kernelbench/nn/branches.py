@@ -3,7 +3,7 @@
 Shapes: B samples, N tokens, H heads, D head size; q, k, v, o (B,N,H,D).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from kernelbench.kernels.operators import differentiable_once
 from kernelbench.nn.lse import operator_of, summed_in
 
 Combined = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+Attend = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 class Piece(NamedTuple):
@@ -93,6 +94,52 @@ def combined(os: Tensor, lses: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
         return os.to(lses.dtype).mean(0).to(os.dtype), lse
     share = torch.where(lses > -torch.inf, (lses - lse).exp(), 0.0)
     return (os * share.unsqueeze(-1)).sum(0).to(os.dtype), lse
+
+
+def combined_in_autograd(os: Tensor, lses: Tensor, mean: bool) -> Tensor:
+    """o of all branches, where autograd differentiates o and lse of each."""
+    lses = lses.where(lses.amax(0) > -torch.inf, 0.0)  # where no branch has any, no NaN
+    return combined(os, lses, mean)[0]
+
+
+def repeated(x: Tensor, H: int) -> Tensor:
+    """k or v, (B,N,G,D), with a head for each of H that share them."""
+    return x if x.shape[2] == H else x.repeat_interleave(H // x.shape[2], 2)
+
+
+def nothing_of(q: Tensor) -> tuple[Tensor, Tensor]:
+    """o (B,N,H,D) and lse (B,N,H) of no key, in fp32 or wider."""
+    wide = summed_in(q.dtype)
+    o = torch.zeros(q.shape, dtype=wide, device=q.device)
+    return o, torch.full(q.shape[:3], -torch.inf, dtype=wide, device=q.device)
+
+
+def put(
+    o: Tensor, lse: Tensor, rows: Tensor, heads: Tensor, own: Tensor, of: Tensor
+) -> tuple[Tensor, Tensor]:
+    """o (B,N,H,D) and lse (B,N,H), and M rows of some heads: own (B,M,heads,D), of (B,M,heads)."""
+    at = torch.arange(len(o), device=o.device)[:, None, None], rows[:, None], heads
+    return o.index_put(at, own.to(o.dtype)), lse.index_put(at, of.to(lse.dtype))
+
+
+def attend_gathered(
+    q: Tensor, k: Tensor, v: Tensor, pieces: Iterable[Piece], causal: bool, attend: Attend
+) -> tuple[Tensor, Tensor]:
+    """o (B,N,H,D) and lse (B,N,H) of a branch, on rows that are gathered.
+
+    attend(q, k, v, causal) → o (B,M,H,D), lse (B,H,M), differentiable.
+    """
+    B, N, H, D = q.shape
+    o, lse = nothing_of(q)
+    tokens = torch.arange(N, device=q.device)[None, :, None]
+    for piece in pieces:
+        parts = [gathered(x, piece).transpose(1, 2) for x in (q, k, v)]
+        own, of = attend(parts[0], parts[1], parts[2], causal)
+        rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()
+        heads = torch.arange(H, device=q.device)[piece.heads]
+        sizes = B, -1, len(heads)
+        o, lse = put(o, lse, rows, heads, own.reshape(*sizes, D), of.transpose(1, 2).reshape(sizes))
+    return o, lse
 
 
 class How(NamedTuple):

@@ -18,9 +18,9 @@ from kernelbench.kernels.dilated_attention.checks import (
     how_of,
     refuse_dropout,
 )
-from kernelbench.kernels.dilated_attention.orders import key_of, square
+from kernelbench.kernels.dilated_attention.orders import sequence
 from kernelbench.kernels.launch import refusal
-from kernelbench.nn.branches import How, attend, pieces_of
+from kernelbench.nn.branches import How, attend, pieces_of, repeated
 
 Implementation = Literal["auto", "eager", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -137,12 +137,12 @@ class DilatedAttention(nn.Module):
                 "take impl='triton'"
             )
         _, N, H, _ = q.shape
-        k, v = (x.repeat_interleave(H // x.shape[2], 2) if x.shape[2] != H else x for x in (k, v))
+        k, v = repeated(k, H), repeated(v, H)
         found = [tuple(pieces_of(max(1, min(w, N)), r, N, H, how.rule)) for w, r in how.branches]
         branches = How(found, causal, how.combine == "mean")
         if not how.reorder:
             return attend(q, k, v, branches)
-        order = key_of(how.order, torch.arange(N), how.grid or square(N)).argsort().to(q.device)
+        order = sequence(N, how.order, how.grid).to(q.device)
         q, k, v = (x.index_select(1, order) for x in (q, k, v))
         o = attend(q, k, v, branches)
         return o.index_select(1, order.argsort())

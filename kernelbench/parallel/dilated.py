@@ -5,7 +5,7 @@ Shapes: B samples, N tokens of all W ranks, L = N / W of a rank, H heads of q, G
 size; q (B,L,H,D), k, v (B,L,G,D).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +14,23 @@ from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
 from kernelbench.kernels.dilated_attention.checks import (
-    How,
     check_shapes,
     how_of,
     offsets_of,
     refuse_dropout,
 )
 from kernelbench.kernels.operators import differentiable_once
-from kernelbench.nn.branches import combined, gathered, pieces_of, strided
+from kernelbench.nn.branches import (
+    Attend,
+    attend_gathered,
+    combined_in_autograd,
+    nothing_of,
+    pieces_of,
+    put,
+    repeated,
+)
 from kernelbench.nn.dilated import Implementation, check_given, check_impl, chosen
 from kernelbench.nn.lse import plain, summed_in
-
-Attend = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 class _Ranks(NamedTuple):
@@ -85,9 +90,8 @@ class _Shared(NamedTuple):
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """As `_ours`, in PyTorch's operators."""
-    shared = q.shape[2] // k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    H = q.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, repeated(k, H), repeated(v, H)))
     o, lse = plain(q, k, v, causal)
     return o.transpose(1, 2), lse
 
@@ -171,15 +175,16 @@ class RingDilatedAttention(nn.Module):
         shared = [
             self._begin(q.shape[2], k, v, at, w, r) if w > at.rows else None for w, r in branches
         ]
+        L, H = q.shape[1:3]
+        whole, of = (q, repeated(k, H), repeated(v, H)), (L, H, self._how.rule)
         parts = [
-            _own(q, k, v, at, branch, self._how, is_causal, attend)
-            for branch, one in zip(branches, shared, strict=True)
+            attend_gathered(*whole, pieces_of(w, r, *of, at.rank * L // w), is_causal, attend)
+            for (w, r), one in zip(branches, shared, strict=True)
             if one is None
         ]
         parts += [_of_all(q, at, one, is_causal, attend) for one in shared if one is not None]
         os, lses = (torch.stack(each) for each in zip(*parts, strict=True))
-        lses = lses.where(lses.amax(0) > -torch.inf, 0.0)  # where none has any, no NaN
-        o = combined(os, lses, self._how.combine == "mean")[0].to(q.dtype)
+        o = combined_in_autograd(os, lses, self._how.combine == "mean").to(q.dtype)
         return o + (q[:, :0].sum() + k[:, :0].sum() + v[:, :0].sum())  # also where no row is kept
 
     def _begin(self, H: int, k: Tensor, v: Tensor, at: _Ranks, w: int, r: int) -> _Shared:
@@ -213,21 +218,16 @@ def _classes(
     H: int, G: int, at: _Ranks, members: range, w: int, r: int, rule: str
 ) -> Iterator[_Class]:
     heads, turn = offsets_of(rule, H, r)
-    start = members[0] * at.rows
+    segment = members[0] * at.rows // w
     offsets: dict[int, list[int]] = {}
     for h in range(H):
-        offsets.setdefault((h // heads + start // w * turn) % r, []).append(h)
+        offsets.setdefault((h // heads + segment * turn) % r, []).append(h)
     for offset, some in offsets.items():
-        begins = [(start + offset - rank * at.rows) % r for rank in members]
-        if start + offset >= (members[-1] + 1) * at.rows:
-            continue
-        counts = [
-            len(range(max(begin, offset - i * at.rows), at.rows, r))
-            for i, begin in enumerate(begins)
-        ]
-        own = at.rank - members[0]
-        first = max(begins[own], offset - own * at.rows)
-        yield _Class(some, _keys_of(some, H // G), first, r, counts)
+        begins = [(offset - i * at.rows) % r for i in range(len(members))]
+        counts = [len(range(begin, at.rows, r)) for begin in begins]
+        if any(counts):
+            first = begins[at.rank - members[0]]
+            yield _Class(some, _keys_of(some, H // G), first, r, counts)
 
 
 def _keys_of(heads: list[int], group: int) -> list[int]:
@@ -259,7 +259,7 @@ def _of_all(
     B, _, _, D = q.shape
     ranks, own, at_row = len(shared.members), at.rank - shared.members[0], 0
     messages = shared.every.view(ranks, shared.every.numel() // ranks)
-    o, lse = _nothing(q)
+    o, lse = nothing_of(q)
     o = o + shared.every[:0].sum()  # every rank takes part in the sum of gradients
     for one in shared.classes:
         sizes = 2, B, max(one.counts), len(one.keys), D
@@ -271,46 +271,7 @@ def _of_all(
             continue
         keys = torch.cat([every[i, :, :, :count] for i, count in enumerate(one.counts)], 2)
         keys = keys[:, :, : before + len(rows)] if causal else keys
-        found = attend(q[:, rows][:, :, one.heads], keys[0], keys[1], causal)
-        o, lse = _put(o, lse, rows, torch.tensor(one.heads, device=q.device), *found)
+        found, of = attend(q[:, rows][:, :, one.heads], keys[0], keys[1], causal)
+        heads = torch.tensor(one.heads, device=q.device)
+        o, lse = put(o, lse, rows, heads, found, of.transpose(1, 2))
     return o, lse
-
-
-def _own(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    at: _Ranks,
-    branch: tuple[int, int],
-    how: How,
-    causal: bool,
-    attend: Attend,
-) -> tuple[Tensor, Tensor]:
-    """The same of a branch whose segments are each on one rank."""
-    (w, r), (B, L, H, _) = branch, q.shape
-    k, v = (x.repeat_interleave(H // x.shape[2], 2) if x.shape[2] != H else x for x in (k, v))
-    o, lse = _nothing(q)
-    tokens = torch.arange(L, device=q.device)[None, :, None]
-    for piece in pieces_of(w, r, L, H, how.rule, at.rank * L // w):
-        parts = [gathered(x, piece).transpose(1, 2) for x in (q, k, v)]
-        own, of = attend(parts[0], parts[1], parts[2], causal)
-        rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()
-        heads, sizes = torch.arange(H, device=q.device)[piece.heads], (B, piece.segments)
-        found = own.unflatten(0, sizes).flatten(1, 2), of.transpose(1, 2).unflatten(0, sizes)
-        o, lse = _put(o, lse, rows, heads, found[0], found[1].flatten(1, 2).transpose(1, 2))
-    return o, lse
-
-
-def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    wide = summed_in(q.dtype)
-    o = torch.zeros(q.shape, dtype=wide, device=q.device)
-    return o, torch.full(q.shape[:3], -torch.inf, dtype=wide, device=q.device)
-
-
-def _put(
-    o: Tensor, lse: Tensor, rows: Tensor, heads: Tensor, own: Tensor, of: Tensor
-) -> tuple[Tensor, Tensor]:
-    """o (B,L,H,D) and lse (B,L,H), and M rows of some heads: own (B,M,heads,D), of (B,heads,M)."""
-    samples = torch.arange(len(o), device=o.device)[:, None, None]
-    at = samples, rows[:, None], heads
-    return o.index_put(at, own.to(o.dtype)), lse.index_put(at, of.transpose(1, 2).to(lse.dtype))

@@ -12,11 +12,7 @@ import torch
 
 from kernelbench.families.attention import trials
 from kernelbench.families.attention.providers import serves
-from kernelbench.families.dilated_attention.case import (
-    Combine,
-    DilatedCase,
-    inputs,
-)
+from kernelbench.families.dilated_attention.case import Combine, DilatedCase, inputs
 from kernelbench.families.dilated_attention.providers import (
     baseline,
     fused_serves,
@@ -70,10 +66,9 @@ def _order(case: DilatedCase) -> torch.Tensor:
     """Which token stands at each position of the sequence that is cut."""
     if not case.reorder:
         return torch.arange(case.N)
-    from kernelbench.kernels.dilated_attention.orders import key_of, square
+    from kernelbench.kernels.dilated_attention.orders import sequence
 
-    key = key_of(case.order.value, torch.arange(case.N), case.sides or square(case.N))
-    return key.argsort()
+    return sequence(case.N, case.order.value, case.sides)
 
 
 def _chunks(part: _Part) -> Iterator[slice]:

@@ -1,6 +1,6 @@
 """Dilated attention by PyTorch and by our kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from kernelbench.families.providing import compiled, no_compiler
 from kernelbench.nn.branches import (
     Combined,
     How,
-    Piece,
     attend,
+    attend_gathered,
     combined,
+    combined_in_autograd,
     gathered,
     of_segments,
-    strided,
 )
 from kernelbench.nn.lse import takes
 from kernelbench.spec import Call, Device, Tensors
@@ -28,10 +28,9 @@ def _in_order(case: DilatedCase, attend: Callable[..., Tensor]) -> Call:
     """Tokens put in order before, and back after, where that is asked for: copies."""
     if not case.reorder:
         return lambda a: attend(*(a[name] for name in ("q", "k", "v")))
-    from kernelbench.kernels.dilated_attention.orders import key_of, square
+    from kernelbench.kernels.dilated_attention.orders import sequence
 
-    key = key_of(case.order.value, torch.arange(case.N), case.sides or square(case.N))
-    order = key.argsort()
+    order = sequence(case.N, case.order.value, case.sides)
     places: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def call(a: Tensors) -> Tensor:
@@ -100,29 +99,14 @@ def triton_gather(case: DilatedCase, config: Any) -> Call:
     is worth."""
     from kernelbench.kernels.attention import attention
 
-    def branch(q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        o = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
-        samples = torch.arange(case.B, device=q.device)[:, None, None]
-        tokens = torch.arange(case.N, device=q.device)[None, :, None]
-        for piece in pieces:
-            parts = [gathered(x, piece).transpose(1, 2) for x in (q, k, v)]
-            own, of = attention(*parts, causal=case.causal, return_lse=True)
-            rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()[:, None]
-            heads = torch.arange(case.H, device=q.device)[piece.heads]
-            sizes = case.B, -1, len(heads)
-            o = o.index_put((samples, rows, heads), own.float().view(*sizes, case.D))
-            lse = lse.index_put((samples, rows, heads), of.transpose(1, 2).reshape(sizes))
+    def one(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        o, lse = attention(q, k, v, causal=causal, return_lse=True)
         return o, lse
 
     def ours_gathered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        found = [branch(q, k, v, pieces) for pieces in case.pieces]
-        os, lses = torch.stack([o for o, _ in found]), torch.stack([lse for _, lse in found])
-        if case.combine == Combine.mean:
-            return os.mean(0).to(q.dtype)
-        kept = lses.amax(0) > -torch.inf  # elsewhere no softmax, and no gradient of one
-        share = lses.where(kept, 0.0).softmax(0).where(kept, 0.0)
-        return (os * share.unsqueeze(-1)).sum(0).to(q.dtype)
+        found = [attend_gathered(q, k, v, pieces, case.causal, one) for pieces in case.pieces]
+        os, lses = (torch.stack(each) for each in zip(*found, strict=True))
+        return combined_in_autograd(os, lses, case.combine == Combine.mean).to(q.dtype)
 
     return _in_order(case, ours_gathered)
 

@@ -1,7 +1,9 @@
 """What dilated attention moves through HBM, kernel by kernel: a kernel reads a tensor once, what it
 reads again comes from the L2."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import torch
 
 from kernelbench.families.dilated_attention.case import Combine, DilatedCase, Order
 from kernelbench.families.dilated_attention.case import inputs as drawn
@@ -123,13 +125,11 @@ def _branch(case: DilatedCase, number: int) -> _Branch:
     return _Branch(case.rates[number], case.B * sum(n * heads for n, heads in of_heads), sum(rows))
 
 
-def covered(case: Any) -> int:
+def covered(case: DilatedCase) -> int:
     """Rows of all heads and samples that any branch keeps."""
-    import torch
-
     seen = torch.zeros(case.N, case.H, dtype=torch.bool)
     for piece in (piece for pieces in case.pieces for piece in pieces):
         first = piece.first + piece.apart * torch.arange(piece.segments)
         rows = first[:, None] + piece.rate * torch.arange(piece.rows)
         seen[rows.flatten()[:, None], torch.arange(case.H)[piece.heads]] = True
-    return int(seen.sum()) * int(case.B)
+    return int(seen.sum()) * case.B

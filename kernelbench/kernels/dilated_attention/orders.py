@@ -64,6 +64,11 @@ def square(count: int) -> tuple[int, int]:
     return side, side
 
 
+def sequence(N: int, order: str, grid: tuple[int, int] | None) -> Tensor:
+    """Which of N tokens comes first, which next: along the order, on the grid or their `square`."""
+    return key_of(order, torch.arange(N), grid or square(N)).argsort()
+
+
 def list_rows(
     N: int, length: int, rate: int, order: str, grid: tuple[int, int] | None, reorder: bool
 ) -> Tensor:
@@ -78,8 +83,7 @@ def list_rows(
     segment, within = position // length, position % length
     part = segment * rate + within % rate
     if reorder:
-        ordered = key_of(order, position, grid or square(N)).argsort()
-        return ordered[part.argsort(stable=True)].int()
+        return sequence(N, order, grid)[part.argsort(stable=True)].int()
     if grid is None:
         key = key_of(order, within // rate, square(ceil_div(length, rate)))
     else:
