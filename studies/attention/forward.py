@@ -4,7 +4,8 @@ python forward.py model          predicted: time over an even share, programs in
 python forward.py time SECONDS   needs a GPU of sm_90; lines: shape,causal,variant,us
 python forward.py packed         the same of documents one after another, causal, heads 32:8
 
-A variant is TILE/ORDER: `turn` for programs in turn, or MiB of k and v of heads that run at a time.
+A variant is TILE/ORDER: `turn` for programs in turn, MiB of k and v of heads that run at a time, or
+`counter` where samples are packed sequences, whose tiles programs take as they get free.
 Peers are fa3 (where `fa3-fwd` is installed) and cudnn. Medians of event pairs, L2 flushed, variants
 interleaved in an order drawn anew each round; each variant is compared with SDPA in fp32 first.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,13 @@ from kernelbench.kernels.attention import attention
 from kernelbench.kernels.attention.configs import Pattern, configs
 from kernelbench.kernels.attention.forward import Forward
 from kernelbench.kernels.attention.hopper import order
-from kernelbench.kernels.attention.hopper.forward import HopperTile, forward_launches
+from kernelbench.kernels.attention.hopper.forward import (
+    HopperTile,
+    forward_launches,
+    packed_launches,
+)
+from kernelbench.kernels.attention.hopper.order import listed_size
+from kernelbench.kernels.attention.places import Packed
 from kernelbench.kernels.launch import ceil_div
 
 SMS = 132
@@ -43,18 +51,17 @@ SHAPES = [  # B, N, H, D
 TILES = {
     64: {
         "wide": HopperTile(3, 128, 4, 160, late=True),
-        "narrow4": HopperTile(2, 128, 4, 240, polynomial=4),
+        "halved": HopperTile(3, 128, 4, 160, late=True, halves=True),
+        "halvedearly": HopperTile(3, 128, 4, 160, halves=True),
         "narrow0": HopperTile(2, 128, 4, 240),
         "held": HopperTile(2, 128, 4, 240, held=True),
     },
     128: {
         "base": HopperTile(2, 128, 2, 240),
-        "late": HopperTile(2, 128, 2, 240, late=True),
-        "poly8": HopperTile(2, 128, 2, 240, polynomial=8),
         "held": HopperTile(2, 128, 2, 240, held=True),
     },
 }
-MIB_AT_A_TIME = {"turn": 0, "s16": 16, "s32": 32, "all": 1 << 14}
+MIB_AT_A_TIME = {"turn": 0, "s32": 32}
 MOST_TILES = order._MOST_TILES
 CHECKED = [(2, 1024, 8), (3, 1000, 5)]
 MOST_ERROR = 4e-3
@@ -100,6 +107,20 @@ def variants(
                 Forward(q, k, v, o, None), scale=q.shape[3] ** -0.5, causal=causal, tile=tile
             )
             yield f"{name}/{how}", o, lambda ls=launches: [launch.queue() for launch in ls]
+        if causal and tile.groups == 2:
+            o = torch.full_like(q, float("nan"))
+            launches = taken_as_free(q, k, v, o, tile)
+            yield f"{name}/counter", o, lambda ls=launches: [launch.queue() for launch in ls]
+
+
+def taken_as_free(q: Tensor, k: Tensor, v: Tensor, o: Tensor, tile: HopperTile) -> tuple[Any, ...]:
+    """Causal, samples as packed sequences: programs take tiles as they get free."""
+    B, N, H, D = q.shape
+    starts = torch.arange(0, (B + 1) * N, N, dtype=torch.int32, device=q.device)
+    listed = torch.empty(listed_size(B * N, B, 128), dtype=torch.int32, device=q.device)
+    one = Forward(*(x.view(1, B * N, H, D) for x in (q, k, v, o)), None)
+    place = Packed(starts, starts, B, B * N)
+    return packed_launches(one, place, listed, scale=D**-0.5, causal=True, tile=tile)
 
 
 def check() -> None:

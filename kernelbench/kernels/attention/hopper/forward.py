@@ -181,6 +181,7 @@ class Variant(NamedTuple):
     POLYNOMIAL: Any
     LATE: Any
     HELD: Any
+    HALVES: Any
     BEGIN: Any
     SETTLE: Any
     FINISH: Any
@@ -235,10 +236,38 @@ def _exp2(x, POLYNOMIAL: gl.constexpr):
 
 
 @gluon.jit
+def _no_sums():
+    """Of rows, one in each of the four threads that share a row, (M,4)."""
+    layout: gl.constexpr = gl.DistributedLinearLayout(
+        reg_bases=[[8, 0]],
+        lane_bases=[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 4],
+    )
+    return gl.full([64, 4], 0.0, gl.float32, layout)
+
+
+@gluon.jit
+def _add_weights(sum_ML, weight_MN):
+    N: gl.constexpr = weight_MN.shape[1]
+    layout: gl.constexpr = sum_ML.type.layout
+    of_pairs = gl.sum(gl.reshape(weight_MN, [64, N // 8, 4, 2]), 3)
+    return sum_ML + gl.convert_layout(gl.sum(of_pairs, 1), layout)
+
+
+@gluon.jit
+def _scaled(x_MD, factor_M):
+    layout: gl.constexpr = gl.SliceLayout(1, x_MD.type.layout)
+    return x_MD * gl.expand_dims(gl.convert_layout(factor_M, layout), 1)
+
+
+@gluon.jit
 def _softmax(
-    score_MN, max_M, sum_M, scale, start, seen, DTYPE: gl.constexpr, MASKED: gl.constexpr, variant
+    score_MN, max_M, sum_ML, scale, start, seen, DTYPE: gl.constexpr, MASKED: gl.constexpr, variant
 ):
-    """Weights of these keys, the decay of what was summed before, and the new maximum and sum.
+    """Weights of these keys, the decay of what was summed before, and the new maximum and sums,
+    which stay apart by thread until the tile ends.
 
     Weights are rounded here: kept in fp32 until they meet the values they cost a warpgroup twice
     the registers, which three of them do not have.
@@ -260,8 +289,8 @@ def _softmax(
     new_M = gl.maximum(max_M, gl.max(score_MN, 1) * scale)
     weight_MN = _exp2(score_MN * scale - gl.expand_dims(new_M, 1), variant.POLYNOMIAL)
     decay_M = gl.exp2(max_M - new_M)
-    sum_M = sum_M * decay_M + gl.sum(weight_MN, 1)
-    return weight_MN.to(DTYPE), decay_M, new_M, sum_M
+    sum_ML = _add_weights(_scaled(sum_ML, decay_M), weight_MN)
+    return weight_MN.to(DTYPE), decay_M, new_M, sum_ML
 
 
 @gluon.jit
@@ -449,61 +478,115 @@ def _produce(
 
 
 @gluon.jit
-def _scaled(acc_MD, factor_M):
-    factor = gl.convert_layout(factor_M, gl.SliceLayout(1, acc_MD.type.layout))
-    return acc_MD * gl.expand_dims(factor, 1)
-
-
-@gluon.jit
-def _step(
-    state,
-    q,
-    smem,
-    bars,
-    call,
-    taken,
-    start,
-    seen,
-    MASKED: gl.constexpr,
-    variant,
-):
-    """The scores of one block of keys while the one before meets its values.
-
-    seen: the last key that row 0 sees where causal, and the number of keys.
-    state: the result so far, the weights of the block before, what the result is to be multiplied
-    by before these are added, and the largest score and the sum of weights so far.
-    """
-    acc_MD, weight_MN, decay_M, max_M, sum_M = state
+def _multiply(acc_MD, weight_MN, q, smem, bars, taken):
+    """Queue the scores of a block of keys, and behind them the weights of the block before by its
+    values."""
     BUFFERS: gl.constexpr = smem.k.shape[0]
     BLOCK_N: gl.constexpr = smem.k.shape[1]
-    score_layout: gl.constexpr = weight_MN.type.layout
     acc_layout: gl.constexpr = acc_MD.type.layout
+    score_layout: gl.constexpr = weight_MN.type.layout
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     p_MN = gl.convert_layout(weight_MN, p_layout)
-    buffer = taken % BUFFERS
     last = (taken - 1) % BUFFERS
-    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
     score = warpgroup_mma(
         q,
-        smem.k.index(buffer).permute((1, 0)),
+        smem.k.index(taken % BUFFERS).permute((1, 0)),
         gl.zeros([64, BLOCK_N], gl.float32, score_layout),
         use_acc=False,
         is_async=True,
     )
-    acc_MD = _scaled(acc_MD, decay_M)
     mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     acc = warpgroup_mma(p_MN, smem.v.index(last), acc_MD, is_async=True)
+    return score, acc
+
+
+@gluon.jit
+def _step(state, q, smem, bars, call, taken, start, seen, variant):
+    """The scores of one block of keys while the one before meets its values.
+
+    seen: the last key that row 0 sees where causal, and the number of keys.
+    state: the result so far, the weights of the block before, what the result is to be multiplied
+    by before these are added, and the largest score and the sums of weights so far.
+    """
+    acc_MD, weight_MN, decay_M, max_M, sum_ML = state
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    buffer = taken % BUFFERS
+    mbarrier.wait(bars.k_full.index(buffer), (taken // BUFFERS) & 1)
+    score, acc = _multiply(_scaled(acc_MD, decay_M), weight_MN, q, smem, bars, taken)
     score_MN = warpgroup_mma_wait(1, deps=(score,))
     if not variant.LATE:
         mbarrier.arrive(bars.k_empty.index(buffer), count=1)
-    weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, MASKED, variant
+    weight_MN, decay_M, max_M, sum_ML = _softmax(
+        score_MN, max_M, sum_ML, call.scale, start, seen, smem.q.dtype, False, variant
     )
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
     if variant.LATE:
         mbarrier.arrive(bars.k_empty.index(buffer), count=1)
-    mbarrier.arrive(bars.v_empty.index(last), count=1)
-    return acc_MD, weight_MN, decay_M, max_M, sum_M
+    mbarrier.arrive(bars.v_empty.index((taken - 1) % BUFFERS), count=1)
+    return acc_MD, weight_MN, decay_M, max_M, sum_ML
+
+
+@gluon.jit
+def _halves(x):
+    N: gl.constexpr = x.shape[1]
+    return gl.split(gl.permute(gl.reshape(x, [64, 2, N // 2]), (0, 2, 1)))
+
+
+@gluon.jit
+def _joined(left, right, layout: gl.constexpr):
+    N: gl.constexpr = left.shape[1]
+    whole = gl.reshape(gl.permute(gl.join(left, right), (0, 2, 1)), [64, 2 * N])
+    return gl.convert_layout(whole, layout)
+
+
+@gluon.jit
+def _rounded(x, DTYPE: gl.constexpr):
+    """x in 16 bits, here and not where it is used: the compiler does not look through this."""
+    x = x.to(DTYPE)
+    if x.dtype == gl.float16:
+        x = gl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.float16, is_pure=True, pack=2
+        )
+    else:
+        x = gl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2
+        )
+    return x
+
+
+@gluon.jit
+def _halved_step(state, q, smem, bars, call, taken, start, variant):
+    """As `_step`, with half of the exponentials in front of the wait for the block before, where
+    they run beside it, and half behind. ptxas moves that wait to the front of a basic block: the
+    wait for the next block's keys, if there is one, begins another. The result has its decay
+    already."""
+    acc_MD, weight_MN, decay_M, max_M, sum_ML = state
+    BUFFERS: gl.constexpr = smem.k.shape[0]
+    DTYPE: gl.constexpr = smem.q.dtype
+    score, acc = _multiply(acc_MD, weight_MN, q, smem, bars, taken)
+    score_MN = warpgroup_mma_wait(1, deps=(score,))
+    if not variant.LATE:
+        mbarrier.arrive(bars.k_empty.index(taken % BUFFERS), count=1)
+    new_M = gl.maximum(max_M, gl.max(score_MN, 1) * call.scale)
+    decay_M = gl.exp2(max_M - new_M)
+    left, right = _halves(score_MN)
+    half_layout: gl.constexpr = gl.SliceLayout(1, left.type.layout)
+    half_M = gl.convert_layout(new_M, half_layout)
+    left = gl.exp2(left * call.scale - gl.expand_dims(half_M, 1))
+    sum_ML = _add_weights(_scaled(sum_ML, decay_M), left)
+    left = _rounded(left, DTYPE)
+    after = taken + 1
+    mbarrier.wait(bars.k_full.index(after % BUFFERS), (after // BUFFERS) & 1, pred=start > 0)
+    acc_MD = warpgroup_mma_wait(0, deps=(acc,))
+    if variant.LATE:
+        mbarrier.arrive(bars.k_empty.index(taken % BUFFERS), count=1)
+    mbarrier.arrive(bars.v_empty.index((taken - 1) % BUFFERS), count=1)
+    acc_MD = _scaled(acc_MD, decay_M)
+    right = gl.exp2(right * call.scale - gl.expand_dims(half_M, 1))
+    sum_ML = _add_weights(sum_ML, right)
+    score_layout: gl.constexpr = score_MN.type.layout
+    weight_MN = _joined(left, _rounded(right, DTYPE), score_layout)
+    return acc_MD, weight_MN, decay_M, new_M, sum_ML
 
 
 @gluon.jit
@@ -523,7 +606,7 @@ def _scores(q, smem, bars, taken, layout: gl.constexpr):
 
 
 @gluon.jit
-def _whole_step(acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, variant):
+def _whole_step(acc_MD, max_M, sum_ML, q, smem, bars, call, taken, start, seen, variant):
     """All of one block of keys. Were its weights left to the next step, a loop of such steps would
     hand them to the loop behind it in registers of one weight each."""
     BUFFERS: gl.constexpr = smem.k.shape[0]
@@ -531,8 +614,8 @@ def _whole_step(acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, v
     score_layout: gl.constexpr = max_M.type.layout.parent
     p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=acc_layout, k_width=2)
     score_MN = _scores(q, smem, bars, taken, score_layout)
-    weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, True, variant
+    weight_MN, decay_M, max_M, sum_ML = _softmax(
+        score_MN, max_M, sum_ML, call.scale, start, seen, smem.q.dtype, True, variant
     )
     buffer = taken % BUFFERS
     mbarrier.wait(bars.v_full.index(buffer), (taken // BUFFERS) & 1)
@@ -540,7 +623,7 @@ def _whole_step(acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, v
         gl.convert_layout(weight_MN, p_layout), smem.v.index(buffer), _scaled(acc_MD, decay_M)
     )
     mbarrier.arrive(bars.v_empty.index(buffer), count=1)
-    return acc_MD, max_M, sum_M
+    return acc_MD, max_M, sum_ML
 
 
 @gluon.jit
@@ -614,7 +697,7 @@ def _attend_tile(
     first_M = row + G * 64
     seen = (first + G * 64, keys)
     max_M = gl.full([64], _LEAST, gl.float32, row_layout)
-    sum_M = gl.full([64], 0.0, gl.float32, row_layout)
+    sum_ML = _no_sums()
     acc_MD = gl.zeros([64, D], gl.float32, acc_layout)
     q = smem.q.index(G)
     if variant.FINISH is not None:
@@ -631,26 +714,34 @@ def _attend_tile(
         _forget_others(smem, bars, taken, keys - start)
     if variant.CAUSAL and (PACKED or ROWS > BLOCK_N or ROWS % BLOCK_N != 0):
         while start > gl.maximum(first, 0):  # the next block has hidden keys, too
-            acc_MD, max_M, sum_M = _whole_step(
-                acc_MD, max_M, sum_M, q, smem, bars, call, taken, start, seen, variant
+            acc_MD, max_M, sum_ML = _whole_step(
+                acc_MD, max_M, sum_ML, q, smem, bars, call, taken, start, seen, variant
             )
             taken += 1
             start -= BLOCK_N
     score_MN = _scores(q, smem, bars, taken, score_layout)
-    weight_MN, decay_M, max_M, sum_M = _softmax(
-        score_MN, max_M, sum_M, call.scale, start, seen, smem.q.dtype, MASKED, variant
+    weight_MN, decay_M, max_M, sum_ML = _softmax(
+        score_MN, max_M, sum_ML, call.scale, start, seen, smem.q.dtype, MASKED, variant
     )
     taken += 1
-    state = (acc_MD, weight_MN, decay_M, max_M, sum_M)
+    if variant.HALVES:
+        weight_MN = _rounded(weight_MN, smem.q.dtype)
+        acc_MD = _scaled(acc_MD, decay_M)
+        mbarrier.wait(bars.k_full.index(taken % BUFFERS), (taken // BUFFERS) & 1, pred=start > 0)
+    state = (acc_MD, weight_MN, decay_M, max_M, sum_ML)
     for i in range(start // BLOCK_N):
         start -= BLOCK_N
-        state = _step(state, q, smem, bars, call, taken, start, seen, False, variant)
+        if variant.HALVES:
+            state = _halved_step(state, q, smem, bars, call, taken, start, variant)
+        else:
+            state = _step(state, q, smem, bars, call, taken, start, seen, variant)
         taken += 1
-    acc_MD, weight_MN, decay_M, max_M, sum_M = state
+    acc_MD, weight_MN, decay_M, max_M, sum_ML = state
     if not variant.HELD:
         mbarrier.arrive(bars.q_empty, count=1)
     last = (taken - 1) % BUFFERS
-    acc_MD = _scaled(acc_MD, decay_M)
+    if not variant.HALVES:
+        acc_MD = _scaled(acc_MD, decay_M)
     mbarrier.wait(bars.v_full.index(last), ((taken - 1) // BUFFERS) & 1)
     acc = warpgroup_mma(
         gl.convert_layout(weight_MN, p_layout), smem.v.index(last), acc_MD, is_async=True
@@ -662,6 +753,7 @@ def _attend_tile(
         x_MD = y.load(acc_layout).to(gl.float32)
     acc_MD = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(bars.v_empty.index(last), count=1)
+    sum_M = gl.convert_layout(gl.sum(sum_ML, 1), row_layout)
     share_M = 1.0 / sum_M
     if PACKED:  # a row may see no key
         share_M = gl.where(sum_M > 0, share_M, 0.0)
@@ -767,6 +859,7 @@ def attend(
     POLYNOMIAL: gl.constexpr,
     LATE: gl.constexpr,
     HELD: gl.constexpr,
+    HALVES: gl.constexpr,
     LEADS: gl.constexpr,
     FOLLOWS: gl.constexpr,
     SHARED: gl.constexpr,
@@ -833,7 +926,9 @@ def attend(
                         descs,
                         call,
                         0,
-                        Variant(CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, None, None, None, KIND),
+                        Variant(
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, HALVES, None, None, None, KIND
+                        ),
                     ),
                 ),
                 (
@@ -844,7 +939,9 @@ def attend(
                         descs,
                         call,
                         1,
-                        Variant(CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, None, None, None, KIND),
+                        Variant(
+                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, HALVES, None, None, None, KIND
+                        ),
                     ),
                 ),
                 (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SHARED)),
@@ -865,7 +962,16 @@ def attend(
                         call,
                         0,
                         Variant(
-                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL,
+                            RAGGED,
+                            POLYNOMIAL,
+                            LATE,
+                            HELD,
+                            HALVES,
+                            BEGIN,
+                            SETTLE,
+                            FINISH,
+                            KIND,
                         ),
                     ),
                 ),
@@ -878,7 +984,16 @@ def attend(
                         call,
                         1,
                         Variant(
-                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL,
+                            RAGGED,
+                            POLYNOMIAL,
+                            LATE,
+                            HELD,
+                            HALVES,
+                            BEGIN,
+                            SETTLE,
+                            FINISH,
+                            KIND,
                         ),
                     ),
                 ),
@@ -899,7 +1014,16 @@ def attend(
                         call,
                         0,
                         Variant(
-                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL,
+                            RAGGED,
+                            POLYNOMIAL,
+                            LATE,
+                            HELD,
+                            HALVES,
+                            BEGIN,
+                            SETTLE,
+                            FINISH,
+                            KIND,
                         ),
                     ),
                 ),
@@ -912,7 +1036,16 @@ def attend(
                         call,
                         1,
                         Variant(
-                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL,
+                            RAGGED,
+                            POLYNOMIAL,
+                            LATE,
+                            HELD,
+                            HALVES,
+                            BEGIN,
+                            SETTLE,
+                            FINISH,
+                            KIND,
                         ),
                     ),
                 ),
@@ -925,7 +1058,16 @@ def attend(
                         call,
                         2,
                         Variant(
-                            CAUSAL, RAGGED, POLYNOMIAL, LATE, HELD, BEGIN, SETTLE, FINISH, KIND
+                            CAUSAL,
+                            RAGGED,
+                            POLYNOMIAL,
+                            LATE,
+                            HELD,
+                            HALVES,
+                            BEGIN,
+                            SETTLE,
+                            FINISH,
+                            KIND,
                         ),
                     ),
                 ),
@@ -951,6 +1093,8 @@ class HopperTile:
         launch of its own.
     early: programs of the launch of `rest` begin as those of this one end.
     held: a consumer keeps its queries in registers.
+    halves: exponentials of a block of keys come in two halves, with the wait for the block before
+        between them; without a polynomial.
 
     Raises ValueError for what is none of these.
     """
@@ -965,6 +1109,7 @@ class HopperTile:
     rest: "HopperTile | None" = None
     early: bool = False
     held: bool = False
+    halves: bool = False
 
     def __post_init__(self) -> None:
         if self.groups not in (2, 3):
@@ -979,6 +1124,8 @@ class HopperTile:
             raise ValueError(f"HopperTile: polynomial is 0, 4 or 8, got {self}")
         if (self.tiles is None) != (self.rest is None):
             raise ValueError(f"HopperTile: tiles and rest go together, got {self}")
+        if self.halves and self.polynomial:
+            raise ValueError(f"HopperTile: halves are without a polynomial, got {self}")
         if self.early and (self.rest is None or self.rest.rest is not None):
             raise ValueError(f"HopperTile: early is for one rest, got {self}")
 
@@ -1086,6 +1233,7 @@ def _constexprs(
         "POLYNOMIAL": tile.polynomial,
         "LATE": tile.late,
         "HELD": tile.held,
+        "HALVES": tile.halves,
         "SHARED": group,
         "LIES": None,
         **hook.constexprs(),
