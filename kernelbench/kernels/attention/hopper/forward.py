@@ -132,7 +132,9 @@ class Call(NamedTuple):
 
     begin, tiles: the first row, and tiles of each head from there; total: of all heads.
     order: tiles of each program, see `order.py`; None where they take turns. scale: to base 2.
-    packed: of sequences one after another; None for one a sample.
+    packed: of sequences one after another; None for one a sample. late: where there are such twice,
+    see `order.list_tiles`: then lse is the natural one, and what is behind the last key has no
+    result.
     """
 
     begin: Any
@@ -145,6 +147,7 @@ class Call(NamedTuple):
     scale: Any
     lse_ptr: Any
     packed: Any
+    late: Any
 
 
 class Late(NamedTuple):
@@ -160,9 +163,7 @@ class Sequences(NamedTuple):
 
     place: where they lie, for LIES. listed: what `order.list_tiles` writes. heads: of a section.
     o_ptr: (N,H,D), of rows that are `o_heads` heads apart, for those of a tile within which a
-    sequence ends. late: where
-    there are sequences twice, see `list_tiles`: then lse is the natural one, and what is behind the
-    last key has no result.
+    sequence ends.
     """
 
     place: Any
@@ -170,7 +171,6 @@ class Sequences(NamedTuple):
     heads: Any
     o_ptr: Any
     o_heads: Any
-    late: Any
 
 
 class Variant(NamedTuple):
@@ -336,10 +336,10 @@ def _schedule(
         s = gl.load(tile)
         number = gl.load(tile + 1)
         late = 0
-        if of.late is not None:
+        if call.late is not None:
             late = s // (of.place.S + 1)
             s = s % (of.place.S + 1)
-        starts = _starts_of(of.place, late, of.late is not None)
+        starts = _starts_of(of.place, late, call.late is not None)
         q0, rows, ahead, key, keys = LIES(of.place, starts, s, late, call.N)
         end = q0 + rows
         row = q0 + number * ROWS
@@ -461,7 +461,7 @@ def _produce(
     taken = 0
     done = 0
     if call.packed is not None:
-        TWICE: gl.constexpr = call.packed.late is not None
+        TWICE: gl.constexpr = call.late is not None
         place = _received(smem, bars, 0, 1)
         while place[4] > 0:
             taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED, TWICE)
@@ -681,7 +681,7 @@ def _attend_tile(
     ROWS: gl.constexpr = smem.q.shape[0] * 64
     D: gl.constexpr = smem.k.shape[2]
     PACKED: gl.constexpr = call.packed is not None
-    TWICE: gl.constexpr = PACKED and call.packed.late is not None
+    TWICE: gl.constexpr = call.late is not None
     if TWICE:
         late = b
         b = 0
@@ -769,8 +769,8 @@ def _attend_tile(
         lse_ptr = call.lse_ptr
         N = call.N
         if TWICE and late > 0:
-            lse_ptr = call.packed.late.lse_ptr
-            N = call.packed.late.N
+            lse_ptr = call.late.lse_ptr
+            N = call.late.N
         lse_ptr += (b * call.H + h).to(gl.int64) * _pitch(N)
         gl.store(lse_ptr + row_M, lse_M, mask=row_M < end)
     if variant.FINISH is not None:
@@ -785,7 +785,7 @@ def _attend_tile(
         if first_M + 64 > end:
             o_ptr = call.packed.o_ptr
             if TWICE and late > 0:
-                o_ptr = call.packed.late.o_ptr
+                o_ptr = call.late.o_ptr
             _store_rows(y, o_MD, o_ptr, first_M, h, call.packed.o_heads, end)
         elif descs.late_y is not None:
             if late > 0:
@@ -844,6 +844,7 @@ def attend(
     lse_ptr,
     order_ptr,
     packed,
+    late,
     scale,
     begin,
     tiles,
@@ -914,7 +915,7 @@ def attend(
         q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty, mail_full, mail_empty
     )
     descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc, late_q_desc, late_y_desc)
-    call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr, packed)
+    call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr, packed, late)
     if packed is not None:
         gl.warp_specialize(
             [
@@ -1186,6 +1187,7 @@ def _part_launch(
     args = _arguments(tensors, tile, hook, scale) | {
         "order_ptr": order,
         "packed": None,
+        "late": None,
         "begin": begin,
         "tiles": tiles,
         "total": total,
@@ -1251,6 +1253,7 @@ def packed_launches(
 ) -> tuple[Launch, ...]:
     """As `forward_launches`, of packed sequences, which are one sample. The rest: see
     `placed_launches`."""
+    place = place._replace(chunk=-1 if place.chunk is None else place.chunk)
     return placed_launches(
         tensors, place, lies_packed, listed, scale=scale, causal=causal, tile=tile
     )
@@ -1290,7 +1293,8 @@ def placed_launches(
     args = _arguments(tensors._replace(o=None), tile, NO_HOPPER_HOOK, scale) | {
         "y_desc": descriptor(tensors.o, 64),
         "order_ptr": None,
-        "packed": Sequences(place, listed, heads, tensors.o, tensors.o.stride(-3) // D, others),
+        "packed": Sequences(place, listed, heads, tensors.o, tensors.o.stride(-3) // D),
+        "late": others,
         "begin": 0,
         "tiles": 0,
         "total": 0,
