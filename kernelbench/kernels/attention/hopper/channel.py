@@ -95,6 +95,36 @@ def store(desc, smem, tile, b, row, h):
 
 
 @gluon.jit
+def store_rows(smem, tile, ptr, row, h, H, end):
+    """Write the rows of a tile that are in front of `end` to ptr, (N,H,D), by way of `smem`."""
+    D: gl.constexpr = tile.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    smem.store(tile.to(smem.dtype))
+    row_M = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
+    column_D = gl.arange(0, D, gl.SliceLayout(0, layout))
+    start_M = (row_M.to(gl.int64) * H + h) * D
+    at = gl.expand_dims(start_M, 1) + gl.expand_dims(column_D, 0)
+    inside = gl.expand_dims(row_M < end, 1) & gl.expand_dims(column_D < D, 0)
+    gl.store(ptr + at, smem.load(layout), mask=inside)
+
+
+@gluon.jit
+def forget_rows(smem, rows):
+    """Zeros in the rows of a tile from `rows` on, to be fenced by the caller."""
+    ROWS: gl.constexpr = smem.shape[0]
+    D: gl.constexpr = smem.shape[1]
+    STEP: gl.constexpr = 16
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    for i in gl.static_range(ROWS // STEP):
+        if rows < (i + 1) * STEP:
+            part = smem.slice(i * STEP, STEP)
+            row = i * STEP + gl.arange(0, STEP, gl.SliceLayout(1, layout))
+            values = part.load(layout)
+            zeros = gl.full([STEP, D], 0, values.dtype, layout)
+            part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
+
+
+@gluon.jit
 def load_statistic(desc, bar, smem, bh, row):
     """Queue a statistic of the rows of a tile; rows beyond N arrive as zeros."""
     tma.async_copy_global_to_shared(

@@ -28,6 +28,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     arm,
     descriptor,
     first_tile,
+    forget_rows,
     in_gluon,
     listed,
     load,
@@ -36,6 +37,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     next_tile,
     of_heads,
     store,
+    store_rows,
 )
 from kernelbench.kernels.attention.hopper.order import heads_of_section, list_launch, order_of
 from kernelbench.kernels.attention.places import Packed, most_tiles
@@ -496,33 +498,10 @@ def _forget_others(smem, bars, taken, rows):
     sequence's, and may be no numbers. Other warpgroups that use the block write the same."""
     BUFFERS: gl.constexpr = smem.v.shape[0]
     BLOCK_N: gl.constexpr = smem.v.shape[1]
-    D: gl.constexpr = smem.v.shape[2]
-    STEP: gl.constexpr = 16
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     if rows < BLOCK_N:
         mbarrier.wait(bars.v_full.index(taken % BUFFERS), (taken // BUFFERS) & 1)
-        for i in gl.static_range(BLOCK_N // STEP):
-            if rows < (i + 1) * STEP:
-                part = smem.v.index(taken % BUFFERS).slice(i * STEP, STEP)
-                row = i * STEP + gl.arange(0, STEP, gl.SliceLayout(1, layout))
-                values = part.load(layout)
-                zeros = gl.full([STEP, D], 0, values.dtype, layout)
-                part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
+        forget_rows(smem.v.index(taken % BUFFERS), rows)
         fence_async_shared()
-
-
-@gluon.jit
-def _store_rows(smem, tile, o_ptr, row, h, H, end):
-    """Write the rows of a tile that are in front of `end` to o_ptr, (N,H,D)."""
-    D: gl.constexpr = tile.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    smem.store(tile.to(smem.dtype))
-    row_M = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
-    column_D = gl.arange(0, D, gl.SliceLayout(0, layout))
-    start_M = (row_M.to(gl.int64) * H + h) * D
-    at = gl.expand_dims(start_M, 1) + gl.expand_dims(column_D, 0)
-    inside = gl.expand_dims(row_M < end, 1) & gl.expand_dims(column_D < D, 0)
-    gl.store(o_ptr + at, smem.load(layout), mask=inside)
 
 
 @gluon.jit
@@ -622,7 +601,7 @@ def _attend_tile(
         o_MD = variant.FINISH(settled, o_MD, x_MD)
     if PACKED:
         if first_M + 64 > end:
-            _store_rows(y, o_MD, call.packed.o_ptr, first_M, h, call.H, end)
+            store_rows(y, o_MD, call.packed.o_ptr, first_M, h, call.H, end)
         else:
             store(descs.y, y, o_MD, b, first_M, h)
     else:
