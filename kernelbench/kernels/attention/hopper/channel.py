@@ -110,18 +110,19 @@ def store_rows(smem, tile, ptr, row, h, H, end):
 
 @gluon.jit
 def forget_rows(smem, rows):
-    """Zeros in the rows of a tile from `rows` on, to be fenced by the caller."""
-    ROWS: gl.constexpr = smem.shape[0]
-    D: gl.constexpr = smem.shape[1]
-    STEP: gl.constexpr = 16
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    for i in gl.static_range(ROWS // STEP):
-        if rows < (i + 1) * STEP:
-            part = smem.slice(i * STEP, STEP)
-            row = i * STEP + gl.arange(0, STEP, gl.SliceLayout(1, layout))
-            values = part.load(layout)
-            zeros = gl.full([STEP, D], 0, values.dtype, layout)
-            part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
+    """Zeros in the rows of a tile (R,D), swizzled by 128 bytes, from `rows` on; to be fenced by the
+    caller. A loop, and not unrolled: its addresses would fill the registers of what comes after."""
+    COLUMNS: gl.constexpr = smem.shape[1] // 64
+    PARTS: gl.constexpr = smem.shape[0] // 16
+    part_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([16, 64], smem.dtype)
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    parts = smem._reinterpret(smem.dtype, [COLUMNS * PARTS, 16, 64], part_layout)
+    zeros = gl.full([16, 64], 0, smem.dtype, layout)
+    row = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(1, layout)), 1)
+    for i in range(gl.maximum(rows, 0) // 16, PARTS):
+        for column in gl.static_range(COLUMNS):
+            part = parts.index(column * PARTS + i)
+            part.store(gl.where(i * 16 + row < rows, part.load(layout), zeros))
 
 
 @gluon.jit

@@ -28,7 +28,6 @@ from kernelbench.kernels.attention.hopper.channel import (
     arm,
     descriptor,
     first_tile,
-    forget_rows,
     in_gluon,
     listed,
     load,
@@ -498,9 +497,18 @@ def _forget_others(smem, bars, taken, rows):
     sequence's, and may be no numbers. Other warpgroups that use the block write the same."""
     BUFFERS: gl.constexpr = smem.v.shape[0]
     BLOCK_N: gl.constexpr = smem.v.shape[1]
+    D: gl.constexpr = smem.v.shape[2]
+    STEP: gl.constexpr = 16
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     if rows < BLOCK_N:
         mbarrier.wait(bars.v_full.index(taken % BUFFERS), (taken // BUFFERS) & 1)
-        forget_rows(smem.v.index(taken % BUFFERS), rows)
+        for i in gl.static_range(BLOCK_N // STEP):
+            if rows < (i + 1) * STEP:
+                part = smem.v.index(taken % BUFFERS).slice(i * STEP, STEP)
+                row = i * STEP + gl.arange(0, STEP, gl.SliceLayout(1, layout))
+                values = part.load(layout)
+                zeros = gl.full([STEP, D], 0, values.dtype, layout)
+                part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
         fence_async_shared()
 
 

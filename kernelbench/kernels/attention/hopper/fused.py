@@ -12,8 +12,8 @@ dq differ from call to call; those of dk and dv do not.
 
 Where heads of q share keys, the program takes the tiles of all of them: dk and dv are summed in
 registers. Of packed sequences (see `hopper.walk`) what lies beyond a sequence's end in a tile, and
-may be no number, is set to zero in shared memory, and so are its weights, its δ, and its rows of dq
-before they are added: other sequences' rows of dq get zeros added.
+may be no number, is replaced in shared memory: q, do, k, v and δ by zeros, lse by ∞, which leaves
+no weight. Such rows of dq are zeros when they are added to other sequences'.
 
 Shapes: as in `hopper.backward`.
 """
@@ -221,16 +221,22 @@ def _add_queries(dq, smem, descs, at, i, member, G: gl.constexpr, MASKED: gl.con
 
 
 @gluon.jit
-def _forget_others(smem, bars, at, step, row):
-    """Zeros in the rows of a tile of q and do that are another packed sequence's. Both consumers
-    write the same."""
+def _forget_others(smem, bars, step, rows):
+    """Rows of a tile from `rows` on, if it has as many, are another packed sequence's: q, do and δ
+    become zeros, lse ∞. Both consumers write the same."""
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
     DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
-    if row + BLOCK_M > at.span.end:
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    if rows < BLOCK_M:
         mbarrier.wait(bars.do_full.index(step % DO_BUFFERS), (step // DO_BUFFERS) & 1)
-        forget_rows(smem.q.index(step % Q_BUFFERS), at.span.end - row)
-        forget_rows(smem.do.index(step % DO_BUFFERS), at.span.end - row)
+        forget_rows(smem.q.index(step % Q_BUFFERS), rows)
+        forget_rows(smem.do.index(step % DO_BUFFERS), rows)
+        own = gl.arange(0, BLOCK_M, layout) < rows
+        lse = smem.lse.index(step % Q_BUFFERS)
+        lse.store(gl.where(own, lse.load(layout), float("inf")))
+        delta = smem.delta.index(step % DO_BUFFERS)
+        delta.store(gl.where(own, delta.load(layout), 0.0))
         fence_async_shared()
 
 
@@ -281,7 +287,7 @@ def _gather(
     mbarrier.wait(bars.q_full.index(q_buffer), (step // Q_BUFFERS) & 1)
     if PACKED and MASKED:
         row = row_of(i, at, BLOCK_M, CAUSAL, variant.ROTATED)
-        _forget_others(smem, bars, at, step, row)
+        _forget_others(smem, bars, step, at.span.end - row)
     score = warpgroup_mma(smem.k.index(G), q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
     lse_M = smem.lse.index(q_buffer).load(row_layout)
     if LATE and FIRST:
@@ -299,12 +305,11 @@ def _gather(
     if MASKED:
         key_K = at.key + G * 64 + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
         if PACKED:
-            row_M = row + gl.arange(0, BLOCK_M, row_layout)
-            last_M = gl.full([BLOCK_M], 0, gl.int32, row_layout) + (at.span.keys_end - 1)
             if CAUSAL:
-                last_M = gl.minimum(last_M, row_M + at.span.shift)
-            last_M = gl.where(row_M < at.span.end, last_M, -1)
-            p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(last_M, 0), p_KM, 0.0)
+                last_M = row + at.span.shift + gl.arange(0, BLOCK_M, row_layout)
+                p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(last_M, 0), p_KM, 0.0)
+            else:
+                p_KM = gl.where(gl.expand_dims(key_K < at.span.keys_end, 1), p_KM, 0.0)
         elif CAUSAL:
             row_M = at.key + i * BLOCK_M + gl.arange(0, BLOCK_M, row_layout)
             p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
@@ -315,7 +320,7 @@ def _gather(
         if not FIRST:
             dq = warpgroup_mma_wait(0, deps=(dq,))
             last, head = before(i, member, at, GROUP)
-            _add_queries(dq, smem, descs, at, last, head, G, True, variant)
+            _add_queries(dq, smem, descs, at, last, head, G, MASKED, variant)
         dp = warpgroup_mma(
             smem.v.index(G), do.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
@@ -326,8 +331,6 @@ def _gather(
         delta_M = smem.delta.index(do_buffer).load(row_layout)
         weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
         dp_KM = warpgroup_mma_wait(0, deps=(dp,))
-    if PACKED and MASKED:
-        delta_M = gl.where(row_M < at.span.end, delta_M, 0.0)
     ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype)
     smem.ds.index(step % 2 * 2 + G).store(ds_KM)
     fence_async_shared()

@@ -72,7 +72,9 @@ def span_of(
     ROTATED: gl.constexpr,
 ):
     """The first row that tile `number` of 128 keys meets, in a sequence of so many rows and keys;
-    how many tiles of rows it takes from there, one at least; masked, tail and turn of `Span`."""
+    how many tiles of rows it takes from there, one at least; masked, tail and turn of `Span`. The
+    tile behind the tail counts as masked, too: it may be then that the tail's part of dq is added.
+    """
     ahead = keys - rows
     first = 0
     if CAUSAL:
@@ -80,10 +82,10 @@ def span_of(
     left = rows - first
     tiles = max((left + BLOCK_M - 1) // BLOCK_M, 1)
     tail = min(tiles * BLOCK_M - left, 1)
-    masked = tail
+    masked = 2 * tail
     if CAUSAL:
         hidden = max(number * 128 + 127 - ahead - first, 0)
-        masked += (hidden + BLOCK_M - 1) // BLOCK_M
+        masked = tail + max((hidden + BLOCK_M - 1) // BLOCK_M, tail)
     if number * 128 + 128 > keys:
         masked = tiles
     masked = min(masked, tiles)
@@ -128,9 +130,9 @@ def before(i, member, at, GROUP: gl.constexpr):
     """The tile, and the head, in front of tile i of head number `member`."""
     last = i - 1
     if GROUP > 1:
-        if i == 0:
-            last = at.tiles - 1
-            member -= 1
+        wraps = max(1 - i, 0)
+        last += wraps * at.tiles
+        member -= wraps
     return last, member
 
 
