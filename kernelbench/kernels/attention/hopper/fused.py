@@ -597,19 +597,17 @@ def fused_launch(
 
 
 def packed_launches(
-    tensors: Gradients,
+    sums: tuple[Gradients, Tensor, Tensor, Tensor],
     place: Packed,
     listed: Tensor,
-    total: Tensor,
-    dk: Tensor,
-    dv: Tensor,
     *,
     scale: float,
     causal: bool,
     tile: HopperFusedTile,
 ) -> tuple[Launch, Launch]:
     """As `fused_launch`, of packed sequences, which are one sample: their tiles of keys are listed
-    by a launch in front. listed: `order.listed_size` of int32."""
+    by a launch in front. sums: tensors, total, dk and dv. listed: `order.listed_size` of int32."""
+    tensors, total, dk, dv = sums
     q = tensors.q
     keys, heads = dk.shape[1:3]
     at_once = 4 * q.nbytes // (q.shape[2] // heads)  # q, do, dq in fp32, of one head to each of k
