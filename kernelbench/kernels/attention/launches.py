@@ -77,7 +77,7 @@ def differentiate(
     how: dict[str, Any] = {"scale": scale, "causal": causal, "factor": factor}
     placed: dict[str, Any] = {"mask": mask, "place": place, "adds": adds}
     blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
-    launches = []
+    launches: list[Launch] = []
     if total is not None and tile is not None and tile.fused is not None:
         assert dq is not None and dk is not None and dv is not None
         sums = tensors, total, dk, dv
@@ -90,7 +90,7 @@ def differentiate(
         scaled = backward.scale_launch(total, dq, scale=scale, factor=factor, read=read)
         return *launches, scaled
     if place is not None or tensors.q.shape[2] != tensors.k.shape[2]:
-        tile = None
+        tile = None  # dq or dk alone, or the same bits on every call: there is no such kernel
     if dk is not None and dv is not None:
         if tile is None:
             launch = backward.keys_launch(tensors, dk, dv, blocks=blocks, **how, **placed)
