@@ -208,9 +208,8 @@ def configs(
         )
     if D in HEADS and (plain or (runs and pattern.packed)):
         tiles = _backward_tiles(D, causal, pattern)
-        fused = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
-        first = [config for config in fused if config.repeatable() == config or not deterministic]
-        candidates = first + candidates + fused
+        candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
+        candidates.sort(key=lambda config: deterministic and config.repeatable() != config)
     return tuple(dict.fromkeys(candidates))
 
 
