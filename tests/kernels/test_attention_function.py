@@ -307,7 +307,7 @@ def test_gradients_of_packed_sequences_on_hopper(
 def test_what_is_no_number_stays_in_its_sequence_on_hopper(D: int, H: int, causal: bool) -> None:
     """The middle one of three that share tiles is NaN, and its gradients; theirs have the bits that
     they have beside zeros, but for dq, whose parts are added in any order."""
-    lengths, G = (70, 50, 300), 2
+    G = 2
     starts = torch.tensor([0, 70, 120, 420], dtype=torch.int32, device="cuda")
     q, k, v = (x[0] for x in draw(1, 420, 420, H, G, D, torch.bfloat16, "cuda"))
     do = torch.randn_like(q)
@@ -326,7 +326,6 @@ def test_what_is_no_number_stays_in_its_sequence_on_hopper(D: int, H: int, causa
                     close(*part, torch.bfloat16)
                     assert i == 0 or torch.equal(*part)
                 assert not other[70:120].isfinite().all()
-    assert sum(lengths) == len(q)
 
 
 @HOPPER
