@@ -140,7 +140,7 @@ def varied(named: dict[str, AttentionConfig], case: Case) -> dict[str, Attention
     tile = config.bwd_hopper
     assert tile is not None and tile.fused is not None
     for late, rotated in product((False, True), (False, True)):
-        if rotated and case.causal or late and case.D == 64:
+        if (rotated and case.causal) or (late and case.D == 64):
             continue
         fused = replace(tile.fused, late=late, rotated=rotated)
         name = "fused" + " late" * late + " rotated" * rotated
