@@ -18,6 +18,7 @@ from kernelbench.kernels.attention.tiles import Hook, copy_engine_takes
 
 LOG2E = gl.constexpr(1.4426950408889634)
 HEADS = (64, 128)  # elements of one, for which these kernels are made
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # since 3.7, and before
 
 
 @gluon.jit
@@ -109,9 +110,17 @@ def store_rows(smem, tile, ptr, row, h, H, end):
 
 
 @gluon.jit
+def publish():
+    """What the threads of a warpgroup have written, for products that it queues from here on: each
+    fences what it wrote, and then all have."""
+    fence_async_shared()
+    _barrier()
+
+
+@gluon.jit
 def forget_rows(smem, rows):
-    """Zeros in the rows of a tile (R,D), swizzled by 128 bytes, from `rows` on; to be fenced by the
-    caller. A loop, and not unrolled: its addresses would fill the registers of what comes after."""
+    """Zeros in the rows of a tile (R,D), swizzled by 128 bytes, from `rows` on; `publish` them. A
+    loop, and not unrolled: its addresses would fill the registers of what comes after."""
     COLUMNS: gl.constexpr = smem.shape[1] // 64
     PARTS: gl.constexpr = smem.shape[0] // 16
     part_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([16, 64], smem.dtype)

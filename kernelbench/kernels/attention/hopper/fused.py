@@ -51,6 +51,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     new_barrier,
     new_barriers,
     of_statistic,
+    publish,
     store,
     store_rows,
 )
@@ -237,7 +238,7 @@ def _forget_others(smem, bars, step, rows):
         lse.store(gl.where(own, lse.load(layout), float("inf")))
         delta = smem.delta.index(step % DO_BUFFERS)
         delta.store(gl.where(own, delta.load(layout), 0.0))
-        fence_async_shared()
+        publish()
 
 
 @gluon.jit
@@ -425,7 +426,7 @@ def _consume(
             for g in gl.static_range(2):
                 forget_rows(smem.k.index(g), at.span.keys_end - at.key - g * 64)
             forget_rows(smem.v.index(G), at.span.keys_end - at.key - G * 64)
-            fence_async_shared()
+            publish()
     if LATE:
         state = _gather(state, smem, bars, descs, place, 0, 0, G, True, MASKED, variant)
     for member in range(variant.GROUP):
