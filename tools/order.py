@@ -1,5 +1,5 @@
-"""Tables of docs/attention.md: of the order of causal tiles, and of where queries are held, from
-runs of studies/attention/forward.py, and what its model predicts."""
+"""Tables of docs/attention.md: of the order of causal tiles, of where queries are held, and of
+packed sequences, from runs of studies/attention/forward.py, and what its model predicts."""
 
 import csv
 import io
@@ -35,6 +35,23 @@ def held(path: str) -> None:
         times = [least, of["held/s24"], of["lazy/s24"], of["fa3"]]
         sizes = shape.strip("()")
         lines.append([sizes, {"True": "yes"}.get(causal, "no"), *(f"{time:.0f}" for time in times)])
+    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def packed(before: str, now: str) -> None:
+    """Print the table of packed sequences: first form, `tl`, this form, FlashAttention-3's."""
+    first, us = times_of(before), times_of(now)
+    variants = ["tl", "packed", "held", "fa3"]
+    heads = ["documents", "D", "first, of FA3", *variants[:3], "FA3", "best of FA3"]
+    lines = [heads, ["---"] * len(heads)]
+    for key, of in us.items():
+        if "packed" not in of:
+            continue
+        documents, *_, D = key[0].strip("()").split(", ")
+        was = first[key]["fa3"] / first[key]["first"]
+        best = of["fa3"] / min(of["packed"], of["held"])
+        times = [f"{of[name]:.0f}" for name in variants]
+        lines.append([documents.strip("'"), D, f"{was:.2f}", *times, f"{best:.2f}"])
     cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 

@@ -369,6 +369,14 @@ def test_the_table_knows_what_hoppers_kernels_take() -> None:
     assert first(group=4).hopper and first(group=4).bwd_hopper
     for other in (first(keys=4097), first(plain=False)):
         assert not (other.hopper or other.bwd_hopper)
+    unsuited = choose((2, 4096, 8, 128), "sm_90", 2, True, False, True, False, False)
+    assert (
+        unsuited
+        == first(plain=False)
+        == configs(
+            2, 4096, 8, 128, arch="sm_90", mode="full", causal=True, pattern=Pattern(plain=False)
+        )[0]
+    )
     packed = Pattern(None, 4, plain=False, packed=True)
     others = [Pattern(None, 4, plain=False), Pattern(4097, 4)]
     for pattern, runs in [(packed, True), *((other, False) for other in others)]:
@@ -425,21 +433,20 @@ def test_what_is_launched_for_a_gpu(device: str) -> None:
 
 
 def test_what_is_launched_for_packed_sequences(device: str) -> None:
-    """In Gluon where that is asked for: the tiles are listed in front."""
+    """In Gluon, behind a list of the tiles; by `tl` where these would be few, and with a window."""
     pattern = Pattern(None, 4, plain=False, packed=True)
-    found = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", causal=True, pattern=pattern)
-    config = next(each for each in found if each.hopper)
+    config = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", causal=True, pattern=pattern)[0]
 
-    def kernels(config: AttentionConfig | None, **options: Any) -> list[str]:
+    def kernels(config: AttentionConfig | None, rows: int = 4096, **options: Any) -> list[str]:
         with described_for(Target("sm_90", 132)) as launches:
-            q = torch.empty(4096, 8, 128, dtype=torch.bfloat16, device="meta")
-            k = torch.empty(4096, 2, 128, dtype=torch.bfloat16, device="meta")
+            q = torch.empty(rows, 8, 128, dtype=torch.bfloat16, device="meta")
+            k = torch.empty(rows, 2, 128, dtype=torch.bfloat16, device="meta")
             starts = torch.empty(6, dtype=torch.int32, device="meta")
             attention(q, k, k, cu_seqlens_q=starts, causal=True, config=config, **options)
         return [launch.kernel.fn.__name__ for launch in launches]
 
-    assert kernels(config) == ["list_tiles", "attend"]
-    assert kernels(None) == ["attend"]
+    assert kernels(config) == kernels(None) == ["list_tiles", "attend"]
+    assert kernels(None, rows=1000) == kernels(None, window=(64, 0)) == ["attend"]
     with pytest.raises(ValueError, match=r"without a window: .* or packed sequences"):
         kernels(config, window=(64, 0))
     assert config.hopper

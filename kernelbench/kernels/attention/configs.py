@@ -181,19 +181,18 @@ def configs(
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
     keys = N if pattern.keys is None else pattern.keys
     forward, backward = _tiles(D, arch, itemsize)
-    polynomial = 8 if mixes and mode == "fwd" else 4
     runs = arch == "sm_90" and itemsize == 2
     plain = runs and pattern.plain and keys == N
-    hopper = _hopper_tiles(B, N, H, D, causal, polynomial) if plain else ()
+    hopper: tuple[HopperTile, ...] = ()
+    if plain:
+        hopper = _hopper_tiles(B, N, H, D, causal, mixes, mode)
+    elif runs and pattern.packed:
+        hopper = _packed_tiles(D)
     first = [_capped(tile, backward[0], N, keys) for tile in forward]
     pairs = [replace(first[0], hopper=tile) for tile in hopper]
     if hopper and ceil_div(N, _SMALL[0]) * B * H <= _HOPPER_SMS:
         pairs.insert(0, _capped(_SMALL, backward[0], N, keys))
-    if plain:
-        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, False)]
     pairs += first
-    if runs and pattern.packed:
-        pairs += [replace(first[0], hopper=tile) for tile in _held_tiles(D, True)]
     if mode == "fwd":
         return tuple(dict.fromkeys(pairs))
     if mode == "bwd":
@@ -234,54 +233,60 @@ def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
 
 
 _HOPPER_SMS = 132  # of an H100 or H200 with SXM
-_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128: measured on an H200
 _ANOTHER_LAUNCH = 400  # at most 3 µs for a second launch, in rounds of 128 rows by one key
 _SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
+_WIDE = HopperTile(3, 128, 4, 160, late=True)  # D = 64; no registers are left for queries
+_NARROW = {64: HopperTile(2, 128, 4, 240), 128: HopperTile(2, 128, 2, 240)}
+_HELD = {D: replace(tile, held=True) for D, tile in _NARROW.items()}
+# What follows was measured on an H200 (docs/attention.md).
+_LONG_CAUSAL = {64: 8192, 128: 4096}  # from more queries on, those held are no gain
+_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128
+_WIDE_ROUND_TO_HELD = 1.42  # in rounds of 128 that are held
 
 
 def _hopper_tiles(
-    B: int, N: int, H: int, D: int, causal: bool, polynomial: int
+    B: int, N: int, H: int, D: int, causal: bool, mixes: bool, mode: str
 ) -> tuple[HopperTile, ...]:
     """The forward tiles of `hopper` by how long they take for these sizes.
 
     Programs take tiles in rounds: a half-empty last round costs as much as a full one. Wide tiles
     cost less a row; where they leave a round half empty, some of a head's rows go to narrow ones,
     in a second launch. Causal tiles have an order of their own (`hopper.order`), and narrow ones
-    are masked less.
-    polynomial: of narrow tiles; 8 is 6 % faster than 4 with the skip, and 6 % slower without. None
-    for causal ones.
+    are masked less. Queries held in registers were not measured beside a skip, where one in 8
+    exponentials by a polynomial is 6 % faster than one in 4, and 6 % slower without.
     """
     if D not in HEADS:
         return ()
+    narrow, held = _NARROW[D], _HELD[D]
+    holds = not mixes and not (causal and _LONG_CAUSAL[D] < N)
     if D == 128:
-        return (HopperTile(2, 128, 2, 240),)
-    narrow = HopperTile(2, 128, 4, 240, polynomial=0 if causal else polynomial)
-    wide = HopperTile(3, 128, 4, 160, late=True)
+        return (held, narrow) if holds else (narrow, held)
     if causal:
-        return narrow, wide
+        best = held if holds else narrow if mixes else _WIDE
+        return tuple(dict.fromkeys((best, held, narrow, _WIDE)))
+    computed = replace(narrow, polynomial=8 if mixes and mode == "fwd" else 4)
+    small, wide_round = (held, _WIDE_ROUND_TO_HELD) if holds else (computed, _WIDE_ROUND)
 
     def rounds(wides: int) -> float:
         """In rounds of 128 rows, when each head has that many wide tiles, the rest narrow."""
         first = ceil_div(wides * B * H, _HOPPER_SMS)
         second = ceil_div(max(0, ceil_div(N - 192 * wides, 128)) * B * H, _HOPPER_SMS)
         between = _ANOTHER_LAUNCH / N if first and second else 0.0
-        return _WIDE_ROUND * first + second + between
+        return wide_round * first + second + between
 
     wides = ceil_div(N, 192)
-    costs = {narrow: rounds(0), wide: rounds(wides)}
+    costs = {small: rounds(0), _WIDE: rounds(wides)}
     if wides > 1:
         tiles = min(range(1, wides), key=rounds)
-        costs[replace(wide, tiles=tiles, rest=narrow, early=True)] = rounds(tiles)
-    return tuple(sorted(costs, key=lambda tile: costs[tile]))
+        costs[replace(_WIDE, tiles=tiles, rest=small, early=True)] = rounds(tiles)
+    return *sorted(costs, key=lambda tile: costs[tile]), computed if holds else held
 
 
-def _held_tiles(D: int, packed: bool) -> tuple[HopperTile, ...]:
-    """What a tuner may pick besides: queries in registers; of packed sequences, in memory, too."""
+def _packed_tiles(D: int) -> tuple[HopperTile, ...]:
+    """The same of packed sequences."""
     if D not in HEADS:
         return ()
-    tile = HopperTile(2, 128, 2 if D == 128 else 4, 240)
-    held = replace(tile, held=True)
-    return (held, tile) if packed else (held,)
+    return (_NARROW[D], _HELD[D]) if D == 128 else (_HELD[D], _NARROW[D])
 
 
 @lru_cache(maxsize=4096)
@@ -298,7 +303,9 @@ def choose(
 ) -> AttentionConfig:
     """The first of `configs` for q's shape that takes the tensors. graded: gradients are to come.
     suited: whether Hopper's copy engine takes the tensors."""
-    candidates = configs(
+    if not suited:
+        pattern = pattern._replace(plain=False, packed=False)
+    return configs(
         *shape,
         arch=arch,
         mode="full" if graded else "fwd",
@@ -307,8 +314,7 @@ def choose(
         mixes=mixes,
         deterministic=deterministic,
         pattern=pattern,
-    )
-    return next(c for c in candidates if suited or not (c.hopper or c.bwd_hopper))
+    )[0]
 
 
 def _tiles(D: int, arch: str, itemsize: int) -> tuple[list[_Tile], list[_Tile]]:

@@ -155,7 +155,7 @@ class AttentionPlan:
         self._chunk = how.chunk
         plain = not self._packed and self.mask is NO_MASK
         group = H // heads if heads else 1
-        packed = self._packed and self.mask is NO_MASK and how.chunk is None
+        packed = self._packed and self.mask is NO_MASK
         suited = q.numel() > 0 and k.numel() > 0 and suits(q, k, self._samples(v))
         suited = suited and (packed or (plain and keys == N))
         arch = arch_of(device)
@@ -164,6 +164,8 @@ class AttentionPlan:
             causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
         check_tile(config, q, suited, arch)
+        if how.chunk is not None:  # Hopper's gradients are of the last queries alone
+            config = config.plainly()
         self.config = config.repeatable() if deterministic else config
         self._repeats = Repeats(device)
 

@@ -1,9 +1,11 @@
 """How zigzag attention's kernels cut up their work, and the table that chooses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from kernelbench.kernels.attention.configs import Pattern
 from kernelbench.kernels.attention.configs import configs as configs_of_attention
+from kernelbench.kernels.attention.hopper.forward import HopperTile
 from kernelbench.kernels.launch import (
     check_blocks,
     check_counts,
@@ -23,6 +25,8 @@ class ZigzagConfig:
     warps: of a forward program.
     shared: a tile of keys that both chunks see is read once for both; else one chunk comes after
         the other.
+    hopper: the forward by `attention.hopper.forward`, which the five above then say nothing about;
+        for tensors that `hopper.takes`.
     bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
         dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
     """
@@ -36,6 +40,7 @@ class ZigzagConfig:
     bwd_warps: int
     bwd_stages: int
     shared: bool = True
+    hopper: HopperTile | None = None
 
     def __post_init__(self) -> None:
         check_blocks(self, "block_m", "block_n", "bwd_block_m", "bwd_block_n")
@@ -70,13 +75,11 @@ def configs(
     if mode not in ("fwd", "bwd", "full"):
         raise ValueError(f"no mode {mode!r}. Known: fwd, bwd, full")
     tiles = next(tiles for most, size, tiles in _TABLE if most >= D and size >= itemsize)
-    pattern = Pattern(K, plain=False)
-    cores = configs_of_attention(
-        1, T, H, D, arch=arch, mode="bwd", itemsize=itemsize, causal=True, pattern=pattern
-    )
-    row_bytes = max(16, power_of_2(D)) * itemsize
-    limit = shared_memory(arch, 1)
     rows, keys = (max(16, power_of_2(n)) for n in (T, K))
+    of_attention = partial(configs_of_attention, arch=arch, itemsize=itemsize, causal=True)
+    cores = of_attention(1, T, H, D, mode="bwd", pattern=Pattern(K, plain=False))
+    limit = shared_memory(arch, 1)
+    row_bytes = max(16, power_of_2(D)) * itemsize
     forward = [
         (min(m, rows), min(n, keys), warps, stages)
         for m, n, warps, stages in tiles
@@ -89,8 +92,12 @@ def configs(
     for i in range(max(len(forward), len(backward))):
         both = *forward[min(i, len(forward) - 1)], *backward[min(i, len(backward) - 1)]
         made.append(ZigzagConfig(*both))
-    if mode != "bwd":  # one tile of queries at a time, as large as attention's
-        core = cores[0]
-        tile = core.block_m, core.block_n, core.warps, core.stages
-        made.append(ZigzagConfig(*tile, *backward[0], shared=False))
-    return tuple(dict.fromkeys(made))
+    packed = Pattern(K, plain=False, packed=True)
+    hoppers = [c.hopper for c in of_attention(1, 2 * T, H, D, mode="fwd", pattern=packed)]
+    if mode == "bwd":
+        return tuple(dict.fromkeys(replace(config, hopper=hoppers[0]) for config in made))
+    tried = [replace(made[0], hopper=tile) for tile in hoppers if tile]
+    made = tried + made if hoppers[0] else made + tried
+    core = cores[0]  # one tile of queries at a time, as large as attention's
+    tile = core.block_m, core.block_n, core.warps, core.stages
+    return *dict.fromkeys(made), ZigzagConfig(*tile, *backward[0], shared=False)

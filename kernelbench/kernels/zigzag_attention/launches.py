@@ -1,5 +1,7 @@
 """Zigzag attention's launches: of which tensors, cut up how."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -8,9 +10,11 @@ from kernelbench.kernels.attention.backward import deltas_launch
 from kernelbench.kernels.attention.places import most_tiles
 from kernelbench.kernels.attention.tiles import is_wide, load_tile
 from kernelbench.kernels.launch import Launch, arch_of, power_of_2
+from kernelbench.kernels.zigzag_attention import hopper
 from kernelbench.kernels.zigzag_attention.backward import differentiate_chunks, differentiate_keys
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
 from kernelbench.kernels.zigzag_attention.forward import attend_chunks
+from kernelbench.kernels.zigzag_attention.hopper import Room
 from kernelbench.kernels.zigzag_attention.lengths import How
 from kernelbench.kernels.zigzag_attention.places import Chunk, Keys, load_zigzag
 
@@ -19,7 +23,8 @@ class Tensors(NamedTuple):
     """What launches take: q (T,H,D) and lengths as `checks.Inputs` has them; o (1,T,H,D), dq, dk
     and dv like q and k, heads next to each other; do (1,T,H·D); statistics (1,H,T), see
     `statistic_of`; lse natural forward, to base 2 backward. Where both chunks of a document lie
-    next to each other, the second of each pair is None."""
+    next to each other, the second of each pair is None. listed, ordered_k, ordered_v: as
+    `hopper.Room` has them."""
 
     q0: Tensor
     q1: Tensor | None
@@ -43,6 +48,9 @@ class Tensors(NamedTuple):
     dq1: Tensor | None = None
     dk: Tensor | None = None
     dv: Tensor | None = None
+    listed: Tensor | None = None
+    ordered_k: Tensor | None = None
+    ordered_v: Tensor | None = None
 
 
 class Cut(NamedTuple):
@@ -53,25 +61,62 @@ class Cut(NamedTuple):
     config: ZigzagConfig
 
 
-def settled(q: Tensor, k: Tensor, rows: int, how: How, config: ZigzagConfig | None) -> Cut:
-    """With the usual scale, and the table's choice, where none is given. rows: most of a chunk."""
+def settled(given: Sequence[Tensor | None], how: How, config: ZigzagConfig | None) -> Cut:
+    """With the usual scale, and the table's choice, where none is given. given: q0, q1, k and v, as
+    `Tensors` has them, and what of o is there. Raises ValueError for a config of a kernel that does
+    not take these."""
+    q, q1, k, *_ = given
+    assert q is not None and k is not None
     _, H, D = q.shape
+    arch = arch_of(q.device)
+    fits = arch == "sm_90" and hopper.takes(*given)
     if config is None:
-        arch, size = arch_of(q.device), q.element_size()
+        rows, size = most_rows(q, q1), q.element_size()
         [config, *_] = configs(rows, len(k), H, D, arch=arch, itemsize=size)
+        config = config if fits else replace(config, hopper=None)
+    if config.hopper is not None and not fits:
+        raise ValueError(
+            f"{config.hopper} takes bfloat16 or float16, D of 64 or 128, and tensors that are not "
+            "empty, whose addresses and strides are multiples of 16 bytes, on sm_90, got "
+            f"{q.dtype}, D = {D} on {arch}: pass config=None for a kernel that takes these"
+        )
     return Cut(how, D**-0.5 if how.scale is None else how.scale, config)
+
+
+def room_of(t: Tensors, cut: Cut) -> Room:
+    """What the launches of a forward use between them."""
+    tile, S = cut.config.hopper, len(t.q0_starts) - 1
+    if tile is None:
+        return hopper.NO_ROOM
+    return hopper.room_for(t.k, most_rows(t.q0, t.q1), S, tile, cut.how.zigzag)
+
+
+def most_rows(q0: Tensor, q1: Tensor | None) -> int:
+    """Of a chunk of all documents."""
+    return len(q0) // 2 if q1 is None else max(len(q0), len(q1))
 
 
 Outs = tuple[Tensor | None, Tensor | None]  # what belongs to the rows of the chunks
 
 
-def forward_launch(t: Tensors, cut: Cut) -> Launch:
-    """The launch that writes o and lse, the natural one."""
-    c = cut.config
+def forward_launches(t: Tensors, cut: Cut) -> tuple[Launch, ...]:
+    """The launches that write o and lse, the natural one."""
+    c, outs = cut.config, (t.o0, t.o1)
+    if c.hopper is not None:
+        return hopper.forward_launches(
+            _chunk(t, 0, cut.how, outs),
+            _chunk(t, 1, cut.how, outs),
+            _keys(t, cut.how),
+            Room(t.listed, t.ordered_k, t.ordered_v),
+            scale=cut.scale,
+            causal=cut.how.causal,
+            zigzag=cut.how.zigzag,
+            tile=c.hopper,
+        )
     blocks = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "SHARED": c.shared}
     tiles = _tiles(t, c.block_m) * t.q0.shape[1]
     options = {"num_warps": c.warps, "num_stages": c.stages}
-    return _launch(attend_chunks, t, (t.o0, t.o1), cut, tiles, blocks, options)
+    return (_launch(attend_chunks, t, outs, cut, tiles, blocks, options),)
 
 
 def deltas_launches(t: Tensors) -> list[Launch]:

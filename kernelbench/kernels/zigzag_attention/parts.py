@@ -24,8 +24,9 @@ from kernelbench.kernels.launch import (
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.launches import (
     Tensors,
-    forward_launch,
+    forward_launches,
     gradient_launches,
+    room_of,
     settled,
 )
 from kernelbench.kernels.zigzag_attention.lengths import How
@@ -55,7 +56,10 @@ def forward(
     """Writes o, (T,H,D), and lse, natural, (1,H,T) as of `statistic_of`; both may be some heads of
     more. q: (T,H,D); k, v: (Tk,G,D), in zigzag order where `how` says so."""
     t = _tensors(q, k, v, documents, o.unsqueeze(0), lse)
-    _plan_of(t, how, config).run("forward", t)
+    plan = _plan_of(t, how, config)
+    room = room_of(t, plan.cut)
+    t = t._replace(listed=room.listed, ordered_k=room.k, ordered_v=room.v)
+    plan.run("forward", t)
 
 
 def delta_of(do: Tensor, o: Tensor) -> Tensor:
@@ -100,7 +104,8 @@ class _Plan:
 
     def __init__(self, t: Tensors, how: How, config: ZigzagConfig | None) -> None:
         device = check_device(q=t.q0, k=t.k, v=t.v, chunks=t.q0_starts)
-        self._cut = settled(t.q0, t.k, len(t.q0) // 2, how, config)
+        o = None if t.o0 is None else t.o0[0]
+        self.cut = settled((t.q0, None, t.k, t.v, o), how, config)
         self._repeats = Repeats(device)
 
     def run(self, which: str, t: Tensors) -> None:
@@ -109,8 +114,8 @@ class _Plan:
     def _launches(self, which: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)
         if which == "forward":
-            return (forward_launch(t, self._cut),)
-        return gradient_launches(t, self._cut)
+            return forward_launches(t, self.cut)
+        return gradient_launches(t, self.cut)
 
 
 _PLANS: Plans[_Plan] = Plans()

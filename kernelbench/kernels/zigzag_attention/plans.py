@@ -22,8 +22,9 @@ from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
 from kernelbench.kernels.zigzag_attention.launches import (
     Tensors,
     deltas_launches,
-    forward_launch,
+    forward_launches,
     gradient_launches,
+    room_of,
     settled,
 )
 from kernelbench.kernels.zigzag_attention.lengths import How
@@ -37,20 +38,22 @@ class ZigzagPlan:
     def __init__(self, tensors: Inputs, how: How, config: ZigzagConfig | None) -> None:
         check(*tensors, how)
         device = check_device(**dict(zip(NAMES, tensors, strict=True)))
-        q0, q1, k, *_ = tensors
-        self._cut = settled(q0, k, max(len(q0), len(q1)), how, config)
+        self._cut = settled(tensors[:4], how, config)
         self._repeats = Repeats(device)
 
     def forward(self, tensors: Inputs) -> tuple[Tensor, ...]:
         """o of both chunks, like q and contiguous, and both lse, (H,T)."""
         qs = tensors[:2]
         os, lses = [q.new_empty(q.shape) for q in qs], [logarithms_of(q) for q in qs]
-        self._repeats.run(None, Tensors(*tensors, *os, *lses), self._forward_launches)
+        t = Tensors(*tensors, *os, *lses)
+        room = room_of(t, self._cut)
+        t = t._replace(listed=room.listed, ordered_k=room.k, ordered_v=room.v)
+        self._repeats.run(None, t, self._forward_launches)
         return *os, *lses
 
     def _forward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)
-        return (forward_launch(t, self._cut),)
+        return forward_launches(t, self._cut)
 
     def results(
         self, tensors: Inputs, needs: Sequence[bool]

@@ -163,8 +163,10 @@ def suits(*tensors: Tensor | None) -> bool:
 
 
 def descriptor(tensor: Tensor, rows: int, H: int | None = None) -> TensorDescriptor:
-    """Of `rows` rows of a head at a time. tensor: (B,N,H,D), or (B,N,H·D) where H is given."""
+    """Of `rows` rows of a head at a time. tensor: (B,N,H,D), (N,H,D), or (B,N,H·D) where H is
+    given."""
     view = tensor if H is None else tensor.unflatten(2, (H, -1))
+    view = view if view.dim() == 4 else view.unsqueeze(0)
     B, N, H, D = view.shape
     block = [1, rows, 1, D]
     sizes = zip(view.shape, view.stride(), strict=True)

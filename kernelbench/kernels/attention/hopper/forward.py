@@ -8,6 +8,7 @@ meanwhile.
 Shapes: as in `attention.forward`; M is 64.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,13 +39,21 @@ from kernelbench.kernels.attention.hopper.channel import (
     store,
     store_rows,
 )
-from kernelbench.kernels.attention.hopper.order import heads_of_section, list_launch, order_of
+from kernelbench.kernels.attention.hopper.order import (
+    heads_of_section,
+    lies_packed,
+    list_launch,
+    order_of,
+    starts_of,
+)
 from kernelbench.kernels.attention.places import Packed, most_tiles
 from kernelbench.kernels.attention.tiles import pitch
 from kernelbench.kernels.launch import Launch, ceil_div, sm_count
 
 _LEAST = gl.constexpr(-1e30)  # below any score; unlike -inf it can be subtracted from itself
-_pitch = gluon.jit(pitch.fn)
+_LN2 = gl.constexpr(math.log(2))
+_pitch = in_gluon(pitch)
+_starts_of = in_gluon(starts_of)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,8 @@ class Barriers(NamedTuple):
 
 
 class Descriptors(NamedTuple):
-    """What the copy engine reads and writes; y is what is wanted first, o what is besides."""
+    """What the copy engine reads and writes; y is what is wanted first, o what is besides. late_q,
+    late_y: of late sequences whose rows are tensors of their own."""
 
     q: Any
     k: Any
@@ -114,6 +124,8 @@ class Descriptors(NamedTuple):
     x: Any
     y: Any
     o: Any
+    late_q: Any
+    late_y: Any
 
 
 class Call(NamedTuple):
@@ -136,20 +148,30 @@ class Call(NamedTuple):
     packed: Any
 
 
+class Late(NamedTuple):
+    """What late sequences write: lse, and o, (N,H,D)."""
+
+    lse_ptr: Any
+    o_ptr: Any
+    N: Any
+
+
 class Sequences(NamedTuple):
     """Sequences one after another, and their tiles.
 
-    q_starts, k_starts, S: as `places.Packed` has them. listed: what `order.list_tiles` writes.
-    heads: of a section. o_ptr: (N,H,D) and contiguous, for rows of a tile within which a sequence
-    ends.
+    place: where they lie, for LIES. listed: what `order.list_tiles` writes. heads: of a section.
+    o_ptr: (N,H,D), of rows that are `o_heads` heads apart, for those of a tile within which a
+    sequence ends. late: where
+    there are sequences twice, see `list_tiles`: then lse is the natural one, and what is behind the
+    last key has no result.
     """
 
-    q_starts: Any
-    k_starts: Any
-    S: Any
+    place: Any
     listed: Any
     heads: Any
     o_ptr: Any
+    o_heads: Any
+    late: Any
 
 
 class Variant(NamedTuple):
@@ -228,6 +250,8 @@ def _softmax(
         key_N = start + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
         if variant.CAUSAL:
             row_M = seen[0] + gl.arange(0, 64, gl.SliceLayout(1, layout))
+            if variant.RAGGED:
+                row_M = gl.minimum(row_M, seen[1] - 1)
             seen_MN = gl.expand_dims(key_N, 0) <= gl.expand_dims(row_M, 1)
         else:
             seen_MN = gl.expand_dims(key_N, 0) < gl.expand_dims(
@@ -259,7 +283,15 @@ def _place(index, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.co
 
 
 @gluon.jit
-def _schedule(smem, bars, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
+def _schedule(
+    smem,
+    bars,
+    call,
+    ROWS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    LIES: gl.constexpr,
+):
     """Take tiles of packed sequences as programs get free, and mail where they are; the last one
     has no blocks."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
@@ -275,12 +307,13 @@ def _schedule(smem, bars, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSA
         tile = of.listed + 2 + 2 * (rest // of.heads)
         s = gl.load(tile)
         number = gl.load(tile + 1)
-        below = gl.minimum(s + 1, of.S)
-        q0 = gl.load(of.q_starts + s)
-        key = gl.load(of.k_starts + s)
-        end = gl.where(s == of.S, call.N, gl.load(of.q_starts + below))
-        keys = gl.load(of.k_starts + below) - key
-        ahead = keys - (end - q0)
+        late = 0
+        if of.late is not None:
+            late = s // (of.place.S + 1)
+            s = s % (of.place.S + 1)
+        starts = _starts_of(of.place, late, of.late is not None)
+        q0, rows, ahead, key, keys = LIES(of.place, starts, s, late, call.N)
+        end = q0 + rows
         row = q0 + number * ROWS
         last = keys
         if CAUSAL:
@@ -289,6 +322,7 @@ def _schedule(smem, bars, call, ROWS: gl.constexpr, BLOCK_N: gl.constexpr, CAUSA
         mail = gl.where(field == 0, row, 0)
         mail = gl.where(field == 1, row - q0 + ahead, mail)
         mail = gl.where(field == 2, h, mail)
+        mail = gl.where(field == 3, late, mail)
         mail = gl.where(field == 4, blocks, mail)
         mail = gl.where(field == 5, key, mail)
         mail = gl.where(field == 6, keys, mail)
@@ -322,7 +356,8 @@ def _uniform(x):
 
 @gluon.jit
 def _received(smem, bars, done, WARPS: gl.constexpr):
-    """The place of tile number `done`, as `_place` has it."""
+    """The place of tile number `done`, as `_place` has it; in the place of the sample whether its
+    sequence is a late one."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     field = gl.arange(0, 8, layout)
     slot = done % 2
@@ -342,7 +377,15 @@ def _received(smem, bars, done, WARPS: gl.constexpr):
 
 @gluon.jit
 def _produce_tile(
-    smem, bars, descs, place, taken, done, GROUPS: gl.constexpr, SHARED: gl.constexpr
+    smem,
+    bars,
+    descs,
+    place,
+    taken,
+    done,
+    GROUPS: gl.constexpr,
+    SHARED: gl.constexpr,
+    TWICE: gl.constexpr,
 ):
     row, _, h, b, blocks, key, _, _ = place
     BUFFERS: gl.constexpr = smem.k.shape[0]
@@ -351,8 +394,17 @@ def _produce_tile(
     phase = done & 1
     mbarrier.wait(bars.q_empty, phase ^ 1)
     mbarrier.expect(bars.q_full, GROUPS * 64 * D * 2)
+    if TWICE:
+        late = b
+        b = 0
     for g in gl.static_range(GROUPS):
-        load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
+        if descs.late_q is not None:
+            if late > 0:
+                load(descs.late_q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
+            else:
+                load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
+        else:
+            load(descs.q, bars.q_full, smem.q.index(g), b, row + g * 64, h)
     kv_h = h // SHARED
     for i in range(blocks):
         start = key + (blocks - 1 - i) * BLOCK_N
@@ -381,9 +433,10 @@ def _produce(
     taken = 0
     done = 0
     if call.packed is not None:
+        TWICE: gl.constexpr = call.packed.late is not None
         place = _received(smem, bars, 0, 1)
         while place[4] > 0:
-            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED)
+            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED, TWICE)
             done += 1
             place = _received(smem, bars, done, 1)
     else:
@@ -391,7 +444,7 @@ def _produce(
         while index < call.total:
             after = listed(call.order, done + 1)  # it arrives during this tile
             place = _place(index, call, GROUPS * 64, BLOCK_N, CAUSAL)
-            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED)
+            taken = _produce_tile(smem, bars, descs, place, taken, done, GROUPS, SHARED, False)
             done += 1
             index = next_tile(call.order, index, after)
 
@@ -531,6 +584,10 @@ def _attend_tile(
     ROWS: gl.constexpr = smem.q.shape[0] * 64
     D: gl.constexpr = smem.k.shape[2]
     PACKED: gl.constexpr = call.packed is not None
+    TWICE: gl.constexpr = PACKED and call.packed.late is not None
+    if TWICE:
+        late = b
+        b = 0
     MASKED: gl.constexpr = variant.CAUSAL or variant.RAGGED
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16]
@@ -595,10 +652,21 @@ def _attend_tile(
     if PACKED:  # a row may see no key
         share_M = gl.where(sum_M > 0, share_M, 0.0)
     o_MD = _scaled(acc_MD, share_M)
+    lse_M = max_M + gl.log2(sum_M)
+    if TWICE:
+        real_M = seen[0] + gl.arange(0, 64, row_layout) < keys
+        lse_M = gl.where(real_M, lse_M * _LN2, float("-inf"))
+        real_M = gl.convert_layout(real_M, gl.SliceLayout(1, acc_layout))
+        o_MD = gl.where(gl.expand_dims(real_M, 1), o_MD, 0.0)
     if call.lse_ptr is not None:
         row_M = first_M + gl.arange(0, 64, row_layout)
-        lse_ptr = call.lse_ptr + (b * call.H + h).to(gl.int64) * _pitch(call.N)
-        gl.store(lse_ptr + row_M, max_M + gl.log2(sum_M), mask=row_M < end)
+        lse_ptr = call.lse_ptr
+        N = call.N
+        if TWICE and late > 0:
+            lse_ptr = call.packed.late.lse_ptr
+            N = call.packed.late.N
+        lse_ptr += (b * call.H + h).to(gl.int64) * _pitch(N)
+        gl.store(lse_ptr + row_M, lse_M, mask=row_M < end)
     if variant.FINISH is not None:
         settled = variant.SETTLE(begun, call.extra, variant.KIND)
         if descs.o is not None:
@@ -609,7 +677,15 @@ def _attend_tile(
         o_MD = variant.FINISH(settled, o_MD, x_MD)
     if PACKED:
         if first_M + 64 > end:
-            store_rows(y, o_MD, call.packed.o_ptr, first_M, h, call.H, end)
+            o_ptr = call.packed.o_ptr
+            if TWICE and late > 0:
+                o_ptr = call.packed.late.o_ptr
+            store_rows(y, o_MD, o_ptr, first_M, h, call.packed.o_heads, end)
+        elif descs.late_y is not None:
+            if late > 0:
+                store(descs.late_y, y, o_MD, b, first_M, h)
+            else:
+                store(descs.y, y, o_MD, b, first_M, h)
         else:
             store(descs.y, y, o_MD, b, first_M, h)
     else:
@@ -656,6 +732,8 @@ def attend(
     x_desc,
     y_desc,
     o_desc,
+    late_q_desc,
+    late_y_desc,
     extra,
     lse_ptr,
     order_ptr,
@@ -682,10 +760,11 @@ def attend(
     SETTLE: gl.constexpr,
     FINISH: gl.constexpr,
     KIND: gl.constexpr,
+    LIES: gl.constexpr,
 ):
     """Tiles of 64·GROUPS query rows of a head, one after another. SHARED: heads of q that share one
     of k and v. LEADS, FOLLOWS: of launches that overlap. BEGIN, SETTLE, FINISH, KIND: see
-    `HopperHook`."""
+    `HopperHook`. LIES: where sequences lie, see `order.lies_packed`."""
     if LEADS:  # what follows reads nothing that is written here
         tl.extra.cuda.gdc_launch_dependents()
     D: gl.constexpr = q_desc.block_type.shape[3]
@@ -727,7 +806,7 @@ def attend(
     bars = Barriers(
         q_full, q_empty, k_full, k_empty, v_full, v_empty, x_full, x_empty, mail_full, mail_empty
     )
-    descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc)
+    descs = Descriptors(q_desc, k_desc, v_desc, x_desc, y_desc, o_desc, late_q_desc, late_y_desc)
     call = Call(begin, tiles, N, H, total, order_ptr, extra, scale * LOG2E, lse_ptr, packed)
     if packed is not None:
         gl.warp_specialize(
@@ -755,7 +834,7 @@ def attend(
                     ),
                 ),
                 (_produce, (smem, bars, descs, call, GROUPS, CAUSAL, SHARED)),
-                (_schedule, (smem, bars, call, GROUPS * 64, BLOCK_N, CAUSAL)),
+                (_schedule, (smem, bars, call, GROUPS * 64, BLOCK_N, CAUSAL, LIES)),
             ],
             [4, 1, 1],
             [REGISTERS, 24, 24],
@@ -961,7 +1040,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """What all launches have."""
     q, k, v, o, lse = tensors
-    H = q.shape[2]
+    N, H, _ = q.shape[-3:]
     y, o = (o, None) if hook.y is None else (hook.y, o)
     return {
         "q_desc": descriptor(q, 64),
@@ -970,10 +1049,12 @@ def _arguments(
         "x_desc": of_heads(hook.x, H),
         "y_desc": of_heads(y, H),
         "o_desc": of_heads(o, H),
+        "late_q_desc": None,
+        "late_y_desc": None,
         "extra": hook.extra,
         "lse_ptr": lse,
         "scale": scale,
-        "N": q.shape[1],
+        "N": N,
         "H": H,
     }
 
@@ -992,6 +1073,7 @@ def _constexprs(
         "LATE": tile.late,
         "HELD": tile.held,
         "SHARED": group,
+        "LIES": None,
         **hook.constexprs(),
     }
 
@@ -1005,26 +1087,58 @@ def packed_launches(
     causal: bool,
     tile: HopperTile,
 ) -> tuple[Launch, ...]:
-    """As `forward_launches`, of packed sequences, which are one sample: their tiles are listed by a
-    launch in front. listed: `order.listed_size` of int32. Raises ValueError for a tile of other
-    than 2 groups, with a `rest`, or with a `polynomial`, which is not 0 for a hidden key."""
+    """As `forward_launches`, of packed sequences, which are one sample. The rest: see
+    `placed_launches`."""
+    return placed_launches(
+        tensors, place, lies_packed, listed, scale=scale, causal=causal, tile=tile
+    )
+
+
+def placed_launches(
+    tensors: Forward,
+    place: Any,
+    lies: Any,
+    listed: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    tile: HopperTile,
+    late: Forward | None = None,
+    rows: int | None = None,
+) -> tuple[Launch, ...]:
+    """As `packed_launches`, of sequences that lie as an operator has it: their tiles are listed by
+    a launch in front.
+
+    tensors: the axis of samples may be missing. place, lies: see `order.lies_packed`. listed:
+    `order.listed_size` of int32. late: q, o and lse of late sequences, which have the same keys;
+    the same tensors where they lie there. Then lse is the natural one, and rows behind the last key
+    are zeros, and -inf. rows: of all sequences, or of all late ones if these are more; those of q
+    unless given. Raises ValueError for a tile of other than 2 groups, with a `rest`, or with a
+    `polynomial`, which is not 0 for a hidden key.
+    """
     if tile.groups != 2 or tile.rest is not None or tile.polynomial:
         raise ValueError(
             f"packed sequences take a tile of 2 groups without rest or polynomial, got {tile}"
         )
-    q, k, o = tensors.q, tensors.k, tensors.o
-    (_, N, H, _), G = q.shape, k.shape[2]
-    heads = heads_of_section(H, G, 2 * k.nbytes)
-    args = _arguments(tensors, tile, NO_HOPPER_HOOK, scale) | {
+    assert tensors.o is not None
+    (N, H, D), G = tensors.q.shape[-3:], tensors.k.shape[-2]
+    rows, twice = N if rows is None else rows, late is not None
+    heads = heads_of_section(H, G, 2 * tensors.k.nbytes)
+    others = None if late is None else Late(late.lse, late.o, late.q.shape[-3])
+    args = _arguments(tensors._replace(o=None), tile, NO_HOPPER_HOOK, scale) | {
+        "y_desc": descriptor(tensors.o, 64),
         "order_ptr": None,
-        "packed": Sequences(place.q_starts, place.k_starts, place.S, listed, heads, o),
+        "packed": Sequences(place, listed, heads, tensors.o, tensors.o.stride(-3) // D, others),
         "begin": 0,
         "tiles": 0,
         "total": 0,
     }
+    if late is not None and late.o is not None and late.q is not tensors.q:
+        args |= {"late_q_desc": descriptor(late.q, 64), "late_y_desc": descriptor(late.o, 64)}
     constexprs = _constexprs(tile, NO_HOPPER_HOOK, causal, True, H // G)
-    constexprs |= {"LEADS": False, "FOLLOWS": False}
-    rows = tile.groups * 64
-    programs = (min(most_tiles(N, place.S, rows) * H, sm_count(q.device)),)
-    lists = list_launch(place, listed, N, rows, causal)
+    constexprs |= {"LEADS": False, "FOLLOWS": False, "LIES": in_gluon(lies)}
+    cut = tile.groups * 64
+    tiles = most_tiles(rows, place.S, cut) * (2 if twice else 1)
+    lists = list_launch(place, lies, listed, rows, cut, causal, twice)
+    programs = (min(tiles * H, sm_count(tensors.q.device)),)
     return lists, Launch(attend, programs, args, constexprs, {"num_warps": 4})

@@ -1,13 +1,14 @@
 """Which tiles each program of a forward takes where tiles differ in length, as causal ones do."""
 
 from heapq import heapreplace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernelbench.kernels.attention.places import Packed, most_tiles, sequence_of
+from kernelbench.kernels.attention.places import most_tiles, sequence_of
 from kernelbench.kernels.launch import Launch, ceil_div, power_of_2
 
 _SECTION_BYTES = 24 << 20  # of k and v: what an L2 cache of 50 MiB holds beside other things
@@ -82,52 +83,85 @@ def order_of(
 
 
 @triton.jit
-def _tiles_and_ahead(q_starts, k_starts, s_S, S, N, ROWS: tl.constexpr, CAUSAL: tl.constexpr):
-    """How many tiles these sequences have, S being the rows behind the last, the slot of the first,
-    and how long tile 0 is in tiles, less 1."""
-    known_S = s_S <= S
-    below_S = tl.minimum(s_S + 1, S)
-    q_S = tl.load(q_starts + s_S, mask=known_S, other=0)
-    end_S = tl.where(s_S == S, N, tl.load(q_starts + below_S))
-    rows_S = tl.where(known_S, tl.maximum(end_S - q_S, 0), 0)
-    keys_S = tl.load(k_starts + below_S) - tl.load(k_starts + s_S, mask=known_S, other=0)
-    long_S = (keys_S - rows_S) // ROWS if CAUSAL else keys_S // ROWS
-    return (rows_S + ROWS - 1) // ROWS, q_S // ROWS + s_S, long_S
+def lies_packed(place, starts, s, late, N):
+    """Where sequence s of `places.Packed` lies: its first query, how many there are, how far a
+    query's position among the keys is ahead of its number, its first key, and how many. Sequence S
+    are the N rows behind the last; what lies behind it has no rows.
+
+    An operator's own place has a function like it. starts: where queries begin. late: whether
+    sequences are those of `place.late_starts`, see `list_tiles`.
+    """
+    known = s <= place.S
+    below = tl.minimum(s + 1, place.S)
+    q0 = tl.load(starts + s, mask=known, other=0)
+    key = tl.load(place.k_starts + s, mask=known, other=0)
+    end = tl.where(s == place.S, N, tl.load(starts + below))
+    rows = tl.where(known, tl.maximum(end - q0, 0), 0)
+    keys = tl.load(place.k_starts + below) - key
+    ahead = keys - rows if place.chunk is None else place.chunk * rows
+    return q0, rows, ahead, key, keys
+
+
+@triton.jit
+def starts_of(place, late, LATE: tl.constexpr):
+    """Where queries of sequences begin: of the late ones, where there are such."""
+    starts = place.q_starts
+    if LATE and late > 0:
+        starts = place.late_starts
+    return starts
+
+
+@triton.jit
+def _tiles_and_ahead(
+    place, starts, s_S, late, N, ROWS: tl.constexpr, CAUSAL: tl.constexpr, LIES: tl.constexpr
+):
+    """How many tiles these sequences have, and how long tile 0 is in tiles, less 1."""
+    _, rows_S, ahead_S, _, keys_S = LIES(place, starts, s_S, late, N)
+    long_S = (ahead_S if CAUSAL else keys_S) // ROWS
+    return (rows_S + ROWS - 1) // ROWS, long_S
 
 
 @triton.jit
 def list_tiles(
-    q_starts,
-    k_starts,
+    place,
     listed_ptr,
-    S,
     N,
     ROWS: tl.constexpr,
     CAUSAL: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    LATE: tl.constexpr,
+    LIES: tl.constexpr,
 ):
     """See `listed_size`. A program is a slot, as `places.sequence_of` numbers them: its tile goes
-    behind all longer ones, and those of its length in front of it."""
-    s, slot, head = sequence_of(q_starts, S, N, ROWS, False)
-    tiles, first, long = _tiles_and_ahead(q_starts, k_starts, s, S, N, ROWS, CAUSAL)
-    number = slot - first
+    behind all longer ones, and those of its length in front of it. LATE: whether there are
+    sequences twice, whose queries begin at `q_starts` and at `late_starts`. N: rows, of those that
+    have more."""
+    slots = N // ROWS + place.S + 1
+    late = tl.program_id(0) // slots if LATE else 0
+    starts = starts_of(place, late, LATE)
+    s, slot, _ = sequence_of(starts, place.S, N, ROWS, False)
+    number = slot - (tl.load(starts + s) // ROWS + s)
+    tiles, long = _tiles_and_ahead(place, starts, s, late, N, ROWS, CAUSAL, LIES)
     length = long + number if CAUSAL else long
     rank = number * 0 if CAUSAL else number
     count = number * 0
-    for begin in range(0, S + 1, BLOCK_S):
-        s_S = begin + tl.arange(0, BLOCK_S)
-        tiles_S, first_S, long_S = _tiles_and_ahead(q_starts, k_starts, s_S, S, N, ROWS, CAUSAL)
-        if CAUSAL:
-            at_S = length - long_S  # the number of a tile as long as this one
-            longer_S = tl.minimum(tl.maximum(tiles_S - 1 - at_S, 0), tiles_S)
-            before_S = ((at_S >= 0) & (at_S < tiles_S) & (s_S < s)).to(tl.int32)
-        else:
-            longer_S = tl.where(long_S > long, tiles_S, 0)
-            before_S = tl.where((long_S == long) & (s_S < s), tiles_S, 0)
-        rank += tl.sum(longer_S + before_S)
-        count += tl.sum(tiles_S)
+    for other in tl.static_range(2 if LATE else 1):
+        starts_S = place.late_starts if other > 0 else place.q_starts
+        for begin in range(0, place.S + 1, BLOCK_S):
+            s_S = begin + tl.arange(0, BLOCK_S)
+            tiles_S, long_S = _tiles_and_ahead(place, starts_S, s_S, other, N, ROWS, CAUSAL, LIES)
+            first_S = (s_S < s) & (other == late) | (other < late)
+            if CAUSAL:
+                at_S = length - long_S  # the number of a tile as long as this one
+                longer_S = tl.minimum(tl.maximum(tiles_S - 1 - at_S, 0), tiles_S)
+                before_S = ((at_S >= 0) & (at_S < tiles_S) & first_S).to(tl.int32)
+            else:
+                longer_S = tl.where(long_S > long, tiles_S, 0)
+                before_S = tl.where((long_S == long) & first_S, tiles_S, 0)
+            rank += tl.sum(longer_S + before_S)
+            count += tl.sum(tiles_S)
     if (number >= 0) & (number < tiles):
-        tl.store(listed_ptr + 2 + 2 * rank, s)
+        tl.store(listed_ptr + 2 + 2 * rank, s + late * (place.S + 1))
         tl.store(listed_ptr + 3 + 2 * rank, number)
     if tl.program_id(0) == 0:
         tl.store(listed_ptr, 0)
@@ -141,21 +175,24 @@ def heads_of_section(H: int, G: int, key_bytes: int) -> int:
     return max(shared for shared in range(1, most + 1) if G % shared == 0) * (H // G)
 
 
-def listed_size(N: int, S: int, rows: int) -> int:
+def listed_size(N: int, S: int, rows: int, twice: bool = False) -> int:
     """What `list_tiles` writes, in int32: how many tiles of all heads are taken, none; how many
-    there are of a head; and of each its sequence and its number there, the longest first."""
-    return 2 + 2 * most_tiles(N, S, rows)
+    there are of a head; and of each its sequence, late ones behind the S+1 others, and its number
+    there, the longest first."""
+    return 2 + 2 * most_tiles(N, S, rows) * (2 if twice else 1)
 
 
-def list_launch(place: Packed, listed: Tensor, N: int, rows: int, causal: bool) -> Launch:
-    """listed: `listed_size` of int32."""
-    args = {
-        "q_starts": place.q_starts,
-        "k_starts": place.k_starts,
-        "listed_ptr": listed,
-        "S": place.S,
-        "N": N,
+def list_launch(
+    place: Any, lies: Any, listed: Tensor, N: int, rows: int, causal: bool, twice: bool = False
+) -> Launch:
+    """place, lies: see `lies_packed`. listed: `listed_size` of int32."""
+    args = {"place": place, "listed_ptr": listed, "N": N}
+    constexprs = {
+        "ROWS": rows,
+        "CAUSAL": causal,
+        "BLOCK_S": min(power_of_2(place.S + 1), 1024),
+        "LATE": twice,
+        "LIES": lies,
     }
-    block = min(power_of_2(place.S + 1), 1024)
-    constexprs = {"ROWS": rows, "CAUSAL": causal, "BLOCK_S": block}
-    return Launch(list_tiles, (most_tiles(N, place.S, rows),), args, constexprs, {"num_warps": 1})
+    programs = most_tiles(N, place.S, rows) * (2 if twice else 1)
+    return Launch(list_tiles, (programs,), args, constexprs, {"num_warps": 1})

@@ -1,0 +1,178 @@
+"""The forward of zigzag attention by attention's kernel for Hopper: chunks of documents are twice
+as many sequences there, in one launch. Keys that lie in zigzag order are copied into that of
+documents first: the copy engine reads rows that follow each other.
+
+Shapes: as in `places`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernelbench.kernels.attention.forward import Forward
+from kernelbench.kernels.attention.hopper.channel import suits
+from kernelbench.kernels.attention.hopper.forward import HopperTile, placed_launches
+from kernelbench.kernels.attention.hopper.order import listed_size
+from kernelbench.kernels.attention.places import most_tiles, sequence_of
+from kernelbench.kernels.attention.tiles import Rows
+from kernelbench.kernels.launch import Launch
+from kernelbench.kernels.zigzag_attention.places import (
+    Chunk,
+    Keys,
+    document_of,
+    keys_of_head,
+    load_zigzag,
+    row_of,
+    store_keys,
+)
+
+_BLOCK = 128  # rows of a tile that is copied
+
+
+class Cuts(NamedTuple):
+    """Where the chunks of S documents lie, see `places.Chunk` and `places.Keys`: of each kind its
+    number and its rows, T; `step` is 2 where both chunks of a document lie next to each other."""
+
+    q_starts: Any
+    late_starts: Any
+    real_starts: Any
+    k_starts: Any
+    S: Any
+    number: Any
+    late_number: Any
+    T: Any
+    late_T: Any
+    chunks: Any
+    step: Any
+
+
+@triton.jit
+def lies_cut(place, starts, s, late, N):
+    """As `attention.hopper.order.lies_packed`: a chunk of document s."""
+    known = s <= place.S
+    below = tl.minimum(s + 1, place.S)
+    start = tl.load(place.k_starts + s, mask=known, other=0)
+    padded = tl.load(place.k_starts + below) - start
+    real = tl.load(place.real_starts + s, mask=known, other=0)
+    keys = tl.minimum(tl.load(place.real_starts + below) - real, padded)
+    q0 = tl.load(starts + s, mask=known, other=0)
+    T = place.T + late * (place.late_T - place.T)
+    end = tl.where(s == place.S, T, tl.load(starts + below))
+    rows = tl.where(known, tl.maximum(end - q0, 0), 0)
+    number = place.number + late * (place.late_number - place.number)
+    chunk = tl.maximum((padded + place.chunks - 1) // place.chunks, 1)
+    ahead = tl.where(rows == padded, 0, number * chunk)
+    return place.step * q0 + (place.step - 1) * late * rows, rows, ahead, start, keys
+
+
+@triton.jit
+def order_keys(
+    keys,
+    k_out,
+    v_out,
+    G,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Copy a tile of k and v of one head from zigzag order to that of documents, (T,G,D), with
+    zeros for what is padded."""
+    s, tile, h = sequence_of(keys.starts, keys.S, keys.T, BLOCK, False)
+    row = row_of(keys.starts, s, tile, BLOCK)
+    document = document_of(keys, s)
+    if row < document.padded:
+        at = (document.start.to(tl.int64) * G + h) * D
+        k = keys_of_head(keys.k, keys.k_stride_T, keys.k_stride_H, keys, document, h, False, True)
+        v = keys_of_head(keys.v, keys.v_stride_T, keys.v_stride_H, keys, document, h, False, True)
+        k_rows = Rows(k_out + at, G * D, document.padded)
+        v_rows = Rows(v_out + at, G * D, document.padded)
+        k_tile = load_zigzag(k, row, D, BLOCK, D, True)
+        v_tile = load_zigzag(v, row, D, BLOCK, D, True)
+        store_keys(k_rows, k_tile, row, document.padded, D, BLOCK, D, False)
+        store_keys(v_rows, v_tile, row, document.padded, D, BLOCK, D, False)
+
+
+class Room(NamedTuple):
+    """Memory that the launches use between them: the list of tiles, and k and v in the order of
+    documents where they lie in another."""
+
+    listed: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+
+
+NO_ROOM = Room(None, None, None)
+
+
+def room_for(k: Tensor, rows: int, S: int, tile: HopperTile, zigzag: bool) -> Room:
+    """rows: the most of a chunk."""
+    size = listed_size(rows, S, tile.groups * 64, twice=True)
+    orders = [k.new_empty(k.shape) if zigzag else None for _ in range(2)]
+    return Room(k.new_empty(size, dtype=torch.int32), *orders)
+
+
+def takes(*given: Tensor | None) -> bool:
+    """Whether the kernel takes these, (T,H,D), q the first. Nothing has no descriptor."""
+    tensors = [x for x in given if x is not None]
+    if not all(x.numel() for x in tensors):
+        return False
+    whole_heads = all(x.stride(0) % x.shape[2] == 0 for x in tensors)
+    return whole_heads and suits(*(x.unsqueeze(0) for x in tensors))
+
+
+def forward_launches(
+    early: Chunk,
+    late: Chunk,
+    keys: Keys,
+    room: Room,
+    *,
+    scale: float,
+    causal: bool,
+    zigzag: bool,
+    tile: HopperTile,
+) -> tuple[Launch, ...]:
+    """The launches that write o, `out` of the chunks, and lse, the natural one. Both chunks are in
+    the same tensors where these lie next to each other."""
+    assert room.listed is not None
+    k, v, ordering = keys.k, keys.v, []
+    if zigzag:
+        assert room.k is not None and room.v is not None
+        k, v = room.k, room.v
+        ordering = [_ordering(keys, k, v)]
+    joined = late.q is early.q
+    place = Cuts(
+        early.starts,
+        late.starts,
+        keys.real_starts,
+        keys.starts,
+        keys.S,
+        early.number,
+        late.number,
+        early.T,
+        late.T,
+        keys.chunks,
+        2 if joined else 1,
+    )
+    first, second = (Forward(c.q, k, v, c.out, c.lse) for c in (early, late))
+    launches = placed_launches(
+        first,
+        place,
+        lies_cut,
+        room.listed,
+        scale=scale,
+        causal=causal,
+        tile=tile,
+        late=first if joined else second,
+        rows=max(early.T, late.T),
+    )
+    return *ordering, *launches
+
+
+def _ordering(keys: Keys, k: Tensor, v: Tensor) -> Launch:
+    _, G, D = k.shape
+    args = {"keys": keys, "k_out": k, "v_out": v, "G": G}
+    constexprs = {"D": D, "BLOCK": _BLOCK}
+    programs = most_tiles(keys.T, keys.S, _BLOCK) * G
+    return Launch(order_keys, (programs,), args, constexprs, {"num_warps": 8})
