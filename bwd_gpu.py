@@ -125,6 +125,8 @@ def configs_of(case: Case) -> dict[str, AttentionConfig]:
     pattern = Pattern(None, case.H // case.G, plain=not packed, packed=packed)
     how: dict[str, Any] = {"arch": "sm_90", "mode": "bwd", "causal": case.causal}
     found = configs(case.B, case.N, case.H, case.D, **how, pattern=pattern)
+    if packed:  # of the backward alone: the forward is tl's
+        found = tuple(dict.fromkeys(replace(config, hopper=None) for config in found))
     named = {"tl": next(config for config in found if config.bwd_hopper is None)}
     for config in found:
         tile = config.bwd_hopper
