@@ -246,12 +246,86 @@ def test_hoppers_kernels_of_packed_sequences(
     """Of lengths that tiles of 128 divide, and not."""
     pattern = Pattern(None, H // G, plain=False, packed=True)
     how = {"arch": "sm_90", "mode": "full", "causal": causal, "pattern": pattern}
-    found = [config for config in configs(1, 2048, H, D, **how) if config.hopper]
-    assert found
+    found = [c for c in configs(1, 2048, H, D, **how) if c.hopper or c.bwd_hopper]
+    assert any(config.hopper for config in found) and any(config.bwd_hopper for config in found)
     for times in (1, 17, 64):
         of = tuple(tuple(times * n for n in each) for each in LENGTHS[lengths])
         for config in found:
             check_packed(of, 19, causal, (H, G, D), torch.bfloat16, "cuda", config=config)
+
+
+def fused_configs(H: int, G: int, D: int, causal: bool, packed: bool) -> list[AttentionConfig]:
+    """Whose gradients are Hopper's, each only once."""
+    pattern = Pattern(None, H // G, plain=not packed, packed=packed)
+    how: dict[str, Any] = {"causal": causal, "pattern": pattern}
+    found = configs(1, 2048, H, D, arch="sm_90", mode="bwd", **how)
+    return [config for config in found if config.bwd_hopper and config.bwd_hopper.fused]
+
+
+@HOPPER
+@CAUSAL
+@pytest.mark.parametrize("N", [1, 63, 129, 777, 2048])
+@pytest.mark.parametrize("H,G", [(8, 2), (32, 8), (8, 1)])
+@pytest.mark.parametrize("D", [64, 128])
+def test_gradients_of_heads_that_share_keys_on_hopper(
+    D: int, H: int, G: int, N: int, causal: bool
+) -> None:
+    """Several times: programs add to dq in any order."""
+    inputs = draw(2, N, N, H, G, D, torch.bfloat16, "cuda")
+    for config in fused_configs(H, G, D, causal, packed=False):
+        for _ in range(3):
+            check(inputs, {"causal": causal}, config=config)
+
+
+RAGGED = {
+    "ends at blocks": (128, 256, 64, 512),
+    "about a block": (127, 1, 129, 0, 0, 255, 128, 1),
+    "many short ones": tuple(i % 7 for i in range(200)),
+    "one long one": (3, 1900, 5),
+    "nothing": (0, 0, 0),
+}
+
+
+@HOPPER
+@CAUSAL
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("H,G", [(2, 2), (8, 2), (32, 8)])
+@pytest.mark.parametrize("D", [64, 128])
+def test_gradients_of_packed_sequences_on_hopper(
+    D: int, H: int, G: int, lengths: str, causal: bool
+) -> None:
+    for config in fused_configs(H, G, D, causal, packed=True):
+        for padding in (19, 200):
+            of = RAGGED[lengths], RAGGED[lengths]
+            check_packed(of, padding, causal, (H, G, D), torch.bfloat16, "cuda", config=config)
+
+
+@HOPPER
+@CAUSAL
+@pytest.mark.parametrize("H", [2, 8])
+@pytest.mark.parametrize("D", [64, 128])
+def test_what_is_no_number_stays_in_its_sequence_on_hopper(D: int, H: int, causal: bool) -> None:
+    """The middle one of three that share tiles is NaN, and its gradients; theirs have the bits that
+    they have beside zeros, but for dq, whose parts are added in any order."""
+    G = 2
+    starts = torch.tensor([0, 70, 120, 420], dtype=torch.int32, device="cuda")
+    q, k, v = (x[0] for x in draw(1, 420, 420, H, G, D, torch.bfloat16, "cuda"))
+    do = torch.randn_like(q)
+    for config in fused_configs(H, G, D, causal, packed=True):
+        found = []
+        for value in (0.0, math.nan, math.inf):
+            given = [x.clone() for x in (q, k, v)]
+            for x in given:
+                x[70:120] = value
+                x.requires_grad_()
+            o = attention(*given, cu_seqlens_q=starts, causal=causal, config=config)
+            found.append(torch.autograd.grad(o, given, do))
+        for grads in found[1:]:
+            for i, (one, other) in enumerate(zip(found[0], grads, strict=True)):
+                for part in (one[:70], other[:70]), (one[120:], other[120:]):
+                    close(*part, torch.bfloat16)
+                    assert i == 0 or torch.equal(*part)
+                assert not other[70:120].isfinite().all()
 
 
 @HOPPER
@@ -292,7 +366,7 @@ def test_the_table_knows_what_hoppers_kernels_take() -> None:
         return choose((2, 4096, 8, 128), "sm_90", 2, True, True, True, False, False, pattern)
 
     assert first().hopper and first().bwd_hopper
-    assert first(group=4).hopper and not first(group=4).bwd_hopper
+    assert first(group=4).hopper and first(group=4).bwd_hopper
     for other in (first(keys=4097), first(plain=False)):
         assert not (other.hopper or other.bwd_hopper)
     unsuited = choose((2, 4096, 8, 128), "sm_90", 2, True, False, True, False, False)
@@ -308,6 +382,36 @@ def test_the_table_knows_what_hoppers_kernels_take() -> None:
     for pattern, runs in [(packed, True), *((other, False) for other in others)]:
         found = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", pattern=pattern)
         assert any(config.hopper for config in found) == runs
+        for mode in ("bwd", "full"):
+            found = configs(1, 4096, 8, 128, arch="sm_90", mode=mode, pattern=pattern)
+            assert bool(found[0].bwd_hopper) == runs
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_has_no_repeatable_kernel_of_hopper_s_repeats_by_tl(packed: bool, device: str) -> None:
+    """Heads that share keys, and packed sequences: by one kernel where all gradients are wanted."""
+
+    def kernels(needs: tuple[bool, bool, bool], **options: Any) -> list[str]:
+        with described_for(Target("sm_90", 132)) as launches:
+            q, k, v = (
+                torch.empty(4096, H, 128, dtype=torch.bfloat16, device="meta") for H in (8, 2, 2)
+            )
+            given = [x.requires_grad_(need) for x, need in zip((q, k, v), needs, strict=True)]
+            if packed:
+                starts = torch.empty(6, dtype=torch.int32, device="meta")
+                attention(*given, cu_seqlens_q=starts, **options).backward(q)
+            else:
+                attention(*(x[None] for x in given), **options).backward(q[None])
+        names = [launch.kernel.fn.__name__ for launch in launches]
+        return names[names.index("find_deltas") + 1 :]
+
+    fused = [*["list_tiles"][:packed], "differentiate", "scale_queries"]
+    by_tl = ["differentiate_keys", "differentiate_queries"]
+    for causal in (False, True):
+        assert kernels((True, True, True), causal=causal) == fused
+        assert kernels((True, True, True), causal=causal, deterministic=True) == by_tl
+    assert kernels((True, False, False)) == by_tl[1:]
+    assert kernels((False, True, True)) == by_tl[:1]
 
 
 def test_what_is_launched_for_a_gpu(device: str) -> None:

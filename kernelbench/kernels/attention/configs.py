@@ -205,13 +205,24 @@ def configs(
         candidates.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
-    if hopper and plain and pattern.group == 1:
-        fused = _hopper_backward(D, causal)
-        tiles = [fused, replace(fused, fused=None)]
+    if D in HEADS and (plain or (runs and pattern.packed)):
+        tiles = _backward_tiles(D, causal, pattern)
         if deterministic:
             tiles.reverse()
         candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
     return tuple(dict.fromkeys(candidates))
+
+
+def _backward_tiles(D: int, causal: bool, pattern: Pattern) -> list[HopperBackwardTile | None]:
+    """By how long they take, the last with the same bits on every call; None for `tl`: packed
+    sequences, and heads that share keys, have no kernels of Hopper's but the fused one."""
+    fused = _hopper_backward(D, causal)
+    if pattern.plain and pattern.group == 1:
+        return [fused, replace(fused, fused=None)]
+    if D == 64 or not causal:
+        return [fused, None]
+    assert fused.fused is not None
+    return [fused, replace(fused, fused=replace(fused.fused, late=False)), None]
 
 
 def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:

@@ -9,13 +9,13 @@ from kernelbench.kernels.attention.backward import Gradients
 from kernelbench.kernels.attention.configs import AttentionConfig
 from kernelbench.kernels.attention.forward import Forward
 from kernelbench.kernels.attention.hopper import backward as hopper
+from kernelbench.kernels.attention.hopper import fused
 from kernelbench.kernels.attention.hopper.forward import (
     NO_HOPPER_HOOK,
     HopperHook,
     forward_launches,
     packed_launches,
 )
-from kernelbench.kernels.attention.hopper.fused import fused_launch
 from kernelbench.kernels.attention.places import Packed, Place
 from kernelbench.kernels.attention.tiles import NO_HOOK, NO_MASK, Hook, Mask
 from kernelbench.kernels.launch import Launch
@@ -65,22 +65,32 @@ def differentiate(
     mask: Mask = NO_MASK,
     place: Place | None = None,
     adds: bool = False,
+    listed: Tensor | None = None,
 ) -> tuple[Launch, ...]:
     """The launches that write dq, and dk and dv, or add to them, where they are wanted, from δ.
 
-    total: zeros, where `sums_queries`. read: see `backward.scale_launch`.
+    total: zeros, where `sums_queries`. read: see `backward.scale_launch`. listed: memory for the
+    kernel in Gluon, of packed sequences, see `hopper.order`.
     """
     dq, dk, dv = gradients
     tile = config.bwd_hopper if tensors.q.numel() else None  # nothing has no descriptor
     how: dict[str, Any] = {"scale": scale, "causal": causal, "factor": factor}
     placed: dict[str, Any] = {"mask": mask, "place": place, "adds": adds}
     blocks = config.bwd_block_m, config.bwd_block_n, config.bwd_warps, config.bwd_stages
-    launches = []
+    launches: list[Launch] = []
     if total is not None and tile is not None and tile.fused is not None:
         assert dq is not None and dk is not None and dv is not None
-        launches.append(fused_launch(tensors, total, dk, dv, tile=tile.fused, **how))
+        sums = tensors, total, dk, dv
+        if isinstance(place, Packed):
+            assert listed is not None
+            how = {"scale": scale, "causal": causal, "tile": tile.fused}
+            launches.extend(fused.packed_launches(sums, place, listed, **how))
+        else:
+            launches.append(fused.fused_launch(*sums, tile=tile.fused, **how))
         scaled = backward.scale_launch(total, dq, scale=scale, factor=factor, read=read)
         return *launches, scaled
+    if place is not None or tensors.q.shape[2] != tensors.k.shape[2]:
+        tile = None  # dq or dk alone, or the same bits on every call: there is no such kernel
     if dk is not None and dv is not None:
         if tile is None:
             launch = backward.keys_launch(tensors, dk, dv, blocks=blocks, **how, **placed)

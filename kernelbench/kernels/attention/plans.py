@@ -11,6 +11,7 @@ from kernelbench.kernels.attention.backward import Gradients, deltas_launch
 from kernelbench.kernels.attention.checks import How, Inputs, check
 from kernelbench.kernels.attention.configs import AttentionConfig, Pattern, choose
 from kernelbench.kernels.attention.forward import Forward
+from kernelbench.kernels.attention.hopper.backward import KEPT
 from kernelbench.kernels.attention.hopper.channel import suits
 from kernelbench.kernels.attention.hopper.order import listed_size
 from kernelbench.kernels.attention.launches import attend, differentiate, sums_queries
@@ -74,8 +75,8 @@ def check_tile(config: AttentionConfig, q: Tensor, fits: bool, arch: str) -> Non
         raise ValueError(
             f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
             "expanded, whose addresses and strides are multiples of 16 bytes, without a window: "
-            "one sequence a sample with as many queries as keys, and for gradients as many heads "
-            "of these; or packed sequences, for the forward alone; on sm_90, got "
+            "one sequence a sample with as many queries as keys, or packed sequences; on sm_90, "
+            "got "
             f"{q.dtype}, D = {q.shape[3]} on {arch}: pass config=None for a kernel that takes these"
         )
 
@@ -162,8 +163,9 @@ class AttentionPlan:
             shape, size = (B, N, H, D), q.element_size()
             causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
-        gradients = plain and group == 1
-        check_tile(config, q, suited and (gradients or not config.bwd_hopper), arch)
+        check_tile(config, q, suited, arch)
+        if how.chunk is not None:  # Hopper's gradients are of the last queries alone
+            config = config.plainly()
         self.config = config.repeatable() if deterministic else config
         self._repeats = Repeats(device)
 
@@ -171,16 +173,22 @@ class AttentionPlan:
         """As the kernels take it: packed sequences are one sample."""
         return tensor.unsqueeze(0) if self._packed else tensor
 
+    @staticmethod
+    def _listed(x: Tensor, starts: Tensor | None, rows: int | None) -> Tensor | None:
+        """Memory for a list of the tiles of x, of so many rows, where they are of packed sequences
+        and listed."""
+        if starts is None or rows is None:
+            return None
+        return x.new_empty(listed_size(x.shape[1], len(starts) - 1, rows), dtype=torch.int32)
+
     def forward(self, tensors: Inputs, save: bool) -> tuple[Tensor, Tensor | None]:
         """o, like q and contiguous, and lse, (B,H,N) as `statistic_of` makes it, if `save`."""
         q, k, v, q_starts, k_starts = tensors
         o = q.new_empty(q.shape)
         q, k, v = self._samples(q), self._samples(k), self._samples(v)
         lse = statistic_of(q) if save else None
-        listed = None
-        if q_starts is not None and self.config.hopper is not None:
-            size = listed_size(q.shape[1], len(q_starts) - 1, self.config.hopper.groups * 64)
-            listed = q.new_empty(size, dtype=torch.int32)
+        tile = self.config.hopper
+        listed = self._listed(q, q_starts, None if tile is None else tile.groups * 64)
         outs = self._samples(o), lse, listed
         arguments = _Tensors(None, q, k, v, q_starts, k_starts, *outs)
         self._repeats.run(save, arguments, self._forward_launches)
@@ -240,8 +248,8 @@ class AttentionPlan:
         B, N, H, D = q.shape
         sums = sums_queries(self.config, q, dq, dk)
         total = lse.new_empty(B, H, N, D) if sums else None
-        delta = statistic_of(q)
-        rows = do, q, k, v, q_starts, k_starts, o, lse, None, dlse, delta, total
+        delta, listed = statistic_of(q), self._listed(k, q_starts, KEPT if sums else None)
+        rows = do, q, k, v, q_starts, k_starts, o, lse, listed, dlse, delta, total
         outs = [None if x is None else self._samples(x) for x in (dq, dk, dv)]
         self._run(_Tensors(*rows, *outs), (True, False))
         return dq, dk if needs[1] else None, dv if needs[2] else None
@@ -264,7 +272,8 @@ class AttentionPlan:
         total = None
         if sums is None and sums_queries(self.config, q, dq, dk):
             total = lse.new_zeros(B, H, N, D)
-        rows = do, q, k, v, q_starts, k_starts, None, lse, None, None, delta, total
+        listed = self._listed(k, q_starts, None if total is None else KEPT)
+        rows = do, q, k, v, q_starts, k_starts, None, lse, listed, None, delta, total
         self._run(_Tensors(*rows, dq, dk, dv), (False, sums is not None))
         return outs
 
@@ -300,6 +309,7 @@ class AttentionPlan:
             config=self.config.plainly() if adds else self.config,
             read=(t.do, t.o),
             adds=adds,
+            listed=t.listed,
             **self._how(t),
         )
 

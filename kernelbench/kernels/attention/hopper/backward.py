@@ -655,7 +655,8 @@ class HopperBackwardTile:
     queries: of dq; None for the `tl` kernel, of `rows` query rows a program,
         `keys` keys at a time, `warps` warps and `stages` stages, which say nothing otherwise.
     fused: of dq, dk and dv where all are wanted, in one kernel whose bits differ from call to
-        call; None for two kernels, whose bits do not.
+        call; None for two kernels, whose bits do not. Those are the `tl` kernels of the config
+        where heads share keys, and of packed sequences.
     """
 
     block_m: int

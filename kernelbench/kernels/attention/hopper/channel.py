@@ -18,6 +18,7 @@ from kernelbench.kernels.attention.tiles import Hook, copy_engine_takes
 
 LOG2E = gl.constexpr(1.4426950408889634)
 HEADS = (64, 128)  # elements of one, for which these kernels are made
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # since 3.7, and before
 
 
 @gluon.jit
@@ -92,6 +93,45 @@ def store(desc, smem, tile, b, row, h):
         smem._reinterpret(desc.dtype, [1, smem.shape[0], 1, smem.shape[1]], desc.layout),
     )
     tma.store_wait(0)
+
+
+@gluon.jit
+def store_rows(smem, tile, ptr, row, h, H, end):
+    """Write the rows of a tile that are in front of `end` to ptr, (N,H,D), by way of `smem`."""
+    D: gl.constexpr = tile.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    smem.store(tile.to(smem.dtype))
+    row_M = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
+    column_D = gl.arange(0, D, gl.SliceLayout(0, layout))
+    start_M = (row_M.to(gl.int64) * H + h) * D
+    at = gl.expand_dims(start_M, 1) + gl.expand_dims(column_D, 0)
+    inside = gl.expand_dims(row_M < end, 1) & gl.expand_dims(column_D < D, 0)
+    gl.store(ptr + at, smem.load(layout), mask=inside)
+
+
+@gluon.jit
+def publish():
+    """What the threads of a warpgroup have written, for products that it queues from here on: each
+    fences what it wrote, and then all have."""
+    fence_async_shared()
+    _barrier()
+
+
+@gluon.jit
+def forget_rows(smem, rows):
+    """Zeros in the rows of a tile (R,D), swizzled by 128 bytes, from `rows` on; `publish` them. A
+    loop, and not unrolled: its addresses would fill the registers of what comes after."""
+    COLUMNS: gl.constexpr = smem.shape[1] // 64
+    PARTS: gl.constexpr = smem.shape[0] // 16
+    part_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([16, 64], smem.dtype)
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    parts = smem._reinterpret(smem.dtype, [COLUMNS * PARTS, 16, 64], part_layout)
+    zeros = gl.full([16, 64], 0, smem.dtype, layout)
+    row = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(1, layout)), 1)
+    for i in range(gl.maximum(rows, 0) // 16, PARTS):
+        for column in gl.static_range(COLUMNS):
+            part = parts.index(column * PARTS + i)
+            part.store(gl.where(i * 16 + row < rows, part.load(layout), zeros))
 
 
 @gluon.jit

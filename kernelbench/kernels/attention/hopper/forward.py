@@ -37,6 +37,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     next_tile,
     of_heads,
     store,
+    store_rows,
 )
 from kernelbench.kernels.attention.hopper.order import (
     heads_of_section,
@@ -648,21 +649,6 @@ def _forget_others(smem, bars, taken, rows):
 
 
 @gluon.jit
-def _store_rows(smem, tile, o_ptr, row, h, H, end):
-    """Write the rows of a tile that are in front of `end` to o_ptr, (N,H,D), whose rows are H heads
-    apart."""
-    D: gl.constexpr = tile.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    smem.store(tile.to(smem.dtype))
-    row_M = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
-    column_D = gl.arange(0, D, gl.SliceLayout(0, layout))
-    start_M = (row_M.to(gl.int64) * H + h) * D
-    at = gl.expand_dims(start_M, 1) + gl.expand_dims(column_D, 0)
-    inside = gl.expand_dims(row_M < end, 1) & gl.expand_dims(column_D < D, 0)
-    gl.store(o_ptr + at, smem.load(layout), mask=inside)
-
-
-@gluon.jit
 def _attend_tile(
     smem,
     bars,
@@ -786,7 +772,7 @@ def _attend_tile(
             o_ptr = call.packed.o_ptr
             if TWICE and late > 0:
                 o_ptr = call.late.o_ptr
-            _store_rows(y, o_MD, o_ptr, first_M, h, call.packed.o_heads, end)
+            store_rows(y, o_MD, o_ptr, first_M, h, call.packed.o_heads, end)
         elif descs.late_y is not None:
             if late > 0:
                 store(descs.late_y, y, o_MD, b, first_M, h)

@@ -10,6 +10,11 @@ with one product more. The copy engine adds these parts in global memory, in fp3
 five products instead of seven. Programs add in the order in which they get there, so the bits of
 dq differ from call to call; those of dk and dv do not.
 
+Where heads of q share keys, the program takes the tiles of all of them: dk and dv are summed in
+registers. Of packed sequences (see `hopper.walk`) what lies beyond a sequence's end in a tile, and
+may be no number, is replaced in shared memory: q, do, k, v and δ by zeros, lse by ∞, which leaves
+no weight. Such rows of dq are zeros when they are added to other sequences'.
+
 Shapes: as in `hopper.backward`.
 """
 
@@ -40,13 +45,29 @@ from kernelbench.kernels.attention.hopper.channel import (
     arm,
     descriptor,
     factor_of,
+    forget_rows,
     load,
     load_statistic,
     new_barrier,
     new_barriers,
     of_statistic,
+    publish,
     store,
+    store_rows,
 )
+from kernelbench.kernels.attention.hopper.order import heads_of_section, lies_packed, list_launch
+from kernelbench.kernels.attention.hopper.walk import (
+    Place,
+    Sequences,
+    Span,
+    before,
+    find_keys,
+    head_of,
+    row_of,
+    span_of,
+    step_of,
+)
+from kernelbench.kernels.attention.places import Packed, most_tiles
 from kernelbench.kernels.attention.tiles import NO_HOOK, Hook
 from kernelbench.kernels.launch import Launch, ceil_div
 
@@ -68,12 +89,14 @@ class Tiles(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What the kernel is compiled for; FACTOR and KIND: see `attention.backward`."""
+    """What the kernel is compiled for. GROUP: heads of q that share one of k and v. FACTOR and
+    KIND: see `attention.backward`."""
 
     CAUSAL: Any
     RAGGED: Any
     ROTATED: Any
     LATE: Any
+    GROUP: Any
     FACTOR: Any
     KIND: Any
 
@@ -102,22 +125,17 @@ def _add(desc, coord, src, _semantic=None):
 
 
 @gluon.jit
-def _row_of(i, key, tiles, BLOCK_M: gl.constexpr, CAUSAL: gl.constexpr, ROTATED: gl.constexpr):
-    """First query row of tile i of the program that keeps the keys from `key` on."""
-    row = i * BLOCK_M
-    if CAUSAL:
-        row += key
-    elif ROTATED:
-        row += key
-        if row >= tiles * BLOCK_M:
-            row -= tiles * BLOCK_M
-    return row
-
-
-@gluon.jit
-def _produce(smem, bars, descs, at, CAUSAL: gl.constexpr, ROTATED: gl.constexpr):
+def _produce(
+    smem,
+    bars,
+    descs,
+    at,
+    CAUSAL: gl.constexpr,
+    ROTATED: gl.constexpr,
+    GROUP: gl.constexpr,
+):
     """k and v of the program, then q, lse, do and δ of tile after tile of query rows."""
-    b, h, bh, key, tiles, N = at
+    b, h, bh, key, tiles, _, _ = at
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
     DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
@@ -126,18 +144,24 @@ def _produce(smem, bars, descs, at, CAUSAL: gl.constexpr, ROTATED: gl.constexpr)
     for g in gl.static_range(2):
         load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
         load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
-    for i in range(tiles):
-        row = _row_of(i, key, tiles, BLOCK_M, CAUSAL, ROTATED)
-        buffer = i % Q_BUFFERS
-        mbarrier.wait(bars.q_empty.index(buffer), ((i // Q_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bars.q_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        load(descs.q, bars.q_full.index(buffer), smem.q.index(buffer), b, row, h)
-        load_statistic(descs.lse, bars.q_full.index(buffer), smem.lse.index(buffer), bh, row)
-        buffer = i % DO_BUFFERS
-        mbarrier.wait(bars.do_empty.index(buffer), ((i // DO_BUFFERS) & 1) ^ 1)
-        mbarrier.expect(bars.do_full.index(buffer), BLOCK_M * D * 2 + BLOCK_M * 4)
-        load(descs.do, bars.do_full.index(buffer), smem.do.index(buffer), b, row, h)
-        load_statistic(descs.delta, bars.do_full.index(buffer), smem.delta.index(buffer), bh, row)
+    for member in range(GROUP):
+        q_h = head_of(h, member, GROUP)
+        q_bh = head_of(bh, member, GROUP)
+        for i in range(tiles):
+            row = row_of(i, at, BLOCK_M, CAUSAL, ROTATED)
+            step = step_of(i, member, at, GROUP)
+            buffer = step % Q_BUFFERS
+            full = bars.q_full.index(buffer)
+            mbarrier.wait(bars.q_empty.index(buffer), ((step // Q_BUFFERS) & 1) ^ 1)
+            mbarrier.expect(full, BLOCK_M * D * 2 + BLOCK_M * 4)
+            load(descs.q, full, smem.q.index(buffer), b, row, q_h)
+            load_statistic(descs.lse, full, smem.lse.index(buffer), q_bh, row)
+            buffer = step % DO_BUFFERS
+            full = bars.do_full.index(buffer)
+            mbarrier.wait(bars.do_empty.index(buffer), ((step // DO_BUFFERS) & 1) ^ 1)
+            mbarrier.expect(full, BLOCK_M * D * 2 + BLOCK_M * 4)
+            load(descs.do, full, smem.do.index(buffer), b, row, q_h)
+            load_statistic(descs.delta, full, smem.delta.index(buffer), q_bh, row)
 
 
 @gluon.jit
@@ -178,22 +202,43 @@ def _start_queries(smem, bars, i, G: gl.constexpr):
 
 
 @gluon.jit
-def _add_queries(
-    dq, smem, descs, at, i, G: gl.constexpr, CAUSAL: gl.constexpr, ROTATED: gl.constexpr
-):
-    """Queues the addition of what `_start_queries` computed; that of the tile before has ended."""
-    b, h, bh, key, tiles, N = at
+def _add_queries(dq, smem, descs, at, i, member, G: gl.constexpr, MASKED: gl.constexpr, variant):
+    """Queues the addition of what `_start_queries` computed; that of the tile before has ended.
+    MASKED: the tile may have rows of another packed sequence, to which zeros are added."""
     BLOCK_M: gl.constexpr = smem.q.shape[1]
-    row = _row_of(i, key, tiles, BLOCK_M, CAUSAL, ROTATED)
+    row = row_of(i, at, BLOCK_M, variant.CAUSAL, variant.ROTATED)
     column = G * 64
     if BLOCK_M == 128:
         row += G * 64
         column = 0
+    if MASKED and at.span is not None:
+        row_M = row + gl.arange(0, 64, gl.SliceLayout(1, dq.type.layout))
+        dq = gl.where(gl.expand_dims(row_M < at.span.end, 1), dq, 0.0)
     tma.store_wait(0)
     smem.dq.index(G).store(dq)
     fence_async_shared()
     tile = smem.dq.index(G)._reinterpret(gl.float32, [1, 64, 64], descs.total.layout)
-    _add(descs.total, [bh, row, column], tile)
+    _add(descs.total, [head_of(at.bh, member, variant.GROUP), row, column], tile)
+
+
+@gluon.jit
+def _forget_others(smem, bars, step, rows):
+    """Rows of a tile from `rows` on, if it has as many, are another packed sequence's: q, do and δ
+    become zeros, lse ∞. Both consumers write the same."""
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    if rows < BLOCK_M:
+        mbarrier.wait(bars.do_full.index(step % DO_BUFFERS), (step // DO_BUFFERS) & 1)
+        forget_rows(smem.q.index(step % Q_BUFFERS), rows)
+        forget_rows(smem.do.index(step % DO_BUFFERS), rows)
+        own = gl.arange(0, BLOCK_M, layout) < rows
+        lse = smem.lse.index(step % Q_BUFFERS)
+        lse.store(gl.where(own, lse.load(layout), float("inf")))
+        delta = smem.delta.index(step % DO_BUFFERS)
+        delta.store(gl.where(own, delta.load(layout), 0.0))
+        publish()
 
 
 @gluon.jit
@@ -204,22 +249,25 @@ def _gather(
     descs,
     place,
     i,
+    member,
     G: gl.constexpr,
     FIRST: gl.constexpr,
     MASKED: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    ROTATED: gl.constexpr,
-    LATE: gl.constexpr,
+    variant,
 ):
     """What tile i of query rows adds to dk, dv and dq, all still to be scaled.
 
     Query rows beyond N are all zeros, which add nothing. Keys beyond N get no weight where MASKED:
-    their scores of 0 may be far above those of a row that all lie far below 0.
-    LATE: what is added to dq is of tile i−1.
+    their scores of 0 may be far above those of a row that all lie far below 0. Of packed sequences,
+    neither do rows and keys beyond the sequence's. member: number of the head, of those that share
+    the keys. LATE: what is added to dq is of the tile before.
     """
     dk_KD, dv_KD = state
     at, scale_2 = place
-    b, h, bh, key, tiles, N = at
+    CAUSAL: gl.constexpr = variant.CAUSAL
+    LATE: gl.constexpr = variant.LATE
+    GROUP: gl.constexpr = variant.GROUP
+    PACKED: gl.constexpr = at.span is not None
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
     DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
@@ -231,38 +279,49 @@ def _gather(
         operand_index=0, parent=dk_KD.type.layout, k_width=2
     )
     row_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
-    q_buffer = i % Q_BUFFERS
-    do_buffer = i % DO_BUFFERS
+    step = step_of(i, member, at, GROUP)
+    q_buffer = step % Q_BUFFERS
+    do_buffer = step % DO_BUFFERS
     q = smem.q.index(q_buffer)
     do = smem.do.index(do_buffer)
     zero_KM = gl.zeros([64, BLOCK_M], gl.float32, score_layout)
-    mbarrier.wait(bars.q_full.index(q_buffer), (i // Q_BUFFERS) & 1)
+    mbarrier.wait(bars.q_full.index(q_buffer), (step // Q_BUFFERS) & 1)
+    if PACKED and MASKED:
+        row = row_of(i, at, BLOCK_M, CAUSAL, variant.ROTATED)
+        _forget_others(smem, bars, step, at.span.end - row)
     score = warpgroup_mma(smem.k.index(G), q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
     lse_M = smem.lse.index(q_buffer).load(row_layout)
     if LATE and FIRST:
         score_KM = warpgroup_mma_wait(0, deps=(score,))
     elif LATE:
-        dq = _start_queries(smem, bars, i - 1, G)
+        dq = _start_queries(smem, bars, step - 1, G)
         score_KM = warpgroup_mma_wait(2, deps=(score,))
     else:
-        mbarrier.wait(bars.do_full.index(do_buffer), (i // DO_BUFFERS) & 1)
+        mbarrier.wait(bars.do_full.index(do_buffer), (step // DO_BUFFERS) & 1)
         dp = warpgroup_mma(
             smem.v.index(G), do.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
         score_KM = warpgroup_mma_wait(1, deps=(score,))
     p_KM = gl.exp2(score_KM * scale_2 - gl.expand_dims(lse_M, 0))
     if MASKED:
-        key_K = key + G * 64 + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
-        if CAUSAL:
-            row_M = key + i * BLOCK_M + gl.arange(0, BLOCK_M, row_layout)
+        key_K = at.key + G * 64 + gl.arange(0, 64, gl.SliceLayout(1, score_layout))
+        if PACKED:
+            if CAUSAL:
+                last_M = row + at.span.shift + gl.arange(0, BLOCK_M, row_layout)
+                p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(last_M, 0), p_KM, 0.0)
+            else:
+                p_KM = gl.where(gl.expand_dims(key_K < at.span.keys_end, 1), p_KM, 0.0)
+        elif CAUSAL:
+            row_M = at.key + i * BLOCK_M + gl.arange(0, BLOCK_M, row_layout)
             p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
         else:
-            p_KM = gl.where(gl.expand_dims(key_K < N, 1), p_KM, 0.0)
+            p_KM = gl.where(gl.expand_dims(key_K < at.N, 1), p_KM, 0.0)
     if LATE:
-        mbarrier.wait(bars.do_full.index(do_buffer), (i // DO_BUFFERS) & 1)
+        mbarrier.wait(bars.do_full.index(do_buffer), (step // DO_BUFFERS) & 1)
         if not FIRST:
             dq = warpgroup_mma_wait(0, deps=(dq,))
-            _add_queries(dq, smem, descs, at, i - 1, G, CAUSAL, ROTATED)
+            last, head = before(i, member, at, GROUP)
+            _add_queries(dq, smem, descs, at, last, head, G, MASKED, variant)
         dp = warpgroup_mma(
             smem.v.index(G), do.permute((1, 0)), zero_KM, use_acc=False, is_async=True
         )
@@ -274,9 +333,9 @@ def _gather(
         weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
         dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype)
-    smem.ds.index(i % 2 * 2 + G).store(ds_KM)
+    smem.ds.index(step % 2 * 2 + G).store(ds_KM)
     fence_async_shared()
-    mbarrier.arrive(bars.ds_full.index(i % 2), count=1)
+    mbarrier.arrive(bars.ds_full.index(step % 2), count=1)
     if LATE:
         dk = warpgroup_mma(gl.convert_layout(ds_KM, p_layout), q, dk_KD, is_async=True)
         dv_KD = warpgroup_mma_wait(1, deps=(dv,))
@@ -284,14 +343,52 @@ def _gather(
     else:
         operand_KM = gl.convert_layout(ds_KM, p_layout)
         dv = warpgroup_mma(weight_KM, do, dv_KD, is_async=True)
-        dq = _start_queries(smem, bars, i, G)
+        dq = _start_queries(smem, bars, step, G)
         dk = warpgroup_mma(operand_KM, q, dk_KD, is_async=True)
         dq, dv_KD = warpgroup_mma_wait(1, deps=(dq, dv))
         mbarrier.arrive(bars.do_empty.index(do_buffer), count=1)
-        _add_queries(dq, smem, descs, at, i, G, CAUSAL, ROTATED)
+        _add_queries(dq, smem, descs, at, i, member, G, MASKED, variant)
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
     mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
     return dk_KD, dv_KD
+
+
+@gluon.jit
+def _gather_head(state, smem, bars, descs, place, member, G: gl.constexpr, variant):
+    """All tiles of one head of q, but for the first of all where LATE, which has been taken."""
+    at, _ = place
+    CAUSAL: gl.constexpr = variant.CAUSAL
+    BLOCK_M: gl.constexpr = smem.q.shape[1]
+    OTHERS: gl.constexpr = variant.RAGGED and not CAUSAL and at.span is None
+    done = 0
+    if variant.LATE and variant.GROUP == 1:
+        done = 1
+    elif variant.LATE:
+        done = 1 - gl.minimum(member, 1)
+    if at.span is not None:
+        for i in range(done, at.span.masked):
+            state = _gather(state, smem, bars, descs, place, i, member, G, False, True, variant)
+        done = gl.maximum(at.span.masked, done)
+    elif CAUSAL:
+        for i in range(done, 128 // BLOCK_M):
+            state = _gather(state, smem, bars, descs, place, i, member, G, False, True, variant)
+        done = 128 // BLOCK_M
+    for i in range(done, at.tiles):
+        state = _gather(state, smem, bars, descs, place, i, member, G, False, OTHERS, variant)
+    return state
+
+
+@gluon.jit
+def _store_keys(desc, ptr, smem, tile, at, G: gl.constexpr):
+    """Write what a consumer has of its 64 keys, without those beyond a packed sequence's."""
+    row = at.key + G * 64
+    if at.span is not None:
+        if row + 64 > at.span.keys_end:
+            store_rows(smem, tile, ptr, row, at.h, at.span.heads, at.span.keys_end)
+        else:
+            store(desc, smem, tile, at.b, row, at.h)
+    else:
+        store(desc, smem, tile, at.b, row, at.h)
 
 
 @gluon.jit
@@ -301,62 +398,51 @@ def _consume(
     descs,
     at,
     extra,
+    packed,
     scale,
     G: gl.constexpr,
     variant,
 ):
     """dk and dv of 64 keys, and half of what the program adds to dq."""
-    b, h, bh, key, tiles, N = at
-    CAUSAL: gl.constexpr = variant.CAUSAL
-    RAGGED: gl.constexpr = variant.RAGGED
-    ROTATED: gl.constexpr = variant.ROTATED
     LATE: gl.constexpr = variant.LATE
-    BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16]
     )
     dk_KD = gl.zeros([64, D], gl.float32, acc_layout)
     dv_KD = gl.zeros([64, D], gl.float32, acc_layout)
-    MASKED: gl.constexpr = CAUSAL or RAGGED
+    MASKED: gl.constexpr = variant.CAUSAL or variant.RAGGED
     state = (dk_KD, dv_KD)
     place = (at, scale * LOG2E)
+    dk_ptr = None
+    dv_ptr = None
     if variant.FACTOR is not None:
-        factor = variant.FACTOR(extra, b.to(gl.int64), variant.KIND)
-    done = 0
+        factor = variant.FACTOR(extra, at.b.to(gl.int64), variant.KIND)
     mbarrier.wait(bars.kv_full, 0)
+    if packed is not None:
+        dk_ptr = packed.dk_ptr
+        dv_ptr = packed.dv_ptr
+        if at.key + 128 > at.span.keys_end:
+            for g in gl.static_range(2):
+                forget_rows(smem.k.index(g), at.span.keys_end - at.key - g * 64)
+            forget_rows(smem.v.index(G), at.span.keys_end - at.key - G * 64)
+            publish()
     if LATE:
-        state = _gather(state, smem, bars, descs, place, 0, G, True, MASKED, CAUSAL, ROTATED, True)
-        done = 1
-    if CAUSAL:
-        for i in range(done, 128 // BLOCK_M):
-            state = _gather(state, smem, bars, descs, place, i, G, False, True, True, ROTATED, LATE)
-        done = 128 // BLOCK_M
-    for i in range(done, tiles):
-        state = _gather(
-            state,
-            smem,
-            bars,
-            descs,
-            place,
-            i,
-            G,
-            False,
-            RAGGED and not CAUSAL,
-            CAUSAL,
-            ROTATED,
-            LATE,
-        )
+        state = _gather(state, smem, bars, descs, place, 0, 0, G, True, MASKED, variant)
+    for member in range(variant.GROUP):
+        state = _gather_head(state, smem, bars, descs, place, member, G, variant)
     dk_KD, dv_KD = state
     if LATE:
-        dq = warpgroup_mma_wait(0, deps=(_start_queries(smem, bars, tiles - 1, G),))
-        _add_queries(dq, smem, descs, at, tiles - 1, G, CAUSAL, ROTATED)
+        last = variant.GROUP - 1
+        end = step_of(at.tiles, last, at, variant.GROUP)
+        dq = warpgroup_mma_wait(0, deps=(_start_queries(smem, bars, end - 1, G),))
+        _add_queries(dq, smem, descs, at, at.tiles - 1, last, G, True, variant)
     tma.store_wait(0)
     if variant.FACTOR is not None:
         dv_KD = dv_KD * factor
         scale = factor * scale
-    store(descs.dv, smem.v.index(G), dv_KD, b, key + G * 64, h)
-    store(descs.dk, smem.v.index(G), dk_KD * scale, b, key + G * 64, h)
+    _store_keys(descs.dv, dv_ptr, smem.v.index(G), dv_KD, at, G)
+    _store_keys(descs.dk, dk_ptr, smem.v.index(G), dk_KD * scale, at, G)
 
 
 @gluon.jit
@@ -371,6 +457,7 @@ def differentiate(
     lse_desc,
     delta_desc,
     extra,
+    packed,
     scale,
     N,
     H,
@@ -381,11 +468,12 @@ def differentiate(
     RAGGED: gl.constexpr,
     ROTATED: gl.constexpr,
     LATE: gl.constexpr,
+    GROUP: gl.constexpr,
     FACTOR: gl.constexpr,
     KIND: gl.constexpr,
 ):
-    """dk and dv of 128 keys of one head a program, and what they add to dq, over tiles of query
-    rows. The longest programs come first where causal.
+    """dk and dv of 128 keys of one of their H heads a program, and what they add to dq, over tiles
+    of query rows. The longest programs come first where causal. packed: see `walk.Sequences`.
     """
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[1]
     D: gl.constexpr = q_desc.block_type.shape[3]
@@ -437,8 +525,17 @@ def differentiate(
         lse_desc,
         delta_desc,
     )
-    tiles = (rows + 127) // 128 * (128 // BLOCK_M)  # as many as cross the diagonal, or more
-    at = (bh // H, bh % H, bh, key, tiles, N)
+    if packed is not None:
+        h, q0, k0, rows, keys, number = find_keys(packed, H)
+        if CAUSAL:  # the first tile of keys is the longest
+            number = gl.maximum((keys + 127) // 128 - 1 - number, 0)
+        first, tiles, masked, tail, turn = span_of(rows, keys, number, BLOCK_M, CAUSAL, ROTATED)
+        shift = k0 - q0 + keys - rows
+        span = Span(q0 + first, q0 + rows, k0 + keys, shift, masked, tail, turn, H)
+        at = Place(0, h, h, k0 + number * 128, tiles, N, span)
+    else:
+        tiles = (rows + 127) // 128 * (128 // BLOCK_M)  # as many as cross the diagonal, or more
+        at = Place(bh // H, bh % H, bh, key, tiles, N, None)
     gl.warp_specialize(
         [
             (
@@ -449,9 +546,10 @@ def differentiate(
                     descs,
                     at,
                     extra,
+                    packed,
                     scale,
                     0,
-                    Variant(CAUSAL, RAGGED, ROTATED, LATE, FACTOR, KIND),
+                    Variant(CAUSAL, RAGGED, ROTATED, LATE, GROUP, FACTOR, KIND),
                 ),
             ),
             (
@@ -462,12 +560,13 @@ def differentiate(
                     descs,
                     at,
                     extra,
+                    packed,
                     scale,
                     1,
-                    Variant(CAUSAL, RAGGED, ROTATED, LATE, FACTOR, KIND),
+                    Variant(CAUSAL, RAGGED, ROTATED, LATE, GROUP, FACTOR, KIND),
                 ),
             ),
-            (_produce, (smem, bars, descs, at, CAUSAL, ROTATED)),
+            (_produce, (smem, bars, descs, at, CAUSAL, ROTATED, GROUP)),
         ],
         [4, 1],
         [REGISTERS, 24],
@@ -487,13 +586,52 @@ def fused_launch(
 ) -> Launch:
     """The launch that writes dk and dv and adds dq, still to be scaled, to `total`.
 
-    total: (B,H,N,D), fp32 and contiguous; the rest as `backward.keys_launch` takes it.
+    total: (B,H,N,D), fp32 and contiguous; the rest as `backward.keys_launch` takes it, but that
+    heads of q may share those of k.
     """
+    B, N, heads, _ = tensors.k.shape
+    args = _arguments(tensors, total, dk, dv, scale)
+    args |= {"extra": factor.extra, "packed": None}
+    constexprs = _constexprs(tensors, tile, causal, N % KEPT != 0, factor)
+    grid = (ceil_div(N, KEPT) * heads * B,)
+    return Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
+
+
+def packed_launches(
+    sums: tuple[Gradients, Tensor, Tensor, Tensor],
+    place: Packed,
+    listed: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    tile: HopperFusedTile,
+) -> tuple[Launch, Launch]:
+    """As `fused_launch`, of packed sequences, which are one sample: their tiles of keys are listed
+    by a launch in front. sums: tensors, total, dk and dv. listed: `order.listed_size` of int32."""
+    tensors, total, dk, dv = sums
+    q = tensors.q
+    keys, heads = dk.shape[1:3]
+    at_once = 4 * q.nbytes // (q.shape[2] // heads)  # q, do, dq in fp32, of one head to each of k
+    section = heads_of_section(heads, heads, at_once)
+    starts = place.q_starts, place.k_starts, place.S, keys
+    args = _arguments(tensors, total, dk, dv, scale)
+    args |= {"extra": None, "packed": Sequences(*starts, listed, section, dk, dv)}
+    constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK)
+    turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts, chunk=-1)
+    lists = list_launch(turned, lies_packed, listed, keys, KEPT, causal)
+    grid = (most_tiles(keys, place.S, KEPT) * heads,)
+    return lists, Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
+
+
+def _arguments(
+    tensors: Gradients, total: Tensor, dk: Tensor, dv: Tensor, scale: float
+) -> dict[str, Any]:
+    """What both have."""
     do, q, k, v, lse, delta, _ = tensors
     B, N, H, D = q.shape
     rows = _TILE // D
     layout = gl.NVMMASharedLayout.get_default_for([1, 64, 64], gl.float32)
-    args: dict[str, Any] = {
+    return {
         "q_desc": descriptor(q, rows),
         "k_desc": descriptor(k, 64),
         "v_desc": descriptor(v, 64),
@@ -503,20 +641,23 @@ def fused_launch(
         "total_desc": TensorDescriptor(total, [B * H, N, D], [N * D, D, 1], [1, 64, 64], layout),
         "lse_desc": of_statistic(lse, rows),
         "delta_desc": of_statistic(delta, rows),
-        "extra": factor.extra,
         "scale": scale,
         "N": N,
-        "H": H,
+        "H": k.shape[2],
     }
-    constexprs = {
+
+
+def _constexprs(
+    tensors: Gradients, tile: HopperFusedTile, causal: bool, ragged: bool, factor: Hook
+) -> dict[str, Any]:
+    return {
         "Q_BUFFERS": tile.q_buffers,
         "DO_BUFFERS": tile.do_buffers,
         "REGISTERS": tile.registers,
         "CAUSAL": causal,
-        "RAGGED": N % KEPT != 0,
+        "RAGGED": ragged,
         "ROTATED": tile.rotated,
         "LATE": tile.late,
+        "GROUP": tensors.q.shape[2] // tensors.k.shape[2],
         **factor_of(factor),
     }
-    grid = (ceil_div(N, KEPT) * H * B,)
-    return Launch(differentiate, grid, args, constexprs, {"num_warps": 4})

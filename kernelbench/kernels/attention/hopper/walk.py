@@ -1,0 +1,169 @@
+"""Which query rows a block of 128 keys meets in `hopper.fused`, and in what order.
+
+A program goes through tiles of query rows, of one head of q after another where heads share keys.
+Of packed sequences it takes the tiles that hide something first: the last one, behind whose rows
+another sequence's begin, then those on the diagonal. The others are not masked.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+class Place(NamedTuple):
+    """The keys of a program: sample, head of k, row of (B, heads of k), the first key; tiles of
+    query rows of each head that they meet; rows of a sample. span: of packed sequences, else
+    None."""
+
+    b: Any
+    h: Any
+    bh: Any
+    key: Any
+    tiles: Any
+    N: Any
+    span: Any
+
+
+class Span(NamedTuple):
+    """The packed sequence of a program.
+
+    begin, end: the first query row of its tiles, and the one behind the sequence's last. keys_end:
+    the key behind its last. shift: row r sees keys up to r + shift where causal. masked: so many
+    tiles come first that hide something; tail: 1 if the last one is the first of them, else 0.
+    turn: the tile that comes first of the others. heads: of k.
+    """
+
+    begin: Any
+    end: Any
+    keys_end: Any
+    shift: Any
+    masked: Any
+    tail: Any
+    turn: Any
+    heads: Any
+
+
+class Sequences(NamedTuple):
+    """Packed sequences, and their tiles of keys.
+
+    q_starts, k_starts, S, keys: as `places.Packed` has them. listed: what `order.list_tiles` writes
+    of keys. heads: of k, of a section. dk_ptr, dv_ptr: (keys, heads of k, D) and contiguous, for
+    keys of a tile within which a sequence ends.
+    """
+
+    q_starts: Any
+    k_starts: Any
+    S: Any
+    keys: Any
+    listed: Any
+    heads: Any
+    dk_ptr: Any
+    dv_ptr: Any
+
+
+@gluon.jit
+def span_of(
+    rows,
+    keys,
+    number,
+    BLOCK_M: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    ROTATED: gl.constexpr,
+):
+    """The first row that tile `number` of 128 keys meets, in a sequence of so many rows and keys;
+    how many tiles of rows it takes from there, one at least; masked, tail and turn of `Span`. The
+    tile behind the tail counts as masked, too: it may be then that the tail's part of dq is added.
+    """
+    ahead = keys - rows
+    first = 0
+    if CAUSAL:
+        first = max(number * 128 - ahead, 0)
+    left = rows - first
+    tiles = max((left + BLOCK_M - 1) // BLOCK_M, 1)
+    tail = min(tiles * BLOCK_M - left, 1)
+    masked = 2 * tail
+    if CAUSAL:
+        hidden = max(number * 128 + 127 - ahead - first, 0)
+        masked = tail + max((hidden + BLOCK_M - 1) // BLOCK_M, tail)
+    if number * 128 + 128 > keys:
+        masked = tiles
+    masked = min(masked, tiles)
+    turn = 0
+    if ROTATED and not CAUSAL:
+        turn = number * (128 // BLOCK_M) % max(tiles - tail, 1)
+    return first, tiles, masked, tail, turn
+
+
+@gluon.jit
+def row_of(i, at, BLOCK_M: gl.constexpr, CAUSAL: gl.constexpr, ROTATED: gl.constexpr):
+    """First query row of tile i of a program."""
+    row = i * BLOCK_M
+    if at.span is not None:
+        tile = i - at.span.tail
+        if ROTATED and not CAUSAL:
+            tile += at.span.turn
+            if tile >= at.tiles - at.span.tail:
+                tile -= at.tiles - at.span.tail
+        if i < at.span.tail:
+            tile = at.tiles - 1
+        row = at.span.begin + tile * BLOCK_M
+    elif CAUSAL:
+        row += at.key
+    elif ROTATED:
+        row += at.key
+        if row >= at.tiles * BLOCK_M:
+            row -= at.tiles * BLOCK_M
+    return row
+
+
+@gluon.jit
+def step_of(i, member, at, GROUP: gl.constexpr):
+    """How many tiles come before tile i of head number `member` of those that share the keys."""
+    if GROUP > 1:
+        i += member * at.tiles
+    return i
+
+
+@gluon.jit
+def before(i, member, at, GROUP: gl.constexpr):
+    """The tile, and the head, in front of tile i of head number `member`."""
+    last = i - 1
+    if GROUP > 1:
+        wraps = max(1 - i, 0)
+        last += wraps * at.tiles
+        member -= wraps
+    return last, member
+
+
+@gluon.jit
+def head_of(head, member, GROUP: gl.constexpr):
+    """A head of q, or its row of (B,H), from that of the keys that it shares."""
+    if GROUP > 1:
+        head = head * GROUP + member
+    return head
+
+
+@gluon.jit
+def find_keys(of, heads):
+    """The head and the tile of 128 keys of a program, see `Sequences`: where the sequence begins
+    among the rows and among the keys, how many it has of each, and the tile's number in it. Of
+    programs that are left over, no rows and no keys. heads: of k."""
+    index = gl.program_id(0)
+    each = gl.load(of.listed + 1)
+    known = index < each * heads
+    each = gl.maximum(each, 1)
+    section = index // (each * of.heads)
+    rest = index % (each * of.heads)
+    h = section * of.heads + rest % of.heads
+    tile = of.listed + 2 + 2 * (rest // of.heads)
+    s = gl.load(tile, mask=known, other=0)
+    number = gl.load(tile + 1, mask=known, other=0)
+    below = gl.minimum(s + 1, of.S)
+    q0 = gl.load(of.q_starts + s)
+    k0 = gl.load(of.k_starts + s)
+    rows = gl.load(of.q_starts + below) - q0
+    keys = gl.where(s == of.S, of.keys, gl.load(of.k_starts + below)) - k0
+    rows = gl.where(known, gl.maximum(rows, 0), 0)
+    keys = gl.where(known, keys, 0)
+    return h, q0, k0, rows, keys, number
