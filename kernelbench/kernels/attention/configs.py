@@ -222,7 +222,8 @@ def _backward_tiles(D: int, causal: bool, pattern: Pattern) -> list[HopperBackwa
     if D == 64 or not causal:
         return [fused, None]
     assert fused.fused is not None
-    return [fused, replace(fused, fused=replace(fused.fused, late=False)), None]
+    early = replace(fused, fused=replace(fused.fused, late=False))
+    return [early, fused, None] if pattern.packed else [fused, early, None]
 
 
 def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:

@@ -25,6 +25,7 @@ from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -46,6 +47,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     descriptor,
     factor_of,
     forget_rows,
+    in_gluon,
     load,
     load_statistic,
     new_barrier,
@@ -68,9 +70,10 @@ from kernelbench.kernels.attention.hopper.walk import (
     step_of,
 )
 from kernelbench.kernels.attention.places import Packed, most_tiles
-from kernelbench.kernels.attention.tiles import NO_HOOK, Hook
+from kernelbench.kernels.attention.tiles import NO_HOOK, Hook, pitch
 from kernelbench.kernels.launch import Launch, ceil_div
 
+_pitch = in_gluon(pitch)
 _TILE = 8192  # elements of a tile of query rows: dq of one is 64×64 to each consumer
 
 
@@ -125,11 +128,27 @@ def _add(desc, coord, src, _semantic=None):
 
 
 @gluon.jit
+def _queue_statistic(desc, ptr, bar, smem, bh, row, N):
+    """Queue a statistic of the rows of a tile; rows beyond N arrive as zeros. The copy engine takes
+    rows that begin at multiples of 16 bytes alone: of packed sequences, which begin anywhere, each
+    thread of the warp queues some numbers, and arrives with them."""
+    if ptr is not None:
+        layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+        row_M = row + gl.arange(0, smem.shape[0], layout)
+        ptr += bh.to(gl.int64) * _pitch(N)
+        async_copy.async_copy_global_to_shared(smem, ptr + row_M, mask=row_M < N)
+        async_copy.mbarrier_arrive(bar, increment_count=False)
+    else:
+        load_statistic(desc, bar, smem, bh, row)
+
+
+@gluon.jit
 def _produce(
     smem,
     bars,
     descs,
     at,
+    packed,
     CAUSAL: gl.constexpr,
     ROTATED: gl.constexpr,
     GROUP: gl.constexpr,
@@ -140,6 +159,12 @@ def _produce(
     DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
     D: gl.constexpr = smem.q.shape[2]
+    lse_ptr = None
+    delta_ptr = None
+    BYTES: gl.constexpr = BLOCK_M * D * 2 + (BLOCK_M * 4 if packed is None else 0)
+    if packed is not None:
+        lse_ptr = packed.lse_ptr
+        delta_ptr = packed.delta_ptr
     mbarrier.expect(bars.kv_full, 4 * 64 * D * 2)
     for g in gl.static_range(2):
         load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
@@ -153,15 +178,17 @@ def _produce(
             buffer = step % Q_BUFFERS
             full = bars.q_full.index(buffer)
             mbarrier.wait(bars.q_empty.index(buffer), ((step // Q_BUFFERS) & 1) ^ 1)
-            mbarrier.expect(full, BLOCK_M * D * 2 + BLOCK_M * 4)
+            mbarrier.expect(full, BYTES)
             load(descs.q, full, smem.q.index(buffer), b, row, q_h)
-            load_statistic(descs.lse, full, smem.lse.index(buffer), q_bh, row)
+            lse = smem.lse.index(buffer)
+            _queue_statistic(descs.lse, lse_ptr, full, lse, q_bh, row, at.N)
             buffer = step % DO_BUFFERS
             full = bars.do_full.index(buffer)
             mbarrier.wait(bars.do_empty.index(buffer), ((step // DO_BUFFERS) & 1) ^ 1)
-            mbarrier.expect(full, BLOCK_M * D * 2 + BLOCK_M * 4)
+            mbarrier.expect(full, BYTES)
             load(descs.do, full, smem.do.index(buffer), b, row, q_h)
-            load_statistic(descs.delta, full, smem.delta.index(buffer), q_bh, row)
+            delta = smem.delta.index(buffer)
+            _queue_statistic(descs.delta, delta_ptr, full, delta, q_bh, row, at.N)
 
 
 @gluon.jit
@@ -380,9 +407,11 @@ def _gather_head(state, smem, bars, descs, place, member, G: gl.constexpr, varia
 
 @gluon.jit
 def _store_keys(desc, ptr, smem, tile, at, G: gl.constexpr):
-    """Write what a consumer has of its 64 keys, without those beyond a packed sequence's."""
+    """Write what a consumer has of its 64 keys, without those beyond a packed sequence's; zeros
+    where that has no queries, whatever its keys are."""
     row = at.key + G * 64
     if at.span is not None:
+        tile = gl.where(at.span.end > at.span.begin, tile, 0.0)
         if row + 64 > at.span.keys_end:
             store_rows(smem, tile, ptr, row, at.h, at.span.heads, at.span.keys_end)
         else:
@@ -506,9 +535,13 @@ def differentiate(
     do_empty = new_barriers(DO_BUFFERS)
     ds_full = new_barriers(2)
     arm(kv_full, 1)
-    arm(q_full, 1)
+    if packed is not None:  # and each thread that queues a statistic
+        arm(q_full, 33)
+        arm(do_full, 33)
+    else:
+        arm(q_full, 1)
+        arm(do_full, 1)
     arm(q_empty, 2)
-    arm(do_full, 1)
     arm(do_empty, 2)
     arm(ds_full, 2)
     fence_async_shared()
@@ -566,7 +599,7 @@ def differentiate(
                     Variant(CAUSAL, RAGGED, ROTATED, LATE, GROUP, FACTOR, KIND),
                 ),
             ),
-            (_produce, (smem, bars, descs, at, CAUSAL, ROTATED, GROUP)),
+            (_produce, (smem, bars, descs, at, packed, CAUSAL, ROTATED, GROUP)),
         ],
         [4, 1],
         [REGISTERS, 24],
@@ -615,7 +648,9 @@ def packed_launches(
     section = heads_of_section(heads, heads, at_once)
     starts = place.q_starts, place.k_starts, place.S, keys
     args = _arguments(tensors, total, dk, dv, scale)
-    args |= {"extra": None, "packed": Sequences(*starts, listed, section, dk, dv)}
+    found = dk, dv, tensors.lse, tensors.delta
+    args |= {"extra": None, "packed": Sequences(*starts, listed, section, *found)}
+    args |= {"lse_desc": None, "delta_desc": None}
     constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK)
     turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts, chunk=-1)
     lists = list_launch(turned, lies_packed, listed, keys, KEPT, causal)

@@ -49,7 +49,7 @@ class Sequences(NamedTuple):
 
     q_starts, k_starts, S, keys: as `places.Packed` has them. listed: what `order.list_tiles` writes
     of keys. heads: of k, of a section. dk_ptr, dv_ptr: (keys, heads of k, D) and contiguous, for
-    keys of a tile within which a sequence ends.
+    keys of a tile within which a sequence ends. lse_ptr, delta_ptr: statistics, (heads of q, N).
     """
 
     q_starts: Any
@@ -60,6 +60,8 @@ class Sequences(NamedTuple):
     heads: Any
     dk_ptr: Any
     dv_ptr: Any
+    lse_ptr: Any
+    delta_ptr: Any
 
 
 @gluon.jit
