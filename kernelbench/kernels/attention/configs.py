@@ -237,12 +237,13 @@ _HOPPER_SMS = 132  # of an H100 or H200 with SXM
 _ANOTHER_LAUNCH = 400  # at most 3 µs for a second launch, in rounds of 128 rows by one key
 _SMALL = (64, 128, 4, 3)  # where even 64 rows a program leave no multiprocessor a second one
 _WIDE = HopperTile(3, 128, 4, 160, late=True)  # D = 64; no registers are left for queries
+_HALVED = replace(_WIDE, halves=True)
 _NARROW = {64: HopperTile(2, 128, 4, 240), 128: HopperTile(2, 128, 2, 240)}
 _HELD = {D: replace(tile, held=True) for D, tile in _NARROW.items()}
 # What follows was measured on an H200 (docs/attention.md).
-_LONG_CAUSAL = {64: 8192, 128: 4096}  # from more queries on, those held are no gain
+_LONG_CAUSAL = 4096  # from more queries of D = 64 on, wide tiles are faster
 _WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128
-_WIDE_ROUND_TO_HELD = 1.42  # in rounds of 128 that are held
+_HALVED_ROUND = 1.32, 115  # the same to those that are held, and by how much more at N = 1
 
 
 def _hopper_tiles(
@@ -253,20 +254,21 @@ def _hopper_tiles(
     Programs take tiles in rounds: a half-empty last round costs as much as a full one. Wide tiles
     cost less a row; where they leave a round half empty, some of a head's rows go to narrow ones,
     in a second launch. Causal tiles have an order of their own (`hopper.order`), and narrow ones
-    are masked less. Queries held in registers were not measured beside a skip, where one in 8
-    exponentials by a polynomial is 6 % faster than one in 4, and 6 % slower without.
+    are masked less. Queries held in registers, and halves, were not measured beside a skip, where
+    one in 8 exponentials by a polynomial is 6 % faster than one in 4, and 6 % slower without.
     """
     if D not in HEADS:
         return ()
     narrow, held = _NARROW[D], _HELD[D]
-    holds = not mixes and not (causal and _LONG_CAUSAL[D] < N)
     if D == 128:
-        return (held, narrow) if holds else (narrow, held)
+        return (narrow, held) if mixes else (held, narrow)
+    wide = _WIDE if mixes else _HALVED
     if causal:
-        best = held if holds else narrow if mixes else _WIDE
-        return tuple(dict.fromkeys((best, held, narrow, _WIDE)))
+        best = narrow if mixes else wide if N > _LONG_CAUSAL else held
+        return tuple(dict.fromkeys((best, held, narrow, wide)))
     computed = replace(narrow, polynomial=8 if mixes and mode == "fwd" else 4)
-    small, wide_round = (held, _WIDE_ROUND_TO_HELD) if holds else (computed, _WIDE_ROUND)
+    small = computed if mixes else held
+    wide_round = _WIDE_ROUND if mixes else _HALVED_ROUND[0] + _HALVED_ROUND[1] / N
 
     def rounds(wides: int) -> float:
         """In rounds of 128 rows, when each head has that many wide tiles, the rest narrow."""
@@ -276,11 +278,11 @@ def _hopper_tiles(
         return wide_round * first + second + between
 
     wides = ceil_div(N, 192)
-    costs = {small: rounds(0), _WIDE: rounds(wides)}
+    costs = {small: rounds(0), wide: rounds(wides)}
     if wides > 1:
         tiles = min(range(1, wides), key=rounds)
-        costs[replace(_WIDE, tiles=tiles, rest=small, early=True)] = rounds(tiles)
-    return *sorted(costs, key=lambda tile: costs[tile]), computed if holds else held
+        costs[replace(wide, tiles=tiles, rest=small, early=True)] = rounds(tiles)
+    return *sorted(costs, key=lambda tile: costs[tile]), held if mixes else computed
 
 
 def _packed_tiles(D: int) -> tuple[HopperTile, ...]:

@@ -157,7 +157,7 @@ def find_keys(of, heads):
     each = gl.maximum(each, 1)
     section = index // (each * of.heads)
     rest = index % (each * of.heads)
-    h = section * of.heads + rest % of.heads
+    h = gl.where(known, section * of.heads + rest % of.heads, 0)
     tile = of.listed + 2 + 2 * (rest // of.heads)
     s = gl.load(tile, mask=known, other=0)
     number = gl.load(tile + 1, mask=known, other=0)
