@@ -5,7 +5,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-H200 = Path(__file__).parent / "data" / "nsys_h200.sqlite"
+from unpacked import unpacked
+
+H200 = unpacked("nsys_h200.sqlite")
 MACHINE, PID, TID = 1 << 48, 5 << 24, 5
 MAIN = MACHINE | PID | TID
 KERNEL, CALL, RANGE = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS"

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from unpacked import unpacked
 
 from kernelbench.profile import ncu, tool
 from kernelbench.profile.ncu.csv import METRICS, kernels_by_range
 from kernelbench.profile.tool import ToolError
 
-TABLE = Path(__file__).parent / "data" / "ncu_h200.csv"
-NESTED = TABLE.with_name("ncu_h200_nested.csv")  # as `capture` asks for it
+TABLE = unpacked("ncu_h200.csv")
+NESTED = unpacked("ncu_h200_nested.csv")  # as `capture` asks for it
 PUSHED = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
 STARTED = "Id:Domain:Start/Stop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
 FIRST = ["ID", "Process ID", PUSHED, STARTED, "Kernel Name", "Block Size", "Grid Size"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
+from unpacked import unpacked
 
 from kernelbench import store
 from kernelbench.cli import app
@@ -252,7 +253,7 @@ def test_a_machine_that_refuses_counters_is_blamed_on_no_provider(tmp_path, noth
 @pytest.mark.slow
 def test_launches_that_were_left_out_are_noted(tmp_path, nothing_installed):
     """As by --ncu-args '--launch-count 5'."""
-    table = (HERE / "data" / "ncu_h200_nested.csv").read_text()
+    table = unpacked("ncu_h200_nested.csv").read_text()
     names = ("kb.toy.add.M4-bf16-fwd", "kb.toy.bwd.M4-bf16-bwd")
     for name, provider in zip(names, ("first", "second"), strict=True):
         table = table.replace(name, f"kb.steady.{provider}.n8-fp32-fwd")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from test_zigzag_attention import SEEDS, check_all_ranks, sample, starts_of
 from torch import Tensor
 
 from kernelbench.kernels.attention.hopper.forward import HopperTile
@@ -19,7 +20,6 @@ from kernelbench.kernels.zigzag_attention.configs import configs
 from kernelbench.kernels.zigzag_attention.hopper import Cuts, _ordering, lies_cut
 from kernelbench.kernels.zigzag_attention.lengths import How, chunk_rows, rows_of_chunk
 from kernelbench.kernels.zigzag_attention.places import Keys
-from tests.kernels.test_zigzag_attention import SEEDS, check_all_ranks, sample, starts_of
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter's answer serves any GPU")
 on_hopper = pytest.mark.skipif(

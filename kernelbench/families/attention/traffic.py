@@ -12,9 +12,9 @@ _TWO_KERNELS = {"q": (2, 0), "k": (2, 0), "v": (2, 0), "grad_o": (3, 0), "o": (1
 
 def attention_traffic(ours: bool, case: Any) -> tuple[Traffic, ...]:
     """Forward one kernel. Backward: δ = rowsum(do⊙o); then, as FlashAttention and ours on Hopper of
-    as many keys as queries or of documents, one kernel that adds dq up in fp32 (cleared, added to,
-    read); else ours is dk with dv, then dq. PyTorch's in fp32 (memory-efficient) is counted without
-    scratch, a lower bound. Left out: where sequences begin, and lists of their tiles."""
+    as many keys as queries, one kernel that adds dq up in fp32 (cleared, added to, read); else ours
+    is dk with dv, then dq. PyTorch's in fp32 (memory-efficient) is counted without scratch, a lower
+    bound. Left out: where sequences begin, and lists of their tiles."""
     e = case.dtype.bytes
     of_queries, of_keys = case.B * case.N * case.Hq * case.D, case.B * case.keys * case.Hk * case.D
     unit = dict.fromkeys(("q", "o", "grad_o", "dq"), of_queries * e)
@@ -56,5 +56,5 @@ def one_by_one_traffic(case: Any) -> tuple[Traffic, ...]:
 
 def in_one_kernel(case: Any) -> bool:
     """Whether our gradients are those of `attention.hopper.fused` on an sm_90."""
-    takes = case.packed or case.keys == case.N
-    return takes and case.dtype.bytes == 2 and case.D in (64, 128)
+    dense = not case.packed and case.keys == case.N
+    return dense and case.dtype.bytes == 2 and case.D in (64, 128)

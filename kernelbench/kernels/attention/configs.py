@@ -208,22 +208,23 @@ def configs(
     if D in HEADS and (plain or (runs and pattern.packed)):
         tiles = _backward_tiles(D, causal, pattern)
         if deterministic:
-            tiles.reverse()
+            tiles.sort(key=lambda tile: tile is not None and tile.fused is not None)
         candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
     return tuple(dict.fromkeys(candidates))
 
 
 def _backward_tiles(D: int, causal: bool, pattern: Pattern) -> list[HopperBackwardTile | None]:
-    """By how long they take, the last with the same bits on every call; None for `tl`: packed
-    sequences, and heads that share keys, have no kernels of Hopper's but the fused one."""
+    """By how long they take, the last with the same bits on every call; None for `tl`: heads that
+    share keys, and packed sequences, have no kernels of Hopper's but the fused one. For the latter
+    it is not proven in all cases, so that the table takes `tl` first."""
     fused = _hopper_backward(D, causal)
     if pattern.plain and pattern.group == 1:
         return [fused, replace(fused, fused=None)]
-    if D == 64 or not causal:
-        return [fused, None]
     assert fused.fused is not None
     early = replace(fused, fused=replace(fused.fused, late=False))
-    return [early, fused, None] if pattern.packed else [fused, early, None]
+    if pattern.packed:
+        return [None, early]
+    return [fused, None] if early == fused else [fused, early, None]
 
 
 def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:

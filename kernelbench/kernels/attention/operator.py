@@ -184,8 +184,8 @@ def attention(
     return_lse: return (o, lse); lse is (B,H,N), packed (H,T), in fp32, and has a gradient.
     deterministic: gradients have the same bits on every call; None for what
         `torch.use_deterministic_algorithms` says at the time of the call (in a graph of
-        torch.compile, of the backward). Only gradients on Hopper, of as many queries as keys or of
-        packed sequences, D of 64 or 128, are faster otherwise.
+        torch.compile, of the backward). Only gradients on Hopper, of as many queries as keys, D of
+        64 or 128, are faster otherwise.
     config: how to cut up the work; None for the choice of the table, see `configs.configs`. One
         that is passed heeds `deterministic`, but not PyTorch's switch.
 
