@@ -38,6 +38,45 @@ def held(path: str) -> None:
     cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
+WAITS = {  # of a tile, the columns of `waits`
+    "before": "base",
+    "scaled among scores": "nohoist",
+    "sums apart": "lanesum",
+    "halves": "half",
+    "both": "halflane",
+    "both, no barrier": "halflanecp",
+}
+
+
+def waits(path: str, tiles: dict[int, tuple[str, ...]]) -> None:
+    """Print the table of what was tried against a wait, by FlashAttention-3. tiles: by D."""
+    heads = ["B, N, H, D", "causal", "tile", *WAITS]
+    lines = [heads, ["---"] * len(heads)]
+    for (shape, causal), of in times_of(path).items():
+        sizes = shape.strip("()")
+        for tile in tiles[int(sizes.split(", ")[3])]:
+            found = [of.get(f"{tile}/{name}") for name in WAITS.values()]
+            shares = ["wrong" if us is None else f"{of['fa3'] / us:.2f}" for us in found]
+            lines.append([sizes, {"True": "yes"}.get(causal, "no"), tile, *shares])
+    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def shared(path: str) -> None:
+    """Print the table of the backward of heads that share keys."""
+    text = lzma.decompress((ROOT / path).read_bytes()).decode()
+    by_case: dict[str, dict[str, tuple[float, str]]] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        by_case.setdefault(row["case"], {})[row["variant"]] = float(row["us"]), row["TFLOP/s"]
+    lines = [["N", "D", "causal", "tl", "one kernel", "times as fast", "TFLOP/s"]]
+    lines.append(["---"] * len(lines[0]))
+    for case, of in by_case.items():
+        _, _, N, D, causal = case.split()
+        before, (us, rate) = of.pop("tl")[0], min(of.values())
+        times = [f"{before:.0f}", f"{us:.0f}", f"{before / us:.2f}", rate]
+        lines.append([N, D.removeprefix("D="), {"causal": "yes"}.get(causal, "no"), *times])
+    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
 def packed(before: str, now: str) -> None:
     """Print the table of packed sequences: first form, `tl`, this form, FlashAttention-3's."""
     first, us = times_of(before), times_of(now)

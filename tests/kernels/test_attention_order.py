@@ -145,7 +145,7 @@ def test_tiles_of_packed_sequences_are_listed_once_each_and_the_longest_first(
     N = q_starts[-1] + draw.choice([0, 1, 300])
     listed = torch.full((listed_size(N, S, rows),), -7, dtype=torch.int32)
     starts = [torch.tensor(each, dtype=torch.int32) for each in (q_starts, k_starts)]
-    place = Packed(*starts, S, k_starts[-1], -1)
+    place = Packed(*starts, S, k_starts[-1])
     list_launch(place, lies_packed, listed, N, rows, causal).run()
     wanted = tiles_of(q_starts, k_starts, N, rows, causal)
     found = listed[2 : 2 + 2 * len(wanted)].view(-1, 2).tolist()

@@ -41,6 +41,7 @@ from kernelbench.families.zigzag_attention.providers import (
 )
 from kernelbench.families.zigzag_attention.traffic import (
     copied_traffic,
+    fused_traffic,
     one_call_traffic,
     zigzag_traffic,
 )
@@ -157,7 +158,7 @@ FAMILY = Family(
             Role.triton_fused,
             ours,
             configs=triton_configs,
-            traffic=TOGETHER,
+            traffic=fused_traffic,
             requires=("triton",),
             unsupported=serves,
         ),

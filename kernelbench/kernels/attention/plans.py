@@ -155,7 +155,7 @@ class AttentionPlan:
         self._chunk = how.chunk
         plain = not self._packed and self.mask is NO_MASK
         group = H // heads if heads else 1
-        packed = self._packed and self.mask is NO_MASK
+        packed = self._packed and self.mask is NO_MASK and how.chunk is None
         suited = q.numel() > 0 and k.numel() > 0 and suits(q, k, self._samples(v))
         suited = suited and (packed or (plain and keys == N))
         arch = arch_of(device)

@@ -652,7 +652,7 @@ def packed_launches(
     args |= {"extra": None, "packed": Sequences(*starts, listed, section, *found)}
     args |= {"lse_desc": None, "delta_desc": None}
     constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK)
-    turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts, chunk=-1)
+    turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts)
     lists = list_launch(turned, lies_packed, listed, keys, KEPT, causal)
     grid = (most_tiles(keys, place.S, KEPT) * heads,)
     return lists, Launch(differentiate, grid, args, constexprs, {"num_warps": 4})

@@ -84,9 +84,9 @@ def order_of(
 
 @triton.jit
 def lies_packed(place, starts, s, late, N):
-    """Where sequence s of `places.Packed` lies, whose chunk is -1 for none: its first query, how
-    many there are, how far a query's position among the keys is ahead of its number, its first key,
-    and how many. Sequence S are the N rows behind the last; what lies behind it has no rows.
+    """Where sequence s of `places.Packed` lies: its first query, how many there are, how far a
+    query's position among the keys is ahead of its number, its first key, and how many. Sequence S
+    are the N rows behind the last; what lies behind it has no rows.
 
     An operator's own place has a function like it. starts: where queries begin. late: whether
     sequences are those of `place.late_starts`, see `list_tiles`.
@@ -98,8 +98,7 @@ def lies_packed(place, starts, s, late, N):
     end = tl.where(s == place.S, N, tl.load(starts + below))
     rows = tl.where(known, tl.maximum(end - q0, 0), 0)
     keys = tl.load(place.k_starts + below) - key
-    ahead = tl.where(place.chunk < 0, keys - rows, place.chunk * rows)
-    return q0, rows, ahead, key, keys
+    return q0, rows, keys - rows, key, keys
 
 
 @triton.jit
