@@ -5,6 +5,7 @@ import csv
 import io
 import lzma
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cog
@@ -16,10 +17,24 @@ OURS = {
 }
 
 
+WRONG = [f"wide/{name}" for name in ("half", "halflane", "halflanecp")]  # where causal
+
+
+def rows_of(path: str) -> Iterator[dict[str, str]]:
+    """path: a .csv.xz below the project's root."""
+    yield from csv.DictReader(io.StringIO(lzma.decompress((ROOT / path).read_bytes()).decode()))
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """The first line is the head."""
+    head, *rest = lines
+    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest]))
+
+
 def times_of(path: str) -> dict[tuple[str, str], dict[str, float]]:
     """µs by (shape, causal) and variant. path: a .csv.xz below the project's root."""
     us: dict[tuple[str, str], dict[str, float]] = {}
-    for row in csv.DictReader(io.StringIO(lzma.decompress((ROOT / path).read_bytes()).decode())):
+    for row in rows_of(path):
         us.setdefault((row["shape"], row["causal"]), {})[row["variant"]] = float(row["us"])
     return us
 
@@ -27,7 +42,7 @@ def times_of(path: str) -> dict[tuple[str, str], dict[str, float]]:
 def held(path: str) -> None:
     """Print the table of where queries are held."""
     heads = ["B, N, H, D", "causal", "in memory", "in registers", "rescaled less often", "FA3"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for (shape, causal), of in times_of(path).items():
         if "held/s24" not in of:
             continue
@@ -35,7 +50,7 @@ def held(path: str) -> None:
         times = [least, of["held/s24"], of["lazy/s24"], of["fa3"]]
         sizes = shape.strip("()")
         lines.append([sizes, {"True": "yes"}.get(causal, "no"), *(f"{time:.0f}" for time in times)])
-    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(lines)
 
 
 WAITS = {  # of a tile, the columns of `waits`
@@ -51,30 +66,31 @@ WAITS = {  # of a tile, the columns of `waits`
 def waits(path: str, tiles: dict[int, tuple[str, ...]]) -> None:
     """Print the table of what was tried against a wait, by FlashAttention-3. tiles: by D."""
     heads = ["B, N, H, D", "causal", "tile", *WAITS]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for (shape, causal), of in times_of(path).items():
         sizes = shape.strip("()")
         for tile in tiles[int(sizes.split(", ")[3])]:
-            found = [of.get(f"{tile}/{name}") for name in WAITS.values()]
-            shares = ["wrong" if us is None else f"{of['fa3'] / us:.2f}" for us in found]
+            names = [f"{tile}/{name}" for name in WAITS.values()]
+            shares = [
+                "wrong" if causal == "True" and name in WRONG else f"{of['fa3'] / of[name]:.2f}"
+                for name in names
+            ]
             lines.append([sizes, {"True": "yes"}.get(causal, "no"), tile, *shares])
-    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(lines)
 
 
 def shared(path: str) -> None:
     """Print the table of the backward of heads that share keys."""
-    text = lzma.decompress((ROOT / path).read_bytes()).decode()
     by_case: dict[str, dict[str, tuple[float, str]]] = {}
-    for row in csv.DictReader(io.StringIO(text)):
+    for row in rows_of(path):
         by_case.setdefault(row["case"], {})[row["variant"]] = float(row["us"]), row["TFLOP/s"]
     lines = [["N", "D", "causal", "tl", "one kernel", "times as fast", "TFLOP/s"]]
-    lines.append(["---"] * len(lines[0]))
     for case, of in by_case.items():
         _, _, N, D, causal = case.split()
         before, (us, rate) = of.pop("tl")[0], min(of.values())
         times = [f"{before:.0f}", f"{us:.0f}", f"{before / us:.2f}", rate]
         lines.append([N, D.removeprefix("D="), {"causal": "yes"}.get(causal, "no"), *times])
-    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(lines)
 
 
 def packed(before: str, now: str) -> None:
@@ -82,7 +98,7 @@ def packed(before: str, now: str) -> None:
     first, us = times_of(before), times_of(now)
     variants = ["tl", "packed", "held", "fa3"]
     heads = ["documents", "D", "first, of FA3", *variants[:3], "FA3", "best of FA3"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for key, of in us.items():
         if "packed" not in of:
             continue
@@ -91,7 +107,7 @@ def packed(before: str, now: str) -> None:
         best = of["fa3"] / min(of["packed"], of["held"])
         times = [f"{of[name]:.0f}" for name in variants]
         lines.append([documents.strip("'"), D, f"{was:.2f}", *times, f"{best:.2f}"])
-    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(lines)
 
 
 def table(path: str) -> None:
@@ -110,7 +126,7 @@ def table(path: str) -> None:
         "FA3",
         "cuDNN",
     ]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for (shape, causal), of in us.items():
         if causal != "True":
             continue
@@ -121,4 +137,4 @@ def table(path: str) -> None:
         gains = [f"{turn / order:.2f}", f"{says['turn'] / says['s32']:.2f}"]
         peers = [f"{of[name]:.0f}" for name in ("fa3", "cudnn")]
         lines.append([", ".join(map(str, sizes)), *times, *gains, *peers])
-    cog.outl("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print_table(lines)

@@ -61,7 +61,7 @@ TILES = {
         "held": HopperTile(2, 128, 2, 240, held=True),
     },
 }
-MIB_AT_A_TIME = {"turn": 0, "s32": 32}
+MIB_AT_A_TIME = {"turn": 0, "s24": 24, "s32": 32}
 MOST_TILES = order._MOST_TILES
 CHECKED = [(2, 1024, 8), (3, 1000, 5)]
 MOST_ERROR = 4e-3

@@ -160,6 +160,26 @@ def test_what_is_launched_for_a_gpu() -> None:
         kernels(arch="sm_80", config=tile)
 
 
+def test_one_tensor_twice_is_two_chunks() -> None:
+    """Chunks lie next to each other where an operator says so, not where tensors are the same."""
+    places = []
+    for same in (False, True):
+        with described_for(Target("sm_90", 132)) as launches:
+            q = torch.empty(4096, 8, 128, dtype=torch.bfloat16, device="meta")
+            k = torch.empty(8192, 2, 128, dtype=torch.bfloat16, device="meta")
+            starts = torch.empty(4, dtype=torch.int32, device="meta")
+            zigzag_attention(
+                *(q, q if same else q.clone(), k, k.clone(), starts, starts, starts.clone()),
+                chunk_idx_0=0,
+                chunk_idx_1=1,
+                total_chunks=2,
+            )
+        lists, attends = launches
+        assert attends.args["late_q_desc"] is not None and attends.args["late"].N == 4096
+        places.append([lists.args["place"]._asdict()[name] for name in ("step", "T", "late_T")])
+    assert places[0] == places[1] == [1, 4096, 4096]
+
+
 def test_the_table_knows_what_hoppers_kernel_takes() -> None:
     for D, T, arch, size, first in [
         (128, 4096, "sm_90", 2, True),

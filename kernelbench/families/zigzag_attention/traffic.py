@@ -59,7 +59,8 @@ def zigzag_traffic(together: bool, case: Any, theirs: bool = False) -> tuple[Tra
 
 def fused_traffic(case: Any) -> tuple[Traffic, ...]:
     """Ours, both chunks in one kernel. That of Hopper reads rows that follow each other: before a
-    forward, keys are copied from zigzag order into that of documents."""
+    forward, keys are copied from zigzag order into that of documents; counted of every case that it
+    takes on an sm_90, also where too few rows leave it to `tl`."""
     rows = zigzag_traffic(True, case)
     if case.mode is Mode.bwd or case.dtype.bytes != 2 or case.D not in (64, 128):
         return rows

@@ -205,26 +205,28 @@ def configs(
         candidates.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
-    if D in HEADS and (plain or (runs and pattern.packed)):
-        tiles = _backward_tiles(D, causal, pattern)
+    if D in HEADS and plain:
+        tiles = _backward_tiles(D, causal, pattern.group)
         if deterministic:
             tiles.sort(key=lambda tile: tile is not None and tile.fused is not None)
         candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
     return tuple(dict.fromkeys(candidates))
 
 
-def _backward_tiles(D: int, causal: bool, pattern: Pattern) -> list[HopperBackwardTile | None]:
+def _backward_tiles(D: int, causal: bool, group: int) -> list[HopperBackwardTile | None]:
     """By how long they take, the last with the same bits on every call; None for `tl`: heads that
-    share keys, and packed sequences, have no kernels of Hopper's but the fused one. For the latter
-    it is not proven in all cases, so that the table takes `tl` first."""
+    share keys have no kernels of Hopper's but the fused one."""
     fused = _hopper_backward(D, causal)
-    if pattern.plain and pattern.group == 1:
+    if group == 1:
         return [fused, replace(fused, fused=None)]
-    assert fused.fused is not None
-    early = replace(fused, fused=replace(fused.fused, late=False))
-    if pattern.packed:
-        return [None, early]
+    early = packed_backward(D)
     return [fused, None] if early == fused else [fused, early, None]
+
+
+def packed_backward(D: int) -> HopperBackwardTile:
+    """The tile for gradients of packed sequences, for a `config` that asks for it: it is not proven
+    in all cases, so neither the table nor a tuner takes it."""
+    return _hopper_backward(D, causal=False)
 
 
 def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
@@ -241,7 +243,7 @@ _WIDE = HopperTile(3, 128, 4, 160, late=True)  # D = 64; no registers are left f
 _HALVED = replace(_WIDE, halves=True)
 _NARROW = {64: HopperTile(2, 128, 4, 240), 128: HopperTile(2, 128, 2, 240)}
 _HELD = {D: replace(tile, held=True) for D, tile in _NARROW.items()}
-# What follows was measured on an H200 (docs/attention.md).
+# What follows is from results/h200/tuning: waits.csv.xz, halved.csv.xz, by the time of a round.
 _LONG_CAUSAL = 4096  # from more queries of D = 64 on, wide tiles are faster
 _WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128
 _HALVED_ROUND = 1.32, 115  # the same to those that are held, and by how much more at N = 1

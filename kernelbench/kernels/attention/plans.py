@@ -75,8 +75,7 @@ def check_tile(config: AttentionConfig, q: Tensor, fits: bool, arch: str) -> Non
         raise ValueError(
             f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors, none of them "
             "expanded, whose addresses and strides are multiples of 16 bytes, without a window: "
-            "one sequence a sample with as many queries as keys, or packed sequences; on sm_90, "
-            "got "
+            "one sequence a sample with as many queries as keys, or packed sequences on sm_90, got "
             f"{q.dtype}, D = {q.shape[3]} on {arch}: pass config=None for a kernel that takes these"
         )
 
@@ -164,8 +163,6 @@ class AttentionPlan:
             causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
         check_tile(config, q, suited, arch)
-        if how.chunk is not None:  # Hopper's gradients are of the last queries alone
-            config = config.plainly()
         self.config = config.repeatable() if deterministic else config
         self._repeats = Repeats(device)
 

@@ -97,7 +97,11 @@ def configs(
     if mode == "bwd":
         return tuple(dict.fromkeys(replace(config, hopper=hoppers[0]) for config in made))
     tried = [replace(made[0], hopper=tile) for tile in hoppers if tile]
-    made = tried + made if hoppers[0] else made + tried
+    if hoppers[0]:
+        others = made[1:] if mode == "full" else []
+        made = [*tried, *(replace(config, hopper=hoppers[0]) for config in others), *made]
+    else:
+        made += tried
     core = cores[0]  # one tile of queries at a time, as large as attention's
     tile = core.block_m, core.block_n, core.warps, core.stages
     return *dict.fromkeys(made), ZigzagConfig(*tile, *backward[0], shared=False)

@@ -19,6 +19,7 @@ from kernelbench.kernels.attention.hopper.order import listed_size
 from kernelbench.kernels.attention.places import most_tiles, sequence_of
 from kernelbench.kernels.attention.tiles import Rows
 from kernelbench.kernels.launch import Launch
+from kernelbench.kernels.zigzag_attention.lengths import How
 from kernelbench.kernels.zigzag_attention.places import (
     Chunk,
     Keys,
@@ -129,45 +130,37 @@ def forward_launches(
     room: Room,
     *,
     scale: float,
-    causal: bool,
-    zigzag: bool,
+    how: How,
+    joined: bool,
     tile: HopperTile,
 ) -> tuple[Launch, ...]:
-    """The launches that write o, `out` of the chunks, and lse, the natural one. Both chunks are in
-    the same tensors where these lie next to each other."""
+    """The launches that write o, `out` of the chunks, and lse, the natural one. joined: both chunks
+    of a document lie next to each other, in the same tensors."""
     assert room.listed is not None
     k, v, ordering = keys.k, keys.v, []
-    if zigzag:
+    if how.zigzag:
         assert room.k is not None and room.v is not None
         k, v = room.k, room.v
         ordering = [_ordering(keys, k, v)]
-    joined = late.q is early.q
-    place = Cuts(
-        early.starts,
-        late.starts,
-        keys.real_starts,
-        keys.starts,
-        keys.S,
-        early.number,
-        late.number,
-        early.T,
-        late.T,
-        keys.chunks,
-        2 if joined else 1,
-    )
     first, second = (Forward(c.q, k, v, c.out, c.lse) for c in (early, late))
     launches = placed_launches(
         first,
-        place,
+        _cuts(early, late, keys, joined),
         lies_cut,
         room.listed,
         scale=scale,
-        causal=causal,
+        causal=how.causal,
         tile=tile,
         late=first if joined else second,
         rows=max(early.T, late.T),
     )
     return *ordering, *launches
+
+
+def _cuts(early: Chunk, late: Chunk, keys: Keys, joined: bool) -> Cuts:
+    starts = early.starts, late.starts, keys.real_starts, keys.starts
+    numbers = keys.S, early.number, late.number, early.T, late.T, keys.chunks
+    return Cuts(*starts, *numbers, 2 if joined else 1)
 
 
 def _ordering(keys: Keys, k: Tensor, v: Tensor) -> Launch:

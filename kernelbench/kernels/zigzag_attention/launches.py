@@ -109,8 +109,8 @@ def forward_launches(t: Tensors, cut: Cut) -> tuple[Launch, ...]:
             _keys(t, cut.how),
             Room(t.listed, t.ordered_k, t.ordered_v),
             scale=cut.scale,
-            causal=cut.how.causal,
-            zigzag=cut.how.zigzag,
+            how=cut.how,
+            joined=t.q1 is None,
             tile=c.hopper,
         )
     blocks = {"BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "SHARED": c.shared}

@@ -36,6 +36,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     new_barriers,
     next_tile,
     of_heads,
+    publish,
     store,
     store_rows,
 )
@@ -645,7 +646,7 @@ def _forget_others(smem, bars, taken, rows):
                 values = part.load(layout)
                 zeros = gl.full([STEP, D], 0, values.dtype, layout)
                 part.store(gl.where(gl.expand_dims(row, 1) < rows, values, zeros))
-        fence_async_shared()
+        publish()
 
 
 @gluon.jit
@@ -1262,7 +1263,7 @@ def placed_launches(
 
     tensors: the axis of samples may be missing. place, lies: see `order.lies_packed`. listed:
     `order.listed_size` of int32. late: q, o and lse of late sequences, which have the same keys;
-    the same tensors where they lie there. Then lse is the natural one, and rows behind the last key
+    `tensors` itself where they lie there. Then lse is the natural one, and rows behind the last key
     are zeros, and -inf. rows: of all sequences, or of all late ones if these are more; those of q
     unless given. Raises ValueError for a tile of other than 2 groups, with a `rest`, or with a
     `polynomial`, which is not 0 for a hidden key.
@@ -1285,7 +1286,8 @@ def placed_launches(
         "tiles": 0,
         "total": 0,
     }
-    if late is not None and late.o is not None and late.q is not tensors.q:
+    if late is not None and late is not tensors:
+        assert late.o is not None
         args |= {"late_q_desc": descriptor(late.q, 64), "late_y_desc": descriptor(late.o, 64)}
     constexprs = _constexprs(tile, NO_HOPPER_HOOK, causal, True, H // G)
     constexprs |= {"LEADS": False, "FOLLOWS": False, "LIES": in_gluon(lies)}

@@ -57,7 +57,7 @@ from kernelbench.kernels.attention.hopper.channel import (
     store,
     store_rows,
 )
-from kernelbench.kernels.attention.hopper.order import heads_of_section, lies_packed, list_launch
+from kernelbench.kernels.attention.hopper.order import heads_of_section, lies_turned, list_launch
 from kernelbench.kernels.attention.hopper.walk import (
     Place,
     Sequences,
@@ -653,7 +653,7 @@ def packed_launches(
     args |= {"lse_desc": None, "delta_desc": None}
     constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK)
     turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts)
-    lists = list_launch(turned, lies_packed, listed, keys, KEPT, causal)
+    lists = list_launch(turned, lies_turned, listed, keys, KEPT, causal)
     grid = (most_tiles(keys, place.S, KEPT) * heads,)
     return lists, Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
 

@@ -102,10 +102,18 @@ def lies_packed(place, starts, s, late, N):
 
 
 @triton.jit
-def starts_of(place, late, LATE: tl.constexpr):
+def lies_turned(place, starts, s, late, N):
+    """`lies_packed` of keys and queries that have changed places, for tiles of keys from the last
+    one to the first: as many query tiles as there are keys behind them see them, if not more."""
+    key, keys, _, q0, rows = lies_packed(place, starts, s, late, N)
+    return key, keys, keys * 0, q0, rows
+
+
+@triton.jit
+def starts_of(place, late, TWICE: tl.constexpr):
     """Where queries of sequences begin: of the late ones, where there are such."""
     starts = place.q_starts
-    if LATE and late > 0:
+    if TWICE and late > 0:
         starts = place.late_starts
     return starts
 
@@ -128,23 +136,23 @@ def list_tiles(
     ROWS: tl.constexpr,
     CAUSAL: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    LATE: tl.constexpr,
+    TWICE: tl.constexpr,
     LIES: tl.constexpr,
 ):
     """See `listed_size`. A program is a slot, as `places.sequence_of` numbers them: its tile goes
-    behind all longer ones, and those of its length in front of it. LATE: whether there are
+    behind all longer ones, and those of its length in front of it. TWICE: whether there are
     sequences twice, whose queries begin at `q_starts` and at `late_starts`. N: rows, of those that
     have more."""
     slots = N // ROWS + place.S + 1
-    late = tl.program_id(0) // slots if LATE else 0
-    starts = starts_of(place, late, LATE)
+    late = tl.program_id(0) // slots if TWICE else 0
+    starts = starts_of(place, late, TWICE)
     s, slot, _ = sequence_of(starts, place.S, N, ROWS, False)
     number = slot - (tl.load(starts + s) // ROWS + s)
     tiles, long = _tiles_and_ahead(place, starts, s, late, N, ROWS, CAUSAL, LIES)
     length = long + number if CAUSAL else long
     rank = number * 0 if CAUSAL else number
     count = number * 0
-    for other in tl.static_range(2 if LATE else 1):
+    for other in tl.static_range(2 if TWICE else 1):
         starts_S = place.late_starts if other > 0 else place.q_starts
         for begin in range(0, place.S + 1, BLOCK_S):
             s_S = begin + tl.arange(0, BLOCK_S)
@@ -190,7 +198,7 @@ def list_launch(
         "ROWS": rows,
         "CAUSAL": causal,
         "BLOCK_S": min(power_of_2(place.S + 1), 1024),
-        "LATE": twice,
+        "TWICE": twice,
         "LIES": lies,
     }
     programs = most_tiles(N, place.S, rows) * (2 if twice else 1)
