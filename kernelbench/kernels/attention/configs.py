@@ -265,7 +265,9 @@ def _hopper_tiles(
     narrow, held = _NARROW[D], _HELD[D]
     if D == 128:
         return (narrow, held) if mixes else (held, narrow)
-    wide = _WIDE if mixes else _HALVED
+    # in halves, registers do not suffice for the mask of a last block that is not whole
+    halves = not mixes and (causal or N % _HALVED.block_n == 0)
+    wide = _HALVED if halves else _WIDE
     if causal:
         best = narrow if mixes else wide if N > _LONG_CAUSAL else held
         return tuple(dict.fromkeys((best, held, narrow, wide)))
