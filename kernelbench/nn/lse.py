@@ -119,7 +119,8 @@ _MOST_SAMPLES = 65535  # of one launch of these operators
 def operator_of(q: Tensor) -> Operator:
     """The fastest that takes such q, and k and v like it: cuDNN on GPUs from Hopper on, of 2 rows
     or more and heads of up to 128; else FlashAttention-2; in fp32, which these do not take, the
-    memory-efficient one. Products of matrices for what none of them takes: fp64, heads of no
+    memory-efficient one, whose gradients in 16 bits are wrong for an o and lse of more keys (an
+    H200, torch 2.11). Products of matrices for what none of them takes: fp64, heads of no
     multiple of 8 elements, more than 65535 samples."""
     if not q.is_cuda:
         return _CPU
