@@ -243,10 +243,10 @@ _WIDE = HopperTile(3, 128, 4, 160, late=True)  # D = 64; no registers are left f
 _HALVED = replace(_WIDE, halves=True)
 _NARROW = {64: HopperTile(2, 128, 4, 240), 128: HopperTile(2, 128, 2, 240)}
 _HELD = {D: replace(tile, held=True) for D, tile in _NARROW.items()}
-# What follows is from results/h200/tuning: waits.csv.xz, halved.csv.xz, by the time of a round.
-_LONG_CAUSAL = 4096  # from more queries of D = 64 on, wide tiles are faster
-_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128
-_HALVED_ROUND = 1.32, 115  # the same to those that are held, and by how much more at N = 1
+_LONG_CAUSAL = 4096  # from more queries of D = 64 on, wide tiles are faster: halved.csv.xz
+_WIDE_ROUND = 1.38  # of 192 rows at D = 64, in rounds of 128: measured on an H200
+# Of halved ones, a + b/N rounds of held ones: fitted to waits.csv.xz, in results/h200/tuning.
+_HALVED_ROUND = 1.32, 115
 
 
 def _hopper_tiles(

@@ -103,8 +103,8 @@ def lies_packed(place, starts, s, late, N):
 
 @triton.jit
 def lies_turned(place, starts, s, late, N):
-    """`lies_packed` of keys and queries that have changed places, for tiles of keys from the last
-    one to the first: as many query tiles as there are keys behind them see them, if not more."""
+    """`lies_packed` where keys and queries have changed places. Tiles of keys count from the last
+    one to the first where causal: each is seen by one more tile of queries than the one before."""
     key, keys, _, q0, rows = lies_packed(place, starts, s, late, N)
     return key, keys, keys * 0, q0, rows
 
