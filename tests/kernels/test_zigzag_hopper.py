@@ -80,19 +80,18 @@ def lies_of_all(place, found, LIES: tl.constexpr):
 @interpreted
 def test_where_chunks_lie() -> None:
     """In tensors of their own and next to each other; first query, queries, the position of the
-    first, first key and keys."""
-    q, real, keys = (
-        torch.tensor(x, dtype=torch.int32) for x in ([0, 3, 5], [0, 11, 19], [0, 12, 20])
-    )
-    apart = Cuts(q, q, real, keys, 2, 1, 2, 7, 7, 4, 1)
-    found = torch.full((2, 2, 3, 5), -1, dtype=torch.int32)
+    first, first key and keys. The last document is not cut: it begins at 0."""
+    ends = [0, 3, 5, 9], [0, 11, 19, 23], [0, 12, 20, 24]
+    starts = [torch.tensor(each, dtype=torch.int32) for each in ends]
+    apart = Cuts(starts[0], *starts, 3, 1, 2, 11, 11, 4, 1)
+    found = torch.full((2, 2, 4, 5), -1, dtype=torch.int32)
     for place, into in zip((apart, apart._replace(step=2)), found, strict=True):
         lies_of_all[(1,)](place, into, lies_cut)
     first, second = found.tolist()
-    assert first[0] == [[0, 3, 3, 0, 11], [3, 2, 2, 12, 8], [5, 2, 1, 20, 0]]
-    assert first[1] == [[0, 3, 6, 0, 11], [3, 2, 4, 12, 8], [5, 2, 2, 20, 0]]
-    assert [row[0] for row in second[0]] == [0, 6, 10]
-    assert [row[0] for row in second[1]] == [3, 8, 12]
+    assert first[0] == [[0, 3, 3, 0, 11], [3, 2, 2, 12, 8], [5, 4, 0, 20, 4], [9, 2, 1, 24, 0]]
+    assert first[1] == [[0, 3, 6, 0, 11], [3, 2, 4, 12, 8], [5, 4, 0, 20, 4], [9, 2, 2, 24, 0]]
+    assert [row[0] for row in second[0]] == [0, 6, 10, 18]
+    assert [row[0] for row in second[1]] == [3, 8, 14, 20]
 
 
 @interpreted
