@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,29 +57,6 @@ def test_a_piece_is_begun_then_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert campaign.measure(["smoke"], tmp_path, 60.4) == (True, "whole")
     assert commands[0][4:] == ["smoke", "--out", str(tmp_path), "--budget", "60s", "--json"]
     assert commands[1][4:6] == ["--resume", str(tmp_path / "one")]
-
-
-def test_compilers_may_be_asked_before(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """For each job once, whatever processes it is timed in, but no one that times variants."""
-    started: list[list[str]] = []
-    popen = campaign.subprocess.Popen
-
-    def count(command: list[str], **options: Any) -> Any:
-        if "--dry-run" not in command:
-            started.append(command[3:])
-            command = [sys.executable, "-c", "pass"]
-        return popen(command, **options)
-
-    monkeypatch.setattr(campaign.subprocess, "Popen", count)
-    words = ["h200", "--family", "rotary", "--mode", "fwd", "--filter", "B4-.*layout"]
-    assert campaign.warm([words], 2, time.monotonic() + 60) == 0
-    assert "all but 0 jobs" in capsys.readouterr().out
-    cases = [command[command.index("--case") + 1] for command in started]
-    assert sorted(cases) == sorted({job.split("/")[-1] for job in jobs_of(words)})
-    assert all("compile_max_autotune" in command for command in started)
-    assert campaign.warm([words], 2, 0.0) == 1
 
 
 def test_a_job_that_takes_too_long_is_interrupted_and_its_run_goes_on(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RUN = "results/h200/20261121T034914Z-h200-h200"
+RUN = "results/h200/20261130T202128Z-h200-h200"
 AA = "results/h200/aa"
 ONE, TWO = (f"{AA}/20261121T12{time}Z-aa-h200" for time in ("4239", "4302"))
 VERBS = {

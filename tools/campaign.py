@@ -2,11 +2,6 @@
 
     python tools/campaign.py --seconds 540 --out OUT          # goes on where OUT left off
     python tools/campaign.py --seconds 540 --out OUT layer    # these pieces alone
-    python tools/campaign.py --seconds 300 --warm 6 layer     # compile for them, six at a time
-
-What compiles takes most of a piece's time, on one core: `--warm` fills the compilers' caches by
-proving the pieces' providers, and measures nothing. Whoever times variants while compiling is left
-out, since beside others that would choose a wrong one.
 
 Each piece is a run folder below OUT/PIECE; a piece that is begun is resumed, one that is whole is
 left as it is. Run it from a clean checkout: manifests name the commit. Exit code: 0 all that was
@@ -40,7 +35,6 @@ PIECES = {
     "rotary": "h200 --family rotary",
 }
 LEAST_S = 30  # with less left no piece is begun
-CHOOSERS = ("compile_max_autotune",)
 # FlashAttention-4 compiles for every process anew, unless it is told to keep what it has.
 KEPT = {"FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1"}
 
@@ -49,14 +43,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pieces", nargs="*", choices=[[], *PIECES])
     parser.add_argument("--seconds", type=float, required=True, help="for all of them together")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path)
-    what.add_argument("--warm", type=int, metavar="PROCESSES")
+    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     os.environ.update(KEPT)
     end, code = time.monotonic() + asked.seconds, 0
-    if asked.warm:
-        return warm([PIECES[piece].split() for piece in asked.pieces or PIECES], asked.warm, end)
     for piece in asked.pieces or PIECES:
         left = end - time.monotonic()
         if left < LEAST_S:
@@ -68,32 +58,6 @@ def main() -> int:
         print(f"{piece}: {said}, {time.monotonic() - started:.0f} s", flush=True)
         code = code if whole else 1
     return code
-
-
-def warm(pieces: list[list[str]], processes: int, end: float) -> int:
-    """Prove jobs of these pieces, so many at once, until then; 0 if that was all of them."""
-    jobs: dict[str, list[str]] = {}
-    for suite, *words in pieces:
-        listed = [sys.executable, "-m", "kernelbench", "run", suite, *words, "--dry-run", "--json"]
-        for job in json.loads(subprocess.check_output(listed, text=True)):
-            family, case = job["id"].split("/", 1)
-            skipped = [w for name in CHOOSERS if name in job["providers"] for w in ("--skip", name)]
-            jobs[job["id"]] = [suite, "--family", family, "--case", case, *skipped]
-    left = list(jobs.values())
-    running: list[subprocess.Popen[bytes]] = []
-    while (left or running) and time.monotonic() < end:
-        while left and len(running) < processes:
-            words = ["check", *left.pop(0), "--quiet"]
-            command = [sys.executable, "-m", "kernelbench", *words]
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        time.sleep(0.1)
-        running = [process for process in running if process.poll() is None]
-    for process in running:
-        process.send_signal(signal.SIGINT)
-    for process in running:
-        process.wait()
-    print(f"compiled for all but {len(left) + len(running)} jobs")
-    return int(bool(left or running))
 
 
 def measure(words: list[str], out: Path, seconds: float) -> tuple[bool, str]:

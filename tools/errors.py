@@ -9,13 +9,14 @@ import cog
 
 from kernelbench.spec import OutputError, RunRecord, Status
 
-HERE = Path(__file__).parent.parent
+RUNS = Path(__file__).parent.parent / "results/h200"
 FIGURES = ("error", "worst element", "worst row", "worst column", "slope")
 
 
-def table(*packed: str) -> None:
-    """A line a family, mode, accuracy and kind of inputs. packed: lines of records, as xz."""
-    texts = [lzma.decompress((HERE / name).read_bytes()).decode() for name in packed]
+def table(*runs: str) -> None:
+    """A line a family, mode, accuracy and kind of inputs. runs: folders in results/h200."""
+    packed = [RUNS / run / "records.jsonl.xz" for run in runs]
+    texts = [lzma.decompress(path.read_bytes()).decode() for path in packed]
     records = [RunRecord.from_json(line) for text in texts for line in text.splitlines()]
     cog.outl(f"| family | mode | accuracy | on | answers | {' | '.join(FIGURES)} |")
     cog.outl("|---|---|---|---|---|" + "---|" * len(FIGURES))

@@ -32,6 +32,21 @@ def medians(runs: str, family: str, mode: str, axes: str, providers: str) -> Non
         cog.outl(f"| {case['']} | {' | '.join(_rounded(case.get(name)) for name in columns)} |")
 
 
+def against(runs: str, family: str, modes: str) -> None:
+    """A markdown table of `triton_fused`: a row a case, its median in µs, the share of the ceiling,
+    and its speedup over the best other, with its interval. runs, modes: by spaces."""
+    folders = [path for run in runs.split() for path in sorted(RUNS.glob(run))]
+    rows = [row for row in gather(folders, [family]).rows if row["provider"] == "triton_fused"]
+    cog.outl("| case | µs | % of the ceiling | × best other | [95 %] | best other |")
+    cog.outl("|---" * 6 + "|")
+    for mode in modes.split():
+        for row in (row for row in rows if row["mode"] == mode):
+            mid, low, high = (row[f"speedup_best{end}"] for end in ("", "_lo", "_hi"))
+            cells = [row["case"], _rounded(row["median_us"]), f"{row['sol_pct']:.1f}",
+                     f"{mid:.3f}", f"[{low:.3f}, {high:.3f}]", row["best_other"]]  # fmt: skip
+            cog.outl(f"| {' | '.join(cells)} |")
+
+
 def _order(case: Mapping[str, Any]) -> tuple[list[int], str]:
     sizes, _, more = case[""].partition(" ")
     return [int(size) for size in sizes.split(",")], more

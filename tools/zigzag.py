@@ -8,7 +8,7 @@ import cog
 from kernelbench.families.zigzag_attention import FAMILY, ZigzagCase
 from kernelbench.families.zigzag_attention.traffic import zigzag_traffic
 
-RUN = Path(__file__).parent.parent / "results/h200/20261121T034914Z-h200-h200"
+RUN = Path(__file__).parent.parent / "results/h200/20261130T202128Z-h200-h200"
 
 
 def saved() -> None:
