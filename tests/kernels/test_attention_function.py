@@ -4,7 +4,7 @@ is refused, and parts of the keys that make the whole."""
 import math
 import warnings
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from kernelbench.kernels.attention.configs import (
     Pattern,
     choose,
     configs,
-    packed_backward,
 )
-from kernelbench.kernels.attention.parts import backward, delta_of, forward
+from kernelbench.kernels.attention.parts import attend, backward, delta_of, forward
 from kernelbench.kernels.attention.tiles import statistic_of
 from kernelbench.kernels.launch import Target, described_for
 
@@ -148,7 +147,8 @@ def check_packed(
     **more: Any,
 ) -> None:
     """Each sequence as if alone; the rows behind, NaN, get zeros and reach nobody. lengths: of
-    queries, and of keys. shape: H, G, D."""
+    queries, and of keys. shape: H, G, D. Gradients are by δ of the o that was returned, as if lse
+    had the gradient that this adds: of a few keys all else cancels."""
     of_queries, of_keys = lengths
     T, U = sum(of_queries) + padding, sum(of_keys) + padding
     q, k, v = (x[0] for x in draw(1, T, U, *shape, dtype, device))
@@ -173,7 +173,11 @@ def check_packed(
         right_o, right_lse = right(*own, causal=causal)
         close(o[rows], right_o[0], dtype)
         close(lse[:, rows], right_lse[0], dtype)
-        wanted = torch.autograd.grad(right_o, own, do[None, rows].double())
+        upstream = do[None, rows].double()
+        dlse = (upstream * (right_o - o[rows].double())).sum(-1).transpose(1, 2).detach()
+        seen = right_lse.isfinite()
+        total = (right_o * upstream).sum() + (right_lse.where(seen, 0) * dlse).sum()
+        wanted = torch.autograd.grad(total, own)
         for found, part, other in zip(grads, (rows, keys, keys), wanted, strict=True):
             close(found[part], other[0], dtype)
     for tensor, size in ((o, T), *zip(grads, (T, U, U), strict=True)):
@@ -253,8 +257,7 @@ def test_hoppers_kernels_of_packed_sequences(
     pattern = Pattern(None, H // G, plain=False, packed=True)
     how = {"arch": "sm_90", "mode": "full", "causal": causal, "pattern": pattern}
     found = [c for c in configs(1, 2048, H, D, **how) if c.hopper]
-    assert found and not any(config.bwd_hopper for config in found)
-    found.append(replace(found[0], bwd_hopper=packed_backward(D)))
+    assert {config.bwd_hopper is None for config in found} == {True, False}
     for times in (1, 17, 64):
         of = tuple(tuple(times * n for n in each) for each in LENGTHS[lengths])
         for config in found:
@@ -266,8 +269,6 @@ def fused_configs(H: int, G: int, D: int, causal: bool, packed: bool) -> list[At
     pattern = Pattern(None, H // G, plain=not packed, packed=packed)
     how: dict[str, Any] = {"causal": causal, "pattern": pattern}
     found = configs(1, 2048, H, D, arch="sm_90", mode="bwd", **how)
-    if packed:
-        return [replace(found[0], bwd_hopper=packed_backward(D))]
     return [config for config in found if config.bwd_hopper and config.bwd_hopper.fused]
 
 
@@ -307,6 +308,29 @@ def test_gradients_of_packed_sequences_on_hopper(
         for padding in (19, 200):
             of = RAGGED[lengths], RAGGED[lengths]
             check_packed(of, padding, causal, (H, G, D), torch.bfloat16, "cuda", config=config)
+
+
+@HOPPER
+@CAUSAL
+@pytest.mark.parametrize("W", [1, 3])
+@pytest.mark.parametrize("D", [64, 128])
+def test_chunks_of_sequences_on_hopper(D: int, W: int, causal: bool) -> None:
+    """Chunk c of 2W of every sequence sees its first (c+1)/2W, or all of it."""
+    of = 5, 0, 64, 177
+    lengths = [[n * m for m in of] for n in (1, 2 * W)]
+    starts = [torch.tensor([0, *accumulate(each)]).int().cuda() for each in lengths]
+    T, U = (int(each[-1]) for each in starts)
+    q, k, v = (x[0] for x in draw(1, T, U, 8, 2, D, torch.bfloat16, "cuda"))
+    for chunk in range(2 * W):
+        how = How(causal=causal, chunk=chunk)
+        o, lse = forward(q, k, v, starts=(starts[0], starts[1]), how=how)
+        for at, (first, end) in zip(*(pairwise(each.tolist()) for each in starts), strict=True):
+            seen = slice(first, first + (chunk + 1) * (at[1] - at[0]) if causal else end)
+            rows = slice(*at)
+            own = (x[None, part] for x, part in ((q, rows), (k, seen), (v, seen)))
+            wanted, wanted_lse = right(*own, causal)
+            close(o[rows], wanted[0], torch.bfloat16)
+            close(lse[0, :, rows] * math.log(2), wanted_lse[0], torch.bfloat16)
 
 
 @HOPPER
@@ -389,11 +413,13 @@ def test_the_table_knows_what_hoppers_kernels_take() -> None:
     packed = Pattern(None, 4, plain=False, packed=True)
     others = [Pattern(None, 4, plain=False), Pattern(4097, 4)]
     for pattern, runs in [(packed, True), *((other, False) for other in others)]:
-        found = configs(1, 4096, 8, 128, arch="sm_90", mode="fwd", pattern=pattern)
-        assert any(config.hopper for config in found) == runs
+        how: dict[str, Any] = {"arch": "sm_90", "pattern": pattern}
+        found = configs(1, 4096, 8, 128, mode="fwd", **how)
+        assert (found[0].hopper is not None) == runs
         for mode in ("bwd", "full"):
-            found = configs(1, 4096, 8, 128, arch="sm_90", mode=mode, pattern=pattern)
-            assert not any(config.bwd_hopper for config in found)
+            first, *more = configs(1, 4096, 8, 128, mode=mode, **how)
+            assert (first.bwd_hopper is not None) == runs
+            assert any(config.bwd_hopper is None for config in more)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -406,11 +432,7 @@ def test_what_has_no_repeatable_kernel_of_hopper_s_repeats_by_tl(packed: bool, d
                 torch.empty(4096, H, 128, dtype=torch.bfloat16, device="meta") for H in (8, 2, 2)
             )
             given = [x.requires_grad_(need) for x, need in zip((q, k, v), needs, strict=True)]
-            if packed:  # where a config asks for it
-                pattern = Pattern(None, 4, plain=False, packed=True)
-                how: dict[str, Any] = {"causal": options.get("causal", False), "pattern": pattern}
-                found = configs(1, 4096, 8, 128, arch="sm_90", mode="full", **how)
-                options["config"] = replace(found[0], bwd_hopper=packed_backward(128))
+            if packed:
                 starts = torch.empty(6, dtype=torch.int32, device="meta")
                 attention(*given, cu_seqlens_q=starts, **options).backward(q)
             else:
@@ -425,6 +447,19 @@ def test_what_has_no_repeatable_kernel_of_hopper_s_repeats_by_tl(packed: bool, d
         assert kernels((True, True, True), causal=causal, deterministic=True) == by_tl
     assert kernels((True, False, False)) == by_tl[1:]
     assert kernels((False, True, True)) == by_tl[:1]
+
+
+def test_chunks_are_one_launch_of_hopper_s_and_their_gradients_tl_s() -> None:
+    with described_for(Target("sm_90", 132)) as launches:
+        q, k = (torch.empty(n, 8, 128, dtype=torch.bfloat16, device="meta") for n in (4096, 16384))
+        starts = torch.empty(5, dtype=torch.int32, device="meta")
+        given = [x.requires_grad_() for x in (q, k, k.clone())]
+        how = How(causal=True, chunk=3)
+        o, _ = attend(*given, starts=(starts, starts.clone()), how=how)
+        o.backward(q)
+    names = [launch.kernel.fn.__name__ for launch in launches]
+    gradients = ["find_deltas", "differentiate_keys", "differentiate_queries"]
+    assert names == ["list_tiles", "attend", *gradients]
 
 
 def test_what_is_launched_for_a_gpu(device: str) -> None:

@@ -245,9 +245,11 @@ def apart_serves(case: ZigzagCase, device: Device) -> str | None:
 
 
 def core_configs(case: ZigzagCase, device: Device) -> tuple[Any, ...]:
+    """Gradients of chunks are `tl`'s."""
     from kernelbench.kernels.attention.configs import Pattern, configs
 
-    return configs(
+    packed = min(case.rows) > 0  # Hopper's kernel takes no empty chunk
+    found = configs(
         1,
         max(case.rows),
         case.Hq,
@@ -256,8 +258,9 @@ def core_configs(case: ZigzagCase, device: Device) -> tuple[Any, ...]:
         mode=case.mode.value,
         itemsize=case.dtype.bytes,
         causal=case.causal,
-        pattern=Pattern(case.N, case.Hq // case.Hk, plain=False),
+        pattern=Pattern(case.N, case.Hq // case.Hk, plain=False, packed=packed),
     )
+    return tuple(dict.fromkeys(config.plainly() for config in found))
 
 
 def twice_serves(case: ZigzagCase, device: Device) -> str | None:

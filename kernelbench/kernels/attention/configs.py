@@ -205,34 +205,29 @@ def configs(
         candidates.append(
             replace(either, block_m=m, block_n=n, warps=warps, stages=stages, hopper=pair.hopper)
         )
-    if D in HEADS and plain:
-        tiles = _backward_tiles(D, causal, pattern.group)
+    if D in HEADS and (plain or (runs and pattern.packed)):
+        tiles = _backward_tiles(D, causal, pattern)
         if deterministic:
             tiles.sort(key=lambda tile: tile is not None and tile.fused is not None)
         candidates[:0] = [replace(candidates[0], bwd_hopper=tile) for tile in tiles]
     return tuple(dict.fromkeys(candidates))
 
 
-def _backward_tiles(D: int, causal: bool, group: int) -> list[HopperBackwardTile | None]:
-    """By how long they take, the last with the same bits on every call; None for `tl`: heads that
-    share keys have no kernels of Hopper's but the fused one."""
-    fused = _hopper_backward(D, causal)
-    if group == 1:
+def _backward_tiles(D: int, causal: bool, pattern: Pattern) -> list[HopperBackwardTile | None]:
+    """By how long they take, the last with the same bits on every call; None for `tl`: packed
+    sequences, and heads that share keys, have no kernels of Hopper's but the fused one."""
+    early, fused = (_hopper_backward(D, late) for late in (False, causal))
+    if pattern.packed:
+        return [early, None]
+    if pattern.group == 1:
         return [fused, replace(fused, fused=None)]
-    early = packed_backward(D)
-    return [fused, None] if early == fused else [fused, early, None]
+    return [*dict.fromkeys((fused, early)), None]
 
 
-def packed_backward(D: int) -> HopperBackwardTile:
-    """The tile for gradients of packed sequences, for a `config` that asks for it: it is not proven
-    in all cases, so neither the table nor a tuner takes it."""
-    return _hopper_backward(D, causal=False)
-
-
-def _hopper_backward(D: int, causal: bool) -> HopperBackwardTile:
+def _hopper_backward(D: int, late: bool) -> HopperBackwardTile:
     if D == 64:
         return HopperBackwardTile(64, 2, 2, fused=HopperFusedTile(2, 2, rotated=True))
-    fused = HopperFusedTile(2, 2, late=causal)
+    fused = HopperFusedTile(2, 2, late=late)
     return HopperBackwardTile(64, 4, 3, queries=HopperQueriesTile(64, 3), fused=fused)
 
 

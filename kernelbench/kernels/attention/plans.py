@@ -154,7 +154,7 @@ class AttentionPlan:
         self._chunk = how.chunk
         plain = not self._packed and self.mask is NO_MASK
         group = H // heads if heads else 1
-        packed = self._packed and self.mask is NO_MASK and how.chunk is None
+        packed = self._packed and self.mask is NO_MASK
         suited = q.numel() > 0 and k.numel() > 0 and suits(q, k, self._samples(v))
         suited = suited and (packed or (plain and keys == N))
         arch = arch_of(device)
@@ -163,7 +163,9 @@ class AttentionPlan:
             causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
         check_tile(config, q, suited, arch)
-        self.config = config.repeatable() if deterministic else config
+        config = config.repeatable() if deterministic else config
+        # gradients of chunks are `tl`'s
+        self.config = config if how.chunk is None else config.plainly()
         self._repeats = Repeats(device)
 
     def _samples(self, tensor: Tensor) -> Tensor:

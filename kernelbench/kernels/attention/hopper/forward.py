@@ -1240,7 +1240,8 @@ def packed_launches(
 ) -> tuple[Launch, ...]:
     """As `forward_launches`, of packed sequences, which are one sample. The rest: see
     `placed_launches`."""
-    place = place._replace(chunk=0)  # a tuple within another holds no None: Triton 3.6
+    if place.chunk is None:  # a tuple within another holds no None: Triton 3.6
+        place = place._replace(chunk=-1)
     return placed_launches(
         tensors, place, lies_packed, listed, scale=scale, causal=causal, tile=tile
     )

@@ -88,8 +88,9 @@ def lies_packed(place, starts, s, late, N):
     query's position among the keys is ahead of its number, its first key, and how many. Sequence S
     are the N rows behind the last; what lies behind it has no rows.
 
-    An operator's own place has a function like it. starts: where queries begin. late: whether
-    sequences are those of `place.late_starts`, see `list_tiles`.
+    An operator's own place has a function like it. place: its `chunk` may be -1, which says None.
+    starts: where queries begin. late: whether sequences are those of `place.late_starts`, see
+    `list_tiles`.
     """
     known = s <= place.S
     below = tl.minimum(s + 1, place.S)
@@ -98,7 +99,10 @@ def lies_packed(place, starts, s, late, N):
     end = tl.where(s == place.S, N, tl.load(starts + below))
     rows = tl.where(known, tl.maximum(end - q0, 0), 0)
     keys = tl.load(place.k_starts + below) - key
-    return q0, rows, keys - rows, key, keys
+    ahead = keys - rows
+    if place.chunk is not None:
+        ahead = tl.where(place.chunk < 0, ahead, place.chunk * rows)
+    return q0, rows, ahead, key, keys
 
 
 @triton.jit
