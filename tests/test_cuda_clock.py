@@ -1,5 +1,6 @@
 """The GPU's clock on a device of paper: what it queues, in which order, and that a job gets by."""
 
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,6 +9,7 @@ import torch
 from toy import CASE, FAST, provider, right, run, toy
 
 from kernelbench.measure import environment, timer
+from kernelbench.measure import graph as graphs
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL
 from kernelbench.measure.job import Session
@@ -201,3 +203,25 @@ def test_a_graph_is_timed_behind_a_gate_that_held_or_not_at_all(
     paper.holds = False
     with pytest.raises(RuntimeError, match="did not hold"):
         clock._replayed(graph, 2, 10)
+
+
+@pytest.mark.parametrize(("error", "found"), [(0, 30), (1, None)])
+def test_nodes_are_counted_by_the_driver_or_unknown(error: int, found: int | None) -> None:
+    def nodes_of(captured: Any, nodes: None, count: Any) -> int:
+        assert captured.value == 7
+        count._obj.value = 30
+        return error
+
+    graph: Any = SimpleNamespace(raw_cuda_graph=lambda: 7)
+    assert graphs.count_nodes(graph, SimpleNamespace(cuGraphGetNodes=nodes_of)) == found
+
+
+def test_nodes_of_a_call_are_those_of_the_graph_by_the_calls_in_it(
+    clock: CudaClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(clock, "_capture", lambda part, unroll: graph)
+    for nodes, each in ((30, 3), (25, 2.5), (None, None)):
+        monkeypatch.setattr(graphs, "count_nodes", lambda graph, nodes=nodes: nodes)
+        replays = clock.replays(Probe("copy", lambda: None))
+        assert replays.nodes == each and set(replays.ns) == {500}

@@ -116,9 +116,11 @@ def test_a_time_below_the_overhead_is_none_and_has_no_speeds() -> None:
 
 def test_the_other_clocks_stand_as_they_are() -> None:
     clocks = timing(10, overhead_ns=500, kernel_ns=(8000, 9000), host_ns=(21000,), graph_ns=(6000,))
+    clocks = replace(clocks, graph_nodes=2)
     found = row(record(timing=clocks))
     assert [found[f"{n}_us"] for n in ("kernel", "host", "graph")] == [8.5, 21, 6]
-    assert empty(row(record()), ["kernel_us", "host_us", "graph_us"])
+    assert found["graph_nodes"] == 2
+    assert empty(row(record()), ["kernel_us", "host_us", "graph_us", "graph_nodes"])
 
 
 @pytest.mark.parametrize(("slowed", "flagged"), [(0, False), (1_900, False), (2_100, True)])
@@ -361,8 +363,9 @@ def test_the_columns_and_their_order() -> None:
     assert columns[11:17] == ["M", "N", "inputs", "B", "causal", "axis_case"]
     assert " ".join(columns[17:]) == (
         "status reason flags timer samples processes median_us lo_us hi_us kernel_us p20_us "
-        "p80_us iqr_pct host_us graph_us compile_s config speedup speedup_lo speedup_hi "
-        "speedup_each speedup_best speedup_best_lo speedup_best_hi speedup_best_each best_other "
+        "p80_us iqr_pct host_us graph_us graph_nodes compile_s config speedup speedup_lo "
+        "speedup_hi speedup_each speedup_best speedup_best_lo speedup_best_hi speedup_best_each "
+        "best_other "
         "noise_pct flops bytes_min model_read_mib model_write_mib hbm_saved_pct gbps tflops "
         "sol_pct bound peak_mem_mib error_rel error_max error_budget error_max_budget "
         "baseline_error cosine promised unproven one_gpu_pct one_gpu_lo_pct one_gpu_hi_pct "

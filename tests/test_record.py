@@ -41,6 +41,7 @@ timings = st.builds(
     kernel_ns=samples,
     host_ns=samples,
     graph_ns=samples,
+    graph_nodes=maybe() | finite,
     missing=st.dictionaries(words, words, max_size=2),
     stop=st.text(max_size=5),
 )

@@ -280,6 +280,7 @@ IMPOSSIBLE = {
     "a sample of -5 ns in blocks_ns": {"timing": replace(SAMPLES, blocks_ns=((10, -5),))},
     "a sample of 0 ns in again_ns": {"timing": replace(SAMPLES, again_ns=((0,),))},
     "a sample of 0 ns in graph_ns": {"timing": replace(SAMPLES, graph_ns=(0,))},
+    "graph_nodes is -1.0": {"timing": replace(SAMPLES, graph_nodes=-1.0)},
     "overhead_ns is -1": {"timing": replace(SAMPLES, overhead_ns=-1)},
     "compile_s is nan": {"compile_s": math.nan},
     "peak_bytes is -4": {"peak_bytes": -4},

@@ -1,17 +1,28 @@
-"""CUDA graphs of calls. A failed capture leaves PyTorch usable."""
+"""CUDA graphs of calls, and their nodes. A failed capture leaves PyTorch usable."""
 
+import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
+class Replays(NamedTuple):
+    """Of a call in a replayed CUDA graph: times in ns, and how many nodes of the graph it is."""
+
+    ns: tuple[int, ...]
+    nodes: float | None
+
+
 def capture(calls: Callable[[], Any], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """A graph of all that `calls` queues on `stream`. Raises PyTorch's error if capturing fails."""
+    """A graph of all that `calls` queues on `stream`, instantiated when it is replayed first.
+
+    Raises PyTorch's error if capturing fails.
+    """
     pool, captured = torch.cuda.graph_pool_handle(), False
     try:
-        graph = _capture(calls, stream, pool)
+        graph = _capture(calls, stream, pool, keep=True)
         captured = True
     finally:
         if not captured:
@@ -19,10 +30,25 @@ def capture(calls: Callable[[], Any], stream: torch.cuda.Stream) -> torch.cuda.C
     return graph
 
 
+def count_nodes(graph: torch.cuda.CUDAGraph, driver: Any = None) -> int | None:
+    """The number of kernels, copies and fills in a graph of `capture` (cuGraphGetNodes, cuda.h);
+    None where the driver does not tell, and on ROCm.
+
+    driver: libcuda, or a stand-in for it.
+    """
+    if torch.version.hip:
+        return None
+    count = ctypes.c_size_t()
+    captured = ctypes.c_void_p(graph.raw_cuda_graph())
+    driver = driver or ctypes.CDLL("libcuda.so.1")
+    error = driver.cuGraphGetNodes(captured, None, ctypes.byref(count))
+    return None if error else count.value
+
+
 def _capture(
-    calls: Callable[[], Any], stream: torch.cuda.Stream, pool: Any = None
+    calls: Callable[[], Any], stream: torch.cuda.Stream, pool: Any = None, keep: bool = False
 ) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph(keep_graph=keep)
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         calls()
     return graph

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from kernelbench.measure.failure import Failure
+from kernelbench.measure.graph import Replays
 from kernelbench.measure.session import Attempt, Candidate, Clock, Tell
 from kernelbench.measure.timer import CudaClock, Timed
 from kernelbench.measure.trace import Spans
@@ -23,10 +24,14 @@ def read_other_clocks(
     """Read host, graph and kernel times, as `timers` names them, into the candidates' timings."""
     if not isinstance(clock, CudaClock):
         return
-    for timer, read in (("host", clock.host_ns), ("graph", clock.graph_ns)):
-        for candidate in candidates if timer in timers else ():
-            tell(candidate.name, timer)
-            _store(candidate, timer, attempt(partial(read, candidate.workload), candidate.name))
+    for candidate in candidates if "host" in timers else ():
+        tell(candidate.name, "host")
+        read = partial(clock.host_ns, candidate.workload)
+        _store(candidate, "host", attempt(read, candidate.name))
+    for candidate in candidates if "graph" in timers else ():
+        tell(candidate.name, "graph")
+        replay = partial(clock.replays, candidate.workload)
+        _store_replays(candidate, attempt(replay, candidate.name))
     if "kernel" in timers:
         parts = _one_after_another(candidates, tell)
         spans = attempt(lambda: clock.kernel_ns(parts), "")
@@ -38,6 +43,12 @@ def _one_after_another(candidates: Sequence[Candidate], tell: Tell) -> Iterator[
     for candidate in candidates:
         tell(candidate.name, "kernel")
         yield candidate.workload
+
+
+def _store_replays(candidate: Candidate, replays: Replays | Failure) -> None:
+    _store(candidate, "graph", replays if isinstance(replays, Failure) else replays.ns)
+    if isinstance(replays, Replays) and candidate.timing is not None:
+        candidate.timing = replace(candidate.timing, graph_nodes=replays.nodes)
 
 
 def _store_spans(candidate: Candidate, spans_of: Mapping[str, Spans] | Failure) -> None:

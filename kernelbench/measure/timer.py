@@ -182,8 +182,8 @@ class CudaClock:
             torch.cuda.synchronize()
         return tuple(samples)
 
-    def graph_ns(self, part: Timed, n: int = 20, unroll: int = 10) -> tuple[int, ...]:
-        """Time in ns of a call in a replayed CUDA graph, L2 warm: n samples of `unroll` calls each.
+    def replays(self, part: Timed, n: int = 20, unroll: int = 10) -> graph.Replays:
+        """A call in a replayed CUDA graph, L2 warm: n samples of `unroll` calls each.
 
         Inputs that the provider overwrites are not restored between the calls of a graph.
         Raises PyTorch's error where the call cannot be captured, RuntimeError where no gate holds.
@@ -194,9 +194,11 @@ class CudaClock:
         n = plan.fit(OTHER_CLOCK_NS / unroll, 5, n)
         try:
             captured = self._capture(part, unroll)
+            nodes = graph.count_nodes(captured)
             captured.replay()
             torch.cuda.synchronize()
-            return self._replayed(captured, n, unroll)
+            samples = self._replayed(captured, n, unroll)
+            return graph.Replays(samples, None if nodes is None else nodes / unroll)
         finally:
             part.ready()  # on the usual stream again
 

@@ -26,8 +26,8 @@ MEANING: Mapping[Kind, str] = {
 
 _COLUMNS: Mapping[Kind, str] = {
     Kind.measured: (
-        "samples median_us lo_us hi_us kernel_us p20_us p80_us host_us graph_us compile_s "
-        "peak_mem_mib error_rel error_max baseline_error cosine sm_mhz power_w temp_c "
+        "samples median_us lo_us hi_us kernel_us p20_us p80_us host_us graph_us graph_nodes "
+        "compile_s peak_mem_mib error_rel error_max baseline_error cosine sm_mhz power_w temp_c "
         "kernels launches busy_us span_us gaps_us dram_read_mib dram_write_mib l2_mib dram_pct "
         "sm_pct occupancy_pct registers received_mib"
     ),

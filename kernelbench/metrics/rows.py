@@ -21,8 +21,8 @@ IDENTITY = [
 ]
 RESULT = [
     "status", "reason", "flags", "timer", "samples", "processes", "median_us", "lo_us", "hi_us",
-    "kernel_us", "p20_us", "p80_us", "iqr_pct", "host_us", "graph_us", "compile_s", "config",
-    "speedup", "speedup_lo", "speedup_hi", "speedup_each",
+    "kernel_us", "p20_us", "p80_us", "iqr_pct", "host_us", "graph_us", "graph_nodes", "compile_s",
+    "config", "speedup", "speedup_lo", "speedup_hi", "speedup_each",
     "speedup_best", "speedup_best_lo", "speedup_best_hi", "speedup_best_each", "best_other",
     "noise_pct", "flops", "bytes_min", "model_read_mib", "model_write_mib",
     "hbm_saved_pct", "gbps", "tflops", "sol_pct", "bound", "peak_mem_mib", "error_rel",

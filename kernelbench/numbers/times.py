@@ -96,6 +96,7 @@ def columns(timings: Sequence[Timing], every: Sequence[Timing] = ()) -> dict[str
     for name in ("host", "graph"):
         samples = next(filter(None, (getattr(t, f"{name}_ns") for t in every)), ())
         values[f"{name}_us"] = median(samples) / 1e3 if samples else None
+    values["graph_nodes"] = next((n for t in every if (n := t.graph_nodes) is not None), None)
     span = next((s for t in every if (s := kernel_ns(t)) is not None), None)
     values["kernel_us"] = None if span is None else span / 1e3
     flat = list(chain.from_iterable(chain(*blocks_ns(timing)) for timing in timings))

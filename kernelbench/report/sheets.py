@@ -16,6 +16,7 @@ _CLOCKS = {
     "host, CPU time to submit a call": "host_us",
     "GPU, median, L2 cold": "median_us",
     "graph, replay, L2 warm, not comparable": "graph_us",
+    "nodes of a call in that graph": "graph_nodes",
 }
 _TRAFFIC = {"read, written": "model_read_mib", "the least": "bytes_min", "less": "hbm_saved_pct"}
 _RANKS = {
@@ -151,12 +152,15 @@ def launch(source: Source) -> Iterator[Sheet]:
     def cells(row: Row) -> Sequence[str]:
         host, time = row["host_us"], row["median_us"]
         bound = "" if math.isnan(host) else "launch" if host > time else "GPU"
-        return (row["provider"], *(figures(v, 4) for v in (host, time, row["graph_us"])), bound)
+        clocks = (figures(v, 4) for v in (host, time, row["graph_us"]))
+        nodes = "" if math.isnan(row["graph_nodes"]) else f"{row['graph_nodes']:.3g}"
+        return (row["provider"], *clocks, nodes, bound)
 
     for title, rows in source.parts():
-        heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "bound by", "")
+        heads = ("Config", "provider", "host µs", "GPU µs", "graph µs", "nodes", "bound by", "")
         note = f"{said(_CLOCKS)} launch: submitting takes longer than running."
-        yield Sheet(f"{title} · launches", heads, by_row(rows, cells), note, WORDS, labelled=True)
+        lines, title = by_row(rows, cells), f"{title} · launches"
+        yield without_empty_columns(Sheet(title, heads, lines, note, WORDS, labelled=True))
 
 
 def breakeven(source: Source) -> Iterator[Sheet]:

@@ -14,7 +14,7 @@ from kernelbench.spec.family import Accuracy, Provider, Role, Traffic
 from kernelbench.spec.job import Job
 from kernelbench.spec.lines import from_line, to_line
 
-SCHEMA = 3
+SCHEMA = 4
 METHOD = 3  # how times are taken and judged (docs/method.md); one of another number is not the same
 
 
@@ -119,6 +119,7 @@ class Timing:
         traced_overhead_ns: what it adds while CUPTI looks on.
     kernel_ns: CUPTI span of a call. host_ns: CPU time to submit one. graph_ns: CUDA-graph replay,
         L2 warm. Why one is missing stands in `missing`.
+    graph_nodes: kernels, copies and fills of a call in that graph.
     """
 
     timer: str
@@ -136,6 +137,7 @@ class Timing:
     fresh_ns: tuple[int, ...] = ()
     host_ns: tuple[int, ...] = ()
     graph_ns: tuple[int, ...] = ()
+    graph_nodes: float | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     stop: str = ""  # "interval", "plateau", "samples" or "time"
 
@@ -315,6 +317,9 @@ def _no_times(timing: Timing | None) -> Iterator[str]:
     for name in ("overhead_ns", "traced_overhead_ns", "quantum_ns", "lead"):
         value = getattr(timing, name)
         yield f"{name} is {value}" if value < 0 else ""
+    nodes = timing.graph_nodes
+    known = nodes is None or (math.isfinite(nodes) and nodes >= 0)
+    yield "" if known else f"graph_nodes is {nodes}"
 
 
 def _no_facts(record: RunRecord) -> Iterator[str]:
