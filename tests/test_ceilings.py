@@ -71,6 +71,8 @@ def test_impossible_is_an_error_and_only_of_gated_times() -> None:
     assert too_fast(timing(2_950, "host"), cost, limits) == ""
     assert too_fast(timing(2_950, "ungated"), cost, limits) == ""
     assert too_fast(timing(2_950), cost, {}) == ""
+    assert too_fast(timing(1_990), Cost(0, 0, 0), limits) == "", "an empty kernel has no least time"
+    assert too_fast(timing(1_990), cost, {}).startswith("-0.01 µs")
     assert "1600000000 flops" in too_fast(timing(3_000), Cost(1_600_000_000, 0, 0), limits)
 
 

@@ -20,6 +20,7 @@ NAMES = [
     "attention",
     "dilated_attention",
     "dit_block",
+    "empty",
     "rcm_attention",
     "rcm_layer",
     "rms_norm",

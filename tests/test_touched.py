@@ -55,6 +55,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"B": 2, "S": 21, "Hq": 2, "Hk": 2, "D": 80, "dtype": "fp16", "tables": "bs"},
         {"B": 1, "S": 37, "Hq": 4, "Hk": 2, "D": 64, "dtype": "fp16", "inplace": True},
     ],
+    "empty": [
+        {"M": 37, "N": 257, "dtype": "fp32"},
+        {"M": 37, "N": 256, "dtype": "fp16"},
+    ],
     "attention": [
         {"B": 2, "N": 97, "Hq": 4, "Hk": 2, "D": 32, "dtype": "fp16"},
         {"B": 1, "N": 67, "Nk": 131, "Hq": 2, "Hk": 2, "D": 64, "dtype": "fp32", "causal": True},
@@ -128,6 +132,7 @@ UNCOUNTED = {
     ("rms_norm", "liger"): GPU,
     ("rms_norm", "quack"): GPU,
     ("rms_norm", "quack_tuned"): GPU,
+    ("empty", "compile"): COMPILED,
     ("rotary", "torch_fused"): COMPILED,
     ("rotary", "compile_max_autotune"): GPU,
     ("rotary", "liger"): GPU,

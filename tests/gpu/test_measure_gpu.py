@@ -14,6 +14,8 @@ import pytest
 import torch
 from toy import CASE, ToyCase, provider, right, run, toy
 
+from kernelbench import families
+from kernelbench.families.empty import EmptyCase, Kernel
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings, calibrate, measure
 from kernelbench.measure.inputs import CaseInputs
@@ -144,6 +146,22 @@ def test_every_clock_reads_every_mode(session: Session, mode: Mode) -> None:
     gated = median(ns for block in timing.blocks_ns for ns in block)
     assert median(timing.graph_ns) < 1.2 * gated
     assert median(timing.kernel_ns) < 1.05 * gated + 1_000  # tracing widens gaps
+
+
+def test_the_nodes_of_a_graph_are_what_a_call_launches(session: Session) -> None:
+    """y = 2·x + z is two operators, one, or a kernel of ours; an empty kernel is one node, too."""
+    family, ours = families.load()["empty"], {"triton_fused": 1, "triton_plain": 1}
+    nodes = {
+        Kernel.empty: {"eager": 1, **ours},
+        Kernel.pointwise: {"eager": 2, "torch_fused": 1, "compile": 1, **ours},
+    }
+    for kernel, expected in nodes.items():
+        case: Any = EmptyCase(M=256, N=4096, kernel=kernel)
+        found = run(family, case, session=session, measure=ALL, names=list(expected))
+        assert {(r.status, r.reason) for r in found.values()} == {(Status.ok, "")}
+        timings = {name: r.timing for name, r in found.items() if r.timing}
+        assert {name: t.graph_nodes for name, t in timings.items()} == expected
+        assert not any(t.missing for t in timings.values())
 
 
 def test_a_graph_that_cannot_be_captured_says_why_and_harms_nothing(session: Session) -> None:
