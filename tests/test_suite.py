@@ -379,7 +379,7 @@ def test_smoke_shows_pytorch_fused_beside_ours_and_compiles_four_graphs() -> Non
     assert all(Role.torch_fused in shown for shown in roles.values())
 
 
-@pytest.mark.parametrize("name", ["attention", "h200", "rcm_seed"])
+@pytest.mark.parametrize("name", ["attention", "h200", "launch", "rcm_seed"])
 def test_the_parts_of_a_long_suite_are_all_of_it(name: str) -> None:
     known = families.load()
     whole = load(find(name), known)
