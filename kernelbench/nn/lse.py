@@ -1,8 +1,8 @@
 """PyTorch's attention operators that also return lse = ln Σ exp(scores), and their gradients for an
 o and lse that are of more keys than these.
 
-Shapes: q, k, v, o (B,H,N,D) of any strides whose last is 1, as many keys as queries; lse (B,H,N),
-fp32, of fp64 fp64.
+Shapes: q, o (B,H,N,D), k, v (B,H,M,D) of any strides whose last is 1, with M = N where causal; lse
+(B,H,N), fp32, of fp64 fp64.
 """
 
 from collections.abc import Callable
@@ -45,9 +45,9 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tenso
 def _flash_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
 ) -> Any:
-    N, seed = q.shape[2], torch.zeros(2, dtype=torch.uint64, device=q.device)
+    N, M, seed = q.shape[2], k.shape[2], torch.zeros(2, dtype=torch.uint64, device=q.device)
     return _ATEN._scaled_dot_product_flash_attention_backward(
-        do, q, k, v, o, lse, None, None, N, N, 0.0, c, seed, seed[:0]
+        do, q, k, v, o, lse, None, None, N, M, 0.0, c, seed, seed[:0]
     )
 
 
@@ -59,9 +59,9 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tenso
 def _cudnn_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, c: bool
 ) -> Any:
-    N, seed = q.shape[2], torch.zeros((), dtype=torch.int64, device=q.device)
+    N, M, seed = q.shape[2], k.shape[2], torch.zeros((), dtype=torch.int64, device=q.device)
     return _ATEN._scaled_dot_product_cudnn_attention_backward(
-        do, q, k, v, o, lse.unsqueeze(-1), seed, seed, None, None, None, N, N, 0.0, c
+        do, q, k, v, o, lse.unsqueeze(-1), seed, seed, None, None, None, N, M, 0.0, c
     )
 
 

@@ -6,13 +6,14 @@ size; q (B,L,H,D), k, v (B,L,G,D).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple, Self
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kernelbench.kernels.attention import attention
 from kernelbench.kernels.dilated_attention.checks import (
     check_shapes,
     how_of,
@@ -20,17 +21,23 @@ from kernelbench.kernels.dilated_attention.checks import (
     refuse_dropout,
 )
 from kernelbench.kernels.operators import differentiable_once
-from kernelbench.nn.branches import (
-    Attend,
-    attend_gathered,
-    combined_in_autograd,
-    nothing_of,
-    pieces_of,
-    put,
-    repeated,
-)
+from kernelbench.nn.branches import Piece, nothing_of, pieces_of, repeated
 from kernelbench.nn.dilated import Implementation, check_given, check_impl, chosen
-from kernelbench.nn.lse import plain, summed_in
+from kernelbench.nn.spans import (
+    Given,
+    Merged,
+    Span,
+    Way,
+    add_gradients,
+    all_given,
+    finished,
+    merge,
+    ours,
+    wide_zeros,
+)
+
+# Groups of some ranks of a group, by these: each is a communicator, which all modules share.
+_GROUPS: WeakKeyDictionary[Any, dict[range, Any]] = WeakKeyDictionary()
 
 
 class _Ranks(NamedTuple):
@@ -43,63 +50,195 @@ class _Ranks(NamedTuple):
 
 
 class _Class(NamedTuple):
-    """Rows of a segment that spans ranks, of heads with one offset. heads: of q. keys: of k and v,
-    as many as heads, or those that they share. first, rate: where this rank's rows begin, and how
-    far they are apart. counts: how many rows each rank of the segment has."""
+    """Rows of a segment that spans ranks, of heads with one offset. piece: this rank's, of q. keys:
+    heads of k and v, as many as heads of q, or those that they share. counts: how many rows each
+    rank of the segment has."""
 
-    heads: list[int]
+    piece: Piece
     keys: list[int]
-    first: int
-    rate: int
     counts: list[int]
 
-    def rows(self, own: int, device: Any) -> Tensor:
-        """This rank's, among its tokens. own: its number among those of the segment."""
-        return self.first + self.rate * torch.arange(self.counts[own], device=device)
+    def kept(self, x: Tensor) -> Tensor:
+        """This rank's rows of k, v, or a sum like them, of all heads: a view."""
+        return x[:, self.piece.first :: self.piece.rate]
+
+    def sizes(self, B: int, D: int) -> tuple[int, ...]:
+        """Of this class in a rank's message: k and v, samples, rows, heads, D."""
+        return 2, B, max(self.counts), len(self.keys), D
 
 
-class _Gather(torch.autograd.Function):
-    """Every rank's message, one after another. In the backward their gradients are summed over the
-    ranks, in fp32 or wider."""
+class _Branch(NamedTuple):
+    """Of a rank. spans: what it attends to of its own keys. members: ranks that share a segment
+    with it. classes: what they send each other, in group."""
+
+    spans: list[Span]
+    members: range
+    classes: list[_Class]
+    group: Any
+
+    @property
+    def shared(self) -> bool:
+        return len(self.members) > 1 and bool(self.classes)
+
+
+class _Call(NamedTuple):
+    """What a call is about, besides tensors."""
+
+    branches: list[_Branch]
+    rank: int
+    causal: bool
+    mean: bool
+    way: Way
+
+
+class _Coming(NamedTuple):
+    """Every rank's message of a branch, one after another; there when work is done."""
+
+    every: Tensor
+    work: Any
+
+
+class _Rows(NamedTuple):
+    """What a class of rows attends to of others' keys. every: their messages' part of it,
+    (ranks,2,B,rows,heads,D). those: which ranks it sees."""
+
+    one: _Class
+    every: Tensor
+    those: list[int]
+
+    @property
+    def span(self) -> Span:
+        rows, q = sum(self.one.counts[i] for i in self.those), self.one.piece
+        return Span(q, Piece(0, 1, max(1, rows), rows, 1, slice(None)), False)
+
+    def keys(self, heads: int) -> Tensor:
+        """k and v of these ranks, (2,B,M,heads,D)."""
+        each = [self.every[i, :, :, : self.one.counts[i]] for i in self.those]
+        both = torch.cat(each, 2)
+        return both.repeat_interleave(heads // both.shape[3], 3)
+
+    def put(self, gradients: Tensor) -> None:
+        """Gradients of `keys` into `every`, summed over heads of q that share them."""
+        heads = self.every.shape[4]
+        summed = gradients.unflatten(3, (heads, -1)).sum(4)
+        parts = summed.split([self.one.counts[i] for i in self.those], 2)
+        for i, part in zip(self.those, parts, strict=True):
+            self.every[i, :, :, : self.one.counts[i]] = part
+
+
+def _rows_of(every: Tensor, branch: _Branch, call: _Call, q: Tensor) -> Iterator[_Rows]:
+    """Of all classes that see rows of others. every: all messages, or a sum like them."""
+    ranks, own, first = len(branch.members), call.rank - branch.members[0], 0
+    messages = every.view(ranks, every.numel() // ranks)
+    for one in branch.classes:
+        sizes = one.sizes(len(q), q.shape[-1])
+        size = torch.Size(sizes).numel()
+        part = messages[:, first : first + size].unflatten(1, sizes)
+        first += size
+        seen = range(own) if call.causal else range(ranks)
+        those = [i for i in seen if i != own and one.counts[i]]
+        if those and one.piece.rows:
+            yield _Rows(one, part, those)
+
+
+class _Ring(torch.autograd.Function):
+    """o of a rank's tokens. What travels does so while a rank attends to its own keys."""
 
     @staticmethod
-    def forward(ctx: Any, message: Tensor, group: Any, works: list[Any]) -> Tensor:
-        ctx.group = group
-        every = message.new_empty(dist.get_world_size(group) * len(message))
-        works.append(dist.all_gather_into_tensor(every, message, group=group, async_op=True))
-        return every
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        coming = [_gather(k, v, branch) if branch.shared else None for branch in call.branches]
+        H, several = q.shape[2], call.branches if call.mean else call.branches[:1]
+        merged = [Merged(*nothing_of(q)) for _ in several]
+        whole = repeated(k, H), repeated(v, H)
+        for number, branch in enumerate(call.branches):
+            merge(merged[number % len(merged)], branch.spans, q, *whole, call.way)
+        for number, (branch, one) in enumerate(zip(call.branches, coming, strict=True)):
+            if one is None:
+                continue
+            one.work.wait()
+            for rows in _rows_of(one.every, branch, call, q):
+                keys = rows.keys(len(range(*rows.span.q.heads.indices(H))))
+                merge(merged[number % len(merged)], [rows.span], q, keys[0], keys[1], call.way)
+        o, saved = finished(merged, q)
+        ctx.call, ctx.saved = call, len(saved)
+        every = [q.new_empty(0) if one is None else one.every for one in coming]
+        ctx.save_for_backward(q, k, v, *saved, *every)
+        return o
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Any) -> Any:
-        [grad] = grads
-        wide = grad.to(summed_in(grad.dtype)).contiguous()
-        total = wide.new_empty(len(wide) // dist.get_world_size(ctx.group))
-        dist.reduce_scatter_tensor(total, wide, group=ctx.group)
-        return total.to(grad.dtype), None, None
+        call: _Call = ctx.call
+        q, k, v, *others = ctx.saved_tensors
+        given = all_given(grads[0], others[: ctx.saved])
+        H, every = q.shape[2], others[ctx.saved :]
+        whole = repeated(k, H), repeated(v, H)
+        sums = [wide_zeros(x) for x in (q, *whole)]
+        going = [
+            _scatter(sums[0], q, branch, messages, given[number % len(given)], call)
+            if branch.shared
+            else None
+            for number, (branch, messages) in enumerate(zip(call.branches, every, strict=True))
+        ]
+        for number, branch in enumerate(call.branches):
+            add_gradients(sums, branch.spans, q, *whole, given[number % len(given)], call.way)
+        dk, dv = (x.unflatten(2, (k.shape[2], -1)).sum(3) for x in sums[1:])
+        for branch, one in zip(call.branches, going, strict=True):
+            if one is not None:
+                _land(one, branch, dk, dv)
+        return *(x.to(q.dtype) for x in (sums[0], dk, dv)), None
 
 
-class _Shared(NamedTuple):
-    """A branch whose segments span ranks, its rows of k and v on their way."""
+def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Coming:
+    """Send this rank's rows of k and v of all classes, as many for each rank."""
+    parts = []
+    for one in branch.classes:
+        both = torch.stack([one.kept(x)[:, :, one.keys] for x in (k, v)])
+        missing = max(one.counts) - both.shape[2]
+        parts.append(nn.functional.pad(both, (0, 0, 0, 0, 0, missing)).flatten())
+    message = torch.cat(parts)
+    every = message.new_empty(len(branch.members) * len(message))
+    work = dist.all_gather_into_tensor(every, message, group=branch.group, async_op=True)
+    return _Coming(every, work)
 
-    members: range
-    classes: list[_Class]
+
+class _Going(NamedTuple):
+    """Sums over the ranks of gradients of messages, on their way: mine will hold this rank's.
+    every: what is summed, kept until then."""
+
+    mine: Tensor
     every: Tensor
-    works: list[Any]
+    work: Any
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """As `_ours`, in PyTorch's operators."""
-    H = q.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, repeated(k, H), repeated(v, H)))
-    o, lse = plain(q, k, v, causal)
-    return o.transpose(1, 2), lse
+def _scatter(
+    dq: Tensor, q: Tensor, branch: _Branch, every: Tensor, given: Given, call: _Call
+) -> _Going:
+    """Add to dq what others' keys have of it, and send them their gradients, in fp32 or wider."""
+    total = wide_zeros(every)
+    both = zip(*(_rows_of(x, branch, call, q) for x in (every, total)), strict=True)
+    for rows, sums in both:
+        keys = rows.keys(len(range(*rows.span.q.heads.indices(q.shape[2]))))
+        found = torch.zeros_like(keys, dtype=total.dtype)
+        sums_of = dq, found[0], found[1]
+        add_gradients(sums_of, [rows.span], q, keys[0], keys[1], given, call.way)
+        sums.put(found)
+    mine = total.new_empty(len(total) // len(branch.members))
+    work = dist.reduce_scatter_tensor(mine, total, group=branch.group, async_op=True)
+    return _Going(mine, total, work)
 
 
-def _ours(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """o (B,M,H,D) and lse (B,H,M); causal to the last key."""
-    o, lse = attention(q, k, v, causal=causal, return_lse=True)
-    return o, lse
+def _land(going: _Going, branch: _Branch, dk: Tensor, dv: Tensor) -> None:
+    """Add to dk and dv what other ranks have of them."""
+    going.work.wait()
+    first = 0
+    for one in branch.classes:
+        sizes = one.sizes(len(dk), dk.shape[-1])
+        size = torch.Size(sizes).numel()
+        part = going.mine[first : first + size].view(sizes)[:, :, : one.piece.rows]
+        first += size
+        for sums, each in zip((dk, dv), part, strict=True):
+            one.kept(sums).index_add_(2, torch.tensor(one.keys, device=sums.device), each)
 
 
 class RingDilatedAttention(nn.Module):
@@ -111,16 +250,17 @@ class RingDilatedAttention(nn.Module):
     group: of torch.distributed; all ranks unless given, or this process alone where that is not
         initialised. Every rank of it must call.
     offset_rule, combine: see `kernels.dilated_attention.dilated_attention`.
-    impl: `triton`: our kernels. `eager`: PyTorch's operators, any dtype, with all scores of a
-        segment in memory. `auto`: `triton` where the kernels run, else `eager`.
+    impl: `triton`: our kernels. `eager`: PyTorch's attention operators, any dtype. `auto`: `triton`
+        where the kernels run, else `eager`.
     device, dtype: that q, k and v must have; any if left out.
 
     A segment of w ≤ L is this rank's own. Of a longer one, each of its w/L ranks sends the rows of
-    k and v that a head keeps, in one message for each branch, while segments of its own are
-    attended to; and attends with its own rows to all of the segment's. Ranks send as many rows
-    each as the one that has most. Branches are combined by their lse in fp32. Memory is that of
-    w/r rows of k and v for each branch, twice, and of o in fp32 for each, besides the rank's own;
-    in the backward gradients of k and v are summed over the segment's ranks, in fp32.
+    k and v that a head keeps, in one message for each branch, while it attends to keys of its own;
+    then its rows attend to those of the others. Ranks send as many rows each as the one that has
+    most. Parts are merged by their lse in fp32. Memory besides the rank's own: w/r rows of k and v
+    for each branch that is shared, and o in fp32, for the mean of each branch. In the backward
+    gradients of these rows are summed over the segment's ranks, in fp32, while those of the rank's
+    own keys are computed. All modules of a group share the communicators of its parts.
 
     Raises TypeError and ValueError for arguments that cannot be, NotImplementedError for dropout.
 
@@ -148,7 +288,6 @@ class RingDilatedAttention(nn.Module):
         self._how = how_of(segment_lengths, dilation_rates, causal=False, **given, **others)
         self.group, self.impl, self.dtype = group, impl, dtype
         self.device = None if device is None else torch.device(device)
-        self._groups: dict[tuple[int, int], Any] = {}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         """y, like q, of this rank's tokens, which follow those of the rank before. is_causal: by
@@ -163,55 +302,58 @@ class RingDilatedAttention(nn.Module):
         at = _Ranks(self.group, 0, 1, q.shape[1])
         if self.group is not None or dist.is_initialized():
             at = at._replace(rank=dist.get_rank(self.group), ranks=dist.get_world_size(self.group))
-        attend = _ours if chosen(self, q) == "triton" else _plain
+        way = Way(ours) if chosen(self, q) == "triton" else Way()
         N = max(1, at.ranks * at.rows)
-        branches = [(min(w, N), r) for w, r in self._how.branches]
-        for w, _ in branches:  # before any message
+        lengths = [(min(w, N), r) for w, r in self._how.branches]
+        for w, _ in lengths:  # before any message
             if at.rows % w and (w < at.rows or (w % at.rows and w < N)):
                 raise ValueError(
                     f"RingDilatedAttention takes segments that divide a rank's {at.rows} tokens, "
                     f"or are a multiple of them, got {w}"
                 )
-        shared = [
-            self._begin(q.shape[2], k, v, at, w, r) if w > at.rows else None for w, r in branches
-        ]
-        L, H = q.shape[1:3]
-        whole, of = (q, repeated(k, H), repeated(v, H)), (L, H, self._how.rule)
-        parts = [
-            attend_gathered(*whole, pieces_of(w, r, *of, at.rank * L // w), is_causal, attend)
-            for (w, r), one in zip(branches, shared, strict=True)
-            if one is None
-        ]
-        parts += [_of_all(q, at, one, is_causal, attend) for one in shared if one is not None]
-        os, lses = (torch.stack(each) for each in zip(*parts, strict=True))
-        o = combined_in_autograd(os, lses, self._how.combine == "mean").to(q.dtype)
-        return o + (q[:, :0].sum() + k[:, :0].sum() + v[:, :0].sum())  # also where no row is kept
+        if not q.numel():
+            return q + (k.sum() + v.sum())
+        H, G = q.shape[2], k.shape[2]
+        branches = [_branch(H, G, at, w, r, self._how.rule, is_causal) for w, r in lengths]
+        call = _Call(branches, at.rank, is_causal, self._how.combine == "mean", way)
+        o: Tensor = _Ring.apply(q, k, v, call)  # type: ignore[no-untyped-call]
+        return o
 
-    def _begin(self, H: int, k: Tensor, v: Tensor, at: _Ranks, w: int, r: int) -> _Shared:
-        span = -(-w // at.rows)
-        first = at.rank // span * span
-        members = range(first, min(first + span, at.ranks))
-        classes = [*_classes(H, k.shape[2], at, members, w, r, self._how.rule)]
-        message = _message(k, v, at.rank - first, classes)
-        every, works = message, list[Any]()
-        if len(members) > 1:
-            every = _Gather.apply(message, self._group_of(at, span), works)  # type: ignore[no-untyped-call]
-        return _Shared(members, classes, every, works)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Of the same group, which cannot be copied."""
+        memo[id(self.group)] = self.group
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
 
-    def _group_of(self, at: _Ranks, span: int) -> Any:
-        """That of the ranks which share a segment with this one, made by them alone."""
-        if span >= at.ranks:
-            return at.group
-        if (span, at.ranks) not in self._groups:
-            of: Any = at.group or dist.group.WORLD
-            first = at.rank // span * span
-            members = range(first, min(first + span, at.ranks))
-            self._groups[span, at.ranks] = dist.new_group(
-                [dist.get_global_rank(of, rank) for rank in members],
-                backend=dist.get_backend(of),
-                use_local_synchronization=True,
-            )
-        return self._groups[span, at.ranks]
+
+def _branch(H: int, G: int, at: _Ranks, w: int, r: int, rule: str, causal: bool) -> _Branch:
+    L = at.rows
+    if w <= L:
+        pieces = pieces_of(w, r, L, H, rule, at.rank * L // w)
+        return _Branch([Span(x, x, causal) for x in pieces], range(at.rank, at.rank + 1), [], None)
+    span = -(-w // L)
+    first = at.rank // span * span
+    members = range(first, min(first + span, at.ranks))
+    classes = [*_classes(H, G, at, members, w, r, rule)]
+    spans = [Span(one.piece, one.piece, causal) for one in classes if one.piece.rows]
+    return _Branch(spans, members, classes, _group_of(at, members) if len(members) > 1 else None)
+
+
+def _group_of(at: _Ranks, members: range) -> Any:
+    """That of some ranks of a group, made by them alone."""
+    if len(members) == at.ranks:
+        return at.group
+    of: Any = at.group or dist.group.WORLD
+    known = _GROUPS.setdefault(of, {})
+    if members not in known:
+        known[members] = dist.new_group(
+            [dist.get_global_rank(of, rank) for rank in members],
+            backend=dist.get_backend(of),
+            use_local_synchronization=True,
+        )
+    return known[members]
 
 
 def _classes(
@@ -226,8 +368,11 @@ def _classes(
         begins = [(offset - i * at.rows) % r for i in range(len(members))]
         counts = [len(range(begin, at.rows, r)) for begin in begins]
         if any(counts):
-            first = begins[at.rank - members[0]]
-            yield _Class(some, _keys_of(some, H // G), first, r, counts)
+            own = at.rank - members[0]
+            step = some[1] - some[0] if len(some) > 1 else 1
+            heads_of_q = slice(some[0], some[-1] + 1, step)
+            piece = Piece(begins[own], 1, at.rows, counts[own], r, heads_of_q)
+            yield _Class(piece, _keys_of(some, H // G), counts)
 
 
 def _keys_of(heads: list[int], group: int) -> list[int]:
@@ -237,41 +382,3 @@ def _keys_of(heads: list[int], group: int) -> list[int]:
     once = [*dict.fromkeys(each)]
     share = len(each) // len(once)
     return once if each == [h for h in once for _ in range(share)] else each
-
-
-def _message(k: Tensor, v: Tensor, own: int, classes: list[_Class]) -> Tensor:
-    """This rank's rows of k and v of all classes, as many for each rank."""
-    parts = []
-    for one in classes:
-        rows = one.rows(own, k.device)
-        both = torch.stack([x[:, rows][:, :, one.keys] for x in (k, v)])  # (2,B,M,heads,D)
-        missing = max(one.counts) - len(rows)
-        parts.append(nn.functional.pad(both, (0, 0, 0, 0, 0, missing)).flatten())
-    return torch.cat(parts) if parts else k.new_empty(0)
-
-
-def _of_all(
-    q: Tensor, at: _Ranks, shared: _Shared, causal: bool, attend: Attend
-) -> tuple[Tensor, Tensor]:
-    """o and lse of this rank's rows of a branch, to those of all ranks of their segment."""
-    for work in shared.works:
-        work.wait()
-    B, _, _, D = q.shape
-    ranks, own, at_row = len(shared.members), at.rank - shared.members[0], 0
-    messages = shared.every.view(ranks, shared.every.numel() // ranks)
-    o, lse = nothing_of(q)
-    o = o + shared.every[:0].sum()  # every rank takes part in the sum of gradients
-    for one in shared.classes:
-        sizes = 2, B, max(one.counts), len(one.keys), D
-        size = torch.Size(sizes).numel()
-        every = messages[:, at_row : at_row + size].unflatten(1, sizes)
-        at_row += size
-        rows, before = one.rows(own, q.device), sum(one.counts[:own])
-        if not len(rows):
-            continue
-        keys = torch.cat([every[i, :, :, :count] for i, count in enumerate(one.counts)], 2)
-        keys = keys[:, :, : before + len(rows)] if causal else keys
-        found, of = attend(q[:, rows][:, :, one.heads], keys[0], keys[1], causal)
-        heads = torch.tensor(one.heads, device=q.device)
-        o, lse = put(o, lse, rows, heads, found, of.transpose(1, 2))
-    return o, lse
