@@ -5,7 +5,7 @@ Shapes: B samples, N tokens of all W ranks, L = N / W of a rank, H heads of q, G
 size; q (B,L,H,D), k, v (B,L,G,D).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -305,12 +305,8 @@ class RingDilatedAttention(nn.Module):
         way = Way(ours) if chosen(self, q) == "triton" else Way()
         N = max(1, at.ranks * at.rows)
         lengths = [(min(w, N), r) for w, r in self._how.branches]
-        for w, _ in lengths:  # before any message
-            if at.rows % w and (w < at.rows or (w % at.rows and w < N)):
-                raise ValueError(
-                    f"RingDilatedAttention takes segments that divide a rank's {at.rows} tokens, "
-                    f"or are a multiple of them, got {w}"
-                )
+        if why := misfit([w for w, _ in lengths], at.rows, N):  # before any message
+            raise ValueError(why)
         if not q.numel():
             return q + (k.sum() + v.sum())
         H, G = q.shape[2], k.shape[2]
@@ -326,6 +322,17 @@ class RingDilatedAttention(nn.Module):
         memo[id(self)] = copy
         copy.__dict__.update(deepcopy(self.__dict__, memo))
         return copy
+
+
+def misfit(lengths: Iterable[int], rows: int, N: int) -> str | None:
+    """Why ranks of so many tokens each, N in all, cannot share segments so long, or None."""
+    for w in lengths:
+        if rows % w and (w < rows or (w % rows and w < N)):
+            return (
+                f"RingDilatedAttention takes segments that divide a rank's {rows} tokens, or are a "
+                f"multiple of them, got {w}"
+            )
+    return None
 
 
 def _branch(H: int, G: int, at: _Ranks, w: int, r: int, rule: str, causal: bool) -> _Branch:

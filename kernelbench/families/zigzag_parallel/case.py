@@ -6,9 +6,9 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from kernelbench.families._documents import Documents, lengths_of
+from kernelbench.families._ranks import own_rank
 from kernelbench.kernels.launch import ceil_div
 from kernelbench.parallel import ZigzagLayout
 from kernelbench.spec import Case, Draw, Mode, Tensors, axis
@@ -80,8 +80,7 @@ class ParallelCase(Case):
 
     @property
     def rank(self) -> int:
-        """This process's; 0 where it is alone."""
-        return dist.get_rank() if dist.is_initialized() else 0
+        return own_rank()
 
     @property
     def pairs(self) -> int:

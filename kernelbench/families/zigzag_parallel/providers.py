@@ -6,29 +6,13 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from kernelbench.families._ranks import all_rows
 from kernelbench.families._varlen import Packed, one_by_one, takes, varlen
 from kernelbench.families.attention import providers as attention
 from kernelbench.families.zigzag_parallel.case import Order, ParallelCase, pieces
 from kernelbench.nn.sdpa import sdpa
 from kernelbench.spec import Call, Device, Tensors
-
-
-class _AllGather(torch.autograd.Function):
-    """The rows of all ranks, rank after rank; gradients are summed over the ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        every = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(every, x.contiguous())
-        return every
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        own = grad.new_empty(len(grad) // dist.get_world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous())
-        return own
 
 
 def baseline(case: ParallelCase, config: Any) -> Call:
@@ -75,8 +59,7 @@ def _gathering(case: ParallelCase) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def gathered(x: torch.Tensor) -> torch.Tensor:
         if case.world > 1:
-            padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, layout.most_rows - len(x)))
-            x = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
+            x = all_rows(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, layout.most_rows - len(x))))
         return x.index_select(0, layout.gathered(x.device))
 
     return gathered
