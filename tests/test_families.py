@@ -67,7 +67,13 @@ def compiled_on_cpu(family: Family[Any], provider: Provider[Any]) -> list[Case]:
 
 # Two kernels of many programs for every provider of ours, trial and repetition of a check, and of
 # every branch: how many checks are not slow.
-LONG = {"attention": 4, "dilated_attention": 2, "zigzag_attention": 4, "zigzag_parallel": 4}
+LONG = {
+    "attention": 4,
+    "dilated_attention": 2,
+    "dilated_parallel": 2,
+    "zigzag_attention": 4,
+    "zigzag_parallel": 4,
+}
 
 
 def every_check() -> Iterator[Any]:

@@ -19,6 +19,7 @@ PLUGIN = str(Path(__file__).parent / "plugins" / "falls.py")
 NAMES = [
     "attention",
     "dilated_attention",
+    "dilated_parallel",
     "dit_block",
     "empty",
     "rcm_attention",

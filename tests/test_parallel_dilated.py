@@ -1,5 +1,8 @@
 """Dilated attention over ranks of the CPU: the whole is what one process computes."""
 
+import gc
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 import torch.distributed as dist
 from gloo import together
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kernelbench.nn import DilatedAttention
 from kernelbench.parallel import RingDilatedAttention
@@ -99,7 +103,10 @@ def test_a_group_that_is_a_part_of_the_ranks() -> None:
     together(_in_two_groups, 4)
 
 
-def _sends_kept_rows_alone(rank: int, ranks: int) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_kept_rows_of_segments_that_span_ranks_travel(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: list[int] = []
     gather: Any = dist.all_gather_into_tensor
 
@@ -107,16 +114,14 @@ def _sends_kept_rows_alone(rank: int, ranks: int) -> None:
         sent.append(message.numel())
         return gather(every, message, **more)
 
-    dist.all_gather_into_tensor = counted
+    monkeypatch.setattr(dist, "all_gather_into_tensor", counted)
+    dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
     *inputs, _ = drawn(48, 4, torch.float32)
-    local = [x.chunk(ranks, 1)[rank] for x in inputs]
+    local = [x.chunk(2, 1)[rank] for x in inputs]
     RingDilatedAttention([24, 48], [1, 4], impl="eager")(*local)
+    dist.destroy_process_group()
     # 24 tokens are a rank's own; of 48, each of 4 heads sends a fourth of its 24, of k and v
     assert sent == [2 * 2 * 6 * 4 * 8]
-
-
-def test_only_kept_rows_of_segments_that_span_ranks_travel() -> None:
-    together(_sends_kept_rows_alone, 2)
 
 
 def test_one_process_has_everything_and_bad_input_is_told(device: str) -> None:
@@ -139,3 +144,58 @@ def test_no_gradient_is_nan_on_its_way_where_tokens_are_in_no_branch(device: str
     with torch.autograd.set_detect_anomaly(True):  # raises at the first NaN
         o = RingDilatedAttention([8, 24], [2, 4], impl="eager")(*local)
         torch.autograd.grad(o.sum(), local)
+
+
+def test_modules_share_the_groups_of_some_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A communicator for each set of ranks, of all layers; none is left when there are others."""
+    made: list[list[int]] = []
+    new: Any = dist.new_group
+
+    def counted(ranks: list[int], **more: Any) -> Any:
+        made.append(ranks)
+        return new(ranks, **more)
+
+    monkeypatch.setattr(dist, "new_group", counted)
+    local = drawn(6, 2, torch.float64)[:3]
+    for _ in range(2):
+        dist.init_process_group("fake", rank=3, world_size=4, store=FakeStore())
+        for lengths in ([12], [12, 24], [6, 12]):
+            RingDilatedAttention(lengths, [2] * len(lengths), impl="eager")(*local)
+        dist.destroy_process_group()
+        gc.collect()
+    assert made == [[2, 3]] * 2
+
+
+def test_a_module_can_be_copied_and_pickled_after_calls() -> None:
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    local = drawn(6, 2, torch.float64)[:3]
+    for group in (None, dist.group.WORLD):
+        module = RingDilatedAttention([12, 24], [2, 3], impl="eager", group=group)
+        y = module(*local)
+        copy = deepcopy(torch.nn.Sequential(module))[0]
+        assert copy is not module and copy.group is group
+        assert copy(*local).shape == y.shape
+        if group is None:
+            assert pickle.loads(pickle.dumps(module))(*local).shape == y.shape
+    dist.destroy_process_group()
+
+
+def test_no_tokens_have_no_result(device: str) -> None:
+    q, k, v = (torch.ones(2, 0, 4, 8, device=device, requires_grad=True) for _ in range(3))
+    o = RingDilatedAttention([8], [2], impl="eager")(q, k, v)
+    assert o.shape == q.shape
+    assert all(x.shape == q.shape for x in torch.autograd.grad(o.sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("combine", ["lse", "mean"])
+def test_sums_are_in_fp32(combine: str) -> None:
+    """Of one rank in bf16: errors of o and gradients are those of their last rounding, nearly."""
+    *inputs, do = (x.bfloat16() for x in drawn(48, 2, torch.float32))
+    branches = [6, 12, 24, 48], [1, 2, 3, 4]
+    answers = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        o = RingDilatedAttention(*branches, impl="eager", combine=combine)(*leaves)
+        answers.append([o, *torch.autograd.grad(o, leaves, do.to(dtype))])
+    for one, other in zip(*answers, strict=True):
+        assert (one.double() - other).norm() / other.norm() < 5e-3

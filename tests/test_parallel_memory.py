@@ -1,6 +1,7 @@
-"""What a rank of zigzag attention holds at most, beside what it is given: its own rows, and keys of
-all tokens for two groups of heads. Tensors are counted as PyTorch's operators make them. The other
-ranks are not there: they send nothing, which takes as much memory."""
+"""What a rank holds at most, beside what it is given. Of zigzag attention: its own rows, and keys
+of all tokens for two groups of heads; of dilated attention: its own rows, and what branches keep of
+others'. Tensors are counted as PyTorch's operators make them. The other ranks are not there: they
+send nothing, which takes as much memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernelbench.kernels.launch import INTERPRETED
-from kernelbench.parallel import ZigzagLayout, ring, zigzag, zigzag_attention_func
+from kernelbench.parallel import (
+    RingDilatedAttention,
+    ZigzagLayout,
+    ring,
+    zigzag,
+    zigzag_attention_func,
+)
 
 H, D, FP32 = 4, 16, 4  # as many heads of keys as of queries; bytes
 LITTLE = 256  # bytes: where documents begin, and the like
@@ -109,3 +116,28 @@ def test_a_ring_holds_some_ranks_rows_however_many_there_are(ranks: int, device:
     found = most(n, ranks, device, cp_comm_type="p2p")
     rows = n * H * D * FP32
     assert found[0] <= 9 * rows and found[1] <= 17 * rows, [x / rows for x in found]
+
+
+def most_dilated(n: int, lengths: list[int], rates: list[int], combine: str) -> list[float]:
+    """As `most`, of a rank's n tokens, by PyTorch's operators; in rows of q in fp32."""
+    q, k, v, do = (torch.randn(1, n, H, D) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    module = RingDilatedAttention(lengths, rates, impl="eager", combine=combine)
+    with Held(*leaves, do) as held:
+        o = module(*leaves, is_causal=True)
+        forward, held.most = held.most, 0
+        torch.autograd.grad(o, leaves, do)
+    return [most / (n * H * D * FP32) for most in (forward, held.most)]
+
+
+@pytest.mark.parametrize(("combine", "bounds"), [("lse", (4.5, 12.5)), ("mean", (7.5, 16.5))])
+def test_a_rank_of_dilated_attention_holds_as_much_however_many_there_are(
+    ranks: int, combine: str, bounds: tuple[float, float]
+) -> None:
+    n = 48
+    N = n * ranks
+    branches = [n // 2, 2 * n, N], [1, 4, 2 * ranks]
+    found = most_dilated(n, *branches, combine)
+    assert all(x <= most for x, most in zip(found, bounds, strict=True)), found
+    dense = most_dilated(n, [N], [1], combine)  # k and v of all ranks, and their gradients
+    assert dense[0] > 2 * ranks and dense[1] > 4 * ranks and dense > found, dense

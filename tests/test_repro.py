@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rcm_layer": {"B": 1, "N": 16, "C": 32, "H": 2},
     "attention": {"B": 1, "N": 12, "Hq": 2, "Hk": 1, "D": 16},
     "dilated_attention": {"B": 1, "N": 16, "branches": "8r1_16r2", "H": 2, "D": 16},
+    "dilated_parallel": {"world": 1, "N": 16, "branches": "8r1_16r2", "H": 2, "D": 16},
     "dit_block": {"B": 1, "N": 12, "C": 32, "H": 2},
     "zigzag_attention": {"W": 2, "rank": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16},
     "zigzag_parallel": {"world": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16, "least": 1},

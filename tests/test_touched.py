@@ -111,7 +111,7 @@ LEFT_OUT: dict[tuple[str, str], dict[str, str]] = {
 LEFT_OUT["rcm_attention", "triton_int8_prepacked"] = LEFT_OUT["rcm_attention", "triton_int8"]
 
 # Families without a model of bytes: what they move goes from GPU to GPU, which none of this counts.
-BETWEEN_GPUS = ("zigzag_parallel",)
+BETWEEN_GPUS = ("dilated_parallel", "zigzag_parallel")
 COMPILED, GPU = "compile", "GPU|not installed|sm_90"
 UNCOUNTED = {
     ("zigzag_attention", "torch_fused"): "compiled for a CPU, FlexAttention is wrong",

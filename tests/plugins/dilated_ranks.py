@@ -1,0 +1,40 @@
+"""Dilated attention over ranks, with mistakes."""
+
+from dataclasses import replace
+
+import torch
+
+from kernelbench.families._ranks import all_rows
+from kernelbench.families.dilated_parallel import FAMILY as REAL
+from kernelbench.families.dilated_parallel.case import shards
+from kernelbench.nn import DilatedAttention
+from kernelbench.nn.spans import Spread, Way
+from kernelbench.spec import Provider, Role
+
+
+def own_keys_alone(case, config):
+    """Segments end where a rank's tokens do."""
+    module = DilatedAttention(case.whole.lengths, case.whole.rates, impl="eager")
+    return lambda a: module(a["q"], a["k"], a["v"], is_causal=case.causal)
+
+
+def own_gradients_alone(case, config):
+    """Gradients of keys are not summed over the ranks."""
+    spans, own = case.spans(case.rank), case.own
+
+    def call(a):
+        k, v = (
+            torch.cat([every[: own.start], x[0], every[own.stop :]])[None]
+            for x in (a["k"], a["v"])
+            for every in [all_rows(x[0]).detach()]
+        )
+        return Spread.apply(a["q"], k, v, spans, False, Way())
+
+    return call
+
+
+WRONG = [
+    Provider(build.__name__, Role.torch_fused, build, prepare=shards)
+    for build in (own_keys_alone, own_gradients_alone)
+]
+FAMILY = replace(REAL, name="dilated_ranks", providers=(*REAL.providers, *WRONG))
