@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kernelbench.families.dilated_attention import FAMILY as WHOLE
 from kernelbench.families.dilated_parallel import FAMILY
@@ -169,14 +168,3 @@ def test_four_ranks_are_right_by_all_providers_and_send_what_is_modelled(tmp_pat
         model = of_all_keys if gathers else of_kept_rows
         case = ParallelDilatedCase.from_axes(record.axes)
         assert record.messages.received_bytes == model(case) > 0
-
-
-def test_the_oracle_of_a_rank_is_its_rows_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = made(world=2, N=24, branches="6r1_24r3", causal=True)
-    generator = torch.Generator().manual_seed(0)
-    a = {name: torch.randn(1, 24, 3, 8, generator=generator) for name in "qkv"}
-    [(_, _, whole)] = WHOLE.oracle(case.whole, a)
-    for rank in range(2):
-        monkeypatch.setattr(f"{ParallelDilatedCase.__module__}.own_rank", lambda rank=rank: rank)
-        [(_, at, rows)] = FAMILY.oracle(case, a)
-        assert torch.equal(rows[at], whole[:, 12 * rank : 12 * rank + 12])

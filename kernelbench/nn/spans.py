@@ -7,7 +7,7 @@ lse (B,N,H).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from torch import Tensor
 from kernelbench.kernels.attention import parts
 from kernelbench.kernels.attention.checks import PLAIN
 from kernelbench.kernels.attention.tiles import to_base_2
-from kernelbench.kernels.operators import differentiable_once
-from kernelbench.nn.branches import Piece, as_rows, gathered, nothing_of, of_segments, strided
+from kernelbench.nn.branches import Piece, as_rows, gathered, of_segments, strided
 from kernelbench.nn.lse import Operator, operator_of, summed_in
 
 Operators = Callable[[Tensor], Operator]  # which one takes such q, k and v, (B,H,N,D)
@@ -95,32 +94,6 @@ def _operator(way: Way, q: Tensor, k: Tensor) -> Operator:
 def wide_zeros(x: Tensor) -> Tensor:
     """A sum like x, contiguous, in fp32 or wider."""
     return torch.zeros(x.shape, dtype=summed_in(x.dtype), device=x.device)
-
-
-class Spread(torch.autograd.Function):
-    """o of q (B,N,H,D) by branches of spans: all of them one softmax, or the mean of each one's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, branches: Any, mean: bool, way: Way
-    ) -> Tensor:
-        merged = [Merged(*nothing_of(q)) for _ in (branches if mean else branches[:1])]
-        for number, spans in enumerate(branches):
-            merge(merged[number % len(merged)], spans, q, k, v, way)
-        o, saved = finished(merged, q)
-        ctx.branches, ctx.way = branches, way
-        ctx.save_for_backward(q, k, v, *saved)
-        return o
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, *grads: Any) -> Any:
-        q, k, v, *saved = ctx.saved_tensors
-        given = all_given(grads[0], saved)
-        sums = [wide_zeros(x) for x in (q, k, v)]
-        for number, spans in enumerate(ctx.branches):
-            add_gradients(sums, spans, q, k, v, given[number % len(given)], ctx.way)
-        return *(x.to(q.dtype) for x in sums), None, None, None
 
 
 def finished(merged: Sequence[Merged], q: Tensor) -> tuple[Tensor, list[Tensor]]:

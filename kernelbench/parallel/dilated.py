@@ -91,11 +91,12 @@ class _Call(NamedTuple):
     way: Way
 
 
-class _Coming(NamedTuple):
-    """Every rank's message of a branch, one after another; there when work is done."""
+class _Travelling(NamedTuple):
+    """Messages of a branch, or sums of them: there when work is done. kept: until then."""
 
-    every: Tensor
+    there: Tensor
     work: Any
+    kept: Tensor | None = None
 
 
 class _Rows(NamedTuple):
@@ -156,12 +157,12 @@ class _Ring(torch.autograd.Function):
             if one is None:
                 continue
             one.work.wait()
-            for rows in _rows_of(one.every, branch, call, q):
+            for rows in _rows_of(one.there, branch, call, q):
                 keys = rows.keys(len(range(*rows.span.q.heads.indices(H))))
                 merge(merged[number % len(merged)], [rows.span], q, keys[0], keys[1], call.way)
         o, saved = finished(merged, q)
         ctx.call, ctx.saved = call, len(saved)
-        every = [q.new_empty(0) if one is None else one.every for one in coming]
+        every = [q.new_empty(0) if one is None else one.there for one in coming]
         ctx.save_for_backward(q, k, v, *saved, *every)
         return o
 
@@ -189,7 +190,16 @@ class _Ring(torch.autograd.Function):
         return *(x.to(q.dtype) for x in (sums[0], dk, dv)), None
 
 
-def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Coming:
+def spread(
+    q: Tensor, k: Tensor, v: Tensor, branches: list[list[Span]], mean: bool, way: Way
+) -> Tensor:
+    """o like q, of keys that are all here: branches of spans, as one softmax, or their mean."""
+    own = [_Branch(spans, range(0), [], None) for spans in branches]
+    o: Tensor = _Ring.apply(q, k, v, _Call(own, 0, False, mean, way))  # type: ignore[no-untyped-call]
+    return o
+
+
+def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Travelling:
     """Send this rank's rows of k and v of all classes, as many for each rank."""
     parts = []
     for one in branch.classes:
@@ -199,21 +209,12 @@ def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Coming:
     message = torch.cat(parts)
     every = message.new_empty(len(branch.members) * len(message))
     work = dist.all_gather_into_tensor(every, message, group=branch.group, async_op=True)
-    return _Coming(every, work)
-
-
-class _Going(NamedTuple):
-    """Sums over the ranks of gradients of messages, on their way: mine will hold this rank's.
-    every: what is summed, kept until then."""
-
-    mine: Tensor
-    every: Tensor
-    work: Any
+    return _Travelling(every, work)
 
 
 def _scatter(
     dq: Tensor, q: Tensor, branch: _Branch, every: Tensor, given: Given, call: _Call
-) -> _Going:
+) -> _Travelling:
     """Add to dq what others' keys have of it, and send them their gradients, in fp32 or wider."""
     total = wide_zeros(every)
     both = zip(*(_rows_of(x, branch, call, q) for x in (every, total)), strict=True)
@@ -225,17 +226,17 @@ def _scatter(
         sums.put(found)
     mine = total.new_empty(len(total) // len(branch.members))
     work = dist.reduce_scatter_tensor(mine, total, group=branch.group, async_op=True)
-    return _Going(mine, total, work)
+    return _Travelling(mine, work, total)
 
 
-def _land(going: _Going, branch: _Branch, dk: Tensor, dv: Tensor) -> None:
+def _land(going: _Travelling, branch: _Branch, dk: Tensor, dv: Tensor) -> None:
     """Add to dk and dv what other ranks have of them."""
     going.work.wait()
     first = 0
     for one in branch.classes:
         sizes = one.sizes(len(dk), dk.shape[-1])
         size = torch.Size(sizes).numel()
-        part = going.mine[first : first + size].view(sizes)[:, :, : one.piece.rows]
+        part = going.there[first : first + size].view(sizes)[:, :, : one.piece.rows]
         first += size
         for sums, each in zip((dk, dv), part, strict=True):
             one.kept(sums).index_add_(2, torch.tensor(one.keys, device=sums.device), each)

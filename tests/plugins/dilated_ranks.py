@@ -8,7 +8,8 @@ from kernelbench.families._ranks import all_rows
 from kernelbench.families.dilated_parallel import FAMILY as REAL
 from kernelbench.families.dilated_parallel.case import shards
 from kernelbench.nn import DilatedAttention
-from kernelbench.nn.spans import Spread, Way
+from kernelbench.nn.spans import Way
+from kernelbench.parallel.dilated import spread
 from kernelbench.spec import Provider, Role
 
 
@@ -28,7 +29,7 @@ def own_gradients_alone(case, config):
             for x in (a["k"], a["v"])
             for every in [all_rows(x[0]).detach()]
         )
-        return Spread.apply(a["q"], k, v, spans, False, Way())
+        return spread(a["q"], k, v, spans, False, Way())
 
     return call
 

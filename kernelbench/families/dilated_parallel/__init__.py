@@ -53,6 +53,10 @@ def _check(dtypes: str, modes: str, **axes: Any) -> list[Any]:
     return [*ParallelDilatedCase.grid(dtype=dtypes.split(), mode=modes.split(), world=1, **axes)]
 
 
+def _provider(name: str, role: Role, build: Any, unsupported: Any, *requires: str) -> Provider[Any]:
+    return Provider(name, role, build, prepare=shards, requires=requires, unsupported=unsupported)
+
+
 FAMILY = Family(
     name="dilated_parallel",
     title="Dilated attention over ranks",
@@ -69,29 +73,9 @@ FAMILY = Family(
         *_check("fp16 bf16", "full", N=32, branches="16r1_32r3", H=2, D=16, offsets="head_group"),
     ),
     providers=(
-        Provider("baseline", Role.baseline, baseline, prepare=shards, unsupported=all_keys_serves),
-        Provider(
-            "torch_fused",
-            Role.torch_fused,
-            torch_fused,
-            prepare=shards,
-            unsupported=torch_ring_serves,
-        ),
-        Provider(
-            "triton_fused",
-            Role.triton_fused,
-            triton_fused,
-            prepare=shards,
-            requires=("triton",),
-            unsupported=ours_serves,
-        ),
-        Provider(
-            "triton_all_keys",
-            Role.ablation,
-            triton_all_keys,
-            prepare=shards,
-            requires=("triton",),
-            unsupported=serves,
-        ),
+        _provider("baseline", Role.baseline, baseline, all_keys_serves),
+        _provider("torch_fused", Role.torch_fused, torch_fused, torch_ring_serves),
+        _provider("triton_fused", Role.triton_fused, triton_fused, ours_serves, "triton"),
+        _provider("triton_all_keys", Role.ablation, triton_all_keys, serves, "triton"),
     ),
 )

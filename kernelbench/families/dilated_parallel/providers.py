@@ -10,7 +10,7 @@ from kernelbench.families.dilated_attention.case import Combine
 from kernelbench.families.dilated_attention.providers import torch_serves
 from kernelbench.families.dilated_parallel.case import ParallelDilatedCase
 from kernelbench.nn.branches import gathered
-from kernelbench.nn.spans import Spread, Way, ours
+from kernelbench.nn.spans import Way, ours
 from kernelbench.spec import Call, Device, Tensors
 
 
@@ -22,13 +22,15 @@ def baseline(case: ParallelDilatedCase, config: Any) -> Call:
 
 
 def _of_all_keys(case: ParallelDilatedCase, way: Way) -> Call:
+    from kernelbench.parallel.dilated import spread
+
     spans, mean = case.spans(case.rank), case.combine == Combine.mean
 
     def call(a: Tensors) -> Any:
         both = torch.cat([a["k"][0], a["v"][0]], 1)  # one message
         every = all_rows(both) if case.world > 1 else both
         k, v = every.unsqueeze(0).split(case.H, 2)
-        return Spread.apply(a["q"], k, v, spans, mean, way)  # type: ignore[no-untyped-call]
+        return spread(a["q"], k, v, spans, mean, way)
 
     return call
 
