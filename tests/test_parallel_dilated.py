@@ -11,9 +11,11 @@ import torch.distributed as dist
 from gloo import together
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernelbench.nn import DilatedAttention
 from kernelbench.parallel import RingDilatedAttention
+from kernelbench.parallel.segments import Ranks, branch_of
 
 Case = tuple[int, list[int], list[int], int, bool, dict[str, Any]]  # N, w, r, heads of k, causal
 
@@ -199,3 +201,44 @@ def test_sums_are_in_fp32(combine: str) -> None:
         answers.append([o, *torch.autograd.grad(o, leaves, do.to(dtype))])
     for one, other in zip(*answers, strict=True):
         assert (one.double() - other).norm() / other.norm() < 5e-3
+
+
+class _OnTheGpu(TorchDispatchMode):
+    """Nothing comes from the host, for which it would wait for the GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("index", "index_put", "lift_fresh", "_local_scalar_dense"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("G", [4, 2, 1])
+@pytest.mark.parametrize("rule", ["head_mod", "head_group", "segment_index"])
+def test_a_call_is_queued_without_waiting(G: int, rule: str) -> None:
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    *local, do = drawn(12, G, torch.float32)
+    leaves = [x.requires_grad_() for x in local]
+    branches = [6, 24, 48], [1, 3, 2]
+    ring = RingDilatedAttention(*branches, impl="eager", offset_rule=rule)
+    with _OnTheGpu():
+        torch.autograd.grad(ring(*leaves, is_causal=True), leaves, do)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("G", "r"), [(12, 5), (4, 3), (4, 2), (2, 5), (3, 12), (1, 7)])
+@pytest.mark.parametrize("rule", ["head_mod", "head_group", "segment_index"])
+def test_heads_that_share_keys_send_them_once_where_they_can(G: int, r: int, rule: str) -> None:
+    """Also where those of an offset share them unequally: then one for each head of q."""
+    H = L = 12
+    k = torch.randn(1, L, G, 1)
+    branch = branch_of(H, G, Ranks(dist.group.WORLD, 0, 1, L), 2 * L, r, rule, False)
+    assert sorted(h for one in branch.classes for h in range(H)[one.piece.heads]) == [*range(H)]
+    for one in branch.classes:
+        heads = range(H)[one.piece.heads]
+        each = [h * G // H for h in heads]
+        sent = one.taken(k, H)
+        rows = k[:, one.piece.first :: r]
+        assert torch.equal(sent.repeat_interleave(len(heads) // one.sent, 2), rows[:, :, each])
+        back, sums = torch.randn_like(sent), torch.zeros_like(k)
+        one.add(sums, back, H)
+        torch.testing.assert_close((sums * k).sum(), (back * sent).sum())

@@ -5,10 +5,9 @@ Shapes: B samples, N tokens of all W ranks, L = N / W of a rank, H heads of q, G
 size; q (B,L,H,D), k, v (B,L,G,D).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple, Self
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from kernelbench.kernels.dilated_attention.checks import (
     check_shapes,
     how_of,
-    offsets_of,
     refuse_dropout,
 )
 from kernelbench.kernels.operators import differentiable_once
-from kernelbench.nn.branches import Piece, nothing_of, pieces_of, repeated
+from kernelbench.nn.branches import Piece, nothing_of, repeated
 from kernelbench.nn.dilated import Implementation, check_given, check_impl, chosen
 from kernelbench.nn.spans import (
     Given,
@@ -35,56 +33,13 @@ from kernelbench.nn.spans import (
     ours,
     wide_zeros,
 )
-
-# Groups of some ranks of a group, by these: each is a communicator, which all modules share.
-_GROUPS: WeakKeyDictionary[Any, dict[range, Any]] = WeakKeyDictionary()
-
-
-class _Ranks(NamedTuple):
-    """group: of torch.distributed. rank of `ranks`, which have `rows` tokens each."""
-
-    group: Any
-    rank: int
-    ranks: int
-    rows: int
-
-
-class _Class(NamedTuple):
-    """Rows of a segment that spans ranks, of heads with one offset. piece: this rank's, of q. keys:
-    heads of k and v, as many as heads of q, or those that they share. counts: how many rows each
-    rank of the segment has."""
-
-    piece: Piece
-    keys: list[int]
-    counts: list[int]
-
-    def kept(self, x: Tensor) -> Tensor:
-        """This rank's rows of k, v, or a sum like them, of all heads: a view."""
-        return x[:, self.piece.first :: self.piece.rate]
-
-    def sizes(self, B: int, D: int) -> tuple[int, ...]:
-        """Of this class in a rank's message: k and v, samples, rows, heads, D."""
-        return 2, B, max(self.counts), len(self.keys), D
-
-
-class _Branch(NamedTuple):
-    """Of a rank. spans: what it attends to of its own keys. members: ranks that share a segment
-    with it. classes: what they send each other, in group."""
-
-    spans: list[Span]
-    members: range
-    classes: list[_Class]
-    group: Any
-
-    @property
-    def shared(self) -> bool:
-        return len(self.members) > 1 and bool(self.classes)
+from kernelbench.parallel.segments import Branch, Kept, Ranks, branch_of, misfit
 
 
 class _Call(NamedTuple):
     """What a call is about, besides tensors."""
 
-    branches: list[_Branch]
+    branches: list[Branch]
     rank: int
     causal: bool
     mean: bool
@@ -103,7 +58,7 @@ class _Rows(NamedTuple):
     """What a class of rows attends to of others' keys. every: their messages' part of it,
     (ranks,2,B,rows,heads,D). those: which ranks it sees."""
 
-    one: _Class
+    one: Kept
     every: Tensor
     those: list[int]
 
@@ -115,8 +70,8 @@ class _Rows(NamedTuple):
     def keys(self, heads: int) -> Tensor:
         """k and v of these ranks, (2,B,M,heads,D)."""
         each = [self.every[i, :, :, : self.one.counts[i]] for i in self.those]
-        both = torch.cat(each, 2)
-        return both.repeat_interleave(heads // both.shape[3], 3)
+        both, sent = torch.cat(each, 2), self.one.sent
+        return both if sent == heads else both.repeat_interleave(heads // sent, 3)
 
     def put(self, gradients: Tensor) -> None:
         """Gradients of `keys` into `every`, summed over heads of q that share them."""
@@ -127,7 +82,7 @@ class _Rows(NamedTuple):
             self.every[i, :, :, : self.one.counts[i]] = part
 
 
-def _rows_of(every: Tensor, branch: _Branch, call: _Call, q: Tensor) -> Iterator[_Rows]:
+def _rows_of(every: Tensor, branch: Branch, call: _Call, q: Tensor) -> Iterator[_Rows]:
     """Of all classes that see rows of others. every: all messages, or a sum like them."""
     ranks, own, first = len(branch.members), call.rank - branch.members[0], 0
     messages = every.view(ranks, every.numel() // ranks)
@@ -147,7 +102,9 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-        coming = [_gather(k, v, branch) if branch.shared else None for branch in call.branches]
+        coming = [
+            _gather(k, v, branch, q.shape[2]) if branch.shared else None for branch in call.branches
+        ]
         H, several = q.shape[2], call.branches if call.mean else call.branches[:1]
         merged = [Merged(*nothing_of(q)) for _ in several]
         whole = repeated(k, H), repeated(v, H)
@@ -186,7 +143,7 @@ class _Ring(torch.autograd.Function):
         dk, dv = (x.unflatten(2, (k.shape[2], -1)).sum(3) for x in sums[1:])
         for branch, one in zip(call.branches, going, strict=True):
             if one is not None:
-                _land(one, branch, dk, dv)
+                _land(one, branch, dk, dv, H)
         return *(x.to(q.dtype) for x in (sums[0], dk, dv)), None
 
 
@@ -194,16 +151,16 @@ def spread(
     q: Tensor, k: Tensor, v: Tensor, branches: list[list[Span]], mean: bool, way: Way
 ) -> Tensor:
     """o like q, of keys that are all here: branches of spans, as one softmax, or their mean."""
-    own = [_Branch(spans, range(0), [], None) for spans in branches]
+    own = [Branch(spans, range(0), [], None) for spans in branches]
     o: Tensor = _Ring.apply(q, k, v, _Call(own, 0, False, mean, way))  # type: ignore[no-untyped-call]
     return o
 
 
-def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Travelling:
+def _gather(k: Tensor, v: Tensor, branch: Branch, H: int) -> _Travelling:
     """Send this rank's rows of k and v of all classes, as many for each rank."""
     parts = []
     for one in branch.classes:
-        both = torch.stack([one.kept(x)[:, :, one.keys] for x in (k, v)])
+        both = torch.stack([one.taken(x, H) for x in (k, v)])
         missing = max(one.counts) - both.shape[2]
         parts.append(nn.functional.pad(both, (0, 0, 0, 0, 0, missing)).flatten())
     message = torch.cat(parts)
@@ -213,7 +170,7 @@ def _gather(k: Tensor, v: Tensor, branch: _Branch) -> _Travelling:
 
 
 def _scatter(
-    dq: Tensor, q: Tensor, branch: _Branch, every: Tensor, given: Given, call: _Call
+    dq: Tensor, q: Tensor, branch: Branch, every: Tensor, given: Given, call: _Call
 ) -> _Travelling:
     """Add to dq what others' keys have of it, and send them their gradients, in fp32 or wider."""
     total = wide_zeros(every)
@@ -229,7 +186,7 @@ def _scatter(
     return _Travelling(mine, work, total)
 
 
-def _land(going: _Travelling, branch: _Branch, dk: Tensor, dv: Tensor) -> None:
+def _land(going: _Travelling, branch: Branch, dk: Tensor, dv: Tensor, H: int) -> None:
     """Add to dk and dv what other ranks have of them."""
     going.work.wait()
     first = 0
@@ -239,7 +196,7 @@ def _land(going: _Travelling, branch: _Branch, dk: Tensor, dv: Tensor) -> None:
         part = going.there[first : first + size].view(sizes)[:, :, : one.piece.rows]
         first += size
         for sums, each in zip((dk, dv), part, strict=True):
-            one.kept(sums).index_add_(2, torch.tensor(one.keys, device=sums.device), each)
+            one.add(sums, each, H)
 
 
 class RingDilatedAttention(nn.Module):
@@ -300,7 +257,7 @@ class RingDilatedAttention(nn.Module):
         """
         check_given(self, q, k, v)
         check_shapes(q, k, v, self._how)
-        at = _Ranks(self.group, 0, 1, q.shape[1])
+        at = Ranks(self.group, 0, 1, q.shape[1])
         if self.group is not None or dist.is_initialized():
             at = at._replace(rank=dist.get_rank(self.group), ranks=dist.get_world_size(self.group))
         way = Way(ours) if chosen(self, q) == "triton" else Way()
@@ -311,7 +268,7 @@ class RingDilatedAttention(nn.Module):
         if not q.numel():
             return q + (k.sum() + v.sum())
         H, G = q.shape[2], k.shape[2]
-        branches = [_branch(H, G, at, w, r, self._how.rule, is_causal) for w, r in lengths]
+        branches = [branch_of(H, G, at, w, r, self._how.rule, is_causal) for w, r in lengths]
         call = _Call(branches, at.rank, is_causal, self._how.combine == "mean", way)
         o: Tensor = _Ring.apply(q, k, v, call)  # type: ignore[no-untyped-call]
         return o
@@ -323,70 +280,3 @@ class RingDilatedAttention(nn.Module):
         memo[id(self)] = copy
         copy.__dict__.update(deepcopy(self.__dict__, memo))
         return copy
-
-
-def misfit(lengths: Iterable[int], rows: int, N: int) -> str | None:
-    """Why ranks of so many tokens each, N in all, cannot share segments so long, or None."""
-    for w in lengths:
-        if rows % w and (w < rows or (w % rows and w < N)):
-            return (
-                f"RingDilatedAttention takes segments that divide a rank's {rows} tokens, or are a "
-                f"multiple of them, got {w}"
-            )
-    return None
-
-
-def _branch(H: int, G: int, at: _Ranks, w: int, r: int, rule: str, causal: bool) -> _Branch:
-    L = at.rows
-    if w <= L:
-        pieces = pieces_of(w, r, L, H, rule, at.rank * L // w)
-        return _Branch([Span(x, x, causal) for x in pieces], range(at.rank, at.rank + 1), [], None)
-    span = -(-w // L)
-    first = at.rank // span * span
-    members = range(first, min(first + span, at.ranks))
-    classes = [*_classes(H, G, at, members, w, r, rule)]
-    spans = [Span(one.piece, one.piece, causal) for one in classes if one.piece.rows]
-    return _Branch(spans, members, classes, _group_of(at, members) if len(members) > 1 else None)
-
-
-def _group_of(at: _Ranks, members: range) -> Any:
-    """That of some ranks of a group, made by them alone."""
-    if len(members) == at.ranks:
-        return at.group
-    of: Any = at.group or dist.group.WORLD
-    known = _GROUPS.setdefault(of, {})
-    if members not in known:
-        known[members] = dist.new_group(
-            [dist.get_global_rank(of, rank) for rank in members],
-            backend=dist.get_backend(of),
-            use_local_synchronization=True,
-        )
-    return known[members]
-
-
-def _classes(
-    H: int, G: int, at: _Ranks, members: range, w: int, r: int, rule: str
-) -> Iterator[_Class]:
-    heads, turn = offsets_of(rule, H, r)
-    segment = members[0] * at.rows // w
-    offsets: dict[int, list[int]] = {}
-    for h in range(H):
-        offsets.setdefault((h // heads + segment * turn) % r, []).append(h)
-    for offset, some in offsets.items():
-        begins = [(offset - i * at.rows) % r for i in range(len(members))]
-        counts = [len(range(begin, at.rows, r)) for begin in begins]
-        if any(counts):
-            own = at.rank - members[0]
-            step = some[1] - some[0] if len(some) > 1 else 1
-            heads_of_q = slice(some[0], some[-1] + 1, step)
-            piece = Piece(begins[own], 1, at.rows, counts[own], r, heads_of_q)
-            yield _Class(piece, _keys_of(some, H // G), counts)
-
-
-def _keys_of(heads: list[int], group: int) -> list[int]:
-    """Which heads of k and v those of q take: each once, if as many follow each other as share
-    one."""
-    each = [h // group for h in heads]
-    once = [*dict.fromkeys(each)]
-    share = len(each) // len(once)
-    return once if each == [h for h in once for _ in range(share)] else each

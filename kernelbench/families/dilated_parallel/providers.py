@@ -66,7 +66,7 @@ def _ring(case: ParallelDilatedCase, impl: Any) -> Call:
 
 def ring_fits(case: ParallelDilatedCase, device: Device) -> str | None:
     """Why `RingDilatedAttention` has no such segments, or None."""
-    from kernelbench.parallel.dilated import misfit
+    from kernelbench.parallel.segments import misfit
 
     return misfit(case.whole.lengths, case.rows, case.N)
 
