@@ -2,7 +2,6 @@
 ranks is found out."""
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -24,7 +23,6 @@ PLUGIN = Path(__file__).parent / "plugins" / "dilated_ranks.py"
 CASES = [
     {"N": 48, "branches": "8r1_16r2_48r3", "world": 3},
     {"N": 44, "branches": "8r2_16r4_64r3", "H": 5, "world": 4},
-    {"N": 24, "branches": "4r3_24r7", "world": 1},
     {"N": 16, "branches": "16r16", "H": 2, "world": 2},
 ]
 OFFSETS = ["head_mod", "head_group", "segment_index"]
@@ -84,27 +82,20 @@ def test_costs_of_one_rank_are_those_of_the_operator_and_ranks_share_them() -> N
         assert parts[2].read < parts[0].read < 4 * parts[2].read  # keys are read by several
 
 
-def test_messages_of_longnet_are_every_rth_row_of_what_spans_ranks() -> None:
-    longnet = "2048r1_4096r2_8192r4_16384r6_32768r12"
+def test_kept_rows_that_travel_stay_few_however_many_ranks_there_are() -> None:
     for world in (1, 2, 4, 8):
         N = 8192 * world
-        axes = {"world": world, "N": N, "H": 12, "D": 128, "dtype": "bf16", "mode": "full"}
-        case = made(**axes, branches=f"{longnet}_{N}r{2 * world}")
-        spanning = [(w, r) for w, r in case.whole.pairs_of if w > case.rows]
-        each = [(w // case.rows - 1, case.rows / r) for w, r in spanning]
-        most = sum(others * math.ceil(rows) for others, rows in each)
-        least = sum(others * math.floor(rows) for others, rows in each)
-        found = of_kept_rows(case) / (12 * 2 * 128 * (2 + 4))  # k, v in bf16, gradients in fp32
-        assert least <= found <= most
-        assert of_all_keys(case) == (world - 1) * case.rows * 12 * 2 * 128 * (2 + 2)
-        assert (of_kept_rows(case) > 0) == (world > 1)
+        branches = f"8192r4_32768r12_{N}r{2 * world}"
+        case = made(world=world, N=N, branches=branches, H=12, D=128, dtype="bf16")
+        every = 2 * 12 * 128 * 2 * 8192  # of a rank, in bytes
+        assert of_all_keys(case) == (world - 1) * every
+        assert (of_kept_rows(case) > 0) == (world > 1) and of_kept_rows(case) < 0.8 * every
 
 
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
         ({"world": 5}, "world is at least 1 and divides N, got 5 and N 48"),
-        ({"world": 0}, "world is at least 1"),
         ({"branches": "48"}, "branches are like"),
         ({"H": 0}, "must be at least 1"),
     ],
@@ -139,7 +130,7 @@ def run(folder: Path, modes: list[str], cases: list[dict[str, Any]]) -> list[Any
 
 
 def test_two_ranks_are_right_or_found_out_and_send_what_is_modelled(tmp_path: Path) -> None:
-    names = ["baseline", "torch_fused", "own_keys_alone", "own_gradients_alone"]
+    names = ["baseline", "torch_fused", "wrong"]
     case = {"world": 2, "N": 28, "branches": "7r1_14r2_28r3_28r4", "H": 3, "D": 8}
     case |= {"dtype": "fp32", "causal": True, "providers": names}
     found = {record.provider: record for record in run(tmp_path, ["full"], [case])}
@@ -147,21 +138,25 @@ def test_two_ranks_are_right_or_found_out_and_send_what_is_modelled(tmp_path: Pa
     for name, received in zip(names, (of_all_keys(model), of_kept_rows(model)), strict=False):
         assert found[name].status is Status.ok, found[name].reason
         assert found[name].messages.received_bytes == received > 0
-    assert {found[name].status for name in names[2:]} == {Status.incorrect}
-    assert re.match("rank .: d[kv]: error", found[names[3]].reason)
+    assert found["wrong"].status is Status.incorrect
+    assert re.match("rank .: d[kv]: error", found["wrong"].reason)
 
 
 @pytest.mark.slow
 def test_four_ranks_are_right_by_all_providers_and_send_what_is_modelled(tmp_path: Path) -> None:
-    shape = {"world": 4, "N": 64, "H": 3, "D": 16, "branches": "8r2_16r1_32r5_64r3"}
-    plain = {"dtype": "fp32", "causal": True}
-    mean = {"dtype": "fp16", "offsets": "segment_index", "combine": "mean", "mode": "full"}
-    group = {"dtype": "fp32", "offsets": "head_group", "providers": ["baseline", "torch_fused"]}
-    ours = {"providers": ["baseline", "torch_fused", "triton_fused", "triton_all_keys"]}
-    records = run(
-        tmp_path, ["fwd", "bwd"], [shape | ours | plain, shape | ours | mean, shape | group]
-    )
-    assert len(records) == 8 + 4 + 4
+    shape = {"world": 4, "N": 32, "H": 3, "D": 16, "branches": "4r2_8r1_16r5_32r3"}
+    torchs = ["baseline", "torch_fused"]
+    cases = [
+        {
+            "dtype": "fp32",
+            "causal": True,
+            "providers": [*torchs, "triton_fused", "triton_all_keys"],
+        },
+        {"dtype": "fp16", "offsets": "segment_index", "combine": "mean", "providers": torchs},
+        {"dtype": "fp32", "offsets": "head_group", "providers": torchs},
+    ]
+    records = run(tmp_path, ["full"], [shape | case for case in cases])
+    assert len(records) == 8
     for record in records:
         assert record.status is Status.ok, record.reason
         gathers = record.provider in ("baseline", "triton_all_keys")

@@ -10,8 +10,7 @@ ROWS = 8192
 
 
 def received() -> None:
-    """A row for a number of ranks, of 8192 tokens each: LongNet's branches, and one of all tokens
-    besides."""
+    """A row for a number of ranks, of 8192 tokens each."""
     heads = "W", "all keys", "LongNet", "with w = N, r = 2W"
     cog.outl(f"| {' | '.join(heads)} |")
     cog.outl("|---" * len(heads) + "|")
@@ -19,12 +18,8 @@ def received() -> None:
         N = ROWS * world
         cells = [str(world)]
         for branches in ("1r1", LONGNET, f"{LONGNET}_{N}r{2 * world}"):
-            model = of_all_keys if branches == "1r1" else of_kept_rows
-            each = [model(_case(world, N, branches, mode)) / 1e6 for mode in ("fwd", "bwd")]
-            cells.append(" / ".join(f"{size:.0f}" for size in each))
+            axes = {"world": world, "N": N, "branches": branches, "H": 12, "D": 128}
+            of = of_all_keys if branches == "1r1" else of_kept_rows
+            each = [of(ParallelDilatedCase.from_axes({**axes, "mode": m})) for m in ("fwd", "bwd")]
+            cells.append(" / ".join(f"{size / 1e6:.0f}" for size in each))
         cog.outl(f"| {' | '.join(cells)} |")
-
-
-def _case(world: int, N: int, branches: str, mode: str) -> ParallelDilatedCase:
-    axes = {"world": world, "N": N, "branches": branches, "H": 12, "D": 128, "mode": mode}
-    return ParallelDilatedCase.from_axes(axes)

@@ -114,14 +114,6 @@ def nothing_of(q: Tensor) -> tuple[Tensor, Tensor]:
     return o, torch.full(q.shape[:3], -torch.inf, dtype=wide, device=q.device)
 
 
-def put(
-    o: Tensor, lse: Tensor, rows: Tensor, heads: Tensor, own: Tensor, of: Tensor
-) -> tuple[Tensor, Tensor]:
-    """o (B,N,H,D) and lse (B,N,H), and M rows of some heads: own (B,M,heads,D), of (B,M,heads)."""
-    at = torch.arange(len(o), device=o.device)[:, None, None], rows[:, None], heads
-    return o.index_put(at, own.to(o.dtype)), lse.index_put(at, of.to(lse.dtype))
-
-
 def attend_gathered(
     q: Tensor, k: Tensor, v: Tensor, pieces: Iterable[Piece], causal: bool, attend: Attend
 ) -> tuple[Tensor, Tensor]:
@@ -138,7 +130,9 @@ def attend_gathered(
         rows = strided(tokens, piece._replace(heads=slice(0, 1))).flatten()
         heads = torch.arange(H, device=q.device)[piece.heads]
         sizes = B, -1, len(heads)
-        o, lse = put(o, lse, rows, heads, own.reshape(*sizes, D), of.transpose(1, 2).reshape(sizes))
+        at = torch.arange(B, device=q.device)[:, None, None], rows[:, None], heads
+        o = o.index_put(at, own.reshape(*sizes, D).to(o.dtype))
+        lse = lse.index_put(at, of.transpose(1, 2).reshape(sizes).to(lse.dtype))
     return o, lse
 
 

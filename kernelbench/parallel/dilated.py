@@ -218,7 +218,7 @@ class RingDilatedAttention(nn.Module):
     most. Parts are merged by their lse in fp32. Memory besides the rank's own: w/r rows of k and v
     for each branch that is shared, and o in fp32, for the mean of each branch. In the backward
     gradients of these rows are summed over the segment's ranks, in fp32, while those of the rank's
-    own keys are computed. All modules of a group share the communicators of its parts.
+    own keys are computed. All modules share communicators.
 
     Raises TypeError and ValueError for arguments that cannot be, NotImplementedError for dropout.
 

@@ -1,4 +1,4 @@
-"""Dilated attention over ranks, with mistakes."""
+"""Dilated attention over ranks, with a mistake."""
 
 from dataclasses import replace
 
@@ -7,16 +7,9 @@ import torch
 from kernelbench.families._ranks import all_rows
 from kernelbench.families.dilated_parallel import FAMILY as REAL
 from kernelbench.families.dilated_parallel.case import shards
-from kernelbench.nn import DilatedAttention
 from kernelbench.nn.spans import Way
 from kernelbench.parallel.dilated import spread
 from kernelbench.spec import Provider, Role
-
-
-def own_keys_alone(case, config):
-    """Segments end where a rank's tokens do."""
-    module = DilatedAttention(case.whole.lengths, case.whole.rates, impl="eager")
-    return lambda a: module(a["q"], a["k"], a["v"], is_causal=case.causal)
 
 
 def own_gradients_alone(case, config):
@@ -34,8 +27,5 @@ def own_gradients_alone(case, config):
     return call
 
 
-WRONG = [
-    Provider(build.__name__, Role.torch_fused, build, prepare=shards)
-    for build in (own_keys_alone, own_gradients_alone)
-]
-FAMILY = replace(REAL, name="dilated_ranks", providers=(*REAL.providers, *WRONG))
+WRONG = Provider("wrong", Role.torch_fused, own_gradients_alone, prepare=shards)
+FAMILY = replace(REAL, name="dilated_ranks", providers=(*REAL.providers, WRONG))

@@ -18,8 +18,8 @@ from kernelbench.families.dilated_parallel.providers import (
     all_keys_serves,
     baseline,
     ours_serves,
+    ring_serves,
     torch_fused,
-    torch_ring_serves,
     triton_all_keys,
     triton_fused,
 )
@@ -37,9 +37,8 @@ def oracle(case: ParallelDilatedCase, a: Tensors) -> Iterator[tuple[Any, ...]]:
 
 
 def cost(case: ParallelDilatedCase) -> Cost:
-    """The mean of all ranks. Flops: of each query and a key that it sees in a branch, two products
-    of D forward, five backward. Bytes: each row of q that a branch keeps and of keys that one of a
-    rank's sees once, whoever has them; each output once."""
+    """The mean of all ranks, as of `dilated_attention`; of keys each row that a rank sees, whoever
+    has it."""
     forward = 4 * case.D * case.whole.pairs // case.world
     flops = {Mode.fwd: forward, Mode.bwd: forward * 5 // 2, Mode.full: forward * 7 // 2}
     row = case.D * case.dtype.bytes
@@ -74,7 +73,7 @@ FAMILY = Family(
     ),
     providers=(
         _provider("baseline", Role.baseline, baseline, all_keys_serves),
-        _provider("torch_fused", Role.torch_fused, torch_fused, torch_ring_serves),
+        _provider("torch_fused", Role.torch_fused, torch_fused, ring_serves),
         _provider("triton_fused", Role.triton_fused, triton_fused, ours_serves, "triton"),
         _provider("triton_all_keys", Role.ablation, triton_all_keys, serves, "triton"),
     ),

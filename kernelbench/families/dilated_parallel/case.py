@@ -1,7 +1,7 @@
 """Dilated attention over ranks: one point of a sweep, a rank's rows and keys, and inputs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -18,9 +18,9 @@ from kernelbench.spec import Case, Draw, Mode, Tensors, axis
 class ParallelDilatedCase(Case):
     """q, k and v (1,N,H,D) of all ranks; each has as many tokens, rank after rank."""
 
-    world: int = axis("ranks, each a GPU of its own, that share all tokens")
+    world: int = axis("ranks, each a GPU of its own")
     N: int = axis("tokens of all ranks")
-    branches: str = axis("w and r of each branch, joined: 2048r1_4096r2 is [2048, 4096] and [1, 2]")
+    branches: str = axis("w and r of each branch: 2048r1_4096r2 is [2048, 4096] and [1, 2]")
     H: int = axis("heads")
     D: int = axis("head size")
     causal: bool = axis("a query sees keys up to its own position, in every segment", False)
@@ -35,18 +35,8 @@ class ParallelDilatedCase(Case):
     @cached_property
     def whole(self) -> DilatedCase:
         """The same on one rank that has everything. Raises ValueError for what it cannot be."""
-        return DilatedCase(
-            B=1,
-            N=self.N,
-            branches=self.branches,
-            H=self.H,
-            D=self.D,
-            causal=self.causal,
-            offsets=self.offsets,
-            combine=self.combine,
-            dtype=self.dtype,
-            mode=self.mode,
-        )
+        alike = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "world"}
+        return DilatedCase(B=1, **alike)
 
     @property
     def rows(self) -> int:

@@ -21,12 +21,8 @@ def of_kept_rows(case: ParallelDilatedCase) -> int:
         sum(_rows(case, w, r, rank) for w, r in case.whole.pairs_of if w > case.rows)
         for rank in range(case.world)
     )
-    sizes = {
-        Mode.fwd: case.dtype.bytes,
-        Mode.bwd: 4,
-        Mode.full: case.dtype.bytes + 4,
-    }
-    return most * 2 * case.D * sizes[case.mode]
+    e = case.dtype.bytes
+    return most * 2 * case.D * {Mode.fwd: e, Mode.bwd: 4, Mode.full: e + 4}[case.mode]
 
 
 def _rows(case: ParallelDilatedCase, w: int, r: int, rank: int) -> int:

@@ -11,6 +11,9 @@ from kernelbench.families.dilated_attention.providers import torch_serves
 from kernelbench.families.dilated_parallel.case import ParallelDilatedCase
 from kernelbench.nn.branches import gathered
 from kernelbench.nn.spans import Way, ours
+from kernelbench.parallel import RingDilatedAttention
+from kernelbench.parallel.dilated import spread
+from kernelbench.parallel.segments import misfit
 from kernelbench.spec import Call, Device, Tensors
 
 
@@ -22,8 +25,6 @@ def baseline(case: ParallelDilatedCase, config: Any) -> Call:
 
 
 def _of_all_keys(case: ParallelDilatedCase, way: Way) -> Call:
-    from kernelbench.parallel.dilated import spread
-
     spans, mean = case.spans(case.rank), case.combine == Combine.mean
 
     def call(a: Tensors) -> Any:
@@ -52,8 +53,6 @@ def triton_fused(case: ParallelDilatedCase, config: Any) -> Call:
 
 
 def _ring(case: ParallelDilatedCase, impl: Any) -> Call:
-    from kernelbench.parallel import RingDilatedAttention
-
     ring = RingDilatedAttention(
         case.whole.lengths,
         case.whole.rates,
@@ -64,20 +63,18 @@ def _ring(case: ParallelDilatedCase, impl: Any) -> Call:
     return lambda a: ring(a["q"], a["k"], a["v"], is_causal=case.causal)
 
 
-def ring_fits(case: ParallelDilatedCase, device: Device) -> str | None:
-    """Why `RingDilatedAttention` has no such segments, or None."""
-    from kernelbench.parallel.segments import misfit
-
-    return misfit(case.whole.lengths, case.rows, case.N)
-
-
-def torch_ring_serves(case: ParallelDilatedCase, device: Device) -> str | None:
-    return ring_fits(case, device) or all_keys_serves(case, device)
-
-
 def all_keys_serves(case: ParallelDilatedCase, device: Device) -> str | None:
     return torch_serves(case.whole, device)
 
 
+def ring_serves(case: ParallelDilatedCase, device: Device) -> str | None:
+    """Why `RingDilatedAttention` cannot run a case by PyTorch, or None."""
+    return _misfit(case) or all_keys_serves(case, device)
+
+
 def ours_serves(case: ParallelDilatedCase, device: Device) -> str | None:
-    return ring_fits(case, device) or serves(case, device)
+    return _misfit(case) or serves(case, device)
+
+
+def _misfit(case: ParallelDilatedCase) -> str | None:
+    return misfit(case.whole.lengths, case.rows, case.N)
