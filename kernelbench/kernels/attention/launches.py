@@ -87,6 +87,8 @@ def differentiate(
             launches.extend(fused.packed_launches(sums, place, listed, **how))
         else:
             launches.append(fused.fused_launch(*sums, tile=tile.fused, **how))
+        if tile.fused.flat:
+            return *launches, fused.unfold_launch(total, dq, scale=scale)
         scaled = backward.scale_launch(total, dq, scale=scale, factor=factor, read=read)
         return *launches, scaled
     if place is not None or tensors.q.shape[2] != tensors.k.shape[2]:

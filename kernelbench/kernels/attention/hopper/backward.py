@@ -636,6 +636,13 @@ class HopperFusedTile:
     late: a tile's part of dq is multiplied during the exponentials of the next tile.
     rotated: programs of a head, unless causal, begin at query rows of their own, so that they do
         not add to the same rows of dq all at once.
+    split: a tile's exponentials come before the wait for dP; the compiler has them behind it.
+    front: dv is queued before the other consumer's dS is waited for.
+    halves: tiles are taken by halves, so that there are registers for products that run during all
+        exponentials, the next tile's scores among them. For D = 64, and heads that share no keys.
+    held: where `halves`, a consumer has k in registers (1), or k and v (2).
+    flat: parts of dq are added in the order in which threads have them, for `unfold_launch`. For
+        D = 64.
     """
 
     q_buffers: int
@@ -643,6 +650,11 @@ class HopperFusedTile:
     registers: int = 240
     late: bool = False
     rotated: bool = False
+    split: bool = False
+    front: bool = False
+    halves: bool = False
+    held: int = 0
+    flat: bool = False
 
 
 @dataclass(frozen=True)

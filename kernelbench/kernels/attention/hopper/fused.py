@@ -20,6 +20,8 @@ Shapes: as in `hopper.backward`.
 
 from typing import Any, NamedTuple
 
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton._C.libtriton import ir
 from triton.experimental import gluon
@@ -35,7 +37,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernelbench.kernels.attention.backward import Gradients
+from kernelbench.kernels.attention.backward import LIGHT, Gradients
 from kernelbench.kernels.attention.hopper.backward import (
     KEPT,
     HopperFusedTile,
@@ -74,6 +76,17 @@ from kernelbench.kernels.attention.tiles import NO_HOOK, Hook, pitch
 from kernelbench.kernels.launch import Launch, ceil_div
 
 _pitch = in_gluon(pitch)
+# 64×64 in shared memory by four elements of a thread, threads, warps, the thread's others
+_AS_HELD = gl.constexpr(
+    gl.SharedLinearLayout(
+        [
+            *([0, 1], [8, 0]),
+            *([0, 2], [0, 4], [1, 0], [2, 0], [4, 0]),
+            *([16, 0], [32, 0]),
+            *([0, 8], [0, 16], [0, 32]),
+        ]
+    )
+)
 _TILE = 8192  # elements of a tile of query rows: dq of one is 64×64 to each consumer
 
 
@@ -92,13 +105,18 @@ class Tiles(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What the kernel is compiled for. GROUP: heads of q that share one of k and v. FACTOR and
-    KIND: see `attention.backward`."""
+    """What the kernel is compiled for. LATE to FLAT: see `HopperFusedTile`. GROUP: heads of q that
+    share one of k and v. FACTOR and KIND: see `attention.backward`."""
 
     CAUSAL: Any
     RAGGED: Any
     ROTATED: Any
     LATE: Any
+    SPLIT: Any
+    FRONT: Any
+    HALVES: Any
+    HELD: Any
+    FLAT: Any
     GROUP: Any
     FACTOR: Any
     KIND: Any
@@ -241,11 +259,18 @@ def _add_queries(dq, smem, descs, at, i, member, G: gl.constexpr, MASKED: gl.con
     if MASKED and at.span is not None:
         row_M = row + gl.arange(0, 64, gl.SliceLayout(1, dq.type.layout))
         dq = gl.where(gl.expand_dims(row_M < at.span.end, 1), dq, 0.0)
+    head = head_of(at.bh, member, variant.GROUP)
     tma.store_wait(0)
-    smem.dq.index(G).store(dq)
-    fence_async_shared()
-    tile = smem.dq.index(G)._reinterpret(gl.float32, [1, 64, 64], descs.total.layout)
-    _add(descs.total, [head_of(at.bh, member, variant.GROUP), row, column], tile)
+    if variant.FLAT:
+        smem.dq.index(G)._reinterpret(gl.float32, [64, 64], _AS_HELD).store(dq)
+        fence_async_shared()
+        tile = smem.dq.index(G)._reinterpret(gl.float32, [1, 16, 256], descs.total.layout)
+        _add(descs.total, [head * ((at.N + 127) // 128 * 2) + row // 64, 0, 0], tile)
+    else:
+        smem.dq.index(G).store(dq)
+        fence_async_shared()
+        tile = smem.dq.index(G)._reinterpret(gl.float32, [1, 64, 64], descs.total.layout)
+        _add(descs.total, [head, row, column], tile)
 
 
 @gluon.jit
@@ -356,11 +381,15 @@ def _gather(
         delta_M = smem.delta.index(do_buffer).load(row_layout)
         dp_KM = warpgroup_mma_wait(1, deps=(dp,))
     else:
+        if variant.SPLIT:  # it has ended, and the compiler moves no wait over another
+            mbarrier.wait(bars.do_full.index(do_buffer), (step // DO_BUFFERS) & 1)
         delta_M = smem.delta.index(do_buffer).load(row_layout)
         weight_KM = gl.convert_layout(p_KM.to(dtype), p_layout)
         dp_KM = warpgroup_mma_wait(0, deps=(dp,))
     ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(dtype)
     smem.ds.index(step % 2 * 2 + G).store(ds_KM)
+    if variant.FRONT:
+        dv = warpgroup_mma(weight_KM, do, dv_KD, is_async=True)
     fence_async_shared()
     mbarrier.arrive(bars.ds_full.index(step % 2), count=1)
     if LATE:
@@ -369,7 +398,8 @@ def _gather(
         mbarrier.arrive(bars.do_empty.index(do_buffer), count=1)
     else:
         operand_KM = gl.convert_layout(ds_KM, p_layout)
-        dv = warpgroup_mma(weight_KM, do, dv_KD, is_async=True)
+        if not variant.FRONT:
+            dv = warpgroup_mma(weight_KM, do, dv_KD, is_async=True)
         dq = _start_queries(smem, bars, step, G)
         dk = warpgroup_mma(operand_KM, q, dk_KD, is_async=True)
         dq, dv_KD = warpgroup_mma_wait(1, deps=(dq, dv))
@@ -378,6 +408,201 @@ def _gather(
     dk_KD = warpgroup_mma_wait(0, deps=(dk,))
     mbarrier.arrive(bars.q_empty.index(q_buffer), count=1)
     return dk_KD, dv_KD
+
+
+@gluon.jit
+def _half_of(rows, number):
+    """64 rows of 64, of buffers of 128."""
+    COUNT: gl.constexpr = rows.shape[0] * 2
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, 64], rows.dtype)
+    return rows._reinterpret(rows.dtype, [COUNT, 64, 64], layout).index(number)
+
+
+@gluon.jit
+def _half_statistic(rows, number, layout: gl.constexpr):
+    """A statistic of 64 rows, of buffers of 128."""
+    COUNT: gl.constexpr = rows.shape[0] * 2
+    flat: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return rows._reinterpret(gl.float32, [COUNT, 64], flat).index(number).load(layout)
+
+
+@gluon.jit
+def _weigh_half(
+    score_KM,
+    smem,
+    place,
+    step,
+    HALF: gl.constexpr,
+    MASKED: gl.constexpr,
+    G: gl.constexpr,
+    variant,
+):
+    """The weights of 64 rows of a tile; none where MASKED hides a key."""
+    at, scale_2, _, _ = place
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    layout: gl.constexpr = score_KM.type.layout
+    row_layout: gl.constexpr = gl.SliceLayout(0, layout)
+    lse_M = _half_statistic(smem.lse, step % Q_BUFFERS * 2 + HALF, row_layout)
+    p_KM = gl.exp2(score_KM * scale_2 - gl.expand_dims(lse_M, 0))
+    if MASKED:
+        key_K = G * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout))
+        if variant.CAUSAL:
+            row_M = step * 128 + HALF * 64 + gl.arange(0, 64, row_layout)
+            p_KM = gl.where(gl.expand_dims(key_K, 1) <= gl.expand_dims(row_M, 0), p_KM, 0.0)
+        else:
+            p_KM = gl.where(gl.expand_dims(at.key + key_K < at.N, 1), p_KM, 0.0)
+    return p_KM
+
+
+@gluon.jit
+def _slope_half(p_KM, dp_KM, smem, step, HALF: gl.constexpr, G: gl.constexpr):
+    """dS of 64 rows of a tile, which goes to shared memory for dq."""
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
+    row_layout: gl.constexpr = gl.SliceLayout(0, p_KM.type.layout)
+    delta_M = _half_statistic(smem.delta, step % DO_BUFFERS * 2 + HALF, row_layout)
+    ds_KM = (p_KM * (dp_KM - gl.expand_dims(delta_M, 0))).to(smem.q.dtype)
+    _half_of(smem.ds, (step % 2 * 2 + G) * 2 + HALF).store(ds_KM)
+    return ds_KM
+
+
+@gluon.jit
+def _start_halves(state, smem, bars, place, step, G: gl.constexpr):
+    """Queues what a tile's first half, whose weights are there, adds to dk and dv, and the scores
+    and dP of the second. dS of the first is computed while these scores and dv are multiplied."""
+    dk_KD, dv_KD, p_KM = state
+    _, _, k, v = place
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
+    dtype: gl.constexpr = smem.q.dtype
+    layout: gl.constexpr = p_KM.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)
+    q_0 = _half_of(smem.q, step % Q_BUFFERS * 2)
+    q_1 = _half_of(smem.q, step % Q_BUFFERS * 2 + 1)
+    do_0 = _half_of(smem.do, step % DO_BUFFERS * 2)
+    do_1 = _half_of(smem.do, step % DO_BUFFERS * 2 + 1)
+    zero_KM = gl.zeros([64, 64], gl.float32, layout)
+    mbarrier.wait(bars.do_full.index(step % DO_BUFFERS), (step // DO_BUFFERS) & 1)
+    dp = warpgroup_mma(v, do_0.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    score = warpgroup_mma(k, q_1.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    dv = warpgroup_mma(gl.convert_layout(p_KM.to(dtype), p_layout), do_0, dv_KD, is_async=True)
+    dp_KM = warpgroup_mma_wait(2, deps=(dp,))
+    ds_KM = _slope_half(p_KM, dp_KM, smem, step, 0, G)
+    dk = warpgroup_mma(gl.convert_layout(ds_KM, p_layout), q_0, dk_KD, is_async=True)
+    dp = warpgroup_mma(v, do_1.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    return dk, dv, dp, score
+
+
+@gluon.jit
+def _end_halves(queued, smem, bars, place, step, G: gl.constexpr, MASKED: gl.constexpr, variant):
+    """Queues what the second half adds: its exponentials run while dv and dk of the first and its
+    own dP are multiplied, its dS while dv is."""
+    dk, dv, dp, score = queued
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
+    dtype: gl.constexpr = smem.q.dtype
+    q = _half_of(smem.q, step % Q_BUFFERS * 2 + 1)
+    do = _half_of(smem.do, step % DO_BUFFERS * 2 + 1)
+    score_KM = warpgroup_mma_wait(3, deps=(score,))
+    layout: gl.constexpr = score_KM.type.layout
+    p_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)
+    p_KM = _weigh_half(score_KM, smem, place, step, 1, MASKED, G, variant)
+    dv = warpgroup_mma(gl.convert_layout(p_KM.to(dtype), p_layout), do, dv, is_async=True)
+    dp_KM = warpgroup_mma_wait(1, deps=(dp,))
+    ds_KM = _slope_half(p_KM, dp_KM, smem, step, 1, G)
+    dk = warpgroup_mma(gl.convert_layout(ds_KM, p_layout), q, dk, is_async=True)
+    return dk, dv
+
+
+@gluon.jit
+def _gather_halves(
+    state,
+    smem,
+    bars,
+    descs,
+    place,
+    step,
+    known,
+    G: gl.constexpr,
+    LAST: gl.constexpr,
+    MASKED: gl.constexpr,
+    variant,
+):
+    """As `_gather`, by halves of 64 rows: the weights of a tile's first half are there, and those
+    of the next tile's are computed while dq is multiplied. known: whether there is a next tile; if
+    none is, unless LAST, they are of what is in the buffer. Nothing is still being multiplied at
+    the end: the compiler would wait for each product if one were carried over an iteration."""
+    p_KM = state[2]
+    at, _, k, _ = place
+    Q_BUFFERS: gl.constexpr = smem.q.shape[0]
+    DO_BUFFERS: gl.constexpr = smem.do.shape[0]
+    OTHERS: gl.constexpr = variant.RAGGED and not variant.CAUSAL
+    layout: gl.constexpr = p_KM.type.layout
+    queued = _start_halves(state, smem, bars, place, step, G)
+    dk, dv = _end_halves(queued, smem, bars, place, step, G, MASKED, variant)
+    if not LAST:
+        after = (step + 1) % Q_BUFFERS
+        zero_KM = gl.zeros([64, 64], gl.float32, layout)
+        mbarrier.wait(bars.q_full.index(after), ((step + 1) // Q_BUFFERS) & 1, pred=known)
+        q = _half_of(smem.q, after * 2)
+        score = warpgroup_mma(k, q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    fence_async_shared()
+    mbarrier.arrive(bars.ds_full.index(step % 2), count=1)
+    dq = _start_queries(smem, bars, step, G)  # two products
+    if LAST:
+        dk_KD, dv_KD = warpgroup_mma_wait(2, deps=(dk, dv))
+    else:
+        score_KM, dk_KD, dv_KD = warpgroup_mma_wait(2, deps=(score, dk, dv))
+    mbarrier.arrive(bars.do_empty.index(step % DO_BUFFERS), count=1)
+    mbarrier.arrive(bars.q_empty.index(step % Q_BUFFERS), count=1)
+    if not LAST:
+        p_KM = _weigh_half(score_KM, smem, place, step + 1, 0, OTHERS, G, variant)
+        after = (step + 1) % DO_BUFFERS
+        mbarrier.wait(bars.do_full.index(after), ((step + 1) // DO_BUFFERS) & 1, pred=known)
+    dq = warpgroup_mma_wait(0, deps=(dq,))
+    _add_queries(dq, smem, descs, at, step, 0, G, MASKED, variant)
+    return dk_KD, dv_KD, p_KM
+
+
+@gluon.jit
+def _gather_all_halves(state, smem, bars, descs, place, G: gl.constexpr, variant):
+    """All tiles, of one head."""
+    dk_KD, dv_KD = state
+    at, scale_2 = place
+    MASKED: gl.constexpr = variant.RAGGED or variant.CAUSAL
+    layout: gl.constexpr = dk_KD.type.layout
+    zero_KM = gl.zeros([64, 64], gl.float32, layout)
+    mbarrier.wait(bars.q_full.index(0), 0)
+    q = _half_of(smem.q, 0)
+    k = smem.k.index(G)
+    v = smem.v.index(G)
+    key_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)
+    if variant.HELD > 0:
+        k = k.load(key_layout)
+    if variant.HELD > 1:
+        v = v.load(key_layout)
+    place = (at, scale_2, k, v)
+    score = warpgroup_mma(k, q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
+    score_KM = warpgroup_mma_wait(0, deps=(score,))
+    p_KM = _weigh_half(score_KM, smem, place, 0, 0, MASKED, G, variant)
+    state = (dk_KD, dv_KD, p_KM)
+    if variant.CAUSAL:
+        known = at.tiles > 1
+        state = _gather_halves(state, smem, bars, descs, place, 0, known, G, False, True, variant)
+        for i in range(1, at.tiles):
+            known = i + 1 < at.tiles
+            state = _gather_halves(
+                state, smem, bars, descs, place, i, known, G, False, False, variant
+            )
+    else:
+        for i in range(at.tiles - 1):
+            state = _gather_halves(
+                state, smem, bars, descs, place, i, True, G, False, MASKED, variant
+            )
+        last = at.tiles - 1
+        state = _gather_halves(
+            state, smem, bars, descs, place, last, False, G, True, MASKED, variant
+        )
+    return state[0], state[1]
 
 
 @gluon.jit
@@ -456,10 +681,13 @@ def _consume(
                 forget_rows(smem.k.index(g), at.span.keys_end - at.key - g * 64)
             forget_rows(smem.v.index(G), at.span.keys_end - at.key - G * 64)
             publish()
-    if LATE:
-        state = _gather(state, smem, bars, descs, place, 0, 0, G, True, MASKED, variant)
-    for member in range(variant.GROUP):
-        state = _gather_head(state, smem, bars, descs, place, member, G, variant)
+    if variant.HALVES:
+        state = _gather_all_halves(state, smem, bars, descs, place, G, variant)
+    else:
+        if LATE:
+            state = _gather(state, smem, bars, descs, place, 0, 0, G, True, MASKED, variant)
+        for member in range(variant.GROUP):
+            state = _gather_head(state, smem, bars, descs, place, member, G, variant)
     dk_KD, dv_KD = state
     if LATE:
         last = variant.GROUP - 1
@@ -497,6 +725,11 @@ def differentiate(
     RAGGED: gl.constexpr,
     ROTATED: gl.constexpr,
     LATE: gl.constexpr,
+    SPLIT: gl.constexpr,
+    FRONT: gl.constexpr,
+    HALVES: gl.constexpr,
+    HELD: gl.constexpr,
+    FLAT: gl.constexpr,
     GROUP: gl.constexpr,
     FACTOR: gl.constexpr,
     KIND: gl.constexpr,
@@ -521,7 +754,13 @@ def differentiate(
         swizzle_byte_width=0, element_bitwidth=32, rank=1
     )
     ds_smem = gl.allocate_shared_memory(dtype, [4, 64, BLOCK_M], ds_layout)
-    dq_smem = gl.allocate_shared_memory(gl.float32, [2, 64, 64], dq_layout)
+    if FLAT:
+        flat_layout: gl.constexpr = gl.NVMMASharedLayout(
+            swizzle_byte_width=0, element_bitwidth=32, rank=2
+        )
+        dq_smem = gl.allocate_shared_memory(gl.float32, [2, 16, 256], flat_layout)
+    else:
+        dq_smem = gl.allocate_shared_memory(gl.float32, [2, 64, 64], dq_layout)
     q_smem = gl.allocate_shared_memory(dtype, [Q_BUFFERS, BLOCK_M, D], row_layout)
     do_smem = gl.allocate_shared_memory(dtype, [DO_BUFFERS, BLOCK_M, D], row_layout)
     k_smem = gl.allocate_shared_memory(dtype, [2, 64, D], key_layout)
@@ -582,7 +821,20 @@ def differentiate(
                     packed,
                     scale,
                     0,
-                    Variant(CAUSAL, RAGGED, ROTATED, LATE, GROUP, FACTOR, KIND),
+                    Variant(
+                        CAUSAL,
+                        RAGGED,
+                        ROTATED,
+                        LATE,
+                        SPLIT,
+                        FRONT,
+                        HALVES,
+                        HELD,
+                        FLAT,
+                        GROUP,
+                        FACTOR,
+                        KIND,
+                    ),
                 ),
             ),
             (
@@ -596,7 +848,20 @@ def differentiate(
                     packed,
                     scale,
                     1,
-                    Variant(CAUSAL, RAGGED, ROTATED, LATE, GROUP, FACTOR, KIND),
+                    Variant(
+                        CAUSAL,
+                        RAGGED,
+                        ROTATED,
+                        LATE,
+                        SPLIT,
+                        FRONT,
+                        HALVES,
+                        HELD,
+                        FLAT,
+                        GROUP,
+                        FACTOR,
+                        KIND,
+                    ),
                 ),
             ),
             (_produce, (smem, bars, descs, at, packed, CAUSAL, ROTATED, GROUP)),
@@ -604,6 +869,22 @@ def differentiate(
         [4, 1],
         [REGISTERS, 24],
     )
+
+
+@triton.jit
+def unfold_queries(total_ptr, dq_ptr, scale, N, H):
+    """dq = scale·total of 64 rows of a head; total has them in the order of `_AS_HELD`."""
+    blocks = (N + 63) // 64
+    bh = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    start = (bh.to(tl.int64) * ((N + 127) // 128 * 2) + block) * 4096
+    held = tl.load(total_ptr + start + tl.arange(0, 4096))
+    tile = tl.permute(tl.reshape(held, (8, 4, 8, 4, 2, 2)), (1, 4, 2, 0, 3, 5))
+    row_M = block * 64 + tl.arange(0, 64)
+    at_M = ((bh // H).to(tl.int64) * N + row_M) * H + bh % H
+    at_MD = at_M[:, None] * 64 + tl.arange(0, 64)[None, :]
+    dq_MD = (tl.reshape(tile, (64, 64)) * scale).to(dq_ptr.dtype.element_ty)
+    tl.store(dq_ptr + at_MD, dq_MD, mask=(row_M < N)[:, None])
 
 
 def fused_launch(
@@ -619,15 +900,38 @@ def fused_launch(
 ) -> Launch:
     """The launch that writes dk and dv and adds dq, still to be scaled, to `total`.
 
-    total: (B,H,N,D), fp32 and contiguous; the rest as `backward.keys_launch` takes it, but that
-    heads of q may share those of k.
+    total: (B,H,N,D), fp32 and contiguous, of N a multiple of 128 where `tile.flat`; the rest as
+    `backward.keys_launch` takes it, but that heads of q may share those of k.
     """
     B, N, heads, _ = tensors.k.shape
-    args = _arguments(tensors, total, dk, dv, scale)
+    _check_order(tensors, tile)
+    if tile.flat and (total.shape[2] % 128 or factor.function is not None):
+        raise ValueError("HopperFusedTile: flat sums have multiples of 128 rows, and no factor")
+    args = _arguments(tensors, total, dk, dv, scale, tile.flat)
     args |= {"extra": factor.extra, "packed": None}
     constexprs = _constexprs(tensors, tile, causal, N % KEPT != 0, factor)
     grid = (ceil_div(N, KEPT) * heads * B,)
     return Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
+
+
+def _check_order(tensors: Gradients, tile: HopperFusedTile) -> None:
+    """Raises ValueError for what a tile's order is not made for."""
+    D, group = tensors.q.shape[3], tensors.q.shape[2] // tensors.k.shape[2]
+    if (tile.halves or tile.flat) and D != 64:
+        raise ValueError(f"HopperFusedTile: this order is for heads of 64, got {D}: {tile}")
+    if tile.halves and group > 1:
+        raise ValueError(f"HopperFusedTile: this order is for keys that no heads share: {tile}")
+    if tile.held and not tile.halves:
+        raise ValueError(f"HopperFusedTile: what is held needs halves, got {tile}")
+    if tile.late + (tile.split or tile.front) + tile.halves > 1:
+        raise ValueError(f"HopperFusedTile: these orders exclude each other, got {tile}")
+
+
+def unfold_launch(total: Tensor, dq: Tensor, *, scale: float) -> Launch:
+    """The launch that writes dq, (B,N,H,64) and contiguous, from its sum by a `flat` tile."""
+    B, N, H, _ = dq.shape
+    args = {"total_ptr": total, "dq_ptr": dq, "scale": scale, "N": N, "H": H}
+    return Launch(unfold_queries, (ceil_div(N, 64) * H * B,), args, {}, LIGHT)
 
 
 def packed_launches(
@@ -642,6 +946,8 @@ def packed_launches(
     """As `fused_launch`, of packed sequences, which are one sample: their tiles of keys are listed
     by a launch in front. sums: tensors, total, dk and dv. listed: `order.listed_size` of int32."""
     tensors, total, dk, dv = sums
+    if tile.halves or tile.flat:
+        raise ValueError(f"HopperFusedTile: no packed sequences in this order, got {tile}")
     q = tensors.q
     keys, heads = dk.shape[1:3]
     at_once = 4 * q.nbytes // (q.shape[2] // heads)  # q, do, dq in fp32, of one head to each of k
@@ -659,13 +965,12 @@ def packed_launches(
 
 
 def _arguments(
-    tensors: Gradients, total: Tensor, dk: Tensor, dv: Tensor, scale: float
+    tensors: Gradients, total: Tensor, dk: Tensor, dv: Tensor, scale: float, flat: bool = False
 ) -> dict[str, Any]:
     """What both have."""
     do, q, k, v, lse, delta, _ = tensors
-    B, N, H, D = q.shape
+    _, N, H, D = q.shape
     rows = _TILE // D
-    layout = gl.NVMMASharedLayout.get_default_for([1, 64, 64], gl.float32)
     return {
         "q_desc": descriptor(q, rows),
         "k_desc": descriptor(k, 64),
@@ -673,13 +978,24 @@ def _arguments(
         "do_desc": descriptor(do, rows, H),
         "dk_desc": descriptor(dk, 64),
         "dv_desc": descriptor(dv, 64),
-        "total_desc": TensorDescriptor(total, [B * H, N, D], [N * D, D, 1], [1, 64, 64], layout),
+        "total_desc": _total_descriptor(total, flat),
         "lse_desc": of_statistic(lse, rows),
         "delta_desc": of_statistic(delta, rows),
         "scale": scale,
         "N": N,
         "H": k.shape[2],
     }
+
+
+def _total_descriptor(total: Tensor, flat: bool) -> TensorDescriptor:
+    """Of 64×64 of a head's rows, or 4096 elements in a row."""
+    B, H, N, D = total.shape
+    if flat:
+        layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=3)
+        shape, strides = [B * H * N * D // 4096, 16, 256], [4096, 256, 1]
+        return TensorDescriptor(total, shape, strides, [1, 16, 256], layout)
+    layout = gl.NVMMASharedLayout.get_default_for([1, 64, 64], gl.float32)
+    return TensorDescriptor(total, [B * H, N, D], [N * D, D, 1], [1, 64, 64], layout)
 
 
 def _constexprs(
@@ -693,6 +1009,11 @@ def _constexprs(
         "RAGGED": ragged,
         "ROTATED": tile.rotated,
         "LATE": tile.late,
+        "SPLIT": tile.split,
+        "FRONT": tile.front,
+        "HALVES": tile.halves,
+        "HELD": tile.held,
+        "FLAT": tile.flat,
         "GROUP": tensors.q.shape[2] // tensors.k.shape[2],
         **factor_of(factor),
     }
