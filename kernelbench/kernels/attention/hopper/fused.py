@@ -115,7 +115,8 @@ class Variant(NamedTuple):
     SPLIT: Any
     FRONT: Any
     HALVES: Any
-    HELD: Any
+    HOLDS_K: Any
+    HOLDS_V: Any
     FLAT: Any
     GROUP: Any
     FACTOR: Any
@@ -576,9 +577,9 @@ def _gather_all_halves(state, smem, bars, descs, place, G: gl.constexpr, variant
     k = smem.k.index(G)
     v = smem.v.index(G)
     key_layout: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)
-    if variant.HELD > 0:
+    if variant.HOLDS_K:
         k = k.load(key_layout)
-    if variant.HELD > 1:
+    if variant.HOLDS_V:
         v = v.load(key_layout)
     place = (at, scale_2, k, v)
     score = warpgroup_mma(k, q.permute((1, 0)), zero_KM, use_acc=False, is_async=True)
@@ -728,7 +729,8 @@ def differentiate(
     SPLIT: gl.constexpr,
     FRONT: gl.constexpr,
     HALVES: gl.constexpr,
-    HELD: gl.constexpr,
+    HOLDS_K: gl.constexpr,
+    HOLDS_V: gl.constexpr,
     FLAT: gl.constexpr,
     GROUP: gl.constexpr,
     FACTOR: gl.constexpr,
@@ -829,7 +831,8 @@ def differentiate(
                         SPLIT,
                         FRONT,
                         HALVES,
-                        HELD,
+                        HOLDS_K,
+                        HOLDS_V,
                         FLAT,
                         GROUP,
                         FACTOR,
@@ -856,7 +859,8 @@ def differentiate(
                         SPLIT,
                         FRONT,
                         HALVES,
-                        HELD,
+                        HOLDS_K,
+                        HOLDS_V,
                         FLAT,
                         GROUP,
                         FACTOR,
@@ -1012,7 +1016,8 @@ def _constexprs(
         "SPLIT": tile.split,
         "FRONT": tile.front,
         "HALVES": tile.halves,
-        "HELD": tile.held,
+        "HOLDS_K": tile.held > 0,
+        "HOLDS_V": tile.held > 1,
         "FLAT": tile.flat,
         "GROUP": tensors.q.shape[2] // tensors.k.shape[2],
         **factor_of(factor),
