@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernelbench.nn import DilatedAttention
-from kernelbench.parallel import RingDilatedAttention
+from kernelbench.parallel import RingDilatedAttention, segments
 from kernelbench.parallel.segments import Ranks, branch_of
 
 Case = tuple[int, list[int], list[int], int, bool, dict[str, Any]]  # N, w, r, heads of k, causal
@@ -141,11 +141,39 @@ def test_one_process_has_everything_and_bad_input_is_told(device: str) -> None:
         RingDilatedAttention([8], [1], dtype=torch.float16)(q, k, v)
 
 
-def test_no_gradient_is_nan_on_its_way_where_tokens_are_in_no_branch(device: str) -> None:
+def test_tokens_in_no_branch_have_zeros_and_no_gradient_is_nan(device: str) -> None:
     local = [x.to(device).requires_grad_() for x in drawn(24, 2, torch.float64)[:3]]
-    with torch.autograd.set_detect_anomaly(True):  # raises at the first NaN
-        o = RingDilatedAttention([8, 24], [2, 4], impl="eager")(*local)
-        torch.autograd.grad(o.sum(), local)
+    module = RingDilatedAttention([8, 24], [2, 4], offset_rule="segment_index", impl="eager")
+    o = module(*local)
+    gradients = torch.autograd.grad(o.sum(), local)
+    alone = (o == 0).all(-1)
+    assert alone.any() and not alone.all()
+    assert all(x.isfinite().all() for x in (o, *gradients))
+    assert (gradients[0][alone] == 0).all()
+
+
+def test_elements_of_a_head_may_lie_apart(device: str) -> None:
+    local = [x.to(device) for x in drawn(24, 2, torch.float64)[:3]]
+    apart = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in local]
+    module = RingDilatedAttention([8, 24], [1, 2], impl="eager")
+    assert apart[0].stride(-1) != 1 and module(*apart).equal(module(*local))
+
+
+def test_groups_that_would_wait_for_ever_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch splits a group that is bound to a device: that of all ranks alone has all."""
+    local = drawn(6, 2, torch.float64)[:3]
+    dist.init_process_group("fake", rank=2, world_size=3, store=FakeStore())
+    try:
+        with pytest.raises(ValueError, match="is none of its group's"):
+            outside = dist.GroupMember.NON_GROUP_MEMBER
+            RingDilatedAttention([6], [1], group=outside, impl="eager")(*local)
+        RingDilatedAttention([12], [1], impl="eager")(*local)
+        monkeypatch.setattr(segments, "_is_bound", lambda: True)
+        RingDilatedAttention([6, 18], [1, 2], impl="eager")(*local)
+        with pytest.raises(ValueError, match="groups of 2 of 3 ranks, which would wait for ever"):
+            RingDilatedAttention([12], [1], impl="eager")(*local)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_modules_share_the_groups_of_some_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

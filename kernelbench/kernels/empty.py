@@ -17,11 +17,12 @@ from kernelbench.kernels.launch import (
     Repeats,
     ceil_div,
     check_device,
+    is_watched,
     layout_of,
-    on_device,
 )
 
 _BLOCK, _WARPS = 1024, 4
+_DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 
 @triton.jit
@@ -62,48 +63,65 @@ def _repeats(*tensors: Tensor) -> Repeats:
 
 def _checked(x: Tensor, z: Tensor | None = None) -> torch.device:
     for name, tensor in (("x", x), ("z", x if z is None else z)):
-        if not tensor.is_contiguous() or tensor.shape != x.shape or tensor.dtype != x.dtype:
+        alike = tensor.shape == x.shape and tensor.dtype == x.dtype
+        if not (alike and tensor.is_contiguous() and x.dtype in _DTYPES):
             raise ValueError(
-                f"x and z are contiguous, of one shape and dtype; got {name} of shape "
+                f"x and z are contiguous, of one shape, in fp32, fp16 or bf16; got {name} of shape "
                 f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}"
             )
     return check_device(x=x, z=z)
 
 
-def _launch(
-    repeats: Repeats,
-    tensors: Sequence[Tensor],
-    launches: Callable[[Any, Any], Sequence[Launch]],
-    prepared: bool,
-) -> None:
+def _refuse_gradients(*tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise NotImplementedError("this kernel has no gradient: call it under torch.no_grad()")
-    if prepared:
-        repeats.run(launches, tensors, launches)
-        return
-    with on_device(tensors[0].device):
-        for launch in launches(None, tensors):
-            launch.run()
 
 
-def do_nothing(x: Tensor, *, prepared: bool = True) -> Tensor:
-    """Launch a kernel of one program that does nothing; returns x itself.
+def do_nothing(x: Tensor) -> Tensor:
+    """Launch a kernel of one program that does nothing; returns x itself. The launch is prepared in
+    the first call with tensors of a layout, as our other kernels' are.
 
-    prepared: by a launch that was prepared in an earlier call, as our other kernels are launched;
-        else by Triton's own launcher.
-    Raises ValueError for an x that is not contiguous, RuntimeError for a device without kernels.
+    Raises ValueError for an x that is not contiguous, or no number of 16 or 32 bits, RuntimeError
+    for a device without kernels, NotImplementedError where a gradient is wanted.
     """
-    _launch(_repeats(x), (x,), _nothing_launches, prepared)
+    _refuse_gradients(x)
+    _repeats(x).run(None, (x,), _nothing_launches)
     return x
 
 
-def add_twice(x: Tensor, z: Tensor, *, prepared: bool = True) -> Tensor:
-    """y = 2·x + z in one launch, in fp32 with one rounding.
+def add_twice(x: Tensor, z: Tensor) -> Tensor:
+    """y = 2·x + z in one launch, in fp32 with one rounding, prepared likewise.
 
-    x, z: contiguous, of one shape and floating-point dtype, and so is y. prepared, and what it
-    raises: see `do_nothing`.
+    x, z: contiguous, of one shape, in fp32, fp16 or bf16, and so is y. What it raises: see
+    `do_nothing`.
     """
+    _refuse_gradients(x, z)
     repeats = _repeats(x, z)
     y = torch.empty_like(x)
-    _launch(repeats, (x, z, y), _twice_launches, prepared)
+    repeats.run(None, (x, z, y), _twice_launches)
     return y
+
+
+def do_nothing_plainly(x: Tensor) -> Tensor:
+    """The same kernel by Triton's own launcher, without checks, as a user of Triton calls it."""
+    if is_watched():
+        _run(_nothing_launches, x)
+    else:
+        _do_nothing[(1,)](x, num_warps=_WARPS)
+    return x
+
+
+def add_twice_plainly(x: Tensor, z: Tensor) -> Tensor:
+    """The same, likewise."""
+    y = torch.empty_like(x)
+    if is_watched():
+        _run(_twice_launches, x, z, y)
+    else:
+        n = x.numel()
+        _add_twice[(ceil_div(n, _BLOCK),)](x, z, y, n, BLOCK=_BLOCK, num_warps=_WARPS)
+    return y
+
+
+def _run(launches: Callable[[Hashable, Sequence[Any]], Sequence[Launch]], *tensors: Tensor) -> None:
+    for launch in launches(None, tensors):
+        launch.run()

@@ -100,6 +100,11 @@ def watched(watcher: Callable[[Launch], Any]) -> Iterator[None]:
         _watcher.reset(token)
 
 
+def is_watched() -> bool:
+    """Whether launches of this thread are `watched`."""
+    return _watcher.get() is not None
+
+
 @dataclass(frozen=True)
 class Target:
     """A GPU that need not exist here: its architecture, `sm_90`, and its multiprocessors."""

@@ -31,8 +31,8 @@ def capture(calls: Callable[[], Any], stream: torch.cuda.Stream) -> torch.cuda.C
 
 
 def count_nodes(graph: torch.cuda.CUDAGraph, driver: Any = None) -> int | None:
-    """The number of kernels, copies and fills in a graph of `capture` (cuGraphGetNodes, cuda.h);
-    None where the driver does not tell, and on ROCm.
+    """The number of nodes in a graph of `capture` (cuGraphGetNodes, cuda.h): kernels, copies and
+    fills, and others if it has such; None where the driver does not tell, and on ROCm.
 
     driver: libcuda, or a stand-in for it.
     """
@@ -40,7 +40,10 @@ def count_nodes(graph: torch.cuda.CUDAGraph, driver: Any = None) -> int | None:
         return None
     count = ctypes.c_size_t()
     captured = ctypes.c_void_p(graph.raw_cuda_graph())
-    driver = driver or ctypes.CDLL("libcuda.so.1")
+    try:
+        driver = driver or ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
     error = driver.cuGraphGetNodes(captured, None, ctypes.byref(count))
     return None if error else count.value
 

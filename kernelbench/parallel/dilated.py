@@ -33,7 +33,7 @@ from kernelbench.nn.spans import (
     ours,
     wide_zeros,
 )
-from kernelbench.parallel.segments import Branch, Kept, Ranks, branch_of, misfit
+from kernelbench.parallel.segments import Branch, Kept, Ranks, branch_of, misfit, unmade
 
 
 class _Call(NamedTuple):
@@ -102,6 +102,7 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         coming = [
             _gather(k, v, branch, q.shape[2]) if branch.shared else None for branch in call.branches
         ]
@@ -205,8 +206,9 @@ class RingDilatedAttention(nn.Module):
     segment_lengths, dilation_rates: w and r of each branch. With L tokens a rank, w divides L, or L
     divides w; w longer than all N tokens means N.
     dropout: 0; anything else is refused.
-    group: of torch.distributed; all ranks unless given, or this process alone where that is not
-        initialised. Every rank of it must call.
+    group: of torch.distributed; all ranks unless given (also where `new_group` returned None, to a
+        process that is none of its), or this process alone where that is not initialised. Every
+        rank of it must call, with as many samples and tokens, and with gradients or without.
     offset_rule, combine: see `kernels.dilated_attention.dilated_attention`.
     impl: `triton`: our kernels. `eager`: PyTorch's attention operators, any dtype. `auto`: `triton`
         where the kernels run, else `eager`.
@@ -216,7 +218,8 @@ class RingDilatedAttention(nn.Module):
     k and v that a head keeps, in one message for each branch, while it attends to keys of its own;
     then its rows attend to those of the others. Ranks send as many rows each as the one that has
     most. Parts are merged by their lse in fp32. Memory besides the rank's own: w/r rows of k and v
-    for each branch that is shared, and o in fp32, for the mean of each branch. In the backward
+    for each branch that is shared, and o in fp32, for the mean of each branch; where heads share
+    keys, k and v of all H heads, and in the backward their gradients in fp32. In the backward
     gradients of these rows are summed over the segment's ranks, in fp32, while those of the rank's
     own keys are computed. All modules share communicators.
 
@@ -252,18 +255,21 @@ class RingDilatedAttention(nn.Module):
         the positions of tokens among all, in every segment.
 
         Raises TypeError for another dtype, RuntimeError for another device, ValueError for shapes
-        that do not fit, and for lengths of segments that a rank's tokens do not divide, nor they
-        them.
+        that do not fit, for lengths of segments that a rank's tokens do not divide, nor they them,
+        for a process that is not in the group, and for groups of ranks that cannot be made.
         """
         check_given(self, q, k, v)
         check_shapes(q, k, v, self._how)
         at = Ranks(self.group, 0, 1, q.shape[1])
         if self.group is not None or dist.is_initialized():
             at = at._replace(rank=dist.get_rank(self.group), ranks=dist.get_world_size(self.group))
+        if at.rank < 0:
+            raise ValueError("RingDilatedAttention: this process is none of its group's")
         way = Way(ours) if chosen(self, q) == "triton" else Way()
         N = max(1, at.ranks * at.rows)
         lengths = [(min(w, N), r) for w, r in self._how.branches]
-        if why := misfit([w for w, _ in lengths], at.rows, N):  # before any message
+        spans = [w for w, _ in lengths]
+        if why := misfit(spans, at.rows, N) or unmade(spans, at):  # before any message
             raise ValueError(why)
         if not q.numel():
             return q + (k.sum() + v.sum())

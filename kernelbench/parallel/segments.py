@@ -83,6 +83,29 @@ def misfit(lengths: Iterable[int], rows: int, N: int) -> str | None:
     return None
 
 
+def unmade(lengths: Iterable[int], at: Ranks) -> str | None:
+    """Why some ranks of a group cannot have a group of their own, where that is bound to devices:
+    PyTorch splits it from that of all ranks (ncclCommSplit), which all of them take part in; or
+    None."""
+    spans = {-(-w // at.rows) for w in lengths if w > at.rows > 0}
+    some = [span for span in spans if span < at.ranks]
+    if not some or not _is_bound():
+        return None
+    alone = [span for span in some if at.ranks % span == 1]
+    if at.ranks == dist.get_world_size() and not alone:
+        return None
+    return (
+        f"RingDilatedAttention needs groups of {min(alone or some)} of {at.ranks} ranks, which "
+        f"would wait for ever for the others of {dist.get_world_size()}: init_process_group was "
+        "given device_id. Leave that out, or let no rank be alone, of a group of all ranks"
+    )
+
+
+def _is_bound() -> bool:
+    """Whether the group of all ranks was made for a device."""
+    return getattr(dist.group.WORLD, "bound_device_id", None) is not None
+
+
 def branch_of(H: int, G: int, at: Ranks, w: int, r: int, rule: str, causal: bool) -> Branch:
     """What a rank's part in the branch (w, r) is; H heads of q, G of k and v."""
     L = at.rows
@@ -98,7 +121,7 @@ def branch_of(H: int, G: int, at: Ranks, w: int, r: int, rule: str, causal: bool
 
 
 def _group_of(at: Ranks, members: range) -> Any:
-    """That of some ranks of a group, made by them alone."""
+    """That of some ranks of a group, made by them alone; see `unmade`."""
     if len(members) == at.ranks:
         return at.group
     of: Any = at.group or dist.group.WORLD

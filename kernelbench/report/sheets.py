@@ -153,7 +153,7 @@ def launch(source: Source) -> Iterator[Sheet]:
         host, time = row["host_us"], row["median_us"]
         bound = "" if math.isnan(host) else "launch" if host > time else "GPU"
         clocks = (figures(v, 4) for v in (host, time, row["graph_us"]))
-        nodes = "" if math.isnan(row["graph_nodes"]) else f"{row['graph_nodes']:.3g}"
+        nodes = "" if math.isnan(row["graph_nodes"]) else f"{row['graph_nodes']:.6g}"
         return (row["provider"], *clocks, nodes, bound)
 
     for title, rows in source.parts():

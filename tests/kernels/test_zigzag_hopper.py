@@ -1,5 +1,5 @@
-"""Zigzag attention's forward on Hopper: which tiles are listed, how keys are put in order, when it
-is launched, and on a GPU whether it is right."""
+"""Zigzag attention on Hopper: which tiles are listed, how keys are put in order and their gradients
+back, when it is launched, and on a GPU whether it is right."""
 
 import random
 from itertools import accumulate
@@ -12,12 +12,20 @@ import triton.language as tl
 from test_zigzag_attention import SEEDS, check_all_ranks, sample, starts_of
 from torch import Tensor
 
+from kernelbench.kernels.attention.hopper.backward import HopperFusedTile
 from kernelbench.kernels.attention.hopper.forward import HopperTile
 from kernelbench.kernels.attention.hopper.order import list_launch, listed_size
 from kernelbench.kernels.launch import INTERPRETED, Target, ceil_div, described_for
 from kernelbench.kernels.zigzag_attention import ZigzagConfig, parts, zigzag_attention
 from kernelbench.kernels.zigzag_attention.configs import configs
-from kernelbench.kernels.zigzag_attention.hopper import Cuts, _ordering, lies_cut
+from kernelbench.kernels.zigzag_attention.hopper import (
+    Cuts,
+    Seen,
+    lies_cut,
+    ordering_launch,
+    restoring_launch,
+    sees_cut,
+)
 from kernelbench.kernels.zigzag_attention.lengths import How, chunk_rows, rows_of_chunk
 from kernelbench.kernels.zigzag_attention.places import Keys
 
@@ -94,10 +102,49 @@ def test_where_chunks_lie() -> None:
     assert [row[0] for row in second[1]] == [3, 8, 14, 20]
 
 
+@triton.jit
+def sees_of_all(place, found, SEES: tl.constexpr):
+    for late in tl.static_range(2):
+        for s in range(place.S + 1):
+            q0, rows, ahead, key, keys, stored = SEES(place, s, late)
+            at = found + (late * (place.S + 1) + s) * 6
+            tl.store(at, q0)
+            tl.store(at + 1, rows)
+            tl.store(at + 2, ahead)
+            tl.store(at + 3, key)
+            tl.store(at + 4, keys)
+            tl.store(at + 5, stored)
+
+
+@interpreted
+def test_which_rows_see_keys() -> None:
+    """As above, of late chunks behind the early ones: none that is padded; and the keys that have
+    gradients, padded ones, too, and those behind the last document."""
+    ends = [0, 3, 5, 9], [0, 11, 19, 23], [0, 12, 20, 24]
+    starts = [torch.tensor(each, dtype=torch.int32) for each in ends]
+    place = Seen(starts[0], *starts, 3, 1, 3, 11, 11, 4, 1, 30, 11)
+    found = torch.full((2, 4, 6), -1, dtype=torch.int32)
+    sees_of_all[(1,)](place, found, sees_cut)
+    early, late = found.tolist()
+    assert early == [
+        [0, 3, 3, 0, 11, 12],
+        [3, 2, 2, 12, 8, 8],
+        [5, 4, 0, 20, 4, 4],
+        [9, 0, 1, 24, 0, 6],
+    ]
+    assert late == [
+        [11, 2, 9, 0, 11, 12],
+        [14, 2, 6, 12, 8, 8],
+        [16, 4, 0, 20, 4, 4],
+        [20, 0, 3, 24, 0, 6],
+    ]
+
+
 @interpreted
 @pytest.mark.parametrize("W", [1, 3])
 def test_keys_are_put_in_the_order_of_documents(W: int) -> None:
-    """What is padded, NaN, becomes zeros; heads and rows may lie apart."""
+    """What is padded, NaN, becomes zeros; heads and rows may lie apart. Gradients go back to where
+    their keys lie."""
     padded = [2 * W * n for n in (1, 0, 40, 7)]
     lengths = [2 * W, 0, 80 * W - 3, 14 * W]
     T, G, D = sum(padded), 2, 16
@@ -114,8 +161,13 @@ def test_keys_are_put_in_the_order_of_documents(W: int) -> None:
     strides = T and (*k.stride()[:2], v, *v.stride()[:2])
     keys = Keys(k, *strides, None, None, None, starts, lies, 2 * W, W, 4, T)
     outs = [torch.full((T, G, D), 7.0, dtype=torch.float16) for _ in range(2)]
-    _ordering(keys, *outs).run()
+    ordering_launch(keys, *outs).run()
     for out, wanted in zip(outs, (ordered[..., :D], ordered[..., D:]), strict=True):
+        assert out.equal(wanted.nan_to_num(0.0))
+    back = [torch.full((T, G, D), 7.0, dtype=torch.float16) for _ in range(2)]
+    like = keys._replace(dk=back[0], dv=back[1], d_stride_T=back[0].stride(0))
+    restoring_launch(like, *outs).run()
+    for out, wanted in zip(back, (k, v), strict=True):
         assert out.equal(wanted.nan_to_num(0.0))
 
 
@@ -159,6 +211,40 @@ def test_what_is_launched_for_a_gpu() -> None:
         kernels(arch="sm_80", config=tile)
 
 
+def test_gradients_by_one_kernel_are_launched_where_a_config_says_so() -> None:
+    """Behind a copy of keys in zigzag order, and one of their gradients back; `tl` where dq or
+    those of keys alone are wanted."""
+
+    def kernels(order: str, needs: tuple[bool, bool], **more: Any) -> list[str]:
+        with described_for(Target("sm_90", 132)) as launches:
+            shapes = [(512, 8), (512, 8), (2048, 2), (2048, 2)]
+            q0, q1, k, v = (torch.empty(*x, 128, device="meta").bfloat16() for x in shapes)
+            given = [
+                x.requires_grad_(need)
+                for x, need in ((q0, needs[0]), (q1, needs[0]), (k, needs[1]), (v, needs[1]))
+            ]
+            starts = torch.empty(4, dtype=torch.int32, device="meta")
+            results = zigzag_attention(
+                *(*given, starts, starts, starts.clone()),
+                chunk_idx_0=0,
+                chunk_idx_1=3,
+                total_chunks=4,
+                kv_order=order,
+                config=with_tile(128, fused=True),
+                **more,
+            )
+            (results[0].sum() + results[1].sum()).backward()
+        names = [launch.kernel.fn.__name__ for launch in launches]
+        return names[names.index("attend") + 1 :]
+
+    one = ["find_deltas", "list_tiles", "differentiate", "scale_queries"]
+    assert kernels("sequence", (True, True)) == one
+    assert kernels("zigzag", (True, True)) == ["order_keys", *one, "restore_keys"]
+    assert "differentiate" not in kernels("sequence", (True, False))
+    with pytest.raises(ValueError, match="deterministic=True is not what"):
+        kernels("sequence", (True, True), deterministic=True)
+
+
 def test_one_tensor_twice_is_two_chunks() -> None:
     """Chunks lie next to each other where an operator says so, not where tensors are the same."""
     places = []
@@ -195,9 +281,13 @@ def test_the_table_knows_what_hoppers_kernel_takes() -> None:
         assert anywhere == (arch == "sm_90" and size == 2 and D != 96)
 
 
-def with_tile(D: int, held: bool = False) -> ZigzagConfig:
+def with_tile(D: int, held: bool = False, fused: bool = False) -> ZigzagConfig:
     tile = HopperTile(2, 128, 2 if D == 128 else 4, 240, held=held)
-    return ZigzagConfig(32, 32, 4, 2, 32, 32, 4, 2, hopper=tile)
+    backward = HopperFusedTile(2, 2, rotated=D == 64) if fused else None
+    return ZigzagConfig(32, 32, 4, 2, 32, 32, 4, 2, hopper=tile, bwd_hopper=backward)
+
+
+FUSED = pytest.mark.parametrize("fused", [False, True])
 
 
 @on_hopper
@@ -208,36 +298,41 @@ def with_tile(D: int, held: bool = False) -> ZigzagConfig:
 def test_every_rank(W: int, D: int, causal: bool, order: str) -> None:
     """Chunks that are no multiple of a tile, an empty document, one of 2W tokens."""
     lengths = [2 * W, 0, 200 * W, 2 * W * 129, 6 * W]
-    for seed, held in enumerate((False, True)):
+    for seed, tiles in enumerate(((False, False), (True, False), (False, True))):
         s = sample(lengths, 4, 1, D, torch.bfloat16, "cuda", causal, seed)
-        options = {"causal": causal, "config": with_tile(D, held)}
+        options = {"causal": causal, "config": with_tile(D, *tiles)}
         check_all_ranks(s, lengths, W, zigzag=order == "zigzag", **options)
 
 
 @on_hopper
+@FUSED
 @pytest.mark.parametrize("D", [64, 128])
 @pytest.mark.parametrize("order", ["sequence", "zigzag"])
-def test_padded_rows_may_hold_anything(order: str, D: int) -> None:
+def test_padded_rows_may_hold_anything(order: str, D: int, fused: bool) -> None:
     lengths, padded = [5, 0, 24, 350, 1, 511], [8, 4, 24, 400, 4, 512]
     s = sample(lengths, 2, 1, D, torch.float16, "cuda")
     zigzag = order == "zigzag"
-    check_all_ranks(s, lengths, 2, padded=padded, zigzag=zigzag, config=with_tile(D))
+    config = with_tile(D, fused=fused)
+    check_all_ranks(s, lengths, 2, padded=padded, zigzag=zigzag, config=config)
 
 
 @on_hopper
-def test_short_documents_are_given_whole_to_a_rank() -> None:
+@FUSED
+def test_short_documents_are_given_whole_to_a_rank(fused: bool) -> None:
     lengths: list[int] = [400, 130, 3, 240, 9, 1]
     s = sample(lengths, 2, 1, 64, torch.bfloat16, "cuda")
     owners = [None, 0, 1, None, 1, 0]
-    check_all_ranks(s, lengths, 2, owners=owners, config=with_tile(64))
+    check_all_ranks(s, lengths, 2, owners=owners, config=with_tile(64, fused=fused))
 
 
 @on_hopper
+@FUSED
 @pytest.mark.parametrize("name", [*SEEDS])
-def test_the_documents_of_the_benchmark(name: str) -> None:
+def test_the_documents_of_the_benchmark(name: str, fused: bool) -> None:
     lengths = SEEDS[name]
     s = sample(lengths, 8, 2, 128, torch.bfloat16, "cuda")
-    check_all_ranks(s, lengths, 4, zigzag=name != "uneven", config=with_tile(128))
+    config = with_tile(128, fused=fused)
+    check_all_ranks(s, lengths, 4, zigzag=name != "uneven", config=config)
 
 
 @on_hopper

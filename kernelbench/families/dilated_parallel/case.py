@@ -30,7 +30,7 @@ class ParallelDilatedCase(Case):
     def __post_init__(self) -> None:
         if self.world < 1 or self.N % self.world:
             raise ValueError(f"world is at least 1 and divides N, got {self.world} and N {self.N}")
-        assert self.whole
+        self.whole  # noqa: B018 - it raises for what it cannot be
 
     @cached_property
     def whole(self) -> DilatedCase:

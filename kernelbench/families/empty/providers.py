@@ -40,20 +40,20 @@ def compile_eager(case: EmptyCase, config: Any) -> Call:
 
 def triton_fused(case: EmptyCase, config: Any) -> Call:
     """Launched as our other kernels are: prepared once for a layout."""
-    return _ours(case, prepared=True)
-
-
-def triton_plain(case: EmptyCase, config: Any) -> Call:
-    """The same kernels by Triton's own launcher, `kernel[grid](…)`."""
-    return _ours(case, prepared=False)
-
-
-def _ours(case: EmptyCase, prepared: bool) -> Call:
     from kernelbench.kernels.empty import add_twice, do_nothing
 
     if case.empty:
-        return lambda a: do_nothing(a["x"], prepared=prepared)
-    return lambda a: add_twice(a["x"], a["z"], prepared=prepared)
+        return lambda a: do_nothing(a["x"])
+    return lambda a: add_twice(a["x"], a["z"])
+
+
+def triton_plain(case: EmptyCase, config: Any) -> Call:
+    """The same kernels by Triton's own launcher, `kernel[grid](…)`, without checks."""
+    from kernelbench.kernels.empty import add_twice_plainly, do_nothing_plainly
+
+    if case.empty:
+        return lambda a: do_nothing_plainly(a["x"])
+    return lambda a: add_twice_plainly(a["x"], a["z"])
 
 
 def pointwise_alone(case: EmptyCase, device: Device) -> str | None:

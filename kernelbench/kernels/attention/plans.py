@@ -162,9 +162,10 @@ class AttentionPlan:
             shape, size = (B, N, H, D), q.element_size()
             causal, pattern = self.causal, Pattern(keys, group, plain, packed)
             config = choose(shape, arch, size, save, suited, causal, False, deterministic, pattern)
+        elif how.chunk is not None and config.bwd_hopper is not None:
+            raise ValueError(f"gradients of chunks are `tl`'s: pass config.plainly(), got {config}")
         check_tile(config, q, suited, arch)
         config = config.repeatable() if deterministic else config
-        # gradients of chunks are `tl`'s
         self.config = config if how.chunk is None else config.plainly()
         self._repeats = Repeats(device)
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from kernelbench.kernels.attention.configs import Pattern
 from kernelbench.kernels.attention.configs import configs as configs_of_attention
+from kernelbench.kernels.attention.hopper.backward import HopperFusedTile
 from kernelbench.kernels.attention.hopper.forward import HopperTile
 from kernelbench.kernels.launch import (
     check_blocks,
@@ -27,6 +28,8 @@ class ZigzagConfig:
         the other.
     hopper: the forward by `attention.hopper.forward`, which the five above then say nothing about;
         for tensors that `hopper.takes`.
+    bwd_hopper: gradients by `attention.hopper.fused`, likewise, where those of q and of keys are
+        wanted; dq has other bits on every call. It has not run on a GPU yet: for a config alone.
     bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
         dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
     """
@@ -41,6 +44,7 @@ class ZigzagConfig:
     bwd_stages: int
     shared: bool = True
     hopper: HopperTile | None = None
+    bwd_hopper: HopperFusedTile | None = None
 
     def __post_init__(self) -> None:
         check_blocks(self, "block_m", "block_n", "bwd_block_m", "bwd_block_n")

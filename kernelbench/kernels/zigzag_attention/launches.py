@@ -14,7 +14,7 @@ from kernelbench.kernels.zigzag_attention import hopper
 from kernelbench.kernels.zigzag_attention.backward import differentiate_chunks, differentiate_keys
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig, configs
 from kernelbench.kernels.zigzag_attention.forward import attend_chunks
-from kernelbench.kernels.zigzag_attention.hopper import Room
+from kernelbench.kernels.zigzag_attention.hopper import Room, Together
 from kernelbench.kernels.zigzag_attention.lengths import How
 from kernelbench.kernels.zigzag_attention.places import Chunk, Keys, load_zigzag
 
@@ -74,9 +74,10 @@ def settled(given: Sequence[Tensor | None], how: How, config: ZigzagConfig | Non
         rows, size = most_rows(q, q1), q.element_size()
         [config, *_] = configs(rows, len(k), H, D, arch=arch, itemsize=size)
         config = config if fits else replace(config, hopper=None)
-    if config.hopper is not None and not fits:
+    tile = config.hopper or config.bwd_hopper
+    if tile is not None and not fits:
         raise ValueError(
-            f"{config.hopper} takes bfloat16 or float16, D of 64 or 128, and tensors that are not "
+            f"{tile} takes bfloat16 or float16, D of 64 or 128, and tensors that are not "
             "empty, whose addresses and strides are multiples of 16 bytes, on sm_90, got "
             f"{q.dtype}, D = {D} on {arch}: pass config=None for a kernel that takes these"
         )
@@ -146,6 +147,15 @@ def gradient_launches(t: Tensors, cut: Cut) -> list[Launch]:
         outs = t.dq0, t.dq1
         launches.append(_launch(differentiate_chunks, t, outs, cut, tiles, blocks, options))
     return launches
+
+
+def together_launches(t: Tensors, both: Together, cut: Cut) -> tuple[Launch, ...]:
+    """The launches that write all gradients by one kernel, dq to `both`."""
+    tile, outs = cut.config.bwd_hopper, (None, None)
+    assert tile is not None
+    chunks = _chunk(t, 0, cut.how, outs), _chunk(t, 1, cut.how, outs)
+    how: dict[str, Any] = {"scale": cut.scale, "how": cut.how, "tile": tile}
+    return hopper.gradient_launches(both, *chunks, _keys(t, cut.how), **how)
 
 
 def _tiles(t: Tensors, block: int) -> int:

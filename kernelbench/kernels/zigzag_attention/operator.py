@@ -215,7 +215,8 @@ def zigzag_attention(
         leaves them: each rank's rows one after another, Tk/W of each, with its early and its late
         chunk of each document; all documents are cut then, and have a multiple of 2W rows.
         Gradients lie as k and v do.
-    deterministic: gradients have the same bits on every call in any case.
+    deterministic: gradients have the same bits on every call in any case, but by a config's
+        `bwd_hopper`, which is refused if this is True.
     validate: None checks the values of cu_seqlens once for each tensor, which reads them on the
         host, and not while a CUDA graph is captured; True checks at every call, False never. What
         is not checked and wrong gives wrong results, or reads and writes beyond the tensors. An
@@ -236,8 +237,13 @@ def zigzag_attention(
     """
     refuse(others)
     how = how_of(chunk_idx_0, chunk_idx_1, total_chunks, softmax_scale, causal, kv_order)
-    if deterministic is not None:
-        as_flag("zigzag_attention", "deterministic", deterministic)
+    repeats = deterministic is not None and as_flag(
+        "zigzag_attention", "deterministic", deterministic
+    )
+    if repeats and getattr(config, "bwd_hopper", None) is not None:
+        raise ValueError(
+            "deterministic=True is not what a config with bwd_hopper does: pass it without"
+        )
     if validate is not None:
         validate = as_flag("zigzag_attention", "validate", validate)
     given = q0, q1, k, v, cu_seqlens_q0, cu_seqlens_k, cu_seqlens_q1, cu_seqlens_padded

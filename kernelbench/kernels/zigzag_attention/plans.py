@@ -17,8 +17,10 @@ from kernelbench.kernels.launch import (
     layouts_of,
     packed_rows,
 )
+from kernelbench.kernels.zigzag_attention import hopper
 from kernelbench.kernels.zigzag_attention.checks import NAMES, Inputs, check
 from kernelbench.kernels.zigzag_attention.configs import ZigzagConfig
+from kernelbench.kernels.zigzag_attention.hopper import Together
 from kernelbench.kernels.zigzag_attention.launches import (
     Tensors,
     deltas_launches,
@@ -26,6 +28,7 @@ from kernelbench.kernels.zigzag_attention.launches import (
     gradient_launches,
     room_of,
     settled,
+    together_launches,
 )
 from kernelbench.kernels.zigzag_attention.lengths import How
 
@@ -79,6 +82,9 @@ class ZigzagPlan:
         needs: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         """dq0, dq1, dk, dv, each where it is needed. grads: of both o, and both lse."""
+        if self._cut.config.bwd_hopper is not None and all(map(any, (needs[:2], needs[2:]))):
+            found = self._together(grads, tensors, results)
+            return tuple([x if need else None for x, need in zip(found, needs, strict=True)])
         packed = torch.contiguous_format
         wanted = (*(any(needs[:2]),) * 2, *(any(needs[2:]),) * 2)
         outs = [
@@ -97,6 +103,47 @@ class ZigzagPlan:
         given = map(layout_of, (*tensors[:4], *dos, *dlses))
         self._repeats.run((*wanted, *given), t, self._backward_launches)
         return tuple([x if need else None for x, need in zip(outs, needs, strict=True)])
+
+    def _together(
+        self, grads: Sequence[Tensor | None], tensors: Inputs, results: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """dq0, dq1, dk and dv by one kernel, for which both chunks are copied into one tensor."""
+        q0, q1, k, v = (x.contiguous() for x in tensors[:4])
+        q, o = (torch.cat(pair)[None] for pair in ([q0, q1], [*results[:2]]))
+        lse = to_base_2(torch.cat(list(results[2:]), 1)[None], o)
+        given = [
+            torch.zeros_like(x) if grad is None else grad
+            for x, grad in zip(results, grads, strict=True)
+        ]
+        do, dlse = torch.cat(given[:2]), torch.cat(given[2:], 1)
+        dk, dv = torch.empty_like(k), torch.empty_like(v)
+        ordered = [k, v, dk, dv]
+        if self._cut.how.zigzag:
+            ordered = [torch.empty_like(x) for x in ordered]
+        own_k, own_v, own_dk, own_dv = (x[None] for x in ordered)
+        both = Together(
+            do=do.flatten(1)[None],
+            q=q,
+            o=o,
+            k=own_k,
+            v=own_v,
+            lse=lse,
+            dlse=dlse[None] * _LN2,
+            delta=statistic_of(q),
+            total=lse.new_empty(1, *q.shape[2:0:-1], q.shape[3]),
+            dq=torch.empty_like(q),
+            dk=own_dk,
+            dv=own_dv,
+            listed=hopper.rows_listed(k, len(tensors[4]) - 1),
+        )
+        t = Tensors(*tensors, *(None,) * 2, *results[2:])._replace(k=k, v=v, dk=dk, dv=dv)
+        self._repeats.run("together", (*t, *both), self._together_launches)
+        return *both.dq[0].split([len(q0), len(q1)]), dk, dv
+
+    def _together_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
+        parts = len(Tensors._fields)
+        t, both = Tensors(*tensors[:parts]), Together(*tensors[parts:])
+        return together_launches(t, both, self._cut)
 
     def _backward_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         t = Tensors(*tensors)

@@ -62,11 +62,15 @@ from kernelbench.kernels.attention.hopper.channel import (
 from kernelbench.kernels.attention.hopper.order import heads_of_section, lies_turned, list_launch
 from kernelbench.kernels.attention.hopper.walk import (
     Place,
+    Pointers,
     Sequences,
     Span,
+    Twice,
     before,
     find_keys,
+    find_tile,
     head_of,
+    place_of_part,
     row_of,
     span_of,
     step_of,
@@ -166,14 +170,15 @@ def _produce(
     smem,
     bars,
     descs,
-    at,
+    places,
     packed,
     CAUSAL: gl.constexpr,
     ROTATED: gl.constexpr,
     GROUP: gl.constexpr,
 ):
     """k and v of the program, then q, lse, do and δ of tile after tile of query rows."""
-    b, h, bh, key, tiles, _, _ = at
+    at, late = places
+    b, h, bh, key, _, _, _ = at
     Q_BUFFERS: gl.constexpr = smem.q.shape[0]
     DO_BUFFERS: gl.constexpr = smem.do.shape[0]
     BLOCK_M: gl.constexpr = smem.q.shape[1]
@@ -188,26 +193,29 @@ def _produce(
     for g in gl.static_range(2):
         load(descs.k, bars.kv_full, smem.k.index(g), b, key + g * 64, h)
         load(descs.v, bars.kv_full, smem.v.index(g), b, key + g * 64, h)
-    for member in range(GROUP):
-        q_h = head_of(h, member, GROUP)
-        q_bh = head_of(bh, member, GROUP)
-        for i in range(tiles):
-            row = row_of(i, at, BLOCK_M, CAUSAL, ROTATED)
-            step = step_of(i, member, at, GROUP)
-            buffer = step % Q_BUFFERS
-            full = bars.q_full.index(buffer)
-            mbarrier.wait(bars.q_empty.index(buffer), ((step // Q_BUFFERS) & 1) ^ 1)
-            mbarrier.expect(full, BYTES)
-            load(descs.q, full, smem.q.index(buffer), b, row, q_h)
-            lse = smem.lse.index(buffer)
-            _queue_statistic(descs.lse, lse_ptr, full, lse, q_bh, row, at.N)
-            buffer = step % DO_BUFFERS
-            full = bars.do_full.index(buffer)
-            mbarrier.wait(bars.do_empty.index(buffer), ((step // DO_BUFFERS) & 1) ^ 1)
-            mbarrier.expect(full, BYTES)
-            load(descs.do, full, smem.do.index(buffer), b, row, q_h)
-            delta = smem.delta.index(buffer)
-            _queue_statistic(descs.delta, delta_ptr, full, delta, q_bh, row, at.N)
+    for part in gl.static_range(1 if late is None else 2):
+        if part > 0:
+            at = late
+        for member in range(GROUP):
+            q_h = head_of(h, member, GROUP)
+            q_bh = head_of(bh, member, GROUP)
+            for i in range(at.tiles):
+                row = row_of(i, at, BLOCK_M, CAUSAL, ROTATED)
+                step = step_of(i, member, at, GROUP)
+                buffer = step % Q_BUFFERS
+                full = bars.q_full.index(buffer)
+                mbarrier.wait(bars.q_empty.index(buffer), ((step // Q_BUFFERS) & 1) ^ 1)
+                mbarrier.expect(full, BYTES)
+                load(descs.q, full, smem.q.index(buffer), b, row, q_h)
+                lse = smem.lse.index(buffer)
+                _queue_statistic(descs.lse, lse_ptr, full, lse, q_bh, row, at.N)
+                buffer = step % DO_BUFFERS
+                full = bars.do_full.index(buffer)
+                mbarrier.wait(bars.do_empty.index(buffer), ((step // DO_BUFFERS) & 1) ^ 1)
+                mbarrier.expect(full, BYTES)
+                load(descs.do, full, smem.do.index(buffer), b, row, q_h)
+                delta = smem.delta.index(buffer)
+                _queue_statistic(descs.delta, delta_ptr, full, delta, q_bh, row, at.N)
 
 
 @gluon.jit
@@ -632,14 +640,15 @@ def _gather_head(state, smem, bars, descs, place, member, G: gl.constexpr, varia
 
 
 @gluon.jit
-def _store_keys(desc, ptr, smem, tile, at, G: gl.constexpr):
+def _store_keys(desc, ptr, smem, tile, at, G: gl.constexpr, SEEN: gl.constexpr):
     """Write what a consumer has of its 64 keys, without those beyond a packed sequence's; zeros
-    where that has no queries, whatever its keys are."""
+    where that has no queries, whatever its keys are. SEEN: only what has queries was multiplied."""
     row = at.key + G * 64
     if at.span is not None:
-        tile = gl.where(at.span.end > at.span.begin, tile, 0.0)
-        if row + 64 > at.span.keys_end:
-            store_rows(smem, tile, ptr, row, at.h, at.span.heads, at.span.keys_end)
+        if not SEEN:
+            tile = gl.where(at.span.end > at.span.begin, tile, 0.0)
+        if row + 64 > at.span.stored:
+            store_rows(smem, tile, ptr, row, at.h, at.span.heads, at.span.stored)
         else:
             store(desc, smem, tile, at.b, row, at.h)
     else:
@@ -651,14 +660,16 @@ def _consume(
     smem,
     bars,
     descs,
-    at,
+    places,
     extra,
     packed,
     scale,
     G: gl.constexpr,
     variant,
 ):
-    """dk and dv of 64 keys, and half of what the program adds to dq."""
+    """dk and dv of 64 keys, and half of what the program adds to dq. places: that of the rows that
+    see these keys, and of the others that do, if there are such; not where LATE or HALVES."""
+    at, late = places
     LATE: gl.constexpr = variant.LATE
     D: gl.constexpr = smem.q.shape[2]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -689,6 +700,10 @@ def _consume(
             state = _gather(state, smem, bars, descs, place, 0, 0, G, True, MASKED, variant)
         for member in range(variant.GROUP):
             state = _gather_head(state, smem, bars, descs, place, member, G, variant)
+        if late is not None:
+            place = (late, scale * LOG2E)
+            for member in range(variant.GROUP):
+                state = _gather_head(state, smem, bars, descs, place, member, G, variant)
     dk_KD, dv_KD = state
     if LATE:
         last = variant.GROUP - 1
@@ -699,8 +714,9 @@ def _consume(
     if variant.FACTOR is not None:
         dv_KD = dv_KD * factor
         scale = factor * scale
-    _store_keys(descs.dv, dv_ptr, smem.v.index(G), dv_KD, at, G)
-    _store_keys(descs.dk, dk_ptr, smem.v.index(G), dk_KD * scale, at, G)
+    SEEN: gl.constexpr = late is not None
+    _store_keys(descs.dv, dv_ptr, smem.v.index(G), dv_KD, at, G, SEEN)
+    _store_keys(descs.dk, dk_ptr, smem.v.index(G), dk_KD * scale, at, G, SEEN)
 
 
 @gluon.jit
@@ -735,9 +751,11 @@ def differentiate(
     GROUP: gl.constexpr,
     FACTOR: gl.constexpr,
     KIND: gl.constexpr,
+    LIES: gl.constexpr,
 ):
     """dk and dv of 128 keys of one of their H heads a program, and what they add to dq, over tiles
-    of query rows. The longest programs come first where causal. packed: see `walk.Sequences`.
+    of query rows. The longest programs come first where causal. packed: see `walk.Sequences`, or
+    where LIES, see `walk.place_of_part`, `walk.Twice`.
     """
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[1]
     D: gl.constexpr = q_desc.block_type.shape[3]
@@ -799,17 +817,29 @@ def differentiate(
         lse_desc,
         delta_desc,
     )
-    if packed is not None:
+    if LIES is not None:
+        found = find_tile(packed, H)
+        at = place_of_part(packed, found, N, H, 0, 0, LIES, BLOCK_M, CAUSAL, ROTATED)
+        steps = at.tiles * GROUP
+        late = place_of_part(packed, found, N, H, steps, 1, LIES, BLOCK_M, CAUSAL, ROTATED)
+        places = (at, late)
+        packed = Pointers(packed.dk_ptr, packed.dv_ptr, packed.lse_ptr, packed.delta_ptr)
+    elif packed is not None:
         h, q0, k0, rows, keys, number = find_keys(packed, H)
         if CAUSAL:  # the first tile of keys is the longest
             number = gl.maximum((keys + 127) // 128 - 1 - number, 0)
-        first, tiles, masked, tail, turn = span_of(rows, keys, number, BLOCK_M, CAUSAL, ROTATED)
-        shift = k0 - q0 + keys - rows
-        span = Span(q0 + first, q0 + rows, k0 + keys, shift, masked, tail, turn, H)
-        at = Place(0, h, h, k0 + number * 128, tiles, N, span)
+        ahead = keys - rows
+        first, tiles, masked, tail, turn = span_of(
+            rows, ahead, keys, number, 1, BLOCK_M, CAUSAL, ROTATED
+        )
+        shift = k0 - q0 + ahead
+        ends = k0 + keys, k0 + keys
+        span = Span(q0 + first, q0 + rows, *ends, shift, masked, tail, turn, H, 0)
+        places = (Place(0, h, h, k0 + number * 128, tiles, N, span), None)
+        packed = Pointers(packed.dk_ptr, packed.dv_ptr, packed.lse_ptr, packed.delta_ptr)
     else:
         tiles = (rows + 127) // 128 * (128 // BLOCK_M)  # as many as cross the diagonal, or more
-        at = Place(bh // H, bh % H, bh, key, tiles, N, None)
+        places = (Place(bh // H, bh % H, bh, key, tiles, N, None), None)
     gl.warp_specialize(
         [
             (
@@ -818,7 +848,7 @@ def differentiate(
                     smem,
                     bars,
                     descs,
-                    at,
+                    places,
                     extra,
                     packed,
                     scale,
@@ -846,7 +876,7 @@ def differentiate(
                     smem,
                     bars,
                     descs,
-                    at,
+                    places,
                     extra,
                     packed,
                     scale,
@@ -868,7 +898,7 @@ def differentiate(
                     ),
                 ),
             ),
-            (_produce, (smem, bars, descs, at, packed, CAUSAL, ROTATED, GROUP)),
+            (_produce, (smem, bars, descs, places, packed, CAUSAL, ROTATED, GROUP)),
         ],
         [4, 1],
         [REGISTERS, 24],
@@ -913,7 +943,7 @@ def fused_launch(
         raise ValueError("HopperFusedTile: flat sums have multiples of 128 rows, and no factor")
     args = _arguments(tensors, total, dk, dv, scale, tile.flat)
     args |= {"extra": factor.extra, "packed": None}
-    constexprs = _constexprs(tensors, tile, causal, N % KEPT != 0, factor)
+    constexprs = _constexprs(tensors, tile, causal, N % KEPT != 0, factor) | {"LIES": None}
     grid = (ceil_div(N, KEPT) * heads * B,)
     return Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
 
@@ -925,8 +955,8 @@ def _check_order(tensors: Gradients, tile: HopperFusedTile) -> None:
         raise ValueError(f"HopperFusedTile: this order is for heads of 64, got {D}: {tile}")
     if tile.halves and group > 1:
         raise ValueError(f"HopperFusedTile: this order is for keys that no heads share: {tile}")
-    if tile.held and not tile.halves:
-        raise ValueError(f"HopperFusedTile: what is held needs halves, got {tile}")
+    if tile.held not in (0, 1, 2) or (tile.held and not tile.halves):
+        raise ValueError(f"HopperFusedTile: held is 0, 1 or 2, and 0 without halves, got {tile}")
     if tile.late + (tile.split or tile.front) + tile.halves > 1:
         raise ValueError(f"HopperFusedTile: these orders exclude each other, got {tile}")
 
@@ -950,6 +980,7 @@ def packed_launches(
     """As `fused_launch`, of packed sequences, which are one sample: their tiles of keys are listed
     by a launch in front. sums: tensors, total, dk and dv. listed: `order.listed_size` of int32."""
     tensors, total, dk, dv = sums
+    _check_order(tensors, tile)
     if tile.halves or tile.flat:
         raise ValueError(f"HopperFusedTile: no packed sequences in this order, got {tile}")
     q = tensors.q
@@ -961,10 +992,42 @@ def packed_launches(
     found = dk, dv, tensors.lse, tensors.delta
     args |= {"extra": None, "packed": Sequences(*starts, listed, section, *found)}
     args |= {"lse_desc": None, "delta_desc": None}
-    constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK)
+    constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK) | {"LIES": None}
     turned = place._replace(q_starts=place.k_starts, k_starts=place.q_starts)
     lists = list_launch(turned, lies_turned, listed, keys, KEPT, causal)
     grid = (most_tiles(keys, place.S, KEPT) * heads,)
+    return lists, Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
+
+
+def twice_launches(
+    sums: tuple[Gradients, Tensor, Tensor, Tensor],
+    place: Any,
+    lies: Any,
+    starts: tuple[Tensor, int],
+    listed: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    tile: HopperFusedTile,
+) -> tuple[Launch, Launch]:
+    """As `packed_launches`, of keys that two sequences of queries see, both in the same tensors,
+    one sample. place, lies: see `walk.place_of_part`. starts: where sequences of keys begin, and
+    how many there are. dk and dv of keys that none of them has are not written."""
+    tensors, total, dk, dv = sums
+    _check_order(tensors, tile)
+    if tile.late or tile.halves or tile.flat:
+        raise ValueError(f"HopperFusedTile: no keys that are seen twice in this order, got {tile}")
+    keys, heads = dk.shape[1:3]
+    at_once = 4 * tensors.q.nbytes // (tensors.q.shape[2] // heads)
+    section = heads_of_section(heads, heads, at_once)
+    args = _arguments(tensors, total, dk, dv, scale)
+    found = dk, dv, tensors.lse, tensors.delta
+    args |= {"extra": None, "packed": Twice(place, listed, section, *found)}
+    args |= {"lse_desc": None, "delta_desc": None}
+    constexprs = _constexprs(tensors, tile, causal, True, NO_HOOK) | {"LIES": in_gluon(lies)}
+    of_keys = Packed(starts[0], starts[0], starts[1], keys)
+    lists = list_launch(of_keys, lies_turned, listed, keys, KEPT, causal)
+    grid = (most_tiles(keys, starts[1], KEPT) * heads,)
     return lists, Launch(differentiate, grid, args, constexprs, {"num_warps": 4})
 
 

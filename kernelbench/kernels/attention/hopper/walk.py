@@ -2,7 +2,8 @@
 
 A program goes through tiles of query rows, of one head of q after another where heads share keys.
 Of packed sequences it takes the tiles that hide something first: the last one, behind whose rows
-another sequence's begin, then those on the diagonal. The others are not masked.
+another sequence's begin, then those on the diagonal. The others are not masked. Where keys are seen
+by two sequences of queries, as by both chunks of zigzag's, one comes after the other.
 """
 
 from typing import Any, NamedTuple
@@ -29,19 +30,22 @@ class Span(NamedTuple):
     """The packed sequence of a program.
 
     begin, end: the first query row of its tiles, and the one behind the sequence's last. keys_end:
-    the key behind its last. shift: row r sees keys up to r + shift where causal. masked: so many
-    tiles come first that hide something; tail: 1 if the last one is the first of them, else 0.
-    turn: the tile that comes first of the others. heads: of k.
+    the key behind its last; stored: behind the last that dk and dv have. shift: row r sees keys up
+    to r + shift where causal. masked: so many tiles come first that hide something; tail: 1 if the
+    last one is the first of them, else 0. turn: the tile that comes first of the others. heads: of
+    k. steps: tiles, of all heads, that come before.
     """
 
     begin: Any
     end: Any
     keys_end: Any
+    stored: Any
     shift: Any
     masked: Any
     tail: Any
     turn: Any
     heads: Any
+    steps: Any
 
 
 class Sequences(NamedTuple):
@@ -64,25 +68,49 @@ class Sequences(NamedTuple):
     delta_ptr: Any
 
 
+class Pointers(NamedTuple):
+    """Of `Sequences`, what the copy engine does not reach."""
+
+    dk_ptr: Any
+    dv_ptr: Any
+    lse_ptr: Any
+    delta_ptr: Any
+
+
+class Twice(NamedTuple):
+    """Keys that two sequences of queries see, and their tiles: place, as LIES takes it; the rest as
+    `Sequences` has it."""
+
+    place: Any
+    listed: Any
+    heads: Any
+    dk_ptr: Any
+    dv_ptr: Any
+    lse_ptr: Any
+    delta_ptr: Any
+
+
 @gluon.jit
 def span_of(
     rows,
+    ahead,
     keys,
     number,
+    LEAST: gl.constexpr,
     BLOCK_M: gl.constexpr,
     CAUSAL: gl.constexpr,
     ROTATED: gl.constexpr,
 ):
-    """The first row that tile `number` of 128 keys meets, in a sequence of so many rows and keys;
-    how many tiles of rows it takes from there, one at least; masked, tail and turn of `Span`. The
-    tile behind the tail counts as masked, too: it may be then that the tail's part of dq is added.
+    """The first row that tile `number` of 128 keys meets, in a sequence of so many rows, the first
+    of which is as far ahead among so many keys; how many tiles of rows it takes from there, LEAST
+    at least; masked, tail and turn of `Span`. The tile behind the tail counts as masked, too: it
+    may be then that the tail's part of dq is added.
     """
-    ahead = keys - rows
     first = 0
     if CAUSAL:
         first = max(number * 128 - ahead, 0)
     left = rows - first
-    tiles = max((left + BLOCK_M - 1) // BLOCK_M, 1)
+    tiles = max((left + BLOCK_M - 1) // BLOCK_M, LEAST)
     tail = min(tiles * BLOCK_M - left, 1)
     masked = 2 * tail
     if CAUSAL:
@@ -124,6 +152,8 @@ def step_of(i, member, at, GROUP: gl.constexpr):
     """How many tiles come before tile i of head number `member` of those that share the keys."""
     if GROUP > 1:
         i += member * at.tiles
+    if at.span is not None:
+        i += at.span.steps
     return i
 
 
@@ -147,10 +177,9 @@ def head_of(head, member, GROUP: gl.constexpr):
 
 
 @gluon.jit
-def find_keys(of, heads):
-    """The head and the tile of 128 keys of a program, see `Sequences`: where the sequence begins
-    among the rows and among the keys, how many it has of each, and the tile's number in it. Of
-    programs that are left over, no rows and no keys. heads: of k."""
+def find_tile(of, heads):
+    """The head and the tile of 128 keys of a program, by `listed` of `Sequences`: whether there is
+    one, its sequence, and its number in it. heads: of k."""
     index = gl.program_id(0)
     each = gl.load(of.listed + 1)
     known = index < each * heads
@@ -161,6 +190,15 @@ def find_keys(of, heads):
     tile = of.listed + 2 + 2 * (rest // of.heads)
     s = gl.load(tile, mask=known, other=0)
     number = gl.load(tile + 1, mask=known, other=0)
+    return h, known, s, number
+
+
+@gluon.jit
+def find_keys(of, heads):
+    """Of the tile of `find_tile`: the head; where the sequence begins among the rows and among the
+    keys, how many it has of each, and the tile's number in it. Of programs that are left over, no
+    rows and no keys."""
+    h, known, s, number = find_tile(of, heads)
     below = gl.minimum(s + 1, of.S)
     q0 = gl.load(of.q_starts + s)
     k0 = gl.load(of.k_starts + s)
@@ -169,3 +207,37 @@ def find_keys(of, heads):
     rows = gl.where(known, gl.maximum(rows, 0), 0)
     keys = gl.where(known, keys, 0)
     return h, q0, k0, rows, keys, number
+
+
+@gluon.jit
+def place_of_part(
+    of,
+    found,
+    N,
+    heads,
+    steps,
+    PART: gl.constexpr,
+    LIES: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    ROTATED: gl.constexpr,
+):
+    """The place of a program, see `Twice`, for one of the sequences that see its keys. found: as
+    `find_tile` has it. heads: of k. LIES(place, s, part): the first row, how many there are, how
+    far their positions among the keys are ahead, the first key, and how many there are, first those
+    that are seen, then those that dk and dv have."""
+    h, known, s, number = found
+    q0, rows, ahead, k0, keys, stored = LIES(of.place, s, PART)
+    rows = gl.where(known, gl.maximum(rows, 0), 0)
+    keys = gl.where(known, keys, 0)
+    stored = gl.where(known, stored, 0)
+    if CAUSAL:  # the first tile of keys is the longest
+        number = gl.maximum((stored + 127) // 128 - 1 - number, 0)
+    first, tiles, masked, tail, turn = span_of(
+        rows, ahead, keys, number, 0, BLOCK_M, CAUSAL, ROTATED
+    )
+    shift = k0 - q0 + ahead
+    ends = k0 + keys, k0 + stored
+    none = number * 0  # what is returned holds no constants: Triton 3.6
+    span = Span(q0 + first, q0 + rows, *ends, shift, masked, tail, turn, heads, none + steps)
+    return Place(none, h, h, k0 + number * 128, tiles, N, span)
