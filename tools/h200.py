@@ -48,7 +48,7 @@ PICTURES = {
         Path("docs/report.png"),
         "The top of a run's page: a verdict of each kernel, below it × best other and % of "
         "ceiling, case by case",
-        height=1180,
+        height=900,
     ),
 }
 
