@@ -2,6 +2,7 @@
 back, when it is launched, and on a GPU whether it is right."""
 
 import random
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -243,6 +244,8 @@ def test_gradients_by_one_kernel_are_launched_where_a_config_says_so() -> None:
     assert "differentiate" not in kernels("sequence", (True, False))
     with pytest.raises(ValueError, match="deterministic=True is not what"):
         kernels("sequence", (True, True), deterministic=True)
+    with pytest.raises(ValueError, match="bwd_hopper is not late, halves or flat"):
+        replace(with_tile(128), bwd_hopper=HopperFusedTile(2, 2, late=True))
 
 
 def test_one_tensor_twice_is_two_chunks() -> None:
@@ -306,14 +309,16 @@ def test_every_rank(W: int, D: int, causal: bool, order: str) -> None:
 
 @on_hopper
 @FUSED
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("D", [64, 128])
 @pytest.mark.parametrize("order", ["sequence", "zigzag"])
-def test_padded_rows_may_hold_anything(order: str, D: int, fused: bool) -> None:
+def test_padded_rows_may_hold_anything(order: str, D: int, causal: bool, fused: bool) -> None:
+    """Twice, of other numbers: launches are prepared then."""
     lengths, padded = [5, 0, 24, 350, 1, 511], [8, 4, 24, 400, 4, 512]
-    s = sample(lengths, 2, 1, D, torch.float16, "cuda")
-    zigzag = order == "zigzag"
-    config = with_tile(D, fused=fused)
-    check_all_ranks(s, lengths, 2, padded=padded, zigzag=zigzag, config=config)
+    options = {"causal": causal, "config": with_tile(D, fused=fused)}
+    for seed in range(2):
+        s = sample(lengths, 2, 1, D, torch.float16, "cuda", causal, seed)
+        check_all_ranks(s, lengths, 2, padded=padded, zigzag=order == "zigzag", **options)
 
 
 @on_hopper

@@ -51,6 +51,9 @@ class ZigzagConfig:
         check_powers_of_2(self, "warps", "bwd_warps")
         check_counts(self, "stages", "bwd_stages")
         as_flag("ZigzagConfig", "shared", self.shared)
+        tile = self.bwd_hopper
+        if tile is not None and (tile.late or tile.halves or tile.flat):
+            raise ValueError(f"ZigzagConfig: bwd_hopper is not late, halves or flat, got {tile}")
 
 
 # Two chunks take twice the registers and the shared memory of one: block_m, block_n, warps, stages

@@ -138,7 +138,8 @@ class ZigzagPlan:
         )
         t = Tensors(*tensors, *(None,) * 2, *results[2:])._replace(k=k, v=v, dk=dk, dv=dv)
         self._repeats.run("together", (*t, *both), self._together_launches)
-        return *both.dq[0].split([len(q0), len(q1)]), dk, dv
+        dq0, dq1 = both.dq[0].split([len(q0), len(q1)])
+        return dq0, dq1.clone(), dk, dv  # an operator's results share no memory
 
     def _together_launches(self, _: Hashable, tensors: Sequence[Any]) -> Sequence[Launch]:
         parts = len(Tensors._fields)

@@ -642,10 +642,14 @@ def _gather_head(state, smem, bars, descs, place, member, G: gl.constexpr, varia
 @gluon.jit
 def _store_keys(desc, ptr, smem, tile, at, G: gl.constexpr, SEEN: gl.constexpr):
     """Write what a consumer has of its 64 keys, without those beyond a packed sequence's; zeros
-    where that has no queries, whatever its keys are. SEEN: only what has queries was multiplied."""
+    where that has no queries, whatever its keys are. SEEN: only what has queries was multiplied;
+    zeros for what is padded."""
     row = at.key + G * 64
     if at.span is not None:
-        if not SEEN:
+        if SEEN:
+            key_K = row + gl.arange(0, 64, gl.SliceLayout(1, tile.type.layout))
+            tile = gl.where(gl.expand_dims(key_K < at.span.keys_end, 1), tile, 0.0)
+        else:
             tile = gl.where(at.span.end > at.span.begin, tile, 0.0)
         if row + 64 > at.span.stored:
             store_rows(smem, tile, ptr, row, at.h, at.span.heads, at.span.stored)

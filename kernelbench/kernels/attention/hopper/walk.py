@@ -233,6 +233,7 @@ def place_of_part(
     stored = gl.where(known, stored, 0)
     if CAUSAL:  # the first tile of keys is the longest
         number = gl.maximum((stored + 127) // 128 - 1 - number, 0)
+    rows = gl.where(number * 128 < keys, rows, 0)  # nobody sees what is padded
     first, tiles, masked, tail, turn = span_of(
         rows, ahead, keys, number, 0, BLOCK_M, CAUSAL, ROTATED
     )
