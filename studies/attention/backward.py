@@ -10,8 +10,6 @@ Medians of event pairs, L2 flushed, variants interleaved in an order drawn anew 
 """
 
 import contextlib
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
+from forward import us_of
 from torch import Tensor
 
 from kernelbench.kernels.ahead_of_time import CompileError, ahead_of_time
@@ -54,6 +53,7 @@ VARIANTS = {
 }
 CHECKED = [(2, 512, 3), (2, 1000, 3), (2, 4096, 3)]
 RUNS = 4
+LAUNCHES = 1_000_000  # cycles in which those of a backward are queued
 MOST_ERROR = 8e-3  # of a gradient, by norm
 MORE_ERROR = 1.2  # than the table's choice
 
@@ -201,26 +201,6 @@ def peers(case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "fa4", lambda: _flash_attn_bwd(q, k, v, out, do, lse, D**-0.5, case.causal)
 
 
-def us_of(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
-    for call in calls.values():
-        call()
-    names = [*calls]
-    for _ in range(rounds):
-        random.shuffle(names)
-        for name in names:
-            flush.zero_()
-            torch.cuda._sleep(1_000_000)  # so that no launch is waited for
-            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            pair[0].record()
-            calls[name]()
-            pair[1].record()
-            pairs[name].append(pair)
-        torch.cuda.synchronize()
-    return {n: statistics.median(a.elapsed_time(b) for a, b in of) * 1e3 for n, of in pairs.items()}
-
-
 def measure(seconds: float) -> None:
     end = time.monotonic() + seconds
     print("shape,causal,variant,us")
@@ -232,7 +212,7 @@ def measure(seconds: float) -> None:
             name: backward_of(case, tile).run for name, tile in tiles(causal).items()
         }
         calls |= dict(peers(case))
-        for name, us in us_of(calls, 12 if shape[1] < 16384 else 6).items():
+        for name, us in us_of(calls, 12 if shape[1] < 16384 else 6, LAUNCHES).items():
             print(f'"{(*shape, D)}",{causal},{name},{us:.1f}', flush=True)
 
 

@@ -15,7 +15,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, pairwise, product
 from typing import Any
@@ -153,7 +153,10 @@ def peers(
     yield "cudnn", cudnn
 
 
-def us_of(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def us_of(
+    calls: Mapping[str, Callable[[], object]], rounds: int, ahead: int = 200_000
+) -> dict[str, float]:
+    """ahead: cycles that the GPU spins before a call, so that no launch of it is waited for."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
     for call in calls.values():
@@ -163,7 +166,7 @@ def us_of(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]
         random.shuffle(names)
         for name in names:
             flush.zero_()
-            torch.cuda._sleep(200_000)  # so that no launch is waited for
+            torch.cuda._sleep(ahead)
             pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             pair[0].record()
             calls[name]()

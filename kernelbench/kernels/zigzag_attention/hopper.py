@@ -74,20 +74,10 @@ def lies_cut(place, starts, s, late, N):
 
 
 class Seen(NamedTuple):
-    """As `Cuts`, of chunks in the same tensors, as gradients take them: late ones lie `shift` rows
-    further than it says. keys: of all documents, and behind them."""
+    """Chunks in the same tensors, as gradients take them: late ones lie `shift` rows further than
+    cuts say. keys: of all documents, and behind them."""
 
-    q_starts: Any
-    late_starts: Any
-    real_starts: Any
-    k_starts: Any
-    S: Any
-    number: Any
-    late_number: Any
-    T: Any
-    late_T: Any
-    chunks: Any
-    step: Any
+    cuts: Any
     keys: Any
     shift: Any
 
@@ -96,13 +86,14 @@ class Seen(NamedTuple):
 def sees_cut(place, s, late):
     """As `attention.hopper.walk.place_of_part`: the rows of a chunk of document s that are not
     padded."""
-    starts = place.q_starts
+    cuts = place.cuts
+    starts = cuts.q_starts
     if late:
-        starts = place.late_starts
-    q0, rows, ahead, start, keys = lies_cut(place, starts, s, late, 0)
+        starts = cuts.late_starts
+    q0, rows, ahead, start, keys = lies_cut(cuts, starts, s, late, 0)
     rows = tl.maximum(tl.minimum(keys - ahead, rows), 0)
-    below = tl.minimum(s + 1, place.S)
-    stored = tl.where(s == place.S, place.keys, tl.load(place.k_starts + below)) - start
+    below = tl.minimum(s + 1, cuts.S)
+    stored = tl.where(s == cuts.S, place.keys, tl.load(cuts.k_starts + below)) - start
     return q0 + late * place.shift, rows, ahead, start, keys, stored
 
 
@@ -286,7 +277,7 @@ def gradient_launches(
         after = [restoring_launch(keys, t.dk, t.dv)]
     launches = twice_launches(
         (Gradients(t.do, t.q, t.k, t.v, t.lse, t.delta, t.dq), t.total, t.dk, t.dv),
-        Seen(*_cuts(early, late, keys, False), keys.T, early.T),
+        Seen(_cuts(early, late, keys, False), keys.T, early.T),
         sees_cut,
         (keys.starts, keys.S),
         t.listed,
