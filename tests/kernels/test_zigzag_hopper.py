@@ -10,13 +10,15 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from compiling import printed_without_interpreter
 from test_zigzag_attention import SEEDS, check_all_ranks, sample, starts_of
 from torch import Tensor
 
+from kernelbench.kernels.ahead_of_time import ahead_of_time
 from kernelbench.kernels.attention.hopper.backward import HopperFusedTile
 from kernelbench.kernels.attention.hopper.forward import HopperTile
 from kernelbench.kernels.attention.hopper.order import list_launch, listed_size
-from kernelbench.kernels.launch import INTERPRETED, Target, ceil_div, described_for
+from kernelbench.kernels.launch import INTERPRETED, Launch, Target, ceil_div, described_for
 from kernelbench.kernels.zigzag_attention import ZigzagConfig, parts, zigzag_attention
 from kernelbench.kernels.zigzag_attention.configs import configs
 from kernelbench.kernels.zigzag_attention.hopper import (
@@ -212,33 +214,53 @@ def test_what_is_launched_for_a_gpu() -> None:
         kernels(arch="sm_80", config=tile)
 
 
+def launched(order: str, needs: tuple[bool, bool], **more: Any) -> list[Launch]:
+    """Both ways by one kernel each, for sm_90; needs: gradients of queries, and of keys."""
+    with described_for(Target("sm_90", 132)) as launches:
+        shapes = [(512, 8), (512, 8), (2048, 2), (2048, 2)]
+        q0, q1, k, v = (torch.empty(*x, 128, device="meta").bfloat16() for x in shapes)
+        given = [
+            x.requires_grad_(need)
+            for x, need in ((q0, needs[0]), (q1, needs[0]), (k, needs[1]), (v, needs[1]))
+        ]
+        starts = torch.empty(4, dtype=torch.int32, device="meta")
+        results = zigzag_attention(
+            *(*given, starts, starts, starts.clone()),
+            chunk_idx_0=0,
+            chunk_idx_1=3,
+            total_chunks=4,
+            kv_order=order,
+            config=with_tile(128, fused=True),
+            **more,
+        )
+        wanted = [x for x in given if x.requires_grad]
+        found = torch.autograd.grad(results[0].sum() + results[1].sum(), wanted)
+    # results of an operator of torch.library share no memory
+    assert len({x.untyped_storage()._cdata for x in found}) == len(wanted)
+    return launches
+
+
+def compile_each() -> None:
+    """For a process without the interpreter."""
+    for order in ("sequence", "zigzag"):
+        for launch in launched(order, (True, True)):
+            compiled = ahead_of_time(launch, "sm_90")
+            assert not compiled.serialised and compiled.shared_bytes <= 232448, compiled.kernel
+            print(compiled.kernel)
+
+
+@pytest.mark.slow
+def test_what_a_config_alone_launches_compiles() -> None:
+    names = printed_without_interpreter("test_zigzag_hopper", "compile_each").split()
+    assert {"differentiate", "restore_keys"} < {*names}
+
+
 def test_gradients_by_one_kernel_are_launched_where_a_config_says_so() -> None:
     """Behind a copy of keys in zigzag order, and one of their gradients back; `tl` where dq or
     those of keys alone are wanted."""
 
     def kernels(order: str, needs: tuple[bool, bool], **more: Any) -> list[str]:
-        with described_for(Target("sm_90", 132)) as launches:
-            shapes = [(512, 8), (512, 8), (2048, 2), (2048, 2)]
-            q0, q1, k, v = (torch.empty(*x, 128, device="meta").bfloat16() for x in shapes)
-            given = [
-                x.requires_grad_(need)
-                for x, need in ((q0, needs[0]), (q1, needs[0]), (k, needs[1]), (v, needs[1]))
-            ]
-            starts = torch.empty(4, dtype=torch.int32, device="meta")
-            results = zigzag_attention(
-                *(*given, starts, starts, starts.clone()),
-                chunk_idx_0=0,
-                chunk_idx_1=3,
-                total_chunks=4,
-                kv_order=order,
-                config=with_tile(128, fused=True),
-                **more,
-            )
-            wanted = [x for x in given if x.requires_grad]
-            found = torch.autograd.grad(results[0].sum() + results[1].sum(), wanted)
-        # results of an operator of torch.library share no memory
-        assert len({x.untyped_storage()._cdata for x in found}) == len(wanted)
-        names = [launch.kernel.fn.__name__ for launch in launches]
+        names = [launch.kernel.fn.__name__ for launch in launched(order, needs, **more)]
         return names[names.index("attend") + 1 :]
 
     one = ["find_deltas", "list_tiles", "differentiate", "scale_queries"]
