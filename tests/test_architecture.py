@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "suite": {"spec"},
     "metrics": {"spec", "files", "numbers"},
     "kernels": set(),
-    "nn": {"kernels"},
+    "nn": {"kernels", "dispatch"},
     "parallel": {"kernels", "nn"},
     "integrations": {"kernels", "parallel"},
     "families": {"spec", "source", "kernels", "nn", "parallel"},
