@@ -1,5 +1,6 @@
 """The GPU's clock on a device of paper: what it queues, in which order, and that a job gets by."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,8 +9,10 @@ import pytest
 import torch
 from toy import CASE, FAST, provider, right, run, toy
 
+from kernelbench import metrics
 from kernelbench.measure import environment, timer
 from kernelbench.measure import graph as graphs
+from kernelbench.measure.back_to_back import BackToBackClock
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.flush import CYCLE, ROUND, TAIL
 from kernelbench.measure.job import Session
@@ -154,6 +157,42 @@ def test_ranges_hold_the_call_and_the_flush_apart_and_are_not_timed(
     once = "<flush {}flush > <p event call event >"
     expected = f"gate {once.format('')} {once.format('launch ')} {'launch ' * TAIL}".split()
     assert paper.queued == expected
+
+
+def test_a_call_that_is_timed_back_to_back_begins_on_an_idle_gpu(
+    paper: Paper, clock: CudaClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gate, and none is needed: one that never holds makes no difference."""
+    monkeypatch.setattr(timer.torch.cuda, "synchronize", lambda: paper.queued.append("idle"))
+    paper.holds = False
+    other = BackToBackClock.of(clock)
+    assert (clock.name, other.name, other.times) == ("gated", "back_to_back", True)
+    probe = Probe("p", lambda: paper.queued.append("call"))
+    other.batch(probe, 1)  # the first look
+    paper.queued.clear()
+    batch = other.batch(probe, 3)
+    assert (batch.samples_ns, batch.held, batch.lead) == ((5_000,) * 3, True, 0)
+    assert paper.queued == ["flush", "idle", "event", "call", "event", "idle"] * 3
+    other.lead_ns = 10**12
+    assert other.batch(probe, 3).lead == MOST_LEAD
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_a_family_of_whole_steps_is_timed_back_to_back(
+    paper: Paper, clock: CudaClock, profiled: bool
+) -> None:
+    """Its times count: they have speedups, and are judged on fresh inputs."""
+    paper.holds = False
+    session = Session(
+        environment.device("cpu"), clock, Ceilings(), Telemetry.open(None), profiled=profiled
+    )
+    family = replace(toy(provider("fine", right)), back_to_back=True)
+    record = run(family, CASE, session=session, measure=FAST)["fine"]
+    assert record.status is Status.ok and record.timing is not None
+    assert record.timing.fresh_ns == (5_000,) * 5
+    assert record.timing.timer == ("profiled" if profiled else "back_to_back")
+    assert record.timing.counts == (not profiled) == bool(metrics.clocked(record))
+    assert ("profiled" in record.flags) == profiled
 
 
 def test_a_gate_that_never_holds_ends_ungated(paper: Paper, clock: CudaClock) -> None:

@@ -26,7 +26,7 @@ def run_job(
     where nothing more can run in this process.
     """
     guard = Guard(family, session, request.job.case.dtype, tell)
-    task = Task(family, request, session, guard)
+    task = Task(family, request, session.timing(family), guard)
     providers = yield from runnable(task, request.job.providers)
     if not providers:
         return

@@ -40,11 +40,11 @@ class Recheck:
         could have the answers beforehand.
         """
         parts = [RecordingWorkload(candidate.workload) for candidate in candidates]
-        gated = self._clock.name == "gated"
-        for part in parts if gated else ():  # the clock's plan of a part takes several calls
+        times = self._clock.times
+        for part in parts if times else ():  # the clock's plan of a part takes several calls
             self._attempt(partial(self._sample_once, part), part.name)
             part.outputs = ()
-        draws = DRAWS if gated else 1
+        draws = DRAWS if times else 1
         for i in range(draws):
             self.seed = self._proof.team.gather(secrets.randbits(SEED_BITS))[0]
             redraw: Callable[[], None] = partial(self._inputs.redraw, self.seed)

@@ -67,7 +67,7 @@ def _sample(task: Task, candidates: list[Candidate], first: bool) -> None:
         (i for i, c in enumerate(candidates) if c.provider is task.family.baseline), None
     )
     lasting: tuple[int, ...] = ()
-    if baseline is not None and clock.name == "gated":
+    if baseline is not None:
         parts = [*parts, parts[baseline]]
         lasting = (baseline, len(candidates))
     results = _sampled(task, parts, lasting)

@@ -2,20 +2,21 @@
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
+from kernelbench.measure.back_to_back import BackToBackClock
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.deviation import Deviation
 from kernelbench.measure.failure import Failure
 from kernelbench.measure.sampling import Batch
 from kernelbench.measure.team import Alone, Team
 from kernelbench.measure.telemetry import Telemetry
-from kernelbench.measure.timer import Timed
+from kernelbench.measure.timer import CudaClock, Timed
 from kernelbench.measure.workload import Workload
-from kernelbench.spec import Context, Device, Job, Provider, Timing
+from kernelbench.spec import Context, Device, Family, Job, Provider, Timing
 
 Tell = Callable[[str, str], None]  # reports progress: provider, phase
 Attempt = Callable[[Callable[[], Any], str], Any]  # step, provider: a Failure if it raises
@@ -50,9 +51,15 @@ class Session:
     profiled: bool = False  # whether a profiler is attached, which slows everything down
     team: Team = field(default_factory=Alone)  # who does its jobs together with this process
 
+    def timing(self, family: Family[Any]) -> "Session":
+        """This session with the clock that a family's calls are timed by."""
+        if not family.back_to_back or not isinstance(self.clock, CudaClock):
+            return self
+        return replace(self, clock=BackToBackClock.of(self.clock))
+
     def timer(self, held: bool) -> str:
         """The `timer` of a time that is read now (see spec.Timing). held: whether the gate held."""
-        if self.profiled and self.clock.name == "gated":
+        if self.profiled and self.clock.times:
             return "profiled"
         return self.clock.name if held else "ungated"
 

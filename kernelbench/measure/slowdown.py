@@ -37,8 +37,8 @@ class RecordingWorkload(Standing):
 
 
 def _medians(timing: Timing) -> tuple[float, float] | None:
-    """ns on repeated and on fresh inputs, minus the overhead; None unless they were gated."""
-    if timing.timer != "gated" or len(timing.fresh_ns) < FEWEST:
+    """ns on repeated and on fresh inputs, minus the overhead; None unless they count."""
+    if not timing.counts or len(timing.fresh_ns) < FEWEST:
         return None
     repeated = median(ns for block in timing.blocks_ns for ns in block)
     return repeated - timing.overhead_ns, median(timing.fresh_ns) - timing.overhead_ns
@@ -51,7 +51,7 @@ def slowdown(timing: Timing) -> float | None:
 
 
 def slower_on_fresh_inputs(timing: Timing, scale: float = 1.0) -> str:
-    """Why a time holds for repeated inputs alone, or "". Only gated times are judged.
+    """Why a time holds for repeated inputs alone, or "". Only times that count are judged.
 
     scale: how many times longer an honest call may take, since fresh inputs have another
     distribution.

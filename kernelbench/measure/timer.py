@@ -2,7 +2,7 @@
 
 A gated batch holds the stream with a spin kernel while everything is queued behind it, so that
 samples contain no launch latency. The gate provably held if the first event has not fired when the
-last call has been queued.
+last call has been queued. What no gate can hold: see `back_to_back`.
 """
 
 import time
@@ -213,7 +213,7 @@ class CudaClock:
             held = not pairs[0][0].query()
             torch.cuda.synchronize()
             if held:
-                return tuple(round(_ns(s, e) / unroll) for s, e in pairs)
+                return tuple(round(between_ns(s, e) / unroll) for s, e in pairs)
         raise RuntimeError("the gate did not hold for the replays of a graph")
 
     def _capture(self, part: Timed, unroll: int) -> torch.cuda.CUDAGraph:
@@ -235,7 +235,7 @@ class CudaClock:
             torch.cuda._sleep(cycles)
             end.record()
             torch.cuda.synchronize()
-            rates.append(cycles / _ns(start, end))
+            rates.append(cycles / between_ns(start, end))
         return max(rates)
 
     def _quantum(self) -> int:
@@ -247,7 +247,7 @@ class CudaClock:
             torch.cuda._sleep(1000 + 10 * i)
             end.record()
             torch.cuda.synchronize()
-            readings.add(_ns(start, end))
+            readings.add(between_ns(start, end))
         return min((b - a for a, b in pairwise(sorted(readings))), default=0)
 
     def _tail(self) -> float:
@@ -340,7 +340,7 @@ class CudaClock:
         launch_empty(TAIL)
         held = not pairs[0][0].query()
         torch.cuda.synchronize()
-        return Batch(tuple(_ns(s, e) for s, e in pairs), held)
+        return Batch(tuple(between_ns(s, e) for s, e in pairs), held)
 
     def kernel_ns(self, parts: Iterable[Timed], n: int = 2 * ROUND) -> dict[str, Spans]:
         """CUPTI spans (first kernel's start to last kernel's end) of n gated calls, by part.
@@ -384,11 +384,11 @@ class CudaClock:
             self.flush()  # a kernel that still runs when this begins is on another stream
             torch.cuda.synchronize()
             if held:
-                return attempt, tuple(_ns(s, e) for s, e in pairs)
+                return attempt, tuple(between_ns(s, e) for s, e in pairs)
         return 0, ()
 
 
-def _ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:
+def between_ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:
     """ns between two events; PyTorch returns ms with 24 bits of mantissa."""
     ms: float = start.elapsed_time(end)
     return round(ms * 1e6)

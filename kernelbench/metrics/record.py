@@ -20,11 +20,11 @@ MIB = 2**20
 
 
 def clocked(record: RunRecord) -> tuple[RunRecord, ...]:
-    """Of its processes those whose gate held, and that took longer than the clock's overhead."""
+    """Of its processes those whose times count, and that took longer than the clock's overhead."""
     return tuple(
         process
         for process in record.processes
-        if process.timing and process.timing.timer == "gated" and times.median_ns(process.timing)
+        if process.timing and process.timing.counts and times.median_ns(process.timing)
     )
 
 
@@ -148,7 +148,7 @@ def exposed_ns(record: RunRecord) -> float | None:
     messages, timing = record.messages, record.timing
     if not timed(record) or messages is None or not messages.without_ns:
         return None
-    if timing is None or timing.timer != "gated":  # another process's gate held
+    if timing is None or not timing.counts:  # another process's gate held
         return None
     ours = times.median_ns(timing)
     return ours + timing.overhead_ns - median(messages.without_ns) if ours else None

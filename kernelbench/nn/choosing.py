@@ -66,8 +66,8 @@ def chosen(op: str, impl: str, axes: Callable[[], Axes], *tensors: Tensor) -> st
     if why_not(first.device, first.dtype):
         return "eager"
     if has_table():
-        sizes = axes()
-        return _asked(op, _NAMES[first.dtype], graded(*tensors), sizes)
+        asked: str = _asked(op, _NAMES[first.dtype], graded(*tensors), axes())
+        return asked
     return "triton"
 
 

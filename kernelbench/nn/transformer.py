@@ -26,7 +26,8 @@ class ModelConfig:
     """Sizes of a `Transformer`, and how it computes.
 
     vocab_size: V. d_model: C, a multiple of n_heads. n_kv_heads: divides n_heads, and is as many
-        unless given. d_ff: channels of the SwiGLU block's gate. max_seq_len: most tokens of a sample.
+        unless given. d_ff: channels of the SwiGLU block's gate. max_seq_len: most tokens of a
+        sample.
     norm_eps, rope_base: of every RMSNorm, and of the rotary positions.
     impl: of every operator, or by operator (`rms_norm`, `rotary`, `attention`, `swiglu`; `auto` for
         what is left out): `auto`, `eager`, `compile`, `triton`. What is given is what runs; `auto`

@@ -34,6 +34,7 @@ Row = Mapping[str, Any]
 _GAP = 2
 _LEAST_PROVIDER = 12
 _LONGEST_REASON = 200
+_BACK_TO_BACK = "launches included: calls are timed back to back, each from an idle GPU on"
 _NO_SPEEDUP = {
     "ungated": "the queue ran dry while it was timed",
     "profiled": "a profiler looked on while it was timed",
@@ -293,6 +294,8 @@ def _add_case(
             doubts.append(f"no speedup: {_NO_SPEEDUP[row['timer']]}")
         if doubts:
             answers.add_row(name, Text(f"! {', '.join(doubts)}", style="yellow"))
+    if any(row["timer"] == "back_to_back" for row in rows):
+        answers.add_row(Text("all"), Text(_BACK_TO_BACK))
     for unproven in filter(None, shared):
         answers.add_row(Text("all"), Text(f"not proven on {unproven}"))
     if answers.row_count:

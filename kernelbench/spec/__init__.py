@@ -30,6 +30,7 @@ from kernelbench.spec.family import (
 from kernelbench.spec.job import Job, Measure
 from kernelbench.spec.measured import KernelUse, Measured, Tool
 from kernelbench.spec.record import (
+    COUNTED,
     METHOD,
     SCHEMA,
     Context,
@@ -45,6 +46,7 @@ from kernelbench.spec.record import (
 
 __all__ = [
     "COMPILE",
+    "COUNTED",
     "DTYPE_ALIASES",
     "METHOD",
     "SCHEMA",

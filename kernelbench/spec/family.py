@@ -201,6 +201,9 @@ class Family(Generic[C]):
         each such output y, and its `inputs` hold a `tangent_x` for each x of `grads`.
     dtypes: torch's names of the dtypes of outputs that are not of the case's, by output.
     flags: what records of a case carry of its oracle, once it has answered.
+    back_to_back: a call is a whole step of a program, of more launches than a gate can hold, and
+        the host's time is part of its own: calls are timed one after another, each from an idle
+        GPU on.
     origin: the file it was loaded from; `families.load` fills it in.
     files: others that its code stands in, where its functions do not tell. declared: what it was
         made from, where that is no file.
@@ -220,6 +223,7 @@ class Family(Generic[C]):
     modes: tuple[Mode, ...] = (Mode.fwd, Mode.bwd, Mode.full)
     dtypes: Callable[[C], Mapping[str, str]] = no_others
     flags: Callable[[C], tuple[str, ...]] = nothing
+    back_to_back: bool = False
     origin: str = ""
     files: tuple[str, ...] = ()
     declared: str = ""

@@ -102,13 +102,18 @@ class Prepared:
     bytes: int
 
 
+COUNTED = ("gated", "back_to_back")  # timers of times that speeds follow from
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """Raw samples in ns, nothing removed. Blocks of the same index ran in the same round.
 
-    timer: `gated` (CUDA events behind a gate that was proven to hold), `ungated` (it was not:
-        no speedup), `profiled` (a profiler looked on: no speedup either), or `host` (a machine
-        without a GPU: no samples, at most those of an older record, and no speeds at all).
+    timer: `gated` (CUDA events behind a gate that was proven to hold), `back_to_back` (CUDA events
+        around calls that each begin on an idle GPU, launches included: see `Family`), `ungated` (a
+        gate did not hold: no speedup), `profiled` (a profiler looked on: no speedup either), or
+        `host` (a machine without a GPU: no samples, at most those of an older record, and no speeds
+        at all).
     again_ns: the baseline's second run in every round, from which the noise floor follows.
     places: of each block in the order of its round, which is drawn; again_places: likewise.
     quantum_ns: the step of the clock; 0 where it is not known.
@@ -140,6 +145,11 @@ class Timing:
     graph_nodes: float | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     stop: str = ""  # "interval", "plateau", "samples" or "time"
+
+    @property
+    def counts(self) -> bool:
+        """Whether its samples are what they are meant to be, so that speeds follow from them."""
+        return self.timer in COUNTED
 
 
 @dataclass(frozen=True, kw_only=True)

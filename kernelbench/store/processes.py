@@ -34,7 +34,7 @@ def _one(records: list[RunRecord]) -> RunRecord:
     if not further:
         return first
     flags = dict.fromkeys(chain.from_iterable(record.flags for record in (first, *further)))
-    if any(record.timing and record.timing.timer == "gated" for record in (first, *further)):
+    if any(record.timing and record.timing.counts for record in (first, *further)):
         flags = {flag: None for flag in flags if flag not in UNTIMED}
     peaks = [record.peak_bytes for record in (first, *further) if record.peak_bytes is not None]
     return replace(first, flags=tuple(flags), peak_bytes=max(peaks, default=None), further=further)
