@@ -1,5 +1,6 @@
 """What may stand in a suite: pydantic models made from the families, and their errors in words."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -322,7 +323,30 @@ def json_schema(families: Families) -> dict[str, Any]:
     schema["patternProperties"] = {f"^{SHARED}": {"description": "holds anchors; else unread"}}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     titled: dict[str, Any] = _tidy(schema)
+    titled["$defs"] |= _share_values(titled)
     return head | titled | {"title": "a kernelbench suite"}
+
+
+def _share_values(schema: dict[str, Any]) -> dict[str, Any]:
+    """Definitions of the values that several axes may have, to which these then refer."""
+    users: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+
+    def collect(at: Any) -> None:
+        for key, value in at.items() if isinstance(at, dict) else enumerate(at):
+            if isinstance(value, dict) and "anyOf" in value:
+                users.setdefault(json.dumps(value["anyOf"]), []).append((str(key), value))
+            if isinstance(value, (dict, list)):
+                collect(value)
+
+    collect(schema)
+    shared: dict[str, Any] = {}
+    for of in users.values():
+        if len(of) > 1:
+            name = f"{of[0][0]}_values{len(shared)}"
+            for _, value in of:
+                shared[name] = {"anyOf": value.pop("anyOf")}
+                value["$ref"] = f"#/$defs/{name}"
+    return shared
 
 
 def _tidy(schema: Any, names: bool = False) -> Any:
