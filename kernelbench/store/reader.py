@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.store.kept import unpacked
 from kernelbench.store.processes import together
 
 L = TypeVar("L", RunRecord, Measured)
@@ -127,7 +128,7 @@ def lines(path: Path, name: str) -> list[bytes]:
         raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
     except lzma.LZMAError as error:
         raise KernelbenchError(f"{archived(file)}: cannot be unpacked ({error})") from None
-    parts = content.split(b"\n")
+    parts = [unpacked(line) for line in content.split(b"\n")]
     return parts if parts[-1] else parts[:-1]
 
 
@@ -138,7 +139,8 @@ def _two_of(file: Path) -> list[str]:
 
 
 def archived(file: Path) -> Path:
-    """Where the lines of a run that is kept may be instead: `xz -9 records.jsonl`."""
+    """Where the lines of a run that is kept may be instead: `xz -9 records.jsonl`, as they are or
+    `kept.packed`."""
     return file.with_name(f"{file.name}{ARCHIVED}")
 
 

@@ -1,0 +1,77 @@
+"""Runs as they are kept: what is packed is read as it was."""
+
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernelbench import store
+from kernelbench.store.kept import packed, unpacked
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "results/h200/20261130T202753Z-rcm-seed-h200"
+
+
+def line(**timing: object) -> bytes:
+    return json.dumps({"status": "ok", "timing": timing}, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize(
+    ("samples", "steps"),
+    [
+        ([*range(96, 96 + 8 * 32, 32)], {"from": 96, "step": 32, "steps": [*range(8)]}),
+        ([[7, 9], [11, 7, 7, 7, 7, 7]], {"from": 7, "step": 2, "steps": [[0, 1], [2, *[0] * 5]]}),
+        ([5] * 9, {"from": 5, "step": 1, "steps": [0] * 9}),
+    ],
+)
+def test_samples_are_counted_in_steps(samples: list[object], steps: object) -> None:
+    given = line(blocks_ns=samples)
+    assert json.loads(packed(given))["timing"]["blocks_ns"] == steps
+    assert unpacked(packed(given)) == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        line(host_ns=[1, 2, 3]),
+        line(blocks_ns=[[]], stop="time", missing={"graph": 'it says "steps":'}),
+        line(blocks_ns=[0.5] * 9),
+        b'{"timing":null}',
+    ],
+)
+def test_what_is_no_list_of_samples_stays(given: bytes) -> None:
+    assert packed(given) == given == unpacked(given)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b'{"timing":{"a":{"from":1,"step":1,"steps":[1,', b'["steps":', b'{"x":{"steps":1}}',
+     b'{"timing":{"a":{"from":"x","step":1,"steps":[1]}}}'],
+)  # fmt: skip
+def test_a_damaged_line_is_left_to_who_reads_it(damaged: bytes) -> None:
+    assert unpacked(damaged) == damaged
+
+
+def test_a_run_is_kept_whole(tmp_path: Path) -> None:
+    plain = tmp_path / "runs" / RUN.name
+    shutil.copytree(RUN, plain)
+    records = store.lines(plain, "records.jsonl")
+    (plain / "records.jsonl.xz").unlink()
+    (plain / "records.jsonl").write_bytes(b"\n".join(records) + b"\n")
+    kept = tmp_path / "kept"
+    command = [sys.executable, str(ROOT / "tools/keep.py"), str(plain), str(kept)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert store.lines(kept / RUN.name, "records.jsonl") == records
+    assert store.read(kept / RUN.name) == store.read(plain) == store.read(RUN)
+    whole = lzma.compress((plain / "records.jsonl").read_bytes(), preset=9 | lzma.PRESET_EXTREME)
+    size = (kept / RUN.name / "records.jsonl.xz").stat().st_size
+    assert size < 0.9 * len(whole)
+    facts = json.loads((plain / "manifest.json").read_text())
+    facts["git"]["dirty"] = True
+    (plain / "manifest.json").write_text(json.dumps(facts))
+    failed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1 and "its tree was not clean" in failed.stderr
