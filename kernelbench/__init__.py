@@ -23,6 +23,7 @@ PUBLIC = (
     "kernels.rcm_int8",
     "kernels.rms_norm",
     "kernels.rotary",
+    "kernels.swiglu",
     "kernels.zigzag_attention",
     "nn",
     "parallel",

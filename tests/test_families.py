@@ -22,6 +22,7 @@ from kernelbench import families, source
 from kernelbench.families.empty import EmptyCase, Kernel
 from kernelbench.families.rms_norm import RMSNormCase
 from kernelbench.families.rotary import RotaryCase
+from kernelbench.families.swiglu import SwigluCase
 from kernelbench.measure import environment
 from kernelbench.measure.ceilings import Ceilings
 from kernelbench.measure.inputs import Draw
@@ -277,6 +278,9 @@ def test_costs_are_whole_and_of_both_ways(family: Family[Any]) -> None:
             RotaryCase(B=1, S=2, Hq=2, Hk=1, D=4, dtype=DType.fp32, mode=Mode.full),
             Cost(flops=2 * 12 * 6, read=2 * 96 + 32, write=2 * 96),
         ),
+        # SwiGLU, 2 × 8 in bf16: 32 bytes a tensor, whether packed or not.
+        (SwigluCase(M=2, F=8), Cost(5 * 16, 2 * 32, 32)),
+        (SwigluCase(M=2, F=8, mode=Mode.bwd, packed=True), Cost(11 * 16, 3 * 32, 2 * 32)),
         # y = 2·x + z, 2 × 8 in bf16: an FMA an element. Of an empty kernel nothing.
         (EmptyCase(M=2, N=8), Cost(flops=2 * 16, read=2 * 32, write=32)),
         (EmptyCase(M=2, N=8, kernel=Kernel.empty), Cost(0, 0, 0)),
@@ -338,6 +342,8 @@ ONE_PASS = (
     ("rms_norm", "liger"),
     ("rms_norm", "quack"),
     ("rotary", "triton_fused"),
+    ("swiglu", "triton_fused"),
+    ("swiglu", "liger"),
     ("empty", "triton_fused"),
 )
 

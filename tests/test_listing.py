@@ -26,6 +26,7 @@ NAMES = [
     "rcm_layer",
     "rms_norm",
     "rotary",
+    "swiglu",
     "zigzag_attention",
     "zigzag_parallel",
 ]

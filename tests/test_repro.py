@@ -35,6 +35,7 @@ FAMILIES = families.load()
 SMALL: dict[str, dict[str, Any]] = {
     "rms_norm": {"M": 4, "N": 256, "residual": True, "mode": "full"},
     "rotary": {"B": 1, "S": 8, "Hq": 2, "Hk": 1, "D": 32, "inplace": True},
+    "swiglu": {"M": 4, "F": 96, "packed": True, "mode": "full"},
     "empty": {"M": 3, "N": 20},
     "rcm_attention": {"B": 1, "N": 20, "H": 2, "D": 32, "mode": "full"},
     "rcm_layer": {"B": 1, "N": 16, "C": 32, "H": 2},

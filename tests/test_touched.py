@@ -55,6 +55,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"B": 2, "S": 21, "Hq": 2, "Hk": 2, "D": 80, "dtype": "fp16", "tables": "bs"},
         {"B": 1, "S": 37, "Hq": 4, "Hk": 2, "D": 64, "dtype": "fp16", "inplace": True},
     ],
+    "swiglu": [
+        {"M": 37, "F": 257, "dtype": "fp32"},
+        {"M": 41, "F": 384, "dtype": "fp16", "packed": True},
+        {"M": 37, "F": 129, "dtype": "fp32", "packed": True},
+    ],
     "empty": [
         {"M": 37, "N": 257, "dtype": "fp32"},
         {"M": 37, "N": 256, "dtype": "fp16"},
@@ -137,6 +142,9 @@ UNCOUNTED = {
     ("rotary", "compile_max_autotune"): GPU,
     ("rotary", "liger"): GPU,
     ("rotary", "quack"): GPU,
+    ("swiglu", "compile"): COMPILED,
+    ("swiglu", "compile_max_autotune"): GPU,
+    ("swiglu", "liger"): GPU,
     ("rcm_attention", "torch_fused"): COMPILED,
     ("rcm_attention", "compile_max_autotune"): GPU,
     ("rcm_attention", "fa3"): GPU,

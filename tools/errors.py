@@ -1,12 +1,12 @@
 """The table of docs/method.md: how much of their budgets the errors of right providers use."""
 
-import lzma
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cog
 
+from kernelbench import store
 from kernelbench.spec import OutputError, RunRecord, Status
 
 RUNS = Path(__file__).parent.parent / "results/h200"
@@ -15,9 +15,7 @@ FIGURES = ("error", "worst element", "worst row", "worst column", "slope")
 
 def table(*runs: str) -> None:
     """A line a family, mode, accuracy and kind of inputs. runs: folders in results/h200."""
-    packed = [RUNS / run / "records.jsonl.xz" for run in runs]
-    texts = [lzma.decompress(path.read_bytes()).decode() for path in packed]
-    records = [RunRecord.from_json(line) for text in texts for line in text.splitlines()]
+    records = [record for run in runs for record in store.history(RUNS / run)]
     cog.outl(f"| family | mode | accuracy | on | answers | {' | '.join(FIGURES)} |")
     cog.outl("|---|---|---|---|---|" + "---|" * len(FIGURES))
     for key, found in _parts(records).items():

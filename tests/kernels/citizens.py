@@ -16,6 +16,7 @@ from kernelbench.kernels import (
     rcm_int8,
     rms_norm,
     rotary,
+    swiglu,
     zigzag_attention,
 )
 from kernelbench.nn import skip
@@ -168,6 +169,15 @@ FUNCTIONS = {
         (None, False, [], False),
         {"batch": (0, 0, None, None), "tokens": (1, 1, 0, 0), "heads": (2, 2, None, None)},
     ),
+    "swiglu": Function(
+        _draw((2, 4, 16), (2, 4, 16)),
+        lambda gate, up: (swiglu.swiglu(gate, up),),
+        lambda gate, up: (F.silu(gate) * up,),
+        2,
+        swiglu._operator,
+        ([],),
+        {"batch": (0, 0), "rows": (1, 1), "columns": (2, 2)},
+    ),
     "attention": Function(
         _draw((2, 3, 4, 16), (2, 5, 2, 16), (2, 5, 2, 16)),
         lambda q, k, v: attention.attention(q, k, v, causal=True, return_lse=True),
@@ -284,7 +294,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
     "`torch.library.opcheck`": _all(),
     "`torch.func.grad`": _all(rcm_attention_int8=_NO_GRADIENT),
     "`torch.func.vmap`, one call after another": _all(),
-    "forward mode, `torch.func.jvp`": _all(_NO_TANGENT, rms_norm=YES, apply_rotary=YES),
+    "forward mode, `torch.func.jvp`": _all(_NO_TANGENT, rms_norm=YES, apply_rotary=YES, swiglu=YES),
     "second derivatives": _all(_NO_SECOND, apply_rotary=YES, rcm_attention_int8=_NO_GRADIENT),
     "second derivatives by `torch.func`": _all(
         Refused((RuntimeError, NotImplementedError), "cannot be differentiated again"),

@@ -23,6 +23,7 @@ from kernelbench.kernels.rcm_attention import rcm_attention, rcm_attention_unfus
 from kernelbench.kernels.rcm_int8 import rcm_attention_int8
 from kernelbench.kernels.rms_norm import rms_norm
 from kernelbench.kernels.rotary import apply_rotary
+from kernelbench.kernels.swiglu import swiglu
 from kernelbench.kernels.zigzag_attention import zigzag_attention
 
 TOKENS, APART = 64, 1 << 26  # elements from a token to the next: half of the offsets pass 2^31
@@ -210,6 +211,17 @@ def test_rotary_and_rms_norm(spread, device):
         rms_norm(x, weight, residual=residual),
         strict=True,
     ):
+        assert torch.equal(got, expected)
+
+
+def test_swiglu(spread, device):
+    given = [draw(TOKENS, 256, device=device) for _ in "gud"]
+
+    def found(gate, up, dy):
+        y, gradients = torch.func.vjp(swiglu, gate, up)
+        return swiglu(gate), y, *gradients(dy)
+
+    for got, expected in zip(found(*spread(*given)), found(*given), strict=True):
         assert torch.equal(got, expected)
 
 

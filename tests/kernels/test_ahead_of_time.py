@@ -58,6 +58,7 @@ from kernelbench.kernels.ahead_of_time import ahead_of_time
 from kernelbench.kernels.launch import Target, described_for
 from kernelbench.kernels.rms_norm import push_launch, rms_norm
 from kernelbench.kernels.rotary import apply_rotary
+from kernelbench.kernels.swiglu import swiglu
 
 def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -70,6 +71,11 @@ with described_for(Target("sm_90", 132)) as launches:
         rms_norm(x, weight.clone().requires_grad_()).backward(x)
         launches.append(push_launch(x, x, weight, weight, rstd, x, casting="fp32"))
         launches.append(push_launch(x, None, None, weight, rstd, x, casting="gemma"))
+    for F in (1, 16, 1001):
+        for asked in (0, 1):
+            given = [meta(64, 2 * F), meta(64, 3, 2 * F)[:, 0]]
+            given[asked].requires_grad_()
+            swiglu(*given).sum().backward()
     q, k, table = meta(2, 128, 8, 128), meta(2, 128, 2, 128), meta(256, 48)
     starts = meta(2, dtype=torch.int32)
     for interleaved in (False, True):

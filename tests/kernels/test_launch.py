@@ -26,6 +26,7 @@ from kernelbench.kernels import (
 )
 from kernelbench.kernels.attention.configs import AttentionConfig
 from kernelbench.kernels.launch import Launch, check_device, on_device, power_of_2, refusal
+from kernelbench.kernels.swiglu import SwigluConfig, swiglu
 from kernelbench.kernels.zigzag_attention import ZigzagConfig
 
 
@@ -425,6 +426,15 @@ def test_a_kind_of_rotation_is_one_launch(kept, device):
     assert len(kept) > 15
 
 
+def test_a_kind_of_swiglu_is_one_launch(kept, device):
+    gate, up = torch.randn(2, 3, 7, 16, device=device)
+    for wanted in ((True, True), (True, False), (False, True)):
+        differentiate(swiglu, (gate, up), wanted)
+        differentiate(swiglu, torch.randn(3, 7, 32, device=device).chunk(2, -1), wanted)
+    differentiate(swiglu, (gate,), (True,))
+    assert len(kept) > 8
+
+
 def test_a_kind_of_norm_is_one_launch(kept, device):
     x, weight, r = (torch.randn(*shape, device=device) for shape in ((3, 7, 16), (16,), (3, 7, 16)))
     for wanted in ((True, True, True), (True, False, False), (False, True, False)):
@@ -518,6 +528,7 @@ def test_what_hooks_hand_back_otherwise_is_another_kind(changed, kept, device):
     [
         rms_norm.RmsNormConfig,
         rotary.RotaryConfig,
+        SwigluConfig,
         AttentionConfig,
         projection.ProjectionConfig,
         rcm_int8.RcmInt8Config,

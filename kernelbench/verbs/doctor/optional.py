@@ -58,7 +58,8 @@ class Program(NamedTuple):
 
 
 PACKAGES = (
-    Package("liger-kernel>=0.8", ("liger_kernel",), "peer `liger` of rms_norm and rotary", "peers"),
+    Package("liger-kernel>=0.8", ("liger_kernel",), "peer `liger` of rms_norm, rotary and swiglu",
+            "peers"),
     Package("quack-kernels>=0.6", ("quack",), "peers `quack` of rms_norm and rotary, on a GPU",
             "peers", (3, 12)),
     Package("flash-attn-4>=4.0.0b36", ("flash_attn",), "peer `fa4` of rcm_attention, on a GPU",
