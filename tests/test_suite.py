@@ -366,16 +366,20 @@ def test_shipped_suites_load_with_the_real_families() -> None:
     assert {job.family for job in load(find("smoke"), real).jobs} == set(real)
 
 
-def test_smoke_shows_pytorch_fused_beside_ours_and_compiles_four_graphs() -> None:
+def test_smoke_shows_pytorch_fused_beside_ours_and_compiles_few_graphs() -> None:
     real = families.load()
     graphs, roles = 0, dict[str, set[Role]]()
     for job in load(find("smoke"), real).jobs:
         shown = [real[job.family].provider(name) for name in job.providers]
         assert {Role.baseline, Role.triton_fused} <= {p.role for p in shown}, job.id
         roles.setdefault(job.family, set()).update(p.role for p in shown)
-        compiled = [p for p in shown if {"compiled", "compile"} & {*p.build.__code__.co_names}]
+        compiled = [
+            p
+            for p in shown
+            if p.name == "compile" or {"compiled", "compile"} & {*p.build.__code__.co_names}
+        ]
         graphs += len(compiled) * (1 if job.case.mode is Mode.fwd else 2)
-    assert graphs == 4  # 3 to 12 s each on a CPU
+    assert graphs == 5  # 3 to 12 s each on a CPU
     assert all(Role.torch_fused in shown for shown in roles.values())
 
 

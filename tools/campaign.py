@@ -33,7 +33,7 @@ PIECES = {
     "nbwd": "h200 --family rms_norm --mode bwd --filter /(?!.*residual)",
     "nres": "h200 --family rms_norm --filter residual",
     "rotary": "h200 --family rotary",
-    "swiglu": "h200 --family swiglu",
+    "swiglu": "swiglu",
 }
 LEAST_S = 30  # with less left no piece is begun
 # FlashAttention-4 compiles for every process anew, unless it is told to keep what it has.
