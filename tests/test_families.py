@@ -299,7 +299,8 @@ def test_traffic_rows_are_whole_bytes_of_named_tensors() -> None:
     for family in FAMILIES.values():
         modelled = family.baseline.traffic is not None
         between_gpus = "world" in {axis.name for axis in family.case.axes()}
-        assert modelled != between_gpus, f"{family.name}: the baseline has no byte model"
+        unmodelled = between_gpus or family.name == "train_step"  # what a whole step moves is not
+        assert modelled != unmodelled, f"{family.name}: the baseline has no byte model"
         for provider in family.providers:
             for case in family.checks if provider.traffic else ():
                 rows = provider.traffic(case)

@@ -27,6 +27,7 @@ NAMES = [
     "rms_norm",
     "rotary",
     "swiglu",
+    "train_step",
     "zigzag_attention",
     "zigzag_parallel",
 ]

@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dilated_attention": {"B": 1, "N": 16, "branches": "8r1_16r2", "H": 2, "D": 16},
     "dilated_parallel": {"world": 1, "N": 16, "branches": "8r1_16r2", "H": 2, "D": 16},
     "dit_block": {"B": 1, "N": 12, "C": 32, "H": 2},
+    "train_step": {"B": 1, "S": 8, "C": 16, "H": 2, "layers": 1, "V": 20},
     "zigzag_attention": {"W": 2, "rank": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16},
     "zigzag_parallel": {"world": 1, "N": 16, "Hq": 2, "Hk": 1, "D": 16, "least": 1},
 }

@@ -380,7 +380,8 @@ def test_smoke_shows_pytorch_fused_beside_ours_and_compiles_few_graphs() -> None
         ]
         graphs += len(compiled) * (1 if job.case.mode is Mode.fwd else 2)
     assert graphs == 5  # 3 to 12 s each on a CPU
-    assert all(Role.torch_fused in shown for shown in roles.values())
+    without = {name for name, shown in roles.items() if Role.torch_fused not in shown}
+    assert without == {"train_step"}, "whose fused form is two graphs, of forward and backward"
 
 
 @pytest.mark.parametrize("name", ["attention", "h200", "launch", "rcm_seed"])
