@@ -1,6 +1,7 @@
 """Ranks of the CPU, over gloo, in Triton's interpreter; and what they attend to, in fp64."""
 
 import math
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -11,11 +12,21 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from interpreter import look_once
 from torch import Tensor
 
 from kernelbench.kernels.launch import INTERPRETED
 
 H, G, D = 4, 2, 16
+# Imported once, by a process that does nothing else and off which each rank is forked.
+BEFORE = (
+    "gloo",
+    "torch._dynamo",
+    "torch.distributed.tensor.experimental",
+    "kernelbench.families",
+    "kernelbench.nn",
+    "kernelbench.parallel",
+)
 
 
 def together(work: Callable[..., None], ranks: int, *args: Any) -> None:
@@ -23,21 +34,22 @@ def together(work: Callable[..., None], ranks: int, *args: Any) -> None:
     if not INTERPRETED:
         pytest.skip("ranks of the CPU need Triton's interpreter")
     here = Path(__file__).parent
-    with socket.socket() as found, pytest.MonkeyPatch.context() as patch:
+    with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
+        meeting = f"tcp://127.0.0.1:{found.getsockname()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
         path = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
-        patch.setenv("MASTER_ADDR", "127.0.0.1")
-        patch.setenv("MASTER_PORT", str(found.getsockname()[1]))
-        patch.setenv("WORLD_SIZE", str(ranks))
-        found.close()
-        torch.multiprocessing.spawn(_of_rank, (work, ranks, *args), nprocs=ranks)  # type: ignore[no-untyped-call]
+        multiprocessing.set_forkserver_preload([*BEFORE])
+        torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+            _of_rank, (work, ranks, meeting, *args), nprocs=ranks, start_method="forkserver"
+        )
 
 
-def _of_rank(rank: int, work: Callable[..., None], ranks: int, *args: Any) -> None:
-    os.environ["RANK"] = str(rank)
+def _of_rank(rank: int, work: Callable[..., None], ranks: int, meeting: str, *args: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    look_once()
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     work(rank, ranks, *args)
     dist.destroy_process_group()
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kernelbench.families.dilated_attention import FAMILY as WHOLE
 from kernelbench.families.dilated_parallel import FAMILY
 from kernelbench.families.dilated_parallel.case import ParallelDilatedCase
 from kernelbench.families.dilated_parallel.messages import of_all_keys, of_kept_rows
 from kernelbench.nn.branches import Piece
+from kernelbench.parallel import segments
 from kernelbench.spec import Device, Status, UsageError
 from kernelbench.store import read
 
@@ -113,6 +116,22 @@ def test_segments_that_a_rank_does_not_divide_are_the_baselines_alone() -> None:
         assert why is not None and "divide a rank's 16 tokens" in why
     fits = made(world=3, N=48, branches="99r2")  # all tokens
     assert FAMILY.provider("torch_fused").unsupported(fits, cpu) is None
+
+
+def test_groups_that_would_wait_for_ever_are_the_baselines_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, cpu = made(world=3, N=48, branches="16r1_32r2"), Device("cpu", "cpu")
+    dist.init_process_group("fake", rank=1, world_size=3, store=FakeStore())
+    try:
+        for bound in (False, True):
+            monkeypatch.setattr(segments, "_is_bound", lambda bound=bound: bound)
+            assert FAMILY.baseline.unsupported(case, cpu) is None
+            for name in ("torch_fused", "triton_fused"):
+                why = FAMILY.provider(name).unsupported(case, cpu) or ""
+                assert ("groups of 2 of 3 ranks, which would wait for ever" in why) is bound
+    finally:
+        dist.destroy_process_group()
 
 
 def run(folder: Path, modes: list[str], cases: list[dict[str, Any]]) -> list[Any]:

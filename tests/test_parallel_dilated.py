@@ -3,6 +3,7 @@
 import gc
 import pickle
 from copy import deepcopy
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernelbench.nn import DilatedAttention
-from kernelbench.parallel import RingDilatedAttention, segments
+from kernelbench.parallel import RingDilatedAttention, collectives, dilated, segments
 from kernelbench.parallel.segments import Ranks, branch_of
 
 Case = tuple[int, list[int], list[int], int, bool, dict[str, Any]]  # N, w, r, heads of k, causal
@@ -110,13 +111,13 @@ def test_only_kept_rows_of_segments_that_span_ranks_travel(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    gather: Any = dist.all_gather_into_tensor
+    gather = dilated.all_gather_single
 
     def counted(every: Tensor, message: Tensor, **more: Any) -> Any:
         sent.append(message.numel())
         return gather(every, message, **more)
 
-    monkeypatch.setattr(dist, "all_gather_into_tensor", counted)
+    monkeypatch.setattr(dilated, "all_gather_single", counted)
     dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
     *inputs, _ = drawn(48, 4, torch.float32)
     local = [x.chunk(2, 1)[rank] for x in inputs]
@@ -226,6 +227,7 @@ class _OnTheGpu(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("G", [4, 2, 1])
 @pytest.mark.parametrize("rule", ["head_mod", "head_group", "segment_index"])
 def test_a_call_is_queued_without_waiting(G: int, rule: str) -> None:
@@ -237,6 +239,16 @@ def test_a_call_is_queued_without_waiting(G: int, rule: str) -> None:
     with _OnTheGpu():
         torch.autograd.grad(ring(*leaves, is_causal=True), leaves, do)
     dist.destroy_process_group()
+
+
+def test_before_pytorch_2_13_collectives_have_their_names_of_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("all_gather_single", "reduce_scatter_single"):
+        monkeypatch.delattr(dist, name, raising=False)
+    found = run_path(collectives.__file__)
+    assert found["all_gather_single"] is dist.all_gather_into_tensor
+    assert found["reduce_scatter_single"] is dist.reduce_scatter_tensor
 
 
 @pytest.mark.parametrize(("G", "r"), [(12, 5), (4, 3), (4, 2), (2, 5), (3, 12), (1, 7)])

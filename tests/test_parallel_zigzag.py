@@ -1,8 +1,11 @@
 """Zigzag attention over ranks of the CPU: o and gradients of the whole are those of one process in
 fp64."""
 
+from functools import cache
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -50,15 +53,17 @@ def _are_as_precise_as_one(rank: int, ranks: int, case: Case) -> None:
         *local, layout, heads_k_stride=stride, causal=causal, cp_comm_type=comm
     )
     found = [o, *torch.autograd.grad(o, local, layout.shard(draw[3], rank))]
-    alone, wanted = _alone(draw, lengths, causal), exact(draw, lengths, causal)
+    alone, wanted = _alone(tuple(lengths), causal), exact(draw, lengths, causal)
     for one, other, right in zip(found, alone, wanted, strict=True):
         ours, theirs = layout.unshard(one).double() - right, other.double() - right
         assert ours.abs().max() <= 2.5 * theirs.abs().max() + 2e-3, case
         assert ours.norm() <= 1.5 * theirs.norm(), case
 
 
-def _alone(draw: list[Tensor], lengths: list[int], causal: bool) -> list[Tensor]:
-    local = [x.clone().requires_grad_() for x in draw[:3]]
+@cache
+def _alone(lengths: tuple[int, ...], causal: bool) -> list[Tensor]:
+    draw = drawn(sum(lengths), 2, torch.float16)
+    local = [x.requires_grad_() for x in draw[:3]]
     starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     o = attention(*local, cu_seqlens_q=starts, causal=causal)
     assert isinstance(o, Tensor)
@@ -115,6 +120,19 @@ def test_shards_are_rows_in_any_axis_and_padding_is_zero() -> None:
     assert layout.shard(x.long()[0], 0, fill=-100).tolist() == [1, 2, -100, -100, 7, -100]
     with pytest.raises(ValueError, match="takes all 8 tokens along axis 0, got 2"):
         layout.shard(x, 0)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[6.0, 2], [True, 2], ["6"], "62", None, 8, [None], torch.tensor([6, 2])], ids=repr
+)
+def test_lengths_are_whole_numbers(lengths: Any) -> None:
+    with pytest.raises(TypeError, match="takes lengths as a sequence of whole numbers, got "):
+        ZigzagLayout.of(lengths, 2)
+
+
+def test_whole_numbers_of_other_types_are_taken() -> None:
+    numbers = np.array([600, 2]), iter([600, 2])
+    assert {ZigzagLayout.of(each, 2) for each in numbers} == {ZigzagLayout.of([600, 2], 2)}  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from kernelbench.kernels.operators import differentiable_once
+from kernelbench.parallel.collectives import all_gather_single, reduce_scatter_single
 
 
 def own_rank() -> int:
@@ -17,7 +18,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         every = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(every, x.contiguous())
+        all_gather_single(every, x.contiguous())
         return every
 
     @staticmethod
@@ -25,7 +26,7 @@ class _AllGather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         [grad] = grads
         own = grad.new_empty(len(grad) // dist.get_world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous())
+        reduce_scatter_single(own, grad.contiguous())
         return own
 
 

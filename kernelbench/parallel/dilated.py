@@ -33,6 +33,7 @@ from kernelbench.nn.spans import (
     ours,
     wide_zeros,
 )
+from kernelbench.parallel.collectives import all_gather_single, reduce_scatter_single
 from kernelbench.parallel.segments import Branch, Kept, Ranks, branch_of, misfit, unmade
 
 
@@ -166,7 +167,7 @@ def _gather(k: Tensor, v: Tensor, branch: Branch, H: int) -> _Travelling:
         parts.append(nn.functional.pad(both, (0, 0, 0, 0, 0, missing)).flatten())
     message = torch.cat(parts)
     every = message.new_empty(len(branch.members) * len(message))
-    work = dist.all_gather_into_tensor(every, message, group=branch.group, async_op=True)
+    work = all_gather_single(every, message, group=branch.group, async_op=True)
     return _Travelling(every, work)
 
 
@@ -183,7 +184,7 @@ def _scatter(
         add_gradients(sums_of, [rows.span], q, keys[0], keys[1], given, call.way)
         sums.put(found)
     mine = total.new_empty(len(total) // len(branch.members))
-    work = dist.reduce_scatter_tensor(mine, total, group=branch.group, async_op=True)
+    work = reduce_scatter_single(mine, total, group=branch.group, async_op=True)
     return _Travelling(mine, work, total)
 
 

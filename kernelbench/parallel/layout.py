@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from operator import index
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kernelbench.kernels.launch import ceil_div
 from kernelbench.kernels.zigzag_attention.lengths import owners_of
 from kernelbench.kernels.zigzag_attention.parts import Joined
+from kernelbench.parallel.collectives import all_gather_single
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class ZigzagLayout:
     @staticmethod
     def of(lengths: Sequence[int], ranks: int, least: int = 64) -> "ZigzagLayout":
         """The layout in which documents whose chunks would have fewer than `least` rows are whole,
-        see `owners_of`."""
-        return ZigzagLayout(tuple(lengths), owners_of(lengths, ranks, least), ranks)
+        see `owners_of`.
+
+        Raises TypeError for lengths that are not whole numbers, ValueError as `owners_of` does.
+        """
+        whole = _whole(lengths)
+        return ZigzagLayout(whole, owners_of(whole, ranks, least), ranks)
 
     @cached_property
     def cut(self) -> tuple[int, ...]:
@@ -99,8 +104,20 @@ class ZigzagLayout:
         padded[: len(moved)] = moved
         if self.ranks > 1:
             every = padded.new_empty(self.ranks * len(padded), *padded.shape[1:])
-            dist.all_gather_into_tensor(every, padded, group=group)
+            all_gather_single(every, padded, group=group)
         return every.index_select(0, self.gathered(local.device)).movedim(0, dim)
+
+
+def _whole(lengths: Any) -> tuple[int, ...]:
+    try:
+        given = tuple(lengths)
+        if any(isinstance(n, (bool, Tensor)) for n in given):
+            raise TypeError
+        return tuple(map(index, given))
+    except TypeError:
+        raise TypeError(
+            f"ZigzagLayout takes lengths as a sequence of whole numbers, got {lengths!r}"
+        ) from None
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ from kernelbench.kernels.attention.tiles import statistic_of, to_base_2
 from kernelbench.kernels.operators import as_flag, as_scale, differentiable_once
 from kernelbench.kernels.zigzag_attention import parts
 from kernelbench.kernels.zigzag_attention.lengths import How, check_rising, values_of
+from kernelbench.parallel.collectives import all_gather_single, reduce_scatter_single
 from kernelbench.parallel.layout import ZigzagLayout
 from kernelbench.parallel.ring import Ring, RingAttention
 
@@ -61,7 +62,7 @@ def _gathered(
         if call.layout.ranks == 1:
             return both, None
         every = both.new_empty(call.layout.ranks * len(both), *both.shape[1:])
-        return every, dist.all_gather_into_tensor(every, both, group=call.group, async_op=True)
+        return every, all_gather_single(every, both, group=call.group, async_op=True)
 
     coming = begin(heads[0].k)
     for i, some in enumerate(heads):
@@ -128,7 +129,7 @@ def _send(both: Tensor, some: _Heads, call: _Call) -> _Going:
     if ranks == 1:
         return _Going(some, both, both, None)
     sums = both.new_empty(len(both) // ranks, *both.shape[1:])
-    work = dist.reduce_scatter_tensor(sums, both, group=call.group, async_op=True)
+    work = reduce_scatter_single(sums, both, group=call.group, async_op=True)
     return _Going(some, sums, both, work)
 
 

@@ -13,7 +13,7 @@ from kernelbench.nn.branches import gathered
 from kernelbench.nn.spans import Way, ours
 from kernelbench.parallel import RingDilatedAttention
 from kernelbench.parallel.dilated import spread
-from kernelbench.parallel.segments import misfit
+from kernelbench.parallel.segments import Ranks, misfit, unmade
 from kernelbench.spec import Call, Device, Tensors
 
 
@@ -77,4 +77,5 @@ def ours_serves(case: ParallelDilatedCase, device: Device) -> str | None:
 
 
 def _misfit(case: ParallelDilatedCase) -> str | None:
-    return misfit(case.whole.lengths, case.rows, case.N)
+    lengths, at = case.whole.lengths, Ranks(None, case.rank, case.world, case.rows)
+    return misfit(lengths, case.rows, case.N) or unmade(lengths, at)
