@@ -18,8 +18,12 @@ def look_once() -> None:
         for place in PLACES
     }
 
+    seek = interpreter._patch_builtin
+
     def replace(place: Any, *more: Any) -> None:
-        for name in known[place]:
+        if place not in known:
+            seek(place, *more)
+        for name in known.get(place, ()):
             if tl.core.is_builtin(member := getattr(place, name)):
                 interpreter._patch_attr(place, name, member, *more)
 

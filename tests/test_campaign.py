@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 import campaign  # noqa: E402
 
 
+SUITES = "rcm_seed", "h200", "attention", "swiglu", "train_step"
+
+
 def jobs_of(words: list[str]) -> list[str]:
     known = families.load()
     name, *options = words
@@ -32,7 +35,7 @@ def jobs_of(words: list[str]) -> list[str]:
 
 def test_the_pieces_are_the_suites_each_job_once() -> None:
     counts = Counter(job for words in campaign.PIECES.values() for job in jobs_of(words.split()))
-    whole = [job for name in ("rcm_seed", "h200", "attention") for job in jobs_of([name])]
+    whole = [job for name in SUITES for job in jobs_of([name])]
     assert {*counts} == {*whole} and set(counts.values()) == {1}
 
 

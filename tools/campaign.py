@@ -34,6 +34,7 @@ PIECES = {
     "nres": "h200 --family rms_norm --filter residual",
     "rotary": "h200 --family rotary",
     "swiglu": "swiglu",
+    "train": "train_step",
 }
 LEAST_S = 30  # with less left no piece is begun
 # FlashAttention-4 compiles for every process anew, unless it is told to keep what it has.

@@ -74,10 +74,10 @@ def chosen(op: str, impl: str, axes: Callable[[], Axes], *tensors: Tensor) -> st
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
 def why_not(device: torch.device, dtype: torch.dtype) -> str:
     """Why `auto` takes PyTorch's operators here, which a warning says once; or ""."""
-    why = refusal(device) if device.type == "cuda" else f"tensors on {device.type}"
+    why = refusal(device) if device.type in ("cuda", "meta") else f"tensors on {device.type}"
     if why is None and dtype not in _NAMES:
         why = f"tensors of {dtype}"
-    if why is not None and why not in _said:
+    if why is not None and why not in _said and device.type != "meta":
         _said.add(why)
         warnings.warn(f"kernelbench.nn takes PyTorch's operators, not our kernels: {why}",
                       stacklevel=2)  # fmt: skip
