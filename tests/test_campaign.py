@@ -15,7 +15,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import campaign  # noqa: E402
 
-
 SUITES = "rcm_seed", "h200", "attention", "swiglu", "train_step"
 
 
