@@ -1,7 +1,7 @@
 """kernelbench: is this fused kernel right, how much faster is it, and why?
 
-Public are `bench`, `dispatch_from`, and what the modules of PUBLIC have without an underscore;
-everything else is private.
+Public are `bench`, `choose_kernels`, `dispatch_from`, and what the modules of PUBLIC have without
+an underscore; everything else is private.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelbench.verbs.choosing import dispatch_from
     from kernelbench.verbs.here import bench
+    from kernelbench.verbs.kernels import choose_kernels
 
-__all__ = ["PUBLIC", "__version__", "bench", "dispatch_from"]
+__all__ = ["PUBLIC", "__version__", "bench", "choose_kernels", "dispatch_from"]
 __version__ = "0.1.0"
 
 PUBLIC = (
@@ -33,11 +34,15 @@ PUBLIC = (
 
 
 def __getattr__(name: str) -> Any:
-    """`bench` and `dispatch_from`, when they are asked for: they import torch."""
+    """What is above, when it is asked for: it imports torch."""
     if name == "bench":
         from kernelbench.verbs.here import bench
 
         return bench
+    if name == "choose_kernels":
+        from kernelbench.verbs.kernels import choose_kernels
+
+        return choose_kernels
     if name == "dispatch_from":
         from kernelbench.verbs.choosing import dispatch_from
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernelbench.nn.attention import Attention
-    from kernelbench.nn.choosing import use_dispatch
+    from kernelbench.nn.choosing import PROVIDERS, use_dispatch
     from kernelbench.nn.dilated import DilatedAttention
     from kernelbench.nn.mlp import MLP
     from kernelbench.nn.norm import RMSNorm
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attention": ("Attention",),
-    "choosing": ("use_dispatch",),
+    "choosing": ("PROVIDERS", "use_dispatch"),
     "dilated": ("DilatedAttention",),
     "mlp": ("MLP",),
     "norm": ("RMSNorm",),
@@ -27,6 +27,7 @@ _MODULES = {
 __all__ = [
     "IMPLEMENTATIONS",
     "MLP",
+    "PROVIDERS",
     "Attention",
     "DilatedAttention",
     "ModelConfig",

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,8 +21,9 @@ from kernelbench.dispatch.choice import OnMiss
 from kernelbench.dispatch.table import Axis
 from kernelbench.measure import environment
 from kernelbench.source import source_hash
-from kernelbench.spec import KernelbenchError, Status, UsageError
+from kernelbench.spec import KernelbenchError, Role, RunRecord, Status, UsageError
 from kernelbench.verbs.here import bench
+from kernelbench.verbs.list import facts_of
 
 Tune = Literal["never", "first-call", "monitor"]
 TUNE: tuple[Tune, ...] = get_args(Tune)
@@ -76,6 +78,32 @@ def dispatch_from(
         every=every,
         say=warn,
     )
+
+
+def table_from(records: Sequence[RunRecord], against: Mapping[str, str] | None = None) -> Table:
+    """The table that `kernelbench select` would make of records that `bench` measured here.
+
+    against: by family the provider that the program uses otherwise, in place of the family's
+        baseline: it is what others have to beat by the margin.
+
+    Raises UsageError where no case can be decided.
+    """
+    asked = against or {}
+    defaults = {
+        facts["name"]: {
+            axis["name"]: axis["default"] for axis in facts["axes"] if axis["default"] is not None
+        }
+        for facts in facts_of(())
+    }
+    kept = [_rebased(record, asked.get(record.family, "")) for record in records]
+    return select.select([each for each in kept if each], here(), defaults)
+
+
+def _rebased(record: RunRecord, baseline: str) -> RunRecord | None:
+    """A record as it is where this provider is the baseline; None of the one that was."""
+    if record.provider == baseline:
+        return replace(record, role=Role.baseline)
+    return None if baseline and record.role is Role.baseline else record
 
 
 def measure(family: str, dtype: str, mode: str, axes: Mapping[str, Axis]) -> Entry | None:

@@ -60,6 +60,7 @@ def bench(
     timing: bool = True,
     out: str | Path | None = None,
     measure: Mapping[str, Any] | None = None,
+    providers: Sequence[str] = (),
     **axes: Any,
 ) -> Records:
     """Prove functions right by a reference, and time them together, in this process.
@@ -77,6 +78,7 @@ def bench(
     timing: False only proves, and keeps nothing.
     out: the folder that run folders are made in; None keeps nothing.
     measure: fields of `spec.Measure`, such as `{"max_seconds": 0.5}`.
+    providers: of a family, those that are measured beside its baseline; all unless given.
 
     Returns the records, which print as tables. Raises UsageError for what cannot be measured, and
     NoGPUError for a GPU that is not there.
@@ -93,16 +95,29 @@ def bench(
         family, cases = _of_functions(
             candidates, against, args, sizes or {}, grad, compile, inputs, oracle, max_error, name
         )
+    names = _providers(family, providers)
     jobs = [
         Job(
             family=family.name,
             case=case,
-            providers=tuple(p.name for p in family.providers if not p.on_request),
+            providers=names,
             measure=_measure(measure or {}),
         )
         for case in cases
     ]
     return measured(family, jobs, Selection(device=device, seed=seed), timing=timing, out=out)
+
+
+def _providers(family: Family[Any], asked: Sequence[str]) -> tuple[str, ...]:
+    """Those to measure, in the family's order."""
+    known = [provider.name for provider in family.providers]
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"bench: {family.name} has no provider {name!r}{suggest(name, known)}")
+    wanted = {family.baseline.name, *asked}
+    return tuple(
+        p.name for p in family.providers if (p.name in wanted if asked else not p.on_request)
+    )
 
 
 def _measure(facts: Mapping[str, Any]) -> Measure:
