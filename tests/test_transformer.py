@@ -331,6 +331,13 @@ def test_decisions_can_be_listed_and_a_forced_impl_is_none(as_on_a_gpu: None) ->
     assert case == "rms_norm/M4-N8-fp32-fwd" and found["provider"] == "triton_fused"
 
 
+def test_a_weight_that_is_trained_has_a_gradient_to_come(as_on_a_gpu: None) -> None:
+    dispatch = table(("full", "triton_fused", 4))
+    use_dispatch(dispatch)
+    RMSNorm(8)(torch.ones(4, 8))
+    assert [*dispatch.decisions] == ["rms_norm/M4-N8-fp32-full"]
+
+
 def test_a_table_is_asked_in_a_graph_and_from_threads(as_on_a_gpu: None) -> None:
     torch.compiler.reset()
     use_dispatch(table(("fwd", "triton_fused", 4), ("fwd", "torch_fused", 6)))

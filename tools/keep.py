@@ -1,6 +1,6 @@
 """Keep runs as results/ has them: python tools/keep.py RUN… FOLDER
 
-Of each run its manifest, records and CSV; of records the samples in steps (`store.kept`), both
+Of each run its manifest, records and CSV; of records the samples as text (`store.kept`), both
 files packed by xz. Only a run of a clean tree is kept.
 """
 
@@ -19,7 +19,7 @@ from kernelbench.store.reader import (
 )
 
 BEST = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 3, "lp": 0, "pb": 0},
+    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "lp": 0, "pb": 0},
 ]
 
 

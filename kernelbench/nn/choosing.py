@@ -52,7 +52,8 @@ def chosen(op: str, impl: str, axes: Callable[[], Axes], *tensors: Tensor) -> st
     """`impl`, or what `auto` comes to: `eager`, `compile` or `triton`.
 
     op: a family of the benchmark. axes: makes those of its cases that differ from the defaults.
-    tensors: of one dtype, on one device; subclasses, as sharded ones, are PyTorch's.
+    tensors: all that may have a gradient, on one device, the first of the call's dtype; subclasses,
+        as sharded ones, are PyTorch's.
 
     By the dispatch table of `use_dispatch`: the choice for mode `full` where a gradient is to come,
     or else what forward and backward agree on. Without one `triton` where the kernels run on a GPU.

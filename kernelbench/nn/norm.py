@@ -72,7 +72,7 @@ class RMSNorm(nn.Module):
             sizes = ("M", x.numel() // self.dim), ("N", self.dim)
             return sizes if residual is None else (*sizes, ("residual", True))
 
-        impl = chosen("rms_norm", self.impl, axes, x)
+        impl = chosen("rms_norm", self.impl, axes, x, self.weight)
         if impl == "triton":
             return rms_norm(x, self.weight, self.eps, residual=residual)
         if residual is None:
