@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "select": {"spec", "numbers", "metrics", "dispatch"},
     "repro": {"spec", "files", "source", "store", "metrics", "families"},
     "run": {"spec", "source", "store", "suite", "metrics", "families", "measure", "profile"},
+    "fanout": {"spec", "files", "store", "suite"},
     "verbs": set(),  # all that is above it
     "__init__": {"verbs"},
     "pytest_plugin": {"spec", "files", "report", "compare", "verbs"},

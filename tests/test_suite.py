@@ -435,5 +435,5 @@ def test_an_axis_may_have_any_name_and_mean_different_things() -> None:
 
 
 def test_the_package_says_what_it_offers() -> None:
-    offers = {"Suite", "declared", "find", "json_schema", "load", "narrow", "shipped"}
+    offers = {"Executor", "Suite", "declared", "find", "json_schema", "load", "narrow", "shipped"}
     assert set(suite.__all__) == offers

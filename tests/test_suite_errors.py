@@ -15,7 +15,7 @@ from kernelbench.spec import UsageError
 from kernelbench.suite import Suite, load
 
 RMS_AXES = "M, N, eps, casting, residual, inputs, dtype, mode"
-FILE_KEYS = "name, description, device, gpu, defaults, functions, measure, families"
+FILE_KEYS = "name, description, device, gpu, gpus, executor, defaults, functions, measure, families"
 PROVIDERS = "eager, torch_fused, compile, triton_fused, liger, quack"
 
 

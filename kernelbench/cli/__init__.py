@@ -2,9 +2,10 @@
 
 # In the order in which `--help` lists their verbs.
 from kernelbench.cli import measuring  # isort: skip
+from kernelbench.cli import spreading  # isort: skip
 from kernelbench.cli import reading  # isort: skip
 from kernelbench.cli import looking  # isort: skip
 from kernelbench.cli import making  # isort: skip
 from kernelbench.cli.app import app
 
-__all__ = ["app", "looking", "making", "measuring", "reading"]
+__all__ = ["app", "looking", "making", "measuring", "reading", "spreading"]

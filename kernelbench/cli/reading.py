@@ -35,8 +35,8 @@ def report(
         typer.Option(
             "--tables",
             metavar="NAMES",
-            help="Show these: best, cases, traffic, documents, memory, scaling, ranks, "
-            "launch, breakeven, environment, profiles, or all.",
+            help="Show these: best, cases, traffic, documents, portability, memory, scaling, "
+            "ranks, launch, breakeven, environment, profiles, or all.",
         ),
     ] = "",
     claims: Annotated[

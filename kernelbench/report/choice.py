@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from kernelbench.report import best, sheets
 from kernelbench.report.documents import NOTE, documents
 from kernelbench.report.means import has_time
+from kernelbench.report.portability import portability
 from kernelbench.report.sheet import Row, Sheet, Source
 from kernelbench.spec import UsageError, suggest
 
@@ -13,6 +14,7 @@ FEW = 6  # cases on GPUs; up to so many, every provider has a line, too
 KINDS: Mapping[str, Callable[[Source], Iterator[Sheet]]] = {
     "best": best.best,
     "documents": documents,
+    "portability": portability,
     **sheets.MORE,
 }
 NAMES = ("cases", *KINDS, "profiles")
@@ -46,10 +48,11 @@ def table_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def choice(names: Sequence[str], source: Source) -> Choice:
     """The named tables, with a note of which are empty. By default: ours against the best other; a
-    line a provider where that is short or nothing of ours has a time; then what spreading work over
-    GPUs costs, what profilers saw, and a list of the runs where there are several."""
+    line a provider where that is short or nothing of ours has a time; then how cases do on several
+    GPU models, what spreading work over GPUs costs, what profilers saw, and a list of the runs
+    where there are several."""
     runs = list(sheets.runs(source)) if source.short else []
-    spread = _nonempty(sheets.ranks, source)
+    spread = [*_nonempty(portability, source), *_nonempty(sheets.ranks, source)]
     if names:
         kinds = table_names(names)
         sheets_of = {kind: _nonempty(make, source) for kind, make in KINDS.items() if kind in kinds}

@@ -3,7 +3,9 @@
     name: my-sweep                  # [A-Za-z0-9_.-]+, the only key required besides `families`
     description: what it is for
     device: auto                    # auto, cpu, cuda
-    gpu: H200                       # the GPU that its sizes were made for
+    gpu: H200                       # the GPU that its sizes were made for; or, for fanout:
+    # gpus: [A100, H100]            # every job on each
+    # executor: {partition: gpu}    # where: docs/scale.md
     defaults: {dtype: [bf16, fp16]} # axes of every family that has them
     measure: {max_seconds: 1}       # fields of spec.Measure
     families:
@@ -26,17 +28,19 @@ crossed with what it inherits. Providers are measured in the family's order. A c
 twice is one job, with its first label and the providers of both.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kernelbench.spec import Declaration, Job, Measure, UsageError
 from kernelbench.suite.choose import find, narrow, shipped
+from kernelbench.suite.executor import Executor
 from kernelbench.suite.expand import expand, measure_of
 from kernelbench.suite.grammar import Families, check, json_schema, shown
 from kernelbench.suite.reader import Node, Problem, Where, read, read_file, read_option, refusal
 
-__all__ = ["Suite", "declared", "find", "json_schema", "load", "narrow", "shipped"]
+__all__ = ["Executor", "Suite", "declared", "find", "json_schema", "load", "narrow", "shipped"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Suite:
     jobs: tuple[Job, ...]
     text: str  # the YAML as it was read, without overrides
     path: Path
+    gpus: tuple[str, ...] = ()  # those on which a fan-out runs it; else that one, if any
+    executor: Executor = field(default_factory=Executor.default)
 
 
 def load(
@@ -84,6 +90,8 @@ def load(
         description=data.get("description", ""),
         device=data.get("device", "auto"),
         gpu=data.get("gpu", ""),
+        gpus=_gpus(data),
+        executor=Executor.model_validate(data.get("executor", {})),
         jobs=tuple(jobs),
         text=text,
         path=path,
@@ -111,6 +119,11 @@ def declared(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ...]
             raise refusal([Problem(root.spot(("functions", name)), str(error))]) from None
         plugins.append(declaration.moved(path.parent).as_json())
     return tuple(plugins)
+
+
+def _gpus(data: Mapping[str, Any]) -> tuple[str, ...]:
+    many = data.get("gpus", [data["gpu"]] if data.get("gpu") else [])
+    return tuple(dict.fromkeys(many if isinstance(many, list) else [many]))
 
 
 def _root(text: str, source: str) -> Node:

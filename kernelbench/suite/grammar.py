@@ -7,9 +7,10 @@ from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from kernelbench.spec import COMPILE, DTYPE_ALIASES, Axis, DType, Family, Measure, Mode, suggest
+from kernelbench.suite.executor import ENV, LINE, Executor, Strict
 from kernelbench.suite.reader import Node, Problem
 
 Families = Mapping[str, Family[Any]]
@@ -17,7 +18,6 @@ Loc = tuple[str | int, ...]
 
 NAME = r"^[A-Za-z0-9_.-]+$"
 WORD = r"^[A-Za-z0-9_.=-]+$"  # what a case's id may hold
-LINE = r"^[^\x00-\x1f\x7f]*$"
 TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"
 BLOCK_KEYS = ("label", "zip", "providers")
 
@@ -44,11 +44,7 @@ def _kind(ax: Axis, family: Family[Any]) -> Any:
     return ax.type
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Block(_Strict):
+class _Block(Strict):
     label: str = Field(
         "", pattern=LINE, description="what tables call these cases, such as 'Small (one frame)'"
     )
@@ -57,9 +53,10 @@ class _Block(_Strict):
 
 _Words: Any = _many(str)
 _Modes: Any = _many(Literal[tuple(COMPILE)])
+_Lines: Any = _many(Annotated[str, Field(pattern=LINE, min_length=1)])
 
 
-class _Function(_Strict):
+class _Function(Strict):
     """See spec.Declaration."""
 
     against: str = Field(description="the reference: FILE.py:NAME, or module:NAME")
@@ -77,11 +74,17 @@ class _Function(_Strict):
     )
 
 
-class _Suite(_Strict):
+class _Suite(Strict):
     name: str = Field(pattern=NAME, description="names the run's directory")
     description: str = Field("", pattern=TEXT, description="what this suite is for")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
     gpu: str = Field("", pattern=LINE, description="the GPU that its sizes were made for")
+    gpus: _Lines = Field(
+        [], description="GPU models, on each of which `kernelbench fanout` runs every job"
+    )
+    executor: Executor = Field(
+        default_factory=Executor.default, description="where `kernelbench fanout` runs jobs"
+    )
     defaults: dict[str, Any] = Field({}, description="axes of every family that has them")
     functions: dict[Annotated[str, Field(pattern=NAME)], _Function] = Field(
         {}, description="families made of a function and its reference, by name"
@@ -100,7 +103,7 @@ def _made(name: str, base: type[BaseModel], keys: Mapping[str, _Key]) -> Any:
     return create_model(name, __base__=base, **typed)
 
 
-def _axes(family: Family[Any], base: type[BaseModel] = _Strict, **more: _Key) -> Any:
+def _axes(family: Family[Any], base: type[BaseModel] = Strict, **more: _Key) -> Any:
     """The family's axes, all optional: where they are required, defaults may supply them."""
     keys = {
         ax.name: (_many(_kind(ax, family)), None, f"{ax.doc} (required)")
@@ -121,7 +124,7 @@ def _family(family: Family[Any]) -> Any:
         "modes": (modes, None, "the axis `mode` of blocks that have none"),
         "cases": (cases, ..., "blocks of axes: each a grid or, with zip: true, lock-step lists"),
     }
-    return _made(f"{family.name}_family", _Strict, keys)
+    return _made(f"{family.name}_family", Strict, keys)
 
 
 def _measure() -> Any:
@@ -130,14 +133,12 @@ def _measure() -> Any:
     for f in fields(Measure):
         kind = list[str] if hints[f.name] == tuple[str, ...] else hints[f.name]
         keys[f.name] = (kind, f.default, "")
-    return _made("measure", _Strict, keys)
+    return _made("measure", Strict, keys)
 
 
 def model(families: Families) -> Any:
     """The pydantic model of a whole suite."""
-    every = _made(
-        "families", _Strict, {n: (_family(f), None, f.title) for n, f in families.items()}
-    )
+    every = _made("families", Strict, {n: (_family(f), None, f.title) for n, f in families.items()})
     keys = {
         "measure": (_measure(), None, "when to stop sampling, and what else to read"),
         "families": (every, ..., "what to measure, family by family"),
@@ -152,6 +153,9 @@ def check(root: Node, families: Families) -> list[tuple[Loc, Problem]]:
     listed = data.get("families")
     if listed == {}:
         problems.append((("families",), Problem(root.spot(("families",), key=True), _EMPTY)))
+    if data.get("gpu") and data.get("gpus"):
+        where = root.spot(("gpus",), key=True)
+        problems.append((("gpus",), Problem(where, "'gpu' and 'gpus' are alternatives; give one")))
     defaults = data.get("defaults")
     if isinstance(defaults, dict) and isinstance(listed, dict):
         problems += _defaults(root, defaults, {n: f for n, f in families.items() if n in listed})
@@ -211,6 +215,7 @@ _ALLOWED = {
     WORD: "a word of A-Z a-z 0-9 _ . = -",
     LINE: "one line of text",
     TEXT: "text without control characters",
+    ENV: "the name of an environment variable",
 }
 TAKES = {
     "int_type": "takes a whole number",
@@ -297,6 +302,8 @@ def _unknown(key: str, parent: Loc, families: Families) -> str:
         return f"no family {key!r}{suggest(key, families)}"
     if parent == ("measure",):
         return f"no key {key!r} of measure{suggest(key, [f.name for f in fields(Measure)])}"
+    if parent == ("executor",):
+        return f"no key {key!r} of executor{suggest(key, Executor.model_fields)}"
     if len(parent) == 2:
         message = f"no key {key!r} of {parent[1]}"
         return message + suggest(key, ["providers", "modes", "cases"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from kernelbench import claims, files, metrics
+from kernelbench.fanout import gather as fanout
 from kernelbench.report import (
     claim_tables,
     export,
@@ -144,7 +145,8 @@ def report(request: ReportRequest, output: Output) -> int:
     with waiting("reading the runs, and deriving figures from what is new", say):
         gathered = gather(request.folders, request.families, request.baseline)
     _refuse_baseline(request.baseline, gathered)
-    for text in (*gathered.problems, *gathered.notes):
+    gaps = [gap for folder in request.folders for gap in fanout.gaps(folder)]
+    for text in (*gathered.problems, *gathered.notes, *gaps):
         output.warn(text)
     report = _Report(gathered, request)
     _main(report, output, say)

@@ -113,10 +113,12 @@ def without_gpu(error: NoGPUError, run_plan: Plan) -> NoGPUError:
 
 def _store_for(run_plan: Plan, out: Path, watcher: Silent, machine: dict[str, Any]) -> store.Store:
     """The folder of a new run on this machine, or that of the run which is to go on."""
-    name, wanted = machine["name"], run_plan.suite.gpu
+    name, wanted = machine["name"], run_plan.suite.gpus
     if run_plan.folder is None:
-        if wanted and wanted.lower() not in name.lower():
-            watcher.note(f"{run_plan.suite.name} was made for {wanted}; this is {name}")
+        if wanted and not any(gpu.lower() in name.lower() for gpu in wanted):
+            watcher.note(
+                f"{run_plan.suite.name} was made for {' or '.join(wanted)}; this is {name}"
+            )
         return store.create(out, run_plan.suite.name, name, run_plan.manifest(machine))
     opened = store.open_run(run_plan.folder)
     before = opened.manifest.get("machine", {})

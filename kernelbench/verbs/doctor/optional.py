@@ -74,6 +74,8 @@ PACKAGES = (
     Package("matplotlib>=3.9", ("matplotlib",), "the figures of those pages", "report"),
     Package("wandb>=0.19", ("wandb",), "report --to wandb", "wandb"),
     Package("tensorboard>=2.18", ("tensorboard",), "report --to tensorboard", "tensorboard"),
+    Package("submitit>=1.5.3", ("submitit",), "fanout slurm", "slurm"),
+    Package("ray>=2.9", ("ray",), "fanout ray", "ray"),
     Package("nvidia-ml-py>=12.560.30", ("pynvml",), "clocks, power and throttling in records"),
     Package("nvtx>=0.2.12", ("nvtx",), "names in what nsys and ncu show"),
 )  # fmt: skip
