@@ -45,6 +45,10 @@ def run(
     set_: SetOption = None,
     plugin: PluginOption = None,
     device: DeviceOption = "auto",
+    gpus: Annotated[
+        str,
+        typer.Option("--gpus", metavar="0,2|all", help="These GPUs at once, each on other cases."),
+    ] = "",
     seed: SeedOption = 0,
     out: OutOption = Path("results"),
     resume: Annotated[
@@ -91,6 +95,7 @@ def run(
         interleave=not no_interleave,
         tune=tune,
         device=device,
+        gpus=gpus,
         seed=seed,
         resume=resume,
         out=out,

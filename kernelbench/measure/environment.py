@@ -123,15 +123,17 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def gpu_uuid() -> str:
-    """NVML's name of the GPU in use."""
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+def gpu_uuid(number: int = 0) -> str:
+    """NVML's name of the GPU in use, or of another that this process sees."""
+    return f"GPU-{torch.cuda.get_device_properties(number).uuid}"
 
 
 def describe(kind: str) -> dict[str, Any]:
     """The machine as a manifest states it: device, UUID, power limit and clocks, versions."""
     dev = device(kind)
-    uuid = gpu_uuid() if dev.kind == "cuda" else None
+    gpus = torch.cuda.device_count() if dev.kind == "cuda" else 0
+    uuids = [gpu_uuid(number) for number in range(gpus)]
+    uuid = uuids[0] if uuids else None
     return {
         "kind": dev.kind,
         "name": dev.name,
@@ -139,7 +141,8 @@ def describe(kind: str) -> dict[str, Any]:
         "total_bytes": dev.total_bytes,
         "l2_bytes": dev.l2_bytes,
         "sms": dev.sms,
-        "gpus": torch.cuda.device_count() if dev.kind == "cuda" else 0,
+        "gpus": gpus,
+        "uuids": uuids,
         "no_triton": dev.no_triton,
         "uuid": uuid,
         "policy": Telemetry.open(uuid).policy(),

@@ -3,7 +3,7 @@ difference beyond noise.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
@@ -113,6 +113,21 @@ def over_what(rows: Iterable[Row]) -> str:
         return "within this run, of one process" if processes else ""
     counts = " or ".join(map(str, processes))
     return f"over {counts} processes{' (1: within it)' if 1 in processes else ''}"
+
+
+def cards(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each run over several GPUs which had how many cases: a case is timed on one, but its
+    neighbours in a table, and in a mean, may be another's."""
+    cases: dict[str, dict[str, set[tuple[str, str]]]] = {}
+    for row in rows:
+        of_run = cases.setdefault(row["run_id"], {})
+        of_run.setdefault(row["gpu_uuid"], set()).add((row["family"], row["case"]))
+    for run, by_card in cases.items():
+        if len(by_card) > 1:
+            shares = (f"{len(found)} on {uuid[:12]}" for uuid, found in sorted(by_card.items()))
+            where = f"{run}: " if len(cases) > 1 else ""
+            how = f"each case on one of {len(by_card)} GPUs, means over all"
+            yield f"{where}{how}: {', '.join(shares)}"
 
 
 def common(rows: Sequence[Row]) -> list[Row]:

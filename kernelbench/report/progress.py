@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +74,10 @@ class Silent:
     def __exit__(self, *_: object) -> None:
         """Nothing was begun."""
 
+    def of(self, gpu: str) -> "Silent":
+        """Progress on one of several GPUs; in `with`, as long as this one is."""
+        return self
+
     def machine(self, machine: Mapping[str, Any]) -> None:
         """The machine the worker runs on."""
 
@@ -91,11 +97,13 @@ class Silent:
 class Plain(Silent):
     """One line a job and a provider, for logs; one for a long phase or, verbose, for each phase."""
 
-    def __init__(self, console: Console, *, verbose: bool = False) -> None:
+    def __init__(self, console: Console, *, verbose: bool = False, gpu: str = "") -> None:
         super().__init__(console)
         self._verbose = verbose
+        self._gpu = f"GPU {gpu}: " if gpu else ""
         self._last = ("", "")
         self._slow = Slow(None)
+        self._parts = ExitStack()
 
     def __enter__(self) -> "Plain":
         self._slow = Slow(self._line)
@@ -103,13 +111,23 @@ class Plain(Silent):
 
     def __exit__(self, *error: Any) -> None:
         self._slow.end()
+        self._parts.close()
+
+    def of(self, gpu: str) -> "Plain":
+        return self._parts.enter_context(Plain(self._console, verbose=self._verbose, gpu=gpu))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line = f"{self._gpu}{text}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def machine(self, machine: Mapping[str, Any]) -> None:
         versions = machine["versions"]
-        parts = [machine["name"], machine["arch"], f"torch {versions.get('torch', '?')}"]
+        used = len(machine.get("used") or [0])
+        parts = [
+            f"{used} × {machine['name']}" if used > 1 else machine["name"],
+            machine["arch"],
+            f"torch {versions.get('torch', '?')}",
+        ]
         if "triton" in versions:
             parts.append(f"triton {versions['triton']}")
         if machine["kind"] == "cpu":
@@ -152,7 +170,8 @@ class LiveView(Plain):
         )
         self._task = self._bar.add_task("jobs", total=None)
         self._rows: deque[tuple[str, str, str]] = deque(maxlen=LATEST)
-        self._job, self._phase = "", ""
+        self._now: dict[str, list[str]] = {}  # job and phase, by GPU
+        self._gpu = ""
         self._live = Live(self._view(), console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> "LiveView":
@@ -166,16 +185,26 @@ class LiveView(Plain):
         table = Table(box=None, pad_edge=False, show_header=False)
         for row in self._rows:
             table.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in row))
-        now = Text(f"{self._job}  {self._phase}", overflow="ellipsis", no_wrap=True)
-        return Group(table, now, self._bar)
+        now = [
+            Text(f"{gpu}{job}  {phase}", overflow="ellipsis", no_wrap=True)
+            for gpu, (job, phase) in sorted(self._now.items())
+        ]
+        return Group(table, *now, self._bar)
+
+    def of(self, gpu: str) -> "LiveView":
+        """This view, in which each GPU has a line of its own."""
+        part = copy(self)
+        part._gpu = f"GPU {gpu}: "
+        return part
 
     def job(self, job: Job, number: int, total: int) -> None:
-        self._job = f"{job.id} in process {job.process + 1}" if job.process else job.id
+        name = f"{job.id} in process {job.process + 1}" if job.process else job.id
+        self._now[self._gpu] = [name, ""]
         self._bar.update(self._task, completed=number - 1, total=total)
         self._live.update(self._view())
 
     def at(self, provider: str, phase: str) -> None:
-        self._phase = f"{provider}: {phase}" if provider else phase
+        self._now.setdefault(self._gpu, ["", ""])[1] = f"{provider}: {phase}" if provider else phase
         self._live.update(self._view())
 
     def recorded(self, records: Sequence[RunRecord]) -> None:

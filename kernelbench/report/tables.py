@@ -311,7 +311,7 @@ def answer(row: Row) -> str:
 def summary(rows: Sequence[Row]) -> Text:
     """Counts by status, and for each of our kernels the geometric mean of `speedup_best`.
 
-    Runs and GPUs are never pooled: where there are several, each headline names its own.
+    Runs and models of GPU are never pooled: where there are several, each headline names its own.
     """
     statuses = Counter(str(row["status"]) for row in rows)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
@@ -321,6 +321,7 @@ def summary(rows: Sequence[Row]) -> Text:
     lines = [f"{len(rows)} record{plural}{of}: {counts}" if rows else "no records"]
     if smoke := smoke_machines(rows):
         lines.append(SMOKE if len(gpus) == 1 else f"{SMOKE} ({', '.join(sorted(smoke))})")
+    lines += means.cards(rows)
     ours: dict[tuple[str, ...], list[Row]] = {}
     by_family: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

@@ -38,7 +38,7 @@ class Executor(Protocol):
         """The end of what it printed."""
 
 
-Make = Callable[[Path], Executor]  # of a log
+Make = Callable[..., Executor]  # of a log; with `visible` where it is to see certain GPUs
 
 
 def events(executor: Executor, timeout: float, last: str) -> Iterator[dict[str, Any]]:

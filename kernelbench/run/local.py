@@ -30,10 +30,12 @@ class LocalWorker:
     """One worker process and the two pipes to it: an Executor.
 
     world: of more than 1, the process starts as many ranks, which do each job together (`ranks`).
+    visible: the GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; "" for all of ours.
     """
 
     log: Path
     world: int = 1
+    visible: str = ""
     _process: subprocess.Popen[bytes] = field(init=False)
     _requests: Any = field(init=False)
     _spare: str = field(init=False)  # a folder that the launcher of ranks asks for
@@ -41,6 +43,9 @@ class LocalWorker:
 
     def __post_init__(self) -> None:
         self._spare = "" if self.world == 1 else tempfile.mkdtemp(prefix="kernelbench-ranks-")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.visible:
+            environment["CUDA_VISIBLE_DEVICES"] = self.visible
         request_read, request_write = os.pipe()
         event_read, event_write = os.pipe()
         with self.log.open("ab") as log:
@@ -57,7 +62,7 @@ class LocalWorker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is the parent's to handle
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=environment,
             )
         os.close(request_read)
         os.close(event_write)

@@ -1,7 +1,8 @@
 """The loop: jobs → worker → records, on the disk before the next job begins."""
 
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from kernelbench import metrics
 from kernelbench.run.ledger import added
+from kernelbench.run.pool import Pool, Turns
 from kernelbench.run.runner import Options, Runner, Watcher
 from kernelbench.source import source_hash
 from kernelbench.spec import (
@@ -97,29 +99,25 @@ def run_jobs(
     none. Raises KernelbenchError when nothing can be measured at all.
     """
     outcome = Outcome()
-    with closing(Runner(families, options, watcher, folder)) as runner:
-        store = store_for(runner.machine)
+    with closing(Pool(families, options, watcher, folder)) as pool:
+        store = store_for(pool.machine)
         try:
-            runner.move_log(store.path)
-            watcher.machine(runner.machine)
+            for runner in pool.runners:
+                runner.move_log(store.path)
+            watcher.machine(pool.machine)
             sources = sources_of(jobs, families)
             every = in_processes(jobs)
             outcome.left = outcome.total = sum(map(len, every))
             watcher.at("", DERIVING)
             metrics.to_csv(store.records(), store.csv_path)
-            noted = set[str]()
+            session = _Session(pool, store, options, watcher, sources, outcome)
             for number in range(len(every)):
                 recorded = store.records_apart()
                 plans = [remaining(some, recorded, sources) for some in every[number:]]
-                for name in sorted({name for _, changed in plans for name in changed} - noted):
-                    watcher.note(f"{name}: its code changed since it was measured; measured anew")
-                    noted.add(name)
+                session.changed(name for _, changed in plans for name in changed)
                 left, *later = [some for some, _ in plans]
                 outcome.left = sum(map(len, (left, *later)))
-                if left:
-                    known = store.manifest.get("ceilings")
-                    store.update_manifest(ceilings=runner.ceilings(known))
-                if not _loop(left, later, runner, store, options, watcher, sources, outcome):
+                if left and not session.process(left, later, bound(recorded, number)):
                     break
         except KeyboardInterrupt as stop:
             outcome.interrupted = exit_code_of(stop)
@@ -131,9 +129,109 @@ def run_jobs(
         finally:
             watcher.at("", DERIVING)
             metrics.to_csv(store.records(), store.csv_path)
-            outcome.spent_s = runner.ledger.phases()
+            outcome.spent_s = pool.spent()
             _account(store, outcome.spent_s, watcher)
     return outcome, store
+
+
+def bound(recorded: Sequence[RunRecord], process: int) -> dict[tuple[str, str], str]:
+    """The GPU that other processes of a job ran on, by its row: that one is to run this process,
+    since an interval over processes is of one card."""
+    return {
+        record.row[:2]: record.gpu_uuid
+        for record in recorded
+        if record.gpu_uuid and record.process != process
+    }
+
+
+class _Session:
+    """What is measured now: by whom, into which store, and how far it is. Jobs may be measured at
+    once, in threads."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: Store,
+        options: Options,
+        watcher: Watcher,
+        sources: Mapping[str, str],
+        outcome: Outcome,
+    ) -> None:
+        self._pool, self._store, self._options = pool, store, options
+        self._watcher, self._sources, self._outcome = watcher, sources, outcome
+        self._noted = set[str]()
+        self._lock = threading.Lock()
+        self._begun = self._providers = 0
+
+    def changed(self, names: Iterable[str]) -> None:
+        """Families whose code is no longer what was measured are said to be, once."""
+        for name in sorted({*names} - self._noted):
+            self._watcher.note(f"{name}: its code changed since it was measured; measured anew")
+            self._noted.add(name)
+
+    def process(
+        self,
+        jobs: Sequence[Job],
+        later: Sequence[Sequence[Job]],
+        bound: Mapping[tuple[str, str], str],
+    ) -> bool:
+        """Measure the jobs of one process. later: those of the processes after it. bound: see
+        `bound`. False to stop."""
+        self._limits()
+        here = {"", *self._pool.uuids}
+        known = [job for job in jobs if bound.get((job.family, job.case.id), "") in here]
+        if gone := len(jobs) - len(known):
+            self._watcher.note(
+                f"{gone} jobs were begun on a GPU that is not one of these: they are left"
+            )
+        self._begun = self._outcome.total - self._outcome.left
+        self._providers = sum(len(job.providers) for some in (known, *later) for job in some)
+        turns = Turns((job for job in known if job.world == 1), bound)
+        together = [job for job in known if job.world > 1]
+        measure = self._measure
+        return self._pool.share(turns, measure) and self._pool.alone(together, measure)
+
+    def _limits(self) -> None:
+        """Of each GPU, measured once a run, in its manifest."""
+        manifest = self._store.manifest
+        known = manifest.get("gpus") or {self._pool.first.uuid: manifest.get("ceilings")}
+        found = self._pool.ceilings(known)
+        facts: dict[str, Any] = {"ceilings": found[self._pool.first.uuid]}
+        if len(found) > 1 or "gpus" in manifest:
+            facts["gpus"] = {**known, **found}
+        self._store.update_manifest(**facts)
+
+    def _measure(self, job: Job, runner: Runner) -> bool:
+        outcome, options = self._outcome, self._options
+        with self._lock:
+            if options.fail_fast and outcome.bad:
+                return False
+            if options.deadline is not None:
+                left = (options.deadline - time.monotonic()) * len(self._pool.runners)
+                if left <= 0:
+                    return False
+                job = _within(job, left / self._providers)
+            self._providers -= len(job.providers)
+            self._begun += 1
+            runner.watcher.job(job, self._begun, outcome.total)
+        context = Context(
+            run_id=self._store.run_id,
+            gpu=runner.machine["name"],
+            gpu_uuid=runner.uuid,
+            seed=options.seed,
+            source=self._sources[job.family],
+        )
+        for records in runner.measure(job, context):
+            with self._lock:
+                self._store.append(records)
+                metrics.append_csv(records, self._store.csv_path)
+                outcome.bad = outcome.bad or any(record.status.bad for record in records)
+            runner.watcher.recorded(records)
+        if runner.closed:
+            return False
+        with self._lock:
+            outcome.left -= 1
+        return True
 
 
 def _safe(store: Store) -> str:
@@ -157,9 +255,10 @@ def prove_jobs(
     """
     with (
         TemporaryDirectory() as folder,
-        closing(Runner(families, options, watcher, Path(folder) / "log")) as runner,
+        closing(Pool(families, options, watcher, Path(folder) / "log")) as pool,
     ):
-        watcher.machine(runner.machine)
+        [runner] = pool.runners
+        watcher.machine(pool.machine)
         runner.ceilings(None)
         gpu = runner.machine["name"]
         context = Context(run_id="check", gpu=gpu, seed=options.seed, source="")
@@ -173,46 +272,6 @@ def prove_jobs(
 def sources_of(jobs: Sequence[Job], families: Mapping[str, Family[Any]]) -> dict[str, str]:
     """The source hash of every family that the jobs name."""
     return {name: source_hash(families[name]) for name in {job.family for job in jobs}}
-
-
-def _loop(
-    jobs: Sequence[Job],
-    later: Sequence[Sequence[Job]],
-    runner: Runner,
-    store: Store,
-    options: Options,
-    watcher: Watcher,
-    sources: Mapping[str, str],
-    outcome: Outcome,
-) -> bool:
-    """Measure the jobs of one process. later: those of the processes after it. False to stop."""
-    providers = sum(len(job.providers) for some in (jobs, *later) for job in some)  # that are left
-    total = outcome.left
-    for number, job in enumerate(jobs):
-        outcome.left = total - number
-        if options.fail_fast and outcome.bad:
-            return False
-        if options.deadline is not None:
-            left = options.deadline - time.monotonic()
-            if left <= 0:
-                return False
-            job = _within(job, left / providers)
-        providers -= len(job.providers)
-        watcher.job(job, outcome.total - outcome.left + 1, outcome.total)
-        context = Context(
-            run_id=store.run_id,
-            gpu=runner.machine["name"],
-            gpu_uuid=runner.machine.get("uuid") or "",
-            seed=options.seed,
-            source=sources[job.family],
-        )
-        for records in runner.measure(job, context):
-            store.append(records)
-            metrics.append_csv(records, store.csv_path)
-            outcome.bad = outcome.bad or any(record.status.bad for record in records)
-            watcher.recorded(records)
-    outcome.left = total - len(jobs)
-    return True
 
 
 def _within(job: Job, seconds: float) -> Job:

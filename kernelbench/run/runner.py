@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernelbench.run.devices import Locks
 from kernelbench.run.executor import Executor, Make, WorkerEndedError, events, limits, start
 from kernelbench.run.ledger import HARNESS, Ledger
 from kernelbench.run.local import LocalWorker
@@ -22,6 +23,7 @@ class Options:
     """How to run; every field is an option of `kernelbench run`, or of `check`."""
 
     device: str = "auto"
+    gpus: str = ""  # several, or certain ones: `0,2,5` or `all`
     plugins: tuple[str, ...] = ()
     seed: int = 0
     timing: bool = True
@@ -35,6 +37,9 @@ class Options:
 
 class Watcher(Protocol):
     """Whoever shows what is going on."""
+
+    def of(self, gpu: str) -> "Watcher":
+        """Whoever shows what goes on on one of several GPUs, perhaps in a thread of its own."""
 
     def machine(self, machine: Mapping[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
@@ -50,7 +55,10 @@ class FalseAccountError(WorkerEndedError):
 class Runner:
     """Measures jobs one after another in a worker that is replaced when it falls.
 
-    ledger: what the time went to since the runner was made.
+    gpus: as CUDA_VISIBLE_DEVICES names them; the first is its own, and jobs of several ranks have
+    the next ones, too. Without any it has those that this process sees. locks: on these.
+    machine: what its worker says of itself. closed: no more is measured.
+    ledger: what the time went to since it was made.
     """
 
     def __init__(
@@ -59,13 +67,17 @@ class Runner:
         options: Options,
         watcher: Watcher,
         folder: Path,
+        gpus: tuple[str, ...] = (),
+        locks: Locks | None = None,
     ) -> None:
-        self._families, self._options, self._watcher = families, options, watcher
+        self._families, self._options, self.watcher = families, options, watcher
+        self._gpus, self._locks = gpus, locks
         self.ledger = Ledger()
         self._fallen: dict[str, list[str]] = {}  # who took a worker down, by job
         self._process: int | None = None  # of the run's, the one that the worker is
         self._world = 1  # how many ranks the worker is
-        self._log = _log_in(folder)
+        self.closed = self._resting = False
+        self._log = _log_in(folder, gpus[:1])
         self._ceilings: dict[str, Any] | None = None
         try:
             self._worker, self.machine = self._start()
@@ -74,17 +86,45 @@ class Runner:
             raise
 
     def _start(self) -> tuple[Executor, dict[str, Any]]:
-        self._watcher.at("", "starting a worker, which imports torch")
+        self.watcher.at("", "starting a worker, which imports torch")
         with self.ledger.during("start"):
-            several = partial(LocalWorker, world=self._world)
-            return start(
-                several if self._world > 1 else self._options.executor,
+            worker, machine = start(
+                self._make(),
                 self._log,
                 self._options.device,
                 self._options.plugins,
                 timing=self._options.timing,
                 timeout=START_TIMEOUT,
             )
+        if self.closed:  # meanwhile, by another thread
+            worker.kill()
+            raise KernelbenchError("the run is over")
+        return worker, machine
+
+    def _make(self) -> Make:
+        if self._world > 1:
+            several = ",".join(self._gpus[: self._world])
+            return partial(LocalWorker, world=self._world, visible=several)
+        make = self._options.executor
+        return partial(make, visible=self._gpus[0]) if self._gpus else make
+
+    @property
+    def uuid(self) -> str:
+        return str(self.machine.get("uuid") or "")
+
+    def hold(self, gpus: int = 1) -> None:
+        """From now on nobody else times on as many of its GPUs, its own first.
+
+        Raises KernelbenchError where somebody does.
+        """
+        if self._locks is not None:
+            uuids = self.machine.get("uuids") or [self.uuid][: bool(self.uuid)]
+            self._locks.hold(uuids[:gpus])
+
+    def know(self, uuids: Sequence[str]) -> None:
+        """Its own GPU and others, which jobs of several ranks have, are those of a pool."""
+        self._gpus = tuple(uuids)
+        self.machine = {**self.machine, "uuids": [*uuids], "gpus": len(uuids)}
 
     def ceilings(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """The machine's limits: `known` ones of the same run, or measured now, once."""
@@ -94,19 +134,25 @@ class Runner:
 
     def _limit(self, known: Mapping[str, Any] | None, *, anew: bool) -> dict[str, Any]:
         """Every worker is told them, or measures them, before its first job."""
-        self._watcher.at("", "measuring this machine's limits")
+        self.watcher.at("", "measuring this machine's limits")
         with self.ledger.during("ceilings"):
             return limits(self._worker, known, START_TIMEOUT, anew=anew)
 
     def close(self) -> None:
-        """End the worker; a log that found no run folder goes, too."""
+        """End the worker, whatever a job still asks of it; a log that found no run folder goes."""
+        self.closed = True
         self._worker.kill()
         if self._log.name.startswith("."):
             self._drop_log()
 
+    def rest(self) -> None:
+        """End the worker until there is a job again: others need its GPU."""
+        self._worker.kill()
+        self._resting = True
+
     def _drop_log(self) -> None:
         """Leave no trace, not even of a folder that was made for nothing."""
-        self._log.unlink()
+        self._log.unlink(missing_ok=True)
         with suppress(OSError):
             self._log.parent.rmdir()
 
@@ -141,6 +187,8 @@ class Runner:
                     return
                 raise FalseAccountError(f"it was done, without a record of {', '.join(left)}")
             except WorkerEndedError as ended:
+                if self.closed:
+                    return
                 status = Status.timeout if ended.silent else Status.crashed
                 culprit, phase = self._at
                 reason = f"{phase or 'start'}: {ended}"
@@ -164,7 +212,8 @@ class Runner:
     def _be_ready(self, job: Job) -> None:
         """A worker of the run's process that a job belongs to, of as many ranks as it needs."""
         anew = self._process not in (None, job.process)
-        if anew or self._world != job.world:
+        if anew or self._resting or self._world != job.world:
+            self.hold(job.world)
             self._world = job.world
             self._restart(anew=anew)
         self._process = job.process
@@ -188,7 +237,7 @@ class Runner:
                     case "at":
                         self._at = (event["provider"], event["phase"])
                         self.ledger.enter(*self._at)
-                        self._watcher.at(*self._at)
+                        self.watcher.at(*self._at)
                     case "records":
                         self.ledger.enter("", HARNESS)
                         yield [RunRecord.from_json(line) for line in event["records"]]
@@ -199,6 +248,7 @@ class Runner:
     def _restart(self, *, anew: bool = False) -> None:
         self._worker.kill()
         self._worker, _ = self._start()
+        self._resting = False
         self._limit(self._ceilings, anew=anew)
 
 
@@ -212,12 +262,12 @@ def _without(records: Sequence[RunRecord], job: Job, left: Sequence[str]) -> lis
     return waited
 
 
-def _log_in(folder: Path) -> Path:
-    """A file for what a worker prints, until its run has a folder of its own.
+def _log_in(folder: Path, of: Sequence[str]) -> Path:
+    """A file for what the worker of a GPU prints, until its run has a folder of its own.
 
     Raises KernelbenchError for a folder that cannot be written: before anything is measured.
     """
-    log = folder / f".worker-{os.getpid()}.log"
+    log = folder / f".{'-'.join(('worker', str(os.getpid()), *of))}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log.touch()

@@ -60,11 +60,13 @@ SELECTS = tuple(field.name for field in fields(Selection))
 class RunRequest(Selection):
     """What `kernelbench run` is asked: suites to begin, or a run to go on with.
 
-    out: the folder that run folders stand in. timeout_s: without a sign of progress. budget_s: for
+    gpus: certain GPUs, or several: `0,2,5` or `all`. out: the folder that run folders stand in.
+    timeout_s: without a sign of progress. budget_s: for
     all that is named.
     """
 
     suites: tuple[str, ...] = ()
+    gpus: str = ""
     resume: Path | None = None
     out: Path = Path("results")
     timeout_s: float = 300.0
@@ -72,6 +74,11 @@ class RunRequest(Selection):
     fail_fast: bool = False
     dry_run: bool = False
     yes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.device == "cpu":
+            raise UsageError("--gpus and --device cpu contradict each other")
+        super().__post_init__()
 
     def as_json(self) -> dict[str, Any]:
         """Without folders, which are this machine's."""

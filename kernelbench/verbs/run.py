@@ -13,8 +13,8 @@ from kernelbench.report import failures, tables, terminal
 from kernelbench.report.details import MORE, details
 from kernelbench.report.progress import Output, Silent, wall
 from kernelbench.report.waits import waiting
-from kernelbench.run import plan
-from kernelbench.run.loop import Outcome, run_jobs
+from kernelbench.run import devices, plan
+from kernelbench.run.loop import Outcome, check_device, run_jobs
 from kernelbench.run.plan import Plan
 from kernelbench.run.runner import Options
 from kernelbench.spec import NoGPUError, RunRecord, UsageError
@@ -36,6 +36,8 @@ def run(request: RunRequest, output: Output) -> int:
 
     Raises UsageError for suites, options and runs that cannot be used.
     """
+    if request.gpus:
+        devices.named(request.gpus)
     if not request.suites and not request.resume:
         output.note(UNNAMED)
     with waiting(LOADING, output.waits):
@@ -47,7 +49,7 @@ def run(request: RunRequest, output: Output) -> int:
     if request.dry_run:
         show_jobs(plans, output)
         return 0
-    options = Options(timeout=request.timeout_s, fail_fast=request.fail_fast)
+    options = Options(timeout=request.timeout_s, fail_fast=request.fail_fast, gpus=request.gpus)
     if request.budget_s is not None:
         options = replace(options, deadline=time.monotonic() + request.budget_s)
     return measure(plans, options, request.out, output)
@@ -81,6 +83,11 @@ def run_one(run_plan: Plan, options: Options, out: Path, output: Output) -> tupl
     """Measure a plan, with progress on stderr; what came of it, and the folder of the run."""
     known = families.load(run_plan.selection.plugins)
     options = options_of(options, run_plan.selection, run_plan.device)
+    if run_plan.folder is not None and not options.gpus:
+        used = (store.read_manifest(run_plan.folder).get("machine") or {}).get("used")
+        options = replace(options, gpus=",".join(used or ()))
+    if options.gpus:
+        options = replace(options, device=check_device(options.device, "cuda"))
     watcher = output.view()
     folder = out if run_plan.folder is None else run_plan.folder.parent
     try:
@@ -124,6 +131,8 @@ def _store_for(run_plan: Plan, out: Path, watcher: Silent, machine: dict[str, An
     before = opened.manifest.get("machine", {})
     was = opened.manifest.get("gpu"), before.get("uuid")
     now = name, machine.get("uuid") if was[1] else None  # older manifests have none
+    if "used" in before or "used" in machine:  # each job goes to the one that began it
+        was, now = (was[0], None), (name, None)
     if was != now:
         opened.close()
         there, here = (" ".join(filter(None, gpu)) for gpu in (was, now))
