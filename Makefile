@@ -40,7 +40,7 @@ about = on $(JOBS:0=1) of $(shell nproc) cores: about $(shell expr $(1) / $(JOBS
 DOCS = $(wildcard README.md docs/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smoke test test-slow test-gpu check inspect inspected minimum schema docs bench constraints \
+.PHONY: help venv smoke test test-slow test-gpu fanout check inspect inspected minimum schema docs bench constraints \
 	clean
 .DELETE_ON_ERROR:
 
@@ -64,6 +64,9 @@ test-slow: $(STAMP) ## Run the slow tests
 
 test-gpu: $(STAMP) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+fanout: $(VENV)/.fanout ## Test fan-outs by the real engines: submitit, and a Ray cluster of two nodes (online once)
+	$(BIN)/python -m pytest tests/test_fanout_real.py $(ARGS)
 
 check: $(STAMP) ## Lint, format, types, architecture, and whether the documents are up to date
 	$(BIN)/ruff check .
@@ -111,6 +114,10 @@ constraints: ## Resolve every dependency anew around the torch and triton pinned
 		| grep -vE '^(#|nvidia-[^m]|cuda-)' | sed 's/+.*//' | LC_ALL=C sort -f > build/found.txt
 	{ grep '^#' build/chosen.txt; cat build/found.txt; } > constraints.txt
 	rm -rf build
+
+$(VENV)/.fanout: $(STAMP)
+	@$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[slurm,ray]'
+	@touch $@
 
 # Beside .venv, not in it: on PYTHONPATH it stands before the one that is there.
 $(OTHER)/.installed: $(STAMP) Makefile
