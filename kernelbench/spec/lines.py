@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache, partial
+from itertools import chain
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -94,6 +95,8 @@ def _reader(kind: Any) -> Read:
     if kind is float:
         return _real
     if origin is tuple:
+        if inner[0] == tuple[int, ...]:
+            return _rounds
         return _wholes if inner[0] is int else partial(_tuple, kind, _reader(inner[0]))
     if origin is Mapping:
         return partial(_mapping, kind, _reader(inner[1]))
@@ -133,6 +136,15 @@ def _wholes(value: Any) -> tuple[int, ...]:
     return cast(tuple[int, ...], _tuple(tuple[int, ...], _whole, value))
 
 
+def _rounds(value: Any) -> tuple[tuple[int, ...], ...]:
+    """Whole numbers in lists, looked at all at once."""
+    if type(value) is list and set(map(type, value)) == {list}:
+        flat = [*chain.from_iterable(value)]
+        if set(map(type, flat)) == {int} and max(flat) < _MOST and min(flat) > -_MOST:
+            return tuple(map(tuple, value))
+    return cast(tuple[tuple[int, ...], ...], _tuple(tuple[tuple[int, ...], ...], _wholes, value))
+
+
 def _tuple(kind: Any, inner: Read, value: Any) -> tuple[Any, ...]:
     if type(value) is not list:
         raise _refuse(kind, value)
@@ -162,7 +174,9 @@ def _real(value: Any) -> float:
 def _text(kind: type[str], value: Any) -> str:
     if type(value) is not str:
         raise _refuse(kind, value)
-    return kind(value.encode(errors="replace").decode())  # half a surrogate prints nowhere
+    if not value.isascii():
+        value = value.encode(errors="replace").decode()  # half a surrogate prints nowhere
+    return value if kind is str else kind(value)
 
 
 def _itself(kind: Any, value: Any) -> Any:
