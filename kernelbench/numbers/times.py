@@ -14,7 +14,6 @@ from kernelbench.numbers.statistics import (
 )
 from kernelbench.spec import Timing
 
-
 Rounds = tuple[tuple[int, ...], ...]
 _KEPT = 256  # what is asked for again and again is of the records of one job
 

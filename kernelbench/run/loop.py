@@ -22,7 +22,7 @@ from kernelbench.spec import (
     UsageError,
     exit_code_of,
 )
-from kernelbench.store import Store
+from kernelbench.store import Standing, Store
 
 DERIVING = "deriving the figures of results.csv"
 
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def remaining(
-    jobs: Sequence[Job], recorded: Sequence[RunRecord], sources: Mapping[str, str]
+    jobs: Sequence[Job], recorded: Sequence[Standing | RunRecord], sources: Mapping[str, str]
 ) -> tuple[list[Job], list[str]]:
     """What is left to measure, and the families whose code changed since it was measured.
 
@@ -105,11 +105,9 @@ def run_jobs(
             sources = sources_of(jobs, families)
             every = in_processes(jobs)
             outcome.left = outcome.total = sum(map(len, every))
-            watcher.at("", DERIVING)
-            metrics.to_csv(store.records(), store.csv_path)
             noted = set[str]()
             for number in range(len(every)):
-                recorded = store.records_apart()
+                recorded = store.standing()
                 plans = [remaining(some, recorded, sources) for some in every[number:]]
                 for name in sorted({name for _, changed in plans for name in changed} - noted):
                     watcher.note(f"{name}: its code changed since it was measured; measured anew")
@@ -121,6 +119,7 @@ def run_jobs(
                     store.update_manifest(ceilings=runner.ceilings(known))
                 if not _loop(left, later, runner, store, options, watcher, sources, outcome):
                     break
+            store.sync()
         except KeyboardInterrupt as stop:
             outcome.interrupted = exit_code_of(stop)
         except OSError as error:
@@ -208,7 +207,8 @@ def _loop(
         )
         for records in runner.measure(job, context):
             store.append(records)
-            metrics.append_csv(records, store.csv_path)
+            if not store.fast:  # else all rows are written at the end
+                metrics.append_csv(records, store.csv_path)
             outcome.bad = outcome.bad or any(record.status.bad for record in records)
             watcher.recorded(records)
     outcome.left = total - len(jobs)

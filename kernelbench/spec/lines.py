@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from itertools import chain
 from types import UnionType
@@ -24,8 +24,19 @@ def to_line(value: Any) -> str:
 
     A float that is no number of JSON is the text "inf", "-inf" or "nan".
     """
-    facts = {k: v for k, v in asdict(value).items() if not _empty(v) and k not in NEVER}
+    facts = {
+        name: item for name, item in _fields_of(value) if not _empty(item) and name not in NEVER
+    }
     return json.dumps(_plain(facts), separators=(",", ":"), allow_nan=False)
+
+
+def _fields_of(value: Any) -> list[tuple[str, Any]]:
+    return [(name, getattr(value, name)) for name in _names(cast(Any, type(value)))]
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
 
 
 def from_line(kind: type[M], line: str, schema: int, migrations: Migrations) -> M:
@@ -52,11 +63,20 @@ def _empty(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(float(value))
+    if isinstance(value, (tuple, list)):
+        samples = set(map(type, value)) == {int}
+        return value if samples else [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: _plain(item) for name, item in _fields_of(value)}
+    return (
+        {name: _plain(item) for name, item in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 Read = Callable[[Any], Any]
