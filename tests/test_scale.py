@@ -222,7 +222,7 @@ def test_what_a_resumed_run_asks_is_that_of_the_records(tmp_path: Path) -> None:
             record(1),
             record(2),
             record(3, process=1),
-            replace(record(4), **IMPOSSIBLE["peak_bytes is -4"]),
+            record(4, peak_bytes=-4),
         ]
     )
     run.append([record(2, source="s2")])
@@ -270,31 +270,54 @@ def many(root: Path, jobs: int) -> Path:
     return a_run(root, "many", records)
 
 
-def least_seconds(*command: str) -> float:
-    """Of three tries, since the machine may have other things to do."""
-    took = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        took.append(time.monotonic() - start)
-    return min(took)
+PEAK = "VmHWM"  # of /proc/self/status: what the process itself had most, in KiB
+REPLAY = """
+import sys
+from kernelbench import store
+assert len(store.read_standing(sys.argv[1])) == 30_000
+"""
+REPORT = """
+import io, sys
+from pathlib import Path
+from rich.console import Console
+from kernelbench.report.progress import Output
+from kernelbench.verbs import report as verb
+where = Path(sys.argv[1])
+request = verb.ReportRequest(folders=(where,), format="csv", out=where / "out.csv")
+verb.report(request, Output(Console(file=io.StringIO()), Console(file=io.StringIO())))
+assert (where / "out.csv").read_bytes().count(b"H200") >= 10_000
+"""
+
+
+def spent(code: str, run: Path) -> tuple[float, float]:
+    """(seconds, MiB) of a process's own, imports included: a busy machine adds none."""
+    code += f"""
+import re, time
+peak = re.search(r"{PEAK}:\\s*(\\d+)", open("/proc/self/status").read())[1]
+print(time.process_time(), int(peak) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": "/dev/null/none", "OMP_NUM_THREADS": "1"},
+    )
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)
 
 
 @pytest.mark.slow
 def test_a_journal_of_10000_jobs_is_replayed_in_5_seconds(tmp_path: Path) -> None:
     run = many(tmp_path, 10_000)
-    code = (
-        "import resource, sys; from kernelbench import store; "
-        "assert len(store.read_standing(sys.argv[1])) == 30_000; "
-        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 200 * 1024"
-    )
-    assert least_seconds(sys.executable, "-c", code, str(run)) < 5
+    tries = [spent(REPLAY, run) for _ in range(2)]
+    assert min(seconds for seconds, _ in tries) < 5
+    assert max(peak for _, peak in tries) < 150  # of 130 MB of lines
 
 
 @pytest.mark.slow
-def test_10000_records_are_reported_in_10_seconds_the_first_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_10000_records_are_reported_in_10_seconds_the_first_time(tmp_path: Path) -> None:
+    """Where there are two cores; other processes derive other shares meanwhile."""
     run = many(tmp_path, 3_334)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
-    assert least_seconds(sys.executable, "-m", "kernelbench", "report", str(run)) < 10
+    assert min(spent(REPORT, run)[0] for _ in range(2)) < 10
