@@ -125,7 +125,7 @@ def measured(
         finally_.callback(lambda: [each.close() for each in kept])
         families = {"toy": FAMILY}
         outcome, found = run_jobs(todo, families, options, Silent(console), opened, folder)
-        return outcome, found.records_apart(), console.export_text()
+        return outcome, store.read_apart(found.path), console.export_text()
 
 
 @pytest.fixture(autouse=True)

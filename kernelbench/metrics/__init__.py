@@ -42,6 +42,7 @@ from kernelbench.metrics.rows import (
     frame,
     frame_of,
     rows_of,
+    share_of,
 )
 from kernelbench.numbers.significance import t_reach
 from kernelbench.numbers.statistics import Interval, over_processes
@@ -79,6 +80,7 @@ __all__ = [
     "rows_json",
     "rows_of",
     "said",
+    "share_of",
     "share_of_ceiling",
     "speedup",
     "t_reach",

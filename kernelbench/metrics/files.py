@@ -3,16 +3,20 @@
 import csv
 import io
 import math
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from kernelbench import files
-from kernelbench.metrics.rows import IDENTITY, RESULT, csv_columns, frame
+from kernelbench.metrics.rows import IDENTITY, RESULT, csv_columns, frame, plain_of, rows_of
 from kernelbench.spec import KernelbenchError, RunRecord
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_ADDING = threading.Lock()
 
 
 def to_csv(records: Sequence[RunRecord], path: Path) -> None:
@@ -25,26 +29,37 @@ def to_csv(records: Sequence[RunRecord], path: Path) -> None:
 
 
 def append_csv(records: Sequence[RunRecord], path: Path) -> None:
-    """Add the rows of one job: all its records, since speedups are formed among them.
+    """Add the rows of one job: all its records, since speedups are formed among them. Several
+    threads may.
 
     Costs what the job costs, not what the file holds; a job that brings a new axis has the file
     rewritten with that column. This file is for reading along: rows that were measured again
     stay, and a kill may tear the last one, until the next `to_csv`.
     Raises KernelbenchError when it cannot be written.
     """
-    if not path.exists():
-        return to_csv(records, path)
-    ours = csv_columns(records)
-    rows = [dict(zip(ours, cells, strict=True)) for cells in _cells(frame(records))]
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
+    rows = [{n: cell(v) for n, v in row.items()} for row in plain_of(rows_of(records))]
+    try:
+        with _ADDING:
+            _add(rows, csv_columns(records), path)
+    except OSError as error:
+        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _add(rows: list[dict[str, str]], ours: list[str], path: Path) -> None:
+    with path.open("a+b") as file:
+        whole = not file.tell() or _ends_a_row(file)
+    with path.open(newline="", encoding="utf-8", errors="replace") as text:
+        reader = csv.DictReader(text, restval="")
         header = list(reader.fieldnames or [])
         if set(ours) <= set(header):
-            return _append(path, _text([row.get(n, "") for n in header] for row in rows))
+            added = _text([row.get(n, "") for n in header] for row in rows)
+            with path.open("ab") as file:
+                file.write((added if whole else f"\r\n{added}").encode())
+            return
         rows = [*reader, *rows]
     axes = [n for n in (*header, *ours) if n not in (*IDENTITY, *RESULT)]
     columns = [*IDENTITY, *dict.fromkeys(axes), *RESULT]
-    return files.write(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
+    files.write(path, _text([columns, *([row.get(n, "") for n in columns] for row in rows)]))
 
 
 def csv_text(records: Sequence[RunRecord], against: str = "") -> str:
@@ -100,9 +115,6 @@ def _text(rows: Iterable[Iterable[str]]) -> str:
     return out.getvalue()
 
 
-def _append(path: Path, text: str) -> None:
-    try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise KernelbenchError(f"{path}: cannot be written ({error.strerror})") from None
+def _ends_a_row(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from kernelbench.numbers import times
 from kernelbench.spec import Role, RunRecord
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 RANKS = "world"  # the axis that says how many GPUs do a job together
 # fmt: off
@@ -64,19 +64,36 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> "DataFrame":
     """
     import pandas as pd
 
+    return pd.DataFrame(
+        {name: pd.Series(values, dtype=dtype) for name, values, dtype in _columns(rows)}
+    )
+
+
+def plain_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `frame_of` in types of Python, with None where a number does not apply. For a
+    few rows: to make a frame takes longer than all else that is done with them."""
+    columns = [
+        (name, [float(v) if dtype == "float64" and v is not None else v for v in values])
+        for name, values, dtype in _columns(rows)
+    ]
+    return [
+        {name: None if (v := values[n]) != v else v for name, values in columns}
+        for n in range(len(rows))
+    ]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any], Any]]:
+    """(name, values, dtype) of each column."""
     axes = axis_columns(row["axes"] for row in rows)
-    columns: dict[str, Series[Any]] = {}
     for name in (*IDENTITY, *axes, *RESULT):
         values: list[Any] = [row.get(name) for row in rows]
         if name in axes:
             values = [row["axes"].get(axes[name]) for row in rows]
-            columns[name] = pd.Series(values, dtype=_axis_dtype(values))
+            yield name, values, _axis_dtype(values)
         elif name in _TEXT or name in IDENTITY[1:]:
-            text = ["" if value is None else str(value) for value in values]
-            columns[name] = pd.Series(text, dtype="object")
+            yield name, ["" if value is None else str(value) for value in values], "object"
         else:
-            columns[name] = pd.Series(values, dtype="Int64" if name in _WHOLE else "float64")
-    return pd.DataFrame(columns)
+            yield name, values, "Int64" if name in _WHOLE else "float64"
 
 
 def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -105,24 +122,35 @@ def _is_yardstick(record: RunRecord, against: str) -> bool:
 def rows_of(records: Sequence[RunRecord], against: str = "") -> list[dict[str, Any]]:
     """What `frame_of` makes a frame from: a record a row in plain types, its `axes` apart. The
     records of one group must come together; those of several runs may come run by run."""
-    groups: dict[tuple[str, ...], list[RunRecord]] = {}
+    rows = share_of(records, against)
+    return [rows[number] for number in range(len(records))]
+
+
+def share_of(
+    records: Sequence[RunRecord], against: str = "", part: int = 0, parts: int = 1
+) -> dict[int, dict[str, Any]]:
+    """The rows of `rows_of` by their number, of every group whose own number is `part` modulo
+    `parts`."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     models: dict[tuple[str, ...], RunRecord] = {}
-    for record in records:
+    for number, record in enumerate(records):
         case = (record.run_id, record.family, record.case)
-        groups.setdefault((*case, record.group), []).append(record)
+        groups.setdefault((*case, record.group), []).append(number)
         if _is_yardstick(record, against) and record.traffic is not None:
             models[case] = record
     ones = {_work(record): record for record in records if record.axes.get(RANKS) == 1}
-    rows = {
-        id(record): {
-            **_facts(record, models.get(key[:3])),
-            **_of_ranks(record, ones.get(_work(record))),
-            **comparison,
-        }
-        for key, group in groups.items()
-        for record, comparison in zip(group, _comparisons(group, against), strict=True)
-    }
-    return [rows[id(record)] for record in records]
+    rows: dict[int, dict[str, Any]] = {}
+    for key, numbers in islice(groups.items(), part, None, parts):
+        group = [records[number] for number in numbers]
+        for number, record, comparison in zip(
+            numbers, group, _comparisons(group, against), strict=True
+        ):
+            rows[number] = {
+                **_facts(record, models.get(key[:3])),
+                **_of_ranks(record, ones.get(_work(record))),
+                **comparison,
+            }
+    return rows
 
 
 def _comparisons(group: list[RunRecord], against: str) -> Iterator[dict[str, Any]]:

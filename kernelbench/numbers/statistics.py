@@ -28,6 +28,7 @@ _PLATEAU_GAIN = 0.95
 _FEW_ROUNDS = 12
 _HALF = 8  # rounds that a half must have, or halves are not compared
 _HALF_DRAWS = 200
+_IN_A_THREAD = 2**18  # products of which OpenBLAS makes no threads
 _AT_ONCE = 2**22  # samples × draws held in memory
 
 
@@ -61,7 +62,7 @@ def median_interval(samples: Sequence[float], quantum: float = 0.0) -> Interval:
     if not samples:
         raise ValueError("no samples")
     ordered = sorted(samples)
-    rank, mid, half = _rank(len(ordered)), median(ordered), quantum / 2
+    rank, mid, half = _rank(len(ordered)), _middle(ordered), quantum / 2
     return Interval(mid, min(ordered[rank - 1], mid - half), max(ordered[-rank], mid + half))
 
 
@@ -75,20 +76,23 @@ def median_of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
 
     Raises ValueError without samples.
     """
-    whole = _of_rounds(blocks, quantum)
+    rounds = [_middle(sorted(block)) if block else None for block in blocks]
+    whole = _of_rounds(blocks, rounds, quantum)
     middle = len(blocks) // 2
     if middle < _HALF:
         return whole
-    early, late = _of_rounds(blocks[:middle]), _of_rounds(blocks[middle:])
+    early = _of_rounds(blocks[:middle], rounds[:middle])
+    late = _of_rounds(blocks[middle:], rounds[middle:])
     if early.hi >= late.lo and late.hi >= early.lo:
         return whole
     ends = (early.mid, late.mid)
     return Interval(whole.mid, min(whole.lo, *ends), max(whole.hi, *ends))
 
 
-def _of_rounds(blocks: Blocks, quantum: float = 0.0) -> Interval:
+def _of_rounds(blocks: Blocks, medians: Sequence[float | None], quantum: float = 0.0) -> Interval:
+    """medians: of each of these blocks, None of one without samples."""
     samples = median_interval(list(chain(*blocks)), quantum)
-    rounds = median_interval([median(block) for block in blocks if block])
+    rounds = median_interval([each for each in medians if each is not None])
     return Interval(samples.mid, min(samples.lo, rounds.lo), max(samples.hi, rounds.hi))
 
 
@@ -119,6 +123,13 @@ def _exp(value: float) -> float:
     return exp(value) if value < 700 else inf
 
 
+def _middle(ordered: Sequence[float]) -> float:
+    """`median`, of samples that are sorted already."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@lru_cache(maxsize=4096)
 def _rank(n: int) -> int:
     """The largest k with P(Bin(n, ½) < k) ≤ 1/40, at least 1; exact in whole numbers."""
     rank, term, tail = 0, 1, 1  # tail = C(n, 0) + … + C(n, rank)
@@ -207,21 +218,21 @@ def ratio_interval(
 def _diverging_halves(tops: HashableBlocks, bottoms: HashableBlocks, seed: int) -> list[float]:
     """The ratios of the earlier and the later half, if their intervals do not overlap; else []."""
     middle, cut = len(tops) // 2, _HALF_DRAWS // 40
-    ratios, ends = [], []
-    for part in (slice(middle), slice(middle, None)):
-        above, below = tops[part], bottoms[part]
-        draws = _ratios(*(_medians(blocks, seed, _HALF_DRAWS) for blocks in (above, below)))
-        ends.append((float(draws[cut]), float(draws[-1 - cut])))
-        if divisor := median(chain(*below)):
-            ratios.append(median(chain(*above)) / divisor)
-    (lo, hi), (other_lo, other_hi) = ends
-    return ratios if hi < other_lo or other_hi < lo else []
+    parts = [(tops[part], bottoms[part]) for part in (slice(middle), slice(middle, None))]
+    drawn = [_ratios(*(_medians(part, seed, _HALF_DRAWS) for part in both)) for both in parts]
+    (lo, hi), (other_lo, other_hi) = ((float(d[cut]), float(d[-1 - cut])) for d in drawn)
+    if not (hi < other_lo or other_hi < lo):
+        return []
+    pooled = [(median(chain(*above)), median(chain(*below))) for above, below in parts]
+    return [above / below for above, below in pooled if below]
 
 
 @lru_cache(maxsize=64)
-def _cached_draw(seed: int, units: int, draws: int) -> Counts:
-    """`_draw` with a new generator: the same for every ratio of the same number of rounds."""
-    return _draw(np.random.default_rng(seed), units, draws)
+def _cached_draw(seed: int, units: int, draws: int) -> tuple[Counts, Floats]:
+    """`_draw` with a new generator, the same for every ratio of the same number of rounds; and the
+    same as floats, which are multiplied faster."""
+    counts = _draw(np.random.default_rng(seed), units, draws)
+    return counts, counts.astype(np.float64)
 
 
 def _draw(random: np.random.Generator, units: int, draws: int) -> Counts:
@@ -236,26 +247,38 @@ def _medians(blocks: HashableBlocks, seed: int, draws: int) -> Floats:
     """The median of each draw's pooled samples; cached, since many are compared with a baseline.
 
     The samples are sorted once. A draw contains a sample as often as its round, and its median is
-    where the running count passes half. A coarse count first narrows down the samples at which the
-    exact count is needed. Draws are columns, so that each step adds rows.
+    where the running count passes half. A coarse count, of how many samples of each round lie below
+    a step, first narrows down the samples at which the exact count is needed. Draws are columns, so
+    that each step adds rows; sums of whole numbers are exact as floats, too.
     """
-    values, counts = _pool(blocks), _cached_draw(seed, len(blocks), draws)
-    owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
-    order = np.argsort(values, kind="stable")
-    times = counts[owners[order]]
-    marks = np.arange(0, len(times), isqrt(len(times)))
-    reached = np.add.reduceat(times, marks, axis=0).cumsum(axis=0, dtype=np.int32)
+    values, (counts, as_floats) = _pool(blocks), _cached_draw(seed, len(blocks), draws)
+    order, rounds = np.argsort(values, kind="stable"), len(blocks)
+    owners = np.repeat(np.arange(rounds), [len(block) for block in blocks])[order]
+    width = isqrt(len(order))  # samples of a step
+    cells = np.arange(len(order)) // width * rounds + owners
+    steps = np.bincount(cells, minlength=-(-len(order) // width) * rounds).reshape(-1, rounds)
+    reached = _product(steps.cumsum(axis=0, dtype=np.float64), as_floats).astype(np.int32)
     half, beyond = (reached[-1] + 1) // 2, reached[-1] // 2 + 1
     early = int((reached < half).all(axis=1).sum())  # coarse steps without any draw's median
     late = int((reached < beyond).any(axis=1).sum())
-    first, last = marks[early], (*marks, len(times))[late + 1]
-    near = times[first:last].cumsum(axis=0, dtype=np.int32)
+    first = early * width
+    near = counts[owners[first : (late + 1) * width]]
     if early:
-        near += reached[early - 1]
+        near[0] += reached[early - 1]
+    for above, row in pairwise(near):
+        row += above
     ordered = values[order]
-    lower = first + np.count_nonzero(near < half, axis=0)
-    upper = first + np.count_nonzero(near < beyond, axis=0)
+    lower = first + (near < half).sum(axis=0, dtype=np.int32)
+    upper = first + (near < beyond).sum(axis=0, dtype=np.int32)
     return np.asarray((ordered[lower] + ordered[upper]) / 2)
+
+
+def _product(left: Floats, right: Floats) -> Floats:
+    """left @ right, in parts so small that BLAS does each in this thread: several threads take
+    longer than one for what there is to do here."""
+    columns = max(_IN_A_THREAD // left.size, 1)
+    parts = [left @ right[:, n : n + columns] for n in range(0, right.shape[1], columns)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _single_sample_medians(random: np.random.Generator, blocks: Blocks, draws: int) -> Floats:
@@ -275,7 +298,7 @@ def _single_sample_medians(random: np.random.Generator, blocks: Blocks, draws: i
 
 
 def _pool(blocks: Blocks) -> Floats:
-    return np.concatenate([np.asarray(block, dtype=np.float64) for block in blocks])
+    return np.fromiter(chain.from_iterable(blocks), np.float64)
 
 
 def _ratios(above: Floats, below: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from statistics import median, quantiles
 from typing import Any
@@ -13,24 +14,32 @@ from kernelbench.numbers.statistics import (
 )
 from kernelbench.spec import Timing
 
+Rounds = tuple[tuple[int, ...], ...]
+_KEPT = 256  # what is asked for again and again is of the records of one job
 
-def blocks_ns(timing: Timing) -> list[list[int]]:
+
+def blocks_ns(timing: Timing) -> Rounds:
     """The samples in ns minus the event pair's overhead, block by block; at least 0."""
     return _corrected(timing.blocks_ns, timing.overhead_ns)
 
 
-def again_ns(timing: Timing) -> list[list[int]]:
+def again_ns(timing: Timing) -> Rounds:
     """As `blocks_ns`, of the baseline's second run in every round."""
     return _corrected(timing.again_ns, timing.overhead_ns)
 
 
 def median_ns(timing: Timing) -> float | None:
     """The median of `blocks_ns`, computed without them; None unless it is above 0."""
-    ordered = sorted(chain(*timing.blocks_ns))
+    return _median(timing.blocks_ns, timing.overhead_ns)
+
+
+@lru_cache(maxsize=_KEPT)
+def _median(blocks: Rounds, overhead: int) -> float | None:
+    ordered = sorted(chain(*blocks))
     if not ordered:
         return None
     middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return sum(max(sample - timing.overhead_ns, 0) for sample in middle) / 2 or None
+    return sum(max(sample - overhead, 0) for sample in middle) / 2 or None
 
 
 def step(timing: Timing) -> float:
@@ -41,15 +50,21 @@ def step(timing: Timing) -> float:
 def of_processes(timings: Sequence[Timing]) -> Interval | None:
     """The median in ns with its 95 % interval: over the samples of one process, or over the
     medians of several. None where a process has no time above the overhead."""
-    blocks = [(blocks_ns(timing), timing) for timing in timings if any(timing.blocks_ns)]
-    intervals = [median_of_rounds(rounds, timing.quantum_ns) for rounds, timing in blocks]
+    sampled = [timing for timing in timings if any(timing.blocks_ns)]
+    intervals = [_interval(t.blocks_ns, t.overhead_ns, t.quantum_ns) for t in sampled]
     if not intervals or min(interval.mid for interval in intervals) <= 0:
         return None
     return over_processes(intervals, max(map(step, timings)))
 
 
-def _corrected(blocks: tuple[tuple[int, ...], ...], overhead: int) -> list[list[int]]:
-    return [[ns - overhead if ns > overhead else 0 for ns in block] for block in blocks]
+@lru_cache(maxsize=_KEPT)
+def _interval(blocks: Rounds, overhead: int, quantum: int) -> Interval:
+    return median_of_rounds(_corrected(blocks, overhead), quantum)
+
+
+@lru_cache(maxsize=_KEPT)
+def _corrected(blocks: Rounds, overhead: int) -> Rounds:
+    return tuple(tuple([ns - overhead if ns > overhead else 0 for ns in b]) for b in blocks)
 
 
 def kernel_ns(timing: Timing) -> float | None:

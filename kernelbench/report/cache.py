@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy import __version__ as numpy_version
 
 from kernelbench import metrics, store
 from kernelbench.files import write
+from kernelbench.report import shares
 from kernelbench.spec import KernelbenchError, migrations
 
 MOST = 256  # files in the cache; a run has one for each provider it was compared with
@@ -69,8 +70,9 @@ def derive(run: Path, against: str = "") -> Derived:
     path = folder() / f"{sha256(words.encode() + content).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError):
         return Derived(**json.loads(path.read_bytes()))
-    records, problems = store.read_with_problems(run, lines)
-    figures = Derived(metrics.rows_of(records, against), problems, _older(content))
+    with shares.rows_of(lines, against) as rows_of:
+        records, problems = store.read_with_problems(run, lines)
+        figures = Derived(rows_of(records), problems, _older(content))
     if figures.rows:
         _keep(path, figures)
     return figures
@@ -95,7 +97,7 @@ def _keep(path: Path, figures: Derived) -> None:
     """Write in one step, so that nobody reads half a file; delete the oldest files."""
     with suppress(OSError, KernelbenchError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(asdict(figures)))
+        write(path, json.dumps(vars(figures)))
         paths = sorted(files(), key=lambda file: file.stat().st_mtime)
         for oldest in paths[:-MOST]:
             oldest.unlink()

@@ -24,7 +24,7 @@ from kernelbench.spec import (
     UsageError,
     exit_code_of,
 )
-from kernelbench.store import Store
+from kernelbench.store import Standing, Store
 
 DERIVING = "deriving the figures of results.csv"
 
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def remaining(
-    jobs: Sequence[Job], recorded: Sequence[RunRecord], sources: Mapping[str, str]
+    jobs: Sequence[Job], recorded: Sequence[Standing | RunRecord], sources: Mapping[str, str]
 ) -> tuple[list[Job], list[str]]:
     """What is left to measure, and the families whose code changed since it was measured.
 
@@ -108,17 +108,16 @@ def run_jobs(
             sources = sources_of(jobs, families)
             every = in_processes(jobs)
             outcome.left = outcome.total = sum(map(len, every))
-            watcher.at("", DERIVING)
-            metrics.to_csv(store.records(), store.csv_path)
             session = _Session(pool, store, options, watcher, sources, outcome)
             for number in range(len(every)):
-                recorded = store.records_apart()
+                recorded = store.standing()
                 plans = [remaining(some, recorded, sources) for some in every[number:]]
                 session.changed(name for _, changed in plans for name in changed)
                 left, *later = [some for some, _ in plans]
                 outcome.left = sum(map(len, (left, *later)))
                 if left and not session.process(left, later, bound(recorded, number)):
                     break
+            store.sync()
         except KeyboardInterrupt as stop:
             outcome.interrupted = exit_code_of(stop)
         except OSError as error:
@@ -134,13 +133,14 @@ def run_jobs(
     return outcome, store
 
 
-def bound(recorded: Sequence[RunRecord], process: int) -> dict[tuple[str, str], str]:
+def bound(recorded: Sequence[Standing], process: int) -> dict[tuple[str, str], str]:
     """The GPU that other processes of a job ran on, by its row: that one is to run this process,
     since an interval over processes is of one card."""
     return {
-        record.row[:2]: record.gpu_uuid
+        (family, case): record.gpu_uuid
         for record in recorded
-        if record.gpu_uuid and record.process != process
+        for family, case, _, of in [record.key]
+        if record.gpu_uuid and of != process
     }
 
 
@@ -224,7 +224,8 @@ class _Session:
         for records in runner.measure(job, context):
             with self._lock:
                 self._store.append(records)
-                metrics.append_csv(records, self._store.csv_path)
+                if not self._store.fast:  # else all rows are written at the end
+                    metrics.append_csv(records, self._store.csv_path)
                 outcome.bad = outcome.bad or any(record.status.bad for record in records)
             runner.watcher.recorded(records)
         if runner.closed:

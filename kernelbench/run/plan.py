@@ -33,7 +33,7 @@ class Plan:
         if self.folder is None:
             return jobs
         sources = sources_of(self.jobs, families.load(self.selection.plugins))
-        return remaining(jobs, store.read_apart(self.folder), sources)[0]
+        return remaining(jobs, store.read_standing(self.folder), sources)[0]
 
     def manifest(self, machine: Mapping[str, Any]) -> dict[str, Any]:
         """What a new run folder says of its run, besides what `store.create` adds."""

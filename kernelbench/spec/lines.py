@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
+from itertools import chain
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -23,8 +24,19 @@ def to_line(value: Any) -> str:
 
     A float that is no number of JSON is the text "inf", "-inf" or "nan".
     """
-    facts = {k: v for k, v in asdict(value).items() if not _empty(v) and k not in NEVER}
+    facts = {
+        name: item for name, item in _fields_of(value) if not _empty(item) and name not in NEVER
+    }
     return json.dumps(_plain(facts), separators=(",", ":"), allow_nan=False)
+
+
+def _fields_of(value: Any) -> list[tuple[str, Any]]:
+    return [(name, getattr(value, name)) for name in _names(cast(Any, type(value)))]
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
 
 
 def from_line(kind: type[M], line: str, schema: int, migrations: Migrations) -> M:
@@ -51,11 +63,20 @@ def _empty(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(float(value))
+    if isinstance(value, (tuple, list)):
+        samples = set(map(type, value)) == {int}
+        return value if samples else [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: _plain(item) for name, item in _fields_of(value)}
+    return (
+        {name: _plain(item) for name, item in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 Read = Callable[[Any], Any]
@@ -94,6 +115,8 @@ def _reader(kind: Any) -> Read:
     if kind is float:
         return _real
     if origin is tuple:
+        if inner[0] == tuple[int, ...]:
+            return _rounds
         return _wholes if inner[0] is int else partial(_tuple, kind, _reader(inner[0]))
     if origin is Mapping:
         return partial(_mapping, kind, _reader(inner[1]))
@@ -133,6 +156,15 @@ def _wholes(value: Any) -> tuple[int, ...]:
     return cast(tuple[int, ...], _tuple(tuple[int, ...], _whole, value))
 
 
+def _rounds(value: Any) -> tuple[tuple[int, ...], ...]:
+    """Whole numbers in lists, looked at all at once."""
+    if type(value) is list and set(map(type, value)) == {list}:
+        flat = [*chain.from_iterable(value)]
+        if set(map(type, flat)) == {int} and max(flat) < _MOST and min(flat) > -_MOST:
+            return tuple(map(tuple, value))
+    return cast(tuple[tuple[int, ...], ...], _tuple(tuple[tuple[int, ...], ...], _wholes, value))
+
+
 def _tuple(kind: Any, inner: Read, value: Any) -> tuple[Any, ...]:
     if type(value) is not list:
         raise _refuse(kind, value)
@@ -162,7 +194,9 @@ def _real(value: Any) -> float:
 def _text(kind: type[str], value: Any) -> str:
     if type(value) is not str:
         raise _refuse(kind, value)
-    return kind(value.encode(errors="replace").decode())  # half a surrogate prints nowhere
+    if not value.isascii():
+        value = value.encode(errors="replace").decode()  # half a surrogate prints nowhere
+    return value if kind is str else kind(value)
 
 
 def _itself(kind: Any, value: Any) -> Any:

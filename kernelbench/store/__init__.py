@@ -12,6 +12,7 @@ from kernelbench.store.reader import (
     PROFILES,
     RECORDS,
     RESULTS_CSV,
+    Standing,
     find_runs,
     history,
     lines,
@@ -19,6 +20,7 @@ from kernelbench.store.reader import (
     read_apart,
     read_manifest,
     read_measured,
+    read_standing,
     read_with_problems,
 )
 from kernelbench.store.writer import Store, create, open_run, slug
@@ -30,6 +32,7 @@ __all__ = [
     "PROFILES",
     "RECORDS",
     "RESULTS_CSV",
+    "Standing",
     "Store",
     "create",
     "find_runs",
@@ -40,6 +43,7 @@ __all__ = [
     "read_apart",
     "read_manifest",
     "read_measured",
+    "read_standing",
     "read_with_problems",
     "slug",
 ]

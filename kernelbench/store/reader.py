@@ -4,10 +4,12 @@ import json
 import lzma
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, UsageError
+from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord, Status, UsageError
 from kernelbench.store.kept import unpacked
 from kernelbench.store.processes import together
 
@@ -72,6 +74,27 @@ def read_apart(path: str | Path) -> list[RunRecord]:
     return _current(_scan(Path(path), []))
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a resumed run asks of a record: its key, how it ended, of which code, and where."""
+
+    key: tuple[str, str, str, int]
+    status: Status
+    source: str
+    gpu_uuid: str
+
+
+def read_standing(path: str | Path) -> list[Standing]:
+    """Of the records that `read_apart` gives, what a resumed run asks; their samples are read,
+    judged, and let go of line by line."""
+    path = Path(path)
+    latest: dict[tuple[str, str, str, int], Standing] = {}
+    for record in _scan(path, [], _one_by_one(path)):
+        key = record.key
+        latest[key] = Standing(key, record.status, record.source, record.gpu_uuid)
+    return [*latest.values()]
+
+
 def _current(records: Iterable[RunRecord]) -> list[RunRecord]:
     return list({record.key: record for record in records}.values())
 
@@ -94,7 +117,7 @@ def history(path: str | Path) -> list[RunRecord]:
 
 
 def _scan(
-    path: Path, problems: list[str], found: Sequence[bytes] | None = None
+    path: Path, problems: list[str], found: Iterable[bytes] | None = None
 ) -> Iterator[RunRecord]:
     found = lines(path, RECORDS) if found is None else found
     file = path / RECORDS
@@ -132,6 +155,20 @@ def lines(path: Path, name: str) -> list[bytes]:
     return parts if parts[-1] else parts[:-1]
 
 
+def _one_by_one(path: Path) -> Iterable[bytes]:
+    """The lines of `records.jsonl`, of which one at a time is in memory."""
+    file = path / RECORDS
+    return _lines_in(file) if file.exists() else lines(path, RECORDS)
+
+
+def _lines_in(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as content:
+            yield from map(unpacked, content)
+    except OSError as error:
+        raise KernelbenchError(f"{file}: cannot be read ({error.strerror})") from None
+
+
 def _two_of(file: Path) -> list[str]:
     if file.exists() and archived(file).exists():
         return [f"{archived(file)}: left out, since {file.name} is beside it: keep one of the two"]
@@ -145,7 +182,7 @@ def archived(file: Path) -> Path:
 
 
 def _parsed(
-    file: Path, found: Sequence[bytes], parse: Callable[[str], L], problems: list[str]
+    file: Path, found: Iterable[bytes], parse: Callable[[str], L], problems: list[str]
 ) -> Iterator[L]:
     seen: dict[bytes, int] = {}
     for number, line in enumerate(found, 1):
@@ -153,7 +190,7 @@ def _parsed(
             continue
         try:
             entry = parse(line.decode())
-            first = seen.setdefault(line.strip(), number)
+            first = seen.setdefault(blake2b(line.strip(), digest_size=16).digest(), number)
             if first == number:
                 yield entry
             else:

@@ -1,10 +1,13 @@
-"""Writing a run: lines are on the disk before the next job begins, whatever kills the process."""
+"""Writing a run: lines are on the disk before the next job begins, whatever kills the process; or,
+where jobs come faster than `pace.FAST`, soon after it."""
 
 import fcntl
 import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,28 +17,43 @@ from typing import IO, Any, Self
 
 from kernelbench import files
 from kernelbench.spec import SCHEMA, KernelbenchError, Measured, RunRecord
+from kernelbench.store import pace
 from kernelbench.store.reader import (
     MANIFEST,
     MEASURED,
     RECORDS,
     RESULTS_CSV,
+    Standing,
     archived,
     read,
-    read_apart,
     read_manifest,
+    read_standing,
 )
 
 MIN_FREE_BYTES = 50 * 2**20
 
 
 class Store:
-    """One run directory, open for writing; nobody else can open it so until it is closed."""
+    """One run directory, open for writing; nobody else can open it so until it is closed.
 
-    def __init__(self, path: Path, fd: int, manifest: dict[str, Any]) -> None:
+    Several threads may write to it. fast: whether more jobs came in the last minute than are synced
+    one by one.
+    """
+
+    def __init__(
+        self, path: Path, fd: int, manifest: dict[str, Any], clock: pace.Clock = time.monotonic
+    ) -> None:
         self.path = path
+        self.fast = False
         self._fd = fd
         self._torn_at: int | None = None  # where a failed append begins that could not be undone
         self._manifest = manifest
+        self._lock = threading.RLock()
+        self._pace = pace.Pace(clock)
+        self._grouped = pace.Grouped(self._sync, self._lock, clock)
+        self._safe_bytes = os.fstat(fd).st_size  # that were synced
+        self._unsafe = 0  # records after these
+        self._failed: KernelbenchError | None = None  # of a sync, until somebody was told
 
     @property
     def run_id(self) -> str:
@@ -54,17 +72,45 @@ class Store:
 
         Raises KernelbenchError when it cannot be written; the old one stays.
         """
-        changed = {**self._manifest, **facts}
-        _write_manifest(self.path, changed)
-        self._manifest = changed
+        with self._lock:
+            changed = {**self._manifest, **facts}
+            _write_manifest(self.path, changed)
+            self._manifest = changed
 
     def append(self, records: Sequence[RunRecord]) -> None:
-        """Store the records of one job; when this returns they are on the disk.
+        """Store the records of one job; when this returns they are on the disk, or are within
+        100 ms where more than 1,000 jobs came in the last minute, as the manifest then says.
 
         Raises KernelbenchError when the disk is full or fails. Then none of these records is
-        kept, and everything stored before is.
+        kept, and everything stored before is; of those whose sync was still to come the error says
+        how many are not kept, whoever is told: the next append, `sync` or `close`.
         """
         lines = "".join(f"{record.to_json()}\n" for record in records).encode()
+        jobs = dict.fromkeys((record.family, record.case, record.process) for record in records)
+        with self._lock:
+            self._tell()
+            self.fast = self._pace.fast(jobs)
+            if self.fast and "fsync" not in self._manifest:
+                self.update_manifest(fsync={"grouped": True, "at_most_ms": pace.MOST_MS})
+            self._write(lines, len(records))
+            if self.fast:
+                self._grouped.later()
+            else:
+                self._grouped.now()
+            self._tell()
+
+    def sync(self) -> None:
+        """What was stored is on the disk when this returns. Raises KernelbenchError as `append`."""
+        with self._lock:
+            self._grouped.flush()
+            self._tell()
+
+    def _tell(self) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _write(self, lines: bytes, count: int) -> None:
         before = os.fstat(self._fd).st_size if self._torn_at is None else self._torn_at
         try:
             if self._torn_at is not None:
@@ -72,16 +118,29 @@ class Store:
             written = os.write(self._fd, lines)
             if written != len(lines):
                 raise OSError(f"only {written} of {len(lines)} bytes fit")
-            os.fsync(self._fd)
         except OSError as error:
-            self._torn_at = before
-            with suppress(OSError):  # what cannot be cut off now is cut off later
-                self._undo(before)
-            raise KernelbenchError(
-                f"{self.path / RECORDS}: cannot be written ({error.strerror or error}). The "
-                f"{before} bytes stored before are safe; the last {len(records)} records are "
-                f"not kept. Free some space, then: kernelbench run --resume {self.path}"
-            ) from None
+            self._cut(before)
+            self._grouped.flush()
+            self._tell()
+            raise self._lost(before, count, error) from None
+        self._unsafe += count
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._fd)
+            size = os.fstat(self._fd).st_size
+            self._safe_bytes = size if self._torn_at is None else self._torn_at
+        except OSError as error:
+            self._cut(self._safe_bytes)
+            self._failed = self._lost(self._safe_bytes, self._unsafe, error)
+        self._unsafe = 0
+
+    def _lost(self, before: int, count: int, error: OSError) -> KernelbenchError:
+        return KernelbenchError(
+            f"{self.path / RECORDS}: cannot be written ({error.strerror or error}). The "
+            f"{before} bytes stored before are safe; the last {count} records are "
+            f"not kept. Free some space, then: kernelbench run --resume {self.path}"
+        )
 
     def keep(self, measured: Measured) -> None:
         """Store what a profiler saw; when this returns it is on the disk.
@@ -99,6 +158,11 @@ class Store:
         except OSError as error:
             raise _unwritable(file, error) from None
 
+    def _cut(self, size: int) -> None:
+        self._torn_at = size
+        with suppress(OSError):  # what cannot be cut off now is cut off later
+            self._undo(size)
+
     def _undo(self, size: int) -> None:
         os.ftruncate(self._fd, size)
         self._torn_at = None
@@ -107,15 +171,28 @@ class Store:
         """The current records, as `read` gives them."""
         return read(self.path)
 
-    def records_apart(self) -> list[RunRecord]:
-        """The current records of each process, as `read_apart` gives them."""
-        return read_apart(self.path)
+    def standing(self) -> list[Standing]:
+        """What a resumed run asks of the current records, as `read_standing` gives it."""
+        return read_standing(self.path)
 
     def close(self) -> None:
-        """Let go of the directory."""
-        if self._fd >= 0:
+        """Sync what waits, and let go of the directory. Raises KernelbenchError as `append`."""
+        if self._fd < 0:
+            return
+        try:
+            self._grouped.end()
+            with suppress(KernelbenchError):  # a disk without room for it
+                self._say_longest()
+            self._tell()
+        finally:
             os.close(self._fd)
             self._fd = -1
+
+    def _say_longest(self) -> None:
+        if self._grouped.waited_s:
+            said = self._manifest["fsync"]
+            longest = max(said.get("longest_ms", 0.0), round(self._grouped.waited_s * 1e3, 1))
+            self.update_manifest(fsync={**said, "longest_ms": longest})
 
     def __enter__(self) -> Self:
         return self
