@@ -1,7 +1,6 @@
 """Jobs on several GPUs at once: which they are, who does which job, and what becomes of a fall."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_cost import GROWTH_KIB, resident
 from test_metrics import timing
 from toy import CASE, provider, right, toy
 from typer.testing import CliRunner
@@ -25,7 +25,7 @@ from kernelbench import metrics, store
 from kernelbench.cli import app
 from kernelbench.report import tables
 from kernelbench.report.progress import Silent
-from kernelbench.run import devices, pool, runner
+from kernelbench.run import devices, runner
 from kernelbench.run.devices import Locks, named
 from kernelbench.run.executor import WorkerEndedError
 from kernelbench.run.loop import Outcome, run_jobs
@@ -417,12 +417,35 @@ def test_progress_says_which_gpu_it_is(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_10_000_jobs_and_64_workers_cost_the_coordinator_little(tmp_path: Path) -> None:
-    todo = jobs(10_000)
-    make = fakes(lambda uuid, job: None, count=64)
+def test_10_000_jobs_and_64_workers_cost_the_coordinator_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPU time up to the last job, without what the fakes do; memory from the 2,000th job on."""
+    fake, seen, lock = [0.0], list[tuple[float, int]](), threading.Lock()
+
+    def do(uuid: str, job: Job) -> None:
+        with lock:
+            if job.case.R in (2_000, 9_990):
+                seen.append((time.process_time() - fake[0], resident(os.getpid())))
+
+    sending = Fake.send
+
+    def send(self: Fake, request: Mapping[str, Any]) -> None:
+        begun = time.thread_time()
+        sending(self, request)
+        with lock:
+            fake[0] += time.thread_time() - begun
+
+    monkeypatch.setattr(Fake, "send", send)
     begun = time.process_time()
-    outcome, records, _ = measured(tmp_path, todo, make, "all")
-    spent = time.process_time() - begun
+    outcome, records, _ = measured(tmp_path, jobs(10_000), fakes(do, count=64), "all")
     assert outcome.left == 0 and len(records) == 20_000
-    print(json.dumps({"ms a job": spent / 10}))
-    assert pool is not None
+    [folder] = store.find_runs([tmp_path])
+    assert store.read_manifest(folder)["fsync"]["at_most_ms"] == 100
+    (early, less), (late, more) = seen
+    print(
+        f"ms a job: {(late - early) / 7.99:.2f}, with the first 2,000 {(late - begun) / 9.99:.2f}"
+    )
+    print(f"KiB more: {more - less}")
+    assert (late - early) / 7_990 < 1e-3
+    assert more - less < GROWTH_KIB
