@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
 from kernelbench import families, suite
-from kernelbench.kernels.launch import Launch, Target
+from kernelbench.kernels.launch import Target
 from kernelbench.profile.inspect.launches import calls_of, ours
 from kernelbench.spec import Device
 
@@ -34,12 +34,12 @@ def main() -> None:
     for job in suite.load(path, known).jobs:
         for provider in map(known[job.family].provider, job.providers):
             if ours(provider) and provider.unsupported(job.case, device) is None:
-                config = next(iter(provider.configs(job.case, device)), None)
-                launches, _ = calls_of(
-                    known[job.family], job.case, provider, config, Target(arch, device.sms)
-                )
+                config = provider.configs(job.case, device)[0] if provider.configs else None
+                target = Target(arch, device.sms)
+                launches, _ = calls_of(known[job.family], job.case, provider, config, target)
                 for launch in launches:
-                    with_memory(launch).queue()
+                    args = {name: backed(value) for name, value in launch.args.items()}
+                    dataclasses.replace(launch, args=args).queue()
     assert len(launched) >= len(found)
     print(json.dumps(found))
 
@@ -62,11 +62,8 @@ def driver(number: int, launched: list[str]) -> Any:
     )
 
 
-def with_memory(launch: Launch) -> Launch:
-    return dataclasses.replace(launch, args={k: _backed(v) for k, v in launch.args.items()})
-
-
-def _backed(value: Any) -> Any:
+def backed(value: Any) -> Any:
+    """With memory in place of meta tensors: of their strides and offsets."""
     if isinstance(value, torch.Tensor):
         extent = sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) + 1
         offset = value.storage_offset()
@@ -74,10 +71,10 @@ def _backed(value: Any) -> Any:
         assert room.data_ptr() % 16 == 0
         return room.as_strided(value.shape, value.stride(), offset)
     if isinstance(value, tuple):
-        parts = [_backed(part) for part in value]
+        parts = [backed(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(getattr(value, "base", None), torch.Tensor):
-        return dataclasses.replace(value, base=_backed(value.base))
+        return dataclasses.replace(value, base=backed(value.base))
     return value
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ from rich.console import Console
 from test_gpus import FAMILY, fakes, jobs, measured
 from test_gpus import locks as locks  # the fixture that every test of it uses
 
-from kernelbench import store
+from kernelbench import families, store, suite
+from kernelbench.kernels.launch import INTERPRETED
+from kernelbench.profile.inspect.cached import Compiling
 from kernelbench.report.progress import Silent
 from kernelbench.run import loop
 from kernelbench.run.ahead import Ahead, Compiler
 from kernelbench.run.executor import WorkerEndedError
 from kernelbench.run.loop import run_jobs
 from kernelbench.run.runner import Options
-from kernelbench.spec import Job, KernelbenchError, UsageError
+from kernelbench.spec import DType, Job, KernelbenchError, UsageError
 from kernelbench.suite.request import RunRequest
 
 MACHINE = {"name": "NVIDIA T", "kind": "cuda", "arch": "sm_90", "total_bytes": 1 << 40}
-MACHINE |= {"l2_bytes": 1 << 25, "sms": 132}
+MACHINE |= {"l2_bytes": 1 << 25, "sms": 132, "no_triton": ""}
 Do = Callable[[Job], None]
 
 
@@ -97,17 +99,6 @@ def test_jobs_are_compiled_in_order_but_those_that_a_worker_has_begun(tmp_path: 
     assert did == [todo[0].id, todo[2].id, todo[3].id]
     assert asdict(found.count) == {"compiled": 3, "found": 0, "failed": 0, "cpu_s": 2.5}
     assert str(found.count) == "compiled ahead: 3 kernels in 2 s of CPU"
-
-
-def test_several_processes_share_the_jobs(tmp_path: Path) -> None:
-    both, did = threading.Barrier(2, timeout=10), list[str]()
-
-    def do(job: Job) -> None:
-        did.append(job.id)
-        both.wait()
-
-    waited(ahead(tmp_path, jobs(4), partial(Fake, do=do), 2))
-    assert sorted(did) == sorted(job.id for job in jobs(4))
 
 
 def test_who_falls_at_a_job_is_replaced_and_the_job_left_to_the_worker(tmp_path: Path) -> None:
@@ -206,6 +197,16 @@ def test_there_must_be_a_gpu(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name != "locks"]
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="the kernels were made for a GPU")
+def test_what_does_not_compile_is_said() -> None:
+    family = families.load(())["rms_norm"]
+    case = replace(family.checks[0], dtype=DType.fp32)
+    job = Job(family="rms_norm", case=case, providers=("eager", "triton_fused"))
+    [(word, why)] = Compiling(MACHINE).job(family, job, "s")
+    assert word == "failed"
+    assert why.startswith("triton_fused: RuntimeError: kernels made under TRITON_INTERPRET=1")
+
+
 SUITE = """
 name: few
 device: cuda
@@ -223,8 +224,6 @@ families:
 def test_the_launcher_finds_what_was_compiled_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kernelbench import families, suite
-
     path = tmp_path / "few.yaml"
     path.write_text(SUITE)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))

@@ -79,10 +79,9 @@ class Ahead:
             if job.world == 1:
                 self._left.setdefault(job.id, job)
         self._compilers: list[Executor] = []
-        self._threads = [
-            threading.Thread(target=self._serve, daemon=True) for _ in range(processes)
-        ]
+        self._threads = [threading.Thread(target=self._serve) for _ in range(processes)]
         for thread in self._threads:
+            thread.daemon = True
             thread.start()
 
     def begun(self, job: Job) -> None:
@@ -119,11 +118,12 @@ class Ahead:
         """Jobs until there are none. True where it fell over one, and another is to go on."""
         ready = False
         try:
-            compiler.send(self._begin)
+            self._ask(compiler, self._begin)
             self._add(compiler.receive(LONGEST_S))
             ready = True
             while (job := self._next()) is not None:
-                compiler.send({"job": job.as_json(), "source": self._sources[job.family]})
+                request = {"job": job.as_json(), "source": self._sources[job.family]}
+                self._ask(compiler, request)
                 for event in events(compiler, LONGEST_S, "done"):
                     self._add(event)
         except (WorkerEndedError, KernelbenchError) as ended:
@@ -133,16 +133,23 @@ class Ahead:
             compiler.kill()
         return False
 
+    def _ask(self, compiler: Executor, request: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._closed:
+                raise WorkerEndedError("the run is over")
+            compiler.send(request)
+
     def _add(self, facts: Mapping[str, Any]) -> None:
         with self._lock:
             self.count.add(facts)
 
     def _fell(self, ended: Exception) -> None:
         with self._lock:
-            if not self._closed:
-                self.count.failed += 1
-                with self._log.open("a", encoding="utf-8") as log:
-                    print(f"a process that compiles ahead: {ended}", file=log)
+            if self._closed:
+                return
+            self.count.failed += 1
+            with self._log.open("a", encoding="utf-8") as log:
+                print(f"a process that compiles ahead: {ended}", file=log)
 
 
 def serve() -> None:
@@ -174,9 +181,8 @@ def work(pipe: Any) -> int:
         request = pipe.receive()
         family = known[request["job"]["family"]]
         job = Job.from_json(request["job"], family.case)
-        for kernel in compiling.job(family, job, request["source"]):
-            if kernel.error:
-                print(f"{job.id} {kernel.name}: {kernel.error}", flush=True)
-            word = "failed" if kernel.error else "compiled" if kernel.compiled else "found"
+        for word, why in compiling.job(family, job, request["source"]):
+            if why:
+                print(f"{job.id} {why}", flush=True)
             tell("kernel", **{word: 1})
         tell("done")

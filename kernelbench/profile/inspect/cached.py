@@ -5,74 +5,50 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernelbench.kernels.ahead_of_time import CompileError, into_cache
+from kernelbench.kernels.ahead_of_time import into_cache
 from kernelbench.kernels.launch import Target
 from kernelbench.measure import tune
+from kernelbench.measure.workload import why_not
 from kernelbench.profile.inspect.launches import calls_of, ours
 from kernelbench.spec import Context, Device, Family, Job, Provider
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """What became of one launch. compiled: False where the cache had its kernel. error: why it did
-    not compile, or why its provider cannot be called without memory; then `name` is the
-    provider's."""
-
-    name: str
-    compiled: bool = False
-    error: str = ""
+_OF_DEVICE = ("name", "total_bytes", "l2_bytes", "sms", "no_triton")
 
 
 @dataclass(frozen=True)
 class Compiling:
-    """How jobs are compiled: for the GPU of a `machine`, as `measure.environment` describes it, and
-    where `search` says so with every config of a provider.
-
-    The configs are those that the worker will take, a stored search's included.
-    """
+    """For the GPU of a `machine`, as `measure.environment` describes it, with the configs that a
+    worker takes: of the table or of a stored search; all of them, where it is to `search`."""
 
     machine: Mapping[str, Any]
     search: bool = False
 
-    @property
-    def device(self) -> Device:
-        facts = {name: self.machine[name] for name in ("name", "total_bytes", "l2_bytes", "sms")}
-        number = int(self.machine["arch"].removeprefix("sm_"))
-        return Device(kind="cuda", capability=divmod(number, 10), **facts)
+    def job(self, family: Family[Any], job: Job, source: str) -> Iterator[tuple[str, str]]:
+        """Every kernel once, in the order in which the worker first launches them: `compiled`,
+        `found` (in the cache) or `failed`, and then why."""
+        arch = self.machine["arch"]
+        device = Device(
+            kind="cuda",
+            capability=divmod(int(arch.removeprefix("sm_")), 10),
+            **{name: self.machine[name] for name in _OF_DEVICE},
+        )
+        for provider in map(family.provider, job.providers):
+            if not ours(provider) or why_not(provider, job.case, device) is not None:
+                continue
+            for config in self._configs(provider, job, source, device):
+                target = Target(arch, device.sms)
+                try:
+                    launches, _ = calls_of(family, job.case, provider, config, target)
+                    for launch in launches:
+                        if (compiled := into_cache(launch, arch)) is not None:
+                            yield "compiled" if compiled else "found", ""
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                    yield "failed", f"{provider.name}: {type(error).__name__}: {error}"
 
-    def job(self, family: Family[Any], job: Job, source: str) -> Iterator[Kernel]:
-        """Every kernel once, in the order in which the worker first launches them."""
-        for name in job.providers:
-            provider = family.provider(name)
-            if ours(provider) and provider.unsupported(job.case, self.device) is None:
-                for config in self._configs(provider, job, source):
-                    yield from self._called(family, job, provider, config)
-
-    def _configs(self, provider: Provider[Any], job: Job, source: str) -> list[Any]:
+    def _configs(self, provider: Provider[Any], job: Job, source: str, device: Device) -> list[Any]:
         if provider.configs is None:
             return [None]
-        device = self.device
         configs = list(provider.configs(job.case, device))
         context = Context(run_id="", gpu=device.name, seed=0, source=source)
         known, _ = tune.choose(configs, tune.identity(device, context, job, provider))
         return configs if self.search else [known]
-
-    def _called(
-        self, family: Family[Any], job: Job, provider: Provider[Any], config: Any
-    ) -> Iterator[Kernel]:
-        arch = self.machine["arch"]
-        target = Target(arch, self.machine["sms"])
-        try:
-            launches, _ = calls_of(family, job.case, provider, config, target)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            yield Kernel(provider.name, error=f"{type(error).__name__}: {error}")
-            return
-        for launch in launches:
-            name = launch.kernel.__name__
-            try:
-                compiled = into_cache(launch, arch)
-            except CompileError as error:
-                yield Kernel(name, error=str(error))
-            else:
-                if compiled is not None:
-                    yield Kernel(name, compiled)
