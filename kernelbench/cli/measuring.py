@@ -49,6 +49,12 @@ def run(
         str,
         typer.Option("--gpus", metavar="0,2|all", help="These GPUs at once, each on other cases."),
     ] = "",
+    ahead: Annotated[
+        int,
+        typer.Option(
+            "--ahead", min=0, metavar="N", help="Compile for later jobs on N spare CPU cores."
+        ),
+    ] = 0,
     seed: SeedOption = 0,
     out: OutOption = Path("results"),
     resume: Annotated[
@@ -96,6 +102,7 @@ def run(
         tune=tune,
         device=device,
         gpus=gpus,
+        ahead=ahead,
         seed=seed,
         resume=resume,
         out=out,

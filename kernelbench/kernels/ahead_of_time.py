@@ -10,6 +10,7 @@ import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import triton
@@ -72,10 +73,7 @@ def ahead_of_time(launch: Launch, arch: str) -> Compiled:
     Raises CompileError where the kernel does not compile, and RuntimeError where the kernels were
     made for the interpreter, which have no code.
     """
-    if INTERPRETED:
-        raise RuntimeError(
-            "kernels made under TRITON_INTERPRET=1 cannot be compiled: unset it in a new process"
-        )
+    _refuse_interpreted()
     log, knobs = io.StringIO(), triton.knobs
     with (
         knobs.compilation.scope(),
@@ -93,6 +91,46 @@ def ahead_of_time(launch: Launch, arch: str) -> Compiled:
         except (TritonError, RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise CompileError(_innermost_error(error)) from error
     return _read_log(log.getvalue(), compiled, launch.kernel.__name__, arch)
+
+
+def into_cache(launch: Launch, arch: str) -> bool | None:
+    """Compile a launch's kernel into Triton's cache, where a process that launches it on a GPU of
+    `arch` finds it; for a process that launches nothing itself.
+
+    Triton's own launcher does it, told that the current GPU is such a one: the key is the one that
+    it looks for on the GPU. Returns whether it was compiled, False where the cache had it already,
+    and None where this process had. Raises as `ahead_of_time` does.
+    """
+    _refuse_interpreted()
+    found: list[bool] = []
+    triton.runtime.driver.set_active(_driver(arch))
+    before, knobs = triton.knobs.compilation.listener, triton.knobs.compilation
+    knobs.listener = lambda **facts: found.append(facts["cache_hit"])
+    try:
+        arguments = {**launch.args, **launch.constexprs, **launch.options}
+        launch.kernel.run(grid=launch.grid, warmup=True, **arguments)
+    except (TritonError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise CompileError(_innermost_error(error)) from error
+    finally:
+        knobs.listener = before
+    return not found[0] if found else None
+
+
+def _refuse_interpreted() -> None:
+    if INTERPRETED:
+        raise RuntimeError(
+            "kernels made under TRITON_INTERPRET=1 cannot be compiled: unset it in a new process"
+        )
+
+
+def _driver(arch: str) -> Any:
+    """What Triton asks a driver for before it compiles. It keeps kernels by device, here by
+    architecture."""
+    return SimpleNamespace(
+        get_current_target=lambda: _target(arch),
+        get_current_device=lambda: arch,
+        get_current_stream=lambda device: 0,
+    )
 
 
 def _target(arch: str) -> GPUTarget:

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kernelbench import metrics
+from kernelbench.run.ahead import Ahead
 from kernelbench.run.ledger import added
 from kernelbench.run.pool import Pool, Turns
 from kernelbench.run.runner import Options, Runner, Watcher
@@ -129,7 +131,7 @@ def run_jobs(
             watcher.at("", DERIVING)
             metrics.to_csv(store.records(), store.csv_path)
             outcome.spent_s = pool.spent()
-            _account(store, outcome.spent_s, watcher)
+            _account(store, outcome.spent_s, pool.ahead, watcher)
     return outcome, store
 
 
@@ -177,6 +179,8 @@ class _Session:
     ) -> bool:
         """Measure the jobs of one process. later: those of the processes after it. bound: see
         `bound`. False to stop."""
+        if self._options.ahead and self._pool.ahead is None:
+            self._pool.ahead = self._compiling([*jobs, *chain.from_iterable(later)])
         self._limits()
         here = {"", *self._pool.uuids}
         known = [job for job in jobs if bound.get((job.family, job.case.id), "") in here]
@@ -191,6 +195,18 @@ class _Session:
         measure = self._measure
         return self._pool.share(turns, measure) and self._pool.alone(together, measure)
 
+    def _compiling(self, jobs: Sequence[Job]) -> Ahead:
+        """For these, from now on."""
+        return Ahead(
+            jobs,
+            self._pool.machine,
+            self._options.plugins,
+            self._sources,
+            self._options.ahead,
+            self._store.path / "ahead.log",
+            search=self._options.tune,
+        )
+
     def _limits(self) -> None:
         """Of each GPU, measured once a run, in its manifest."""
         manifest = self._store.manifest
@@ -203,6 +219,8 @@ class _Session:
 
     def _measure(self, job: Job, runner: Runner) -> bool:
         outcome, options = self._outcome, self._options
+        if self._pool.ahead is not None:
+            self._pool.ahead.begun(job)
         with self._lock:
             if options.fail_fast and outcome.bad:
                 return False
@@ -239,10 +257,19 @@ def _safe(store: Store) -> str:
     return f"What was measured is safe: kernelbench run --resume {store.path}"
 
 
-def _account(store: Store, spent_s: Mapping[str, float], watcher: Watcher) -> None:
-    """Add what this session spent to the manifest; a disk without room for it stops nothing."""
+def _account(
+    store: Store, spent_s: Mapping[str, float], ahead: Ahead | None, watcher: Watcher
+) -> None:
+    """Add what this session spent to the manifest, and what was compiled ahead of it; a disk
+    without room for it stops nothing."""
+    facts = {"spent_s": spent_s}
+    if ahead is not None:
+        ahead.close()
+        watcher.note(str(ahead.count))
+        facts["ahead"] = asdict(ahead.count)
+    manifest = store.manifest
     try:
-        store.update_manifest(spent_s=added(store.manifest.get("spent_s", {}), spent_s))
+        store.update_manifest(**{k: added(manifest.get(k, {}), v) for k, v in facts.items()})
     except KernelbenchError as error:
         watcher.note(str(error))
 

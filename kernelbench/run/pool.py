@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelbench.run import devices
+from kernelbench.run.ahead import Ahead
 from kernelbench.run.devices import Locks
 from kernelbench.run.ledger import added
 from kernelbench.run.runner import Options, Runner, Watcher
@@ -47,6 +48,7 @@ class Pool:
     """A runner for each GPU that `options.gpus` names, or one for what this process sees.
 
     machine: what the first says, which all are like; with more than one, their UUIDs in `used`.
+    ahead: who compiles for it; it is ended with the runners.
     Raises UsageError for GPUs that there are not, and KernelbenchError for those in use.
     """
 
@@ -59,12 +61,15 @@ class Pool:
     ) -> None:
         self._locks = Locks(shared=not options.timing, note=watcher.note)
         self.runners: list[Runner] = []
+        self.ahead: Ahead | None = None
         self._make: Callable[..., Runner] = lambda watcher, *gpus: Runner(
             families, options, watcher, folder, gpus, self._locks
         )
         with ExitStack() as unless_started:
             unless_started.callback(self.close)
             self._start(options.gpus, watcher)
+            if options.ahead and self.machine["kind"] == "cpu":
+                raise UsageError("--ahead compiles for a GPU, and here is none")
             unless_started.pop_all()
 
     def _start(self, asked: str, watcher: Watcher) -> None:
@@ -152,6 +157,8 @@ class Pool:
         return {phase: seconds / len(self.runners) for phase, seconds in total.items()}
 
     def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
         for runner in self.runners:
             runner.close()
         self._locks.release()

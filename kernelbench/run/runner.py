@@ -31,6 +31,7 @@ class Options:
     timeout: float = 300.0  # seconds without a sign of progress
     deadline: float | None = None  # on time.monotonic's clock
     fail_fast: bool = False
+    ahead: int = 0  # processes that compile for later jobs
     dump: str = ""  # a folder to keep inputs, answers and oracle in
     executor: Make = LocalWorker
 

@@ -60,13 +60,14 @@ SELECTS = tuple(field.name for field in fields(Selection))
 class RunRequest(Selection):
     """What `kernelbench run` is asked: suites to begin, or a run to go on with.
 
-    gpus: certain GPUs, or several: `0,2,5` or `all`. out: the folder that run folders stand in.
-    timeout_s: without a sign of progress. budget_s: for
-    all that is named.
+    gpus: certain GPUs, or several: `0,2,5` or `all`. ahead: processes that compile for
+    later jobs. out: the folder that run folders stand in. timeout_s: without a sign of progress.
+    budget_s: for all that is named.
     """
 
     suites: tuple[str, ...] = ()
     gpus: str = ""
+    ahead: int = 0
     resume: Path | None = None
     out: Path = Path("results")
     timeout_s: float = 300.0
@@ -78,6 +79,8 @@ class RunRequest(Selection):
     def __post_init__(self) -> None:
         if self.gpus and self.device == "cpu":
             raise UsageError("--gpus and --device cpu contradict each other")
+        if self.ahead and self.device == "cpu":
+            raise UsageError("--ahead compiles for a GPU, and --device cpu has none")
         super().__post_init__()
 
     def as_json(self) -> dict[str, Any]:

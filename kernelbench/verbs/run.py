@@ -49,7 +49,12 @@ def run(request: RunRequest, output: Output) -> int:
     if request.dry_run:
         show_jobs(plans, output)
         return 0
-    options = Options(timeout=request.timeout_s, fail_fast=request.fail_fast, gpus=request.gpus)
+    options = Options(
+        timeout=request.timeout_s,
+        fail_fast=request.fail_fast,
+        gpus=request.gpus,
+        ahead=request.ahead,
+    )
     if request.budget_s is not None:
         options = replace(options, deadline=time.monotonic() + request.budget_s)
     return measure(plans, options, request.out, output)

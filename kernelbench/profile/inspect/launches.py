@@ -15,7 +15,7 @@ import torch
 from kernelbench import families
 from kernelbench.kernels import stream
 from kernelbench.kernels.ahead_of_time import identity
-from kernelbench.kernels.launch import Launch, described_for
+from kernelbench.kernels.launch import Launch, Target, described_for
 from kernelbench.measure.workload import Workload
 from kernelbench.profile.inspect.target import Limits
 from kernelbench.profile.meta import MetaInputs
@@ -161,14 +161,23 @@ def launches_at(place: Place) -> tuple[Launch, ...]:
     provider = family.provider(place.provider)
     device = place.limits.device
     config = provider.configs(case, device)[place.config] if provider.configs else None
-    with described_for(place.limits.target) as launches:
+    launches, second = calls_of(family, case, provider, config, place.limits.target)
+    return tuple(launches[second:])
+
+
+def calls_of(
+    family: Family[Any], case: Case, provider: Provider[Any], config: Any, target: Target
+) -> tuple[list[Launch], int]:
+    """All launches of a provider that is made ready and called twice, and how many come before the
+    second call."""
+    with described_for(target) as launches:
         workload = Workload(family, case, provider, MetaInputs(family, case), config)
         workload.ready()
         with workload.grad_mode():
             workload.call()
-            first = len(launches)
+            second = len(launches)
             workload.call()
-        return tuple(launches[first:])
+    return launches, second
 
 
 def _of_harness() -> tuple[Launch, ...]:
