@@ -3,12 +3,15 @@
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from kernelbench.dispatch import Dispatch, Entry, FamilyTable, Option, Table, Where
 from kernelbench.nn import (
@@ -160,6 +163,27 @@ def test_operators_are_compiled_for_themselves() -> None:
     torch.testing.assert_close(*losses)
 
 
+def test_compiled_operators_are_of_any_number_of_models_and_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    graphs = list[Any]()
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))
+    for dim, dtype, grad in product((64, 96), (torch.float32, torch.bfloat16), (True, False)):
+        norm = RMSNorm(dim, impl="compile", dtype=dtype)
+        for rows in ((4,), (9,), (7,), (2, 3), (3, 5), (1, 6), (5, 5)):
+            x = torch.randn(*rows, dim, dtype=dtype)
+            with torch.set_grad_enabled(grad):
+                wanted = F.rms_norm(x, (dim,), norm.weight, norm.eps)
+                torch.testing.assert_close(norm(x), wanted)
+    assert len(graphs) <= 8 * 5, "any number of rows after a second one"
+
+
 def test_under_autocast_a_wide_residual_stays_wide() -> None:
     tokens, targets = words()
     losses = []
@@ -257,11 +281,65 @@ class Sharded(Tensor):
     """A subclass that dispatches for itself."""
 
 
+def test_of_subclasses_auto_takes_those_that_stand_for_a_plain_tensor(as_on_a_gpu: None) -> None:
+    choosing._said.clear()
+    x = torch.ones(2, 8)
+    with FakeTensorMode() as mode:
+        assert choosing.chosen("rms_norm", "auto", tuple, mode.from_tensor(x)) == "triton"
+    graph = torch.export.export(RMSNorm(8), (x,), strict=False).graph
+    assert "kernelbench.rms_norm" in {
+        str(node.target).removesuffix(".default") for node in graph.nodes
+    }
+    with pytest.warns(UserWarning, match="not our kernels: tensors of Sharded"):
+        choosing.chosen("rms_norm", "auto", tuple, x.as_subclass(Sharded))
+
+
 def test_auto_without_a_table(as_on_a_gpu: None) -> None:
     x = torch.ones(2, 8)
     assert choosing.chosen("rms_norm", "auto", tuple, x) == "triton"
     assert choosing.chosen("rms_norm", "auto", tuple, x.as_subclass(Sharded)) == "eager"
     assert choosing.chosen("rms_norm", "compile", tuple, x) == "compile"
+
+
+def test_a_table_may_go_while_it_is_asked(as_on_a_gpu: None) -> None:
+    use_dispatch(table(("fwd", "compile", 4)))
+
+    def axes() -> Any:
+        use_dispatch(None)
+        return ("M", 4), ("N", 8)
+
+    assert choosing.chosen("rms_norm", "auto", axes, torch.ones(4, 8)) == "triton"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("how", ["dynamic", "automatic", "marked"])
+def test_a_graph_of_any_size_is_no_case_of_a_table(
+    as_on_a_gpu: None, how: str, forced: bool
+) -> None:
+    torch.compiler.reset()
+    choosing._said.clear()
+    dispatch = table(("fwd", "triton_fused", 4), ("fwd", "triton_fused", 6))
+    dispatch.forced |= {"rms_norm": "triton_fused"} if forced else {}
+    use_dispatch(dispatch)
+    norm, graphs = RMSNorm(8).requires_grad_(False), list[str]()
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    compiled = torch.compile(
+        norm, fullgraph=True, backend=note, dynamic=True if how == "dynamic" else None
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for M in (4, 5, 7):
+            x = torch.randn(M, 8)
+            if how == "marked":
+                torch._dynamo.mark_dynamic(x, 0)
+            torch.testing.assert_close(compiled(x), norm(x))
+    found = ["kernelbench.rms_norm" in graph for graph in graphs]
+    assert found == [True, forced][how != "automatic" :]
+    assert sum("leaves sizes open" in str(each.message) for each in said) == (not forced)
 
 
 def table(*entries: tuple[str, str, int], source: str = "") -> Dispatch:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
 from kernelbench.nn.attend import fastest
-from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen, has_table
+from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen
 from kernelbench.nn.rotary import RotaryEmbedding
 from kernelbench.nn.sdpa import sdpa
 
@@ -83,7 +83,7 @@ class Attention(nn.Module):
             heads = ("Hq", H), ("Hk", self.num_kv_heads), ("D", D)
             return ("B", B), ("N", N), *heads, ("causal", True)
 
-        impl = chosen("attention", self.impl, axes, q, k, v)
-        if self.impl == "auto" and impl == "triton" and not has_table():
+        def untabled() -> str:
             return "triton" if fastest(q, k, v) == "triton" else "eager"
-        return impl
+
+        return chosen("attention", self.impl, axes, q, k, v, untabled=untabled)

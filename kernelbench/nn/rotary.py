@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kernelbench.kernels.rotary import apply_rotary
-from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen, compiled
+from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen
+from kernelbench.nn.compiling import compiled
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
