@@ -1,5 +1,6 @@
 """The modules of a language model: right whatever computes them, and how `auto` chooses."""
 
+import copy
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from kernelbench.dispatch import Dispatch, Entry, FamilyTable, Option, Table, Where
+from kernelbench.families.rotary.case import turn
 from kernelbench.nn import (
     MLP,
     Attention,
@@ -215,6 +217,63 @@ def test_tables_of_positions_stay_in_fp32() -> None:
     torch.testing.assert_close(norms[:2], norms[2:])
 
 
+def test_tables_stay_what_they_are_in_any_move() -> None:
+    made, q = RotaryEmbedding(8, 20), torch.randn(1, 6, 2, 8, requires_grad=True)
+    cos = made.cos
+    assert made.share_memory().cos is cos and cos.is_shared()
+    wanted = cos.clone()
+    with torch.inference_mode():
+        made.double().to("cpu")
+        moved = RotaryEmbedding(8, 20, device="meta").to_empty(device="cpu")
+    made.to_empty(device="cpu")
+    for each in (made, moved):
+        assert each.cos.equal(wanted)
+        each(q, q)[0].sum().backward()
+
+
+def test_tables_that_blocks_share_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = Transformer(ModelConfig(**TINY), device="meta"), list[Any]()
+    make = RotaryEmbedding.reset_parameters
+    monkeypatch.setattr(
+        RotaryEmbedding, "reset_parameters", lambda self: (made.append(self), make(self))
+    )
+    model.to_empty(device="cpu").float()
+    assert len(made) == 1 < TINY["n_layers"]
+
+
+def test_a_model_on_meta_takes_the_weights_of_another() -> None:
+    real, (tokens, _) = model_of("eager"), words()
+    model = Transformer(ModelConfig(**TINY, impl="eager"), device="meta")
+    model.load_state_dict(real.state_dict(), assign=True)
+    assert copy.deepcopy(model)(tokens).equal(real(tokens))
+    x = torch.ones(1, 3, 2, 8)
+    with pytest.raises(RuntimeError, match=r"on meta, q is on cpu: call .to_empty\(device='cpu'\)"):
+        RotaryEmbedding(8, 20, device="meta")(x, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_positions_by_pytorch_are_what_the_family_times(dtype: torch.dtype) -> None:
+    q, k = torch.randn(2, 5, 2, 8).to(dtype), torch.randn(2, 5, 1, 8).to(dtype)
+    made = RotaryEmbedding(8, 20, impl="eager")
+    tables = made.cos[:5].to(dtype), made.sin[:5].to(dtype)
+    for found, x in zip(made(q, k), (q, k), strict=True):
+        assert found.equal(turn(x, *tables, interleaved=False))
+
+
+def test_a_norm_of_mixed_dtypes(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = {torch.float64: "no kernel"}
+    monkeypatch.setattr(choosing, "why_not", lambda device, dtype: why.get(dtype, ""))
+    x = torch.randn(3, 8, dtype=torch.float64)
+    right = F.rms_norm(x, (8,), eps=1e-5)
+    torch.testing.assert_close(RMSNorm(8)(x), right)
+    wide = RMSNorm(8, dtype=torch.float64)
+    torch.testing.assert_close(wide(x.float()), right.float())
+    dispatch = table(("full", "triton_fused", 3))
+    use_dispatch(dispatch)
+    RMSNorm(8).requires_grad_(False)(x.float(), x.float().requires_grad_())
+    assert next(iter(dispatch.decisions)).endswith("-full"), "a residual has a gradient, too"
+
+
 def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
     x, r = torch.randn(3, 8), torch.randn(3, 8, dtype=torch.float64).bfloat16()
     for impl in ("eager", "triton"):
@@ -230,6 +289,8 @@ def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
         (lambda: RMSNorm(8, impl="fast"), "RMSNorm has no impl 'fast'. Known: auto, eager"),
         (lambda: RMSNorm(0), "a dim of at least 1"),
         (lambda: RMSNorm(8)(torch.ones(8, 1)), r"\(..., 8\), got \(8, 1\)"),
+        (lambda: RMSNorm(8, impl="eager")(torch.ones(2, 8), torch.ones(8)), r"got \(8,\)"),
+        (lambda: RotaryEmbedding(8, 4)(torch.ones(2, 3, 1, 8), torch.ones(1, 3, 1, 8)), "heads, 8"),
         (lambda: RotaryEmbedding(7, 8), "an even head_dim, got 7"),
         (lambda: RotaryEmbedding(8, 0), "max_seq_len = 0"),
         (lambda: RotaryEmbedding(8, 4)(*[torch.ones(1, 5, 2, 8)] * 2), "0 to 3, got 0 to 4"),
@@ -251,6 +312,12 @@ def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
 def test_what_cannot_be_is_refused(make: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         make()
+
+
+def test_q_and_k_are_of_one_dtype() -> None:
+    q = torch.ones(1, 3, 2, 8)
+    with pytest.raises(TypeError, match=r"one dtype, got torch.float32, torch.float16"):
+        RotaryEmbedding(8, 4, impl="eager")(q, q.half())
 
 
 def test_heads_may_be_of_another_size_than_their_share_of_channels() -> None:

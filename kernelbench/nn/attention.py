@@ -57,6 +57,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         self.qkv = nn.Linear(dim, (num_heads + 2 * G) * D, bias=bias, device=device, dtype=dtype)
         self.out = nn.Linear(num_heads * D, dim, bias=bias, device=device, dtype=dtype)
+        self.register_load_state_dict_post_hook(_follow)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return (
@@ -87,3 +88,11 @@ class Attention(nn.Module):
             return "triton" if fastest(q, k, v) == "triton" else "eager"
 
         return chosen("attention", self.impl, axes, q, k, v, untabled=untabled)
+
+
+def _follow(module: nn.Module, keys: object) -> None:
+    """Positions are no state: where weights took the place of those on meta, make them there."""
+    assert isinstance(module, Attention)
+    rotary, device = module.rotary, module.qkv.weight.device
+    if isinstance(rotary, RotaryEmbedding) and rotary.cos.device.type == "meta" != device.type:
+        rotary.to_empty(device=device)

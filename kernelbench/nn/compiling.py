@@ -39,10 +39,10 @@ def _alone(function: Callable[..., Any], *fixed: Hashable) -> Callable[..., Any]
     return torch.compile(FunctionType(copy, function.__globals__), fullgraph=True)
 
 
-def _kind(argument: Any) -> Hashable:
+def _kind(argument: Any) -> tuple[Hashable, ...]:
     """What a graph is made for; of numbers of rows, whether they are 0, 1 or more."""
     if not isinstance(argument, Tensor):
-        return argument
+        return (argument,)
     rows = min(2, max(0, argument.dim() - 1))
     few = tuple(min(size, 2) for size in argument.shape[:rows])
     sizes = *few, *argument.shape[rows:]
