@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.compile:
         loss = torch.compile(loss, fullgraph=True)
     if launched:
-        loss = DistributedDataParallel(loss)
+        loss = DistributedDataParallel(loss, broadcast_buffers=False)  # they are constants
     log = Log(args.log if ranks.rank == 0 else "none", args.out or Path("runs"), settings)
     say(selection_of(summary_of(dispatch, args.forced)))
     train(args, state, loss, ranks, log, console)

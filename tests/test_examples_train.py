@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -153,6 +154,33 @@ def test_what_does_not_fit_ends_with_one_line(
         train.main(["--tiny", *flags])
     assert ended.value.code == 2
     assert why in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ranks_exchange_gradients_alone(
+    train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of positions are the same on all: sent anew, they break a second forward."""
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in {**ranks, "TORCHELASTIC_RUN_ID": "a test"}.items():
+        monkeypatch.setenv(name, value)
+    made = list[Any]()
+
+    def parallel(loss: Any, **how: Any) -> Any:
+        made.append(torch.nn.parallel.DistributedDataParallel(loss, **how))
+        return made[0]
+
+    monkeypatch.setattr(train, "DistributedDataParallel", parallel)
+    train.main([*EAGER, "--steps", "1", "--out", str(tmp_path)])
+    assert len(losses(tmp_path)) == 1 and not made[0].broadcast_buffers
+
+
+def test_the_page_says_how_far_seeds_are_apart() -> None:
+    docs = EXAMPLE.parent.parent / "docs"
+    with (docs / "train.csv").open(encoding="utf-8") as file:
+        rows = [[float(row[f"eager_{seed}"]) for seed in range(3)] for row in csv.DictReader(file)]
+    apart = [abs(x - y) for row in rows for x, y in combinations(row, 2)]
+    text = " ".join((docs / "train.md").read_text(encoding="utf-8").split())
+    assert f"two seeds differ by {sum(apart) / len(apart):.2f} on average" in text
 
 
 @pytest.mark.slow

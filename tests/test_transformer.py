@@ -1,16 +1,21 @@
 """The modules of a language model: right whatever computes them, and how `auto` chooses."""
 
+import copy
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from kernelbench.dispatch import Dispatch, Entry, FamilyTable, Option, Table, Where
+from kernelbench.families.rotary.case import turn
 from kernelbench.nn import (
     MLP,
     Attention,
@@ -160,6 +165,27 @@ def test_operators_are_compiled_for_themselves() -> None:
     torch.testing.assert_close(*losses)
 
 
+def test_compiled_operators_are_of_any_number_of_models_and_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    graphs = list[Any]()
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))
+    for dim, dtype, grad in product((64, 96), (torch.float32, torch.bfloat16), (True, False)):
+        norm = RMSNorm(dim, impl="compile", dtype=dtype)
+        for rows in ((4,), (9,), (7,), (2, 3), (3, 5), (1, 6), (5, 5)):
+            x = torch.randn(*rows, dim, dtype=dtype)
+            with torch.set_grad_enabled(grad):
+                wanted = F.rms_norm(x, (dim,), norm.weight, norm.eps)
+                torch.testing.assert_close(norm(x), wanted)
+    assert len(graphs) <= 8 * 5, "any number of rows after a second one"
+
+
 def test_under_autocast_a_wide_residual_stays_wide() -> None:
     tokens, targets = words()
     losses = []
@@ -191,6 +217,63 @@ def test_tables_of_positions_stay_in_fp32() -> None:
     torch.testing.assert_close(norms[:2], norms[2:])
 
 
+def test_tables_stay_what_they_are_in_any_move() -> None:
+    made, q = RotaryEmbedding(8, 20), torch.randn(1, 6, 2, 8, requires_grad=True)
+    cos = made.cos
+    assert made.share_memory().cos is cos and cos.is_shared()
+    wanted = cos.clone()
+    with torch.inference_mode():
+        made.double().to("cpu")
+        moved = RotaryEmbedding(8, 20, device="meta").to_empty(device="cpu")
+    made.to_empty(device="cpu")
+    for each in (made, moved):
+        assert each.cos.equal(wanted)
+        each(q, q)[0].sum().backward()
+
+
+def test_tables_that_blocks_share_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = Transformer(ModelConfig(**TINY), device="meta"), list[Any]()
+    make = RotaryEmbedding.reset_parameters
+    monkeypatch.setattr(
+        RotaryEmbedding, "reset_parameters", lambda self: (made.append(self), make(self))
+    )
+    model.to_empty(device="cpu").float()
+    assert len(made) == 1 < TINY["n_layers"]
+
+
+def test_a_model_on_meta_takes_the_weights_of_another() -> None:
+    real, (tokens, _) = model_of("eager"), words()
+    model = Transformer(ModelConfig(**TINY, impl="eager"), device="meta")
+    model.load_state_dict(real.state_dict(), assign=True)
+    assert copy.deepcopy(model)(tokens).equal(real(tokens))
+    x = torch.ones(1, 3, 2, 8)
+    with pytest.raises(RuntimeError, match=r"on meta, q is on cpu: call .to_empty\(device='cpu'\)"):
+        RotaryEmbedding(8, 20, device="meta")(x, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_positions_by_pytorch_are_what_the_family_times(dtype: torch.dtype) -> None:
+    q, k = torch.randn(2, 5, 2, 8).to(dtype), torch.randn(2, 5, 1, 8).to(dtype)
+    made = RotaryEmbedding(8, 20, impl="eager")
+    tables = made.cos[:5].to(dtype), made.sin[:5].to(dtype)
+    for found, x in zip(made(q, k), (q, k), strict=True):
+        assert found.equal(turn(x, *tables, interleaved=False))
+
+
+def test_a_norm_of_mixed_dtypes(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = {torch.float64: "no kernel"}
+    monkeypatch.setattr(choosing, "why_not", lambda device, dtype: why.get(dtype, ""))
+    x = torch.randn(3, 8, dtype=torch.float64)
+    right = F.rms_norm(x, (8,), eps=1e-5)
+    torch.testing.assert_close(RMSNorm(8)(x), right)
+    wide = RMSNorm(8, dtype=torch.float64)
+    torch.testing.assert_close(wide(x.float()), right.float())
+    dispatch = table(("full", "triton_fused", 3))
+    use_dispatch(dispatch)
+    RMSNorm(8).requires_grad_(False)(x.float(), x.float().requires_grad_())
+    assert next(iter(dispatch.decisions)).endswith("-full"), "a residual has a gradient, too"
+
+
 def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
     x, r = torch.randn(3, 8), torch.randn(3, 8, dtype=torch.float64).bfloat16()
     for impl in ("eager", "triton"):
@@ -206,6 +289,8 @@ def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
         (lambda: RMSNorm(8, impl="fast"), "RMSNorm has no impl 'fast'. Known: auto, eager"),
         (lambda: RMSNorm(0), "a dim of at least 1"),
         (lambda: RMSNorm(8)(torch.ones(8, 1)), r"\(..., 8\), got \(8, 1\)"),
+        (lambda: RMSNorm(8, impl="eager")(torch.ones(2, 8), torch.ones(8)), r"got \(8,\)"),
+        (lambda: RotaryEmbedding(8, 4)(torch.ones(2, 3, 1, 8), torch.ones(1, 3, 1, 8)), "heads, 8"),
         (lambda: RotaryEmbedding(7, 8), "an even head_dim, got 7"),
         (lambda: RotaryEmbedding(8, 0), "max_seq_len = 0"),
         (lambda: RotaryEmbedding(8, 4)(*[torch.ones(1, 5, 2, 8)] * 2), "0 to 3, got 0 to 4"),
@@ -227,6 +312,12 @@ def test_a_norm_of_a_sum_gives_the_sum_too() -> None:
 def test_what_cannot_be_is_refused(make: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         make()
+
+
+def test_q_and_k_are_of_one_dtype() -> None:
+    q = torch.ones(1, 3, 2, 8)
+    with pytest.raises(TypeError, match=r"one dtype, got torch.float32, torch.float16"):
+        RotaryEmbedding(8, 4, impl="eager")(q, q.half())
 
 
 def test_heads_may_be_of_another_size_than_their_share_of_channels() -> None:
@@ -257,11 +348,65 @@ class Sharded(Tensor):
     """A subclass that dispatches for itself."""
 
 
+def test_of_subclasses_auto_takes_those_that_stand_for_a_plain_tensor(as_on_a_gpu: None) -> None:
+    choosing._said.clear()
+    x = torch.ones(2, 8)
+    with FakeTensorMode() as mode:
+        assert choosing.chosen("rms_norm", "auto", tuple, mode.from_tensor(x)) == "triton"
+    graph = torch.export.export(RMSNorm(8), (x,), strict=False).graph
+    assert "kernelbench.rms_norm" in {
+        str(node.target).removesuffix(".default") for node in graph.nodes
+    }
+    with pytest.warns(UserWarning, match="not our kernels: tensors of Sharded"):
+        choosing.chosen("rms_norm", "auto", tuple, x.as_subclass(Sharded))
+
+
 def test_auto_without_a_table(as_on_a_gpu: None) -> None:
     x = torch.ones(2, 8)
     assert choosing.chosen("rms_norm", "auto", tuple, x) == "triton"
     assert choosing.chosen("rms_norm", "auto", tuple, x.as_subclass(Sharded)) == "eager"
     assert choosing.chosen("rms_norm", "compile", tuple, x) == "compile"
+
+
+def test_a_table_may_go_while_it_is_asked(as_on_a_gpu: None) -> None:
+    use_dispatch(table(("fwd", "compile", 4)))
+
+    def axes() -> Any:
+        use_dispatch(None)
+        return ("M", 4), ("N", 8)
+
+    assert choosing.chosen("rms_norm", "auto", axes, torch.ones(4, 8)) == "triton"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("how", ["dynamic", "automatic", "marked"])
+def test_a_graph_of_any_size_is_no_case_of_a_table(
+    as_on_a_gpu: None, how: str, forced: bool
+) -> None:
+    torch.compiler.reset()
+    choosing._said.clear()
+    dispatch = table(("fwd", "triton_fused", 4), ("fwd", "triton_fused", 6))
+    dispatch.forced |= {"rms_norm": "triton_fused"} if forced else {}
+    use_dispatch(dispatch)
+    norm, graphs = RMSNorm(8).requires_grad_(False), list[str]()
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    compiled = torch.compile(
+        norm, fullgraph=True, backend=note, dynamic=True if how == "dynamic" else None
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for M in (4, 5, 7):
+            x = torch.randn(M, 8)
+            if how == "marked":
+                torch._dynamo.mark_dynamic(x, 0)
+            torch.testing.assert_close(compiled(x), norm(x))
+    found = ["kernelbench.rms_norm" in graph for graph in graphs]
+    assert found == [True, forced][how != "automatic" :]
+    assert sum("leaves sizes open" in str(each.message) for each in said) == (not forced)
 
 
 def table(*entries: tuple[str, str, int], source: str = "") -> Dispatch:

@@ -19,6 +19,7 @@ from kernelbench.dispatch.table import Axis, Entry, FamilyTable, Option, Table, 
 OnMiss = Literal["baseline", "nearest", "error"]
 ON_MISS: tuple[OnMiss, ...] = ("baseline", "nearest", "error")
 How = Literal["forced", "off", "measured", "between", "nearest", "baseline"]
+OPEN = "?"  # an axis that the caller does not know: such a case is a miss, and is not measured
 
 
 class NoChoiceError(LookupError):
@@ -99,7 +100,8 @@ class Dispatch:
         axes: tuple[tuple[str, Axis], ...],
         among: tuple[str, ...],
     ) -> Choice:
-        """What to use for a case. axes: those that differ from the family's defaults.
+        """What to use for a case. axes: those that differ from the family's defaults, OPEN where
+        one is not known.
 
         among: the providers that the caller has, its baseline first.
         Raises NoChoiceError where nothing like it was measured and `on_miss` is `error`, and
@@ -128,6 +130,7 @@ class Dispatch:
                 partial(watch, *key[:3], dict(key[3])),
             )
             for key, choice in self._all()
+            if OPEN not in dict(key[3]).values()
         ]
 
     def _all(self) -> list[tuple[Key, Choice]]:
@@ -163,7 +166,7 @@ class Dispatch:
         found = self._in_table(family, dtype, mode, dict(axes), among)
         if found is not None and found.how in ("measured", "between"):
             return found
-        if self._measure is not None:
+        if self._measure is not None and OPEN not in dict(axes).values():
             with self._measuring:  # by one thread at a time, and once
                 made = self._made.get((family, dtype, mode, axes, among))
                 entry = None if made else self._measure(family, dtype, mode, dict(axes))

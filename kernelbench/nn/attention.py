@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kernelbench.kernels.attention import attention
 from kernelbench.nn.attend import fastest
-from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen, has_table
+from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen
 from kernelbench.nn.rotary import RotaryEmbedding
 from kernelbench.nn.sdpa import sdpa
 
@@ -57,6 +57,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         self.qkv = nn.Linear(dim, (num_heads + 2 * G) * D, bias=bias, device=device, dtype=dtype)
         self.out = nn.Linear(num_heads * D, dim, bias=bias, device=device, dtype=dtype)
+        self.register_load_state_dict_post_hook(_follow)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return (
@@ -83,7 +84,15 @@ class Attention(nn.Module):
             heads = ("Hq", H), ("Hk", self.num_kv_heads), ("D", D)
             return ("B", B), ("N", N), *heads, ("causal", True)
 
-        impl = chosen("attention", self.impl, axes, q, k, v)
-        if self.impl == "auto" and impl == "triton" and not has_table():
+        def untabled() -> str:
             return "triton" if fastest(q, k, v) == "triton" else "eager"
-        return impl
+
+        return chosen("attention", self.impl, axes, q, k, v, untabled=untabled)
+
+
+def _follow(module: nn.Module, keys: object) -> None:
+    """Positions are no state: where weights took the place of those on meta, make them there."""
+    assert isinstance(module, Attention)
+    rotary, device = module.rotary, module.qkv.weight.device
+    if isinstance(rotary, RotaryEmbedding) and rotary.cos.device.type == "meta" != device.type:
+        rotary.to_empty(device=device)

@@ -6,13 +6,16 @@ whole is not compiled twice. `triton`: our kernels.
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from kernelbench.dispatch import Dispatch
+from kernelbench.dispatch.choice import OPEN
+from kernelbench.dispatch.table import Axis
 from kernelbench.kernels.launch import refusal
 from kernelbench.kernels.operators import graded
 
@@ -28,6 +31,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
     "swiglu": {"eager": "eager", "compile": "compile", "triton": "triton_fused"},
 }
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 _said: set[str] = set()
 _dispatch: Dispatch | None = None
 
@@ -48,28 +52,42 @@ def check_impl(name: str, impl: str) -> None:
         raise ValueError(f"{name} has no impl {impl!r}. Known: {', '.join(IMPLS)}")
 
 
-def chosen(op: str, impl: str, axes: Callable[[], Axes], *tensors: Tensor) -> str:
+def chosen(
+    op: str,
+    impl: str,
+    axes: Callable[[], Axes],
+    *tensors: Tensor,
+    untabled: Callable[[], str] = lambda: "triton",
+) -> str:
     """`impl`, or what `auto` comes to: `eager`, `compile` or `triton`.
 
     op: a family of the benchmark. axes: makes those of its cases that differ from the defaults.
     tensors: all that may have a gradient, on one device, the first of the call's dtype; subclasses,
-        as sharded ones, are PyTorch's.
+        as sharded ones, are PyTorch's, but for FakeTensor, which stands for a plain one.
+    untabled: the rule without a table, for tensors that our kernels take.
 
     By the dispatch table of `use_dispatch`: the choice for mode `full` where a gradient is to come,
-    or else what forward and backward agree on. Without one `triton` where the kernels run on a GPU.
-    What stands in the way of our kernels is warned of, once a reason.
+    or else what forward and backward agree on; in a graph that leaves a size open, that for a case
+    that was not measured. What stands in the way of our kernels is warned of, once a reason.
     """
     if impl != "auto":
         return impl
-    first = tensors[0]
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
-        return "eager"
-    if why_not(first.device, first.dtype):
-        return "eager"
-    if has_table():
-        asked: str = _asked(op, _NAMES[first.dtype], graded(*tensors), axes())
-        return asked
-    return "triton"
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            _say(f"tensors of {type(tensor).__name__}")
+            return "eager"
+        if why_not(tensor.device, tensor.dtype):
+            return "eager"
+    case = tuple((name, _known(value)) for name, value in axes())
+    asked: str = _asked(op, _NAMES[tensors[0].dtype], graded(*tensors), case)
+    return asked or untabled()
+
+
+def _known(value: int | bool) -> Axis:
+    """A size as a table has it, which in a dynamic graph may be open."""
+    if isinstance(value, bool):
+        return value
+    return int(value) if has_static_value(value) else OPEN
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
@@ -78,28 +96,33 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
     why = refusal(device) if device.type in ("cuda", "meta") else f"tensors on {device.type}"
     if why is None and dtype not in _NAMES:
         why = f"tensors of {dtype}"
-    if why is not None and why not in _said and device.type != "meta":
-        _said.add(why)
-        warnings.warn(f"kernelbench.nn takes PyTorch's operators, not our kernels: {why}",
-                      stacklevel=2)  # fmt: skip
+    if why is not None and device.type != "meta":
+        _say(why)
     return why or ""
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
-def has_table() -> bool:
-    """Whether `auto` asks a table."""
-    return _dispatch is not None
+def _say(why: str) -> None:
+    if why not in _said:
+        _said.add(why)
+        warnings.warn(f"kernelbench.nn takes PyTorch's operators, not our kernels: {why}",
+                      stacklevel=2)  # fmt: skip
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
-def _asked(op: str, dtype: str, backward: bool, axes: Axes) -> str:
-    assert _dispatch is not None
+def _asked(op: str, dtype: str, backward: bool, axes: tuple[tuple[str, Axis], ...]) -> str:
+    """By the table; "" where there is none."""
+    table = _dispatch
+    if table is None:
+        return ""
     names = PROVIDERS[op]
     among = tuple(names.values())
     impls: Mapping[str, str] = {provider: impl for impl, provider in names.items()}
 
     def ask(mode: str) -> tuple[str, bool]:
-        choice = _dispatch.choose(op, dtype, mode, axes, among)
+        choice = table.choose(op, dtype, mode, axes, among)
+        if choice.how == "baseline" and OPEN in dict(axes).values():
+            _say("a graph of torch.compile leaves sizes open, for which no table has a choice")
         return impls[choice.provider], choice.how != "baseline"
 
     if not backward:
@@ -109,14 +132,3 @@ def _asked(op: str, dtype: str, backward: bool, axes: Axes) -> str:
         return whole
     (there, _), (back, _) = ask("fwd"), ask("bwd")
     return there if there == back else impls[among[0]]
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors, compiled for itself; inside a graph of torch.compile, itself."""
-    alone = torch.compile(function, fullgraph=True)
-
-    def call(*args: Any) -> Any:
-        return function(*args) if torch.compiler.is_compiling() else alone(*args)
-
-    return call

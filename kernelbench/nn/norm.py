@@ -5,14 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelbench.kernels.rms_norm import rms_norm
-from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen, compiled
+from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen
+from kernelbench.nn.compiling import compiled
 
 
 def eager(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """F.rms_norm, and where the weight is of another dtype the same in fp32."""
+    """F.rms_norm, and where the weight is of another dtype the same in fp32, or in fp64 where one
+    of them is."""
     if x.dtype == weight.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
-    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)
 
 
 def _eager_sum(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -64,6 +67,11 @@ class RMSNorm(nn.Module):
         """
         if x.shape[-1:] != self.weight.shape:
             raise ValueError(f"RMSNorm takes x of shape (..., {self.dim}), got {tuple(x.shape)}")
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(
+                f"RMSNorm takes a residual of x's shape, {tuple(x.shape)}, got "
+                f"{tuple(residual.shape)}"
+            )
         if residual is not None and residual.dtype != x.dtype:
             wide = torch.promote_types(x.dtype, residual.dtype)
             x, residual = x.to(wide), residual.to(wide)
@@ -72,7 +80,8 @@ class RMSNorm(nn.Module):
             sizes = ("M", x.numel() // self.dim), ("N", self.dim)
             return sizes if residual is None else (*sizes, ("residual", True))
 
-        impl = chosen("rms_norm", self.impl, axes, x, self.weight)
+        added = () if residual is None else (residual,)
+        impl = chosen("rms_norm", self.impl, axes, x, self.weight, *added)
         if impl == "triton":
             return rms_norm(x, self.weight, self.eps, residual=residual)
         if residual is None:

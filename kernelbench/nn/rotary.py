@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from kernelbench.kernels.rotary import apply_rotary
-from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen, compiled
+from kernelbench.nn.choosing import Axes, Impl, check_impl, chosen
+from kernelbench.nn.compiling import compiled
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """In fp32, rounded once."""
-    a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def eager(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """By PyTorch's operators; cos and sin (S,D/2), in fp32."""
-    cos, sin = cos[:, None], sin[:, None]
+    """By PyTorch's operators, in q's dtype, as the family `rotary` and Hugging Face's Llama do;
+    cos and sin (S,D/2), in fp32."""
+    cos, sin = (table[:, None].to(q.dtype) for table in (cos, sin))
     return _turned(q, cos, sin), _turned(k, cos, sin)
 
 
@@ -27,8 +28,9 @@ class RotaryEmbedding(nn.Module):
 
     head_dim: D, even. max_seq_len: positions of the tables, which are fp32 whatever the module is
         converted to, and no part of its state_dict.
-    impl: `eager`: PyTorch's operators, in fp32. `compile`: these, compiled. `triton`:
-        `kernels.rotary.apply_rotary`, q and k in one launch. `auto`: see `choosing.chosen`.
+    impl: `eager`: PyTorch's operators, in q's dtype, to which the tables are rounded. `compile`:
+        these, compiled. `triton`: `kernels.rotary.apply_rotary`, q and k in one launch, in fp32 and
+        rounded once. `auto`: see `choosing.chosen`.
 
     Raises ValueError for an unknown impl, a D that is not even, or no positions.
 
@@ -64,15 +66,26 @@ class RotaryEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         """Make the tables anew, where they are."""
         device = self.cos.device
-        half = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
-        position = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu")
-        angle = position[:, None] * self.base ** (-half / self.head_dim)
-        self.cos, self.sin = (x.float().to(device) for x in (angle.cos(), angle.sin()))
+        with torch.inference_mode(False):  # tables of training, whenever they are made
+            half = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
+            position = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu")
+            angle = position[:, None] * self.base ** (-half / self.head_dim)
+            self.cos, self.sin = (x.float().to(device) for x in (angle.cos(), angle.sin()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """As every conversion and move; tables keep their precision, also `to_empty`."""
+        """As every conversion and move; tables keep their precision and values, also `to_empty`."""
+        before = {"cos": self.cos, "sin": self.sin}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.reset_parameters()
+        if before["cos"].device.type == "meta" != self.cos.device.type:
+            self.reset_parameters()
+            return self
+        with torch.inference_mode(False), torch.no_grad():
+            for name, old in before.items():
+                new = getattr(self, name)
+                if new.dtype != old.dtype or new.is_inference():
+                    setattr(self, name, old.to(new.device))
+                elif new is not old:
+                    new.copy_(old)
         return self
 
     def extra_repr(self) -> str:
@@ -81,18 +94,29 @@ class RotaryEmbedding(nn.Module):
     def forward(self, q: Tensor, k: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         """q, (B,S,H,D), and k, (B,S,G,D), turned; token s is at position offset + s.
 
-        Raises ValueError for shapes that do not fit, and positions that the tables lack.
+        Raises ValueError for shapes that do not fit, and positions that the tables lack, TypeError
+        for two dtypes, RuntimeError for tables that were left on meta.
         """
-        S, D = q.shape[1], q.shape[-1]
-        if q.dim() != 4 or k.dim() != 4 or self.head_dim != D or k.shape[1::2] != q.shape[1::2]:
+        D = self.head_dim
+        fit = q.dim() == k.dim() == 4 and q.shape[3] == k.shape[3] == D
+        if not fit or q.shape[:2] != k.shape[:2]:
             raise ValueError(
-                f"RotaryEmbedding takes q and k of shape (B, S, heads, {self.head_dim}), got "
+                f"RotaryEmbedding takes q and k of shape (B, S, heads, {D}), got "
                 f"{tuple(q.shape)} and {tuple(k.shape)}"
             )
+        if q.dtype != k.dtype:
+            raise TypeError(f"RotaryEmbedding takes q and k of one dtype, got {q.dtype}, {k.dtype}")
+        S = q.shape[1]
         if offset < 0 or offset + S > self.max_seq_len:
             raise ValueError(
                 f"RotaryEmbedding has positions 0 to {self.max_seq_len - 1}, got {offset} to "
                 f"{offset + S - 1}: make it with a larger max_seq_len"
+            )
+
+        if self.cos.device.type == "meta" != q.device.type:
+            raise RuntimeError(
+                f"RotaryEmbedding has its tables on meta, q is on {q.device}: call "
+                f".to_empty(device={str(q.device)!r}) on it"
             )
 
         def axes() -> Axes:

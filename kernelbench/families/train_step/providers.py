@@ -108,7 +108,7 @@ def loss_scale(case: TrainStepCase) -> float:
 
 def model_of(case: TrainStepCase, impl: Impls, weights: list[Tensor]) -> nn.Module:
     """A Transformer whose parameters are `weights`, in the order of `places`."""
-    from kernelbench.nn import ModelConfig, RotaryEmbedding, Transformer
+    from kernelbench.nn import ModelConfig, Transformer
 
     config: Any = ModelConfig(
         vocab_size=case.V,
@@ -123,12 +123,7 @@ def model_of(case: TrainStepCase, impl: Impls, weights: list[Tensor]) -> nn.Modu
         impl=impl,  # type: ignore[arg-type]
     )
     model = Transformer(config, device="meta")
-    for module in model.modules():
-        if isinstance(module, RotaryEmbedding):
-            module.to_empty(device=weights[0].device)
-    for name, weight in zip(places(case), weights, strict=True):
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, nn.Parameter(weight))
+    model.load_state_dict(dict(zip(places(case), weights, strict=True)), assign=True)
     return model
 
 
