@@ -1,11 +1,14 @@
 """`kernelbench.choose_kernels`: what modules ask for, measured by records that are made."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from test_metrics import fused, ours, record, timing
+from torch.utils.checkpoint import checkpoint
 
 import kernelbench
 from kernelbench import nn
@@ -81,3 +84,41 @@ def test_of_a_family_some_providers_are_measured() -> None:
     assert [each.provider for each in found] == ["eager", "torch_fused"]
     with pytest.raises(UsageError, match="rms_norm has no provider 'tritn_fused'"):
         kernelbench.bench("rms_norm", providers=["tritn_fused"], **case)
+
+
+@pytest.mark.parametrize("start", ["", "high", "tf32"])
+def test_measuring_leaves_the_process_as_it_was(start: str) -> None:
+    """In a process of its own, where this one's settings do not matter."""
+    code = f"""
+import torch, torch._dynamo, torch._functorch.config, kernelbench
+if "{start}" == "high":
+    torch.set_float32_matmul_precision("high")
+elif "{start}":
+    torch.backends.cuda.matmul.allow_tf32 = True
+def state():
+    configs = torch._dynamo.config, torch._functorch.config
+    return [
+        torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.fp32_precision,
+        torch.get_rng_state().tolist(), *(c.get_config_copy() for c in configs),
+    ]
+before = state()
+kernelbench.bench("rms_norm", providers=["torch_fused", "compile"], M=2, N=8, dtype="fp32",
+                  mode="full", device="cpu", timing=False)
+assert state() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("how", ["compiled", "reentrant"])
+def test_a_step_that_is_compiled_is_noted_and_one_that_asks_nothing_is_said(
+    how: str, say: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm, x = nn.RMSNorm(8), torch.ones(4, 8, requires_grad=True)
+    graph = torch.compile(norm, backend="eager", fullgraph=True)
+    graph(x)
+    if how == "compiled":
+        assert len(kernels._asked(lambda: graph(x))) == 1
+    else:
+        with pytest.warns(UserWarning, match="so nothing is chosen"):
+            assert not kernels._asked(lambda: checkpoint(norm, x, use_reentrant=True))

@@ -215,6 +215,13 @@ def test_what_is_not_in_the_table_can_be_measured_when_it_is_first_asked_for() -
     }  # fmt: skip
 
 
+def test_what_lost_to_the_familys_own_baseline_is_not_chosen_when_it_is_measured() -> None:
+    """The caller's baseline is another provider."""
+    lost = entry({}, {"triton": 1.01, "compile": 1.0}, M=1, N=8)
+    dispatch = Dispatch(None, H200, measure=lambda *case: lost)
+    assert chosen(dispatch, ("compile", "triton"), M=1, N=8) == ("compile", "measured")
+
+
 def test_threads_are_told_the_same() -> None:
     dispatch, found = Dispatch(GRID, H200), list[Any]()
 

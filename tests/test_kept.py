@@ -55,6 +55,7 @@ def test_any_count_has_a_character_that_ends_no_line() -> None:
         line(blocks_ns=[[1, 2], 3, 4, 5, 6, 7, 8, 9]),
         line(blocks_ns=[0.5] * 9),
         b'{"timing":null}',
+        b'{"timing":{"a":[0,0,0,0,0,0,0,0]},"reason":"half a character \\udc80"}',
     ],
 )
 def test_what_is_no_list_of_samples_stays(given: bytes) -> None:
@@ -86,8 +87,12 @@ def test_a_run_is_kept_whole(tmp_path: Path) -> None:
     whole = lzma.compress((plain / "records.jsonl").read_bytes(), preset=9 | lzma.PRESET_EXTREME)
     size = (kept / RUN.name / "records.jsonl.xz").stat().st_size
     assert size < 0.85 * len(whole)
+    assert (kept / RUN.name / "results.csv.xz").exists()
+    in_place = [*command[:-1], str(plain.parent)]
+    subprocess.run(in_place, check=True, cwd=ROOT)
+    assert store.read_with_problems(plain) == (store.read(RUN), [])
     facts = json.loads((plain / "manifest.json").read_text())
-    facts["git"]["dirty"] = True
-    (plain / "manifest.json").write_text(json.dumps(facts))
-    failed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 1 and "its tree was not clean" in failed.stderr
+    for git in ({**facts["git"], "dirty": True}, None):
+        (plain / "manifest.json").write_text(json.dumps(facts | {"git": git}))
+        failed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+        assert failed.returncode == 1 and "its tree was not clean" in failed.stderr

@@ -1,7 +1,7 @@
 """Keep runs as results/ has them: python tools/keep.py RUN… FOLDER
 
-Of each run its manifest, records and CSV; of records the samples as text (`store.kept`), both
-files packed by xz. Only a run of a clean tree is kept.
+Of each run its manifest, records, what profilers saw, and CSV; of records the samples as text
+(`store.kept`), all packed by xz. Only a run of a clean tree is kept.
 """
 
 import lzma
@@ -12,6 +12,8 @@ from kernelbench.store.kept import packed, unpacked
 from kernelbench.store.reader import (
     ARCHIVED,
     MANIFEST,
+    MEASURED,
+    MEASURED_CSV,
     RECORDS,
     RESULTS_CSV,
     lines,
@@ -29,8 +31,8 @@ def xz(content: bytes) -> bytes:
 
 def keep(run: Path, folder: Path) -> None:
     """Write a run's files to folder/RUN, which may be the run itself."""
-    if (read_manifest(run).get("git") or {}).get("dirty"):
-        raise SystemExit(f"{run}: its tree was not clean")
+    if (read_manifest(run).get("git") or {}).get("dirty") is not False:
+        raise SystemExit(f"{run}: its tree was not clean, or is not known to have been")
     records = lines(run, RECORDS)
     small = [*map(packed, records)]
     assert [*map(unpacked, small)] == records, run
@@ -38,8 +40,15 @@ def keep(run: Path, folder: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     (to / MANIFEST).write_bytes((run / MANIFEST).read_bytes())
     (to / f"{RECORDS}{ARCHIVED}").write_bytes(xz(b"\n".join(small) + b"\n"))
-    if (csv := run / RESULTS_CSV).exists() and run.resolve() != to.resolve():
-        (to / f"{RESULTS_CSV}{ARCHIVED}").write_bytes(xz(csv.read_bytes()))
+    for name in (RESULTS_CSV, MEASURED, MEASURED_CSV):
+        plain, archive = run / name, run / f"{name}{ARCHIVED}"
+        if plain.exists():
+            (to / archive.name).write_bytes(xz(plain.read_bytes()))
+        elif archive.exists():
+            (to / archive.name).write_bytes(archive.read_bytes())
+    if run.resolve() == to.resolve():
+        for name in (RECORDS, RESULTS_CSV, MEASURED, MEASURED_CSV):
+            (run / name).unlink(missing_ok=True)
 
 
 *given, where = map(Path, sys.argv[1:])

@@ -226,10 +226,10 @@ class Dispatch:
 
 
 def _of(entry: Entry, baseline: str, among: Sequence[str], how: How, reason: str) -> Choice:
-    """The first of an entry's options that the caller has, as long as the baseline is not as good;
-    else the caller's baseline."""
+    """The first of an entry's options that the caller has, as long as the baseline is not as good,
+    which may be the family's own; else the caller's baseline."""
     for option in entry.options:
-        if option.provider == baseline:
+        if option.provider == baseline or (option.lo <= 1 and option.provider != entry.choice):
             break
         if option.provider in among:
             if option.provider != entry.choice:

@@ -5,7 +5,17 @@ from typing import Any
 
 import torch.distributed as dist
 
-all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter_single: Any = (
-    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-)
+
+def all_gather_single(*given: Any, **more: Any) -> Any:
+    """`torch.distributed.all_gather_single`, or `all_gather_into_tensor`."""
+    return _named("all_gather_single", "all_gather_into_tensor")(*given, **more)
+
+
+def reduce_scatter_single(*given: Any, **more: Any) -> Any:
+    """`torch.distributed.reduce_scatter_single`, or `reduce_scatter_tensor`."""
+    return _named("reduce_scatter_single", "reduce_scatter_tensor")(*given, **more)
+
+
+def _named(name: str, before: str) -> Any:
+    """Looked up when it is called: a torch without torch.distributed has neither."""
+    return getattr(dist, name, None) or getattr(dist, before)

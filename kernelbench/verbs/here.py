@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from kernelbench import families, store, suite
@@ -22,6 +23,7 @@ from kernelbench.families.functions import arguments as grammar
 from kernelbench.families.functions import preflight
 from kernelbench.families.functions.at_hand import arguments_of, target_of
 from kernelbench.families.functions.targets import takes
+from kernelbench.measure.ambient import Ambient
 from kernelbench.report.progress import Silent
 from kernelbench.report.records import Records
 from kernelbench.run.here import here
@@ -136,7 +138,33 @@ def measured(
     timing: bool = True,
     out: str | Path | None = None,
 ) -> Records:
-    """Jobs of one family, in this process, kept in a run folder below `out` if that is given."""
+    """Jobs of one family, in this process, which they leave as it was, kept in a run folder below
+    `out` if that is given."""
+    with _unchanged():
+        return _measured(family, jobs, selection, timing, out)
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """What measuring sets in a process is put back after the block: how precise fp32 is, what
+    torch.compile does when it compiles once too often, and whatever else `Ambient` knows."""
+    ambient = Ambient()
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    falls, donated = dynamo.fail_on_recompile_limit_hit, functorch.donated_buffer
+    try:
+        yield
+    finally:
+        dynamo.fail_on_recompile_limit_hit, functorch.donated_buffer = falls, donated
+        ambient.undo_changes()
+
+
+def _measured(
+    family: Family[Any],
+    jobs: Sequence[Job],
+    selection: Selection,
+    timing: bool,
+    out: str | Path | None,
+) -> Records:
     known = {family.name: family}
     options = Options(
         device=selection.device, seed=selection.seed, timing=timing, executor=here(known)

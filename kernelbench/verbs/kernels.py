@@ -1,8 +1,11 @@
 """`kernelbench.choose_kernels`: what the modules of `kernelbench.nn` ask for in a program's step,
 measured before it begins."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from kernelbench import metrics
 from kernelbench.dispatch import Dispatch, Entry, Table, Where
@@ -22,14 +25,15 @@ Say = Callable[[str], None]
 def choose_kernels(step: Callable[[], Any], *, say: Say = print) -> Table | None:
     """The choices for the operators of a model, by measuring each at the sizes that it has in it.
 
-    step: runs the model once, forward, with gradients to come. Operators whose impl is `auto` are
-        noted, and then timed by `bench`, forward and backward together, with nothing of the step
-        in memory. By the rules of `kernelbench select` what is right and faster than PyTorch's by
-        the margin is chosen, in place of PyTorch's.
+    step: runs the model once, forward, with gradients to come, as if nothing of it were compiled.
+        Operators whose impl is `auto` are noted, and then timed by `bench`, forward and backward
+        together, with nothing of the step in memory. By the rules of `kernelbench select` what is
+        right and faster than PyTorch's by the margin is chosen, in place of PyTorch's.
     say: is told the figures of each, what is chosen, and why.
 
     Returns None where nothing could be measured, as on a machine without a GPU. Leaves `auto`
-    without a table: hand `Dispatch(table, table.where)` to `nn.use_dispatch`.
+    without a table: hand `Dispatch(table, table.where)` to `nn.use_dispatch`, before the first call
+    of a compiled model: graphs that there are keep their choices.
     """
     measured = list[RunRecord]()
     for case in _asked(step):
@@ -61,9 +65,16 @@ def _asked(step: Callable[[], Any]) -> list[Case]:
 
     use_dispatch(Dispatch(None, Where(), measure=note))
     try:
-        step()
+        with torch.compiler.set_stance("force_eager"):  # a graph would keep what it is told now
+            step()
     finally:
         use_dispatch(None)
+    if not cases:
+        warnings.warn(
+            "choose_kernels: the step asked for no operator whose impl is auto with a gradient to "
+            "come, so nothing is chosen. In a checkpoint with use_reentrant=True none is to come",
+            stacklevel=3,
+        )
     return list(cases)
 
 
