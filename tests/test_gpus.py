@@ -216,7 +216,7 @@ def test_two_processes_never_time_on_one_gpu(theirs: str, ours: str, locks: Path
                 mine.hold(["GPU-1"])
         other.kill()
     mine.hold(["GPU-1"])
-    mine.release()
+    mine.close()
     Locks(shared=False, note=pytest.fail).hold(["GPU-1"])
 
 
@@ -226,7 +226,7 @@ def test_where_no_lock_can_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch) ->
     mine = Locks(shared=False, note=said.append)
     mine.hold(["GPU-1"])
     mine.hold(["GPU-1"])
-    mine.release()
+    mine.close()
     assert len(said) == 1 and "GPU-1: nothing keeps other runs off it" in said[0]
 
 

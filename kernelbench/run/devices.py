@@ -40,8 +40,8 @@ def named(asked: str, environment: Mapping[str, str] = os.environ) -> tuple[str,
 
 
 class Locks:
-    """On GPUs, by their UUIDs: nobody else times on those that are held until they are released, or
-    this process ends.
+    """On GPUs, by their UUIDs: nobody else times on those that are held until it is closed, or this
+    process ends.
 
     shared: with others that do not time, either. note: where it is said that none can be had.
     """
@@ -76,7 +76,8 @@ class Locks:
             ) from None
         return fd
 
-    def release(self) -> None:
+    def close(self) -> None:
+        """Let others have them."""
         for fd in self._held.values():
             if fd >= 0:
                 os.close(fd)

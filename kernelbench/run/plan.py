@@ -39,7 +39,7 @@ class Plan:
         """What a new run folder says of its run, besides what `store.create` adds."""
         return {
             "kernelbench": __version__,
-            "machine": dict(machine),
+            "machine": {k: v for k, v in machine.items() if k != "uuids"},  # of others, too
             "git": _git(),
             "argv": sys.argv[1:],
             "asked": self.selection.as_json(),

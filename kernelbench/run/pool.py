@@ -86,7 +86,7 @@ class Pool:
                 runner.know([*self.uuids[number:], *self.uuids[:number]])
         for runner in self.runners:
             runner.hold()
-        self.machine = {k: v for k, v in first.machine.items() if k != "uuids"}
+        self.machine = {**first.machine}
         if len(self.uuids) > 1:
             self.machine["used"] = self.uuids
 
@@ -161,7 +161,7 @@ class Pool:
             self.ahead.close()
         for runner in self.runners:
             runner.close()
-        self._locks.release()
+        self._locks.close()
 
 
 def _label(names: Sequence[str], number: int) -> str:

@@ -18,6 +18,7 @@ from kernelbench.report import profiles
 from kernelbench.report.progress import Output
 from kernelbench.report.waits import waiting
 from kernelbench.run import executor, plan
+from kernelbench.run.devices import Locks
 from kernelbench.run.local import LocalWorker
 from kernelbench.run.loop import check_device, sources_of
 from kernelbench.run.plan import Plan
@@ -95,7 +96,9 @@ def profile(request: ProfileRequest, output: Output) -> int:
     if tools:
         plugins = chosen.selection.plugins  # with what the suite declares
         options = replace(options, device=machine["kind"], plugins=plugins)
-        with closing(_open(chosen, request.out, machine)) as opened:
+        locks = Locks(shared=False, note=output.warn)
+        locks.hold(filter(None, [machine.get("uuid")]))
+        with closing(_open(chosen, request.out, machine)) as opened, closing(locks):
             for tool, program in tools.items():
                 try:
                     profiler = Profiler(tool, program, options, opened.path, cuda)
