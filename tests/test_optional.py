@@ -1,7 +1,6 @@
 """Every optional part of the tree is in doctor's list, with what it adds and how to get it."""
 
 import ast
-import importlib
 import importlib.metadata
 import json
 import re
@@ -10,8 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-import torch.distributed as dist
 from typer.testing import CliRunner
 
 from kernelbench import families
@@ -98,13 +95,3 @@ def test_the_list_needs_no_torch():
         "assert not {'torch', 'jinja2', 'matplotlib'} & {*sys.modules}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_torch_without_collectives_loads_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernelbench.parallel import collectives
-
-    for name in ("all_gather_single", "all_gather_into_tensor"):
-        monkeypatch.delattr(dist, name, raising=False)
-    importlib.reload(collectives)
-    with pytest.raises(AttributeError, match="all_gather_into_tensor"):
-        collectives.all_gather_single()

@@ -244,11 +244,15 @@ def test_a_call_is_queued_without_waiting(G: int, rule: str) -> None:
 def test_before_pytorch_2_13_collectives_have_their_names_of_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("all_gather_single", "reduce_scatter_single"):
-        monkeypatch.delattr(dist, name, raising=False)
-    found = run_path(collectives.__file__)
-    assert found["all_gather_single"] is dist.all_gather_into_tensor
-    assert found["reduce_scatter_single"] is dist.reduce_scatter_tensor
+    """And a torch that has none of them loads what needs none."""
+    for now, then in (("all_gather", "all_gather_into"), ("reduce_scatter", "reduce_scatter")):
+        monkeypatch.delattr(dist, f"{now}_single", raising=False)
+        monkeypatch.setattr(dist, f"{then}_tensor", lambda *given, async_op: (given, async_op))
+        found = run_path(collectives.__file__)[f"{now}_single"]
+        assert found(1, 2, async_op=True) == ((1, 2), True)
+        monkeypatch.delattr(dist, f"{then}_tensor")
+        with pytest.raises(AttributeError, match=f"{then}_tensor"):
+            run_path(collectives.__file__)[f"{now}_single"](1, 2)
 
 
 @pytest.mark.parametrize(("G", "r"), [(12, 5), (4, 3), (4, 2), (2, 5), (3, 12), (1, 7)])

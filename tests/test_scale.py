@@ -196,8 +196,10 @@ def test_a_job_costs_the_same_however_many_came_before(tmp_path: Path, disk: Dis
         if number % 20 == 0:
             table = calls(partial(metrics.append_csv, job, run.csv_path))
             costs[-1] = (costs[-1][0], table)
-    late = {table for _, table in costs[1000:] if table}
-    assert len(late) == 1 and late == {table for _, table in costs[100:1000] if table}
+    early, late = (
+        [table for _, table in part if table] for part in (costs[100:1000], costs[1000:])
+    )
+    assert max(late) <= 1.01 * min(early), "some calls more where a cache was let go"
     assert max(append for append, _ in costs[2000:]) <= max(
         append for append, _ in costs[1100:2000]
     )

@@ -16,7 +16,7 @@ from kernelbench.measure.session import Candidate
 from kernelbench.measure.task import Stage, Task
 from kernelbench.measure.throttling import SteadyClock
 from kernelbench.measure.workload import Workload
-from kernelbench.spec import Timing
+from kernelbench.spec import COUNTED, Timing
 
 
 def sample(task: Task, prepared: Prepared, candidates: list[Candidate]) -> Stage[list[Candidate]]:
@@ -67,7 +67,7 @@ def _sample(task: Task, candidates: list[Candidate], first: bool) -> None:
         (i for i, c in enumerate(candidates) if c.provider is task.family.baseline), None
     )
     lasting: tuple[int, ...] = ()
-    if baseline is not None:
+    if baseline is not None and clock.name in COUNTED:
         parts = [*parts, parts[baseline]]
         lasting = (baseline, len(candidates))
     results = _sampled(task, parts, lasting)
