@@ -35,16 +35,22 @@ PUBLIC = (
 
 def __getattr__(name: str) -> Any:
     """What is above, when it is asked for: it imports torch."""
-    if name == "bench":
-        from kernelbench.verbs.here import bench
+    import random
 
-        return bench
-    if name == "choose_kernels":
-        from kernelbench.verbs.kernels import choose_kernels
+    drawn = random.getstate()  # rich, which is imported with them, draws a number
+    try:
+        if name == "bench":
+            from kernelbench.verbs.here import bench
 
-        return choose_kernels
-    if name == "dispatch_from":
-        from kernelbench.verbs.choosing import dispatch_from
+            return bench
+        if name == "choose_kernels":
+            from kernelbench.verbs.kernels import choose_kernels
 
-        return dispatch_from
+            return choose_kernels
+        if name == "dispatch_from":
+            from kernelbench.verbs.choosing import dispatch_from
+
+            return dispatch_from
+    finally:
+        random.setstate(drawn)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

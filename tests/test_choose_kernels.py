@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kernelbench
 from kernelbench import nn
-from kernelbench.dispatch import Dispatch
+from kernelbench.dispatch import Dispatch, Where
 from kernelbench.nn import choosing
 from kernelbench.spec import OutputError, RunRecord, Status, UsageError
 from kernelbench.verbs import kernels
@@ -86,26 +86,31 @@ def test_of_a_family_some_providers_are_measured() -> None:
         kernelbench.bench("rms_norm", providers=["tritn_fused"], **case)
 
 
-@pytest.mark.parametrize("start", ["", "high", "tf32"])
-def test_measuring_leaves_the_process_as_it_was(start: str) -> None:
+def test_measuring_leaves_the_process_as_it_was() -> None:
     """In a process of its own, where this one's settings do not matter."""
-    code = f"""
-import torch, torch._dynamo, torch._functorch.config, kernelbench
-if "{start}" == "high":
-    torch.set_float32_matmul_precision("high")
-elif "{start}":
-    torch.backends.cuda.matmul.allow_tf32 = True
+    code = """
+import os, random, torch, torch._dynamo, torch._functorch.config, torch._inductor.config
+import kernelbench
 def state():
-    configs = torch._dynamo.config, torch._functorch.config
+    configs = torch._dynamo.config, torch._functorch.config, torch._inductor.config
     return [
         torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.fp32_precision,
-        torch.get_rng_state().tolist(), *(c.get_config_copy() for c in configs),
+        torch.get_rng_state().tolist(), random.getstate(), dict(os.environ),
+        torch.is_grad_enabled(), torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(), *(c.get_config_copy() for c in configs),
     ]
-before = state()
-kernelbench.bench("rms_norm", providers=["torch_fused", "compile"], M=2, N=8, dtype="fp32",
-                  mode="full", device="cpu", timing=False)
-assert state() == before
+def hold(*providers):
+    before = state()
+    kernelbench.bench("rms_norm", providers=providers, M=2, N=8, dtype="fp32",
+                      device="cpu", timing=False)
+    assert state() == before
+hold("torch_fused", "compile")
+torch.set_float32_matmul_precision("high")
+hold("torch_fused")
+torch.set_float32_matmul_precision("highest")
+torch.backends.cuda.matmul.allow_tf32 = True
+hold("torch_fused")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -122,3 +127,32 @@ def test_a_step_that_is_compiled_is_noted_and_one_that_asks_nothing_is_said(
     else:
         with pytest.warns(UserWarning, match="so nothing is chosen"):
             assert not kernels._asked(lambda: checkpoint(norm, x, use_reentrant=True))
+
+
+def test_what_is_asked_for_in_a_reentrant_checkpoint_alone_is_said(say: list[str]) -> None:
+    """Also beside what is noted; and the step draws no number of the caller's."""
+    norm, turn, x = nn.RMSNorm(8), nn.RMSNorm(4), torch.ones(4, 8, requires_grad=True)
+    before = torch.get_rng_state()
+
+    def step() -> None:
+        norm(x + torch.rand(4, 8))
+        checkpoint(turn, x[:, :4], use_reentrant=True)
+
+    with pytest.warns(UserWarning, match=r"not ask for RMSNorm \(M=4 N=4 .* use_reentrant"):
+        [(_, _, _, axes)] = kernels._asked(step)
+    assert dict(axes)["N"] == 8
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_graph_that_was_made_before_asks_again(
+    monkeypatch: pytest.MonkeyPatch, say: list[str]
+) -> None:
+    norm, x = nn.RMSNorm(8, impl="auto"), torch.randn(2, 3, 8, requires_grad=True)
+    nn.use_dispatch(Dispatch(None, Where()))
+    graph = torch.compile(norm, backend="eager", fullgraph=True)
+    graph(x)
+    table = chosen(monkeypatch, say, timing=timing(4.95))
+    dispatch = Dispatch(table, Where())
+    nn.use_dispatch(dispatch)
+    graph(x)
+    assert dispatch.decisions

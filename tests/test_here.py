@@ -1,16 +1,30 @@
 """The executor that is this very process."""
 
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import CASE, FAST, provider, right, toy
 
-from kernelbench.measure.job import DeviceLostError
+from kernelbench.measure.ceilings import Ceilings, Overhead
+from kernelbench.measure.job import DeviceLostError, Session
+from kernelbench.measure.telemetry import Telemetry
+from kernelbench.measure.timer import HostClock
+from kernelbench.run import here as run_here
 from kernelbench.run.here import Here
 from kernelbench.run.worker import encode
-from kernelbench.spec import Context, Family, Job, KernelbenchError, RunRecord, Status, Tensors
+from kernelbench.spec import (
+    Context,
+    Device,
+    Family,
+    Job,
+    KernelbenchError,
+    RunRecord,
+    Status,
+    Tensors,
+)
 
 
 def at_work(log: Path, family: Family[Any]) -> Here:
@@ -68,3 +82,25 @@ def test_what_a_provider_prints_to_stderr_goes_to_the_log(
     events(executor)
     assert "a word" in executor.tail()
     assert "a word" not in capfd.readouterr().err
+
+
+def test_limits_are_measured_once_and_the_clock_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, known = list[Any](), Ceilings(overhead=Overhead(7, 8, "")).as_json()
+
+    def session_of(device: str, asked: dict[str, Any], timing: bool) -> Any:
+        limits = Ceilings.from_json(asked["ceilings"] or known)
+        session = Session(Device("cpu", "cpu"), HostClock(), limits, Telemetry.open(None))
+        made.append((asked["ceilings"], weakref.ref(session)))
+        return session, None
+
+    monkeypatch.setattr(run_here, "session_of", session_of)
+    monkeypatch.setattr(run_here, "_limits", {})
+    for _ in range(2):
+        executor = Here(tmp_path / "log", {})
+        executor.send({"device": "cpu", "timing": True})
+        executor.send({"ceilings": None})
+        executor.kill()
+    assert [asked for asked, _ in made] == [None, known]
+    assert not any(session() for _, session in made)

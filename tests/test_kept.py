@@ -56,6 +56,7 @@ def test_any_count_has_a_character_that_ends_no_line() -> None:
         line(blocks_ns=[0.5] * 9),
         b'{"timing":null}',
         b'{"timing":{"a":[0,0,0,0,0,0,0,0]},"reason":"half a character \\udc80"}',
+        b'{"timing":{"a":[0,0,0,0,0,0,0,0]},"reason":"and as bytes \xed\xb2\x80"}',
     ],
 )
 def test_what_is_no_list_of_samples_stays(given: bytes) -> None:
@@ -88,8 +89,11 @@ def test_a_run_is_kept_whole(tmp_path: Path) -> None:
     size = (kept / RUN.name / "records.jsonl.xz").stat().st_size
     assert size < 0.85 * len(whole)
     assert (kept / RUN.name / "results.csv.xz").exists()
+    (plain / "measured.jsonl").write_bytes(b"{}\n")
     in_place = [*command[:-1], str(plain.parent)]
     subprocess.run(in_place, check=True, cwd=ROOT)
+    assert {path.suffix for path in plain.iterdir()} == {".json", ".xz"}
+    assert store.lines(plain, "measured.jsonl") == [b"{}"]
     assert store.read_with_problems(plain) == (store.read(RUN), [])
     facts = json.loads((plain / "manifest.json").read_text())
     for git in ({**facts["git"], "dirty": True}, None):

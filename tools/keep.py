@@ -8,6 +8,7 @@ import lzma
 import sys
 from pathlib import Path
 
+from kernelbench import files
 from kernelbench.store.kept import packed, unpacked
 from kernelbench.store.reader import (
     ARCHIVED,
@@ -25,8 +26,10 @@ BEST = [
 ]
 
 
-def xz(content: bytes) -> bytes:
-    return lzma.compress(content, filters=BEST)
+def write_xz(path: Path, content: bytes) -> None:
+    """In one step: the path may be what the content was read from."""
+    files.write(path, lzma.compress(content, filters=BEST))
+    assert lzma.decompress(path.read_bytes()) == content, path
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -38,14 +41,14 @@ def keep(run: Path, folder: Path) -> None:
     assert [*map(unpacked, small)] == records, run
     to = folder / run.name
     to.mkdir(parents=True, exist_ok=True)
-    (to / MANIFEST).write_bytes((run / MANIFEST).read_bytes())
-    (to / f"{RECORDS}{ARCHIVED}").write_bytes(xz(b"\n".join(small) + b"\n"))
+    files.write(to / MANIFEST, (run / MANIFEST).read_bytes())
+    write_xz(to / f"{RECORDS}{ARCHIVED}", b"\n".join(small) + b"\n")
     for name in (RESULTS_CSV, MEASURED, MEASURED_CSV):
         plain, archive = run / name, run / f"{name}{ARCHIVED}"
         if plain.exists():
-            (to / archive.name).write_bytes(xz(plain.read_bytes()))
+            write_xz(to / archive.name, plain.read_bytes())
         elif archive.exists():
-            (to / archive.name).write_bytes(archive.read_bytes())
+            files.write(to / archive.name, archive.read_bytes())
     if run.resolve() == to.resolve():
         for name in (RECORDS, RESULTS_CSV, MEASURED, MEASURED_CSV):
             (run / name).unlink(missing_ok=True)

@@ -226,15 +226,17 @@ class Dispatch:
 
 
 def _of(entry: Entry, baseline: str, among: Sequence[str], how: How, reason: str) -> Choice:
-    """The first of an entry's options that the caller has, as long as the baseline is not as good,
-    which may be the family's own; else the caller's baseline."""
+    """The first of an entry's options that the caller has, up to the baseline, or to what others
+    were measured against; else the caller's baseline."""
     for option in entry.options:
-        if option.provider == baseline or (option.lo <= 1 and option.provider != entry.choice):
+        if option.provider == baseline:
             break
         if option.provider in among:
             if option.provider != entry.choice:
                 reason = f"{entry.choice}, which was chosen, is not to be had here"
             return Choice(option.provider, how, reason, option.speedup)
+        if option.is_one:
+            break
     if entry.choice != baseline:
         reason = f"{entry.choice}, which was chosen, is not to be had here"
     return Choice(among[0], how, reason, 1.0 if among[0] == baseline else None)

@@ -58,6 +58,12 @@ class Option:
     lo: float
     hi: float
 
+    @property
+    def is_one(self) -> bool:
+        """Whether its speedup is 1 and nothing else: that of the baseline is, of what is worth it
+        none."""
+        return self.lo == self.speedup == self.hi == 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:

@@ -26,7 +26,7 @@ def packed(line: bytes) -> bytes:
     """
     record = json.loads(line)
     timing = record.get("timing")
-    if timing is None or b"\\ud" in line.lower():  # half a character is no text to be written
+    if timing is None:
         return line
     for name, value in timing.items():
         samples = [*_numbers(value)]
@@ -38,7 +38,10 @@ def packed(line: bytes) -> bytes:
         if max(counts) < _MOST:
             text = "".join(map(_character, counts))
             timing[name] = {"from": least, "step": step, "each": _lengths(value), "text": text}
-    return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character is no text to be written
+        return line
 
 
 def unpacked(line: bytes) -> bytes:

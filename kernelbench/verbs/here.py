@@ -24,6 +24,7 @@ from kernelbench.families.functions import preflight
 from kernelbench.families.functions.at_hand import arguments_of, target_of
 from kernelbench.families.functions.targets import takes
 from kernelbench.measure.ambient import Ambient
+from kernelbench.measure.environment import settled
 from kernelbench.report.progress import Silent
 from kernelbench.report.records import Records
 from kernelbench.run.here import here
@@ -140,6 +141,8 @@ def measured(
 ) -> Records:
     """Jobs of one family, in this process, which they leave as it was, kept in a run folder below
     `out` if that is given."""
+    if settled(selection.device) == "cuda":
+        torch.cuda.init()  # else the state of its generators could not be read
     with _unchanged():
         return _measured(family, jobs, selection, timing, out)
 
@@ -147,7 +150,8 @@ def measured(
 @contextmanager
 def _unchanged() -> Iterator[None]:
     """What measuring sets in a process is put back after the block: how precise fp32 is, what
-    torch.compile does when it compiles once too often, and whatever else `Ambient` knows."""
+    torch.compile does when it compiles once too often, and whatever else `Ambient` knows, as the
+    state of generators."""
     ambient = Ambient()
     dynamo, functorch = torch._dynamo.config, torch._functorch.config
     falls, donated = dynamo.fail_on_recompile_limit_hit, functorch.donated_buffer

@@ -10,6 +10,7 @@ import torch
 from kernelbench import metrics
 from kernelbench.dispatch import Dispatch, Entry, Table, Where
 from kernelbench.dispatch.table import Axis
+from kernelbench.families.functions.others import drawn_apart
 from kernelbench.nn.choosing import PROVIDERS, use_dispatch
 from kernelbench.spec import KernelbenchError, RunRecord
 from kernelbench.verbs.choosing import table_from
@@ -25,22 +26,23 @@ Say = Callable[[str], None]
 def choose_kernels(step: Callable[[], Any], *, say: Say = print) -> Table | None:
     """The choices for the operators of a model, by measuring each at the sizes that it has in it.
 
-    step: runs the model once, forward, with gradients to come, as if nothing of it were compiled.
-        Operators whose impl is `auto` are noted, and then timed by `bench`, forward and backward
-        together, with nothing of the step in memory. By the rules of `kernelbench select` what is
-        right and faster than PyTorch's by the margin is chosen, in place of PyTorch's.
+    step: runs the model once, forward, with gradients to come, as if nothing of it were compiled;
+        where it checkpoints with use_reentrant=True, backward, too. Operators whose impl is `auto`
+        are noted, and then timed by `bench`, forward and backward together, with nothing of the
+        step in memory. By the rules of `kernelbench select` what is right and faster than PyTorch's
+        by the margin is chosen, in place of PyTorch's.
     say: is told the figures of each, what is chosen, and why.
 
-    Returns None where nothing could be measured, as on a machine without a GPU. Leaves `auto`
-    without a table: hand `Dispatch(table, table.where)` to `nn.use_dispatch`, before the first call
-    of a compiled model: graphs that there are keep their choices.
+    Returns None where nothing could be measured, as on a machine without a GPU. Leaves the state of
+    generators as it was, and `auto` without a table: hand `Dispatch(table, table.where)` to
+    `nn.use_dispatch` before anything compiled is called again. Graphs that torch.compile made
+    before are dropped, as they would keep what they chose then.
     """
     measured = list[RunRecord]()
     for case in _asked(step):
         family, dtype, mode, axes = case
         sizes: dict[str, Any] = dict(axes)
-        shown = " ".join(f"{name}={value}" for name, value in axes)
-        say(f"  Benchmarking {NAMES[family]} ({shown} {dtype} {mode})...")
+        say(f"  Benchmarking {NAMES[family]} ({_shown(case)})...")
         try:
             among = [*PROVIDERS[family].values()]
             records = bench(family, providers=among, dtype=dtype, mode=mode, **sizes)
@@ -52,30 +54,41 @@ def choose_kernels(step: Callable[[], Any], *, say: Say = print) -> Table | None
         for line in _lines(family, records, entry):
             say(line)
         measured += records
-    return table_from(measured, _EAGER) if measured else None
+    if not measured:
+        return None
+    torch.compiler.reset()
+    return table_from(measured, _EAGER)
 
 
 def _asked(step: Callable[[], Any]) -> list[Case]:
     """Of a table, for a gradient to come; each case once."""
-    cases = dict[Case, None]()
+    cases = {"full": dict[Case, None](), "fwd": dict[Case, None](), "bwd": dict[Case, None]()}
 
     def note(family: str, dtype: str, mode: str, axes: Mapping[str, Axis]) -> None:
-        if mode == "full":
-            cases[family, dtype, mode, tuple(axes.items())] = None
+        cases[mode][family, dtype, "full", tuple(axes.items())] = None
 
     use_dispatch(Dispatch(None, Where(), measure=note))
     try:
-        with torch.compiler.set_stance("force_eager"):  # a graph would keep what it is told now
+        # A graph would keep what it is told now.
+        with drawn_apart(), torch.compiler.set_stance("force_eager"):
             step()
     finally:
         use_dispatch(None)
-    if not cases:
+    without = [case for case in cases["fwd"] if case not in cases["full"]]
+    if without or not cases["full"]:
+        what = ", ".join(f"{NAMES[case[0]]} ({_shown(case)})" for case in without)
         warnings.warn(
-            "choose_kernels: the step asked for no operator whose impl is auto with a gradient to "
-            "come, so nothing is chosen. In a checkpoint with use_reentrant=True none is to come",
+            f"choose_kernels: the step did not ask for {what or 'any operator whose impl is auto'} "
+            "with a gradient to come, so nothing is chosen. In a checkpoint with "
+            "use_reentrant=True one is to come only in the backward, which step has to run, too",
             stacklevel=3,
         )
-    return list(cases)
+    return list(cases["full"])
+
+
+def _shown(case: Case) -> str:
+    _, dtype, mode, axes = case
+    return " ".join([*(f"{name}={value}" for name, value in axes), dtype, mode])
 
 
 def _lines(family: str, records: Sequence[RunRecord], entry: Entry) -> list[str]:

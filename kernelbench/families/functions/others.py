@@ -43,12 +43,19 @@ def named(text: str, call: Callable[[], Any]) -> Any:
 def seeded(seed: int) -> Iterator[None]:
     """The generators of PyTorch, Python and NumPy under a seed; afterwards they are as before,
     those of the GPUs too."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(gpus):
+    with drawn_apart():
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def drawn_apart() -> Iterator[None]:
+    """After the block these generators are as before."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(gpus):
         try:
             yield
         finally:
