@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from kernelbench import metrics, store
 from kernelbench.cli import app
 from kernelbench.report import tables
-from kernelbench.report.progress import Silent
+from kernelbench.report.progress import LiveView, Plain, Silent
 from kernelbench.run import devices, runner
 from kernelbench.run.devices import Locks, named
 from kernelbench.run.executor import WorkerEndedError
@@ -376,8 +377,13 @@ def test_ctrl_c_ends_all_of_them(tmp_path: Path) -> None:
     def make(log: Path, *, visible: str = "") -> Fake:
         return Stuck(log, do, 4, "NVIDIA T", visible)
 
+    # Whoever was started in the background may ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = time.monotonic()
-    outcome, records, _ = measured(tmp_path, jobs(200), make, "all")
+    try:
+        outcome, records, _ = measured(tmp_path, jobs(200), make, "all")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 20
     assert outcome.interrupted == 130 and 0 < outcome.left < 200
     assert {record.status for record in records} == {Status.ok}, "nobody is to blame"
@@ -396,8 +402,6 @@ def test_the_first_failure_and_the_budget_stop_all(tmp_path: Path) -> None:
 
 
 def test_progress_says_which_gpu_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from kernelbench.report.progress import LiveView, Plain
-
     console = Console(record=True, width=120, file=io.StringIO())
     [job] = jobs(1)
     with Plain(console) as view:
@@ -414,6 +418,24 @@ def test_progress_says_which_gpu_it_is(tmp_path: Path, capsys: pytest.CaptureFix
         console.print(live._view())
     text = console.export_text()
     assert f"GPU 0: {job.id}" in text and "GPU 1:   eager: compile" in text
+
+
+def test_a_live_view_is_told_by_several_threads_at_once() -> None:
+    """Also while it draws what it was told."""
+    [job] = jobs(1)
+    context = Context(run_id="r", gpu="g", gpu_uuid="GPU-0", seed=3, source="s")
+    found = [record_of(job, FAMILY.providers[0], Status.ok, context, timing=timing(9))]
+    with LiveView(Console(width=120, file=io.StringIO())) as live:
+
+        def tell(gpu: int) -> None:
+            part = live.of(str(gpu))
+            for number in range(60):
+                part.job(job, number, 60)
+                part.at("eager", str(number))
+                part.recorded(found * 12)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert [*threads.map(tell, range(8))] == [None] * 8
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from rich.console import Console, Group
@@ -172,6 +173,7 @@ class LiveView(Plain):
         self._rows: deque[tuple[str, str, str]] = deque(maxlen=LATEST)
         self._now: dict[str, list[str]] = {}  # job and phase, by GPU
         self._gpu = ""
+        self._lock = Lock()  # several GPUs have a thread each
         self._live = Live(self._view(), console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> "LiveView":
@@ -199,17 +201,22 @@ class LiveView(Plain):
 
     def job(self, job: Job, number: int, total: int) -> None:
         name = f"{job.id} in process {job.process + 1}" if job.process else job.id
-        self._now[self._gpu] = [name, ""]
-        self._bar.update(self._task, completed=number - 1, total=total)
-        self._live.update(self._view())
+        with self._lock:
+            self._now[self._gpu] = [name, ""]
+            self._bar.update(self._task, completed=number - 1, total=total)
+            self._live.update(self._view())
 
     def at(self, provider: str, phase: str) -> None:
-        self._now.setdefault(self._gpu, ["", ""])[1] = f"{provider}: {phase}" if provider else phase
-        self._live.update(self._view())
+        now = f"{provider}: {phase}" if provider else phase
+        with self._lock:
+            self._now.setdefault(self._gpu, ["", ""])[1] = now
+            self._live.update(self._view())
 
     def recorded(self, records: Sequence[RunRecord]) -> None:
-        self._rows.extend((r.case, r.provider, result(r)) for r in records)
-        self._live.update(self._view())
+        rows = [(r.case, r.provider, result(r)) for r in records]
+        with self._lock:
+            self._rows.extend(rows)
+            self._live.update(self._view())
 
 
 @dataclass(frozen=True)
