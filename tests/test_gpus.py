@@ -73,6 +73,7 @@ class Fake:
                 for name in job.providers
             ]
             lines = [each.to_json() for each in found]
+            self._waiting.append({"event": "at", "provider": job.providers[0], "phase": "measure"})
             self._waiting += [lambda: self._do(self._uuids[0], job)]
             self._waiting += [{"event": "records", "records": lines}, {"event": "done"}]
 
