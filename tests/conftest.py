@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed.nn  # before a test makes a group, which it would hold for good
 
 if not torch.cuda.is_available():  # before any @triton.jit is applied
     os.environ["TRITON_INTERPRET"] = "1"

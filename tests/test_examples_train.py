@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from gloo import LEFT, watched
 from test_choose_kernels import records
 from test_metrics import timing
 
@@ -51,9 +51,10 @@ def losses(folder: Path) -> list[float]:
 def apart(folder: Path, *flags: str, launcher: tuple[str, ...] = ()) -> list[float]:
     """The losses of a run in a process of its own, or in several."""
     command = [sys.executable, *launcher, str(EXAMPLE), *flags, "--out", str(folder)]
-    alone = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(
+        command, env=watched(folder.parent), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and LEFT not in done.stderr, done.stdout + done.stderr
     return losses(folder)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gloo import LEFT, watched
 from test_metrics import ours, timing
 from torch.profiler import DeviceType
 
@@ -26,6 +27,7 @@ RANKED = Path(__file__).parent / "plugins" / "ranked.py"
 ALONE = """
 import sys, torch, torch.distributed as dist
 import torch.distributed._functional_collectives as fc
+import kernelbench.parallel
 from kernelbench.measure.messages import silence
 dist.init_process_group("gloo", rank=int(sys.argv[1]), world_size=2, init_method=sys.argv[2])
 x, two, own = torch.ones(6), torch.full((12,), 7.0), torch.full((3,), 7.0)
@@ -63,6 +65,7 @@ if dist.get_rank() == 1:
 every = torch.zeros(12)
 dist.all_gather_into_tensor(every, x + dist.get_rank())  # and afterwards they speak again
 assert every.tolist() == [1.0] * 6 + [2.0] * 6
+dist.destroy_process_group()
 """
 RECEIVED = {
     "all_gather_into_tensor": 24,
@@ -89,12 +92,18 @@ def test_in_silence_nothing_is_sent_and_what_would_have_come_is_counted(tmp_path
     words = [sys.executable, "-W", "ignore", "-c", ALONE]
     ranks = [
         subprocess.Popen(
-            [*words, str(rank), f"file://{tmp_path}/meet"], stdout=subprocess.PIPE, text=True
+            [*words, str(rank), f"file://{tmp_path}/meet"],
+            env=watched(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
-    _, heard = (process.communicate(timeout=120)[0] for process in ranks)
-    assert [process.returncode for process in ranks] == [0, 0]
+    said = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert not any(LEFT in error for _, error in said)
+    heard = said[1][0]
     found = {name: int(count) for name, count in map(str.split, heard.splitlines())}
     assert found == RECEIVED
 

@@ -5,6 +5,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions' defaults are the group of all ranks that there is when it is imported. Were it
+    # left to torch._dynamo (to an optimizer's first step, say), they would hold gloo's threads
+    # beyond destroy_process_group, and these may abort a process that ends.
+    import torch.distributed.nn  # noqa: F401
+
 
 def all_gather_single(*given: Any, **more: Any) -> Any:
     """`torch.distributed.all_gather_single`, or `all_gather_into_tensor`."""

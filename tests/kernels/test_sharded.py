@@ -1,32 +1,23 @@
 """DTensor over two ranks (gloo, CPU): what is sharded along an axis of citizens.py stays sharded
 and is right, as are its gradients."""
 
-import os
 import socket
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from citizens import FUNCTIONS
+from gloo import together
 from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_tensor
 
 from kernelbench.kernels.launch import INTERPRETED
 
-RANKS = 2
 
-
-def _of_rank(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ["WORLD_SIZE"] = str(RANKS)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    mesh = DeviceMesh("cpu", list(range(RANKS)))
+def _of_rank(rank: int, ranks: int) -> None:
+    mesh = DeviceMesh("cpu", list(range(ranks)))
     for function in FUNCTIONS.values():
         for cuts in function.cuts.values():
             _is_right(function, cuts, mesh)
-    dist.destroy_process_group()
 
 
 def _is_right(function, cuts, mesh):
@@ -53,15 +44,8 @@ def _is_right(function, cuts, mesh):
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_work(monkeypatch):
-    if not INTERPRETED:
-        pytest.skip("ranks of the CPU need Triton's interpreter")
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent.parent)]))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    torch.multiprocessing.spawn(_of_rank, args=(port,), nprocs=RANKS)
+def test_two_ranks_share_the_work():
+    together(_of_rank, 2)
 
 
 def test_a_plain_tensor_beside_a_sharded_one_is_refused_in_words():
