@@ -171,8 +171,8 @@ def test_very_large_tensors_have_a_grid_and_one_launch_each():
     assert [launch.grid for launch in huge] == [(1 << 26,)] * 2
 
 
-def test_what_does_not_fit_is_refused():
-    x = torch.randn(3, 8)
+def test_what_does_not_fit_is_refused(device):
+    x = torch.randn(3, 8, device=device)
     for error, words, given in (
         (TypeError, "float32, float16 or bfloat16, got torch.float64", (x.double(), x.double())),
         (TypeError, "one dtype", (x, x.half())),
@@ -180,7 +180,11 @@ def test_what_does_not_fit_is_refused():
         (ValueError, r"one shape \(..., F\).* got \(3, 8\) and \(8,\)", (x, x[0])),
         (ValueError, r"packed.*got \(3, 7\)", (x[:, :7],)),
         (RuntimeError, "several devices", (x, x.to("meta"))),
-        (RuntimeError, "has no memory|several devices", (torch._efficientzerotensor(3, 8), x)),
+        (
+            RuntimeError,
+            "has no memory|several devices",
+            (torch._efficientzerotensor(3, 8, device=device), x),
+        ),
     ):
         with pytest.raises(error, match=words):
             swiglu(*given)
