@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from toy import provider, right
 
 from kernelbench.measure.budgets import CEILING, FLOOR, SLOPE_FLOOR
 from kernelbench.measure.check import judge
-from kernelbench.measure.deviation import Deviation, Slope, Sums
+from kernelbench.measure.deviation import KEEP_ORACLE_BYTES, Deviation, Slope, Sums, kept_bytes
 from kernelbench.spec import Accuracy, DType, OutputError, Provider
 
 TORCH = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
@@ -187,6 +188,16 @@ def test_pieces_of_any_form_give_the_figures_of_the_whole(name: str, diluted: bo
 def test_a_piece_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 3\), the oracle has \(3, 2\)"):
         Sums(torch.zeros(2, 3)).add(..., torch.zeros(2, 3), torch.zeros(3, 2).double())
+
+
+@pytest.mark.parametrize(("gib", "kept"), [(16, 2), (141, 8.8125)])
+def test_a_large_gpu_keeps_a_larger_oracle(
+    gib: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = SimpleNamespace(total_memory=gib << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    assert kept_bytes(torch.device("cuda")) == kept * 2**30
+    assert kept_bytes(torch.device("cpu")) == KEEP_ORACLE_BYTES
 
 
 # What is not finite.

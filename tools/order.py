@@ -79,6 +79,17 @@ def waits(path: str, tiles: dict[int, tuple[str, ...]]) -> None:
     print_table(lines)
 
 
+def orders(path: str) -> None:
+    """Print the table of the backward's orders, each by FlashAttention-4."""
+    us = times_of(path)
+    names = [name for name in next(iter(us.values())) if not name.startswith("fa4")]
+    lines = [["order", *(shape.strip("()") for shape, _ in us)]]
+    for name in names:
+        label = "the table's" if name == "choice" else f"`{name}`"
+        lines.append([label, *(f"{of['fa4'] / of[name]:.2f}" for of in us.values())])
+    print_table(lines)
+
+
 def shared(path: str) -> None:
     """Print the table of the backward of heads that share keys."""
     by_case: dict[str, dict[str, tuple[float, str]]] = {}

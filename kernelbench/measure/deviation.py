@@ -12,7 +12,10 @@ import torch
 from kernelbench.measure.parts import elements_at, pieces_of
 from kernelbench.spec import Family
 
-KEEP_ORACLE_BYTES = 2 << 30  # a larger oracle is computed again for each provider
+# A larger oracle is computed again for each provider and trial. On a GPU it may be as large as this
+# share of its memory, if that is more.
+KEEP_ORACLE_BYTES = 2 << 30
+KEEP_ORACLE_SHARE = 1 / 16
 SMALL_GROUP = 0.3  # of the typical ‖p‖ of a row or column: the least divisor of its error
 
 
@@ -57,6 +60,14 @@ class Deviation:
     part: float | None = None  # ‖p‖ / ‖ref‖
     count: float = math.inf
     dtype: torch.dtype | None = None  # the output's
+
+
+def kept_bytes(device: torch.device) -> int:
+    """How large an oracle may be that is kept on a device."""
+    if device.type != "cuda":
+        return KEEP_ORACLE_BYTES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(KEEP_ORACLE_BYTES, int(memory * KEEP_ORACLE_SHARE))
 
 
 @dataclass

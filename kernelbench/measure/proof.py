@@ -10,7 +10,7 @@ import torch
 from kernelbench.measure import check, diagnosis
 from kernelbench.measure.answer import Contract, ContractError, Form
 from kernelbench.measure.check import Answer
-from kernelbench.measure.deviation import KEEP_ORACLE_BYTES, Deviation, Oracle, deviations
+from kernelbench.measure.deviation import Deviation, Oracle, deviations, kept_bytes
 from kernelbench.measure.dump import Dump
 from kernelbench.measure.environment import TORCH_DTYPES
 from kernelbench.measure.inputs import CaseInputs
@@ -53,10 +53,11 @@ class Proof:
         self.team = team
         self._undo = undo
         self.family, self.case, self._dump = family, case, dump
-        # Of ranks, some might hold it and others not, and its sums over ranks need all of them.
-        self.oracle = Oracle(family, case, inputs, KEEP_ORACLE_BYTES if team.world == 1 else 0)
         self._inputs = inputs
         self.contract = self._stated_contract()
+        # Of ranks, some might hold it and others not, and its sums over ranks need all of them.
+        most = kept_bytes(self.contract.device) if team.world == 1 else 0
+        self.oracle = Oracle(family, case, inputs, most)
         self.baseline: Mapping[str, Deviation] | None = None  # errors of a baseline that is right
 
     def _stated_contract(self) -> Contract:

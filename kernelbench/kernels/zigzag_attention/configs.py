@@ -29,7 +29,7 @@ class ZigzagConfig:
     hopper: the forward by `attention.hopper.forward`, which the five above then say nothing about;
         for tensors that `hopper.takes`.
     bwd_hopper: gradients by `attention.hopper.fused`, likewise, where those of q and of keys are
-        wanted; dq has other bits on every call. It has not run on a GPU yet: for a config alone.
+        wanted; dq has other bits on every call. For a config alone.
     bwd_*: the same of the backward, where `bwd_block_n` is what a program keeps, keys for dk and
         dv, query rows for dq, and `bwd_block_m` what it takes at a time of the other.
     """
