@@ -64,8 +64,8 @@ def _of_rank(rank: int, work: Callable[..., None], ranks: int, meeting: str, *ar
 
 
 def watched(folder: Path) -> dict[str, str]:
-    """The environment, in which processes of Python say as they end that gloo's threads are left,
-    which may abort them."""
+    """An environment in which a Python process says, as it ends, whether threads of gloo are left.
+    These may abort it."""
     folder = folder / "watched"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(AT_THE_END, encoding="utf-8")

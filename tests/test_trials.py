@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from test_dilution import judged
-from toy import BASELINE, CASE, Script, ToyCase, inputs, provider, right, run, toy
+from toy import BASELINE, CASE, Script, ToyCase, inputs, oracle, provider, right, run, toy
 
 from kernelbench.families.rms_norm import FAMILY, RMSNormCase
+from kernelbench.measure import proof
 from kernelbench.measure.inputs import CaseInputs
 from kernelbench.measure.session import Session
 from kernelbench.measure.trials import out_of_range, trials_of
@@ -270,3 +271,24 @@ def test_a_promise_for_a_trial_holds_there_alone() -> None:
     assert status(0.2, large=0.1, outliers=0.3)[0] is Status.incorrect
     ok, said = status(0.2, large="saturates", outliers=0.3)
     assert (ok, said["large"]) == (Status.ok, "saturates")
+
+
+@pytest.mark.parametrize("room", [None, 0])
+def test_the_oracle_is_computed_once_for_all_providers_where_it_has_room(
+    room: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if room is not None:
+        monkeypatch.setattr(proof, "kept_bytes", lambda device: room)
+    calls: list[Any] = []
+
+    def counted(case: ToyCase, a: Tensors) -> Any:
+        calls.append(case)
+        return oracle(case, a)
+
+    counts = []
+    for names in ("a", "abc"):
+        calls.clear()
+        found = run(toy(*(provider(name, right) for name in names), oracle=counted), timing=False)
+        assert {each.status for each in found.values()} == {Status.ok}
+        counts.append(len(calls))
+    assert (counts[0] == counts[1]) == (room is None)

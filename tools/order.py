@@ -80,7 +80,7 @@ def waits(path: str, tiles: dict[int, tuple[str, ...]]) -> None:
 
 
 def orders(path: str) -> None:
-    """Print the table of the backward's orders, each by FlashAttention-4."""
+    """Print the table of the backward's orders: FlashAttention-4's time by that of each."""
     us = times_of(path)
     names = [name for name in next(iter(us.values())) if not name.startswith("fa4")]
     lines = [["order", *(shape.strip("()") for shape, _ in us)]]

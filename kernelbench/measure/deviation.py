@@ -12,8 +12,8 @@ import torch
 from kernelbench.measure.parts import elements_at, pieces_of
 from kernelbench.spec import Family
 
-# A larger oracle is computed again for each provider and trial. On a GPU it may be as large as this
-# share of its memory, if that is more.
+# A larger oracle is computed again for each provider and trial. On a GPU this share of its memory
+# is the limit, where that is more.
 KEEP_ORACLE_BYTES = 2 << 30
 KEEP_ORACLE_SHARE = 1 / 16
 SMALL_GROUP = 0.3  # of the typical ‖p‖ of a row or column: the least divisor of its error

@@ -636,7 +636,8 @@ class HopperFusedTile:
     late: a tile's part of dq is multiplied during the exponentials of the next tile.
     rotated: programs of a head, unless causal, begin at query rows of their own, so that they do
         not add to the same rows of dq all at once.
-    split to flat are right, but for studies/attention/backward.py alone: the table takes none.
+    split to flat: the table takes none of these; studies/attention/backward.py checks and times
+        them.
     split: a tile's exponentials come before the wait for dP; the compiler has them behind it.
     front: dv is queued before the other consumer's dS is waited for.
     halves: tiles are taken by halves, so that there are registers for products that run during all
